@@ -1,0 +1,225 @@
+"""The composition root: builds the real adapters, wires them, and runs them until a signal."""
+
+import asyncio
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+from aiohttp import web
+from immutables import Map
+
+from supervisor import __version__
+from supervisor.arbiter.arbiter import Arbiter
+from supervisor.config.settings import Configuration
+from supervisor.core.values import Device, Limits, Snapshot
+from supervisor.engine.engines import Engines
+from supervisor.engine.launcher import Launcher
+from supervisor.errors import ConfigError, SupervisorError
+from supervisor.gateway.control import Control
+from supervisor.gateway.server import Gateway
+from supervisor.gateway.status import Status
+from supervisor.observability.recorder import Recorder
+from supervisor.telemetry.port import DeviceInfo
+from supervisor.telemetry.telemetry import Telemetry, find_readers
+
+log = structlog.get_logger()
+
+_MAX_SOCKET_PATH_BYTES = 100  # sun_path holds 108 bytes (unix(7)); our names take a few of them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the command line decides; None leaves it to `supervisor.yaml`."""
+
+    data_dir: Path
+    host: str | None = None
+    port: int | None = None
+    engine: str = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Controller:
+    """The running parts: the arbiter, the HTTP application, and what they were built with."""
+
+    arbiter: Arbiter
+    control: Control
+    application: web.Application
+    configuration: Configuration
+
+
+async def serve(configuration: Configuration, options: Options) -> None:
+    """Run the controller until SIGTERM or SIGINT, then drain, stop the children and return.
+
+    A second signal stops at once. Raises SupervisorError when it cannot start.
+    """
+    async with build(configuration, options) as controller:
+        runner = web.AppRunner(controller.application, handler_cancellation=True, access_log=None)
+        await runner.setup()
+        try:
+            await _listen(runner, configuration, options)
+            _load_default_model(controller)
+            await _run_until_signalled(controller.arbiter, configuration)
+        finally:
+            await runner.cleanup()
+    log.info("controller.stopped")
+
+
+@asynccontextmanager
+async def build(configuration: Configuration, options: Options) -> AsyncIterator[Controller]:
+    """Wire the parts. When the context ends, no child is left and every device is given back."""
+    telemetry = Telemetry(find_readers())
+    run_dir = make_run_dir(options.data_dir)
+    try:
+        devices = telemetry.devices()
+        engines = Engines(
+            os.environ, configuration.settings.engines.llama_server_bin, options.engine
+        )
+        engines.announce()
+        for problem in telemetry.problems:
+            log.warning("telemetry.problem", problem=problem)
+        recorder = Recorder(history_size=configuration.settings.switch.history_size)
+        arbiter = Arbiter(
+            snapshot=first_snapshot(configuration, devices),
+            launcher=Launcher(
+                configuration=configuration,
+                engines=engines,
+                run_dir=run_dir,
+                device_env=device_environment(devices),
+            ),
+            memory=telemetry,
+            observe=recorder.observe,
+        )
+        control = Control(
+            arbiter=arbiter, configuration=configuration, telemetry=telemetry, recorder=recorder
+        )
+        status = Status(
+            arbiter=arbiter, configuration=configuration, telemetry=telemetry, engines=engines
+        )
+        gateway = Gateway(
+            arbiter=arbiter, configuration=configuration, control=control, status=status
+        )
+        try:
+            yield Controller(
+                arbiter=arbiter,
+                control=control,
+                application=gateway.application(),
+                configuration=configuration,
+            )
+        finally:
+            await asyncio.shield(arbiter.shut_down(0))
+    finally:
+        telemetry.close()
+        shutil.rmtree(run_dir, ignore_errors=True)
+
+
+def first_snapshot(configuration: Configuration, devices: tuple[DeviceInfo, ...]) -> Snapshot:
+    """Build the state at start: the devices with their budgets, and nothing loaded.
+
+    Raises ConfigError when the settings name a device that is not there.
+    """
+    settings = configuration.settings
+    known = {info.device: info for info in devices}
+    budgets = {}
+    for name, info in known.items():
+        given = settings.devices.get(name)
+        budgets[name] = Device(
+            name=name,
+            budget_bytes=(given.budget_bytes if given else None) or info.total_bytes,
+            is_exclusive=given.exclusive if given else False,
+        )
+    for name in settings.devices.keys() - known.keys():
+        if not name.startswith("gpu"):
+            raise ConfigError(
+                (f"supervisor.yaml: devices.{name}: no such device; found: {', '.join(known)}",)
+            )
+        log.info("device.absent", device=name)
+    return Snapshot(
+        devices=Map(budgets),
+        limits=Limits(
+            hold_max_requests=settings.queue.hold_max_requests,
+            hold_timeout_s=settings.queue.hold_timeout_s,
+        ),
+    )
+
+
+def device_environment(devices: tuple[DeviceInfo, ...]) -> Callable[[str], Mapping[str, str]]:
+    """Return, for a device, the variables that show a child this device and no other GPU."""
+    by_name = {info.device: info for info in devices}
+    has_gpu = any(info.vendor != "host" for info in devices)
+
+    def variables(device: str) -> Mapping[str, str]:
+        info = by_name[device]
+        if info.vendor == "nvidia" and info.uuid is not None:
+            return {"CUDA_VISIBLE_DEVICES": info.uuid}
+        if info.vendor == "host" and has_gpu:
+            return {"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1"}
+        return {}
+
+    return variables
+
+
+def make_run_dir(data_dir: Path) -> Path:
+    """Make our private folder for sockets, under the data folder where its path is short enough.
+
+    Raises ConfigError when the data folder cannot be made or written.
+    """
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        data_dir.chmod(0o700)
+        run_dir = Path(tempfile.mkdtemp(prefix="run-", dir=data_dir.resolve()))
+    except OSError as error:
+        raise ConfigError((f"--data {data_dir}: cannot be written: {error.strerror}",)) from error
+    if len(os.fsencode(run_dir)) + 24 <= _MAX_SOCKET_PATH_BYTES:
+        return run_dir
+    run_dir.rmdir()
+    return Path(tempfile.mkdtemp(prefix="llama-supervisor-"))
+
+
+async def _listen(runner: web.AppRunner, configuration: Configuration, options: Options) -> None:
+    server = configuration.settings.server
+    host = options.host or server.host
+    port = server.port if options.port is None else options.port
+    site = web.TCPSite(runner, host, port, backlog=4096)
+    try:
+        await site.start()
+    except OSError as error:
+        raise SupervisorError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+    for address in runner.addresses:
+        log.info(
+            "controller.listening",
+            url=f"http://{address[0]}:{address[1]}",
+            version=__version__,
+            pid=os.getpid(),
+        )
+
+
+def _load_default_model(controller: Controller) -> None:
+    default = controller.configuration.catalogue.default_model
+    if default is not None:
+        target = controller.control.target(default, None)
+        controller.arbiter.request_switch(target, "startup")
+
+
+async def _run_until_signalled(arbiter: Arbiter, configuration: Configuration) -> None:
+    """Wait for the first signal, drain; the second signal ends the draining."""
+    signals = asyncio.Queue[signal.Signals]()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signals.put_nowait, number)
+    first = await signals.get()
+    drain_s = configuration.settings.switch.shutdown_drain_timeout_s
+    log.info("controller.stopping", signal=first.name, drain_timeout_s=drain_s)
+    draining = asyncio.create_task(arbiter.shut_down(drain_s), name="shutdown")
+    again = asyncio.create_task(signals.get(), name="second-signal")
+    await asyncio.wait([draining, again], return_when=asyncio.FIRST_COMPLETED)
+    if not draining.done():
+        log.info("controller.stopping_now")
+        await arbiter.shut_down(0)
+    again.cancel()
+    await draining

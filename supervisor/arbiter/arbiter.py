@@ -1,0 +1,213 @@
+"""The arbiter: the sole writer of the snapshot.
+
+Whoever learns a fact posts it as an event; nobody else starts, stops or chooses a backend. Events
+are handled one after the other, each to its end: a command's result is another event behind it.
+Handling is synchronous, so that a request for a live model gets its lease without a task switch.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import count
+
+import structlog
+
+from supervisor.arbiter.performer import BackendLauncher, MemorySource, Performer
+from supervisor.core.commands import (
+    Command,
+    CompleteShutdown,
+    FinishSwitch,
+    GrantLease,
+    JoinSwitch,
+    RefuseRequest,
+    RefuseSwitch,
+)
+from supervisor.core.events import (
+    Event,
+    RequestArrived,
+    RequestEnded,
+    ShutdownRequested,
+    SwitchRequested,
+    TimePassed,
+)
+from supervisor.core.step import next_wakeup, step
+from supervisor.core.values import Mode, Refusal, Snapshot, SwitchReport, Target
+from supervisor.engine.backend import Backend
+from supervisor.errors import InvalidTransition, RequestRefused
+
+log = structlog.get_logger()
+
+Observer = Callable[[Event, Snapshot, Snapshot, tuple[Command, ...]], None]
+"""Called after each event with the snapshot before and after; decides nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """Leave to use a backend, until the context of `Arbiter.lease()` ends."""
+
+    backend: Backend
+    waited_s: float
+
+
+class Arbiter:
+    """Grants leases, runs switches, and keeps the snapshot. Use it on one event loop only."""
+
+    def __init__(
+        self,
+        *,
+        snapshot: Snapshot,
+        launcher: BackendLauncher,
+        memory: MemorySource,
+        observe: Observer,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._snapshot = snapshot
+        self._observe = observe
+        self._clock = clock
+        self._performer = Performer(launcher=launcher, memory=memory, clock=clock, post=self.post)
+        self._mailbox: deque[Event] = deque()
+        self._is_handling = False
+        self._recent: deque[Event] = deque(maxlen=50)
+        self._request_numbers = count(1)
+        self._requests: dict[str, asyncio.Future[int]] = {}
+        self._switch_numbers = count(1)
+        self._switches: dict[str, list[asyncio.Future[SwitchReport]]] = {}
+        self._wakeup: asyncio.TimerHandle | None = None
+        self._wakeup_at: float | None = None
+        self._is_shut_down = asyncio.Event()
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The state now, to be shown. Reading it to decide something is a bug: post an event."""
+        return self._snapshot
+
+    def post(self, event: Event) -> None:
+        """Handle the event, or queue it behind the one that is being handled."""
+        self._mailbox.append(event)
+        if self._is_handling:
+            return
+        self._is_handling = True
+        try:
+            while self._mailbox:
+                self._handle(self._mailbox.popleft())
+        finally:
+            self._is_handling = False
+        self._set_wakeup()
+
+    @asynccontextmanager
+    async def lease(self, model: str | None, mode_hint: Mode | None) -> AsyncIterator[Lease]:
+        """Use a backend that serves `model` (None: whatever is live, preferring `mode_hint`).
+
+        Waits while a switch that may bring it runs. Raises RequestRefused with the reason.
+        """
+        request_id = f"r{next(self._request_numbers)}"
+        future = asyncio.get_running_loop().create_future()
+        self._requests[request_id] = future
+        arrived_at = self._clock()
+        self.post(
+            RequestArrived(at=arrived_at, request_id=request_id, model=model, mode_hint=mode_hint)
+        )
+        try:
+            epoch = future.result() if future.done() else await future
+            yield Lease(
+                backend=self._performer.backends[epoch], waited_s=self._clock() - arrived_at
+            )
+        finally:
+            self._requests.pop(request_id, None)
+            self.post(RequestEnded(at=self._clock(), request_id=request_id))
+
+    def request_switch(
+        self, target: Target | None, requested_by: str
+    ) -> tuple[str, asyncio.Future[SwitchReport]]:
+        """Ask for a switch to `target` (None: unload). Returns its id and its result to come.
+
+        The id is the running switch's when that has the same target. Raises RequestRefused when
+        the switch is not begun. A switch that fails is a report, not an exception.
+        """
+        switch_id = f"s{int(time.time())}-{next(self._switch_numbers)}"
+        result = asyncio.get_running_loop().create_future()
+        self._switches[switch_id] = [result]
+        self.post(
+            SwitchRequested(
+                at=self._clock(), switch_id=switch_id, target=target, requested_by=requested_by
+            )
+        )
+        if result.done():
+            result.result()  # raises what refused it
+        is_own = switch_id in self._switches or result.done()
+        running = self._snapshot.switch
+        return (switch_id if is_own or running is None else running.switch_id), result
+
+    async def shut_down(self, drain_timeout_s: float) -> None:
+        """Refuse what comes, drain for `drain_timeout_s`, stop all; return when all is reaped."""
+        self.post(ShutdownRequested(at=self._clock(), drain_timeout_s=drain_timeout_s))
+        await self._is_shut_down.wait()
+        if self._wakeup is not None:
+            self._wakeup.cancel()
+
+    def _handle(self, event: Event) -> None:
+        before = self._snapshot
+        self._recent.append(event)
+        try:
+            self._snapshot, commands = step(before, event)
+        except InvalidTransition as error:
+            history = "\n".join(repr(past) for past in self._recent)
+            raise InvalidTransition(f"{error}; the last events were:\n{history}") from error
+        self._observe(event, before, self._snapshot, commands)
+        for command in commands:
+            self._perform(command)
+
+    def _perform(self, command: Command) -> None:
+        match command:
+            case GrantLease():
+                self._answer_request(command.request_id, command.epoch)
+            case RefuseRequest():
+                self._answer_request(command.request_id, command.refusal)
+            case FinishSwitch():
+                for result in self._switches.pop(command.report.switch_id, ()):
+                    if not result.done():
+                        result.set_result(command.report)
+            case JoinSwitch():
+                joined = self._switches.pop(command.switch_id)
+                self._switches.setdefault(command.running_id, []).extend(joined)
+            case RefuseSwitch():
+                for result in self._switches.pop(command.switch_id):
+                    result.set_exception(as_error(command.refusal))
+            case CompleteShutdown():
+                self._is_shut_down.set()
+            case _:
+                self._performer.perform(command)
+
+    def _answer_request(self, request_id: str, answer: int | Refusal) -> None:
+        future = self._requests.get(request_id)
+        if future is None or future.done():  # its client left; RequestEnded is on its way
+            return
+        if isinstance(answer, Refusal):
+            future.set_exception(as_error(answer))
+        else:
+            future.set_result(answer)
+
+    def _set_wakeup(self) -> None:
+        """Sleep until the core wants to know that time has passed."""
+        due_at = next_wakeup(self._snapshot)
+        if due_at == self._wakeup_at and due_at is not None:
+            return
+        if self._wakeup is not None:
+            self._wakeup.cancel()
+        self._wakeup_at = due_at
+        self._wakeup = None
+        if due_at is not None:
+            delay_s = max(0.0, due_at - self._clock())
+            self._wakeup = asyncio.get_running_loop().call_later(delay_s, self._wake)
+
+    def _wake(self) -> None:
+        self._wakeup_at = None
+        self.post(TimePassed(at=self._clock()))
+
+
+def as_error(refusal: Refusal) -> RequestRefused:
+    """Turn the core's refusal into the exception that the gateway answers with."""
+    return RequestRefused(refusal.code, refusal.message, dict(refusal.details))

@@ -1,0 +1,181 @@
+"""Carries out the core's commands and reports back what came of them, as events."""
+
+import asyncio
+from collections.abc import Callable, Collection, Coroutine, Mapping
+from typing import Any, Protocol
+
+import structlog
+
+from supervisor.core.commands import (
+    CheckTarget,
+    Command,
+    SampleMemory,
+    StartBackend,
+    StopBackend,
+)
+from supervisor.core.events import (
+    BackendExited,
+    BackendReady,
+    BackendSpawned,
+    Event,
+    MemorySampled,
+    MemoryUnreadable,
+    TargetAccepted,
+    TargetRejected,
+)
+from supervisor.core.memory import MemorySample
+from supervisor.core.values import Target
+from supervisor.engine.backend import Backend
+from supervisor.errors import SupervisorError, TelemetryError
+
+log = structlog.get_logger()
+
+
+class BackendLauncher(Protocol):
+    """What the performer asks of the engine room."""
+
+    def check(self, target: Target) -> int:
+        """Return the need in bytes, or raise EngineError or ModelFileError. May block briefly."""
+        ...
+
+    def launch(self, target: Target, epoch: int) -> Backend:
+        """Spawn, or raise EngineError."""
+        ...
+
+
+class MemorySource(Protocol):
+    """What the performer asks of telemetry."""
+
+    async def sample(self, device: str, child_pids: Collection[int] = ()) -> MemorySample:
+        """Read one device, or raise TelemetryError."""
+        ...
+
+
+class Performer:
+    """Owns the running backends and the tasks that look after them."""
+
+    def __init__(
+        self,
+        *,
+        launcher: BackendLauncher,
+        memory: MemorySource,
+        clock: Callable[[], float],
+        post: Callable[[Event], None],
+    ) -> None:
+        self._launcher = launcher
+        self._memory = memory
+        self._clock = clock
+        self._post = post
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.backends: dict[int, Backend] = {}
+
+    def perform(self, command: Command) -> None:
+        """Begin to carry the command out; its result comes back by `post`."""
+        match command:
+            case CheckTarget():
+                self._spawn(self._check(command), f"check-{command.switch_id}")
+            case StartBackend():
+                self._start(command)
+            case StopBackend():
+                self._spawn(self._stop(command), f"stop-{command.epoch}")
+            case SampleMemory():
+                self._spawn(self._sample(command), f"sample-{command.device}")
+            case _:
+                raise TypeError(f"no way to perform {command!r}")
+
+    async def _check(self, command: CheckTarget) -> None:
+        target, switch_id = command.target, command.switch_id
+        try:
+            need_bytes = await asyncio.to_thread(self._launcher.check, target)
+        except SupervisorError as error:
+            self._post(TargetRejected(at=self._clock(), switch_id=switch_id, message=str(error)))
+            return
+        memory = await self._sample_or_none(target.device)
+        self._post(
+            TargetAccepted(
+                at=self._clock(), switch_id=switch_id, need_bytes=need_bytes, memory=memory
+            )
+        )
+
+    def _start(self, command: StartBackend) -> None:
+        try:
+            backend = self._launcher.launch(command.target, command.epoch)
+        except SupervisorError as error:
+            self._post(
+                BackendExited(
+                    at=self._clock(),
+                    epoch=command.epoch,
+                    exit_code=None,
+                    last_lines=(str(error),),
+                )
+            )
+            return
+        self.backends[command.epoch] = backend
+        self._post(BackendSpawned(at=self._clock(), epoch=command.epoch, pid=backend.process.pid))
+        self._spawn(self._look_after(backend, command.target), f"backend-{command.epoch}")
+
+    async def _look_after(self, backend: Backend, target: Target) -> None:
+        """Report that the backend is ready, and later that it is gone, whoever ended it."""
+        readying = asyncio.create_task(
+            self._report_ready(backend, target), name=f"ready-{backend.epoch}"
+        )
+        try:
+            ended = await backend.wait()
+        finally:
+            readying.cancel()
+        del self.backends[backend.epoch]
+        self._post(
+            BackendExited(
+                at=self._clock(),
+                epoch=backend.epoch,
+                exit_code=ended.exit_code,
+                signal=ended.signal,
+                last_lines=tuple(backend.process.last_lines),
+            )
+        )
+
+    async def _report_ready(self, backend: Backend, target: Target) -> None:
+        await backend.become_ready()
+        memory = await self._sample_or_none(target.device)
+        self._post(BackendReady(at=self._clock(), epoch=backend.epoch, memory=memory))
+
+    async def _stop(self, command: StopBackend) -> None:
+        backend = self.backends.get(command.epoch)
+        if backend is not None:  # else it died by itself, which is reported already
+            await backend.stop(command.grace_s)
+
+    async def _sample(self, command: SampleMemory) -> None:
+        try:
+            sample = await self._memory.sample(command.device, self._child_pids())
+        except TelemetryError as error:
+            self._post(
+                MemoryUnreadable(at=self._clock(), switch_id=command.switch_id, reason=str(error))
+            )
+            return
+        self._post(MemorySampled(at=self._clock(), switch_id=command.switch_id, sample=sample))
+
+    async def _sample_or_none(self, device: str) -> MemorySample | None:
+        """Read the device for a report; what cannot be read is left out of it."""
+        try:
+            return await self._memory.sample(device, self._child_pids())
+        except TelemetryError as error:
+            log.warning("telemetry.unreadable", device=device, reason=str(error))
+            return None
+
+    def _child_pids(self) -> tuple[int, ...]:
+        return tuple(backend.process.pid for backend in self.backends.values())
+
+    def running_backends(self) -> Mapping[int, Backend]:
+        """Return the backends whose process is not reaped yet, by epoch."""
+        return self.backends
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Run a piece of work as an owned, named task; its failure is logged, never lost."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._finish)
+
+    def _finish(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("arbiter.task_failed", task=task.get_name(), exc_info=error)

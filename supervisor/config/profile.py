@@ -1,0 +1,164 @@
+"""A mode profile: how a server is started for generation or for embedding.
+
+Each field's description names its unit, and the llama-server flag that it becomes.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from supervisor.core.memory import MIB, MemoryPolicy
+from supervisor.core.values import Mode
+
+
+class Settings(BaseModel):
+    """Frozen, and strict about names: an unknown key is an error, never ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _switch_word(value: Any) -> Any:
+    """YAML 1.1 reads an unquoted `on` as true, and operators write it unquoted."""
+    return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+
+OnOffAuto = Annotated[Literal["on", "off", "auto"], BeforeValidator(_switch_word)]
+CacheType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
+Pooling = Literal["none", "mean", "cls", "last", "rank"]
+LoadMode = Literal["auto", "none", "mmap", "mlock", "mmap+mlock", "dio"]
+
+
+class ProfileMemory(Settings):
+    """How memory is accounted for and how its release is proven."""
+
+    need_bytes: int | None = Field(
+        default=None,
+        gt=0,
+        description="Bytes that the server takes on its device; default: estimated from the file.",
+    )
+    margin_bytes: int = Field(
+        default=256 * MIB,
+        ge=0,
+        description="Bytes that must be free beyond the need before a start is confirmed.",
+    )
+    tolerance_bytes: int = Field(
+        default=64 * MIB,
+        ge=0,
+        description="Bytes by which use may exceed the baseline and still count as released.",
+    )
+    stable_samples: int = Field(
+        default=3, ge=1, description="Consecutive samples that must show the memory free."
+    )
+    release_timeout_s: float = Field(
+        default=10.0,
+        gt=0,
+        description="Seconds after which an unconfirmed release fails the switch.",
+    )
+
+    def policy(self) -> MemoryPolicy:
+        """Return the part that the release gate works with."""
+        return MemoryPolicy(
+            margin_bytes=self.margin_bytes,
+            tolerance_bytes=self.tolerance_bytes,
+            stable_samples=self.stable_samples,
+            release_timeout_s=self.release_timeout_s,
+        )
+
+
+class Profile(Settings):
+    """How to start a server for one mode. Names follow llama.cpp's."""
+
+    mode: Mode = Field(
+        description="`generation` or `embedding` (flag `--embeddings`): which models it is for."
+    )
+    engine: Literal["auto", "llama-server", "embedded"] = Field(
+        default="auto",
+        description="What runs the model: the native `llama-server`, the `embedded` wheel, or "
+        "`auto`: the first that is there.",
+    )
+    device: Literal["gpu", "cpu"] = Field(
+        default="gpu",
+        description="Whose memory it takes: the first GPU (host memory where there is none) or, "
+        "with `cpu`, the host's; then no GPU is visible to the server.",
+    )
+    ctx_size: int = Field(
+        default=0,
+        ge=0,
+        description="Tokens of context per slot; 0 = the model's own. Flag `-c`, which is "
+        "ctx_size × parallel, or ctx_size with `kv_unified`.",
+    )
+    batch_size: int = Field(default=2048, ge=1, description="Tokens submitted at once. Flag `-b`.")
+    ubatch_size: int = Field(default=512, ge=1, description="Tokens computed at once. Flag `-ub`.")
+    parallel: int = Field(
+        default=1, ge=1, description="Slots: sequences served at a time. Flag `-np`."
+    )
+    kv_unified: bool = Field(
+        default=False,
+        description="One KV cache shared by all slots. Flag `--kv-unified` / `--no-kv-unified`.",
+    )
+    cache_type_k: CacheType = Field(
+        default="f16", description="Type of cached keys. Flag `--cache-type-k`."
+    )
+    cache_type_v: CacheType = Field(
+        default="f16",
+        description="Type of cached values; a quantised one needs `flash_attn: on`. "
+        "Flag `--cache-type-v`.",
+    )
+    flash_attn: OnOffAuto = Field(
+        default="auto", description="Flash attention: on, off or auto. Flag `--flash-attn`."
+    )
+    cache_ram_mib: int = Field(
+        default=0,
+        ge=-1,
+        description="MiB of host memory for the prompt cache of idle slots; 0 = none, -1 = no "
+        "limit. Flag `--cache-ram`.",
+    )
+    cache_reuse: int = Field(
+        default=0,
+        ge=0,
+        description="Least tokens of a cached chunk worth shifting into a new prompt; 0 = off. "
+        "Flag `--cache-reuse`.",
+    )
+    n_gpu_layers: int | Literal["auto", "all"] = Field(
+        default="all", description="Layers kept on the GPU. Flag `--gpu-layers`."
+    )
+    fit: bool = Field(
+        default=False,
+        description="Let the server shrink itself to what is free when it starts; off, so that "
+        "the profile means the same every time. Flag `--fit`.",
+    )
+    pooling: Pooling | None = Field(
+        default=None, description="How token vectors become one; default: the model's. `--pooling`."
+    )
+    threads: int | None = Field(
+        default=None, ge=1, description="CPU threads; default: the engine's. Flag `--threads`."
+    )
+    threads_http: int | None = Field(
+        default=None,
+        ge=1,
+        description="Threads that answer HTTP; default: the engine's. Flag `--threads-http`.",
+    )
+    load_mode: LoadMode = Field(
+        default="auto", description="How the file is read. Flag `--load-mode`."
+    )
+    extra_args: tuple[str, ...] = Field(
+        default=(), description="Further arguments, passed as they are, without a shell."
+    )
+    env: dict[str, str] = Field(
+        default_factory=dict,
+        description="Environment for the server, applied after `LLAMA_*` and `AIP_*` are cleared.",
+    )
+    start_timeout_s: float = Field(
+        default=120.0, gt=0, description="Seconds within which the server must be ready."
+    )
+    drain_timeout_s: float = Field(
+        default=30.0,
+        ge=0,
+        description="Seconds that requests in flight get before the server is stopped.",
+    )
+    stop_grace_s: float = Field(
+        default=5.0, ge=0, description="Seconds between SIGTERM and SIGKILL."
+    )
+    memory: ProfileMemory = Field(
+        default_factory=ProfileMemory, description="Need, and proof of release."
+    )

@@ -1,0 +1,1 @@
+"""Decisions, apart from effects: no clock, no I/O; time comes inside the event."""

@@ -1,0 +1,112 @@
+"""Past facts that reach the arbiter. Each carries the monotonic time at which it was true."""
+
+from dataclasses import dataclass
+
+from supervisor.core.memory import MemorySample
+from supervisor.core.values import Mode, Target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """A fact. `at` is monotonic, in seconds: the core has no clock of its own."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwitchRequested(Event):
+    """Somebody wants `target` live, or (None) the device freed."""
+
+    switch_id: str
+    target: Target | None
+    requested_by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetAccepted(Event):
+    """The target's file, flags and engine were checked; it will need `need_bytes`."""
+
+    switch_id: str
+    need_bytes: int
+    memory: MemorySample | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetRejected(Event):
+    """The target cannot start, for the reason given; nothing was touched."""
+
+    switch_id: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestArrived(Event):
+    """A client asks for a model, or (None) for whatever is live, preferring `mode_hint`."""
+
+    request_id: str
+    model: str | None
+    mode_hint: Mode | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestEnded(Event):
+    """A request was answered, failed, or its client left: its lease or place is free."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendSpawned(Event):
+    """The process of an epoch exists, with this process id; it is not ready yet."""
+
+    epoch: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendReady(Event):
+    """The server of an epoch answers, and it is the one that we started."""
+
+    epoch: int
+    memory: MemorySample | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendExited(Event):
+    """The whole process group of an epoch is reaped (or could not be spawned at all)."""
+
+    epoch: int
+    exit_code: int | None
+    signal: int | None = None
+    last_lines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemorySampled(Event):
+    """Telemetry read the device that the running switch waits for."""
+
+    switch_id: str
+    sample: MemorySample
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryUnreadable(Event):
+    """Telemetry could not read the device that the running switch waits for."""
+
+    switch_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimePassed(Event):
+    """The moment named by `next_wakeup()` has come."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShutdownRequested(Event):
+    """The controller shall end: drain until `drain_timeout_s` is over, then stop everything.
+
+    Asked a second time with 0, it stops at once.
+    """
+
+    drain_timeout_s: float

@@ -1,0 +1,181 @@
+"""Which request may use which backend, which waits for the running switch, which is refused."""
+
+from dataclasses import replace
+
+from supervisor.core.commands import GrantLease, RefuseRequest
+from supervisor.core.draft import Draft
+from supervisor.core.events import RequestArrived
+from supervisor.core.values import Backend, Mode, Refusal, Snapshot, Waiter
+
+
+def admit(draft: Draft, request: RequestArrived) -> None:
+    """Grant the request a lease, let it wait for the running switch, or refuse it."""
+    snapshot = draft.snapshot
+    if snapshot.is_closing:
+        refuse(draft, request.request_id, SHUTTING_DOWN)
+        return
+    backend = backend_for(snapshot, request.model, request.mode_hint)
+    if backend is not None:
+        grant(draft, request.request_id, backend)
+    elif _may_switch_help(snapshot, request.model):
+        _hold(draft, request)
+    else:
+        refuse(draft, request.request_id, not_live(snapshot, request.model))
+
+
+def backend_for(snapshot: Snapshot, model: str | None, mode_hint: Mode | None) -> Backend | None:
+    """Choose the live backend for a request.
+
+    A named model is served by its own backend only. A request that names none takes a backend of
+    the hinted mode, else the one switched to last.
+    """
+    ready = snapshot.ready_backends()
+    if model is not None:
+        return next((b for b in ready if b.target.model == model), None)
+    hinted = next((b for b in ready if b.target.mode is mode_hint), None)
+    return hinted or (ready[0] if ready else None)
+
+
+def grant(draft: Draft, request_id: str, backend: Backend) -> None:
+    """Lease the backend to the request."""
+    draft.put_backend(replace(backend, in_flight=backend.in_flight + 1))
+    draft.set(leases=draft.snapshot.leases.set(request_id, backend.epoch))
+    draft.order(GrantLease(request_id=request_id, epoch=backend.epoch))
+
+
+def refuse(draft: Draft, request_id: str, refusal: Refusal) -> None:
+    """Answer the request with an error."""
+    draft.order(RefuseRequest(request_id=request_id, refusal=refusal))
+
+
+def end_request(draft: Draft, request_id: str) -> int | None:
+    """Free the request's lease or place. Returns the epoch whose lease came back, if any.
+
+    A request that is unknown is no fault: its backend may have died under it.
+    """
+    snapshot = draft.snapshot
+    number = snapshot.waiter_numbers.get(request_id)
+    if number is not None:
+        _drop_waiter(draft, number)
+        return None
+    epoch = snapshot.leases.get(request_id)
+    backend = snapshot.backend(epoch)
+    if epoch is None or backend is None:
+        return None
+    draft.set(leases=snapshot.leases.delete(request_id))
+    draft.put_backend(replace(backend, in_flight=backend.in_flight - 1))
+    return epoch
+
+
+def settle_waiters(draft: Draft, failure: Refusal | None) -> None:
+    """After a switch ended: serve every waiter whose model is live, refuse the others."""
+    waiting = sorted(draft.snapshot.waiters.items())
+    draft.set(
+        waiters=draft.snapshot.waiters.__class__(),
+        waiter_numbers=draft.snapshot.waiter_numbers.__class__(),
+        oldest_waiter=draft.snapshot.next_waiter,
+    )
+    for _, waiter in waiting:
+        backend = backend_for(draft.snapshot, waiter.model, waiter.mode_hint)
+        if backend is not None:
+            grant(draft, waiter.request_id, backend)
+        else:
+            reason = failure or not_live(draft.snapshot, waiter.model)
+            refuse(draft, waiter.request_id, reason)
+
+
+def expire_waiters(draft: Draft) -> None:
+    """Refuse the waiters that have waited longer than the bound."""
+    timeout_s = draft.snapshot.limits.hold_timeout_s
+    while (oldest := oldest_waiter(draft.snapshot)) is not None:
+        if oldest.arrived_at + timeout_s > draft.at:
+            return
+        _drop_waiter(draft, draft.snapshot.oldest_waiter)
+        refuse(
+            draft,
+            oldest.request_id,
+            Refusal(
+                code="hold_timeout",
+                message=f"waited {timeout_s:g} s for a switch that has not ended; try again later",
+            ),
+        )
+
+
+def oldest_waiter(snapshot: Snapshot) -> Waiter | None:
+    """Return the waiter that arrived first, or None when nobody waits."""
+    return snapshot.waiters.get(snapshot.oldest_waiter)
+
+
+SHUTTING_DOWN = Refusal(
+    code="shutting_down", message="the controller is shutting down; try again after its restart"
+)
+
+
+def not_live(snapshot: Snapshot, model: str | None) -> Refusal:
+    """Say that a request's model is not live, and which one is."""
+    live = snapshot.live_models()
+    if not live:
+        why = f": {snapshot.last_failure.message}" if snapshot.last_failure else ""
+        return Refusal(
+            code="no_model_loaded",
+            message=f"no model is loaded{why}; POST /switch-backend loads one",
+        )
+    return Refusal(
+        code="model_not_live",
+        message=f"model '{model}' is not live, '{', '.join(live)}' is; POST /switch-backend "
+        f'{{"model_name": "{model}"}} switches',
+        details=(("live_models", live),),
+    )
+
+
+def _may_switch_help(snapshot: Snapshot, model: str | None) -> bool:
+    """Whether the running switch can end with this model live: as its target, or by failing."""
+    switch = snapshot.switch
+    if switch is None:
+        return False
+    if model is None:
+        return True
+    if switch.target is not None and switch.target.model == model:
+        return True
+    return model in switch.leaving_models
+
+
+def _hold(draft: Draft, request: RequestArrived) -> None:
+    snapshot = draft.snapshot
+    if len(snapshot.waiters) >= snapshot.limits.hold_max_requests:
+        refuse(
+            draft,
+            request.request_id,
+            Refusal(
+                code="hold_queue_full",
+                message=f"{len(snapshot.waiters)} requests wait for the running switch already; "
+                "try again when it has ended",
+            ),
+        )
+        return
+    number = snapshot.next_waiter
+    waiter = Waiter(
+        request_id=request.request_id,
+        model=request.model,
+        mode_hint=request.mode_hint,
+        arrived_at=request.at,
+    )
+    draft.set(
+        waiters=snapshot.waiters.set(number, waiter),
+        waiter_numbers=snapshot.waiter_numbers.set(request.request_id, number),
+        next_waiter=number + 1,
+    )
+
+
+def _drop_waiter(draft: Draft, number: int) -> None:
+    snapshot = draft.snapshot
+    waiter = snapshot.waiters[number]
+    waiters = snapshot.waiters.delete(number)
+    oldest = snapshot.oldest_waiter
+    while oldest < snapshot.next_waiter and oldest not in waiters:
+        oldest += 1  # each gap is crossed once, whatever the number of waiters
+    draft.set(
+        waiters=waiters,
+        waiter_numbers=snapshot.waiter_numbers.delete(waiter.request_id),
+        oldest_waiter=oldest,
+    )

@@ -1,0 +1,221 @@
+"""The nouns of the decision core: targets, backends, leases, the running switch, the snapshot.
+
+All are frozen; `step()` alone makes the next snapshot out of the last one.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from immutables import Map
+
+from supervisor.core.memory import MemoryPolicy, MemorySample, ReleaseQuestion
+
+
+class Mode(StrEnum):
+    """What a model is run for; it decides the profile and the routes its server has."""
+
+    GENERATION = "generation"
+    EMBEDDING = "embedding"
+
+
+class BackendState(StrEnum):
+    """Where one spawned server stands. After it is reaped it leaves the snapshot."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    STOPPING = "stopping"
+
+
+class Phase(StrEnum):
+    """Where the running switch stands; `docs/architecture.md` has the table."""
+
+    PREFLIGHT = "preflight"
+    DRAINING = "draining"
+    STOPPING = "stopping"
+    CONFIRMING = "confirming"
+    STARTING = "starting"
+
+
+class Outcome(StrEnum):
+    """How a switch ended."""
+
+    SWITCHED = "switched"
+    UNCHANGED = "unchanged"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A model in a mode with a profile on a device: what a switch makes live."""
+
+    model: str
+    mode: Mode
+    profile: str
+    device: str
+    start_timeout_s: float = 120.0
+    drain_timeout_s: float = 30.0
+    stop_grace_s: float = 5.0
+    memory: MemoryPolicy = field(default_factory=MemoryPolicy)
+
+    def is_same(self, other: "Target") -> bool:
+        """Whether both name the same model with the same profile."""
+        return (self.model, self.profile) == (other.model, other.profile)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """What a device may carry. `budget_bytes` is the operator's bound, by default its total."""
+
+    name: str
+    budget_bytes: int
+    is_exclusive: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backend:
+    """One spawned server. `epoch` is unique: an event of an older epoch changes nothing."""
+
+    epoch: int
+    target: Target
+    state: BackendState
+    need_bytes: int
+    started_at: float
+    baseline_used_bytes: int | None
+    in_flight: int = 0
+    pid: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiter:
+    """A request that waits for the running switch. `model` None takes whatever is live then."""
+
+    request_id: str
+    model: str | None
+    mode_hint: Mode | None
+    arrived_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Why somebody gets an error: a stable `code`, a sentence, and facts for the answer's body."""
+
+    code: str
+    message: str
+    details: tuple[tuple[str, str | int | float | tuple[str, ...] | None], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendExit:
+    """How a backend's process ended. `signal` is the number that killed it, if one did."""
+
+    epoch: int
+    model: str
+    exit_code: int | None
+    signal: int | None
+    at: float
+    was_wanted: bool
+    last_lines: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        """Say in words how the process ended: `signal 9` or `exit code 1`."""
+        return f"signal {self.signal}" if self.signal is not None else f"exit code {self.exit_code}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Switch:
+    """The one switch that runs. `target` None is an unload. Times monotonic, in seconds."""
+
+    switch_id: str
+    target: Target | None
+    requested_by: str
+    phase: Phase
+    started_at: float
+    phase_started_at: float
+    phase_seconds: tuple[tuple[Phase, float], ...] = ()
+    leaving: tuple[int, ...] = ()
+    leaving_models: tuple[str, ...] = ()
+    drain_deadline: float | None = None
+    need_bytes: int | None = None
+    epoch: int | None = None
+    devices_to_confirm: tuple[str, ...] = ()
+    question: ReleaseQuestion | None = None
+    samples: tuple[MemorySample, ...] = ()
+    next_sample_at: float | None = None
+    gate_reason: str | None = None
+    memory_before: MemorySample | None = None
+    memory_confirmed: MemorySample | None = None
+    baselines: tuple[tuple[str, int], ...] = ()
+    failure: Refusal | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwitchReport:
+    """What callers and the history learn of a switch that ended. Seconds and bytes."""
+
+    switch_id: str
+    requested_by: str
+    outcome: Outcome
+    model: str | None
+    mode: Mode | None
+    profile: str | None
+    epoch: int | None
+    total_s: float
+    phase_seconds: tuple[tuple[Phase, float], ...]
+    gate_reason: str | None = None
+    memory_before: MemorySample | None = None
+    memory_confirmed: MemorySample | None = None
+    memory_after: MemorySample | None = None
+    refusal: Refusal | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds on requests that wait for a switch."""
+
+    hold_max_requests: int = 10_000
+    hold_timeout_s: float = 300.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """The whole state. Only the arbiter replaces it, and only by what `step()` returns.
+
+    Waiters are keyed by arrival number, so that the oldest is found without searching:
+    `oldest_waiter` is its number, or `next_waiter` when nobody waits. It only moves up.
+    """
+
+    devices: Map[str, Device]
+    limits: Limits = field(default_factory=Limits)
+    backends: tuple[Backend, ...] = ()
+    leases: Map[str, int] = field(default_factory=Map)
+    waiters: Map[int, Waiter] = field(default_factory=Map)
+    waiter_numbers: Map[str, int] = field(default_factory=Map)
+    next_waiter: int = 0
+    oldest_waiter: int = 0
+    switch: Switch | None = None
+    next_epoch: int = 1
+    last_exit: BackendExit | None = None
+    last_failure: Refusal | None = None
+    is_closing: bool = False
+    close_deadline: float | None = None
+
+    def backend(self, epoch: int | None) -> Backend | None:
+        """Return the backend of an epoch, or None once it is gone."""
+        return next((b for b in self.backends if b.epoch == epoch), None)
+
+    def ready_backends(self) -> tuple[Backend, ...]:
+        """Backends that admit requests, the one switched to last first."""
+        ready = [b for b in self.backends if b.state is BackendState.READY]
+        return tuple(sorted(ready, key=lambda b: -b.epoch))
+
+    def live_models(self) -> tuple[str, ...]:
+        """Names of the models that admit requests now."""
+        return tuple(b.target.model for b in self.ready_backends())
+
+    def server_mode(self) -> str:
+        """Return `generation`, `embedding`, `mixed` (both are live) or `none`."""
+        modes = {b.target.mode for b in self.ready_backends()}
+        if len(modes) > 1:
+            return "mixed"
+        return modes.pop().value if modes else "none"

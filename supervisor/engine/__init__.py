@@ -1,0 +1,1 @@
+"""How a server lives and dies: engines, their command lines, and the care of their processes."""

@@ -1,0 +1,168 @@
+"""A running backend: its process, and the one way to talk to it.
+
+Whoever answers is checked to be the process that we started: the socket stands in a folder that
+only we can enter, and the peer's process must belong to the child's group. A fresh random key for
+each start keeps strangers from calling it.
+"""
+
+import asyncio
+import contextlib
+import os
+import socket
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psutil
+
+from supervisor.engine.port import Address, Launch
+from supervisor.engine.process import ChildProcess, ProcessExit
+
+_FIRST_POLL_S = 0.01
+_MAX_POLL_S = 0.25
+_POLL_GROWTH = 1.1  # 250 ms after some three seconds, and sooner whenever the child says something
+
+KEEPALIVE_S = 4.0
+"""Idle seconds after which a connection is not used again: llama-server closes it after 5."""
+
+
+class Backend:
+    """One spawned server, from its start until its group is reaped."""
+
+    def __init__(self, launch: Launch, on_line: Callable[[str], None]) -> None:
+        """Spawn it. Raises EngineError when the program cannot be executed."""
+        self.launch = launch
+        self.epoch = launch.epoch
+        self.model = launch.model
+        if launch.address.socket_path is not None:
+            launch.address.socket_path.unlink(missing_ok=True)  # a stale one fails the bind
+        self._has_spoken = asyncio.Event()
+
+        def hear(line: str) -> None:
+            self._has_spoken.set()
+            on_line(line)
+
+        self.process = ChildProcess.spawn(launch, hear)
+        self.session = open_session(launch.address)
+        self.base_url = base_url(launch.address)
+        self.authorization = f"Bearer {launch.api_key}"
+
+    async def become_ready(self) -> None:
+        """Return once our own child answers 200 on `/health`. The caller sets the deadline.
+
+        It is asked at growing pauses, and at once after each line of output: servers tell when
+        they listen, and what they tell is only a hint to look.
+        """
+        pause_s = _FIRST_POLL_S
+        while not await self._is_healthy():
+            self._has_spoken.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._has_spoken.wait(), pause_s)
+            pause_s = min(_MAX_POLL_S, pause_s * _POLL_GROWTH)
+
+    async def _is_healthy(self) -> bool:
+        try:
+            async with self.session.get(f"{self.base_url}/health") as answer:
+                return answer.status == 200 and self._is_our_child_listening()
+        except (aiohttp.ClientError, OSError):
+            return False
+
+    def _is_our_child_listening(self) -> bool:
+        """Whether whoever listens at the address belongs to the process group we started."""
+        path, port = self.launch.address.socket_path, self.launch.address.port
+        if path is not None:
+            return _is_in_group(_listener_pid(path), self.process.pid)
+        try:
+            child = psutil.Process(self.process.pid)
+            return any(
+                connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+                for member in (child, *child.children(recursive=True))
+                for connection in member.net_connections("tcp")
+            )
+        except psutil.Error:
+            return False
+
+    async def close_connections(self) -> None:
+        """Cut every connection to the child, so that it does not wait for their clients."""
+        await self.session.close()
+
+    async def stop(self, grace_s: float) -> ProcessExit:
+        """Cut connections, end the group, and return when it is reaped and its socket gone."""
+        await self.close_connections()
+        ended = await self.process.stop(grace_s)
+        self._remove_socket()
+        return ended
+
+    async def wait(self) -> ProcessExit:
+        """Return how the process ended, once its group is reaped; for a death of its own."""
+        ended = await self.process.wait()
+        await self.close_connections()
+        self._remove_socket()
+        return ended
+
+    def _remove_socket(self) -> None:
+        if self.launch.address.socket_path is not None:
+            self.launch.address.socket_path.unlink(missing_ok=True)
+
+
+def open_session(address: Address) -> aiohttp.ClientSession:
+    """Open a client session that relays: no limits, no cookies, no decompression, no time-outs."""
+    connector: aiohttp.BaseConnector
+    if address.socket_path is not None:
+        connector = aiohttp.UnixConnector(
+            str(address.socket_path), limit=0, keepalive_timeout=KEEPALIVE_S
+        )
+    else:
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S)
+    return aiohttp.ClientSession(
+        connector=connector,
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=5.0),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        trace_configs=[_note_reuse()],
+    )
+
+
+def _note_reuse() -> aiohttp.TraceConfig:
+    """Tell each request, in its `trace_request_ctx.is_reused`, that it got a pooled connection."""
+
+    async def note(_session: aiohttp.ClientSession, context: Any, _: Any) -> None:
+        if context.trace_request_ctx is not None:
+            context.trace_request_ctx.is_reused = True
+
+    trace = aiohttp.TraceConfig()
+    trace.on_connection_reuseconn.append(note)
+    return trace
+
+
+def base_url(address: Address) -> str:
+    """Return the URL under which the session reaches the child."""
+    return "http://localhost" if address.socket_path else f"http://127.0.0.1:{address.port}"
+
+
+def choose_address(run_dir: Path, epoch: int, *, has_unix_socket: bool) -> Address:
+    """Choose where a child listens: a socket in our private folder, else a fresh loopback port."""
+    if has_unix_socket:
+        return Address(socket_path=run_dir / f"backend-{epoch}.sock")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return Address(port=probe.getsockname()[1])
+
+
+def _listener_pid(path: Path) -> int:
+    """Return the process that listens on a unix socket, as the kernel tells (unix(7))."""
+    credentials = struct.Struct("3i")
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.connect(str(path))
+        raw = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size)
+    pid: int = credentials.unpack(raw)[0]
+    return pid
+
+
+def _is_in_group(pid: int, group: int) -> bool:
+    try:
+        return os.getpgid(pid) == group
+    except ProcessLookupError:
+        return False

@@ -1,0 +1,65 @@
+"""Where a llama-server that was compiled on this machine is kept.
+
+Compiling takes minutes, so the result stands in the user's cache, apart from any checkout:
+
+    $XDG_CACHE_HOME/llama-supervisor/llama-server/<version>-<machine>-<flags>/
+        bin/        llama-server and its shared libraries; the folder can be moved as a whole
+        complete    written last, so that a half-copied folder is never taken for a build
+
+The folder's name carries all that decides what was built: another version or another flag is
+another folder. `scripts/build_llama_server.py` fills it; this module only names it and looks.
+"""
+
+import hashlib
+import os
+import platform
+from pathlib import Path
+
+LLAMA_CPP_PYTHON_VERSION = "0.3.36"
+"""The release of llama-cpp-python whose `vendor/llama.cpp` is built.
+
+One source serves two engines: llama-server itself, and llama-cpp-python, which loads the shared
+libraries of this very build and so must come from the same release.
+"""
+
+CMAKE_FLAGS = (
+    "-DCMAKE_BUILD_TYPE=Release",
+    "-DBUILD_SHARED_LIBS=ON",  # llama-cpp-python loads the same libraries
+    "-DLLAMA_BUILD_TESTS=OFF",
+    "-DLLAMA_BUILD_EXAMPLES=OFF",
+    "-DLLAMA_BUILD_UI=OFF",
+    "-DLLAMA_OPENSSL=OFF",  # models come from disk: no downloads, no TLS
+    "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON",
+    "-DCMAKE_INSTALL_RPATH=$ORIGIN",  # libraries are found beside the binary, wherever that is
+)
+
+COMPLETE_STAMP = "complete"
+"""Name of the file that says that a build folder is whole."""
+
+
+def build_key(*, version: str, machine: str, flags: tuple[str, ...]) -> str:
+    """Name the folder of one build: equal inputs, equal name; any difference, another name."""
+    digest = hashlib.sha256("\n".join(flags).encode()).hexdigest()
+    return f"{version}-{machine}-{digest[:8]}"
+
+
+def cached_build_dir() -> Path:
+    """Tell where this machine's build of the pinned version stands or would stand.
+
+    The XDG Base Directory specification decides the place: `$XDG_CACHE_HOME` when it is an
+    absolute path, else `~/.cache`.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not cache.is_absolute():
+        cache = Path.home() / ".cache"
+    key = build_key(version=LLAMA_CPP_PYTHON_VERSION, machine=platform.machine(), flags=CMAKE_FLAGS)
+    return cache / "llama-supervisor" / "llama-server" / key
+
+
+def cached_llama_server() -> Path | None:
+    """Return the llama-server built on this machine, or None when no complete build stands."""
+    folder = cached_build_dir()
+    binary = folder / "bin" / "llama-server"
+    if (folder / COMPLETE_STAMP).is_file() and os.access(binary, os.X_OK):
+        return binary
+    return None

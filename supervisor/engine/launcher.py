@@ -1,0 +1,103 @@
+"""Checks whether a target can start, and starts it: catalogue, engine, file and process together.
+
+Everything that can be known before the live backend is touched is checked in `check()`.
+"""
+
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import structlog
+from pydantic import ValidationError
+
+from supervisor.config.settings import Configuration, ResolvedModel
+from supervisor.core.need import NeedSettings, estimate_need
+from supervisor.core.values import Mode, Target
+from supervisor.engine.backend import Backend, choose_address
+from supervisor.engine.engines import Engines
+from supervisor.engine.model_file import inspect_model_file
+from supervisor.engine.port import API_KEY_VARIABLE, Launch
+from supervisor.engine.process import child_environment
+from supervisor.errors import EngineError
+
+log = structlog.get_logger()
+
+
+class Launcher:
+    """Turns targets into running backends.
+
+    `run_dir` is our private folder for sockets; `device_env` tells the variables that show a
+    child its device and no other.
+    """
+
+    def __init__(
+        self,
+        *,
+        configuration: Configuration,
+        engines: Engines,
+        run_dir: Path,
+        device_env: Callable[[str], Mapping[str, str]],
+        environ: Mapping[str, str] = os.environ,
+    ) -> None:
+        self._configuration = configuration
+        self._engines = engines
+        self._run_dir = run_dir
+        self._device_env = device_env
+        self._environ = environ
+
+    def check(self, target: Target) -> int:
+        """Return the bytes that the target will need on its device.
+
+        Blocks for some milliseconds (it reads the file's header, and asks a new binary for its
+        flags). Raises EngineError or ModelFileError when the target cannot start.
+        """
+        resolved = self._resolve(target)
+        engine = self._engines.choose(resolved.profile.engine)
+        engine.check(resolved)
+        file = inspect_model_file(resolved.path)
+        profile = resolved.profile
+        if profile.memory.need_bytes is not None:
+            return profile.memory.need_bytes
+        settings = NeedSettings(
+            ctx_size_per_slot=profile.ctx_size,
+            parallel=profile.parallel,
+            kv_unified=profile.kv_unified,
+            cache_type_k=profile.cache_type_k,
+            cache_type_v=profile.cache_type_v,
+            ubatch_size=min(profile.ubatch_size, profile.batch_size),
+            flash_attention=profile.flash_attn != "off",
+            is_embedding=resolved.mode is Mode.EMBEDDING,
+        )
+        return estimate_need(file.headers, settings).total_bytes
+
+    def launch(self, target: Target, epoch: int) -> Backend:
+        """Spawn the target's server. Raises EngineError when it cannot be executed."""
+        resolved = self._resolve(target)
+        engine = self._engines.choose(resolved.profile.engine)
+        address = choose_address(self._run_dir, epoch, has_unix_socket=engine.has_unix_socket)
+        key = secrets.token_urlsafe(32)
+        environment = child_environment(
+            self._environ, resolved.profile.env, self._device_env(target.device)
+        )
+        launch = Launch(
+            argv=engine.argv(resolved, address),
+            env=environment | {API_KEY_VARIABLE: key},
+            address=address,
+            api_key=key,
+            model=target.model,
+            epoch=epoch,
+        )
+        lines = log.bind(model=target.model, epoch=epoch)
+        return Backend(launch, lambda line: lines.info("backend.output", line=line))
+
+    def _resolve(self, target: Target) -> ResolvedModel:
+        try:
+            return self._configuration.resolve(target.model, target.profile)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            field = ".".join(str(part) for part in problem["loc"])
+            raise EngineError(
+                f"'{target.model}' cannot run with profile '{target.profile}': {field}: "
+                f"{problem['msg']}"
+            ) from error

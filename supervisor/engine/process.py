@@ -1,0 +1,172 @@
+"""One child process and its group: spawned so that it cannot outlive us, always reaped.
+
+The child gets a session and process group of its own, so that whatever it starts can be ended
+with it, and the kernel's parent-death signal, so that a killed controller leaves nothing behind.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from supervisor.engine.port import Launch
+from supervisor.errors import EngineError
+
+KEPT_LINES = 200
+"""Lines of output that are kept for error messages."""
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_SURVIVOR_POLL_S = 0.005
+_LAST_OUTPUT_S = 0.5
+_MAX_LINE_BYTES = 16 * 1024
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessExit:
+    """How a process ended: by a code, or by a signal."""
+
+    exit_code: int | None
+    signal: int | None
+
+
+class ChildProcess:
+    """A spawned server. `spawn()` makes it; `wait()` returns when its whole group is reaped."""
+
+    def __init__(self, popen: subprocess.Popen[bytes], on_line: Callable[[str], None]) -> None:
+        self._popen = popen
+        self._on_line = on_line
+        self.pid = popen.pid
+        self.last_lines: deque[str] = deque(maxlen=KEPT_LINES)
+        self._reaped = asyncio.create_task(self._watch(), name=f"watch-{popen.pid}")
+
+    @classmethod
+    def spawn(cls, launch: Launch, on_line: Callable[[str], None]) -> "ChildProcess":
+        """Start the process. Raises EngineError when the program cannot be executed.
+
+        Call it on the main thread: the parent-death signal is tied to the spawning thread.
+        """
+        parent_pid = os.getpid()
+
+        def die_with_parent() -> None:
+            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != parent_pid:  # the parent died before the signal was armed
+                os._exit(1)
+
+        try:
+            popen = subprocess.Popen(
+                launch.argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=dict(launch.env),
+                start_new_session=True,
+                preexec_fn=die_with_parent,  # noqa: PLW1509 - it makes two system calls only
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            raise EngineError(f"{launch.argv[0]} cannot be executed: {error}") from error
+        return cls(popen, on_line)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the group still has a process that is not reaped."""
+        return not self._reaped.done()
+
+    async def wait(self) -> ProcessExit:
+        """Return how the process ended, once its whole group is gone and its output is read."""
+        return await asyncio.shield(self._reaped)
+
+    async def stop(self, grace_s: float) -> ProcessExit:
+        """End the group: SIGTERM, then SIGKILL after `grace_s` seconds; return when reaped."""
+        self._signal_group(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(grace_s):
+                return await self.wait()
+        except TimeoutError:
+            self._signal_group(signal.SIGKILL)
+            return await self.wait()
+
+    async def _watch(self) -> ProcessExit:
+        pump = asyncio.create_task(self._pump_output(), name=f"output-{self.pid}")
+        await _wait_for_exit(self.pid)
+        return_code = self._popen.wait()  # returns at once: the pidfd said that it has ended
+        await self._end_survivors()
+        await _finish(pump)
+        is_signal = return_code < 0
+        return ProcessExit(
+            exit_code=None if is_signal else return_code,
+            signal=-return_code if is_signal else None,
+        )
+
+    async def _end_survivors(self) -> None:
+        """Kill what the child left in its group; the memory is theirs as much as its own."""
+        while self._signal_group(signal.SIGKILL):  # noqa: ASYNC110 - the kernel sets no event
+            await asyncio.sleep(_SURVIVOR_POLL_S)
+
+    def _signal_group(self, number: signal.Signals) -> bool:
+        """Signal every process of the group. Returns whether there was one."""
+        try:
+            os.killpg(self.pid, number)
+        except ProcessLookupError:
+            return False
+        return True
+
+    async def _pump_output(self) -> None:
+        """Hand the output on line by line; a line without end is cut, never awaited."""
+        assert self._popen.stdout is not None  # noqa: S101 - spawned with a pipe
+        reader = asyncio.StreamReader()
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), self._popen.stdout
+        )
+        rest = b""
+        with contextlib.closing(transport):
+            while chunk := await reader.read(65536):
+                *lines, rest = (rest + chunk).split(b"\n")
+                if len(rest) > _MAX_LINE_BYTES:
+                    lines, rest = [*lines, rest], b""
+                for line in lines:
+                    self._keep(line)
+        if rest:
+            self._keep(rest)
+
+    def _keep(self, line: bytes) -> None:
+        text = line.decode("utf-8", errors="replace").rstrip()
+        if text:
+            self.last_lines.append(text)
+            self._on_line(text)
+
+
+async def _finish(pump: asyncio.Task[None]) -> None:
+    """Let the output be read to its end, unless somebody outside the group holds the pipe."""
+    await asyncio.wait([pump], timeout=_LAST_OUTPUT_S)
+    pump.cancel()
+
+
+async def _wait_for_exit(pid: int) -> None:
+    """Wait until our child has ended; it stays a zombie until somebody reaps it."""
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    pidfd = os.pidfd_open(pid)
+    loop.add_reader(pidfd, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
+
+
+def child_environment(
+    base: Mapping[str, str], profile_env: Mapping[str, str], device_env: Mapping[str, str]
+) -> dict[str, str]:
+    """Build a child's environment: ours without `LLAMA_*` and `AIP_*`, the device, the profile's.
+
+    Container images set `LLAMA_ARG_HOST=0.0.0.0` and the like, which would put an unprotected
+    child on the pod's address.
+    """
+    kept = {k: v for k, v in base.items() if not k.startswith(("LLAMA_", "AIP_"))}
+    return {**kept, **device_env, **profile_env}

@@ -1,0 +1,53 @@
+"""Every error this product raises on purpose.
+
+    SupervisorError
+    ├── ConfigError          what an operator wrote cannot be used; carries every problem
+    ├── ModelFileError       a model file cannot be used; nothing was touched
+    ├── EngineError          an engine is missing or does not know a setting
+    ├── TelemetryError       a device cannot be read
+    ├── InvalidTransition    a bug of ours; carries the recent history
+    └── RequestRefused       a request or a switch gets an answer other than the one hoped for
+
+`gateway/error_responses.py` alone maps these to HTTP.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class SupervisorError(Exception):
+    """Root of the tree: catch it to catch everything that is ours."""
+
+
+class ConfigError(SupervisorError):
+    """The configuration cannot be used. `problems` names every fault at once."""
+
+    def __init__(self, problems: tuple[str, ...]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
+class ModelFileError(SupervisorError):
+    """A model's file is missing, unreadable or not what it should be."""
+
+
+class EngineError(SupervisorError):
+    """An engine is not installed, or cannot honour a setting."""
+
+
+class TelemetryError(SupervisorError):
+    """A device's memory cannot be read. The message carries the reason and the remedy."""
+
+
+class InvalidTransition(SupervisorError):
+    """An event arrived that the state forbids: a bug. The message carries the history."""
+
+
+class RequestRefused(SupervisorError):
+    """A request or a switch is answered with an error. `code` is stable, `message` for people."""
+
+    def __init__(self, code: str, message: str, details: Mapping[str, Any] | None = None) -> None:
+        self.code = code
+        self.message = message
+        self.details = dict(details or {})
+        super().__init__(message)

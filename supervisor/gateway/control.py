@@ -1,0 +1,216 @@
+"""Switching, unloading and the history of switches over HTTP."""
+
+import asyncio
+from typing import Any
+
+import pydantic
+from aiohttp import web
+
+from supervisor.arbiter.arbiter import Arbiter, as_error
+from supervisor.config.settings import Configuration
+from supervisor.core.memory import MemorySample
+from supervisor.core.values import Mode, Outcome, Switch, SwitchReport, Target
+from supervisor.errors import RequestRefused
+from supervisor.gateway.error_responses import json_response
+from supervisor.observability.recorder import Recorder
+from supervisor.telemetry.telemetry import Telemetry
+
+
+class SwitchOrder(pydantic.BaseModel):
+    """The body, or the query, of `POST /switch-backend`."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+    model_name: str
+    model_type: Mode | None = None
+    profile: str | None = None
+    wait: bool = True
+
+
+class Control:
+    """Handlers of the control routes."""
+
+    def __init__(
+        self,
+        *,
+        arbiter: Arbiter,
+        configuration: Configuration,
+        telemetry: Telemetry,
+        recorder: Recorder,
+    ) -> None:
+        self._arbiter = arbiter
+        self._configuration = configuration
+        self._telemetry = telemetry
+        self._recorder = recorder
+
+    async def switch_backend(self, request: web.Request) -> web.Response:
+        """Make a model live; 200 with the report, or 202 with `wait=false`."""
+        order = await _read_order(request)
+        target = self.target_of(order)
+        return await self._run(target, "manual", wait=order.wait)
+
+    async def unload(self, request: web.Request) -> web.Response:
+        """Stop every backend; answers when the memory is confirmed free."""
+        wait = request.query.get("wait", "true").lower() not in {"false", "0"}
+        return await self._run(None, "manual", wait=wait)
+
+    async def switches(self, request: web.Request) -> web.Response:
+        """List the switches, the newest first, the running one before all."""
+        _ = request
+        running = self._arbiter.snapshot.switch
+        ended = [
+            describe_report(record.report) | {"ended_at": record.ended_at}
+            for record in reversed(self._recorder.records.values())
+        ]
+        return json_response({"switches": ([describe_running(running)] if running else []) + ended})
+
+    async def switch_by_id(self, request: web.Request) -> web.Response:
+        """Show one switch, running or ended."""
+        switch_id = request.match_info["switch_id"]
+        running = self._arbiter.snapshot.switch
+        if running is not None and running.switch_id == switch_id:
+            return json_response(describe_running(running))
+        record = self._recorder.records.get(switch_id)
+        if record is None:
+            raise RequestRefused(
+                "switch_not_found", f"there is no switch '{switch_id}'; GET /switches lists them"
+            )
+        return json_response(describe_report(record.report) | {"ended_at": record.ended_at})
+
+    def target_of(self, order: SwitchOrder) -> Target:
+        """Find what an order means. Raises RequestRefused when it cannot mean anything."""
+        name = self._configuration.model_name(order.model_name)
+        if name is None:
+            raise unknown_model(order.model_name, self._configuration)
+        entry = self._configuration.catalogue.models[name]
+        if order.model_type is not None and order.model_type is not entry.type:
+            raise RequestRefused(
+                "model_type_mismatch",
+                f"'{name}' is a model for {entry.type}, not for {order.model_type}; leave "
+                "model_type out, or correct the type in models.yaml",
+            )
+        return self.target(name, order.profile)
+
+    def target(self, name: str, profile_name: str | None) -> Target:
+        """Build the target for a catalogued model. Raises RequestRefused for a wrong profile."""
+        entry = self._configuration.catalogue.models[name]
+        chosen = profile_name or entry.profile_name
+        profile = self._configuration.profiles.get(chosen)
+        if profile is None or profile.mode is not entry.type:
+            fitting = [n for n, p in self._configuration.profiles.items() if p.mode is entry.type]
+            raise RequestRefused(
+                "unknown_profile",
+                f"there is no profile '{chosen}' for {entry.type}; there are: "
+                f"{', '.join(sorted(fitting))}",
+            )
+        resolved = self._configuration.resolve(name, chosen)
+        return Target(
+            model=name,
+            mode=resolved.mode,
+            profile=chosen,
+            device=self._telemetry.device_for(resolved.profile.device),
+            start_timeout_s=resolved.profile.start_timeout_s,
+            drain_timeout_s=resolved.profile.drain_timeout_s,
+            stop_grace_s=resolved.profile.stop_grace_s,
+            memory=resolved.profile.memory.policy(),
+        )
+
+    async def _run(self, target: Target | None, requested_by: str, *, wait: bool) -> web.Response:
+        switch_id, result = self._arbiter.request_switch(target, requested_by)
+        if not wait:
+            location = f"/switches/{switch_id}"
+            return json_response(
+                {"switch_id": switch_id, "location": location},
+                status=202,
+                headers={"Location": location},
+            )
+        report = await asyncio.shield(result)  # the switch goes on when its caller leaves
+        if report.refusal is not None:
+            error = as_error(report.refusal)
+            error.details["switch"] = describe_report(report)
+            raise error
+        return json_response(describe_report(report))
+
+
+async def _read_order(request: web.Request) -> SwitchOrder:
+    """Read the order from the JSON body, or from the query where there is no body."""
+    fields: dict[str, Any] = dict(request.query)
+    body = await request.read()
+    if body:
+        try:
+            content = pydantic.TypeAdapter(dict[str, Any]).validate_json(body)
+        except pydantic.ValidationError as error:
+            raise RequestRefused(
+                "bad_request", 'the body must be a JSON object such as {"model_name": "…"}'
+            ) from error
+        fields |= content
+    try:
+        return SwitchOrder.model_validate(fields)
+    except pydantic.ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"
+            for problem in error.errors()
+        )
+        raise RequestRefused("bad_request", problems) from error
+
+
+def unknown_model(name: str, configuration: Configuration) -> RequestRefused:
+    """Say that a name is not in the catalogue, and which names are."""
+    known = sorted(configuration.catalogue.models)
+    return RequestRefused(
+        "model_not_found",
+        f"there is no model '{name}'; there are: {', '.join(known) or 'none'}",
+        {"known_models": known},
+    )
+
+
+def describe_running(switch: Switch) -> dict[str, Any]:
+    """Write a running switch as JSON."""
+    return {
+        "switch_id": switch.switch_id,
+        "outcome": "running",
+        "requested_by": switch.requested_by,
+        "phase": switch.phase.value,
+        "model": switch.target.model if switch.target else None,
+        "mode": switch.target.mode if switch.target else None,
+        "profile": switch.target.profile if switch.target else None,
+        "seconds": {phase.value: round(s, 4) for phase, s in switch.phase_seconds},
+        "waiting_for": switch.gate_reason,
+    }
+
+
+def describe_report(report: SwitchReport) -> dict[str, Any]:
+    """Write an ended switch as JSON: seconds per phase, memory in bytes, outcome and reason."""
+    seconds = {phase.value: round(s, 4) for phase, s in report.phase_seconds}
+    is_unchanged = report.outcome is Outcome.UNCHANGED
+    return {
+        "switch_id": report.switch_id,
+        "outcome": report.outcome.value,
+        "requested_by": report.requested_by,
+        "model": report.model,
+        "mode": report.mode,
+        "profile": report.profile,
+        "epoch": report.epoch,
+        "seconds": ({} if is_unchanged else seconds) | {"total": round(report.total_s, 4)},
+        "memory": {
+            "before": describe_memory(report.memory_before),
+            "released": describe_memory(report.memory_confirmed),
+            "after": describe_memory(report.memory_after),
+            "reason": report.gate_reason,
+        },
+        "error": report.refusal.message if report.refusal else None,
+    }
+
+
+def describe_memory(sample: MemorySample | None) -> dict[str, Any] | None:
+    """Write a sample as JSON, sizes in bytes."""
+    if sample is None:
+        return None
+    return {
+        "device": sample.device,
+        "used_bytes": sample.used_bytes,
+        "free_bytes": sample.free_bytes,
+        "total_bytes": sample.total_bytes,
+        "children_bytes": sample.children_bytes,
+        "source": sample.source,
+    }

@@ -1,0 +1,63 @@
+"""The one place where errors become HTTP answers, in OpenAI's envelope."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from supervisor.errors import RequestRefused
+
+STATUS_BY_CODE: Mapping[str, int] = {
+    "bad_request": 400,
+    "model_not_found": 404,
+    "switch_not_found": 404,
+    "method_not_allowed": 405,
+    "model_not_live": 409,
+    "switch_in_progress": 409,
+    "body_too_large": 413,
+    "model_type_mismatch": 422,
+    "unknown_profile": 422,
+    "target_cannot_start": 422,
+    "target_does_not_fit": 422,
+    "internal_error": 500,
+    "backend_died": 502,
+    "backend_start_timeout": 502,
+    "backend_unreachable": 502,
+    "hold_queue_full": 503,
+    "hold_timeout": 503,
+    "no_model_loaded": 503,
+    "shutting_down": 503,
+    "switch_failed": 503,
+    "memory_not_released": 504,
+}
+"""Status for each stable code. A code that is missing here is a bug, and answers 500."""
+
+RETRY_AFTER_S = 5
+"""What 503 answers tell clients to wait: about one switch of a model of some GB."""
+
+
+def error_response(error: RequestRefused) -> web.Response:
+    """Answer with the error's status and envelope."""
+    status = STATUS_BY_CODE.get(error.code, 500)
+    headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else None
+    return json_response(error_body(error), status=status, headers=headers)
+
+
+def error_body(error: RequestRefused) -> dict[str, Any]:
+    """Return `{"error": {message, type, code, …details}}`."""
+    status = STATUS_BY_CODE.get(error.code, 500)
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    return {"error": {"message": error.message, "type": kind, "code": error.code, **error.details}}
+
+
+def json_response(
+    content: Any, *, status: int = 200, headers: Mapping[str, str] | None = None
+) -> web.Response:
+    """Answer with JSON."""
+    return web.Response(
+        body=msgspec.json.encode(content),
+        status=status,
+        content_type="application/json",
+        headers=headers,
+    )

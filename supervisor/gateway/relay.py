@@ -1,0 +1,174 @@
+"""Relays requests to the leased backend: streams are passed on as they come, never collected.
+
+A client that leaves cancels the handler, which cuts the upstream connection and so frees the slot.
+A backend that dies ends the client's stream visibly broken, never with a clean end.
+"""
+
+from types import SimpleNamespace
+
+import aiohttp
+import msgspec
+import structlog
+from aiohttp import web
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
+
+from supervisor.engine.backend import Backend
+from supervisor.errors import RequestRefused
+from supervisor.gateway.error_responses import error_body
+
+log = structlog.get_logger()
+
+REQUEST_ID = "X-Request-ID"
+
+_HOP_BY_HOP = frozenset(
+    {
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)  # RFC 9110, section 7.6.1
+_OURS = frozenset({"authorization", "x-api-key", "content-length", "expect"})
+_COLLECT_UP_TO_BYTES = 1024 * 1024
+_NO_DEFAULT_HEADERS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
+
+
+async def forward(
+    request: web.Request, backend: Backend, path: str, body: bytes, request_id: str
+) -> web.StreamResponse:
+    """Send the request to the backend and its answer to the client.
+
+    Raises RequestRefused `backend_unreachable` as long as the client has not got a byte.
+    """
+    upstream = await _send(request, backend, path, body, request_id)
+    try:
+        headers = answer_headers(upstream.headers, request_id)
+        length = upstream.content_length
+        if request.method == "HEAD" or (length is not None and length <= _COLLECT_UP_TO_BYTES):
+            content = await _collect(upstream, backend)
+            return web.Response(
+                status=upstream.status, reason=upstream.reason, headers=headers, body=content
+            )
+        return await _stream(request, upstream, headers, backend)
+    finally:
+        # Cuts the connection unless the answer was read to its end: that frees the slot.
+        upstream.close()
+
+
+async def _send(
+    request: web.Request, backend: Backend, path: str, body: bytes, request_id: str
+) -> aiohttp.ClientResponse:
+    """Return the answer's head, once more on a fresh connection if a pooled one was stale.
+
+    llama-server closes a connection after 5 s or 100 requests. Resending is safe only because the
+    connection was reused and no byte of an answer came: the server never read the request.
+    """
+    url = URL(backend.base_url + path, encoded=True)
+    headers = request_headers(request.headers, backend, request_id)
+    while True:
+        connection = SimpleNamespace(is_reused=False)
+        try:
+            return await backend.session.request(
+                request.method,
+                url,
+                headers=headers,
+                data=body or None,
+                allow_redirects=False,
+                skip_auto_headers=_NO_DEFAULT_HEADERS,
+                trace_request_ctx=connection,
+            )
+        except (aiohttp.ClientError, OSError, RuntimeError) as error:
+            is_stale = connection.is_reused and isinstance(
+                error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError
+            )
+            if not is_stale or not backend.process.is_running:
+                raise _unreachable(backend, error) from error
+
+
+async def _collect(upstream: aiohttp.ClientResponse, backend: Backend) -> bytes:
+    try:
+        return await upstream.read()
+    except (aiohttp.ClientError, OSError) as error:
+        raise _unreachable(backend, error) from error
+
+
+async def _stream(
+    request: web.Request,
+    upstream: aiohttp.ClientResponse,
+    headers: CIMultiDict[str],
+    backend: Backend,
+) -> web.StreamResponse:
+    response = web.StreamResponse(status=upstream.status, reason=upstream.reason, headers=headers)
+    await response.prepare(request)
+    tail = b"\n\n"
+    try:
+        async for chunk in upstream.content.iter_any():
+            await response.write(chunk)
+            tail = (tail + chunk)[-4:]
+    except (aiohttp.ClientPayloadError, aiohttp.ClientConnectionError) as error:
+        if request.transport is None or request.transport.is_closing():
+            raise  # it is the client that left
+        await _break_off(request, response, tail, _unreachable(backend, error))
+    else:
+        await response.write_eof()
+    return response
+
+
+async def _break_off(
+    request: web.Request, response: web.StreamResponse, tail: bytes, error: RequestRefused
+) -> None:
+    """End the client's stream so that it cannot be taken for complete.
+
+    The connection closes without the last chunk; an event stream that stands at an event boundary
+    gets one error event before.
+    """
+    log.warning("relay.broken", reason=error.message, path=request.path)
+    is_event_stream = response.content_type == "text/event-stream"
+    if is_event_stream and tail.endswith((b"\n\n", b"\r\n\r\n")):
+        await response.write(b"data: " + msgspec.json.encode(error_body(error)) + b"\n\n")
+    if request.transport is not None:
+        request.transport.close()
+
+
+def request_headers(
+    headers: CIMultiDictProxy[str], backend: Backend, request_id: str
+) -> CIMultiDict[str]:
+    """Return the client's headers for the backend: hop-by-hop ones out, its key and the id in."""
+    kept = _without_hop_by_hop(headers, _OURS)
+    kept["Authorization"] = backend.authorization
+    kept[REQUEST_ID] = request_id
+    return kept
+
+
+def answer_headers(headers: CIMultiDictProxy[str], request_id: str) -> CIMultiDict[str]:
+    """Return the backend's headers for the client: hop-by-hop ones out, the request's id in."""
+    kept = _without_hop_by_hop(headers, frozenset())
+    kept[REQUEST_ID] = request_id
+    return kept
+
+
+def _without_hop_by_hop(headers: CIMultiDictProxy[str], others: frozenset[str]) -> CIMultiDict[str]:
+    named = headers.get("Connection", "")
+    dropped = _HOP_BY_HOP | others
+    if named:
+        dropped |= {name.strip().lower() for name in named.split(",")}
+    return CIMultiDict(
+        (name, value) for name, value in headers.items() if name.lower() not in dropped
+    )
+
+
+def _unreachable(backend: Backend, error: BaseException) -> RequestRefused:
+    """Say that the backend's connection broke, and whether its process is still there."""
+    state = "runs on" if backend.process.is_running else "has ended"
+    return RequestRefused(
+        "backend_unreachable",
+        f"the server of '{backend.model}' broke the connection ({type(error).__name__}); its "
+        f"process {state}; see /status for its last exit",
+        {"model": backend.model, "epoch": backend.epoch},
+    )

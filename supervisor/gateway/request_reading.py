@@ -1,0 +1,71 @@
+"""Reads what routing needs out of a request, and leaves the rest as it came."""
+
+import zlib
+from collections.abc import Mapping
+
+import msgspec
+from aiohttp import web
+
+from supervisor.core.values import Mode
+from supervisor.errors import RequestRefused
+
+
+class _ModelField(msgspec.Struct):
+    """The one field of a JSON body that routing looks at; all others are skipped, not built."""
+
+    model: str | None = None
+
+
+_decode_model = msgspec.json.Decoder(_ModelField).decode
+
+_MODE_BY_PATH: Mapping[str, Mode] = {
+    "/embedding": Mode.EMBEDDING,
+    "/embeddings": Mode.EMBEDDING,
+    "/v1/embeddings": Mode.EMBEDDING,
+    "/completion": Mode.GENERATION,
+    "/completions": Mode.GENERATION,
+    "/v1/completions": Mode.GENERATION,
+    "/chat/completions": Mode.GENERATION,
+    "/v1/chat/completions": Mode.GENERATION,
+    "/v1/responses": Mode.GENERATION,
+    "/v1/messages": Mode.GENERATION,
+    "/infill": Mode.GENERATION,
+}
+
+
+async def read_body(request: web.Request, max_body_bytes: int) -> bytes:
+    """Return the whole body. Raises RequestRefused `body_too_large`."""
+    too_large = RequestRefused(
+        "body_too_large",
+        f"the body is larger than {max_body_bytes} bytes (server.max_body_bytes)",
+        {"max_body_bytes": max_body_bytes},
+    )
+    if request.content_length is not None and request.content_length > max_body_bytes:
+        raise too_large
+    if not request.can_read_body:
+        return b""
+    try:
+        return await request.read()
+    except web.HTTPRequestEntityTooLarge as error:
+        raise too_large from error
+
+
+def model_in_body(body: bytes, headers: Mapping[str, str], max_body_bytes: int) -> str | None:
+    """Return the `model` that a JSON body names; None when it names none or is not JSON."""
+    if not body or not headers.get("Content-Type", "").startswith("application/json"):
+        return None
+    if headers.get("Content-Encoding", "identity") in {"gzip", "deflate"}:
+        inflater = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # 32: zlib or gzip, by header
+        try:
+            body = inflater.decompress(body, max_body_bytes)
+        except zlib.error:
+            return None  # the backend says what is wrong with it
+    try:
+        return _decode_model(body).model
+    except msgspec.MsgspecError:
+        return None  # the same
+
+
+def mode_hint(path: str) -> Mode | None:
+    """Return the mode that a route belongs to, for requests that name no model."""
+    return _MODE_BY_PATH.get(path)

@@ -1,0 +1,143 @@
+"""The HTTP application: reserved routes from the table, everything else to the relay."""
+
+import time
+from collections.abc import Awaitable, Callable
+from itertools import count
+from secrets import token_hex
+
+import structlog
+from aiohttp import web
+
+from supervisor.arbiter.arbiter import Arbiter
+from supervisor.config.settings import Configuration
+from supervisor.errors import RequestRefused
+from supervisor.gateway import relay
+from supervisor.gateway.control import Control, unknown_model
+from supervisor.gateway.error_responses import error_response
+from supervisor.gateway.request_reading import mode_hint, model_in_body, read_body
+from supervisor.gateway.routes import RESERVED_ROUTES
+from supervisor.gateway.status import Status
+
+log = structlog.get_logger()
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_REQUEST_ID_PREFIX = token_hex(4)
+_request_numbers = count(1)
+
+
+class Gateway:
+    """Answers every request: by a reserved route, or by the backend that it leases."""
+
+    def __init__(
+        self,
+        *,
+        arbiter: Arbiter,
+        configuration: Configuration,
+        control: Control,
+        status: Status,
+    ) -> None:
+        self._arbiter = arbiter
+        self._configuration = configuration
+        self._control = control
+        self._status = status
+        self._max_body_bytes = configuration.settings.server.max_body_bytes
+
+    def application(self) -> web.Application:
+        """Build the aiohttp application."""
+        application = web.Application(
+            client_max_size=self._max_body_bytes, middlewares=[answer_errors]
+        )
+        for route in RESERVED_ROUTES:
+            handler = self._handler(route.handler)
+            application.router.add_route(route.method, route.path, handler)
+            if route.method != "*":
+                application.router.add_route("*", route.path, refuse_method)
+        application.router.add_route("*", "/{tail:.*}", self.relay)
+        return application
+
+    def _handler(self, name: str) -> Handler:
+        owner = next(o for o in (self, self._control, self._status) if hasattr(o, name))
+        handler: Handler = getattr(owner, name)
+        return handler
+
+    async def relay(self, request: web.Request) -> web.StreamResponse:
+        """Send the request to the backend of the model it names, or to the live one."""
+        body = await read_body(request, self._max_body_bytes)
+        named = model_in_body(body, request.headers, self._max_body_bytes)
+        model = self._known(named) if named is not None else None
+        return await self._forward(request, model, request.raw_path, body)
+
+    async def upstream(self, request: web.Request) -> web.StreamResponse:
+        """Send the request to the backend of the model in its path, whatever the rest of it."""
+        body = await read_body(request, self._max_body_bytes)
+        model = self._known(request.match_info["model"])
+        _, _, _, rest = request.raw_path.split("/", 3)
+        return await self._forward(request, model, f"/{rest}", body)
+
+    async def _forward(
+        self, request: web.Request, model: str | None, path: str, body: bytes
+    ) -> web.StreamResponse:
+        request_id = request.headers.get(relay.REQUEST_ID) or new_request_id()
+        request["request_id"] = request_id
+        async with self._arbiter.lease(model, mode_hint(request.path)) as lease:
+            request["epoch"] = lease.backend.epoch
+            request["waited_s"] = lease.waited_s
+            return await relay.forward(request, lease.backend, path, body, request_id)
+
+    def _known(self, name: str) -> str:
+        found = self._configuration.model_name(name)
+        if found is None:
+            raise unknown_model(name, self._configuration)
+        return found
+
+
+@web.middleware
+async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn errors into answers, and write the closing line of each request."""
+    started_at = time.monotonic()
+    status = 499  # the client left; nginx's number, for want of a standard one
+    try:
+        try:
+            response = await handler(request)
+        except RequestRefused as error:
+            response = error_response(error)
+        except web.HTTPRequestEntityTooLarge:
+            response = error_response(
+                RequestRefused("body_too_large", "the body is larger than server.max_body_bytes")
+            )
+        except ConnectionResetError:
+            raise  # the client left in the middle of the answer
+        except Exception:
+            log.exception("request.failed", path=request.path)
+            response = error_response(
+                RequestRefused("internal_error", "the controller failed; its log tells why")
+            )
+        status = response.status
+        if not response.prepared and "request_id" in request:
+            response.headers[relay.REQUEST_ID] = request["request_id"]
+        return response
+    finally:
+        log.info(
+            "request.done",
+            method=request.method,
+            path=request.path,
+            status=status,
+            request_id=request.get("request_id"),
+            epoch=request.get("epoch"),
+            waited_s=round(request.get("waited_s", 0.0), 4),
+            took_s=round(time.monotonic() - started_at, 4),
+        )
+
+
+async def refuse_method(request: web.Request) -> web.Response:
+    """Answer a reserved path that was called with another method."""
+    allowed = sorted({r.method for r in RESERVED_ROUTES if r.path == request.path})
+    raise RequestRefused(
+        "method_not_allowed", f"{request.path} takes {' and '.join(allowed) or 'GET'}"
+    )
+
+
+def new_request_id() -> str:
+    """Make an id that is unique over this run and unlikely to repeat over others."""
+    return f"{_REQUEST_ID_PREFIX}-{next(_request_numbers)}"

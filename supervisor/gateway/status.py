@@ -1,0 +1,183 @@
+"""Health, readiness, the catalogue and the full snapshot over HTTP."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from aiohttp import web
+
+from supervisor import __version__
+from supervisor.arbiter.arbiter import Arbiter
+from supervisor.config.settings import Configuration
+from supervisor.core.values import Backend, BackendExit, Snapshot
+from supervisor.engine.engines import Engines
+from supervisor.errors import SupervisorError, TelemetryError
+from supervisor.gateway.control import describe_memory, describe_running
+from supervisor.gateway.error_responses import json_response
+from supervisor.telemetry.telemetry import Telemetry
+
+
+class Status:
+    """Handlers of the routes that only tell."""
+
+    def __init__(
+        self,
+        *,
+        arbiter: Arbiter,
+        configuration: Configuration,
+        telemetry: Telemetry,
+        engines: Engines,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._arbiter = arbiter
+        self._configuration = configuration
+        self._telemetry = telemetry
+        self._engines = engines
+        self._clock = clock
+        self._started_at = clock()
+
+    async def health(self, request: web.Request) -> web.Response:
+        """Answer as long as the event loop turns."""
+        _ = request
+        return json_response({"status": "healthy"})
+
+    async def ready(self, request: web.Request) -> web.Response:
+        """Answer 200, also while a switch runs; 503 while shutting down."""
+        _ = request
+        if self._arbiter.snapshot.is_closing:
+            return json_response({"status": "shutting_down"}, status=503)
+        return json_response({"status": "ready"})
+
+    async def management_health(self, request: web.Request) -> web.Response:
+        """Tell mode, model and the devices' memory."""
+        _ = request
+        snapshot = self._arbiter.snapshot
+        live = snapshot.live_models()
+        return json_response(
+            {
+                "status": "healthy",
+                "server_mode": snapshot.server_mode(),
+                "loaded_model": live[0] if live else None,
+                "gpu_memory_usage": await self._memory(),
+            }
+        )
+
+    async def models(self, request: web.Request) -> web.Response:
+        """List the catalogue."""
+        _ = request
+        snapshot = self._arbiter.snapshot
+        return json_response(
+            {
+                "object": "list",
+                "data": [
+                    {
+                        "id": name,
+                        "object": "model",
+                        "owned_by": "llama-supervisor",
+                        "type": entry.type,
+                        "profile": entry.profile_name,
+                        "aliases": entry.aliases,
+                        "max_input_tokens": entry.max_input_tokens,
+                        "state": model_state(snapshot, name),
+                    }
+                    for name, entry in self._configuration.catalogue.models.items()
+                ],
+            }
+        )
+
+    async def status(self, request: web.Request) -> web.Response:
+        """Show the whole snapshot."""
+        _ = request
+        snapshot = self._arbiter.snapshot
+        live = snapshot.live_models()
+        return json_response(
+            {
+                "state": overall_state(snapshot),
+                "server_mode": snapshot.server_mode(),
+                "loaded_model": live[0] if live else None,
+                "backends": [describe_backend(b, self._clock()) for b in snapshot.backends],
+                "switch": describe_running(snapshot.switch) if snapshot.switch else None,
+                "requests": {
+                    "in_flight": sum(b.in_flight for b in snapshot.backends),
+                    "waiting": len(snapshot.waiters),
+                },
+                "last_exit": describe_exit(snapshot.last_exit, self._clock()),
+                "last_failure": snapshot.last_failure.message if snapshot.last_failure else None,
+                "memory": await self._memory(),
+                "telemetry_problems": self._telemetry.problems,
+                "engine": self._engine(),
+                "version": __version__,
+                "uptime_s": round(self._clock() - self._started_at, 1),
+            }
+        )
+
+    async def _memory(self) -> list[dict[str, Any]]:
+        """Read every device; one that cannot be read says so in its place."""
+        described = []
+        for info in self._telemetry.devices():
+            try:
+                sample = await self._telemetry.sample(info.device)
+            except TelemetryError as error:
+                described.append({"device": info.device, "name": info.name, "error": str(error)})
+            else:
+                described.append({"name": info.name, **(describe_memory(sample) or {})})
+        return described
+
+    def _engine(self) -> dict[str, str]:
+        try:
+            identity = self._engines.choose("auto").identity
+        except SupervisorError as error:
+            return {"error": str(error)}
+        return {
+            "name": identity.name,
+            "location": identity.location,
+            "version": identity.version,
+        }
+
+
+def overall_state(snapshot: Snapshot) -> str:
+    """Return one word: shutting_down, switching, ready, or idle when nothing is loaded."""
+    if snapshot.is_closing:
+        return "shutting_down"
+    if snapshot.switch is not None:
+        return "switching"
+    return "ready" if snapshot.ready_backends() else "idle"
+
+
+def model_state(snapshot: Snapshot, name: str) -> str:
+    """Return where a catalogued model stands: `live`, a backend's state, or `available`."""
+    for backend in snapshot.backends:
+        if backend.target.model == name:
+            return "live" if backend in snapshot.ready_backends() else backend.state.value
+    return "available"
+
+
+def describe_backend(backend: Backend, now: float) -> dict[str, Any]:
+    """Write a backend as JSON."""
+    return {
+        "epoch": backend.epoch,
+        "model": backend.target.model,
+        "mode": backend.target.mode,
+        "profile": backend.target.profile,
+        "device": backend.target.device,
+        "state": backend.state.value,
+        "pid": backend.pid,
+        "in_flight": backend.in_flight,
+        "need_bytes": backend.need_bytes,
+        "age_s": round(now - backend.started_at, 1),
+    }
+
+
+def describe_exit(record: BackendExit | None, now: float) -> dict[str, Any] | None:
+    """Write how the last backend ended as JSON."""
+    if record is None:
+        return None
+    return {
+        "epoch": record.epoch,
+        "model": record.model,
+        "exit_code": record.exit_code,
+        "signal": record.signal,
+        "was_wanted": record.was_wanted,
+        "ago_s": round(now - record.at, 1),
+        "last_lines": record.last_lines[-30:],
+    }

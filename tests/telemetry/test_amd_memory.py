@@ -1,0 +1,260 @@
+"""AMD cards: the kernel's files in a temporary folder, and AMD SMI's ways of being absent."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from supervisor.core.memory import MemorySample
+from supervisor.errors import TelemetryError
+from supervisor.telemetry.amd import AmdMemory
+from supervisor.telemetry.host import MachineMemory
+
+GIB = 1024**3
+METRICS_OF_A_CARD = bytes([96, 0, 1, 3])
+METRICS_OF_AN_APU = bytes([128, 0, 2, 2])
+
+
+class Machine:
+    """A machine whose AMD cards are read through /sys, with 40 GiB of host memory available."""
+
+    def __init__(self, root: Path) -> None:
+        self.drm = root / "sys/class/drm"
+        self.reader = AmdMemory(
+            root=root,
+            load_library=lambda: None,
+            machine_memory=lambda: MachineMemory(total_bytes=64 * GIB, available_bytes=40 * GIB),
+        )
+
+    def add_card(
+        self, name: str, *, vram_gib: tuple[int, int], gtt_gib: tuple[int, int], metrics: bytes
+    ) -> Path:
+        """Add a card with (total, used) of each pool."""
+        folder = self.drm / name / "device"
+        folder.mkdir(parents=True)
+        for pool, (total, used) in {"vram": vram_gib, "gtt": gtt_gib}.items():
+            (folder / f"mem_info_{pool}_total").write_text(f"{total * GIB}\n")
+            (folder / f"mem_info_{pool}_used").write_text(f"{used * GIB}\n")
+        (folder / "vendor").write_text("0x1002\n")
+        (folder / "device").write_text("0x744c\n")
+        (folder / "gpu_metrics").write_bytes(metrics)
+        return folder
+
+    def read(self, device: str = "gpu0", *child_pids: int) -> MemorySample:
+        self.reader.devices()
+        return self.reader.read(device, taken_at=3.0, child_pids=child_pids)
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def test_discrete_card_never_adds_gtt_however_large(machine: Machine) -> None:
+    machine.add_card("card0", vram_gib=(24, 4), gtt_gib=(32, 1), metrics=METRICS_OF_A_CARD)
+
+    sample = machine.read()
+
+    assert sample.source == "sysfs"
+    assert sample.total_bytes == 24 * GIB
+    assert sample.used_bytes == 4 * GIB
+    assert sample.free_bytes == 20 * GIB
+
+
+def test_card_of_an_unknown_kind_is_taken_for_discrete(machine: Machine) -> None:
+    folder = machine.add_card("card0", vram_gib=(1, 0), gtt_gib=(32, 1), metrics=b"")
+    (folder / "gpu_metrics").unlink()
+
+    assert machine.read().total_bytes == GIB
+
+
+def test_apu_with_the_larger_gtt_adds_both_pools(machine: Machine) -> None:
+    machine.add_card("card0", vram_gib=(2, 1), gtt_gib=(32, 3), metrics=METRICS_OF_AN_APU)
+
+    sample = machine.read()
+
+    assert sample.source == "sysfs (VRAM and GTT)"
+    assert sample.total_bytes == 34 * GIB
+    assert sample.used_bytes == 4 * GIB
+    assert sample.free_bytes == 30 * GIB
+
+
+def test_apu_has_no_more_free_than_the_host_has_available(machine: Machine) -> None:
+    machine.add_card("card0", vram_gib=(2, 0), gtt_gib=(60, 0), metrics=METRICS_OF_AN_APU)
+
+    assert machine.read().free_bytes == 40 * GIB
+
+
+def test_apu_with_the_larger_carve_out_uses_that_alone(machine: Machine) -> None:
+    machine.add_card("card0", vram_gib=(32, 8), gtt_gib=(16, 1), metrics=METRICS_OF_AN_APU)
+
+    assert machine.read().free_bytes == 24 * GIB
+
+
+def test_no_card_is_no_device_and_no_error(machine: Machine) -> None:
+    assert machine.reader.devices() == ()
+
+
+def test_only_amd_cards_with_known_memory_are_listed_in_their_order(machine: Machine) -> None:
+    for name in ("card10", "card2", "card0", "card1", "card2-DP-1"):
+        machine.add_card(name, vram_gib=(8, 0), gtt_gib=(8, 0), metrics=METRICS_OF_A_CARD)
+    drm = machine.drm
+    (drm / "card0/device/vendor").write_text("0x10de\n")
+    (drm / "card1/device/mem_info_vram_total").unlink()
+    (drm / "card2/device/unique_id").write_text("18f2\n")
+    (drm / "card10/device/product_name").write_text("Instinct MI210\n")
+
+    found = machine.reader.devices()
+
+    assert [(info.device, info.name, info.uuid, info.vendor) for info in found] == [
+        ("gpu0", "AMD GPU 0x744c", "18f2", "AMD"),
+        ("gpu1", "Instinct MI210", None, "AMD"),
+    ]
+
+
+def test_childrens_share_is_unknown_unless_there_are_no_children(machine: Machine) -> None:
+    machine.add_card("card0", vram_gib=(8, 0), gtt_gib=(8, 0), metrics=METRICS_OF_A_CARD)
+
+    assert machine.read("gpu0", 71).children_bytes is None
+    assert machine.read("gpu0").children_bytes == 0
+
+
+def test_card_that_stops_answering_is_an_error_with_a_remedy(machine: Machine) -> None:
+    folder = machine.add_card("card0", vram_gib=(8, 0), gtt_gib=(8, 0), metrics=METRICS_OF_A_CARD)
+    machine.reader.devices()
+    (folder / "mem_info_vram_used").unlink()
+
+    with pytest.raises(TelemetryError, match="kernel log"):
+        machine.reader.read("gpu0", taken_at=0.0, child_pids=())
+
+
+def test_reading_a_device_that_was_not_found_is_refused(machine: Machine) -> None:
+    with pytest.raises(TelemetryError, match="gpu3"):
+        machine.read("gpu3")
+
+
+# What AMD SMI's bindings offer of what is called, for one APU; sizes in bytes.
+AMDSMI = """
+import enum
+class AmdSmiException(Exception): ...
+class AmdSmiMemoryType(enum.IntEnum):
+    VRAM = 0
+    VIS_VRAM = 1
+    GTT = 2
+opened = []
+def amdsmi_init(): opened.append(True)
+def amdsmi_shut_down(): opened.pop()
+def amdsmi_get_processor_handles(): return ["handle"]
+def amdsmi_get_gpu_asic_info(handle): return {"market_name": "Radeon 8060S"}
+def amdsmi_get_gpu_device_uuid(handle): return "uuid-1"
+def amdsmi_get_gpu_metrics_header_info(handle): return {"format_revision": 3}
+def amdsmi_get_gpu_memory_total(handle, kind): return {0: 2, 2: 32}[kind] * 1024**3
+def amdsmi_get_gpu_memory_usage(handle, kind): return {0: 1, 2: 3}[kind] * 1024**3
+"""
+
+
+@pytest.fixture
+def install_amdsmi(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[str], None]]:
+    """Put an `amdsmi` module where it is imported from, and forget it after the test."""
+    forget_amdsmi()
+    folder = tmp_path / "packages"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+
+    def install(source: str) -> None:
+        (folder / "amdsmi.py").write_text(source)
+
+    yield install
+    forget_amdsmi()
+
+
+def forget_amdsmi() -> None:
+    sys.modules.pop("amdsmi", None)
+
+
+def test_amdsmi_is_preferred_and_its_sizes_are_bytes(
+    install_amdsmi: Callable[[str], None], tmp_path: Path
+) -> None:
+    install_amdsmi(AMDSMI)
+    reader = AmdMemory(
+        root=tmp_path,
+        machine_memory=lambda: MachineMemory(total_bytes=64 * GIB, available_bytes=40 * GIB),
+    )
+
+    (info,) = reader.devices()
+    sample = reader.read("gpu0", taken_at=3.0, child_pids=())
+
+    assert (info.name, info.uuid) == ("Radeon 8060S", "uuid-1")
+    assert sample.source == "amdsmi (VRAM and GTT)"
+    assert sample.total_bytes == 34 * GIB
+    assert sample.free_bytes == 30 * GIB
+
+
+def test_amdsmi_is_opened_once_and_shut_down_once(
+    install_amdsmi: Callable[[str], None], tmp_path: Path
+) -> None:
+    install_amdsmi(AMDSMI)
+    reader = AmdMemory(root=tmp_path)
+    reader.devices()
+    reader.devices()
+    assert sys.modules["amdsmi"].opened == [True]
+
+    reader.close()
+    reader.close()
+
+    assert sys.modules["amdsmi"].opened == []
+
+
+def test_failing_amdsmi_call_is_an_error_with_a_remedy(
+    install_amdsmi: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    install_amdsmi(AMDSMI)
+    reader = AmdMemory(root=tmp_path)
+    reader.devices()
+    library = sys.modules["amdsmi"]
+
+    def fail(_handle: str, _kind: int) -> None:
+        raise library.AmdSmiException("lost")
+
+    monkeypatch.setattr(library, "amdsmi_get_gpu_memory_usage", fail)
+
+    with pytest.raises(TelemetryError, match=r"Radeon 8060S: lost; see `amd-smi list`"):
+        reader.read("gpu0", taken_at=3.0, child_pids=())
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        "raise ImportError('no module')",
+        "raise OSError('no libamd_smi.so')",
+        "raise KeyError('libamd_smi.so')",
+        "raise AttributeError('amdsmi_init')",
+        "class AmdSmiException(Exception): ...\ndef amdsmi_init(): raise AmdSmiException",
+    ],
+)
+def test_amdsmi_that_cannot_be_used_is_silent_and_the_kernels_files_are_read(
+    install_amdsmi: Callable[[str], None],
+    machine: Machine,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    failure: str,
+) -> None:
+    machine.add_card("card0", vram_gib=(8, 0), gtt_gib=(8, 0), metrics=METRICS_OF_A_CARD)
+    install_amdsmi(f"print('Unable to find libamd_smi.so')\n{failure}")
+
+    (info,) = AmdMemory(root=tmp_path).devices()
+
+    assert info.total_bytes == 8 * GIB
+    assert capsys.readouterr().out == ""
+
+
+def test_amdsmi_without_cards_leaves_them_to_the_kernels_files(
+    install_amdsmi: Callable[[str], None], machine: Machine, tmp_path: Path
+) -> None:
+    machine.add_card("card0", vram_gib=(8, 0), gtt_gib=(8, 0), metrics=METRICS_OF_A_CARD)
+    install_amdsmi(AMDSMI + "\ndef amdsmi_get_processor_handles(): return []")
+
+    assert len(AmdMemory(root=tmp_path).devices()) == 1
