@@ -3,8 +3,10 @@
     SupervisorError
     ├── ConfigError          what an operator wrote cannot be used; carries every problem
     ├── ModelFileError       a model file cannot be used; nothing was touched
+    ├── NeedMoreBytes        no error: a GGUF header goes on behind the bytes read (core/gguf.py)
     ├── EngineError          an engine is missing or does not know a setting
     ├── TelemetryError       a device cannot be read
+    │   └── VendorAbsentError  nothing of this vendor is here (telemetry/port.py)
     ├── InvalidTransition    a bug of ours; carries the recent history
     └── RequestRefused       a request or a switch gets an answer other than the one hoped for
 

@@ -111,7 +111,14 @@ class Performer:
             )
             return
         self.backends[command.epoch] = backend
-        self._post(BackendSpawned(at=self._clock(), epoch=command.epoch, pid=backend.process.pid))
+        self._post(
+            BackendSpawned(
+                at=self._clock(),
+                epoch=command.epoch,
+                pid=backend.process.pid,
+                address=backend.launch.address.describe(),
+            )
+        )
         self._spawn(self._look_after(backend, command.target), f"backend-{command.epoch}")
 
     async def _look_after(self, backend: Backend, target: Target) -> None:

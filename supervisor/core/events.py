@@ -57,10 +57,11 @@ class RequestEnded(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendSpawned(Event):
-    """The process of an epoch exists, with this process id; it is not ready yet."""
+    """The process of an epoch exists and will listen at `address`; it is not ready yet."""
 
     epoch: int
     pid: int
+    address: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -195,7 +195,10 @@ def _widest_layer_values(header: GgufHeader) -> int:
     feed_forward = _largest(header, "feed_forward_length")
     expert = _largest(header, "expert_feed_forward_length") or feed_forward
     experts = _largest(header, "expert_used_count") * (3 * expert + 2 * width)
-    shared = 3 * _largest(header, "expert_shared_feed_forward_length")
+    shared = 3 * max(
+        _largest(header, "expert_shared_feed_forward_length"),
+        _largest(header, "expert_shared_count") * expert,
+    )
     return 4 * width + max(4 * heads * head_length, 3 * feed_forward, experts + shared)
 
 

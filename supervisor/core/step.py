@@ -113,7 +113,7 @@ def _on_memory_unreadable(draft: Draft, event: MemoryUnreadable) -> None:
 def _on_backend_spawned(draft: Draft, event: BackendSpawned) -> None:
     backend = draft.snapshot.backend(event.epoch)
     if backend is not None:
-        draft.put_backend(replace(backend, pid=event.pid))
+        draft.put_backend(replace(backend, pid=event.pid, address=event.address))
 
 
 def _on_backend_ready(draft: Draft, event: BackendReady) -> None:

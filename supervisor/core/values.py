@@ -84,6 +84,7 @@ class Backend:
     baseline_used_bytes: int | None
     in_flight: int = 0
     pid: int | None = None
+    address: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Look at a model file before a server is started for it: is it whole, and what does it hold?
+"""Look at a model file before a server is started for it: that it is whole, and what it holds.
 
 Only the header is read. It comes first, and all but the largest vocabularies fit into the first
 read, so that a look takes some milliseconds however large the model is.
@@ -103,7 +103,7 @@ def _read_header(path: Path, file: BinaryIO, file_size: int) -> GgufHeader:
     wanted_bytes = FIRST_READ_BYTES
     while wanted_bytes <= LARGEST_HEADER_BYTES:
         file.seek(0)
-        start = file.read(wanted_bytes)
+        start = file.read(min(wanted_bytes, file_size))
         if len(start) < min(wanted_bytes, file_size):
             raise ModelFileError(f"{path}: it became shorter while it was read; is it complete?")
         try:

@@ -14,6 +14,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import psutil
+
 from supervisor.engine.port import Launch
 from supervisor.errors import EngineError
 
@@ -68,7 +70,7 @@ class ChildProcess:
                 start_new_session=True,
                 preexec_fn=die_with_parent,  # noqa: PLW1509 - it makes two system calls only
             )
-        except (OSError, subprocess.SubprocessError) as error:
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
             raise EngineError(f"{launch.argv[0]} cannot be executed: {error}") from error
         return cls(popen, on_line)
 
@@ -104,8 +106,16 @@ class ChildProcess:
         )
 
     async def _end_survivors(self) -> None:
-        """Kill what the child left in its group; the memory is theirs as much as its own."""
-        while self._signal_group(signal.SIGKILL):  # noqa: ASYNC110 - the kernel sets no event
+        """Kill what the child left in its group; the memory is theirs as much as its own.
+
+        Its orphans belong to process 1 of this container, which reaps them late or never; they
+        count as gone once they are dead, for then their memory is given back. Where process 1 is
+        this very controller, it reaps them here.
+        """
+        while self._signal_group(signal.SIGKILL):
+            _reap_adopted(self.pid)
+            if not _has_living_member(self.pid):
+                return
             await asyncio.sleep(_SURVIVOR_POLL_S)
 
     def _signal_group(self, number: signal.Signals) -> bool:
@@ -139,6 +149,22 @@ class ChildProcess:
         if text:
             self.last_lines.append(text)
             self._on_line(text)
+
+
+def _reap_adopted(group: int) -> None:
+    """Reap the dead of a group that have become our own children."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-group, os.WNOHANG)[0]:
+            pass
+
+
+def _has_living_member(group: int) -> bool:
+    """Whether a process of the group is there that is not a zombie."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(ProcessLookupError, psutil.Error):
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                return True
+    return False
 
 
 async def _finish(pump: asyncio.Task[None]) -> None:

@@ -162,6 +162,7 @@ def describe_backend(backend: Backend, now: float) -> dict[str, Any]:
         "device": backend.target.device,
         "state": backend.state.value,
         "pid": backend.pid,
+        "address": backend.address,
         "in_flight": backend.in_flight,
         "need_bytes": backend.need_bytes,
         "age_s": round(now - backend.started_at, 1),

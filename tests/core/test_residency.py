@@ -1,11 +1,24 @@
 """Which backends give way to a target, and to what use the device must return."""
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from immutables import Map
 
-from supervisor.core.memory import MIB
+from supervisor.core.commands import Command, SampleMemory, StartBackend, StopBackend
+from supervisor.core.events import (
+    BackendExited,
+    BackendReady,
+    Event,
+    MemorySampled,
+    SwitchRequested,
+    TargetAccepted,
+    TimePassed,
+)
+from supervisor.core.memory import MIB, MemoryPolicy, MemorySample
 from supervisor.core.residency import baselines_after, choose_leaving, without
+from supervisor.core.step import next_wakeup, step
 from supervisor.core.values import (
     Backend,
     BackendState,
@@ -152,3 +165,85 @@ def test_foreign_tenant_that_left_in_between_raises_no_baseline() -> None:
     crowded = replace(CHAT, baseline_used_bytes=12 * GIB)
 
     assert baselines_gib(without((crowded, EMBED), 1)) == {2: 8}
+
+
+@dataclass
+class LazyDriver:
+    """A device that nobody else uses, whose driver gives memory back some readings later."""
+
+    snapshot: Snapshot = field(
+        default_factory=lambda: Snapshot(devices=Map({"gpu0": replace(SHARED, budget_bytes=24)}))
+    )
+    now: float = 0.0
+    lag: int = 0
+    used_by: dict[int, int] = field(default_factory=dict)
+    residue: list[tuple[int, int]] = field(default_factory=list)
+
+    def used(self) -> int:
+        return sum(self.used_by.values()) + sum(size for size, _ in self.residue)
+
+    def switch(self, target: Target, need: int) -> None:
+        """Carry out all that the core orders, one order after the other."""
+        orders = self.tell(
+            SwitchRequested(at=self.now, switch_id="s", target=target, requested_by="test")
+        )
+        orders += self.tell(
+            TargetAccepted(at=self.now, switch_id="s", need_bytes=need, memory=None)
+        )
+        while self.snapshot.switch is not None:
+            if not orders:
+                self.now = next_wakeup(self.snapshot) or self.now
+                orders += self.tell(TimePassed(at=self.now))
+            order = orders.pop(0)
+            if isinstance(order, StopBackend):
+                self.residue.append((self.used_by.pop(order.epoch), self.lag))
+                orders += self.tell(BackendExited(at=self.now, epoch=order.epoch, exit_code=0))
+            elif isinstance(order, SampleMemory):
+                orders += self.tell(self.reading())
+            elif isinstance(order, StartBackend):
+                assert self.used() + need <= 24
+                self.used_by[order.epoch] = need
+                self.tell(BackendReady(at=self.now, epoch=order.epoch, memory=None))
+
+    def crash(self, pick: int) -> None:
+        """Let a backend die; its memory is free before anybody looks."""
+        if self.used_by:
+            epoch = sorted(self.used_by)[pick % len(self.used_by)]
+            del self.used_by[epoch]
+            self.tell(BackendExited(at=self.now, epoch=epoch, exit_code=None, signal=9))
+
+    def reading(self) -> MemorySampled:
+        self.residue = [(size, lag - 1) for size, lag in self.residue if lag > 0]
+        sample = MemorySample(
+            device="gpu0",
+            taken_at=self.now,
+            total_bytes=24,
+            used_bytes=self.used(),
+            free_bytes=24 - self.used(),
+            source="test",
+        )
+        return MemorySampled(at=self.now, switch_id="s", sample=sample)
+
+    def tell(self, event: Event) -> list[Command]:
+        self.snapshot, commands = step(self.snapshot, event)
+        return list(commands)
+
+
+switches = st.tuples(st.sampled_from("abcde"), st.sampled_from("xy"), st.integers(1, 24))
+
+
+@settings(deadline=None)
+@given(
+    story=st.lists(st.tuples(switches, st.none() | st.integers(0, 3)), max_size=12),
+    lag=st.integers(0, 12),
+)
+def test_nothing_starts_before_the_memory_of_those_that_gave_way_is_back(
+    story: list[tuple[tuple[str, str, int], int | None]], lag: int
+) -> None:
+    """Exact needs, no foreign tenants: then the gate must be exact, however many are resident."""
+    world = LazyDriver(lag=lag)
+    for (model, profile, need), crashing in story:
+        if crashing is not None:
+            world.crash(crashing)
+        policy = MemoryPolicy(margin_bytes=0, tolerance_bytes=0, release_timeout_s=60.0)
+        world.switch(replace(RERANK, model=model, profile=profile, memory=policy), need)

@@ -156,7 +156,7 @@ def test_first_switch_checks_the_target_confirms_memory_and_starts_it(story: Sto
     assert story.ask_for(CHAT) == (CheckTarget(switch_id="s1", target=CHAT),)
     assert story.accept() == (SampleMemory(switch_id="s1", device="gpu0"),)
     assert story.confirm() == (StartBackend(epoch=1, target=CHAT),)
-    assert story.tell(BackendSpawned, epoch=1, pid=77) == ()
+    assert story.tell(BackendSpawned, epoch=1, pid=77, address="a.sock") == ()
     report = report_in(story.tell(BackendReady, epoch=1, memory=None))
 
     assert (report.outcome, report.switch_id, report.epoch) == (Outcome.SWITCHED, "s1", 1)

@@ -71,7 +71,8 @@ LIMITS = Limits(hold_max_requests=4, hold_timeout_s=40.0)
 targets = st.sampled_from(TARGETS)
 models = st.sampled_from(["chat", "live", "target", None, "embed", "unknown"])
 pauses_s = st.sampled_from([0.0, 0.0, 0.005, 0.3, 2.0, 31.0, 121.0])
-luck = st.integers(0, 5).map(bool)
+luck = st.sampled_from([True, True, False])
+picks = st.lists(st.integers(0, 5), min_size=1, max_size=12)
 needs = st.integers(20, 60)
 
 
@@ -146,12 +147,18 @@ class World(RuleBasedStateMachine):
         self.tell(RequestEnded(at=self.now, request_id=request_id))
 
     @precondition(lambda self: self.orders)
-    @rule(pause_s=pauses_s, pick=st.integers(0), is_well=luck, need=st.integers(1, 110))
-    def order_is_performed(self, pause_s: float, pick: int, *, is_well: bool, need: int) -> None:
+    @rule(pause_s=pauses_s, picks=picks, is_well=luck, need=st.integers(1, 110))
+    def orders_are_performed(
+        self, pause_s: float, picks: list[int], *, is_well: bool, need: int
+    ) -> None:
+        """Carry some out, the last one perhaps without luck."""
         self.pass_time(pause_s)
-        if self.orders:
-            order = self.orders.pop(pick % len(self.orders))
-            self.perform(order, is_well=is_well, need=need)
+        for done, pick in enumerate(picks):
+            if self.orders:
+                order = self.orders.pop(pick % len(self.orders))
+                self.perform(order, is_well=is_well or done + 1 < len(picks), need=need)
+            elif self.phase is Phase.CONFIRMING:
+                self.pass_time(0.05)
 
     @rule(wanted=targets, need=needs)
     def switch_goes_well(self, wanted: Target, need: int) -> None:
@@ -234,7 +241,7 @@ class World(RuleBasedStateMachine):
                 self.answer_check(switch_id, need if is_well else None)
             case StartBackend(epoch=epoch) if epoch in self.alive and is_well:
                 self.orders.append(AwaitReady(epoch=epoch))
-                self.tell(BackendSpawned(at=self.now, epoch=epoch, pid=epoch))
+                self.tell(BackendSpawned(at=self.now, epoch=epoch, pid=epoch, address="a.sock"))
             case AwaitReady(epoch=epoch) if epoch in self.alive and is_well:
                 self.tell(BackendReady(at=self.now, epoch=epoch, memory=None))
             case StartBackend(epoch=epoch) | AwaitReady(epoch=epoch) | StopBackend(epoch=epoch):

@@ -112,7 +112,7 @@ class History:
     def make_live(self, switch_id: str, target: Target, epoch: int) -> None:
         self.switch(switch_id, target)
         self.confirm(switch_id, target.device)
-        self.tell(BackendSpawned, epoch=epoch, pid=100 + epoch)
+        self.tell(BackendSpawned, epoch=epoch, pid=100 + epoch, address="a.sock")
         self.tell(BackendReady, epoch=epoch, memory=None)
 
 
@@ -126,7 +126,7 @@ def test_answers_told_again_at_any_later_moment_change_nothing() -> None:
     history.tell(RequestEnded, request_id="r1")
     history.tell(BackendExited, epoch=1, exit_code=0)
     history.confirm("s3", "gpu0")
-    history.tell(BackendSpawned, epoch=3, pid=103)
+    history.tell(BackendSpawned, epoch=3, pid=103, address="a.sock")
     history.tell(BackendReady, epoch=3, memory=None)
     history.tell(RequestEnded, request_id="r2")
     history.tell(BackendExited, epoch=2, exit_code=None, signal=9)
@@ -182,7 +182,7 @@ def test_answers_to_a_switch_that_never_was_change_nothing(draining: History) ->
 def test_events_of_an_epoch_that_never_was_change_nothing(draining: History) -> None:
     before = draining.snapshot
 
-    assert draining.tell(BackendSpawned, epoch=9, pid=5) == ()
+    assert draining.tell(BackendSpawned, epoch=9, pid=5, address="a.sock") == ()
     assert draining.tell(BackendReady, epoch=9, memory=None) == ()
     assert draining.tell(BackendExited, epoch=9, exit_code=1) == ()
     assert draining.snapshot is before

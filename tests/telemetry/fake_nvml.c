@@ -28,7 +28,6 @@ enum {
 struct process {
     uint64_t used_bytes;
     uint32_t pid;
-    uint32_t unused;
 };
 
 struct device {

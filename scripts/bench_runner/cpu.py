@@ -1,0 +1,48 @@
+"""Who used the processors during a round: without it, a slow round cannot be told from a noisy one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import psutil
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuUse:
+    """Processor seconds: of each process watched, and of everything else on the machine."""
+
+    by_role_s: Mapping[str, float]
+    others_s: float
+    others_share: float
+
+
+class CpuMeter:
+    """Measures from its making to `stop()`. This process is watched as `client`."""
+
+    def __init__(self, pids: Mapping[str, int]) -> None:
+        """Watch the processes, given by their role."""
+        self._watched = {role: psutil.Process(pid) for role, pid in pids.items()}
+        self._watched["client"] = psutil.Process()
+        self._used_before = self._used_s()
+        self._machine_before = psutil.cpu_times()
+
+    def stop(self) -> CpuUse:
+        """Return what was used since this meter was made.
+
+        `others_share` is the part of all processor time, 0 to 1, that went to other processes.
+        """
+        now, before = psutil.cpu_times(), self._machine_before
+        total_s = sum(now) - sum(before)
+        busy_s = total_s - (now.idle + now.iowait - before.idle - before.iowait)
+        used = self._used_s()
+        by_role_s = {role: used[role] - self._used_before[role] for role in used}
+        # Both are counted in ticks of 10 ms, so that a short quiet round may come out below zero.
+        others_s = max(0.0, busy_s - sum(by_role_s.values()))
+        return CpuUse(
+            by_role_s=by_role_s,
+            others_s=others_s,
+            others_share=others_s / total_s if total_s > 0 else 0.0,
+        )
+
+    def _used_s(self) -> dict[str, float]:
+        times = {role: process.cpu_times() for role, process in self._watched.items()}
+        return {role: used.user + used.system for role, used in times.items()}

@@ -1,0 +1,58 @@
+"""How soon the controller listens, and how much memory it holds."""
+
+from bench_runner.embeddings import EMBEDDINGS_MODEL, embedding_load
+from bench_runner.load import run
+from bench_runner.report import Figure, Target, compare
+from bench_runner.servers import Controller, Endpoint, Server
+from bench_runner.setting import CLIENTS, BenchError, Setting, say
+
+NAME = "listening"
+
+REQUESTS_BEFORE_MEMORY = 200
+MB = 1_000_000
+
+
+def measure(setting: Setting) -> Figure:
+    """Start the controller and the bare default model's server in turn.
+
+    The controller listens before it loads its default model; the bare server answers 200 only
+    when its model is loaded, so that the direct column stands there for orientation.
+    """
+    with Controller(setting) as controller:
+        controller.wait_until_settled()
+        default = controller.child_command()
+    listening_s, ready_s = [], []
+    for _ in range(setting.starts):
+        with Controller(setting) as controller:
+            listening_s.append(controller.start_s)
+        with default.start(Endpoint.on_free_port(), setting) as bare:
+            ready_s.append(bare.start_s)
+    say(f"  listening: {len(listening_s)} starts")
+    resident = [_resident_bytes(setting) for _ in range(setting.rounds)]
+    return Figure(
+        name=NAME,
+        rows=(
+            compare(
+                "start until /health answers",
+                "s",
+                direct=ready_s,
+                controller=listening_s,
+                judged_as="controller",
+                target=Target(sense="at most", bound=1.0),
+            ),
+            compare(
+                f"resident after a switch and {REQUESTS_BEFORE_MEMORY} requests",
+                "MB",
+                direct=[bare / MB for bare, _ in resident],
+                controller=[supervised / MB for _, supervised in resident],
+                judged_as="controller",
+                target=Target(sense="at most", bound=80),
+            ),
+        ),
+        samples={
+            "listening_s": listening_s,
+            "bare_ready_s": ready_s,
+            "resident_bytes": [supervised for _, supervised in resident],
+            "bare_resident_bytes": [bare for bare, _ in resident],
+        },
+    )

@@ -1,0 +1,161 @@
+"""What a run has found: rows with a target each, as a table for people and as JSON."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any, Literal
+
+Judged = Literal["controller", "difference", "ratio"]
+"""What a target bounds: the controller's value, what it adds to the direct one, or its share."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A bound from the requirements, in the row's unit (a ratio has none)."""
+
+    sense: Literal["at most", "at least"]
+    bound: float
+
+    def is_met(self, value: float) -> bool:
+        """Whether the value is within the bound."""
+        return value <= self.bound if self.sense == "at most" else value >= self.bound
+
+    def describe(self) -> str:
+        """Write it as `≤ 60`."""
+        return f"{'≤' if self.sense == 'at most' else '≥'} {self.bound:g}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One quantity. Medians over the samples; `lowest` and `highest` are the judged value's."""
+
+    quantity: str
+    unit: str
+    direct: float
+    controller: float
+    judged_as: Judged
+    judged: float
+    lowest: float
+    highest: float
+    target: Target
+
+    @property
+    def is_met(self) -> bool:
+        """Whether the judged value is within the target."""
+        return self.target.is_met(self.judged)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """The rows of one figure, sentences for people, and the raw samples for machines."""
+
+    name: str
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+    samples: Mapping[str, Any] = field(default_factory=dict)
+
+
+def compare(
+    quantity: str,
+    unit: str,
+    *,
+    direct: Sequence[float],
+    controller: Sequence[float],
+    judged_as: Judged,
+    target: Target,
+) -> Row:
+    """Judge samples of both sides, one pair after the other, and take the median of each.
+
+    Sample n of one side was measured next to sample n of the other, so that both had the same
+    machine.
+    """
+    judge = {
+        "controller": lambda _, supervised: supervised,
+        "difference": lambda bare, supervised: supervised - bare,
+        "ratio": lambda bare, supervised: supervised / bare if bare else 0.0,
+    }[judged_as]
+    judged = [judge(*pair) for pair in zip(direct, controller, strict=True)]
+    return Row(
+        quantity=quantity,
+        unit=unit,
+        direct=median(direct),
+        controller=median(controller),
+        judged_as=judged_as,
+        judged=median(judged),
+        lowest=min(judged),
+        highest=max(judged),
+        target=target,
+    )
+
+
+HEADINGS = ("figure", "quantity", "direct", "controller", "judged", "range", "target", "")
+
+
+def table(figures: Sequence[Figure]) -> str:
+    """Write the rows in columns, numbers to the right, and the notes below."""
+    lines = [HEADINGS]
+    for figure in figures:
+        lines += [_cells(figure.name, row) for row in figure.rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rule = tuple("─" * width for width in widths)
+    text = [_align(line, widths) for line in (lines[0], rule, *lines[1:])]
+    notes = [f"{figure.name}: {note}" for figure in figures for note in figure.notes]
+    return "\n".join([*text, "", *notes]).rstrip()
+
+
+def _cells(name: str, row: Row) -> tuple[str, ...]:
+    sign = "+" if row.judged_as == "difference" else ""
+    suffix = " ×" if row.judged_as == "ratio" else ""
+    return (
+        name,
+        f"{row.quantity}, {row.unit}" if row.unit else row.quantity,
+        _number(row.direct),
+        _number(row.controller),
+        f"{row.judged:{sign}.4g}{suffix}",
+        f"{_number(row.lowest)} – {_number(row.highest)}",
+        row.target.describe(),
+        "met" if row.is_met else "MISSED",
+    )
+
+
+def _align(cells: tuple[str, ...], widths: Sequence[int]) -> str:
+    left = {0, 1, len(cells) - 1}
+    aligned = [
+        cell.ljust(width) if number in left else cell.rjust(width)
+        for number, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    ]
+    return "  ".join(aligned).rstrip()
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def as_json(figures: Sequence[Figure], context: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the whole report: the context, every row with its verdict, every sample."""
+    return {
+        **context,
+        "figures": {
+            figure.name: {
+                "rows": [_row_as_json(row) for row in figure.rows],
+                "notes": figure.notes,
+                "samples": figure.samples,
+            }
+            for figure in figures
+        },
+    }
+
+
+def _row_as_json(row: Row) -> dict[str, Any]:
+    return {
+        "quantity": row.quantity,
+        "unit": row.unit,
+        "direct": row.direct,
+        "controller": row.controller,
+        "judged_as": row.judged_as,
+        "judged": row.judged,
+        "lowest": row.lowest,
+        "highest": row.highest,
+        "target": row.target.describe(),
+        "is_met": row.is_met,
+    }

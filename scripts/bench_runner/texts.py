@@ -1,0 +1,20 @@
+"""English texts of varied length, the same in every run, cut from the demo model's own text."""
+
+import random
+from pathlib import Path
+
+SOURCE = Path(__file__).parents[1] / "demo_models" / "chat_text.txt"
+SEED = 7
+
+
+def short_texts(count: int, *, min_words: int, max_words: int) -> tuple[str, ...]:
+    """Cut `count` texts, each starting at a random word; lengths spread evenly between both."""
+    chooser = random.Random(SEED)
+    words = SOURCE.read_text(encoding="utf-8").split()
+
+    def cut() -> str:
+        length = chooser.randint(min_words, max_words)
+        start = chooser.randrange(len(words) - length)
+        return " ".join(words[start : start + length])
+
+    return tuple(cut() for _ in range(count))

@@ -1,0 +1,133 @@
+"""Controllers to call, on the event loop of the product, and the ways of calling them."""
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+import yaml
+
+from supervisor.engine.backend import Backend
+from tests.conftest import ROOT, RunningController, StartController
+
+FAULTY_SERVER = Path(__file__).with_name("faulty_server.py")
+
+ENDLESS: Mapping[str, Any] = {
+    "model": "bench-chat",
+    "prompt": "on and on",
+    "n_predict": 100_000,
+    "ignore_eos": True,
+}
+"""A completion that goes on until its client leaves or its context is full, some seconds later."""
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run the tests of this room on the loop that the command line runs on."""
+    return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture
+async def faulty(start_controller: StartController, tmp_path: Path) -> RunningController:
+    """A controller whose live backend is `faulty_server.py`."""
+    return await start_faulty(start_controller, tmp_path)
+
+
+async def start_faulty(
+    start_controller: StartController, folder: Path, **server_settings: Any
+) -> RunningController:
+    """Start a controller with `faulty_server.py` live; keyword arguments go under `server:`."""
+    binary = folder / "llama-server"
+    binary.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S {FAULTY_SERVER} "$@"\n')
+    binary.chmod(0o700)
+    settings = {"server": server_settings, "engines": {"llama_server_bin": str(binary)}}
+    controller = await start_controller(files={"supervisor.yaml": settings})
+    await controller.switch_to("demo-chat")
+    return controller
+
+
+def shipped(file_name: str, **changes: Any) -> dict[str, Any]:
+    """Return a shipped YAML file's content with some of its fields changed."""
+    content: dict[str, Any] = yaml.safe_load((ROOT / "profiles" / file_name).read_text())
+    return content | changes
+
+
+def backend_of(controller: RunningController) -> Backend:
+    """Return the one running backend, for the child to be asked or killed behind our back."""
+    (backend,) = controller.parts.arbiter._performer.backends.values()
+    return backend
+
+
+async def ask_child(
+    controller: RunningController, method: str, path: str, body: Any = None
+) -> tuple[int, str | None, bytes]:
+    """Ask the child directly. Returns status, content type and body."""
+    backend = backend_of(controller)
+    headers = {"Authorization": backend.authorization}
+    async with backend.session.request(
+        method, backend.base_url + path, json=body, headers=headers
+    ) as answer:
+        return answer.status, answer.headers.get("Content-Type"), await answer.read()
+
+
+async def ask(
+    controller: RunningController, method: str, path: str, body: Any = None
+) -> tuple[int, str | None, bytes]:
+    """Ask the controller. Returns status, content type and body."""
+    async with controller.client.request(method, controller.url + path, json=body) as answer:
+        return answer.status, answer.headers.get("Content-Type"), await answer.read()
+
+
+async def busy_slots(controller: RunningController) -> int:
+    """Return how many slots of the child are at work."""
+    async with backend_of(controller).session.get(
+        f"{backend_of(controller).base_url}/slots",
+        headers={"Authorization": backend_of(controller).authorization},
+    ) as answer:
+        return sum(slot["is_processing"] for slot in await answer.json())
+
+
+async def requests_now(controller: RunningController) -> dict[str, int]:
+    """Return the counts of requests in flight and waiting."""
+    counts: dict[str, int] = (await controller.json("GET", "/status"))["requests"]
+    return counts
+
+
+async def until(condition: Callable[[], Awaitable[bool]], within_s: float = 10.0) -> float:
+    """Ask again and again until the condition holds. Returns how long it took, in seconds."""
+    started_at = time.monotonic()
+    while not await condition():
+        took_s = time.monotonic() - started_at
+        assert took_s < within_s, f"{condition} does not hold after {took_s:.1f} s"
+        await asyncio.sleep(0.002)
+    return time.monotonic() - started_at
+
+
+@asynccontextmanager
+async def endless_stream(controller: RunningController) -> AsyncIterator[Any]:
+    """Open a stream that does not end by itself soon, and yield it after its first bytes."""
+    async with controller.client.post(
+        f"{controller.url}/completion", json={**ENDLESS, "stream": True}
+    ) as answer:
+        assert answer.status == 200, await answer.text()
+        await answer.content.readany()
+        yield answer
+
+
+@asynccontextmanager
+async def raw_request(
+    controller: RunningController, request: bytes
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Write bytes to the controller and yield the connection, for what a client library hides."""
+    host, port = controller.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        writer.write(request)
+        await writer.drain()
+        yield reader, writer
+    finally:
+        writer.close()
