@@ -16,13 +16,13 @@ from immutables import Map
 
 from supervisor import __version__
 from supervisor.arbiter.arbiter import Arbiter
-from supervisor.config.settings import Configuration
+from supervisor.config.configuration import Configuration
 from supervisor.core.values import Device, Limits, Snapshot
 from supervisor.engine.engines import Engines
 from supervisor.engine.launcher import Launcher
 from supervisor.errors import ConfigError, SupervisorError
 from supervisor.gateway.control import Control
-from supervisor.gateway.server import Gateway
+from supervisor.gateway.server import Gateway, make_runner
 from supervisor.gateway.status import Status
 from supervisor.observability.recorder import Recorder
 from supervisor.telemetry.port import DeviceInfo
@@ -59,7 +59,7 @@ async def serve(configuration: Configuration, options: Options) -> None:
     A second signal stops at once. Raises SupervisorError when it cannot start.
     """
     async with build(configuration, options) as controller:
-        runner = web.AppRunner(controller.application, handler_cancellation=True, access_log=None)
+        runner = make_runner(controller.application)
         await runner.setup()
         try:
             await _listen(runner, configuration, options)
@@ -77,9 +77,7 @@ async def build(configuration: Configuration, options: Options) -> AsyncIterator
     run_dir = make_run_dir(options.data_dir)
     try:
         devices = telemetry.devices()
-        engines = Engines(
-            os.environ, configuration.settings.engines.llama_server_bin, options.engine
-        )
+        engines = build_engines(configuration, options.engine)
         engines.announce()
         for problem in telemetry.problems:
             log.warning("telemetry.problem", problem=problem)
@@ -116,6 +114,12 @@ async def build(configuration: Configuration, options: Options) -> AsyncIterator
     finally:
         telemetry.close()
         shutil.rmtree(run_dir, ignore_errors=True)
+
+
+def build_engines(configuration: Configuration, preferred: str) -> Engines:
+    """Find the engines of this machine. Raises EngineError when there is none."""
+    named = configuration.settings.engines.llama_server_bin
+    return Engines(os.environ, Path(named) if named else None, preferred)
 
 
 def first_snapshot(configuration: Configuration, devices: tuple[DeviceInfo, ...]) -> Snapshot:

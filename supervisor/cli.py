@@ -1,7 +1,8 @@
-"""The command line: `llama-supervisor serve`."""
+"""The command line: `llama-supervisor serve` and `check`."""
 
 import asyncio
 import os
+import shlex
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -11,9 +12,15 @@ import typer
 import uvloop
 
 from supervisor import __version__
-from supervisor.app import Options
+from supervisor.app import Options, build_engines
 from supervisor.app import serve as run_controller
+from supervisor.config.configuration import Configuration
+from supervisor.config.explain import explain as explain_fields
 from supervisor.config.load import load
+from supervisor.engine.backend import choose_address
+from supervisor.engine.engines import Engines
+from supervisor.engine.model_check import model_problems
+from supervisor.engine.model_scan import scan_models
 from supervisor.errors import ConfigError, SupervisorError
 from supervisor.observability.logs import set_up_logging
 
@@ -52,7 +59,7 @@ def serve(
 ) -> None:
     """Run the controller until SIGTERM or SIGINT."""
     try:
-        configuration = load(profiles, models.resolve(), os.environ)
+        configuration = load(profiles, models.resolve(), os.environ, scan_models)
         set_up_logging(configuration.settings.server.log_format)
         options = Options(data_dir=data, host=host, port=port, engine=engine.value)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -63,6 +70,60 @@ def serve(
     except SupervisorError as error:
         print(error, file=sys.stderr)
         raise SystemExit(1) from error
+
+
+@cli.command()
+def check(
+    folder: Annotated[Path, typer.Argument(help="Folder with the YAML files.")] = Path("profiles"),
+    models: Annotated[Path, typer.Option(help="Folder with the GGUF files.")] = Path("models"),
+    explain: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Tell where each value comes from.")
+    ] = None,
+    profile: Annotated[str | None, typer.Option(help="With --explain: another profile.")] = None,
+    engine: Annotated[EngineName, typer.Option(help="What `auto` means.")] = EngineName.AUTO,
+) -> None:
+    """Print every problem of the configuration as file:line: field: what is wrong; exit 2."""
+    try:
+        configuration = load(folder, models.resolve(), os.environ, scan_models)
+        engines = build_engines(configuration, engine.value)
+        if explain is not None:
+            print_explanation(configuration, engines, explain, profile)
+            return
+        problems = tuple(model_problems(configuration, engines))
+    except ConfigError as error:
+        problems = error.problems
+    except SupervisorError as error:
+        problems = (str(error),)
+    print(*problems, sep="\n", end="\n" if problems else "")
+    if problems:
+        raise SystemExit(EXIT_BAD_CONFIGURATION)
+    count = len(configuration.catalogue.models)
+    print(f"{folder}: {count} models, {len(configuration.profiles)} profiles, no problems")
+
+
+def print_explanation(
+    configuration: Configuration, engines: Engines, name: str, profile: str | None
+) -> None:
+    """Print a model's fields with their origins, and the exact command line. Raises ConfigError."""
+    model = configuration.model_name(name)
+    if model is None or (profile is not None and profile not in configuration.profiles):
+        what, known = (
+            ("model", configuration.catalogue.models)
+            if model is None
+            else ("profile", configuration.profiles)
+        )
+        wanted = name if model is None else profile
+        raise ConfigError(
+            (f"there is no {what} '{wanted}'; there are: {', '.join(sorted(known))}",)
+        )
+    fields = list(explain_fields(configuration, model, profile))
+    widths = [max(len(getattr(f, column)) for f in fields) for column in ("name", "value")]
+    for field in fields:
+        print(f"{field.name:{widths[0]}}  {field.value:{widths[1]}}  {field.origin}")
+    resolved = configuration.resolve(model, profile)
+    chosen = engines.choose(resolved.profile.engine)
+    address = choose_address(Path("<data>"), 1, has_unix_socket=chosen.has_unix_socket)
+    print(f"\n{shlex.join(chosen.argv(resolved, address))}")
 
 
 def main() -> None:

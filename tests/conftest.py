@@ -17,6 +17,7 @@ from aiohttp import web
 from supervisor.app import Controller, Options, build
 from supervisor.config.load import load
 from supervisor.engine.cached_build import cached_llama_server
+from supervisor.gateway.server import make_runner
 
 ROOT = Path(__file__).parent.parent
 
@@ -108,7 +109,7 @@ async def start_controller(
             configuration = load(folder, models_dir, {})
             options = Options(data_dir=folder / "data", engine=engine)
             parts = await stack.enter_async_context(build(configuration, options))
-            runner = web.AppRunner(parts.application, handler_cancellation=True, access_log=None)
+            runner = make_runner(parts.application)
             await runner.setup()
             stack.push_async_callback(runner.cleanup)
             site = web.TCPSite(runner, "127.0.0.1", 0)

@@ -71,7 +71,7 @@ class Connection:
         if head.length is not None:
             raise BrokenAnswerError("the answer is not a stream")
         while size := int(await reader.readuntil(b"\r\n"), 16):
-            yield await reader.readexactly(size + 2)
+            yield (await reader.readexactly(size + 2))[:-2]
         await reader.readexactly(2)  # no trailers follow the last chunk
         if head.closes:
             self.close()
@@ -83,6 +83,23 @@ class Connection:
         self._reader = self._writer = None
 
     async def _send(self, request: bytes) -> tuple[asyncio.StreamReader, Head]:
+        """Return the head of the answer; ask once more where a kept connection was stale.
+
+        llama-server closes a connection after a streamed answer without saying so before. No byte
+        of an answer came then, and the connection had served before: the request was not read
+        (RFC 9112, section 9.3.1).
+        """
+        is_kept = self._reader is not None
+        try:
+            return await self._ask(request)
+        except (asyncio.IncompleteReadError, ConnectionError) as error:
+            has_begun = isinstance(error, asyncio.IncompleteReadError) and error.partial
+            if has_begun or not is_kept:
+                raise
+        self.close()
+        return await self._ask(request)
+
+    async def _ask(self, request: bytes) -> tuple[asyncio.StreamReader, Head]:
         if self._reader is None or self._writer is None:
             self._reader, self._writer = await self._open()
         self._writer.write(request)

@@ -1,4 +1,4 @@
-"""Who used the processors during a round: without it, a slow round cannot be told from a noisy one."""
+"""Who used the processors in a round, so that a slow one can be told from a disturbed one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """How soon the controller listens, and how much memory it holds."""
 
-from bench_runner.embeddings import EMBEDDINGS_MODEL, embedding_load
-from bench_runner.load import run
+from bench_runner.embeddings import EMBEDDING_MODEL, embedding_load
+from bench_runner.load import Load, run
 from bench_runner.report import Figure, Target, compare
 from bench_runner.servers import Controller, Endpoint, Server
 from bench_runner.setting import CLIENTS, BenchError, Setting, say
@@ -56,3 +56,22 @@ def measure(setting: Setting) -> Figure:
             "bare_resident_bytes": [bare for bare, _ in resident],
         },
     )
+
+
+def _resident_bytes(setting: Setting) -> tuple[int, int]:
+    """Return what the bare server and the controller hold after the same requests."""
+    load = embedding_load(
+        clients=CLIENTS, seconds=60.0, requests_per_client=REQUESTS_BEFORE_MEMORY // CLIENTS
+    )
+    with Controller(setting) as controller:
+        command = controller.load(EMBEDDING_MODEL)
+        supervised = _resident_after(load, controller)
+    with command.start(Endpoint.on_free_port(), setting) as bare:
+        return _resident_after(load, bare), supervised
+
+
+def _resident_after(load: Load, server: Server) -> int:
+    failures = run(load, server.endpoint).failures
+    if failures:
+        raise BenchError(f"requests before the memory was read failed: {dict(failures)}")
+    return server.resident_bytes()

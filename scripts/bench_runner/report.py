@@ -55,7 +55,7 @@ class Figure:
     samples: Mapping[str, Any] = field(default_factory=dict)
 
 
-def compare(
+def compare(  # noqa: PLR0913 - four of them are named by every caller
     quantity: str,
     unit: str,
     *,
@@ -69,12 +69,8 @@ def compare(
     Sample n of one side was measured next to sample n of the other, so that both had the same
     machine.
     """
-    judge = {
-        "controller": lambda _, supervised: supervised,
-        "difference": lambda bare, supervised: supervised - bare,
-        "ratio": lambda bare, supervised: supervised / bare if bare else 0.0,
-    }[judged_as]
-    judged = [judge(*pair) for pair in zip(direct, controller, strict=True)]
+    pairs = zip(direct, controller, strict=True)
+    judged = [_judge(judged_as, bare, supervised) for bare, supervised in pairs]
     return Row(
         quantity=quantity,
         unit=unit,
@@ -88,7 +84,26 @@ def compare(
     )
 
 
-HEADINGS = ("figure", "quantity", "direct", "controller", "judged", "range", "target", "")
+def _judge(judged_as: Judged, bare: float, supervised: float) -> float:
+    match judged_as:
+        case "controller":
+            return supervised
+        case "difference":
+            return supervised - bare
+        case "ratio":
+            return supervised / bare if bare else 0.0
+
+
+HEADINGS: tuple[str, ...] = (
+    "figure",
+    "quantity",
+    "direct",
+    "controller",
+    "judged",
+    "range",
+    "target",
+    "",
+)
 
 
 def table(figures: Sequence[Figure]) -> str:
@@ -156,6 +171,6 @@ def _row_as_json(row: Row) -> dict[str, Any]:
         "judged": row.judged,
         "lowest": row.lowest,
         "highest": row.highest,
-        "target": row.target.describe(),
+        "target": {"sense": row.target.sense, "bound": row.target.bound},
         "is_met": row.is_met,
     }

@@ -193,6 +193,10 @@ class Controller(Server):
         """Make the model live, whatever runs now, and return how its server was started."""
         self.wait_until_settled()
         self.switch_to(model)
+        return self.child_command()
+
+    def child_command(self) -> "ChildCommand":
+        """Return how the live backend's server was started."""
         return ChildCommand.of(self.child_pid())
 
     def child_pid(self) -> int:

@@ -112,9 +112,12 @@ class Arbiter:
         )
         try:
             epoch = future.result() if future.done() else await future
-            yield Lease(
-                backend=self._performer.backends[epoch], waited_s=self._clock() - arrived_at
-            )
+            backend = self._performer.backends.get(epoch)
+            if backend is None:  # it died before this task's turn came
+                raise RequestRefused(
+                    "backend_unreachable", "the model's server died; see /status for its last exit"
+                )
+            yield Lease(backend=backend, waited_s=self._clock() - arrived_at)
         finally:
             self._requests.pop(request_id, None)
             self.post(RequestEnded(at=self._clock(), request_id=request_id))

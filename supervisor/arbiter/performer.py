@@ -1,7 +1,7 @@
 """Carries out the core's commands and reports back what came of them, as events."""
 
 import asyncio
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any, Protocol
 
 import structlog
@@ -26,7 +26,7 @@ from supervisor.core.events import (
 from supervisor.core.memory import MemorySample
 from supervisor.core.values import Target
 from supervisor.engine.backend import Backend
-from supervisor.errors import SupervisorError, TelemetryError
+from supervisor.errors import SupervisorError
 
 log = structlog.get_logger()
 
@@ -87,8 +87,9 @@ class Performer:
         target, switch_id = command.target, command.switch_id
         try:
             need_bytes = await asyncio.to_thread(self._launcher.check, target)
-        except SupervisorError as error:
-            self._post(TargetRejected(at=self._clock(), switch_id=switch_id, message=str(error)))
+        except Exception as error:  # noqa: BLE001 - the switch waits for an answer, whatever fails
+            reason = _reason(error)
+            self._post(TargetRejected(at=self._clock(), switch_id=switch_id, message=reason))
             return
         memory = await self._sample_or_none(target.device)
         self._post(
@@ -100,13 +101,13 @@ class Performer:
     def _start(self, command: StartBackend) -> None:
         try:
             backend = self._launcher.launch(command.target, command.epoch)
-        except SupervisorError as error:
+        except Exception as error:  # noqa: BLE001 - the switch waits for an answer, whatever fails
             self._post(
                 BackendExited(
                     at=self._clock(),
                     epoch=command.epoch,
                     exit_code=None,
-                    last_lines=(str(error),),
+                    last_lines=(_reason(error),),
                 )
             )
             return
@@ -154,9 +155,10 @@ class Performer:
     async def _sample(self, command: SampleMemory) -> None:
         try:
             sample = await self._memory.sample(command.device, self._child_pids())
-        except TelemetryError as error:
+        except Exception as error:  # noqa: BLE001 - the gate waits for an answer, whatever fails
+            reason = _reason(error)
             self._post(
-                MemoryUnreadable(at=self._clock(), switch_id=command.switch_id, reason=str(error))
+                MemoryUnreadable(at=self._clock(), switch_id=command.switch_id, reason=reason)
             )
             return
         self._post(MemorySampled(at=self._clock(), switch_id=command.switch_id, sample=sample))
@@ -165,16 +167,12 @@ class Performer:
         """Read the device for a report; what cannot be read is left out of it."""
         try:
             return await self._memory.sample(device, self._child_pids())
-        except TelemetryError as error:
-            log.warning("telemetry.unreadable", device=device, reason=str(error))
+        except Exception as error:  # noqa: BLE001 - a report without memory is better than none
+            log.warning("telemetry.unreadable", device=device, reason=_reason(error))
             return None
 
     def _child_pids(self) -> tuple[int, ...]:
         return tuple(backend.process.pid for backend in self.backends.values())
-
-    def running_backends(self) -> Mapping[int, Backend]:
-        """Return the backends whose process is not reaped yet, by epoch."""
-        return self.backends
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Run a piece of work as an owned, named task; its failure is logged, never lost."""
@@ -186,3 +184,11 @@ class Performer:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("arbiter.task_failed", task=task.get_name(), exc_info=error)
+
+
+def _reason(error: Exception) -> str:
+    """Say what failed. What is not ours is a bug: its trace goes to the log."""
+    if isinstance(error, SupervisorError):
+        return str(error)
+    log.error("arbiter.unexpected", exc_info=error)
+    return f"the controller failed ({type(error).__name__}: {error}); its log tells where"

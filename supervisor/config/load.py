@@ -4,134 +4,260 @@
 the controller's settings, every other `*.yaml` is the profile of that name.
 """
 
-from collections.abc import Iterable, Mapping
+import gc
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
+from supervisor.config.configuration import Configuration
+from supervisor.config.layers import Layers, leaves
+from supervisor.config.problems import field_problems, nearest
 from supervisor.config.profile import Profile
-from supervisor.config.settings import (
-    Catalogue,
-    Configuration,
-    ModelEntry,
-    SupervisorSettings,
-    override,
-)
+from supervisor.config.settings import Catalogue, ModelEntry, SupervisorSettings
+from supervisor.config.source import Place, Source, dotted, read_source
+from supervisor.config.units import variables_in
+from supervisor.core.values import Mode
 from supervisor.errors import ConfigError
 
 CATALOGUE_FILE = "models.yaml"
 SETTINGS_FILE = "supervisor.yaml"
 
+_EXPANDED_FIELDS = frozenset({"path", "models_dir", "allowed_roots", "llama_server_bin", "env"})
+
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-def load(folder: Path, models_dir: Path, environ: Mapping[str, str]) -> Configuration:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundModel:
+    """A GGUF file that a folder scan found, with what its header says."""
+
+    name: str
+    path: Path
+    mode: Mode
+    projector_path: Path | None = None
+
+
+ModelScan = Callable[[Path], Iterable[FoundModel]]
+"""Looks through a folder for models; injected, because reading headers is the engine's room."""
+
+
+def load(
+    folder: Path,
+    models_dir: Path,
+    environ: Mapping[str, str],
+    scan: ModelScan = lambda _: (),
+) -> Configuration:
     """Read and check the folder. Raises ConfigError that names every problem."""
-    reader = _Reader()
+    with _collector_paused():
+        return _load(folder, models_dir, environ, scan)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Let no garbage collection run: many small values live on, and it would halve the speed."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _load(
+    folder: Path, models_dir: Path, environ: Mapping[str, str], scan: ModelScan
+) -> Configuration:
+    reader = _Reader(environ)
     if not folder.is_dir():
         raise ConfigError((f"{folder}: there is no such folder; name it with --profiles",))
     catalogue_path = Path(environ.get("MODEL_CONFIG_PATH") or folder / CATALOGUE_FILE)
+    catalogue_source, catalogue = reader.read(catalogue_path, Catalogue)
     settings_path = folder / SETTINGS_FILE
-    catalogue = reader.read(catalogue_path, Catalogue)
-    settings = (
-        reader.read(settings_path, SupervisorSettings)
-        if settings_path.exists()
-        else SupervisorSettings()
-    )
-    profiles = {
-        path.stem: profile
+    settings: SupervisorSettings | None = SupervisorSettings()
+    if settings_path.exists():
+        _, settings = reader.read(settings_path, SupervisorSettings)
+    layers, profiles = reader.read_profiles(
+        path
         for path in sorted(folder.glob("*.yaml"))
-        if path.name not in {CATALOGUE_FILE, SETTINGS_FILE} and path != catalogue_path
-        if (profile := reader.read(path, Profile)) is not None
-    }
-    if catalogue is not None:
-        reader.problems += _catalogue_problems(catalogue_path, catalogue, profiles)
-    if reader.problems or catalogue is None or settings is None:
+        if path not in {settings_path, catalogue_path} and path.name != CATALOGUE_FILE
+    )
+    projectors: dict[str, Path] = {}
+    if catalogue is not None and catalogue_source is not None:
+        catalogue, projectors = _with_scanned(catalogue, models_dir, scan)
+        checker = _CatalogueChecker(catalogue_source, catalogue, layers, profiles)
+        reader.problems += [*checker.problems(), *checker.root_problems(models_dir)]
+    if reader.problems or catalogue is None or catalogue_source is None or settings is None:
         raise ConfigError(tuple(reader.problems))
     return Configuration(
-        settings=settings, catalogue=catalogue, profiles=profiles, models_dir=models_dir
+        settings=settings,
+        catalogue=catalogue,
+        profiles=profiles,
+        layers=layers,
+        catalogue_source=catalogue_source,
+        models_dir=models_dir,
+        projectors=projectors,
     )
 
 
 class _Reader:
-    """Reads YAML files into models and collects what is wrong with them."""
+    """Reads files into models and collects what is wrong with them."""
 
-    def __init__(self) -> None:
+    def __init__(self, environ: Mapping[str, str]) -> None:
         self.problems: list[str] = []
+        self._environ = environ
 
-    def read(self, path: Path, kind: type[_Model]) -> _Model | None:
-        """Return the file's content as `kind`, or None after noting its problems."""
+    def read(self, path: Path, kind: type[_Model]) -> tuple[Source | None, _Model | None]:
+        """Return the file's source and content as `kind`; None after noting problems."""
+        source = self._source(path)
+        if source is None:
+            return None, None
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            self.problems.append(f"{path}: cannot be read: {error.strerror}")
-            return None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            self.problems.append(f"{path}: is not YAML: {' '.join(str(error).split())}")
-            return None
-        if not isinstance(content, dict):
-            self.problems.append(f"{path}: must hold fields (`name: value`), and holds none")
-            return None
-        try:
-            return kind.model_validate(content)
+            context = {"environ": self._environ}
+            return source, kind.model_validate(source.content, context=context)
         except ValidationError as error:
-            self.problems += describe(path, error)
+            self.problems += [
+                f"{source.at(place)}: {dotted(place)}: {sentence}"
+                for place, sentence in field_problems(error, kind)
+            ]
+            return source, None
+
+    def read_profiles(self, paths: Iterable[Path]) -> tuple[Layers, dict[str, Profile]]:
+        """Read the files as profiles, each over what it extends."""
+        found = {path.stem: self._source(path) for path in paths}
+        layers = Layers(found, self._environ)
+        profiles: dict[str, Profile] = {}
+        for name, source in found.items():
+            if source is None:
+                continue
+            try:
+                profiles[name] = layers.profile(name)
+            except ConfigError as error:
+                self.problems += [p for p in error.problems if p not in self.problems]
+        return layers, profiles
+
+    def _source(self, path: Path) -> Source | None:
+        try:
+            source = read_source(path)
+        except ConfigError as error:
+            self.problems += error.problems
             return None
+        self.problems += [*source.problems, *_misplaced_variables(source)]
+        return source
 
 
-def describe(path: Path, error: ValidationError, prefix: str = "") -> list[str]:
-    """Write pydantic's findings as `file: field: what is wrong`."""
-    return [
-        f"{path}: {prefix}{'.'.join(str(part) for part in problem['loc']) or 'file'}: "
-        f"{problem['msg'].removeprefix('Value error, ')}"
-        for problem in error.errors()
-    ]
+def _misplaced_variables(source: Source) -> Iterable[str]:
+    """Find `${NAME}` where it stands for itself: surprises are worse than a refusal."""
+    for place, value in leaves(source.content):
+        words = value if isinstance(value, list) else [value]
+        if any(isinstance(word, str) and variables_in(word) for word in words) and not any(
+            part in _EXPANDED_FIELDS for part in place
+        ):
+            yield (
+                f"{source.at(place)}: {dotted(place)}: variables are put in for paths and "
+                "secrets only; write the value itself"
+            )
 
 
-def _catalogue_problems(
-    path: Path, catalogue: Catalogue, profiles: Mapping[str, Profile]
-) -> Iterable[str]:
-    default = catalogue.default_model
-    if default is not None and default not in catalogue.models:
-        known = ", ".join(sorted(catalogue.models))
-        yield f"{path}: default_model: '{default}' is not in models; there are: {known}"
-    yield from _name_clashes(path, catalogue)
-    for name, entry in catalogue.models.items():
-        yield from _entry_problems(path, f"models.{name}", entry, profiles)
+def _with_scanned(
+    catalogue: Catalogue, models_dir: Path, scan: ModelScan
+) -> tuple[Catalogue, dict[str, Path]]:
+    """Add the models that a scan of `models_dir` finds and that no entry names."""
+    if catalogue.models_dir is None:
+        return catalogue, {}
+    named = {(models_dir / entry.path).resolve() for entry in catalogue.models.values()}
+    models = dict(catalogue.models)
+    projectors: dict[str, Path] = {}
+    for found in scan(models_dir / catalogue.models_dir):
+        if found.path.resolve() in named or found.name in models:
+            continue
+        models[found.name] = ModelEntry(path=str(found.path), type=found.mode)
+        if found.projector_path is not None:
+            projectors[found.name] = found.projector_path
+    return catalogue.model_copy(update={"models": models}), projectors
 
 
-def _name_clashes(path: Path, catalogue: Catalogue) -> Iterable[str]:
-    owner = {name: name for name in catalogue.models}
-    for name, entry in catalogue.models.items():
-        for alias in entry.aliases:
-            if owner.setdefault(alias, name) != name:
-                yield (
-                    f"{path}: models.{name}.aliases: '{alias}' already names '{owner[alias]}'; "
-                    "a name can stand for one model only"
+class _CatalogueChecker:
+    """Finds what single fields cannot show: names that clash, profiles that are not there."""
+
+    def __init__(
+        self,
+        source: Source,
+        catalogue: Catalogue,
+        layers: Layers,
+        profiles: Mapping[str, Profile],
+    ) -> None:
+        self._source = source
+        self._catalogue = catalogue
+        self._layers = layers
+        self._profiles = profiles
+
+    def problems(self) -> Iterable[str]:
+        """Yield every problem of the catalogue as a whole."""
+        default, models = self._catalogue.default_model, self._catalogue.models
+        if default is not None and default not in models:
+            hint = nearest(default, list(models))
+            yield self._at(("default_model",), f"there is no model '{default}'{hint}")
+        yield from self._name_clashes()
+        for name, entry in models.items():
+            yield from self._entry_problems(name, entry)
+
+    def root_problems(self, models_dir: Path) -> Iterable[str]:
+        """Yield the models whose file lies outside `allowed_roots`, links followed."""
+        roots = [(models_dir / root).resolve() for root in self._catalogue.allowed_roots]
+        if not roots:
+            return
+        for name, entry in self._catalogue.models.items():
+            path = (models_dir / entry.path).resolve()
+            if not any(path.is_relative_to(root) for root in roots):
+                allowed = ", ".join(str(root) for root in roots)
+                yield self._at(
+                    ("models", name, "path"),
+                    f"{path} lies outside allowed_roots ({allowed}); move it, or add its folder",
                 )
 
+    def _name_clashes(self) -> Iterable[str]:
+        owner = {name: name for name in self._catalogue.models}
+        for name, entry in self._catalogue.models.items():
+            for alias in entry.aliases:
+                if owner.setdefault(alias, name) != name:
+                    yield self._at(
+                        ("models", name, "aliases"),
+                        f"'{alias}' already names '{owner[alias]}'; a name can stand for one "
+                        "model only",
+                    )
 
-def _entry_problems(
-    path: Path, where: str, entry: ModelEntry, profiles: Mapping[str, Profile]
-) -> Iterable[str]:
-    profile = profiles.get(entry.profile_name)
-    if profile is None:
-        known = ", ".join(sorted(profiles)) or "none"
-        yield f"{path}: {where}.profile: there is no '{entry.profile_name}'; there are: {known}"
-        return
-    if profile.mode is not entry.type:
-        yield (
-            f"{path}: {where}.profile: '{entry.profile_name}' is for {profile.mode}, and the "
-            f"model's type is {entry.type}"
-        )
-    try:
-        override(profile, _checked(entry.overrides))
-    except ValidationError as error:
-        yield from describe(path, error, f"{where}.overrides.")
+    def _entry_problems(self, name: str, entry: ModelEntry) -> Iterable[str]:
+        place: Place = ("models", name, "profile")
+        chosen = entry.profile_name
+        if chosen not in self._layers.names():
+            known = self._layers.names()
+            hint = nearest(chosen, known) or f"; there are: {', '.join(known) or 'none'}"
+            yield self._at(place, f"there is no profile '{chosen}'{hint}")
+            return
+        profile = self._profiles.get(chosen)
+        if profile is None:
+            return  # its own problems are reported
+        if profile.mode is not entry.type:
+            yield self._at(
+                place, f"'{chosen}' is for {profile.mode}, and the model's type is {entry.type}"
+            )
+        yield from self._override_problems(name, entry)
 
+    def _override_problems(self, name: str, entry: ModelEntry) -> Iterable[str]:
+        place: Place = ("models", name, "overrides")
+        for fixed in {"mode", "extends"} & entry.overrides.keys():
+            yield self._at((*place, fixed), "cannot be overridden; choose another profile")
+        if not entry.overrides:
+            return
+        try:
+            self._layers.overridden(entry.profile_name, entry.overrides)
+        except ValidationError as error:
+            for inner, sentence in field_problems(error, Profile):
+                yield self._at((*place, *inner), sentence)
 
-def _checked(overrides: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Leave `mode` to the type: an override of it would contradict the catalogue."""
-    return {**overrides, "mode": "set by the model's type"} if "mode" in overrides else overrides
+    def _at(self, place: Place, sentence: str) -> str:
+        return f"{self._source.at(place)}: {dotted(place)}: {sentence}"

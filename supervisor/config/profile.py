@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from supervisor.config.units import Bytes, EnvText, Seconds
 from supervisor.core.memory import MIB, MemoryPolicy
 from supervisor.core.values import Mode
 
@@ -22,6 +23,14 @@ def _switch_word(value: Any) -> Any:
     return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
 
+def _layers(value: Any) -> Any:
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if is_count or value in {"auto", "all"}:
+        return value
+    raise ValueError(f"must be all, auto or a number of layers, not {value!r}")
+
+
+GpuLayers = Annotated[int | Literal["auto", "all"], BeforeValidator(_layers)]
 OnOffAuto = Annotated[Literal["on", "off", "auto"], BeforeValidator(_switch_word)]
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
 Pooling = Literal["none", "mean", "cls", "last", "rank"]
@@ -31,17 +40,17 @@ LoadMode = Literal["auto", "none", "mmap", "mlock", "mmap+mlock", "dio"]
 class ProfileMemory(Settings):
     """How memory is accounted for and how its release is proven."""
 
-    need_bytes: int | None = Field(
+    need_bytes: Bytes | None = Field(
         default=None,
         gt=0,
         description="Bytes that the server takes on its device; default: estimated from the file.",
     )
-    margin_bytes: int = Field(
+    margin_bytes: Bytes = Field(
         default=256 * MIB,
         ge=0,
         description="Bytes that must be free beyond the need before a start is confirmed.",
     )
-    tolerance_bytes: int = Field(
+    tolerance_bytes: Bytes = Field(
         default=64 * MIB,
         ge=0,
         description="Bytes by which use may exceed the baseline and still count as released.",
@@ -49,7 +58,7 @@ class ProfileMemory(Settings):
     stable_samples: int = Field(
         default=3, ge=1, description="Consecutive samples that must show the memory free."
     )
-    release_timeout_s: float = Field(
+    release_timeout_s: Seconds = Field(
         default=10.0,
         gt=0,
         description="Seconds after which an unconfirmed release fails the switch.",
@@ -68,6 +77,10 @@ class ProfileMemory(Settings):
 class Profile(Settings):
     """How to start a server for one mode. Names follow llama.cpp's."""
 
+    extends: str | None = Field(
+        default=None,
+        description="Another profile whose fields hold where this one says nothing.",
+    )
     mode: Mode = Field(
         description="`generation` or `embedding` (flag `--embeddings`): which models it is for."
     )
@@ -119,8 +132,8 @@ class Profile(Settings):
         description="Least tokens of a cached chunk worth shifting into a new prompt; 0 = off. "
         "Flag `--cache-reuse`.",
     )
-    n_gpu_layers: int | Literal["auto", "all"] = Field(
-        default="all", description="Layers kept on the GPU. Flag `--gpu-layers`."
+    n_gpu_layers: GpuLayers = Field(
+        default="all", description="Layers kept on the GPU: all, auto or a number. `--gpu-layers`."
     )
     fit: bool = Field(
         default=False,
@@ -144,19 +157,20 @@ class Profile(Settings):
     extra_args: tuple[str, ...] = Field(
         default=(), description="Further arguments, passed as they are, without a shell."
     )
-    env: dict[str, str] = Field(
+    env: dict[str, EnvText] = Field(
         default_factory=dict,
-        description="Environment for the server, applied after `LLAMA_*` and `AIP_*` are cleared.",
+        description="Environment for the server, applied after `LLAMA_*` and `AIP_*` are cleared. "
+        "Values may name variables: `${HF_TOKEN}`.",
     )
-    start_timeout_s: float = Field(
+    start_timeout_s: Seconds = Field(
         default=120.0, gt=0, description="Seconds within which the server must be ready."
     )
-    drain_timeout_s: float = Field(
+    drain_timeout_s: Seconds = Field(
         default=30.0,
         ge=0,
         description="Seconds that requests in flight get before the server is stopped.",
     )
-    stop_grace_s: float = Field(
+    stop_grace_s: Seconds = Field(
         default=5.0, ge=0, description="Seconds between SIGTERM and SIGKILL."
     )
     memory: ProfileMemory = Field(

@@ -1,13 +1,11 @@
 """The catalogue of models (`models.yaml`) and the controller's own settings (`supervisor.yaml`)."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from supervisor.config.profile import Profile, Settings
+from supervisor.config.profile import Settings
+from supervisor.config.units import Bytes, EnvText, Seconds
 from supervisor.core.memory import MIB
 from supervisor.core.values import Mode
 
@@ -15,7 +13,10 @@ from supervisor.core.values import Mode
 class ModelEntry(Settings):
     """One model of the catalogue."""
 
-    path: str = Field(description="The GGUF file, relative to the models folder, or absolute.")
+    path: EnvText = Field(
+        description="The GGUF file, relative to the models folder, or absolute. May name "
+        "variables: `${MODELS}/chat.gguf`, `${MODELS:-/models}/chat.gguf`."
+    )
     type: Mode = Field(
         default=Mode.GENERATION,
         description="`generation` or `embedding` (`embedding: true` is the older spelling).",
@@ -41,7 +42,7 @@ class ModelEntry(Settings):
         entry = dict(entry)
         flag = entry.pop("embedding")
         if not isinstance(flag, bool):
-            raise ValueError("embedding: must be true or false; better write `type: embedding`")
+            raise ValueError("embedding must be true or false; better write `type: embedding`")
         spelled = Mode.EMBEDDING if flag else Mode.GENERATION
         if entry.setdefault("type", spelled.value) != spelled.value:
             raise ValueError(f"type says {entry['type']} and embedding says {spelled}; keep type")
@@ -59,7 +60,20 @@ class Catalogue(Settings):
     default_model: str | None = Field(
         default=None, description="The model to load at start; none when left out."
     )
-    models: dict[str, ModelEntry] = Field(description="Each model under the name clients use.")
+    models: dict[str, ModelEntry] = Field(
+        default_factory=dict, description="Each model under the name clients use."
+    )
+    models_dir: EnvText | None = Field(
+        default=None,
+        description="A folder that is scanned: each GGUF in it that no entry names becomes a "
+        "model, named after its file, its type read from its header. Relative to the models "
+        "folder.",
+    )
+    allowed_roots: tuple[EnvText, ...] = Field(
+        default=(),
+        description="Folders in which model files must lie, links followed; default: anywhere. "
+        "Relative to the models folder.",
+    )
 
 
 class ServerSettings(Settings):
@@ -67,7 +81,7 @@ class ServerSettings(Settings):
 
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port; 0 = any free one.")
-    max_body_bytes: int = Field(
+    max_body_bytes: Bytes = Field(
         default=64 * MIB, ge=1, description="Largest request body in bytes; above it: 413."
     )
     log_format: Literal["console", "json"] = Field(
@@ -78,7 +92,7 @@ class ServerSettings(Settings):
 class DeviceSettings(Settings):
     """What a device may carry."""
 
-    budget_bytes: int | None = Field(
+    budget_bytes: Bytes | None = Field(
         default=None, gt=0, description="Bytes that backends may take in all; default: its total."
     )
     exclusive: bool = Field(default=False, description="Only one backend at a time.")
@@ -90,7 +104,7 @@ class QueueSettings(Settings):
     hold_max_requests: int = Field(
         default=10_000, ge=0, description="Requests that may wait; beyond: 503."
     )
-    hold_timeout_s: float = Field(
+    hold_timeout_s: Seconds = Field(
         default=300.0, gt=0, description="Seconds that a request may wait; beyond: 503."
     )
 
@@ -99,7 +113,7 @@ class SwitchSettings(Settings):
     """How switches and the shutdown behave."""
 
     history_size: int = Field(default=1000, ge=1, description="Switches kept for /switches.")
-    shutdown_drain_timeout_s: float = Field(
+    shutdown_drain_timeout_s: Seconds = Field(
         default=30.0, ge=0, description="Seconds that requests get after SIGTERM."
     )
 
@@ -107,7 +121,7 @@ class SwitchSettings(Settings):
 class EngineSettings(Settings):
     """Where engines are found."""
 
-    llama_server_bin: Path | None = Field(
+    llama_server_bin: EnvText | None = Field(
         default=None,
         description="The llama-server binary; default: LLAMA_SERVER_BIN, PATH, the cached build.",
     )
@@ -123,61 +137,3 @@ class SupervisorSettings(Settings):
     engines: EngineSettings = Field(default_factory=EngineSettings)
     queue: QueueSettings = Field(default_factory=QueueSettings)
     switch: SwitchSettings = Field(default_factory=SwitchSettings)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResolvedModel:
-    """A model of the catalogue with the profile it runs with, overrides applied."""
-
-    name: str
-    path: Path
-    mode: Mode
-    profile_name: str
-    profile: Profile
-    max_input_tokens: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Configuration:
-    """Everything operators wrote, checked. Names resolve by `model_name()` and `resolve()`."""
-
-    settings: SupervisorSettings
-    catalogue: Catalogue
-    profiles: Mapping[str, Profile]
-    models_dir: Path
-
-    def model_name(self, name_or_alias: str) -> str | None:
-        """Return the catalogue's name for a name or an alias; None when it is unknown."""
-        if name_or_alias in self.catalogue.models:
-            return name_or_alias
-        for name, entry in self.catalogue.models.items():
-            if name_or_alias in entry.aliases:
-                return name
-        return None
-
-    def resolve(self, name: str, profile_name: str | None = None) -> ResolvedModel:
-        """Put a catalogued model and a profile together.
-
-        Raises KeyError for a name or a profile that is not there, pydantic's ValidationError for
-        overrides that do not fit the profile (both are ruled out for what `load()` checked).
-        """
-        entry = self.catalogue.models[name]
-        chosen = profile_name or entry.profile_name
-        return ResolvedModel(
-            name=name,
-            path=self.models_dir / entry.path,
-            mode=entry.type,
-            profile_name=chosen,
-            profile=override(self.profiles[chosen], entry.overrides),
-            max_input_tokens=entry.max_input_tokens,
-        )
-
-
-def override(profile: Profile, overrides: Mapping[str, Any]) -> Profile:
-    """Apply a model's overrides to a profile. Raises ValidationError when they do not fit."""
-    if not overrides:
-        return profile
-    merged = profile.model_dump(exclude_unset=True) | dict(overrides)
-    if isinstance(overrides.get("memory"), dict):
-        merged["memory"] = profile.memory.model_dump(exclude_unset=True) | overrides["memory"]
-    return Profile.model_validate(merged)

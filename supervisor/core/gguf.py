@@ -67,7 +67,7 @@ half the time of a loop in Python, which alone would take more than 20 ms for a 
 """
 
 
-class NeedMoreBytes(SupervisorError):  # noqa: N818 - no error: it asks the caller to read on
+class NeedMoreBytes(SupervisorError):
     """The header goes on behind the bytes given: call again with at least `wanted` of them."""
 
     def __init__(self, wanted: int) -> None:

@@ -106,11 +106,17 @@ _SLIDING: Mapping[str, _Sliding] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerCache:
-    """What one layer keeps per cell: how many values in its keys, how many in its values."""
+    """What one layer keeps per cell: a key and a value of so many numbers for each head."""
 
-    key_values: int
-    value_values: int
+    heads: int
+    key_length: int
+    value_length: int
     is_sliding: bool
+
+    @property
+    def cell_length(self) -> int:
+        """Numbers in one cell, keys and values together."""
+        return self.heads * (self.key_length + self.value_length)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,8 +159,9 @@ def read_layout(header: GgufHeader) -> CacheLayout | str:
     return CacheLayout(
         layers=tuple(
             LayerCache(
-                key_values=heads * lengths[is_sliding][0],
-                value_values=heads * lengths[is_sliding][1],
+                heads=heads,
+                key_length=lengths[is_sliding][0],
+                value_length=lengths[is_sliding][1],
                 is_sliding=is_sliding,
             )
             for heads, is_sliding in zip(head_counts_kv, sliding, strict=True)
@@ -166,9 +173,9 @@ def read_layout(header: GgufHeader) -> CacheLayout | str:
 def count_cells(
     *, window: int, ctx_tokens: int, parallel: int, is_unified: bool, ubatch_size: int
 ) -> CacheCells:
-    """Return the cells of a context of `ctx_tokens` in all, shared by `parallel` slots."""
+    """Return the cells of a context of `ctx_tokens` in all (already padded), for all slots."""
     streams = 1 if is_unified else parallel
-    full = pad_cells(pad_cells(ctx_tokens) // streams)
+    full = pad_cells(ctx_tokens // streams)
     in_window = window * (parallel if is_unified else 1) + ubatch_size
     sliding = pad_cells(min(full, in_window)) if window else 0
     return CacheCells(full=full, sliding=sliding, streams=streams)
@@ -186,15 +193,14 @@ def cache_bytes(
 
     Without flash attention values are kept transposed, and all layers get the widest one's room.
     """
-    widest = max((layer.value_values for layer in layout.layers), default=0)
+    value_rows = [layer.heads * layer.value_length for layer in layout.layers]
+    if not has_flash_attention:
+        value_rows = [max(value_rows, default=0)] * len(value_rows)
     return sum(
         cells.streams
         * (cells.sliding if layer.is_sliding else cells.full)
-        * (
-            key_type.row_bytes(layer.key_values)
-            + value_type.row_bytes(layer.value_values if has_flash_attention else widest)
-        )
-        for layer in layout.layers
+        * (key_type.row_bytes(layer.heads * layer.key_length) + value_type.row_bytes(value_row))
+        for layer, value_row in zip(layout.layers, value_rows, strict=True)
     )
 
 
@@ -216,7 +222,7 @@ def per_layer(header: GgufHeader, name: str, block_count: int) -> tuple[int, ...
 
 
 def _head_lengths(header: GgufHeader, heads: int, is_sliding: bool) -> tuple[int, int]:
-    """Return the values of one head's key and value; no value of its own with latent attention."""
+    """Return how many numbers a head's key and value have; with latent attention keys alone."""
     usual = (header.count_parameter("embedding_length") or 0) // heads
     key = header.count_parameter("attention.key_length")
     value = header.count_parameter("attention.value_length")

@@ -26,10 +26,11 @@ from supervisor.core.kv_cache import (
     read_layout,
 )
 from supervisor.core.memory import MIB, format_bytes
-from supervisor.errors import ConfigError
+from supervisor.errors import EngineError
 
 EMBEDDING_ARCHITECTURES = EMBEDDING_WITHOUT_KV | {"llama-embed"}
 
+_WITHOUT_FLASH = frozenset({"grok"})
 _FLOAT_BYTES = 4  # intermediate results are f32
 
 
@@ -84,7 +85,7 @@ def is_embedding_model(header: GgufHeader) -> bool:
 def estimate_need(headers: Sequence[GgufHeader], settings: NeedSettings) -> MemoryNeed:
     """Estimate the memory for a model whose shards have these headers, the first one first.
 
-    Raises ConfigError when a cache type does not exist.
+    Raises EngineError when the server would refuse the cache types for this model.
     """
     plan = _plan(headers[0], settings)
     weights_bytes = sum(header.tensors.total_bytes for header in headers)
@@ -111,6 +112,7 @@ class _Plan:
     layout: CacheLayout | str
     cells: CacheCells
     tokens: int  # of one micro-batch
+    has_flash: bool
 
 
 def _plan(header: GgufHeader, settings: NeedSettings) -> _Plan:
@@ -130,24 +132,36 @@ def _plan(header: GgufHeader, settings: NeedSettings) -> _Plan:
             is_unified=settings.kv_unified,
             ubatch_size=tokens,
         )
-    return _Plan(header=header, settings=settings, layout=layout, cells=cells, tokens=tokens)
+    return _Plan(
+        header=header,
+        settings=settings,
+        layout=layout,
+        cells=cells,
+        tokens=tokens,
+        has_flash=settings.flash_attention and header.architecture not in _WITHOUT_FLASH,
+    )
 
 
 def _estimate_kv(plan: _Plan) -> tuple[int, str]:
     settings, layout, cells = plan.settings, plan.layout, plan.cells
-    key_type = _cache_type("cache_type_k", settings.cache_type_k)
-    value_type = _cache_type("cache_type_v", settings.cache_type_v)
+    key_type = _fitting_type(plan, "key", settings.cache_type_k)
+    value_type = _fitting_type(plan, "value", settings.cache_type_v)
     if isinstance(layout, str):
         size = format_bytes(settings.kv_fallback_bytes)
         return settings.kv_fallback_bytes, f"KV cache {size} assumed, because {layout}"
     if not layout.layers:
         return 0, "no KV cache"
+    if key_type != value_type and not all(layer.value_length for layer in layout.layers):
+        raise EngineError(
+            f"cache types {key_type.name} and {value_type.name} differ, and this model's latent "
+            "attention takes but one for both: set cache_type_v as cache_type_k"
+        )
     size_bytes = cache_bytes(
         layout,
         cells,
         key_type=key_type,
         value_type=value_type,
-        has_flash_attention=settings.flash_attention,
+        has_flash_attention=plan.has_flash,
     )
     sliding = sum(layer.is_sliding for layer in layout.layers)
     window = f", {sliding} of them with {cells.sliding} cells" if sliding else ""
@@ -157,10 +171,24 @@ def _estimate_kv(plan: _Plan) -> tuple[int, str]:
     )
 
 
-def _cache_type(setting: str, name: str) -> GgmlType:
+def _fitting_type(plan: _Plan, role: str, name: str) -> GgmlType:
+    """Return the type of cached keys or values, if the server would take it for this model.
+
+    Source: llama_init_from_model() in llama-context.cpp.
+    """
     kind = GGML_TYPES_BY_NAME.get(name)
     if kind is None:
-        raise ConfigError((f"{setting}: there is no type '{name}'; usual are f16, q8_0 and q4_0",))
+        raise EngineError(f"there is no cache type '{name}'; usual are f16, q8_0 and q4_0")
+    layers = plan.layout.layers if isinstance(plan.layout, CacheLayout) else ()
+    lengths = {layer.key_length if role == "key" else layer.value_length for layer in layers}
+    uneven = [length for length in sorted(lengths) if length % kind.block_values]
+    if uneven and plan.has_flash:
+        raise EngineError(
+            f"cache type {name} holds blocks of {kind.block_values} numbers, which do not divide "
+            f"the {role}s of this model ({uneven[0]} numbers per head): use f16"
+        )
+    if role == "value" and kind.block_values > 1 and layers and not plan.has_flash:
+        raise EngineError(f"cached values of type {name} need flash attention: use f16")
     return kind
 
 
@@ -173,11 +201,10 @@ def _estimate_compute(plan: _Plan) -> int:
     An eighth and 8 MiB come on top, for what some architectures add.
     """
     tokens, cells = plan.tokens, plan.cells
-    has_flash = plan.settings.flash_attention
-    masks = tokens * (cells.full + cells.sliding) * (2 if has_flash else 4)
+    masks = tokens * (cells.full + cells.sliding) * (2 if plan.has_flash else 4)
     logits = 0 if keeps_no_kv(plan.header.architecture) else _vocabulary(plan.header)
     width = plan.header.count_parameter("embedding_length") or 0
-    scores = 0 if has_flash else _largest(plan.header, "attention.head_count") * cells.full
+    scores = 0 if plan.has_flash else _largest(plan.header, "attention.head_count") * cells.full
     values = max(_widest_layer_values(plan.header) + scores, width + logits)
     bound = masks + tokens * values * _FLOAT_BYTES + _unpacked_layer_bytes(plan)
     return bound + bound // 8 + 8 * MIB
@@ -210,7 +237,7 @@ def _unpacked_layer_bytes(plan: _Plan) -> int:
     types = {plan.settings.cache_type_k, plan.settings.cache_type_v}
     if isinstance(plan.layout, str) or types <= {"f32", "f16", "bf16"}:
         return 0
-    widest = max((la.key_values + la.value_values for la in plan.layout.layers), default=0)
+    widest = max((layer.cell_length for layer in plan.layout.layers), default=0)
     return plan.cells.streams * plan.cells.full * widest * 2
 
 

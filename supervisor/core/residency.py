@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from supervisor.core.memory import format_bytes
+from supervisor.core.memory import MemorySample, ReleaseQuestion, format_bytes
 from supervisor.core.values import Backend, Device, Refusal, Snapshot, Target
 
 
@@ -66,6 +66,24 @@ def baselines_after(
         for device, first in first_by_device.items()
         if first.baseline_used_bytes is not None
     )
+
+
+def baseline_at_start(
+    staying: Sequence[Backend], question: ReleaseQuestion, sample: MemorySample
+) -> int:
+    """Use that the device should return to once the backend that starts now is gone.
+
+    `staying` are those on its device. The gate also opens while an old backend's memory is still
+    held, if enough is free beside it. Such a reading is no baseline: the next switch would take
+    that memory, held, for released. Then what the device was expected to return to stays valid.
+    """
+    expected = question.baseline_used_bytes
+    newest = max(staying, key=lambda b: b.epoch, default=None)
+    if expected is None and newest is not None and newest.baseline_used_bytes is not None:
+        expected = newest.baseline_used_bytes + newest.need_bytes
+    if expected is None or sample.used_bytes - expected <= question.policy.tolerance_bytes:
+        return sample.used_bytes
+    return expected
 
 
 def without(backends: Sequence[Backend], epoch: int) -> tuple[Backend, ...]:

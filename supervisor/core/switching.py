@@ -27,7 +27,7 @@ from supervisor.core.memory import (
     pause_before_sample,
 )
 from supervisor.core.requests import SHUTTING_DOWN, backend_for, settle_waiters
-from supervisor.core.residency import baselines_after, choose_leaving
+from supervisor.core.residency import baseline_at_start, baselines_after, choose_leaving
 from supervisor.core.values import (
     Backend,
     BackendState,
@@ -120,7 +120,7 @@ def _judge(draft: Draft, question: ReleaseQuestion, sample: MemorySample) -> Non
     decision = judge_release(question, switch.samples)
     draft.set_switch(gate_reason=decision.reason)
     if decision.state is GateState.CONFIRMED:
-        _confirmed(draft, sample)
+        _confirmed(draft, question, sample)
     elif decision.state is GateState.REFUSED:
         end_switch(draft, refusal=Refusal(code="memory_not_released", message=decision.reason))
     else:
@@ -272,7 +272,7 @@ def _question_device(draft: Draft, device: str) -> None:
     take_sample(draft)
 
 
-def _confirmed(draft: Draft, sample: MemorySample) -> None:
+def _confirmed(draft: Draft, question: ReleaseQuestion, sample: MemorySample) -> None:
     """Go on to the next device, to the start of the target, or to the end of an unload."""
     switch = draft.running_switch()
     remaining = switch.devices_to_confirm[1:]
@@ -282,11 +282,12 @@ def _confirmed(draft: Draft, sample: MemorySample) -> None:
     elif switch.target is None:
         end_switch(draft)
     else:
-        _start(draft, switch.target, sample)
+        _start(draft, switch.target, question, sample)
 
 
-def _start(draft: Draft, target: Target, sample: MemorySample) -> None:
+def _start(draft: Draft, target: Target, question: ReleaseQuestion, sample: MemorySample) -> None:
     epoch = draft.snapshot.next_epoch
+    staying = [b for b in draft.snapshot.backends if b.target.device == target.device]
     draft.enter_phase(Phase.STARTING)
     switch = draft.set_switch(epoch=epoch)
     draft.set(next_epoch=epoch + 1)
@@ -297,7 +298,7 @@ def _start(draft: Draft, target: Target, sample: MemorySample) -> None:
             state=BackendState.STARTING,
             need_bytes=switch.need_bytes or 0,
             started_at=draft.at,
-            baseline_used_bytes=sample.used_bytes,
+            baseline_used_bytes=baseline_at_start(staying, question, sample),
         )
     )
     draft.order(StartBackend(epoch=epoch, target=target))

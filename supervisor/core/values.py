@@ -119,8 +119,10 @@ class BackendExit:
     last_lines: tuple[str, ...] = ()
 
     def describe(self) -> str:
-        """Say in words how the process ended: `signal 9` or `exit code 1`."""
-        return f"signal {self.signal}" if self.signal is not None else f"exit code {self.exit_code}"
+        """Say in words how the process ended: `signal 9`, `exit code 1` or `not spawned`."""
+        if self.signal is not None:
+            return f"signal {self.signal}"
+        return "not spawned" if self.exit_code is None else f"exit code {self.exit_code}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

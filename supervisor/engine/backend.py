@@ -63,6 +63,8 @@ class Backend:
             pause_s = min(_MAX_POLL_S, pause_s * _POLL_GROWTH)
 
     async def _is_healthy(self) -> bool:
+        if self.session.closed:  # it is being stopped, or has died
+            return False
         try:
             async with self.session.get(f"{self.base_url}/health") as answer:
                 return answer.status == 200 and self._is_our_child_listening()

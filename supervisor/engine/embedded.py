@@ -1,10 +1,11 @@
 """The embedded engine: llama.cpp's HTTP server out of the `xllamacpp` wheel, as a child process."""
 
+import argparse
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-from supervisor.config.settings import ResolvedModel
+from supervisor.config.configuration import ResolvedModel
 from supervisor.engine.embedded_server import flag_parser
 from supervisor.engine.flags import server_flags
 from supervisor.engine.port import Address, EngineIdentity
@@ -36,7 +37,15 @@ class EmbeddedEngine:
         """Raise EngineError when the wheel is missing or cannot honour the profile."""
         if not self.is_installed():
             raise EngineError("the embedded engine is not installed: pip install xllamacpp")
-        _, unknown = flag_parser().parse_known_args(server_flags(resolved, Address(port=0)))
+        parser = flag_parser()
+        parser.exit_on_error = False
+        try:
+            _, unknown = parser.parse_known_args(server_flags(resolved, Address(port=0)))
+        except argparse.ArgumentError as error:
+            raise EngineError(
+                f"the embedded engine cannot read {error.argument_name}: {error.message} (profile "
+                f"'{resolved.profile_name}'): correct extra_args"
+            ) from error
         if unknown:
             raise EngineError(
                 f"the embedded engine does not know {' '.join(unknown)} (profile "

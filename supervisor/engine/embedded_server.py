@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
+LOAD_MODES = ("auto", "none", "mmap", "mlock", "mmap+mlock", "dio")
 
 
 def flag_parser() -> argparse.ArgumentParser:
@@ -28,7 +29,7 @@ def flag_parser() -> argparse.ArgumentParser:
     parser.add_argument("--flash-attn", choices=("on", "off", "auto"))
     parser.add_argument("--n-gpu-layers", type=_layers)
     parser.add_argument("--fit", choices=("on", "off"))
-    parser.add_argument("--load-mode")
+    parser.add_argument("--load-mode", choices=LOAD_MODES)
     parser.add_argument("--pooling", choices=("none", "mean", "cls", "last", "rank"))
     parser.add_argument("--slot-save-path")
     parser.add_argument("--chat-template")

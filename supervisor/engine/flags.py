@@ -4,8 +4,8 @@ Both engines share them: the embedded server takes the same command line, so tha
 sees in `ps` reads the same.
 """
 
+from supervisor.config.configuration import ResolvedModel
 from supervisor.config.profile import Profile
-from supervisor.config.settings import ResolvedModel
 from supervisor.core.values import Mode
 from supervisor.engine.port import Address
 
@@ -23,6 +23,7 @@ def server_flags(resolved: ResolvedModel, address: Address) -> tuple[str, ...]:
         *_optional_flags(profile),
         *(("--embeddings",) if resolved.mode is Mode.EMBEDDING else ()),
         "--metrics",
+        *(("--mmproj", str(resolved.projector_path)) if resolved.projector_path else ()),
         *profile.extra_args,
     )
 

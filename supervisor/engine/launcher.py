@@ -11,15 +11,17 @@ from pathlib import Path
 import structlog
 from pydantic import ValidationError
 
-from supervisor.config.settings import Configuration, ResolvedModel
+from supervisor.config.configuration import Configuration, ResolvedModel
+from supervisor.core.kv_cache import keeps_no_kv
 from supervisor.core.need import NeedSettings, estimate_need
 from supervisor.core.values import Mode, Target
 from supervisor.engine.backend import Backend, choose_address
 from supervisor.engine.engines import Engines
-from supervisor.engine.model_file import inspect_model_file
+from supervisor.engine.model_file import ModelFile, inspect_model_file
 from supervisor.engine.port import API_KEY_VARIABLE, Launch
 from supervisor.engine.process import child_environment
 from supervisor.errors import EngineError
+from supervisor.telemetry.port import HOST
 
 log = structlog.get_logger()
 
@@ -56,6 +58,7 @@ class Launcher:
         engine = self._engines.choose(resolved.profile.engine)
         engine.check(resolved)
         file = inspect_model_file(resolved.path)
+        _refuse_uneven_slots(resolved, file)
         profile = resolved.profile
         if profile.memory.need_bytes is not None:
             return profile.memory.need_bytes
@@ -69,7 +72,9 @@ class Launcher:
             flash_attention=profile.flash_attn != "off",
             is_embedding=resolved.mode is Mode.EMBEDDING,
         )
-        return estimate_need(file.headers, settings).total_bytes
+        need = estimate_need(file.headers, settings)
+        # Results are handed over in host memory, whatever device computes them.
+        return need.total_bytes + (need.host_output_bytes if target.device == HOST else 0)
 
     def launch(self, target: Target, epoch: int) -> Backend:
         """Spawn the target's server. Raises EngineError when it cannot be executed."""
@@ -101,3 +106,14 @@ class Launcher:
                 f"'{target.model}' cannot run with profile '{target.profile}': {field}: "
                 f"{problem['msg']}"
             ) from error
+
+
+def _refuse_uneven_slots(resolved: ResolvedModel, file: ModelFile) -> None:
+    """Refuse what makes llama-server abort while it loads (GGML_ASSERT in its pooling)."""
+    profile = resolved.profile
+    is_encoder = keeps_no_kv(file.header.architecture)
+    if resolved.mode is Mode.EMBEDDING and is_encoder and profile.ubatch_size % profile.parallel:
+        raise EngineError(
+            f"'{resolved.name}' ({file.header.architecture}) needs a ubatch_size that is a "
+            f"multiple of parallel; {profile.ubatch_size} is none of {profile.parallel}"
+        )

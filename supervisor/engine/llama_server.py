@@ -6,10 +6,9 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
-from supervisor.config.settings import ResolvedModel
+from supervisor.config.configuration import ResolvedModel
 from supervisor.engine.cached_build import cached_llama_server
 from supervisor.engine.flags import flag_names, server_flags
 from supervisor.engine.port import Address, EngineIdentity
@@ -60,7 +59,7 @@ class LlamaServer:
         """Whether this build's help mentions socket paths for `--host`."""
         return ".sock" in self._ask("--help")
 
-    @cached_property
+    @property
     def known_flags(self) -> frozenset[str]:
         """All flags, short and long, that this build's help lists."""
         heads = _HELP_HEAD.findall(self._ask("--help"))
@@ -68,11 +67,9 @@ class LlamaServer:
 
     def check(self, resolved: ResolvedModel) -> None:
         """Raise EngineError, naming the flags, when this build does not know one of them."""
-        unknown = [
-            flag
-            for flag in flag_names(server_flags(resolved, Address(port=0)))
-            if flag not in self.known_flags
-        ]
+        known = self.known_flags
+        flags = flag_names(server_flags(resolved, Address(port=0)))
+        unknown = [flag for flag in flags if flag not in known]
         if unknown:
             raise EngineError(
                 f"{self.binary} does not know {', '.join(unknown)} (profile "
@@ -85,7 +82,10 @@ class LlamaServer:
 
     def _ask(self, flag: str) -> str:
         """Run the binary with one flag; each answer is kept while the binary is the same file."""
-        status = self.binary.stat()
+        try:
+            status = self.binary.stat()
+        except OSError as error:
+            raise EngineError(f"{self.binary} is gone: {error.strerror}") from error
         key = f"{flag} {status.st_ino} {status.st_mtime_ns}"
         if key not in self._probes:
             try:

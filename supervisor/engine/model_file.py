@@ -17,8 +17,8 @@ from supervisor.errors import ModelFileError
 
 FIRST_READ_BYTES = 8 * MIB
 READ_GROWTH = 4
-LARGEST_HEADER_BYTES = 512 * MIB
-"""No model's header comes near this; what claims more is damaged, and must not fill the memory."""
+LARGEST_HEADER_BYTES = 128 * MIB
+"""Ten times what the largest vocabularies take. What claims more must not fill the memory."""
 
 _SHARD_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from supervisor.config.settings import ResolvedModel
+from supervisor.config.configuration import ResolvedModel
 
 API_KEY_VARIABLE = "LLAMA_API_KEY"
 """The variable by which llama-server takes its API key; never an argument, which `ps` shows."""

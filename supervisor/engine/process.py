@@ -113,8 +113,9 @@ class ChildProcess:
         this very controller, it reaps them here.
         """
         while self._signal_group(signal.SIGKILL):
+            is_over = not _has_living_member(self.pid)
             _reap_adopted(self.pid)
-            if not _has_living_member(self.pid):
+            if is_over:
                 return
             await asyncio.sleep(_SURVIVOR_POLL_S)
 

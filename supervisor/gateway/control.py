@@ -7,7 +7,7 @@ import pydantic
 from aiohttp import web
 
 from supervisor.arbiter.arbiter import Arbiter, as_error
-from supervisor.config.settings import Configuration
+from supervisor.config.configuration import Configuration
 from supervisor.core.memory import MemorySample
 from supervisor.core.values import Mode, Outcome, Switch, SwitchReport, Target
 from supervisor.errors import RequestRefused

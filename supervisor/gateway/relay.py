@@ -84,11 +84,16 @@ async def _send(
                 trace_request_ctx=connection,
             )
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
-            is_stale = connection.is_reused and isinstance(
-                error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError
-            )
+            is_stale = connection.is_reused and not _has_begun_to_answer(error)
             if not is_stale or not backend.process.is_running:
                 raise _unreachable(backend, error) from error
+
+
+def _has_begun_to_answer(error: Exception) -> bool:
+    """Whether the server may have acted on the request that this error ended."""
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return not isinstance(error.message, str)  # else it is the head that had begun to come
+    return not isinstance(error, aiohttp.ClientOSError)
 
 
 async def _collect(upstream: aiohttp.ClientResponse, backend: Backend) -> bytes:

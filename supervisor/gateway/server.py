@@ -9,7 +9,7 @@ import structlog
 from aiohttp import web
 
 from supervisor.arbiter.arbiter import Arbiter
-from supervisor.config.settings import Configuration
+from supervisor.config.configuration import Configuration
 from supervisor.errors import RequestRefused
 from supervisor.gateway import relay
 from supervisor.gateway.control import Control, unknown_model
@@ -22,6 +22,9 @@ log = structlog.get_logger()
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+_REQUEST_ID = web.RequestKey("request_id", str)
+_EPOCH = web.RequestKey("epoch", int)
+_WAITED_S = web.RequestKey("waited_s", float)
 _REQUEST_ID_PREFIX = token_hex(4)
 _request_numbers = count(1)
 
@@ -79,10 +82,10 @@ class Gateway:
         self, request: web.Request, model: str | None, path: str, body: bytes
     ) -> web.StreamResponse:
         request_id = request.headers.get(relay.REQUEST_ID) or new_request_id()
-        request["request_id"] = request_id
+        request[_REQUEST_ID] = request_id
         async with self._arbiter.lease(model, mode_hint(request.path)) as lease:
-            request["epoch"] = lease.backend.epoch
-            request["waited_s"] = lease.waited_s
+            request[_EPOCH] = lease.backend.epoch
+            request[_WAITED_S] = lease.waited_s
             return await relay.forward(request, lease.backend, path, body, request_id)
 
     def _known(self, name: str) -> str:
@@ -90,6 +93,13 @@ class Gateway:
         if found is None:
             raise unknown_model(name, self._configuration)
         return found
+
+
+def make_runner(application: web.Application) -> web.AppRunner:
+    """Return what serves the application: clients that leave cancel, bodies stay as they came."""
+    return web.AppRunner(
+        application, handler_cancellation=True, auto_decompress=False, access_log=None
+    )
 
 
 @web.middleware
@@ -114,8 +124,8 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
                 RequestRefused("internal_error", "the controller failed; its log tells why")
             )
         status = response.status
-        if not response.prepared and "request_id" in request:
-            response.headers[relay.REQUEST_ID] = request["request_id"]
+        if not response.prepared and _REQUEST_ID in request:
+            response.headers[relay.REQUEST_ID] = request[_REQUEST_ID]
         return response
     finally:
         log.info(
@@ -123,9 +133,9 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
             method=request.method,
             path=request.path,
             status=status,
-            request_id=request.get("request_id"),
-            epoch=request.get("epoch"),
-            waited_s=round(request.get("waited_s", 0.0), 4),
+            request_id=request.get(_REQUEST_ID),
+            epoch=request.get(_EPOCH),
+            waited_s=round(request.get(_WAITED_S, 0.0), 4),
             took_s=round(time.monotonic() - started_at, 4),
         )
 

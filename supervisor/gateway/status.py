@@ -8,7 +8,7 @@ from aiohttp import web
 
 from supervisor import __version__
 from supervisor.arbiter.arbiter import Arbiter
-from supervisor.config.settings import Configuration
+from supervisor.config.configuration import Configuration
 from supervisor.core.values import Backend, BackendExit, Snapshot
 from supervisor.engine.engines import Engines
 from supervisor.errors import SupervisorError, TelemetryError

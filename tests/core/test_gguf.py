@@ -263,6 +263,12 @@ def test_header_that_ends_too_early_is_refused(write_gguf: Writer, removed_bytes
     assert f"ends at byte {table_end - removed_bytes}" in message
 
 
+def test_vocabulary_that_ends_too_early_is_refused() -> None:
+    whole = file_of(ARCHITECTURE, pair("tokens", 9, array(8, 1, text("x" * 10))))
+
+    assert "header is truncated or damaged" in refusal(whole.rstrip(b"\0")[:-1])
+
+
 def test_file_that_is_smaller_than_its_tensors_is_refused(write_gguf: Writer) -> None:
     data = write_gguf("llama", LLAMA, TENSORS).read_bytes()
 

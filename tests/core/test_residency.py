@@ -16,8 +16,13 @@ from supervisor.core.events import (
     TargetAccepted,
     TimePassed,
 )
-from supervisor.core.memory import MIB, MemoryPolicy, MemorySample
-from supervisor.core.residency import baselines_after, choose_leaving, without
+from supervisor.core.memory import MIB, MemoryPolicy, MemorySample, ReleaseQuestion
+from supervisor.core.residency import (
+    baseline_at_start,
+    baselines_after,
+    choose_leaving,
+    without,
+)
 from supervisor.core.step import next_wakeup, step
 from supervisor.core.values import (
     Backend,
@@ -167,6 +172,47 @@ def test_foreign_tenant_that_left_in_between_raises_no_baseline() -> None:
     assert baselines_gib(without((crowded, EMBED), 1)) == {2: 8}
 
 
+def baseline(used: int, *staying: Backend, before: int | None = None) -> int:
+    """Return the baseline of a backend that starts when `used` is in use on its device."""
+    question = ReleaseQuestion(
+        device="gpu0",
+        need_bytes=GIB,
+        baseline_used_bytes=before,
+        policy=MemoryPolicy(tolerance_bytes=64 * MIB),
+        asked_at=0.0,
+    )
+    sample = MemorySample(
+        device="gpu0",
+        taken_at=0.0,
+        total_bytes=24 * GIB,
+        used_bytes=used,
+        free_bytes=24 * GIB - used,
+        source="test",
+    )
+    return baseline_at_start(staying, question, sample)
+
+
+def test_first_backend_returns_the_device_to_the_use_that_it_found() -> None:
+    assert baseline(3 * GIB) == 3 * GIB
+
+
+def test_memory_that_the_old_backend_still_holds_does_not_raise_the_baseline() -> None:
+    """16 GiB free were enough for the new one while the driver still held the old one's 8 GiB."""
+    assert baseline(8 * GIB, before=0) == 0
+    assert baseline(16 * GIB, CHAT, before=8 * GIB) == 8 * GIB
+
+
+def test_memory_still_held_does_not_raise_the_baseline_of_one_that_starts_beside_another() -> None:
+    """Nothing leaves now, yet what left a moment ago may be held: `chat` accounts for 8 GiB."""
+    assert baseline(12 * GIB, CHAT) == 8 * GIB
+    assert baseline(8 * GIB, CHAT) == 8 * GIB
+
+
+def test_baseline_follows_a_slow_drift_and_a_foreign_tenant_that_left() -> None:
+    assert baseline(GIB + 64 * MIB, before=GIB) == GIB + 64 * MIB
+    assert baseline(0, before=GIB) == 0
+
+
 @dataclass
 class LazyDriver:
     """A device that nobody else uses, whose driver gives memory back some readings later."""
@@ -190,7 +236,9 @@ class LazyDriver:
         orders += self.tell(
             TargetAccepted(at=self.now, switch_id="s", need_bytes=need, memory=None)
         )
-        while self.snapshot.switch is not None:
+        for _ in range(200):
+            if self.snapshot.switch is None:
+                return
             if not orders:
                 self.now = next_wakeup(self.snapshot) or self.now
                 orders += self.tell(TimePassed(at=self.now))
@@ -204,9 +252,11 @@ class LazyDriver:
                 assert self.used() + need <= 24
                 self.used_by[order.epoch] = need
                 self.tell(BackendReady(at=self.now, epoch=order.epoch, memory=None))
+        raise AssertionError("the switch never ends")
 
     def crash(self, pick: int) -> None:
-        """Let a backend die; its memory is free before anybody looks."""
+        """Let a backend die, some seconds later; its memory is free before anybody looks."""
+        self.residue.clear()
         if self.used_by:
             epoch = sorted(self.used_by)[pick % len(self.used_by)]
             del self.used_by[epoch]

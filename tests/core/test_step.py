@@ -1,5 +1,6 @@
 """How switches move, told as stories: what happened, what is ordered next."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -96,6 +97,18 @@ class Story:
             assert self.show(used_bytes, device) == ()
             assert self.wake() == (SampleMemory(switch_id=self.running, device=device),)
         return self.show(used_bytes, device)
+
+    def answer_until_the_gate_decides(
+        self, answer: Callable[[], tuple[Command, ...]]
+    ) -> tuple[Command, ...]:
+        """Answer each reading that is ordered, and return what the last answer leads to."""
+        for _ in range(100):
+            commands = answer()
+            if self.phase is not Phase.CONFIRMING:
+                return commands
+            assert commands == ()
+            assert self.wake() == (SampleMemory(switch_id=self.running, device="gpu0"),)
+        raise AssertionError("the gate never decides")
 
     def wake(self) -> tuple[Command, ...]:
         """Let the time pass until the moment that the core waits for."""
@@ -320,11 +333,7 @@ def test_memory_that_is_not_released_fails_the_switch_and_starts_nothing(chat_li
     chat_live.accept()
     chat_live.tell(BackendExited, epoch=1, exit_code=0)
     asked_at = chat_live.now
-    held = chat_live.show(20 * GIB)
-    while chat_live.phase is Phase.CONFIRMING:
-        assert held == ()
-        assert chat_live.wake() == (SampleMemory(switch_id="s2", device="gpu0"),)
-        held = chat_live.show(20 * GIB)
+    held = chat_live.answer_until_the_gate_decides(lambda: chat_live.show(20 * GIB))
 
     code, message = failure_in(held)
     assert code == "memory_not_released"
@@ -338,10 +347,9 @@ def test_memory_that_cannot_be_read_fails_the_switch_in_time(chat_live: Story) -
     chat_live.accept()
     chat_live.tell(BackendExited, epoch=1, exit_code=0)
     asked_at = chat_live.now
-    unread = chat_live.tell(MemoryUnreadable, switch_id="s2", reason="driver not loaded")
-    while chat_live.phase is Phase.CONFIRMING:
-        chat_live.wake()
-        unread = chat_live.tell(MemoryUnreadable, switch_id="s2", reason="driver not loaded")
+    unread = chat_live.answer_until_the_gate_decides(
+        lambda: chat_live.tell(MemoryUnreadable, switch_id="s2", reason="driver not loaded")
+    )
 
     code, message = failure_in(unread)
     assert code == "memory_not_released"
@@ -377,10 +385,7 @@ def test_unload_frees_one_device_after_the_other() -> None:
 def test_unload_that_frees_nothing_fails(chat_live: Story) -> None:
     chat_live.ask_for(None)
     chat_live.tell(BackendExited, epoch=1, exit_code=0)
-    held = chat_live.show(8 * GIB)
-    while chat_live.phase is Phase.CONFIRMING:
-        chat_live.wake()
-        held = chat_live.show(8 * GIB)
+    held = chat_live.answer_until_the_gate_decides(lambda: chat_live.show(8 * GIB))
 
     assert failure_in(held)[0] == "memory_not_released"
 

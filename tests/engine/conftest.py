@@ -2,20 +2,23 @@
 
 import asyncio
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import yaml
 
+from supervisor.config.configuration import Configuration, ResolvedModel
 from supervisor.config.load import load
-from supervisor.config.settings import Configuration, ModelEntry, ResolvedModel
 from supervisor.engine.engines import Engines
 from supervisor.engine.port import Address, Launch
 from supervisor.engine.process import ChildProcess
@@ -118,6 +121,27 @@ def stub_server() -> Callable[..., tuple[str, ...]]:
     return argv
 
 
+StartStranger = Callable[[Address], Path]
+
+
+@pytest.fixture
+def start_stranger(
+    stub_server: Callable[..., tuple[str, ...]], tmp_path: Path
+) -> Iterator[StartStranger]:
+    """Starts a process that answers 200 at an address of somebody else; returns its log."""
+    log = tmp_path / "stranger.log"
+    with ExitStack() as stack:
+
+        def start(address: Address) -> Path:
+            output = stack.enter_context(log.open("w"))
+            argv = stub_server(str(address.socket_path or address.port), "200")
+            process = stack.enter_context(subprocess.Popen(argv, stdout=output))
+            stack.callback(process.kill)
+            return log
+
+        yield start
+
+
 @pytest.fixture
 def configuration(profiles_dir: Path, models_dir: Path) -> Configuration:
     """The shipped configuration, with the demo models."""
@@ -134,20 +158,16 @@ Resolve = Callable[..., ResolvedModel]
 
 
 @pytest.fixture
-def resolve(configuration: Configuration) -> Resolve:
-    """Resolves a shipped model, some fields of its profile changed."""
+def resolve(profiles_dir: Path, models_dir: Path, tmp_path: Path) -> Resolve:
+    """Resolves a shipped model, some fields of its profile overridden."""
 
     def change(model: str, **fields: Any) -> ResolvedModel:
-        entry = configuration.catalogue.models[model]
-        changed = ModelEntry.model_validate(
-            entry.model_dump() | {"overrides": {**entry.overrides, **fields}}
-        )
-        catalogue = configuration.catalogue.model_copy(update={"models": {model: changed}})
-        return Configuration(
-            settings=configuration.settings,
-            catalogue=catalogue,
-            profiles=configuration.profiles,
-            models_dir=configuration.models_dir,
-        ).resolve(model)
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
+        for path in profiles_dir.glob("*.yaml"):
+            shutil.copy(path, folder)
+        catalogue = yaml.safe_load((folder / "models.yaml").read_text())
+        catalogue["models"][model].setdefault("overrides", {}).update(fields)
+        (folder / "models.yaml").write_text(yaml.safe_dump(catalogue))
+        return load(folder, models_dir, {}).resolve(model)
 
     return change

@@ -1,4 +1,4 @@
-"""A server with faults, for tests: `stub_server.py LISTEN HEALTH [ready|never]`.
+"""A server with faults, for tests: `stub_server.py LISTEN HEALTH`.
 
 LISTEN is a port or the path of a unix socket. HEALTH is the status of `/health`, or several in
 turn (`503,503,200`), the last one for good. Each request is told on standard output.
@@ -28,10 +28,10 @@ def main() -> None:
             if not client.recv(65536):
                 continue
             status = answers.pop(0) if len(answers) > 1 else answers[0]
+            print(f"answered {status}", flush=True)  # noqa: T201 - a server's log
             client.sendall(
                 f"HTTP/1.1 {status} Word\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
             )
-            print(f"answered {status}", flush=True)  # noqa: T201 - a server's log
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ async def test_output_that_is_not_utf8_is_kept_readable(spawn: Spawn) -> None:
 async def test_stopping_asks_with_sigterm_and_hears_the_last_words(
     spawn: Spawn, eventually: Eventually
 ) -> None:
-    child = spawn(sh="trap 'echo bye; exit 3' TERM; echo up; while :; do sleep 0.01; done")
+    child = spawn(sh="trap 'echo bye; exit 3' TERM; echo up; sleep 60 & wait")
     await eventually(lambda: child.last_lines)
     assert await child.stop(30) == ended_with(3)
     assert list(child.last_lines) == ["up", "bye"]
@@ -162,12 +162,10 @@ async def test_grandchildren_that_ignore_sigterm_die_when_the_child_has_obeyed(
 
 
 async def test_a_pipe_held_open_by_a_stranger_does_not_hold_up_the_end(
-    spawn: Spawn, is_alive: Callable[[int], bool], kill_later: list[int]
+    spawn: Spawn, eventually: Eventually, is_alive: Callable[[int], bool], kill_later: list[int]
 ) -> None:
-    # setsid forks when it leads a group already, so that its process leaves the child's session.
     child = spawn(sh="setsid sh -c 'echo $$; exec sleep 60' & wait")
-    while not child.last_lines:
-        await asyncio.sleep(0.005)
+    await eventually(lambda: child.last_lines)
     stranger = int(child.last_lines[0])
     kill_later.append(stranger)
     async with asyncio.timeout(5):

@@ -82,6 +82,14 @@ async def ask(
         return answer.status, answer.headers.get("Content-Type"), await answer.read()
 
 
+async def ask_json(
+    controller: RunningController, method: str, path: str, body: Any = None
+) -> tuple[int, Any]:
+    """Ask the controller. Returns status and JSON."""
+    async with controller.client.request(method, controller.url + path, json=body) as answer:
+        return answer.status, await answer.json()
+
+
 async def busy_slots(controller: RunningController) -> int:
     """Return how many slots of the child are at work."""
     async with backend_of(controller).session.get(
@@ -131,3 +139,15 @@ async def raw_request(
         yield reader, writer
     finally:
         writer.close()
+
+
+def unchunk(body: bytes) -> tuple[bytes, bool]:
+    """Take a chunked body apart. Returns its content, and whether the last chunk was there."""
+    content = b""
+    while body:
+        size, _, rest = body.partition(b"\r\n")
+        length = int(size, 16)
+        if length == 0:
+            return content, True
+        content, body = content + rest[:length], rest[length + 2 :]
+    return content, False

@@ -48,6 +48,7 @@ class FaultyServer:
     def __init__(self) -> None:
         self.times_asked: Counter[str] = Counter()
         self.flood_sent_bytes = 0
+        self.clients_left = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer the requests of one connection."""
@@ -55,6 +56,10 @@ class FaultyServer:
             for number in itertools.count(1):
                 asked = await read_request(reader, number)
                 self.times_asked[asked.target] += 1
+                if asked.target == "/endless":
+                    await reader.read()
+                    self.clients_left += 1
+                    break
                 action = ACTIONS.get(asked.target, FaultyServer.echo)
                 await action(self, asked, writer)
                 await writer.drain()
@@ -77,8 +82,14 @@ class FaultyServer:
         )
 
     async def counts(self, asked: Asked, writer: asyncio.StreamWriter) -> None:
-        sent = self.flood_sent_bytes
-        send_json(writer, {"times_asked": self.times_asked, "flood_sent_bytes": sent})
+        send_json(
+            writer,
+            {
+                "times_asked": self.times_asked,
+                "flood_sent_bytes": self.flood_sent_bytes,
+                "clients_left": self.clients_left,
+            },
+        )
 
     async def healthy(self, asked: Asked, writer: asyncio.StreamWriter) -> None:
         """Be ready, and leave no connection behind, so that the first request gets a fresh one."""

@@ -1,0 +1,59 @@
+"""What the relay costs embedding callers: eight at once, and one alone."""
+
+from bench_runner.connection import BrokenAnswerError, Connection, post
+from bench_runner.load import Load, Tally
+from bench_runner.report import Figure, Target, compare
+from bench_runner.setting import CLIENTS, Setting
+from bench_runner.sides import alternate, both_sides, cost_note, failures_row, rate_row
+from bench_runner.texts import short_texts
+
+NAME = "embeddings"
+EMBEDDING_MODEL = "minilm"
+
+
+def measure(setting: Setting) -> Figure:
+    """Embed short texts with eight clients, then with one, direct and through the controller."""
+    with both_sides(setting, EMBEDDING_MODEL) as sides:
+        many_load = embedding_load(clients=CLIENTS, seconds=setting.seconds)
+        many = alternate(many_load, sides, setting.rounds)
+        one_load = embedding_load(clients=1, seconds=setting.single_client_seconds)
+        one = alternate(one_load, sides, setting.rounds)
+    return Figure(
+        name=NAME,
+        rows=(
+            rate_row(f"{CLIENTS} clients", "requests/s", many, least_share=0.85),
+            failures_row(f"{CLIENTS} clients, failures", many),
+            compare(
+                "1 client, median",
+                "ms",
+                direct=[each.median_latency_ms for each in one.direct],
+                controller=[each.median_latency_ms for each in one.controller],
+                judged_as="difference",
+                target=Target(sense="at most", bound=0.5),
+            ),
+            failures_row("1 client, failures", one),
+        ),
+        notes=(cost_note(many, "request", setting.seconds),),
+        samples={"many_clients": many.samples(), "one_client": one.samples()},
+    )
+
+
+def embedding_load(*, clients: int, seconds: float, requests_per_client: int | None = None) -> Load:
+    """Build the load: one short English text (3 to 40 words) per request."""
+    texts = short_texts(512, min_words=3, max_words=40)
+    requests = [post("/v1/embeddings", {"model": EMBEDDING_MODEL, "input": text}) for text in texts]
+    return Load(
+        name=f"embeddings, {clients} client{'s' if clients > 1 else ''}",
+        requests=requests,
+        exchange=_embed,
+        clients=clients,
+        seconds=seconds,
+        requests_per_client=requests_per_client,
+    )
+
+
+async def _embed(connection: Connection, request: bytes, tally: Tally) -> None:
+    body = await connection.exchange(request)
+    if b'"embedding":[' not in body:
+        raise BrokenAnswerError(f"no embedding in {body[:80]!r}")
+    tally.add(1)

@@ -1,0 +1,74 @@
+"""Everything operators wrote, checked: what the rest of the product is built from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from supervisor.config.layers import Layers
+from supervisor.config.profile import Profile
+from supervisor.config.settings import Catalogue, SupervisorSettings
+from supervisor.config.source import Place, Source, dotted
+from supervisor.core.values import Mode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedModel:
+    """A model of the catalogue with the profile it runs with, overrides applied."""
+
+    name: str
+    path: Path
+    mode: Mode
+    profile_name: str
+    profile: Profile
+    max_input_tokens: int | None = None
+    projector_path: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """Everything operators wrote. Names resolve by `model_name()` and `resolve()`.
+
+    `layers` and `catalogue_source` hold what was written, each value with its file and line;
+    `projectors` the multimodal projector files that a scan found beside their models.
+    """
+
+    settings: SupervisorSettings
+    catalogue: Catalogue
+    profiles: Mapping[str, Profile]
+    layers: Layers
+    catalogue_source: Source
+    models_dir: Path
+    projectors: Mapping[str, Path] = field(default_factory=dict)
+
+    @cached_property
+    def _name_by_alias(self) -> Mapping[str, str]:
+        models = self.catalogue.models
+        aliases = {alias: name for name, entry in models.items() for alias in entry.aliases}
+        return aliases | {name: name for name in models}
+
+    def model_name(self, name_or_alias: str) -> str | None:
+        """Return the catalogue's name for a name or an alias; None when it is unknown."""
+        return self._name_by_alias.get(name_or_alias)
+
+    def located(self, place: Place, sentence: str) -> str:
+        """Write a problem of the catalogue as `file:line: field: sentence`."""
+        return f"{self.catalogue_source.at(place)}: {dotted(place)}: {sentence}"
+
+    def resolve(self, name: str, profile_name: str | None = None) -> ResolvedModel:
+        """Put a catalogued model and a profile together.
+
+        Raises KeyError for a name or a profile that is not there, pydantic's ValidationError for
+        overrides that do not fit a profile other than the model's own.
+        """
+        entry = self.catalogue.models[name]
+        chosen = profile_name or entry.profile_name
+        return ResolvedModel(
+            name=name,
+            path=self.models_dir / entry.path,
+            mode=entry.type,
+            profile_name=chosen,
+            profile=self.layers.overridden(chosen, entry.overrides),
+            max_input_tokens=entry.max_input_tokens,
+            projector_path=self.projectors.get(name),
+        )

@@ -1,0 +1,101 @@
+"""Says what is wrong with a field, and what would be right, in an operator's words."""
+
+from collections.abc import Iterator
+from difflib import get_close_matches
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from supervisor.config.source import Place
+
+_KINDS = {
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "text (in quotes)",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "fields (`name: value`)",
+    "model_type": "fields (`name: value`)",
+    "path_type": "a path",
+}
+_BOUNDS = {
+    "greater_than": ("gt", "more than"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "less than"),
+    "less_than_equal": ("le", "at most"),
+}
+
+
+def field_problems(error: ValidationError, kind: type[BaseModel]) -> Iterator[tuple[Place, str]]:
+    """Yield the place and the sentence for each finding of pydantic."""
+    for details in error.errors():
+        place = details["loc"]
+        yield place, _sentence(details, _fields_beside(kind, place))
+
+
+def nearest(name: str, known: Iterator[str] | list[str]) -> str:
+    """Return `; did you mean 'x'?` for the known name that is nearest, or nothing."""
+    close = get_close_matches(name, list(known), n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _sentence(details: ErrorDetails, beside: list[str]) -> str:
+    kind, given, context = details["type"], details["input"], details.get("ctx", {})
+    if kind == "extra_forbidden":
+        name = str(details["loc"][-1])
+        hint = nearest(name, beside) or f"; there are: {', '.join(sorted(beside))}"
+        return f"is not a known field{hint}"
+    if kind == "missing":
+        return "is missing; write it"
+    if kind == "value_error":
+        return f"{context['error']}"
+    wanted = _wanted(kind, context)
+    return f"must be {wanted}, not {_shown(given)}" if wanted else details["msg"]
+
+
+def _wanted(kind: str, context: dict[str, Any]) -> str | None:
+    if kind in {"enum", "literal_error"}:
+        return str(context["expected"])
+    if kind in _BOUNDS:
+        bound, words = _BOUNDS[kind]
+        return f"{words} {context[bound]}"
+    return _KINDS.get(kind)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _fields_beside(kind: type[BaseModel], place: Place) -> list[str]:
+    """Return the names that are known where the last part of a place stands."""
+    here: Any = kind
+    for part in place[:-1]:
+        here = _inside(here, part)
+    return list(here.model_fields) if _is_model(here) else []
+
+
+def _inside(annotation: Any, part: str | int) -> Any:
+    """Return the type behind a field's name, a mapping's key, or an alternative with None."""
+    if _is_model(annotation):
+        field = annotation.model_fields.get(str(part))
+        return _plain(field.annotation) if field else None
+    if get_origin(annotation) is dict:
+        return _plain(get_args(annotation)[1])
+    return None
+
+
+def _plain(annotation: Any) -> Any:
+    if get_origin(annotation) is Union:
+        return next((a for a in get_args(annotation) if _is_model(a)), annotation)
+    return annotation
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

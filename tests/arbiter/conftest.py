@@ -1,0 +1,202 @@
+"""An arbiter over backends that are ready, answer and die when the test says so."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from immutables import Map
+
+from supervisor.arbiter.arbiter import Arbiter
+from supervisor.core.memory import MemoryPolicy, MemorySample
+from supervisor.core.values import Device, Limits, Mode, Snapshot, SwitchReport, Target
+from supervisor.engine.backend import Backend
+from supervisor.engine.port import Address, Launch
+from supervisor.engine.process import ProcessExit
+
+Eventually = Callable[..., Awaitable[None]]
+
+
+class FakeProcess:
+    """What the arbiter reads of a process."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.last_lines = ["first words", "last words"]
+
+
+class FakeBackend:
+    """A backend without a process. It is ready, and gone, when the test says so."""
+
+    def __init__(self, target: Target, epoch: int) -> None:
+        self.launch = Launch(
+            argv=(),
+            env={},
+            address=Address(socket_path=Path(f"/run/backend-{epoch}.sock")),
+            api_key="",
+            model=target.model,
+            epoch=epoch,
+        )
+        self.model = target.model
+        self.epoch = epoch
+        self.process = FakeProcess(pid=1000 + epoch)
+        self.ready = asyncio.Event()
+        self.graces: list[float] = []
+        self.obeys = True
+        self._ended: asyncio.Future[ProcessExit] = asyncio.get_running_loop().create_future()
+
+    async def become_ready(self) -> None:
+        await self.ready.wait()
+
+    async def wait(self) -> ProcessExit:
+        return await asyncio.shield(self._ended)
+
+    async def stop(self, grace_s: float) -> ProcessExit:
+        self.graces.append(grace_s)
+        if self.obeys:
+            self.end(signal=15)
+        return await self.wait()
+
+    def end(self, *, exit_code: int | None = None, signal: int | None = None) -> None:
+        if not self._ended.done():
+            self._ended.set_result(ProcessExit(exit_code=exit_code, signal=signal))
+
+
+class FakeLauncher:
+    """Starts fake backends, which are ready at once unless `is_slow`. `faults` are raised."""
+
+    def __init__(self) -> None:
+        self.backends: dict[int, FakeBackend] = {}
+        self.check_fault: Exception | None = None
+        self.launch_fault: Exception | None = None
+        self.is_slow = False
+
+    def check(self, target: Target) -> int:
+        assert target.device == "gpu0"
+        if self.check_fault:
+            raise self.check_fault
+        return 100
+
+    def launch(self, target: Target, epoch: int) -> Backend:
+        if self.launch_fault:
+            raise self.launch_fault
+        backend = self.backends[epoch] = FakeBackend(target, epoch)
+        if not self.is_slow:
+            backend.ready.set()
+        return cast("Backend", backend)
+
+    @property
+    def newest(self) -> FakeBackend:
+        return self.backends[max(self.backends)]
+
+
+class FakeMemory:
+    """A device whose memory is free, unless it is `held` or raises `fault`."""
+
+    def __init__(self) -> None:
+        self.fault: Exception | None = None
+        self.is_held = False
+        self.asked: list[tuple[str, tuple[int, ...]]] = []
+
+    async def sample(self, device: str, child_pids: Collection[int] = ()) -> MemorySample:
+        self.asked.append((device, tuple(child_pids)))
+        if self.fault:
+            raise self.fault
+        free = 0 if self.is_held else 1000
+        return MemorySample(
+            device=device,
+            taken_at=time.monotonic(),
+            total_bytes=1000,
+            used_bytes=1000 - free,
+            free_bytes=free,
+            source="fake",
+            children_bytes=0,
+        )
+
+
+class World:
+    """The arbiter under test, and what it stands on."""
+
+    def __init__(self, *, hold_timeout_s: float = 60.0) -> None:
+        self.launcher = FakeLauncher()
+        self.memory = FakeMemory()
+        self.observed: list[tuple[Any, Snapshot, Snapshot, Any]] = []
+        device = Device(name="gpu0", budget_bytes=1000, is_exclusive=True)
+        self.arbiter = Arbiter(
+            snapshot=Snapshot(
+                devices=Map({"gpu0": device}),
+                limits=Limits(hold_timeout_s=hold_timeout_s),
+            ),
+            launcher=self.launcher,
+            memory=self.memory,
+            observe=lambda *seen: self.observed.append(seen),
+        )
+
+    @property
+    def snapshot(self) -> Snapshot:
+        return self.arbiter.snapshot
+
+    async def switch_to(self, target: Target | None) -> SwitchReport:
+        async with asyncio.timeout(5):
+            return await self.arbiter.request_switch(target, "test")[1]
+
+    async def shut_down(self) -> None:
+        """End it as the product does, with backends that end however they were told to behave."""
+        for backend in self.launcher.backends.values():
+            backend.obeys = True
+            backend.end(signal=9)
+        async with asyncio.timeout(5):
+            await self.arbiter.shut_down(0)
+
+
+MakeTarget = Callable[..., Target]
+
+
+@pytest.fixture
+def make_target() -> MakeTarget:
+    """Makes targets that differ from a plain one as the test says."""
+
+    def make(model: str = "chat", **changes: Any) -> Target:
+        policy = MemoryPolicy(
+            margin_bytes=0, tolerance_bytes=0, stable_samples=1, release_timeout_s=0.05
+        )
+        fields: dict[str, Any] = {
+            "mode": Mode.GENERATION,
+            "profile": "p",
+            "device": "gpu0",
+            "memory": policy,
+        }
+        return Target(model=model, **(fields | changes))
+
+    return make
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    """An arbiter with nothing loaded."""
+    made = World()
+    yield made
+    await made.shut_down()
+
+
+@pytest.fixture
+async def impatient_world() -> AsyncIterator[World]:
+    """An arbiter whose requests wait for a switch no longer than 50 ms."""
+    made = World(hold_timeout_s=0.05)
+    yield made
+    await made.shut_down()
+
+
+@pytest.fixture
+def eventually() -> Eventually:
+    """Waits until a condition holds; fails when it does not within `within_s` seconds."""
+
+    async def wait(condition: Callable[[], object], *, within_s: float = 5.0) -> None:
+        deadline = time.monotonic() + within_s
+        while not condition():
+            assert time.monotonic() < deadline, "the condition did not come true"
+            await asyncio.sleep(0.001)
+
+    return wait

@@ -1,0 +1,200 @@
+"""Targets: what is checked before the live backend is touched, and what a child is given."""
+
+import os
+import shutil
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from structlog.testing import capture_logs
+
+from supervisor.config.load import load
+from supervisor.core.memory import MIB
+from supervisor.core.values import Mode, Target
+from supervisor.engine.backend import Backend
+from supervisor.engine.engines import Engines
+from supervisor.engine.launcher import Launcher
+from supervisor.errors import EngineError, ModelFileError
+
+MakeLauncher = Callable[..., Launcher]
+
+CHAT = Target(model="demo-chat", mode=Mode.GENERATION, profile="generation", device="host")
+EMBEDDING = Target(model="minilm", mode=Mode.EMBEDDING, profile="embedding", device="host")
+
+
+@pytest.fixture
+def make_launcher(
+    profiles_dir: Path, models_dir: Path, llama_server_bin: Path, run_dir: Path, tmp_path: Path
+) -> MakeLauncher:
+    """Builds launchers on the shipped profiles, with overrides for demo-chat."""
+
+    def make(
+        overrides: Mapping[str, Any] | None = None,
+        *,
+        binary: Path = llama_server_bin,
+        models: Path = models_dir,
+        environ: Mapping[str, str] = os.environ,
+        device_env: Mapping[str, str] | None = None,
+    ) -> Launcher:
+        folder = tmp_path / "profiles"
+        shutil.copytree(profiles_dir, folder)
+        catalogue = yaml.safe_load((folder / "models.yaml").read_text())
+        catalogue["models"]["demo-chat"]["overrides"] = dict(overrides or {})
+        (folder / "models.yaml").write_text(yaml.safe_dump(catalogue))
+        return Launcher(
+            configuration=load(folder, models, {}),
+            engines=Engines(environ, binary),
+            run_dir=run_dir,
+            device_env=lambda _: device_env or {},
+            environ=environ,
+        )
+
+    return make
+
+
+@pytest.fixture
+async def end_later() -> AsyncIterator[list[Backend]]:
+    """Backends to be stopped when the test is over."""
+    backends: list[Backend] = []
+    yield backends
+    for backend in backends:
+        await backend.stop(5)
+
+
+# Before anything is touched
+
+
+def test_the_need_is_estimated_from_the_file_and_the_profile(
+    make_launcher: MakeLauncher, models_dir: Path
+) -> None:
+    launcher = make_launcher()
+    weights = (models_dir / "minilm.gguf").stat().st_size
+    assert weights < launcher.check(EMBEDDING) < weights + 1024 * MIB
+
+
+def test_more_slots_and_finer_caches_need_more(make_launcher: MakeLauncher, tmp_path: Path) -> None:
+    needs = []
+    for changes in ({"parallel": 1}, {"parallel": 8}, {"parallel": 8, "cache_type_k": "f32"}):
+        needs.append(make_launcher(changes).check(CHAT))
+        shutil.rmtree(tmp_path / "profiles")
+    assert needs == sorted(set(needs))
+
+
+def test_an_operator_may_state_the_need(make_launcher: MakeLauncher) -> None:
+    assert make_launcher({"memory": {"need_bytes": 12345}}).check(CHAT) == 12345
+
+
+def test_a_missing_file_is_found_before_anything_is_touched(
+    make_launcher: MakeLauncher, tmp_path: Path
+) -> None:
+    (tmp_path / "models").mkdir()
+    with pytest.raises(ModelFileError, match=r"demo-chat\.gguf"):
+        make_launcher(models=tmp_path / "models").check(CHAT)
+
+
+def test_a_file_that_is_no_model_is_found_even_where_the_need_is_stated(
+    make_launcher: MakeLauncher, tmp_path: Path
+) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "demo-chat.gguf").write_text("<html>not found</html>")
+    launcher = make_launcher({"memory": {"need_bytes": 1}}, models=tmp_path / "models")
+    with pytest.raises(ModelFileError, match=r"demo-chat\.gguf"):
+        launcher.check(CHAT)
+
+
+def test_unknown_arguments_are_found_before_anything_is_touched(
+    make_launcher: MakeLauncher,
+) -> None:
+    with pytest.raises(EngineError, match="--no-such-flag"):
+        make_launcher({"extra_args": ["--no-such-flag"]}).check(CHAT)
+
+
+def test_a_profile_runs_with_the_engine_that_it_names(
+    make_launcher: MakeLauncher, tmp_path: Path
+) -> None:
+    stub = tmp_path / "llama-server"
+    stub.write_text("#!/bin/sh\nexit 1\n")
+    stub.chmod(0o755)
+    assert make_launcher({"engine": "embedded"}, binary=stub).check(CHAT) > 0
+    shutil.rmtree(tmp_path / "profiles")
+    with pytest.raises(EngineError, match="--help failed"):
+        make_launcher({"engine": "llama-server"}, binary=stub).check(CHAT)
+
+
+# What a child is given
+
+
+async def test_each_start_has_a_key_and_a_socket_of_its_own(
+    make_launcher: MakeLauncher, run_dir: Path, end_later: list[Backend]
+) -> None:
+    launcher = make_launcher()
+    end_later += [launcher.launch(CHAT, 1), launcher.launch(CHAT, 2)]
+    one, two = (backend.launch for backend in end_later)
+    assert one.api_key != two.api_key
+    assert one.address.socket_path == run_dir / "backend-1.sock"
+    assert two.address.socket_path == run_dir / "backend-2.sock"
+
+
+async def test_the_childs_environment_is_ours_cleared_and_then_the_profiles(
+    make_launcher: MakeLauncher, end_later: list[Backend]
+) -> None:
+    launcher = make_launcher(
+        {"env": {"LLAMA_ARG_VERBOSITY": "1", "LLAMA_API_KEY": "guessable", "MINE": "profile"}},
+        environ=os.environ
+        | {"LLAMA_ARG_HOST": "0.0.0.0", "AIP_HTTP_PORT": "80", "MINE": "ours", "OTHER": "ours"},
+        device_env={"CUDA_VISIBLE_DEVICES": "GPU-1"},
+    )
+    backend = launcher.launch(CHAT, 1)
+    end_later.append(backend)
+    environment = psutil.Process(backend.process.pid).environ()
+    assert "LLAMA_ARG_HOST" not in environment
+    assert "AIP_HTTP_PORT" not in environment
+    assert environment["LLAMA_ARG_VERBOSITY"] == "1"
+    assert (environment["MINE"], environment["OTHER"]) == ("profile", "ours")
+    assert environment["CUDA_VISIBLE_DEVICES"] == "GPU-1"
+    assert environment["LLAMA_API_KEY"] == backend.launch.api_key != "guessable"
+
+
+async def test_the_childs_output_is_logged_with_model_and_epoch(
+    make_launcher: MakeLauncher, tmp_path: Path
+) -> None:
+    stub = tmp_path / "llama-server"
+    stub.write_text('#!/bin/sh\n[ "$1" = --help ] || echo hello from $0\n')
+    stub.chmod(0o755)
+    with capture_logs() as lines:
+        backend = make_launcher(binary=stub).launch(CHAT, 7)
+        await backend.wait()
+    assert lines == [
+        {
+            "event": "backend.output",
+            "log_level": "info",
+            "model": "demo-chat",
+            "epoch": 7,
+            "line": f"hello from {stub}",
+        }
+    ]
+
+
+async def test_a_server_without_unix_sockets_gets_a_loopback_port(
+    make_launcher: MakeLauncher, tmp_path: Path
+) -> None:
+    stub = tmp_path / "llama-server"
+    stub.write_text('#!/bin/sh\necho "$@"\n')
+    stub.chmod(0o755)
+    backend = make_launcher(binary=stub).launch(CHAT, 1)
+    await backend.wait()
+    port = backend.launch.address.port
+    assert f"--host 127.0.0.1 --port {port} " in backend.process.last_lines[0]
+
+
+async def test_a_program_that_cannot_be_executed_is_an_engine_error(
+    make_launcher: MakeLauncher, tmp_path: Path
+) -> None:
+    stub = tmp_path / "llama-server"
+    stub.write_text("#!/no/such/interpreter\n")
+    stub.chmod(0o755)
+    with pytest.raises(EngineError, match="llama-server --help failed"):
+        make_launcher(binary=stub).launch(CHAT, 1)

@@ -1,0 +1,160 @@
+"""What the recorder makes of the arbiter's events: log events, and the history of switches."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from immutables import Map
+from structlog.testing import capture_logs
+
+from supervisor.core.events import (
+    BackendExited,
+    BackendReady,
+    BackendSpawned,
+    Event,
+    MemorySampled,
+    RequestArrived,
+    RequestEnded,
+    SwitchRequested,
+    TargetAccepted,
+    TargetRejected,
+)
+from supervisor.core.memory import MemoryPolicy, MemorySample
+from supervisor.core.step import step
+from supervisor.core.values import Device, Mode, Outcome, Snapshot, Target
+from supervisor.observability.recorder import Recorder
+
+CHAT = Target(
+    model="chat",
+    mode=Mode.GENERATION,
+    profile="p",
+    device="gpu0",
+    memory=MemoryPolicy(stable_samples=1, margin_bytes=0),
+)
+EMPTY = Snapshot(devices=Map({"gpu0": Device(name="gpu0", budget_bytes=1000)}))
+FREE = MemorySample(
+    device="gpu0",
+    taken_at=2.0,
+    total_bytes=1000,
+    used_bytes=0,
+    free_bytes=1000,
+    source="test",
+    children_bytes=0,
+)
+
+TO_CHAT: tuple[Event, ...] = (
+    SwitchRequested(at=0.0, switch_id="s1", target=CHAT, requested_by="manual"),
+    TargetAccepted(at=1.0, switch_id="s1", need_bytes=100, memory=FREE),
+    MemorySampled(at=2.0, switch_id="s1", sample=FREE),
+    BackendSpawned(at=3.0, epoch=1, pid=4711, address="/run/backend-1.sock"),
+    BackendReady(at=4.5, epoch=1, memory=FREE),
+)
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder(history_size=3, wall_clock=lambda: 1_700_000_000.0)
+
+
+def play(recorder: Recorder, snapshot: Snapshot, *events: Event) -> tuple[Snapshot, list[Any]]:
+    """Take the events through the core under the recorder's eyes; returns what it logged."""
+    with capture_logs() as lines:
+        for event in events:
+            before = snapshot
+            snapshot, commands = step(before, event)
+            recorder.observe(event, before, snapshot, commands)
+    return snapshot, lines
+
+
+def names(lines: list[Any]) -> list[str]:
+    return [line["event"] for line in lines]
+
+
+def test_a_switch_is_told_phase_by_phase(recorder: Recorder) -> None:
+    _, lines = play(recorder, EMPTY, *TO_CHAT)
+    phases = [line for line in lines if line["event"] == "switch.phase"]
+    assert [line["phase"] for line in phases] == ["preflight", "confirming", "starting"]
+    assert {(line["switch_id"], line["model"]) for line in phases} == {("s1", "chat")}
+    assert names(lines)[-2:] == ["switch.finished", "backend.ready"]
+
+
+def test_a_finished_switch_is_told_with_who_asked_and_how_long_it_took(recorder: Recorder) -> None:
+    _, lines = play(recorder, EMPTY, *TO_CHAT)
+    [finished] = [line for line in lines if line["event"] == "switch.finished"]
+    assert finished == {
+        "event": "switch.finished",
+        "log_level": "info",
+        "switch_id": "s1",
+        "requested_by": "manual",
+        "outcome": "switched",
+        "model": "chat",
+        "took_s": 4.5,
+        "released": "gpu0: 1000 B free, 100 B needed",
+    }
+
+
+def test_a_failed_switch_is_a_warning_with_the_reason(recorder: Recorder) -> None:
+    rejected = TargetRejected(at=1.0, switch_id="s1", message="no such file")
+    _, lines = play(recorder, EMPTY, TO_CHAT[0], rejected)
+    assert lines[-1]["event"] == "switch.failed"
+    assert (lines[-1]["log_level"], lines[-1]["reason"]) == ("warning", "no such file")
+
+
+def test_backends_are_told_from_their_spawn_to_their_end(recorder: Recorder) -> None:
+    unload = SwitchRequested(at=5.0, switch_id="s2", target=None, requested_by="manual")
+    gone = BackendExited(at=6.0, epoch=1, exit_code=0)
+    _, lines = play(recorder, EMPTY, *TO_CHAT, unload, gone)
+    told = [line for line in lines if line["event"].startswith("backend.")]
+    assert names(told) == ["backend.spawned", "backend.ready", "backend.exited"]
+    assert told[0]["pid"] == 4711
+    assert {line["epoch"] for line in told} == {1}
+    assert (told[2]["model"], told[2]["exit_code"], told[2]["signal"]) == ("chat", 0, None)
+
+
+def test_a_death_that_nobody_ordered_is_a_warning_with_the_last_words(recorder: Recorder) -> None:
+    words = tuple(f"line {n}" for n in range(30))
+    died = BackendExited(at=6.0, epoch=1, exit_code=None, signal=11, last_lines=words)
+    _, lines = play(recorder, EMPTY, *TO_CHAT, died)
+    assert lines[-1]["event"] == "backend.died"
+    assert (lines[-1]["log_level"], lines[-1]["signal"]) == ("warning", 11)
+    assert lines[-1]["last_lines"] == words[-10:]
+
+
+def test_the_end_of_an_unknown_backend_is_not_told_again(recorder: Recorder) -> None:
+    died = BackendExited(at=6.0, epoch=1, exit_code=1)
+    snapshot, _ = play(recorder, EMPTY, *TO_CHAT, died)
+    _, lines = play(recorder, snapshot, replace(died, at=7.0, epoch=99))
+    assert lines == []
+
+
+def test_requests_are_left_to_the_gateways_log(recorder: Recorder) -> None:
+    live, _ = play(recorder, EMPTY, *TO_CHAT)
+    arrived = RequestArrived(at=5.0, request_id="r1", model="chat")
+    _, lines = play(recorder, live, arrived, RequestEnded(at=6.0, request_id="r1"))
+    assert lines == []
+
+
+def test_the_history_keeps_each_switch_with_the_time_of_day(recorder: Recorder) -> None:
+    rejected = TargetRejected(at=1.0, switch_id="s0", message="no such file")
+    asked = SwitchRequested(at=0.0, switch_id="s0", target=CHAT, requested_by="startup")
+    play(recorder, EMPTY, asked, rejected, *TO_CHAT)
+    assert list(recorder.records) == ["s0", "s1"]
+    failed, done = recorder.records.values()
+    assert (failed.report.outcome, done.report.outcome) == (Outcome.FAILED, Outcome.SWITCHED)
+    assert failed.report.requested_by == "startup"
+    assert done.ended_at == 1_700_000_000.0
+    assert done.report.total_s == 4.5
+
+
+def test_the_history_is_bounded_and_forgets_the_oldest(recorder: Recorder) -> None:
+    for number in range(5):
+        unload = SwitchRequested(at=0.0, switch_id=f"s{number}", target=None, requested_by="manual")
+        play(recorder, EMPTY, unload)
+    assert list(recorder.records) == ["s2", "s3", "s4"]
+
+
+def test_memory_samples_alone_are_not_logged(recorder: Recorder) -> None:
+    snapshot, _ = play(recorder, EMPTY, *TO_CHAT[:2])
+    held = replace(FREE, free_bytes=0, used_bytes=1000, children_bytes=1000)
+    _, lines = play(recorder, snapshot, MemorySampled(at=2.0, switch_id="s1", sample=held))
+    assert lines == []
