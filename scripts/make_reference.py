@@ -1,8 +1,9 @@
-"""Writes the generated pages of docs/reference from the code that they describe.
+"""Writes docs/reference and the editors' schemas from the code that they describe.
 
-A test fails when a page is stale; run this to renew them.
+A test fails when a file is stale; run this to renew them.
 """
 
+import json
 from enum import StrEnum
 from pathlib import Path
 from types import NoneType, UnionType
@@ -19,6 +20,7 @@ from supervisor.config.settings import (
     ModelEntry,
     QueueSettings,
     ServerSettings,
+    SupervisorSettings,
     SwitchSettings,
 )
 from supervisor.gateway.error_responses import STATUS_BY_CODE
@@ -36,7 +38,9 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`supervisor.yaml`: `switch`", SwitchSettings),
 )
 
-REFERENCE = Path(__file__).parent.parent / "docs" / "reference"
+ROOT = Path(__file__).parent.parent
+REFERENCE = ROOT / "docs" / "reference"
+SCHEMAS = ROOT / "profiles" / "schema"
 
 
 def http_page() -> str:
@@ -81,7 +85,11 @@ def configuration_page() -> str:
         "<!-- Written by scripts/make_reference.py; do not edit. -->",
         "",
         "One folder (`--profiles`): `models.yaml`, `supervisor.yaml`, and one file per profile,",
-        "whose name is the profile's. Sizes are in bytes and times in seconds, as the names say.",
+        "whose name is the profile's. Sizes are in bytes and times in seconds, as names say, or",
+        "with a unit: `16GiB`, `512MiB`, `30s`, `5m`. `llama-supervisor check` names every problem",
+        "by file and line; `llama-supervisor check --explain MODEL` tells where each value of a",
+        "model comes from, and the command line that will run. Editors that know the YAML language",
+        "server check the files while you write: their first line names the schema.",
     ]
     for title, kind in SECTIONS:
         lines += [
@@ -128,20 +136,28 @@ def default_of(field: FieldInfo) -> str:
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
+def schema(kind: type[BaseModel]) -> str:
+    """Write a JSON Schema, which editors check the YAML against while it is written."""
+    return json.dumps(kind.model_json_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
 def pages() -> dict[Path, str]:
-    """Return every generated page with its path."""
+    """Return every generated file with its path."""
     return {
         REFERENCE / "http.md": http_page(),
         REFERENCE / "configuration.md": configuration_page(),
+        SCHEMAS / "models.schema.json": schema(Catalogue),
+        SCHEMAS / "profile.schema.json": schema(Profile),
+        SCHEMAS / "supervisor.schema.json": schema(SupervisorSettings),
     }
 
 
 def main() -> None:
-    """Write the pages that changed."""
-    REFERENCE.mkdir(parents=True, exist_ok=True)
+    """Write every file."""
     for path, content in pages().items():
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content, encoding="utf-8")
-        print(f"{path.relative_to(REFERENCE.parent.parent)} written")
+        print(f"{path.relative_to(ROOT)} written")
 
 
 if __name__ == "__main__":

@@ -193,7 +193,11 @@ async def _listen(runner: web.AppRunner, configuration: Configuration, options: 
     try:
         await site.start()
     except OSError as error:
-        raise SupervisorError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+        # asyncio puts the address in front of the reason once more.
+        reason = str(error.strerror).rpartition(": ")[2]
+        raise SupervisorError(
+            f"cannot listen on {host}:{port}: {reason}; choose others with --host and --port"
+        ) from error
     for address in runner.addresses:
         log.info(
             "controller.listening",

@@ -37,21 +37,31 @@ class EngineName(StrEnum):
     EMBEDDED = "embedded"
 
 
+def print_version(is_asked: bool) -> None:
+    """Print the version and end, before a command is missed."""
+    if is_asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
 @cli.callback()
 def root(
     *,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=print_version, is_eager=True),
+    ] = False,
 ) -> None:
     """One GPU, two kinds of work: switch llama-server between generation and embedding."""
-    if version:
-        typer.echo(__version__)
-        raise typer.Exit
+    _ = version
 
 
 @cli.command()
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on; 0: any free one.")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port to listen on; 0: any free one.", min=0, max=65535)
+    ] = None,
     profiles: Annotated[Path, typer.Option(help="Folder with the YAML files.")] = Path("profiles"),
     models: Annotated[Path, typer.Option(help="Folder with the GGUF files.")] = Path("models"),
     data: Annotated[Path, typer.Option(help="Folder for what the product writes.")] = Path("data"),

@@ -83,7 +83,8 @@ def _load(
     layers, profiles = reader.read_profiles(
         path
         for path in sorted(folder.glob("*.yaml"))
-        if path not in {settings_path, catalogue_path} and path.name != CATALOGUE_FILE
+        if path.name not in {SETTINGS_FILE, CATALOGUE_FILE}
+        and path.resolve() != catalogue_path.resolve()
     )
     projectors: dict[str, Path] = {}
     if catalogue is not None and catalogue_source is not None:
@@ -199,7 +200,7 @@ class _CatalogueChecker:
         """Yield every problem of the catalogue as a whole."""
         default, models = self._catalogue.default_model, self._catalogue.models
         if default is not None and default not in models:
-            hint = nearest(default, list(models))
+            hint = nearest(default, list(models)) or f"; there are: {', '.join(sorted(models))}"
             yield self._at(("default_model",), f"there is no model '{default}'{hint}")
         yield from self._name_clashes()
         for name, entry in models.items():

@@ -64,7 +64,7 @@ def _wanted(kind: str, context: dict[str, Any]) -> str | None:
         return str(context["expected"])
     if kind in _BOUNDS:
         bound, words = _BOUNDS[kind]
-        return f"{words} {context[bound]}"
+        return f"{words} {context[bound]:g}"
     return _KINDS.get(kind)
 
 

@@ -135,9 +135,11 @@ def take_sample(draft: Draft) -> None:
 
 
 def fail_start(draft: Draft, refusal: Refusal) -> None:
-    """The new backend is gone before it was ready."""
+    """The new backend is gone before it was ready; `refusal` tells how its process ended."""
     switch = draft.running_switch()
-    end_switch(draft, refusal=switch.failure or refusal)
+    if switch.failure is not None:  # it was given up, and its last lines may tell why it was slow
+        refusal = replace(switch.failure, details=refusal.details)
+    end_switch(draft, refusal=refusal)
 
 
 def give_up_start(draft: Draft) -> None:

@@ -48,6 +48,7 @@ class Backend:
         self.session = open_session(launch.address)
         self.base_url = base_url(launch.address)
         self.authorization = f"Bearer {launch.api_key}"
+        self.open_answers: set[aiohttp.ClientResponse] = set()
 
     async def become_ready(self) -> None:
         """Return once our own child answers 200 on `/health`. The caller sets the deadline.
@@ -87,7 +88,14 @@ class Backend:
             return False
 
     async def close_connections(self) -> None:
-        """Cut every connection to the child, so that it does not wait for their clients."""
+        """Cut every connection to the child, so that it does not wait for their clients.
+
+        Closing the session ends those who wait for an answer. aiohttp leaves those who read one
+        waiting for ever, so each of the `open_answers` is told.
+        """
+        for answer in self.open_answers:
+            if not answer.content.is_eof():
+                answer.content.set_exception(aiohttp.ClientConnectionError("the server stops"))
         await self.session.close()
 
     async def stop(self, grace_s: float) -> ProcessExit:

@@ -47,6 +47,7 @@ async def forward(
     Raises RequestRefused `backend_unreachable` as long as the client has not got a byte.
     """
     upstream = await _send(request, backend, path, body, request_id)
+    backend.open_answers.add(upstream)
     try:
         headers = answer_headers(upstream.headers, request_id)
         length = upstream.content_length
@@ -57,6 +58,7 @@ async def forward(
             )
         return await _stream(request, upstream, headers, backend)
     finally:
+        backend.open_answers.discard(upstream)
         # Cuts the connection unless the answer was read to its end: that frees the slot.
         upstream.close()
 
@@ -169,11 +171,14 @@ def _without_hop_by_hop(headers: CIMultiDictProxy[str], others: frozenset[str]) 
 
 
 def _unreachable(backend: Backend, error: BaseException) -> RequestRefused:
-    """Say that the backend's connection broke, and whether its process is still there."""
-    state = "runs on" if backend.process.is_running else "has ended"
+    """Say that the backend's connection broke, and what became of its process."""
+    if backend.session.closed:
+        reason = "is stopped, or has ended; see /status for its last exit"
+    else:
+        state = "runs on" if backend.process.is_running else "has ended"
+        reason = f"broke the connection ({type(error).__name__}); its process {state}"
     return RequestRefused(
         "backend_unreachable",
-        f"the server of '{backend.model}' broke the connection ({type(error).__name__}); its "
-        f"process {state}; see /status for its last exit",
+        f"the server of '{backend.model}' {reason}",
         {"model": backend.model, "epoch": backend.epoch},
     )

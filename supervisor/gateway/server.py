@@ -15,7 +15,7 @@ from supervisor.gateway import relay
 from supervisor.gateway.control import Control, unknown_model
 from supervisor.gateway.error_responses import error_response
 from supervisor.gateway.request_reading import mode_hint, model_in_body, read_body
-from supervisor.gateway.routes import RESERVED_ROUTES
+from supervisor.gateway.routes import RESERVED_ROUTES, Route
 from supervisor.gateway.status import Status
 
 log = structlog.get_logger()
@@ -53,7 +53,8 @@ class Gateway:
         )
         for route in RESERVED_ROUTES:
             handler = self._handler(route.handler)
-            application.router.add_route(route.method, route.path, handler)
+            for method in methods_of(route):
+                application.router.add_route(method, route.path, handler)
             if route.method != "*":
                 application.router.add_route("*", route.path, refuse_method)
         application.router.add_route("*", "/{tail:.*}", self.relay)
@@ -142,10 +143,18 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
 
 async def refuse_method(request: web.Request) -> web.Response:
     """Answer a reserved path that was called with another method."""
-    allowed = sorted({r.method for r in RESERVED_ROUTES if r.path == request.path})
-    raise RequestRefused(
-        "method_not_allowed", f"{request.path} takes {' and '.join(allowed) or 'GET'}"
-    )
+    resource = request.match_info.route.resource
+    path = resource.canonical if resource is not None else request.path
+    allowed = [m for r in RESERVED_ROUTES if r.path == path for m in methods_of(r)]
+    error = RequestRefused("method_not_allowed", f"{path} takes {' or '.join(allowed)}")
+    response = error_response(error)
+    response.headers["Allow"] = ", ".join(allowed)
+    return response
+
+
+def methods_of(route: Route) -> tuple[str, ...]:
+    """Return the methods that a route takes: HEAD where there is a GET (RFC 9110, 9.1)."""
+    return ("GET", "HEAD") if route.method == "GET" else (route.method,)
 
 
 def new_request_id() -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import uvloop
 from immutables import Map
 
 from supervisor.arbiter.arbiter import Arbiter
@@ -17,6 +18,11 @@ from supervisor.engine.port import Address, Launch
 from supervisor.engine.process import ProcessExit
 
 Eventually = Callable[..., Awaitable[None]]
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run the tests of this room on the loop that the command line runs on."""
+    return {"uvloop": uvloop.new_event_loop}
 
 
 class FakeProcess:

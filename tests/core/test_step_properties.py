@@ -101,6 +101,7 @@ class World(RuleBasedStateMachine):
         self.told: list[Event] = []
         self.orders: list[Command] = []
         self.requests: dict[str, Fate] = {}
+        self.asked_for: dict[str, str | None] = {}
         self.leases: dict[str, int] = {}
         self.callers: dict[str, str] = {}  # who waits, and for the end of which switch
         self.switch_count = 0
@@ -134,6 +135,7 @@ class World(RuleBasedStateMachine):
             model = live[-1]
         elif model == "target" and running and running.target:
             model = running.target.model
+        self.asked_for[request_id] = model
         self.tell(RequestArrived(at=self.now, request_id=request_id, model=model, mode_hint=hint))
 
     @precondition(lambda self: self.requests)
@@ -199,10 +201,8 @@ class World(RuleBasedStateMachine):
     @precondition(lambda self: self.phase not in {None, Phase.PREFLIGHT})
     @rule()
     def target_is_rejected_after_it_was_accepted(self) -> None:
-        assert self.snapshot.switch is not None
-        late = TargetRejected(
-            at=self.now, switch_id=self.snapshot.switch.switch_id, message="changed its mind"
-        )
+        switch_id = self.snapshot.switch.switch_id if self.snapshot.switch else ""
+        late = TargetRejected(at=self.now, switch_id=switch_id, message="changed its mind")
         assert step(self.snapshot, late) == (self.snapshot, ())
 
     @precondition(lambda self: len(self.told) > 80 or self.snapshot.is_closing)
@@ -254,8 +254,7 @@ class World(RuleBasedStateMachine):
         if need is None:
             self.tell(TargetRejected(at=self.now, switch_id=switch_id, message="no such file"))
             return
-        if self.phase is Phase.PREFLIGHT:
-            self.needs[switch_id] = need
+        self.needs.setdefault(switch_id, need)
         self.tell(TargetAccepted(at=self.now, switch_id=switch_id, need_bytes=need, memory=None))
 
     def answer_sample(self, switch_id: str, device: str, *, is_well: bool, still_held: int) -> None:
@@ -324,6 +323,9 @@ class World(RuleBasedStateMachine):
                 del self.callers[switch_id]
             case CompleteShutdown():
                 self.completions += 1
+            case StopBackend(epoch=epoch):
+                self.check_drain(epoch, before)
+                self.orders.append(command)
             case StartBackend():
                 self.check_gate(command, before, event)
                 self.alive[command.epoch] = command.target
@@ -337,14 +339,9 @@ class World(RuleBasedStateMachine):
         self.requests[command.request_id] = Fate.LEASED
         self.leases[command.request_id] = command.epoch
         backend = self.snapshot.backend(command.epoch)
-        (asked,) = (
-            e.model
-            for e in self.told
-            if isinstance(e, RequestArrived) and e.request_id == command.request_id
-        )
         assert backend is not None
         assert backend.state is BackendState.READY
-        assert asked in {None, backend.target.model}
+        assert self.asked_for[command.request_id] in {None, backend.target.model}
 
     def check_gate(self, command: StartBackend, before: Snapshot, event: Event) -> None:
         """Nothing starts unless the gate confirms its device, from fresh readings of it."""
@@ -362,6 +359,13 @@ class World(RuleBasedStateMachine):
         reaped_at = max((self.reaped_at[e] for e in switch.leaving), default=0.0)
         assert all(r.taken_at >= reaped_at for r in readings)
         assert command.epoch not in self.held
+
+    def check_drain(self, epoch: int, before: Snapshot) -> None:
+        """No request is cut off before a deadline has passed."""
+        drain = before.switch.drain_deadline if before.switch else None
+        deadlines = [d for d in (drain, self.snapshot.close_deadline) if d is not None]
+        is_late = self.now >= min(deadlines, default=self.now + 1)
+        assert is_late or epoch not in self.leases.values()
 
     def check_devices(self) -> None:
         assert {b.epoch for b in self.snapshot.backends} == set(self.alive)
@@ -392,4 +396,4 @@ class World(RuleBasedStateMachine):
 
 
 TestInvariants = World.TestCase
-TestInvariants.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+TestInvariants.settings = settings(max_examples=300, stateful_step_count=50, deadline=None)

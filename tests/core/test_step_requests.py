@@ -272,6 +272,28 @@ def test_refusals_of_hold_time_keep_the_arrival_order() -> None:
     assert [c.request_id for c in commands if isinstance(c, RefuseRequest)] == ids
 
 
+def test_waiters_of_the_next_switch_are_bounded_too() -> None:
+    impatient = replace(STARTING_CHAT, limits=Limits(hold_timeout_s=20.0))
+    snapshot, _ = play(impatient, arrival("r1"), arrival("r2"), READY)
+    again = SwitchRequested(at=70.0, switch_id="s2", target=EMBED, requested_by="ops")
+    snapshot, _ = play(snapshot, again, arrival("r3", "embed", at=71.0))
+
+    assert next_wakeup(snapshot) == 91.0
+    assert answer(play(snapshot, TimePassed(at=91.0))[1])[0] == "hold_timeout"
+
+
+def test_drain_lasts_as_long_as_the_most_patient_backend_that_leaves() -> None:
+    patient = live(2, replace(EMBED, drain_timeout_s=CHAT.drain_timeout_s + 60))
+    snapshot, _ = play(
+        replace(EMPTY, backends=(live(1, CHAT), patient)),
+        arrival("r1", "chat"),
+        arrival("r2", "embed"),
+        SwitchRequested(at=100.0, switch_id="s1", target=None, requested_by="ops"),
+    )
+
+    assert next_wakeup(snapshot) == 100.0 + patient.target.drain_timeout_s
+
+
 @pytest.mark.parametrize("is_oldest_first", [True, False])
 def test_20_000_waiters_cost_little_each(*, is_oldest_first: bool) -> None:
     """Nearly all leave before the switch ends; the actor asks for the wakeup after each event.

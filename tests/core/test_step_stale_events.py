@@ -1,6 +1,8 @@
 """Events that come late, twice, or about something that is gone change nothing."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import pytest
@@ -188,10 +190,13 @@ def test_events_of_an_epoch_that_never_was_change_nothing(draining: History) -> 
     assert draining.snapshot is before
 
 
-def refused_after(history: History, sample: MemorySample) -> tuple[Refusal, float]:
-    """Answer every question with this same reading; return the end, and the seconds until it."""
+def refused_after(
+    history: History, device: str = "gpu0", *, taken_at: Callable[[], float]
+) -> tuple[Refusal, float]:
+    """Answer every question with such a reading; return the end, and the seconds until it."""
     began_s = history.now
     for _ in range(100):
+        sample = reading(device, taken_at())
         commands = history.tell(MemorySampled, switch_id="s2", sample=sample)
         if history.snapshot.switch is None:
             break
@@ -204,14 +209,16 @@ def refused_after(history: History, sample: MemorySample) -> tuple[Refusal, floa
 
 
 def test_reading_from_before_the_backend_was_reaped_proves_nothing(confirming: History) -> None:
-    refusal, waited_s = refused_after(confirming, reading("gpu0", confirming.now - 0.5))
+    reaped_at = confirming.now
+    before = count(reaped_at - 0.5, 0.001)
+    refusal, waited_s = refused_after(confirming, taken_at=lambda: next(before))
 
     assert refusal.code == "memory_not_released"
     assert waited_s == pytest.approx(CHAT.memory.release_timeout_s, abs=0.3)
 
 
 def test_reading_of_another_device_proves_nothing(confirming: History) -> None:
-    refusal, _ = refused_after(confirming, reading("gpu1", confirming.now + 0.5))
+    refusal, _ = refused_after(confirming, "gpu1", taken_at=lambda: confirming.now)
 
     assert refusal.code == "memory_not_released"
     assert "gpu0" in refusal.message
@@ -219,9 +226,19 @@ def test_reading_of_another_device_proves_nothing(confirming: History) -> None:
 
 def test_one_reading_told_again_and_again_proves_nothing(confirming: History) -> None:
     """A sampler that hangs repeats its last reading: that is no stable release."""
-    refusal, _ = refused_after(confirming, reading("gpu0", confirming.now))
+    reaped_at = confirming.now
+    refusal, _ = refused_after(confirming, taken_at=lambda: reaped_at)
 
     assert refusal.code == "memory_not_released"
+
+
+def test_readings_that_nobody_asked_for_prove_nothing(confirming: History) -> None:
+    """Three within a millisecond would be no stable release."""
+    for _ in range(5):
+        fresh = reading("gpu0", confirming.now)
+        assert confirming.tell(MemorySampled, switch_id="s2", sample=fresh) == ()
+    assert confirming.snapshot.switch is not None
+    assert confirming.snapshot.switch.phase is Phase.CONFIRMING
 
 
 def test_last_answer_about_one_device_is_not_taken_for_the_next() -> None:

@@ -95,7 +95,9 @@ def profiles(tmp_path: Path, profiles_dir: Path) -> Path:
     """A copy of the shipped configuration folder that logs JSON."""
     folder = tmp_path / "profiles"
     shutil.copytree(profiles_dir, folder)
-    change(folder / "supervisor.yaml", lambda settings: settings["server"].update(log_format="json"))
+    change(
+        folder / "supervisor.yaml", lambda settings: settings["server"].update(log_format="json")
+    )
     return folder
 
 

@@ -1,13 +1,10 @@
 """`llama-supervisor serve` as a user runs it: real servers, real models, real signals."""
 
 import asyncio
-import os
 import signal
 import socket
 import stat
-import subprocess
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +12,7 @@ import aiohttp
 import psutil
 import pytest
 
-from supervisor import __version__
-from tests.e2e.conftest import COMMAND, Serve, Served, StreamOf, change, is_gone
+from tests.e2e.conftest import Serve, Served, StreamOf, change, is_gone
 
 HELLO = {"model": "demo-chat", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}
 
@@ -33,8 +29,15 @@ async def switch(served: Served, model: str) -> None:
 
 
 async def live_on_bench_chat(serve: Serve, profiles: Path, **switch_settings: Any) -> Served:
-    change(profiles / "models.yaml", lambda catalogue: catalogue.update(default_model="bench-chat"))
-    change(profiles / "supervisor.yaml", lambda settings: settings["switch"].update(switch_settings))
+    def use_bench_chat(catalogue: Any) -> None:
+        catalogue["default_model"] = "bench-chat"
+        # More threads than free cores wait for each other, and a stream takes half a minute.
+        catalogue["models"]["bench-chat"]["overrides"] = {"threads": 1}
+
+    change(profiles / "models.yaml", use_bench_chat)
+    change(
+        profiles / "supervisor.yaml", lambda settings: settings["switch"].update(switch_settings)
+    )
     served = serve("--engine", "llama-server")
     await served.child()
     return served
@@ -85,9 +88,7 @@ async def test_the_console_log_tells_where_it_listens(serve: Serve, profiles: Pa
     assert await served.exit_code() == 0
 
 
-async def test_a_data_folder_with_a_long_path_is_no_hindrance(
-    serve: Serve, tmp_path: Path
-) -> None:
+async def test_a_data_folder_with_a_long_path_is_no_hindrance(serve: Serve, tmp_path: Path) -> None:
     served = serve("--data", str(tmp_path / ("long" * 50)))
     assert await served.child()
     assert await chat(served)
@@ -131,7 +132,7 @@ async def test_sigterm_lets_a_stream_in_flight_come_to_its_end(
 ) -> None:
     served = await live_on_bench_chat(serve, profiles)
     child = await served.child()
-    stream = await stream_of(served, max_tokens=300)
+    stream = await stream_of(served, max_tokens=200)
     served.terminate()
     stopping = await served.until_logged("controller.stopping")
     assert (stopping["signal"], stopping["drain_timeout_s"]) == ("SIGTERM", 30.0)
@@ -139,9 +140,12 @@ async def test_sigterm_lets_a_stream_in_flight_come_to_its_end(
     assert (status, refusal["error"]["code"]) == (503, "shutting_down")
     assert (await served.json("GET", "/ready"))[0] == 503
     assert (await stream.read()).rstrip().endswith(b"data: [DONE]")
+    ended_at = time.monotonic()
     assert await served.exit_code() == 0
+    assert time.monotonic() - ended_at < 3
     assert is_gone(child)
-    assert (child.pid, 200) in {(child.pid, e["status"]) for e in served.events("request.done")}
+    [done] = [e for e in served.events("request.done") if e["path"] == "/v1/completions"]
+    assert done["status"] == 200
 
 
 async def test_a_stream_that_outlasts_the_drain_is_cut_visibly(
@@ -225,8 +229,8 @@ async def test_a_port_that_is_taken_is_named(serve: Serve) -> None:
         port = owner.getsockname()[1]
         served = serve("--port", str(port))
         assert await served.exit_code() == 1
-    last = served.log().splitlines()[-1]
-    assert last == f"cannot listen on 127.0.0.1:{port}: Address already in use"
+    told = served.log().splitlines()[-1].lower()  # the event loops differ in the first letter
+    assert told.startswith(f"cannot listen on 127.0.0.1:{port}: address already in use; ")
     assert "Traceback" not in served.log()
 
 
@@ -281,46 +285,3 @@ async def test_a_missing_engine_is_told_with_the_remedy(serve: Serve, tmp_path: 
     assert await served.exit_code() == 1
     assert "run scripts/build_llama_server.py" in served.log().splitlines()[-1]
     assert "Traceback" not in served.log()
-
-
-# The command line itself
-
-
-def run(*words: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"NO_COLOR": "1", "TERM": "dumb"}
-    return subprocess.run(
-        [COMMAND, *words], env=environment, capture_output=True, text=True, check=False
-    )
-
-
-def test_the_version_is_told() -> None:
-    told = run("--version")
-    assert (told.returncode, told.stdout) == (0, f"{__version__}\n")
-
-
-def test_without_a_command_it_tells_what_there_is() -> None:
-    told = run()
-    assert "serve" in told.stdout + told.stderr
-
-
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (("--port", "99999"), "--port"),
-        (("--port", "many"), "--port"),
-        (("--engine", "steam"), "--engine"),
-        (("--no-such-option",), "--no-such-option"),
-    ],
-)
-def test_arguments_that_mean_nothing_are_named(arguments: tuple[str, ...], named: str) -> None:
-    told = run("serve", *arguments)
-    assert told.returncode == 2
-    assert named in told.stderr
-    assert "Traceback" not in told.stderr
-
-
-def test_a_missing_configuration_folder_is_named(tmp_path: Path) -> None:
-    told = run("serve", "--profiles", str(tmp_path / "none"))
-    assert told.returncode == 2
-    assert f"{tmp_path}/none" in told.stderr
-    assert "--profiles" in told.stderr

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+import uvloop
 import yaml
 
 from supervisor.config.configuration import Configuration, ResolvedModel
@@ -28,6 +29,11 @@ STUB_SERVER = Path(__file__).parent / "stub_server.py"
 Eventually = Callable[..., Awaitable[None]]
 MakeLaunch = Callable[..., Launch]
 Spawn = Callable[..., ChildProcess]
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run the tests of this room on the loop that the command line runs on."""
+    return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture

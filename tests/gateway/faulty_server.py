@@ -12,9 +12,9 @@ import json
 import os
 import signal
 import sys
-from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 
 FLAGS = (
     *("--model", "--host", "--port", "--ctx-size", "--batch-size", "--ubatch-size", "--parallel"),
@@ -38,69 +38,44 @@ class Asked:
     number: int
 
 
-class Silence(Exception):  # noqa: N818 - it is what the server falls into, and no error of it
+class Silence(Exception):
     """The connection is to be closed without a further byte."""
 
 
-class FaultyServer:
-    """Answers on a unix socket, and counts what it is asked and what it has sent."""
+@dataclass(slots=True, kw_only=True)
+class Counts:
+    """What the server has been asked, and what came of it."""
 
-    def __init__(self) -> None:
-        self.times_asked: Counter[str] = Counter()
-        self.flood_sent_bytes = 0
-        self.clients_left = 0
+    times_asked: dict[str, int] = field(default_factory=dict)
+    flood_sent_bytes: int = 0
+    clients_left: int = 0
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer the requests of one connection."""
-        try:
-            for number in itertools.count(1):
-                asked = await read_request(reader, number)
-                self.times_asked[asked.target] += 1
-                if asked.target == "/endless":
-                    await reader.read()
-                    self.clients_left += 1
-                    break
-                action = ACTIONS.get(asked.target, FaultyServer.echo)
-                await action(self, asked, writer)
-                await writer.drain()
-        except (Silence, asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
 
-    async def echo(self, asked: Asked, writer: asyncio.StreamWriter) -> None:
-        body = base64.b64encode(asked.body).decode()
-        send_json(
-            writer,
-            {
-                "method": asked.method,
-                "target": asked.target,
-                "headers": asked.headers,
-                "body": body,
-                "number": asked.number,
-            },
-        )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exchange:
+    """A request and the way back to its client; the methods that `ACTIONS` names are answers."""
 
-    async def counts(self, asked: Asked, writer: asyncio.StreamWriter) -> None:
-        send_json(
-            writer,
-            {
-                "times_asked": self.times_asked,
-                "flood_sent_bytes": self.flood_sent_bytes,
-                "clients_left": self.clients_left,
-            },
-        )
+    asked: Asked
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    counts: Counts
 
-    async def healthy(self, asked: Asked, writer: asyncio.StreamWriter) -> None:
+    async def echo(self) -> None:
+        body = base64.b64encode(self.asked.body).decode()
+        self.send_json({**asdict(self.asked), "body": body})
+
+    async def tell_counts(self) -> None:
+        self.send_json(asdict(self.counts))
+
+    async def be_healthy(self) -> None:
         """Be ready, and leave no connection behind, so that the first request gets a fresh one."""
-        send_head(writer, "200 OK", "Content-Length: 2", "Connection: close")
-        writer.write(b"{}")
-        await writer.drain()
+        self.send_head("200 OK", "Content-Length: 2", "Connection: close")
+        self.writer.write(b"{}")
+        await self.writer.drain()
         raise Silence
 
-    async def peculiar(self, asked: Asked, writer: asyncio.StreamWriter) -> None:
-        send_head(
-            writer,
+    async def be_peculiar(self) -> None:
+        self.send_head(
             "207 Quite Peculiar",
             "Set-Cookie: a=1",
             "Set-Cookie: b=2",
@@ -110,79 +85,119 @@ class FaultyServer:
             "Keep-Alive: timeout=5",
             "Content-Length: 3",
         )
-        writer.write(b"\x00\xff\n")
+        self.writer.write(b"\x00\xff\n")
 
-    async def gzipped(self, asked: Asked, writer: asyncio.StreamWriter) -> None:
+    async def gzip(self) -> None:
         size = len(GZIPPED)
-        send_head(writer, "200 OK", "Content-Encoding: gzip", f"Content-Length: {size}")
-        writer.write(GZIPPED)
+        self.send_head("200 OK", "Content-Encoding: gzip", f"Content-Length: {size}")
+        self.writer.write(GZIPPED)
 
-    async def gzipped_stream(self, asked: Asked, writer: asyncio.StreamWriter) -> None:
-        send_head(writer, "200 OK", "Content-Encoding: gzip", "Transfer-Encoding: chunked")
-        send_chunk(writer, GZIPPED)
-        send_chunk(writer, b"")
+    async def gzip_in_chunks(self) -> None:
+        self.send_head("200 OK", "Content-Encoding: gzip", "Transfer-Encoding: chunked")
+        self.send_chunk(GZIPPED)
+        self.send_chunk(b"")
 
-    async def silent(self, asked: Asked, writer: asyncio.StreamWriter) -> None:
+    async def be_silent(self) -> None:
         raise Silence
 
-    async def silent_when_reused(self, asked: Asked, writer: asyncio.StreamWriter) -> None:
+    async def be_silent_when_reused(self) -> None:
         """Do as a server does that closed the connection just when the next request came."""
-        if asked.number > 1:
+        if self.asked.number > 1:
             raise Silence
-        await self.echo(asked, writer)
+        await self.echo()
 
-    async def cut_head_when_reused(self, asked: Asked, writer: asyncio.StreamWriter) -> None:
-        if asked.number == 1:
-            await self.echo(asked, writer)
-            return
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Le")
-        await writer.drain()
+    async def cut_head_when_reused(self) -> None:
+        if self.asked.number > 1:
+            self.writer.write(b"HTTP/1.1 200 OK\r\nContent-Le")
+            await self.writer.drain()
+            raise Silence
+        await self.echo()
+
+    async def wait_for_ever(self) -> None:
+        await self.reader.read()
+        self.counts.clients_left += 1
         raise Silence
 
-    async def flood(self, asked: Asked, writer: asyncio.StreamWriter) -> None:
-        send_head(writer, "200 OK", f"Content-Length: {FLOOD_BYTES}")
+    async def flood(self) -> None:
+        self.send_head("200 OK", f"Content-Length: {FLOOD_BYTES}")
         for _ in range(FLOOD_BYTES // len(_CHUNK)):
-            writer.write(_CHUNK)
-            await writer.drain()
-            self.flood_sent_bytes += len(_CHUNK)
+            self.writer.write(_CHUNK)
+            await self.writer.drain()
+            self.counts.flood_sent_bytes += len(_CHUNK)
 
-    async def die_after_event(self, asked: Asked, writer: asyncio.StreamWriter) -> None:
-        send_head(writer, "200 OK", "Content-Type: text/event-stream", "Transfer-Encoding: chunked")
-        send_chunk(writer, b'data: {"whole": true}\n\n')
-        await die(writer)
+    async def die_after_event(self) -> None:
+        self.send_head("200 OK", "Content-Type: text/event-stream", "Transfer-Encoding: chunked")
+        self.send_chunk(b'data: {"whole": true}\n\n')
+        await self.die()
 
-    async def die_in_event(self, asked: Asked, writer: asyncio.StreamWriter) -> None:
-        send_head(writer, "200 OK", "Content-Type: text/event-stream", "Transfer-Encoding: chunked")
-        send_chunk(writer, b'data: {"whole": true}\n\ndata: {"whole": fal')
-        await die(writer)
+    async def die_in_event(self) -> None:
+        self.send_head("200 OK", "Content-Type: text/event-stream", "Transfer-Encoding: chunked")
+        self.send_chunk(b'data: {"whole": true}\n\ndata: {"whole": fal')
+        await self.die()
 
-    async def die_in_long_body(self, asked: Asked, writer: asyncio.StreamWriter) -> None:
-        send_head(writer, "200 OK", f"Content-Length: {64 * len(_CHUNK)}")
-        writer.write(_CHUNK)
-        await die(writer)
+    async def die_in_long_body(self) -> None:
+        self.send_head("200 OK", f"Content-Length: {64 * len(_CHUNK)}")
+        self.writer.write(_CHUNK)
+        await self.die()
 
-    async def die_in_short_body(self, asked: Asked, writer: asyncio.StreamWriter) -> None:
-        send_head(writer, "200 OK", "Content-Length: 100")
-        writer.write(b"half of it")
-        await die(writer)
+    async def die_in_short_body(self) -> None:
+        self.send_head("200 OK", "Content-Length: 100")
+        self.writer.write(b"half of it")
+        await self.die()
+
+    def send_head(self, status: str, *headers: str) -> None:
+        self.writer.write("\r\n".join((f"HTTP/1.1 {status}", *headers, "", "")).encode())
+
+    def send_chunk(self, content: bytes) -> None:
+        self.writer.write(f"{len(content):x}\r\n".encode() + content + b"\r\n")
+
+    def send_json(self, content: object) -> None:
+        body = json.dumps(content).encode()
+        length = f"Content-Length: {len(body)}"
+        self.send_head("200 OK", "Content-Type: application/json", length)
+        self.writer.write(body)
+
+    async def die(self) -> None:
+        """Be killed, after all that was written has left."""
+        self.writer.transport.set_write_buffer_limits(high=0)
+        await self.writer.drain()
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
-Action = Callable[[FaultyServer, Asked, asyncio.StreamWriter], Awaitable[None]]
-ACTIONS: dict[str, Action] = {
-    "/health": FaultyServer.healthy,
-    "/counts": FaultyServer.counts,
-    "/peculiar": FaultyServer.peculiar,
-    "/gzipped": FaultyServer.gzipped,
-    "/gzipped-stream": FaultyServer.gzipped_stream,
-    "/silent": FaultyServer.silent,
-    "/silent-when-reused": FaultyServer.silent_when_reused,
-    "/cut-head-when-reused": FaultyServer.cut_head_when_reused,
-    "/flood": FaultyServer.flood,
-    "/die-after-event": FaultyServer.die_after_event,
-    "/die-in-event": FaultyServer.die_in_event,
-    "/die-in-long-body": FaultyServer.die_in_long_body,
-    "/die-in-short-body": FaultyServer.die_in_short_body,
+ACTIONS: dict[str, Callable[[Exchange], Awaitable[None]]] = {
+    "/health": Exchange.be_healthy,
+    "/counts": Exchange.tell_counts,
+    "/peculiar": Exchange.be_peculiar,
+    "/gzipped": Exchange.gzip,
+    "/gzipped-in-chunks": Exchange.gzip_in_chunks,
+    "/silent": Exchange.be_silent,
+    "/silent-when-reused": Exchange.be_silent_when_reused,
+    "/cut-head-when-reused": Exchange.cut_head_when_reused,
+    "/endless": Exchange.wait_for_ever,
+    "/flood": Exchange.flood,
+    "/die-after-event": Exchange.die_after_event,
+    "/die-in-event": Exchange.die_in_event,
+    "/die-in-long-body": Exchange.die_in_long_body,
+    "/die-in-short-body": Exchange.die_in_short_body,
 }
+
+
+async def serve(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, counts: Counts
+) -> None:
+    """Answer the requests of one connection."""
+    try:
+        for number in itertools.count(1):
+            asked = await read_request(reader, number)
+            counts.times_asked[asked.target] = counts.times_asked.get(asked.target, 0) + 1
+            print(asked.method, asked.target, flush=True)  # noqa: T201 - for the last lines
+            exchange = Exchange(asked=asked, reader=reader, writer=writer, counts=counts)
+            await ACTIONS.get(asked.target, Exchange.echo)(exchange)
+            await writer.drain()
+    except (Silence, asyncio.IncompleteReadError, ConnectionError):
+        pass
+    finally:
+        writer.close()
 
 
 async def read_request(reader: asyncio.StreamReader, number: int) -> Asked:
@@ -196,27 +211,6 @@ async def read_request(reader: asyncio.StreamReader, number: int) -> Asked:
     return Asked(method=method, target=target, headers=headers, body=body, number=number)
 
 
-def send_head(writer: asyncio.StreamWriter, status: str, *headers: str) -> None:
-    writer.write("\r\n".join((f"HTTP/1.1 {status}", *headers, "", "")).encode())
-
-
-def send_chunk(writer: asyncio.StreamWriter, content: bytes) -> None:
-    writer.write(f"{len(content):x}\r\n".encode() + content + b"\r\n")
-
-
-def send_json(writer: asyncio.StreamWriter, content: object) -> None:
-    body = json.dumps(content).encode()
-    send_head(writer, "200 OK", "Content-Type: application/json", f"Content-Length: {len(body)}")
-    writer.write(body)
-
-
-async def die(writer: asyncio.StreamWriter) -> None:
-    """Be killed, after all that was written has left."""
-    writer.transport.set_write_buffer_limits(high=0)
-    await writer.drain()
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 async def main(arguments: list[str]) -> None:
     if "--version" in arguments:
         print("version: faulty")  # noqa: T201 - what is printed is the answer
@@ -224,7 +218,7 @@ async def main(arguments: list[str]) -> None:
         print("sockets end in .sock", *FLAGS, sep="\n")  # noqa: T201 - the same
     else:
         address = arguments[arguments.index("--host") + 1]
-        server = await asyncio.start_unix_server(FaultyServer().serve, address)
+        server = await asyncio.start_unix_server(partial(serve, counts=Counts()), address)
         await server.serve_forever()
 
 

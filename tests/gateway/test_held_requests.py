@@ -65,6 +65,7 @@ async def test_request_for_the_model_that_leaves_learns_which_is_live(
 
     async with endless_stream(controller) as stream:
         await switch(controller, model_name="minilm", wait=False)
+        await until(lambda: is_draining(controller))
         body = {**CHAT, "model": "bench-chat"}
         asking = asyncio.create_task(ask_json(controller, "POST", "/v1/chat/completions", body))
         await until(lambda: are_waiting(controller, 1))
@@ -162,6 +163,11 @@ async def switch(controller: RunningController, **order: Any) -> tuple[int, Any]
 
 async def is_switching(controller: RunningController) -> bool:
     return bool((await controller.json("GET", "/status"))["state"] == "switching")
+
+
+async def is_draining(controller: RunningController) -> bool:
+    switch = (await controller.json("GET", "/status"))["switch"]
+    return bool(switch and switch["phase"] == "draining")
 
 
 async def are_waiting(controller: RunningController, count: int) -> bool:

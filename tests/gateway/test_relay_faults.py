@@ -114,7 +114,7 @@ async def test_model_is_read_out_of_a_compressed_body(faulty: RunningController)
         assert (answer.status, (await answer.json())["error"]["code"]) == (409, "model_not_live")
 
 
-@pytest.mark.parametrize("path", ["/gzipped", "/gzipped-stream"])
+@pytest.mark.parametrize("path", ["/gzipped", "/gzipped-in-chunks"])
 async def test_compressed_answer_stays_as_it_is(faulty: RunningController, path: str) -> None:
     async with (
         aiohttp.ClientSession(auto_decompress=False) as client,
@@ -164,7 +164,7 @@ async def test_client_that_leaves_before_the_answer_cuts_the_way_to_the_server(
 
 
 async def test_slow_reader_holds_the_server_back(faulty: RunningController) -> None:
-    async with raw_request(faulty, b"GET /flood HTTP/1.1\r\nHost: x\r\n\r\n") as (reader, writer):
+    async with raw_request(faulty, b"GET /flood HTTP/1.1\r\nHost: x\r\n\r\n") as (reader, _):
         reader._transport.pause_reading()  # type: ignore[attr-defined]
         sent_bytes = await steady_flood(faulty)
         assert 0 < sent_bytes < FLOOD_BYTES // 2
@@ -242,7 +242,7 @@ async def broken_stream(controller: RunningController, path: str) -> tuple[bytes
 
 
 async def counts(controller: RunningController) -> dict[str, Any]:
-    """Return what the server counted; each such request takes a connection of its own turn."""
+    """Return what the server counted."""
     return dict(await controller.json("GET", "/counts"))
 
 

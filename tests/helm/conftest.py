@@ -92,11 +92,11 @@ class Helm:
         values_file: str = "values-cpu.yaml",
         release: str = "llm",
     ) -> str:
-        """Return what helm says when it refuses to render."""
+        """Return the error, without the lines before it, with which helm refuses to render."""
         files = ("--values", CHART / values_file)
         ended = self.run("template", release, CHART, *files, values=values)
         assert ended.returncode != 0, "these values were not refused"
-        return ended.stderr
+        return ended.stderr.partition("Error:")[2]
 
 
 HelmOfMajor = Callable[[str], Helm]

@@ -1,4 +1,4 @@
-"""What the chart renders: valid to Kubernetes, stable in its selectors, hardened, wired as promised."""
+"""What the chart renders: valid to Kubernetes, stable in its selectors, hardened, wired up."""
 
 import shutil
 from collections.abc import Iterator
@@ -13,7 +13,6 @@ from tests.helm.conftest import (
     CHART,
     NEWEST_KUBERNETES,
     OLDEST_KUBERNETES,
-    ROOT,
     VALUES_FILES,
     Helm,
     Rendered,
@@ -197,8 +196,8 @@ def test_image_is_named_by_version_tag_or_digest(helm: Helm) -> None:
 def test_probes_ask_the_controller_and_never_wait_for_a_model(helm: Helm) -> None:
     container = helm.render().container
 
-    paths = {name: container[f"{name}Probe"]["httpGet"] for name in ("startup", "liveness")}
-    assert paths == dict.fromkeys(paths, {"path": "/health", "port": "http"})
+    assert container["startupProbe"]["httpGet"] == {"path": "/health", "port": "http"}
+    assert container["livenessProbe"]["httpGet"] == {"path": "/health", "port": "http"}
     assert container["readinessProbe"]["httpGet"] == {"path": "/ready", "port": "http"}
 
 
@@ -263,9 +262,3 @@ def what_the_server_would_refuse(rendered: Rendered) -> Iterator[str]:
     for name, count in resources.get("requests", {}).items():
         if "/" in name and resources["limits"].get(name) != count:
             yield f"{name}: the request differs from the limit"
-
-
-def test_shipped_configuration_is_that_of_the_repository(helm: Helm) -> None:
-    shipped = {path.name: path.read_text() for path in (ROOT / "profiles").glob("*.yaml")}
-
-    assert helm.render().one("ConfigMap")["data"] == shipped

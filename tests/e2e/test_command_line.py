@@ -1,0 +1,57 @@
+"""The command line's words: what they mean, and what is said of those that mean nothing."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from supervisor import __version__
+from supervisor.cli import cli
+from tests.e2e.conftest import COMMAND
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(cli, words)
+
+
+def test_the_installed_command_tells_its_version() -> None:
+    told = subprocess.run([COMMAND, "--version"], capture_output=True, text=True, check=True)
+    assert told.stdout == f"{__version__}\n"
+
+
+def test_without_a_command_it_tells_what_there_is() -> None:
+    told = run()
+    assert "serve" in told.output
+
+
+def test_each_option_of_serve_is_told() -> None:
+    told = run("serve", "--help")
+    assert told.exit_code == 0
+    for option in ("--host", "--port", "--profiles", "--models", "--data", "--engine"):
+        assert option in told.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("--port", "99999"), "--port"),
+        (("--port", "-1"), "--port"),
+        (("--port", "many"), "--port"),
+        (("--engine", "steam"), "--engine"),
+        (("--no-such-option",), "--no-such-option"),
+    ],
+)
+def test_arguments_that_mean_nothing_are_named(
+    arguments: tuple[str, ...], named: str, tmp_path: Path
+) -> None:
+    told = run("serve", "--profiles", str(tmp_path / "none"), *arguments)
+    assert told.exit_code == 2
+    assert named in told.output
+    assert "there is no such folder" not in told.output
+
+
+def test_a_missing_configuration_folder_is_named(tmp_path: Path) -> None:
+    told = run("serve", "--profiles", str(tmp_path / "none"))
+    assert told.exit_code == 2
+    assert f"{tmp_path}/none: there is no such folder; name it with --profiles" in told.output

@@ -1,0 +1,98 @@
+"""Bad values are refused before anything reaches the cluster, and the key is named.
+
+The texts of helm 3 and 4 differ; that the key stands in them does not.
+"""
+
+from typing import Any
+
+import pytest
+
+from tests.helm.conftest import CHART, Helm
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"replicaCount": 2}, ["replicaCount"]),
+        ({"gpu": {"cuont": 1}}, ["gpu", "cuont"]),
+        ({"gpu": {"count": 0.5}}, ["gpu", "count"]),
+        ({"gpu": {"count": "1"}}, ["gpu", "count"]),
+        ({"gpu": {"count": -1}}, ["gpu", "count"]),
+        ({"gpu": {"resourceName": "gpu"}}, ["gpu", "resourceName"]),
+        ({"runtimeClasName": "nvidia"}, ["runtimeClasName"]),
+        ({"resources": {"limits": {"nvidia.com/gpu": 1}}}, ["resources", "limits", "nvidia.com"]),
+        ({"image": {"digest": "sha256:abc"}}, ["image", "digest"]),
+        ({"image": {"pullPolicy": "Sometimes"}}, ["image", "pullPolicy"]),
+        ({"service": {"port": 70000}}, ["service", "port"]),
+        ({"service": {"type": "NodePort"}}, ["service", "type"]),
+        ({"models": {"hostPath": "models"}}, ["models", "hostPath"]),
+        ({"data": {"sizeLimit": "1 GB"}}, ["data", "sizeLimit"]),
+        ({"securityContext": {"runAsUser": 0}}, ["securityContext", "runAsUser"]),
+        ({"securityContext": {"privileged": True}}, ["securityContext", "privileged"]),
+        ({"labels": {"answer": 42}}, ["labels", "answer"]),
+        ({"env": [{"value": "x"}]}, ["env", "name"]),
+        ({"probes": {"liveness": {"exec": {}}}}, ["probes", "liveness", "exec"]),
+        ({"termination": {"gracePeriodSeconds": 5}}, ["termination", "gracePeriodSeconds"]),
+        ({"configuration": {"models.yml": {}}}, ["configuration", "models.yml"]),
+        ({"configuration": {"../models.yaml": {}}}, ["configuration", "../models.yaml"]),
+        ({"configuration": {"models.yaml": ["a"]}}, ["configuration", "models.yaml"]),
+    ],
+)
+def test_schema_names_the_key_that_is_wrong(
+    helm: Helm, values: dict[str, Any], named: list[str]
+) -> None:
+    text = helm.refuse(values)
+
+    for key in named:
+        assert key in text
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"models": {"existingClaim": ""}}, "models.existingClaim: name the claim"),
+        ({"models": {"hostPath": "/srv/models"}}, "models: set existingClaim or hostPath, not"),
+        (
+            {"labels": {"app.kubernetes.io/name": "mine"}},
+            "labels: app.kubernetes.io/name is set by the chart",
+        ),
+        (
+            {"podLabels": {"app.kubernetes.io/instance": "mine"}},
+            "podLabels: app.kubernetes.io/instance is set by the chart",
+        ),
+        (
+            {"env": [{"name": "MODEL_CONFIG_PATH", "value": "/models.yaml"}]},
+            "env: MODEL_CONFIG_PATH is set by the image and the chart",
+        ),
+        ({"fullnameOverride": "1st"}, 'fullnameOverride: set it, because "1st" cannot name'),
+        (
+            {"configuration": {"generation.yaml": "- a list"}},
+            "configuration.generation.yaml: must be a YAML mapping",
+        ),
+        (
+            {"configuration": {"supervisor.yaml": {"switch": {"shutdown_drain_timeout_s": "1y"}}}},
+            "configuration.supervisor.yaml: shutdown_drain_timeout_s must be a duration",
+        ),
+        (
+            {"configuration": {"generation.yaml": {"stop_grace_s": True}}},
+            "configuration.generation.yaml: stop_grace_s must be a duration",
+        ),
+    ],
+)
+def test_chart_says_what_is_wrong_and_what_to_do(
+    helm: Helm, values: dict[str, Any], sentence: str
+) -> None:
+    assert sentence in helm.refuse(values)
+
+
+def test_release_that_cannot_name_a_service_is_refused(helm: Helm) -> None:
+    assert "fullnameOverride" in helm.refuse({}, release="7b")
+
+
+def test_kubernetes_that_is_too_old_is_refused(helm: Helm) -> None:
+    files = ("--values", CHART / "values-cpu.yaml", "--kube-version", "1.29.9")
+
+    ended = helm.run("template", "llm", CHART, *files)
+
+    assert ended.returncode != 0
+    assert "kubeVersion" in ended.stderr
