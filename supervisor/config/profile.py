@@ -56,7 +56,7 @@ class ProfileMemory(Settings):
         description="Bytes by which use may exceed the baseline and still count as released.",
     )
     stable_samples: int = Field(
-        default=3, ge=1, description="Consecutive samples that must show the memory free."
+        default=3, ge=1, le=64, description="Consecutive samples that must show the memory free."
     )
     release_timeout_s: Seconds = Field(
         default=10.0,

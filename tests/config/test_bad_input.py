@@ -134,8 +134,8 @@ def problems(folder: Path, models_dir: Path | None = None, **environ: str) -> li
             "models.yaml",
             b"models:\n  a:\n    path: a\n    profile: embedding\n",
             (
-                "models.yaml:4: models.a.profile: 'embedding' is for embedding, and the model's type "
-                "is generation"
+                "models.yaml:4: models.a.profile: 'embedding' is for embedding, and the model's "
+                "type is generation"
             ),
         ),
         (

@@ -132,7 +132,7 @@ async def test_sigterm_lets_a_stream_in_flight_come_to_its_end(
 ) -> None:
     served = await live_on_bench_chat(serve, profiles)
     child = await served.child()
-    stream = await stream_of(served, max_tokens=200)
+    stream = await stream_of(served, max_tokens=400)
     served.terminate()
     stopping = await served.until_logged("controller.stopping")
     assert (stopping["signal"], stopping["drain_timeout_s"]) == ("SIGTERM", 30.0)
