@@ -1,15 +1,18 @@
 """The composition root: builds the real adapters, wires them, and runs them until a signal."""
 
 import asyncio
+import contextlib
+import hashlib
 import os
 import shutil
 import signal
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import structlog
 from aiohttp import web
 from immutables import Map
@@ -19,11 +22,13 @@ from supervisor.arbiter.arbiter import Arbiter
 from supervisor.config.configuration import Configuration
 from supervisor.core.values import Device, Limits, Snapshot
 from supervisor.engine.engines import Engines
+from supervisor.engine.instance import Instance
 from supervisor.engine.launcher import Launcher
 from supervisor.errors import ConfigError, SupervisorError
 from supervisor.gateway.control import Control
 from supervisor.gateway.server import Gateway, make_runner
 from supervisor.gateway.status import Status
+from supervisor.observability.history import SwitchHistory
 from supervisor.observability.recorder import Recorder
 from supervisor.telemetry.port import DeviceInfo
 from supervisor.telemetry.telemetry import Telemetry, find_readers
@@ -72,29 +77,38 @@ async def serve(configuration: Configuration, options: Options) -> None:
 
 @asynccontextmanager
 async def build(configuration: Configuration, options: Options) -> AsyncIterator[Controller]:
-    """Wire the parts. When the context ends, no child is left and every device is given back."""
-    telemetry = Telemetry(find_readers())
-    run_dir = make_run_dir(options.data_dir)
-    try:
-        devices = telemetry.devices()
+    """Wire the parts. When the context ends, no child is left and every device is given back.
+
+    Raises SupervisorError when another controller uses the data folder, or no engine is here.
+    """
+    settings = configuration.settings
+    with ExitStack() as owned:
+        make_data_dir(options.data_dir)
+        instance = Instance(options.data_dir)
+        owned.callback(instance.release)
+        run_dir = make_run_dir(options.data_dir)
+        owned.callback(shutil.rmtree, run_dir, ignore_errors=True)
+        telemetry = Telemetry(find_readers())
+        owned.callback(telemetry.close)
+        history = SwitchHistory(options.data_dir / "history.sqlite", settings.switch.history_size)
+        owned.callback(history.close)
         engines = build_engines(configuration, options.engine)
         engines.announce()
         for problem in telemetry.problems:
             log.warning("telemetry.problem", problem=problem)
-        recorder = Recorder(history_size=configuration.settings.switch.history_size)
         arbiter = Arbiter(
-            snapshot=first_snapshot(configuration, devices),
+            snapshot=first_snapshot(configuration, telemetry.devices()),
             launcher=Launcher(
                 configuration=configuration,
                 engines=engines,
                 run_dir=run_dir,
-                device_env=device_environment(devices),
+                device_env=device_environment(telemetry.devices()),
             ),
             memory=telemetry,
-            observe=recorder.observe,
+            observers=(Recorder(history).observe, instance.observe),
         )
         control = Control(
-            arbiter=arbiter, configuration=configuration, telemetry=telemetry, recorder=recorder
+            arbiter=arbiter, configuration=configuration, telemetry=telemetry, history=history
         )
         status = Status(
             arbiter=arbiter, configuration=configuration, telemetry=telemetry, engines=engines
@@ -111,9 +125,6 @@ async def build(configuration: Configuration, options: Options) -> AsyncIterator
             )
         finally:
             await asyncio.shield(arbiter.shut_down(0))
-    finally:
-        telemetry.close()
-        shutil.rmtree(run_dir, ignore_errors=True)
 
 
 def build_engines(configuration: Configuration, preferred: str) -> Engines:
@@ -147,6 +158,7 @@ def first_snapshot(configuration: Configuration, devices: tuple[DeviceInfo, ...]
         devices=Map(budgets),
         limits=Limits(
             hold_max_requests=settings.queue.hold_max_requests,
+            hold_max_bytes=settings.queue.hold_max_bytes,
             hold_timeout_s=settings.queue.hold_timeout_s,
         ),
     )
@@ -168,21 +180,32 @@ def device_environment(devices: tuple[DeviceInfo, ...]) -> Callable[[str], Mappi
     return variables
 
 
-def make_run_dir(data_dir: Path) -> Path:
-    """Make our private folder for sockets, under the data folder where its path is short enough.
+def make_data_dir(data_dir: Path) -> None:
+    """Make the folder for what the product writes, readable by its owner only.
 
-    Raises ConfigError when the data folder cannot be made or written.
+    Raises ConfigError when it cannot be made or written.
     """
     try:
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        data_dir.chmod(0o700)
-        run_dir = Path(tempfile.mkdtemp(prefix="run-", dir=data_dir.resolve()))
+        with contextlib.suppress(PermissionError):  # a volume's root is not ours to change
+            data_dir.chmod(0o700)
+        tempfile.TemporaryFile(dir=data_dir).close()
     except OSError as error:
         raise ConfigError((f"--data {data_dir}: cannot be written: {error.strerror}",)) from error
-    if len(os.fsencode(run_dir)) + 24 <= _MAX_SOCKET_PATH_BYTES:
-        return run_dir
-    run_dir.rmdir()
-    return Path(tempfile.mkdtemp(prefix="llama-supervisor-"))
+
+
+def make_run_dir(data_dir: Path) -> Path:
+    """Make our private folder for sockets, under the data folder where its path is short enough.
+
+    What a killed controller left of such folders is removed; call it with the folder claimed.
+    """
+    home, prefix = data_dir.resolve(), "run-"
+    if len(os.fsencode(home)) + 32 > _MAX_SOCKET_PATH_BYTES:
+        owner = hashlib.sha256(os.fsencode(home)).hexdigest()[:12]
+        home, prefix = Path(tempfile.gettempdir()), f"llama-supervisor-{owner}-"
+    for stale in home.glob(f"{prefix}*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=prefix, dir=home))
 
 
 async def _listen(runner: web.AppRunner, configuration: Configuration, options: Options) -> None:
@@ -196,7 +219,8 @@ async def _listen(runner: web.AppRunner, configuration: Configuration, options: 
         # asyncio puts the address in front of the reason once more.
         reason = str(error.strerror).rpartition(": ")[2]
         raise SupervisorError(
-            f"cannot listen on {host}:{port}: {reason}; choose others with --host and --port"
+            f"cannot listen on {host}:{port}: {reason}{_listener_of(port)}; choose others with "
+            "--host and --port"
         ) from error
     for address in runner.addresses:
         log.info(
@@ -205,6 +229,16 @@ async def _listen(runner: web.AppRunner, configuration: Configuration, options: 
             version=__version__,
             pid=os.getpid(),
         )
+
+
+def _listener_of(port: int) -> str:
+    """Name the process that listens on a port, as far as we may see it."""
+    with contextlib.suppress(psutil.Error):
+        for connection in psutil.net_connections("tcp"):
+            listens = connection.status == psutil.CONN_LISTEN
+            if listens and connection.pid and tuple(connection.laddr)[1:2] == (port,):
+                return f" by pid {connection.pid}"
+    return ""
 
 
 def _load_default_model(controller: Controller) -> None:

@@ -35,6 +35,8 @@ class EngineName(StrEnum):
     AUTO = "auto"
     LLAMA_SERVER = "llama-server"
     EMBEDDED = "embedded"
+    LLAMA_CPP_PYTHON = "llama-cpp-python"
+    COMMAND = "command"
 
 
 def print_version(is_asked: bool) -> None:
@@ -70,7 +72,8 @@ def serve(
     """Run the controller until SIGTERM or SIGINT."""
     try:
         configuration = load(profiles, models.resolve(), os.environ, scan_models)
-        set_up_logging(configuration.settings.server.log_format)
+        server = configuration.settings.server
+        set_up_logging(server.log_format, server.log_level)
         options = Options(data_dir=data, host=host, port=port, engine=engine.value)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(run_controller(configuration, options))
@@ -132,8 +135,9 @@ def print_explanation(
         print(f"{field.name:{widths[0]}}  {field.value:{widths[1]}}  {field.origin}")
     resolved = configuration.resolve(model, profile)
     chosen = engines.choose(resolved.profile.engine)
-    address = choose_address(Path("<data>"), 1, has_unix_socket=chosen.has_unix_socket)
-    print(f"\n{shlex.join(chosen.argv(resolved, address))}")
+    has_unix_socket = chosen.abilities(resolved).has_unix_socket
+    address = choose_address(Path("<data>"), 1, has_unix_socket=has_unix_socket)
+    print(f"\n{shlex.join(chosen.argv(resolved, address, '<key>'))}")
 
 
 def main() -> None:

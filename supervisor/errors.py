@@ -5,6 +5,7 @@
     ├── ModelFileError       a model file cannot be used; nothing was touched
     ├── NeedMoreBytes        no error: a GGUF header goes on behind the bytes read (core/gguf.py)
     ├── EngineError          an engine is missing or does not know a setting
+    │   └── UnfitProfile     fields of a profile that the engine cannot honour, each with the reason
     ├── TelemetryError       a device cannot be read
     │   └── VendorAbsentError  nothing of this vendor is here (telemetry/port.py)
     ├── InvalidTransition    a bug of ours; carries the recent history
@@ -35,6 +36,19 @@ class ModelFileError(SupervisorError):
 
 class EngineError(SupervisorError):
     """An engine is not installed, or cannot honour a setting."""
+
+
+class UnfitProfile(EngineError):
+    """An engine cannot honour fields of a profile.
+
+    `problems` names them, dotted where they stand in a section, each with what is wrong with it and
+    what would be right.
+    """
+
+    def __init__(self, profile_name: str, problems: Mapping[str, str]) -> None:
+        self.problems = dict(problems)
+        told = "; ".join(f"{field}: {problem}" for field, problem in problems.items())
+        super().__init__(f"profile '{profile_name}': {told}")
 
 
 class TelemetryError(SupervisorError):

@@ -59,6 +59,7 @@ class RunningController:
     url: str
     client: aiohttp.ClientSession
     parts: Controller
+    stop: Callable[[], Awaitable[None]]
 
     async def json(self, method: str, path: str, body: Any = None, **options: Any) -> Any:
         """Call a route and return its JSON, whatever the status."""
@@ -94,7 +95,8 @@ async def start_controller(
     """Starts controllers on the shipped profiles; keyword arguments change what is shipped.
 
     `engine`: what auto means. `default_model`: loaded at start (none by default). `files`: further
-    or replaced YAML files of the folder, by name, as values. Host memory is exclusive, as shipped.
+    or replaced YAML files of the folder, by name, as values. `data_dir`: one that outlives it.
+    Host memory is exclusive, as shipped.
     """
     async with AsyncExitStack() as stack:
 
@@ -103,19 +105,23 @@ async def start_controller(
             engine: str = "llama-server",
             default_model: str | None = None,
             files: Mapping[str, Any] | None = None,
+            data_dir: Path | None = None,
         ) -> RunningController:
+            own = await stack.enter_async_context(AsyncExitStack())
             folder = Path(tempfile.mkdtemp(dir=tmp_path))
             write_configuration(folder, profiles_dir, default_model, files or {})
             configuration = load(folder, models_dir, {})
-            options = Options(data_dir=folder / "data", engine=engine)
-            parts = await stack.enter_async_context(build(configuration, options))
+            options = Options(data_dir=data_dir or folder / "data", engine=engine)
+            parts = await own.enter_async_context(build(configuration, options))
             runner = make_runner(parts.application)
             await runner.setup()
-            stack.push_async_callback(runner.cleanup)
+            own.push_async_callback(runner.cleanup)
             site = web.TCPSite(runner, "127.0.0.1", 0)
             await site.start()
-            client = await stack.enter_async_context(aiohttp.ClientSession())
+            client = await own.enter_async_context(aiohttp.ClientSession())
             port = runner.addresses[0][1]
-            return RunningController(url=f"http://127.0.0.1:{port}", client=client, parts=parts)
+            return RunningController(
+                url=f"http://127.0.0.1:{port}", client=client, parts=parts, stop=own.aclose
+            )
 
         yield start

@@ -8,7 +8,7 @@ Handling is synchronous, so that a request for a live model gets its lease witho
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -29,12 +29,13 @@ from supervisor.core.events import (
     Event,
     RequestArrived,
     RequestEnded,
+    RestartRequested,
     ShutdownRequested,
     SwitchRequested,
     TimePassed,
 )
 from supervisor.core.step import next_wakeup, step
-from supervisor.core.values import Mode, Refusal, Snapshot, SwitchReport, Target
+from supervisor.core.values import DrainPolicy, Mode, Refusal, Snapshot, SwitchReport, Target
 from supervisor.engine.backend import Backend
 from supervisor.errors import InvalidTransition, RequestRefused
 
@@ -42,6 +43,10 @@ log = structlog.get_logger()
 
 Observer = Callable[[Event, Snapshot, Snapshot, tuple[Command, ...]], None]
 """Called after each event with the snapshot before and after; decides nothing."""
+
+
+SwitchTicket = tuple[str, asyncio.Future[SwitchReport]]
+"""A switch's id, and its report to come."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,11 +66,11 @@ class Arbiter:
         snapshot: Snapshot,
         launcher: BackendLauncher,
         memory: MemorySource,
-        observe: Observer,
+        observers: Sequence[Observer],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._snapshot = snapshot
-        self._observe = observe
+        self._observers = observers
         self._clock = clock
         self._performer = Performer(launcher=launcher, memory=memory, clock=clock, post=self.post)
         self._mailbox: deque[Event] = deque()
@@ -98,7 +103,9 @@ class Arbiter:
         self._set_wakeup()
 
     @asynccontextmanager
-    async def lease(self, model: str | None, mode_hint: Mode | None) -> AsyncIterator[Lease]:
+    async def lease(
+        self, model: str | None, mode_hint: Mode | None, body_bytes: int = 0
+    ) -> AsyncIterator[Lease]:
         """Use a backend that serves `model` (None: whatever is live, preferring `mode_hint`).
 
         Waits while a switch that may bring it runs. Raises RequestRefused with the reason.
@@ -108,7 +115,13 @@ class Arbiter:
         self._requests[request_id] = future
         arrived_at = self._clock()
         self.post(
-            RequestArrived(at=arrived_at, request_id=request_id, model=model, mode_hint=mode_hint)
+            RequestArrived(
+                at=arrived_at,
+                request_id=request_id,
+                model=model,
+                mode_hint=mode_hint,
+                body_bytes=body_bytes,
+            )
         )
         try:
             epoch = future.result() if future.done() else await future
@@ -123,21 +136,35 @@ class Arbiter:
             self.post(RequestEnded(at=self._clock(), request_id=request_id))
 
     def request_switch(
-        self, target: Target | None, requested_by: str
-    ) -> tuple[str, asyncio.Future[SwitchReport]]:
+        self,
+        target: Target | None,
+        requested_by: str,
+        drain_policy: DrainPolicy = DrainPolicy.CANCEL,
+    ) -> SwitchTicket:
         """Ask for a switch to `target` (None: unload). Returns its id and its result to come.
 
         The id is the running switch's when that has the same target. Raises RequestRefused when
         the switch is not begun. A switch that fails is a report, not an exception.
         """
-        switch_id = f"s{int(time.time())}-{next(self._switch_numbers)}"
-        result = asyncio.get_running_loop().create_future()
-        self._switches[switch_id] = [result]
-        self.post(
-            SwitchRequested(
-                at=self._clock(), switch_id=switch_id, target=target, requested_by=requested_by
+        return self._ask(
+            lambda switch_id: SwitchRequested(
+                at=self._clock(),
+                switch_id=switch_id,
+                target=target,
+                requested_by=requested_by,
+                drain_policy=drain_policy,
             )
         )
+
+    def request_restart(self) -> SwitchTicket:
+        """Ask that what died be brought back now. Raises RequestRefused when nothing is down."""
+        return self._ask(lambda switch_id: RestartRequested(at=self._clock(), switch_id=switch_id))
+
+    def _ask(self, event: Callable[[str], Event]) -> SwitchTicket:
+        switch_id = f"s{int(time.time())}-{next(self._switch_numbers)}"
+        result: asyncio.Future[SwitchReport] = asyncio.get_running_loop().create_future()
+        self._switches[switch_id] = [result]
+        self.post(event(switch_id))
         if result.done():
             result.result()  # raises what refused it
         is_own = switch_id in self._switches or result.done()
@@ -148,6 +175,7 @@ class Arbiter:
         """Refuse what comes, drain for `drain_timeout_s`, stop all; return when all is reaped."""
         self.post(ShutdownRequested(at=self._clock(), drain_timeout_s=drain_timeout_s))
         await self._is_shut_down.wait()
+        self._performer.close()
         if self._wakeup is not None:
             self._wakeup.cancel()
 
@@ -159,7 +187,8 @@ class Arbiter:
         except InvalidTransition as error:
             history = "\n".join(repr(past) for past in self._recent)
             raise InvalidTransition(f"{error}; the last events were:\n{history}") from error
-        self._observe(event, before, self._snapshot, commands)
+        for observe in self._observers:
+            observe(event, before, self._snapshot, commands)
         for command in commands:
             self._perform(command)
 

@@ -5,11 +5,13 @@ from collections.abc import Callable, Collection, Coroutine
 from typing import Any, Protocol
 
 import structlog
+import tenacity
 
 from supervisor.core.commands import (
     CheckTarget,
     Command,
     SampleMemory,
+    ScheduleRetry,
     StartBackend,
     StopBackend,
 )
@@ -20,6 +22,7 @@ from supervisor.core.events import (
     Event,
     MemorySampled,
     MemoryUnreadable,
+    RetryDue,
     TargetAccepted,
     TargetRejected,
 )
@@ -29,6 +32,10 @@ from supervisor.engine.backend import Backend
 from supervisor.errors import SupervisorError
 
 log = structlog.get_logger()
+
+
+RETRY_PAUSES = tenacity.wait_exponential_jitter(multiplier=0.2, max=60.0, jitter=0.2)
+"""Seconds before attempt 1, 2, …: 0.2, 0.4, 0.8, … up to a minute, and up to 0.2 more."""
 
 
 class BackendLauncher(Protocol):
@@ -80,6 +87,8 @@ class Performer:
                 self._spawn(self._stop(command), f"stop-{command.epoch}")
             case SampleMemory():
                 self._spawn(self._sample(command), f"sample-{command.device}")
+            case ScheduleRetry():
+                self._spawn(self._retry_later(command), f"retry-{command.model}")
             case _:
                 raise TypeError(f"no way to perform {command!r}")
 
@@ -141,6 +150,7 @@ class Performer:
                 last_lines=tuple(backend.process.last_lines),
             )
         )
+        backend.is_gone.set()
 
     async def _report_ready(self, backend: Backend, target: Target) -> None:
         await backend.become_ready()
@@ -163,6 +173,19 @@ class Performer:
             return
         self._post(MemorySampled(at=self._clock(), switch_id=command.switch_id, sample=sample))
 
+    async def _retry_later(self, command: ScheduleRetry) -> None:
+        attempts = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
+        attempts.attempt_number = command.attempt
+        pause_s = RETRY_PAUSES(attempts)
+        log.info(
+            "backend.retry_scheduled",
+            model=command.model,
+            attempt=command.attempt,
+            pause_s=round(pause_s, 2),
+        )
+        await asyncio.sleep(pause_s)
+        self._post(RetryDue(at=self._clock(), model=command.model, attempt=command.attempt))
+
     async def _sample_or_none(self, device: str) -> MemorySample | None:
         """Read the device for a report; what cannot be read is left out of it."""
         try:
@@ -170,6 +193,11 @@ class Performer:
         except Exception as error:  # noqa: BLE001 - a report without memory is better than none
             log.warning("telemetry.unreadable", device=device, reason=_reason(error))
             return None
+
+    def close(self) -> None:
+        """Give up what still waits, such as the pause before a restart."""
+        for task in self._tasks:
+            task.cancel()
 
     def _child_pids(self) -> tuple[int, ...]:
         return tuple(backend.process.pid for backend in self.backends.values())

@@ -14,13 +14,19 @@ from supervisor.core.values import Mode
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedModel:
-    """A model of the catalogue with the profile it runs with, overrides applied."""
+    """A model of the catalogue with the profile it runs with, overrides applied.
+
+    `reference` is the path as it was written, for engines that take a model's name on a hub in its
+    place.
+    """
 
     name: str
     path: Path
+    reference: str
     mode: Mode
     profile_name: str
     profile: Profile
+    aliases: tuple[str, ...] = ()
     max_input_tokens: int | None = None
     projector_path: Path | None = None
 
@@ -55,6 +61,21 @@ class Configuration:
         """Write a problem of the catalogue as `file:line: field: sentence`."""
         return f"{self.catalogue_source.at(place)}: {dotted(place)}: {sentence}"
 
+    def located_field(self, name: str, field: str, sentence: str) -> str:
+        """Write a problem of a field that a model runs with, where that field was written.
+
+        That is the model's overrides, or its profile or what this extends. A field that nobody
+        wrote is looked for where the model's profile is chosen.
+        """
+        entry = self.catalogue.models[name]
+        place = tuple(field.split("."))
+        if place[0] in entry.overrides:
+            return self.located(("models", name, "overrides", *place), sentence)
+        origin = self.layers.layer(entry.profile_name).origin(place, "")
+        if origin:
+            return f"{origin}: {field}: {sentence}"
+        return self.located(("models", name, "profile"), f"{field}: {sentence}")
+
     def resolve(self, name: str, profile_name: str | None = None) -> ResolvedModel:
         """Put a catalogued model and a profile together.
 
@@ -66,9 +87,11 @@ class Configuration:
         return ResolvedModel(
             name=name,
             path=self.models_dir / entry.path,
+            reference=entry.path,
             mode=entry.type,
             profile_name=chosen,
             profile=self.layers.overridden(chosen, entry.overrides),
+            aliases=entry.aliases,
             max_input_tokens=entry.max_input_tokens,
             projector_path=self.projectors.get(name),
         )

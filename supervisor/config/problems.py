@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from difflib import get_close_matches
+from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -92,7 +93,7 @@ def _inside(annotation: Any, part: str | int) -> Any:
 
 
 def _plain(annotation: Any) -> Any:
-    if get_origin(annotation) is Union:
+    if get_origin(annotation) in {Union, UnionType}:
         return next((a for a in get_args(annotation) if _is_model(a)), annotation)
     return annotation
 

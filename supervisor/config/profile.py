@@ -5,17 +5,13 @@ Each field's description names its unit, and the llama-server flag that it becom
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field, field_validator
 
+from supervisor.config.command import CommandSettings, unknown_placeholder
+from supervisor.config.fields import Settings
 from supervisor.config.units import Bytes, EnvText, Seconds
 from supervisor.core.memory import MIB, MemoryPolicy
 from supervisor.core.values import Mode
-
-
-class Settings(BaseModel):
-    """Frozen, and strict about names: an unknown key is an error, never ignored."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def _switch_word(value: Any) -> Any:
@@ -84,10 +80,14 @@ class Profile(Settings):
     mode: Mode = Field(
         description="`generation` or `embedding` (flag `--embeddings`): which models it is for."
     )
-    engine: Literal["auto", "llama-server", "embedded"] = Field(
+    engine: Literal["auto", "llama-server", "embedded", "llama-cpp-python", "command"] = Field(
         default="auto",
-        description="What runs the model: the native `llama-server`, the `embedded` wheel, or "
-        "`auto`: the first that is there.",
+        description="What runs the model: the native `llama-server`, the `embedded` wheel, "
+        "`llama-cpp-python`, any other server by its `command`, or `auto`: the first of the first "
+        "three that is there.",
+    )
+    command: CommandSettings | None = Field(
+        default=None, description="With `engine: command`: how the server is started."
     )
     device: Literal["gpu", "cpu"] = Field(
         default="gpu",
@@ -176,3 +176,12 @@ class Profile(Settings):
     memory: ProfileMemory = Field(
         default_factory=ProfileMemory, description="Need, and proof of release."
     )
+
+    @field_validator("command")
+    @classmethod
+    def _know_profile_fields(cls, command: CommandSettings | None) -> CommandSettings | None:
+        for name in command.placeholders() if command else ():
+            section, _, field = name.partition(".")
+            if section == "profile" and field not in cls.model_fields:
+                raise ValueError(unknown_placeholder(name, tuple(cls.model_fields)))
+        return command

@@ -4,10 +4,10 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from supervisor.config.profile import Settings
+from supervisor.config.fields import Settings
 from supervisor.config.units import Bytes, EnvText, Seconds
 from supervisor.core.memory import MIB
-from supervisor.core.values import Mode
+from supervisor.core.values import DrainPolicy, Mode
 
 
 class ModelEntry(Settings):
@@ -84,6 +84,10 @@ class ServerSettings(Settings):
     max_body_bytes: Bytes = Field(
         default=64 * MIB, ge=1, description="Largest request body in bytes; above it: 413."
     )
+    log_level: Literal["debug", "info", "warning"] = Field(
+        default="info",
+        description="Least level that is logged; debug adds what servers write while they serve.",
+    )
     log_format: Literal["console", "json"] = Field(
         default="console", description="Log lines for people, or JSON for machines."
     )
@@ -104,14 +108,27 @@ class QueueSettings(Settings):
     hold_max_requests: int = Field(
         default=10_000, ge=0, description="Requests that may wait; beyond: 503."
     )
+    hold_max_bytes: Bytes = Field(
+        default=1024 * MIB, ge=0, description="Bytes of bodies that may wait; beyond: 503."
+    )
     hold_timeout_s: Seconds = Field(
         default=300.0, gt=0, description="Seconds that a request may wait; beyond: 503."
+    )
+    retry_generation: bool = Field(
+        default=False,
+        description="Repeat a generation whose server died before its first byte; what is safe to "
+        "repeat (embeddings, tokenising, GET) always is.",
     )
 
 
 class SwitchSettings(Settings):
     """How switches and the shutdown behave."""
 
+    drain_policy: DrainPolicy = Field(
+        default=DrainPolicy.CANCEL,
+        description="What happens to requests that are in flight when drain_timeout_s is over: "
+        "`cancel` ends them visibly broken, `wait` goes on waiting, `refuse` gives the switch up.",
+    )
     history_size: int = Field(default=1000, ge=1, description="Switches kept for /switches.")
     shutdown_drain_timeout_s: Seconds = Field(
         default=30.0, ge=0, description="Seconds that requests get after SIGTERM."

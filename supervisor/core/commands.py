@@ -82,5 +82,13 @@ class FinishSwitch(Command):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleRetry(Command):
+    """Wait a pause that grows with `attempt` (1, 2, …), jittered → RetryDue."""
+
+    model: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CompleteShutdown(Command):
     """Every backend is gone: the controller may exit."""

@@ -14,7 +14,7 @@ from supervisor.errors import InvalidTransition
 BACKEND_TRANSITIONS: dict[BackendState, frozenset[BackendState]] = {
     BackendState.STARTING: frozenset({BackendState.READY, BackendState.STOPPING}),
     BackendState.READY: frozenset({BackendState.DRAINING}),
-    BackendState.DRAINING: frozenset({BackendState.STOPPING}),
+    BackendState.DRAINING: frozenset({BackendState.STOPPING, BackendState.READY}),
     BackendState.STOPPING: frozenset(),
 }
 """From each state the states that may follow; every state may also end in the process's exit."""
@@ -23,12 +23,14 @@ PHASE_TRANSITIONS: dict[Phase, frozenset[Phase]] = {
     Phase.PREFLIGHT: frozenset({Phase.DRAINING, Phase.CONFIRMING}),
     Phase.DRAINING: frozenset({Phase.STOPPING, Phase.CONFIRMING}),
     Phase.STOPPING: frozenset({Phase.CONFIRMING}),
-    Phase.CONFIRMING: frozenset({Phase.STARTING}),
-    Phase.STARTING: frozenset(),
+    Phase.CONFIRMING: frozenset({Phase.STARTING, Phase.ROLLING_BACK}),
+    Phase.STARTING: frozenset({Phase.ROLLING_BACK}),
+    Phase.ROLLING_BACK: frozenset(),
 }
 """From each phase of a switch the phases that may follow; every phase may also end the switch.
 
 DRAINING leads to CONFIRMING without STOPPING when the leaving backend dies while it drains.
+ROLLING_BACK confirms memory and starts what was stopped, in one phase.
 """
 
 

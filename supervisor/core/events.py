@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from supervisor.core.memory import MemorySample
-from supervisor.core.values import Mode, Target
+from supervisor.core.values import DrainPolicy, Mode, Target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +20,7 @@ class SwitchRequested(Event):
     switch_id: str
     target: Target | None
     requested_by: str
+    drain_policy: DrainPolicy = DrainPolicy.CANCEL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +47,7 @@ class RequestArrived(Event):
     request_id: str
     model: str | None
     mode_hint: Mode | None = None
+    body_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +98,21 @@ class MemoryUnreadable(Event):
 
     switch_id: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryDue(Event):
+    """The pause before another attempt to bring a model back is over."""
+
+    model: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestartRequested(Event):
+    """An operator wants what died brought back now, also when its breaker is open."""
+
+    switch_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

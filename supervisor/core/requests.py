@@ -1,5 +1,6 @@
 """Which request may use which backend, which waits for the running switch, which is refused."""
 
+import math
 from dataclasses import replace
 
 from supervisor.core.commands import GrantLease, RefuseRequest
@@ -17,7 +18,7 @@ def admit(draft: Draft, request: RequestArrived) -> None:
     backend = backend_for(snapshot, request.model, request.mode_hint)
     if backend is not None:
         grant(draft, request.request_id, backend)
-    elif _may_switch_help(snapshot, request.model):
+    elif _may_wait(snapshot, request.model):
         _hold(draft, request)
     else:
         refuse(draft, request.request_id, not_live(snapshot, request.model))
@@ -68,18 +69,30 @@ def end_request(draft: Draft, request_id: str) -> int | None:
 
 
 def settle_waiters(draft: Draft, failure: Refusal | None) -> None:
-    """After a switch ended: serve every waiter whose model is live, refuse the others."""
+    """After a switch ended: serve every waiter whose model is live, refuse the others.
+
+    Those whose model died meanwhile, and will be restarted, wait on.
+    """
     waiting = sorted(draft.snapshot.waiters.items())
+    staying = [
+        (number, waiter)
+        for number, waiter in waiting
+        if backend_for(draft.snapshot, waiter.model, waiter.mode_hint) is None
+        and _may_restart_help(draft.snapshot, waiter.model)
+    ]
     draft.set(
-        waiters=draft.snapshot.waiters.__class__(),
-        waiter_numbers=draft.snapshot.waiter_numbers.__class__(),
-        oldest_waiter=draft.snapshot.next_waiter,
+        waiters=draft.snapshot.waiters.__class__(staying),
+        waiter_numbers=draft.snapshot.waiter_numbers.__class__(
+            {waiter.request_id: number for number, waiter in staying}
+        ),
+        oldest_waiter=staying[0][0] if staying else draft.snapshot.next_waiter,
+        held_bytes=sum(waiter.body_bytes for _, waiter in staying),
     )
-    for _, waiter in waiting:
+    for number, waiter in waiting:
         backend = backend_for(draft.snapshot, waiter.model, waiter.mode_hint)
         if backend is not None:
             grant(draft, waiter.request_id, backend)
-        else:
+        elif number not in draft.snapshot.waiters:
             reason = failure or not_live(draft.snapshot, waiter.model)
             refuse(draft, waiter.request_id, reason)
 
@@ -97,6 +110,7 @@ def expire_waiters(draft: Draft) -> None:
             Refusal(
                 code="hold_timeout",
                 message=f"waited {timeout_s:g} s for a switch that has not ended; try again later",
+                details=(("retry_after_s", retry_after_s(draft.snapshot, draft.at)),),
             ),
         )
 
@@ -106,14 +120,20 @@ def oldest_waiter(snapshot: Snapshot) -> Waiter | None:
     return snapshot.waiters.get(snapshot.oldest_waiter)
 
 
+FIRST_RETRY_AFTER_S = 5.0
+"""What clients are told to wait before any switch was measured: a model of some GB."""
+
 SHUTTING_DOWN = Refusal(
     code="shutting_down", message="the controller is shutting down; try again after its restart"
 )
 
 
 def not_live(snapshot: Snapshot, model: str | None) -> Refusal:
-    """Say that a request's model is not live, and which one is."""
+    """Say that a request's model is not live, and which one is, or what brought it down."""
     live = snapshot.live_models()
+    down = snapshot.recovery(model) or (snapshot.recoveries[0] if snapshot.recoveries else None)
+    if down is not None and (not live or down.target.model == model):
+        return Refusal(code="backend_down", message=down.reason)
     if not live:
         why = f": {snapshot.last_failure.message}" if snapshot.last_failure else ""
         return Refusal(
@@ -128,28 +148,45 @@ def not_live(snapshot: Snapshot, model: str | None) -> Refusal:
     )
 
 
-def _may_switch_help(snapshot: Snapshot, model: str | None) -> bool:
-    """Whether the running switch can end with this model live: as its target, or by failing."""
-    switch = snapshot.switch
-    if switch is None:
-        return False
-    if model is None:
-        return True
-    if switch.target is not None and switch.target.model == model:
-        return True
-    return model in switch.leaving_models
+def retry_after_s(snapshot: Snapshot, at: float) -> int:
+    """Whole seconds after which a refused client may come back.
+
+    The median of the last switches, less what the running one has taken; a guess before the
+    first switch.
+    """
+    durations = sorted(snapshot.switch_durations_s)
+    expected_s = durations[len(durations) // 2] if durations else FIRST_RETRY_AFTER_S
+    elapsed_s = at - snapshot.switch.started_at if snapshot.switch else 0.0
+    return max(1, math.ceil(expected_s - elapsed_s))
+
+
+def _may_wait(snapshot: Snapshot, model: str | None) -> bool:
+    """Whether something is under way after which the request can be answered for good.
+
+    Whoever arrives during a switch waits for its end, also those for another model: it may fail,
+    and they learn then which model is live.
+    """
+    return snapshot.switch is not None or _may_restart_help(snapshot, model)
+
+
+def _may_restart_help(snapshot: Snapshot, model: str | None) -> bool:
+    holding = [r for r in snapshot.recoveries if r.may_hold]
+    return any(model is None or r.target.model == model for r in holding)
 
 
 def _hold(draft: Draft, request: RequestArrived) -> None:
     snapshot = draft.snapshot
-    if len(snapshot.waiters) >= snapshot.limits.hold_max_requests:
+    limits = snapshot.limits
+    is_crowded = len(snapshot.waiters) >= limits.hold_max_requests
+    if is_crowded or snapshot.held_bytes + request.body_bytes > limits.hold_max_bytes:
         refuse(
             draft,
             request.request_id,
             Refusal(
                 code="hold_queue_full",
-                message=f"{len(snapshot.waiters)} requests wait for the running switch already; "
-                "try again when it has ended",
+                message=f"{len(snapshot.waiters)} requests with {snapshot.held_bytes} bytes wait "
+                "for the running switch already; try again when it has ended",
+                details=(("retry_after_s", retry_after_s(snapshot, draft.at)),),
             ),
         )
         return
@@ -159,8 +196,10 @@ def _hold(draft: Draft, request: RequestArrived) -> None:
         model=request.model,
         mode_hint=request.mode_hint,
         arrived_at=request.at,
+        body_bytes=request.body_bytes,
     )
     draft.set(
+        held_bytes=snapshot.held_bytes + request.body_bytes,
         waiters=snapshot.waiters.set(number, waiter),
         waiter_numbers=snapshot.waiter_numbers.set(request.request_id, number),
         next_waiter=number + 1,
@@ -175,6 +214,7 @@ def _drop_waiter(draft: Draft, number: int) -> None:
     while oldest < snapshot.next_waiter and oldest not in waiters:
         oldest += 1  # each gap is crossed once, whatever the number of waiters
     draft.set(
+        held_bytes=snapshot.held_bytes - waiter.body_bytes,
         waiters=waiters,
         waiter_numbers=snapshot.waiter_numbers.delete(waiter.request_id),
         oldest_waiter=oldest,

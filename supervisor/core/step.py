@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from supervisor.core import requests, switching
-from supervisor.core.commands import Command, CompleteShutdown, FinishSwitch
+from supervisor.core import recovery, requests, switching
+from supervisor.core.commands import Command, CompleteShutdown, FinishSwitch, RefuseSwitch
+from supervisor.core.confirming import take_sample
 from supervisor.core.draft import Draft
 from supervisor.core.events import (
     BackendExited,
@@ -21,12 +22,15 @@ from supervisor.core.events import (
     MemoryUnreadable,
     RequestArrived,
     RequestEnded,
+    RestartRequested,
+    RetryDue,
     ShutdownRequested,
     SwitchRequested,
     TargetAccepted,
     TargetRejected,
     TimePassed,
 )
+from supervisor.core.reports import report_of, switch_is_running
 from supervisor.core.values import (
     Backend,
     BackendExit,
@@ -35,6 +39,7 @@ from supervisor.core.values import (
     Refusal,
     Snapshot,
     Switch,
+    Target,
 )
 
 
@@ -102,12 +107,12 @@ def _on_target_rejected(draft: Draft, event: TargetRejected) -> None:
 
 def _on_memory_sampled(draft: Draft, event: MemorySampled) -> None:
     if _is_running(draft, event.switch_id):
-        switching.weigh_samples(draft, event.sample, None)
+        switching.weigh_reading(draft, event.sample)
 
 
 def _on_memory_unreadable(draft: Draft, event: MemoryUnreadable) -> None:
     if _is_running(draft, event.switch_id):
-        switching.weigh_samples(draft, None, event.reason)
+        switching.weigh_reading(draft, None, event.reason)
 
 
 def _on_backend_spawned(draft: Draft, event: BackendSpawned) -> None:
@@ -121,7 +126,7 @@ def _on_backend_ready(draft: Draft, event: BackendReady) -> None:
     if backend is None or backend.state is not BackendState.STARTING:
         return  # it was told to stop in the meantime
     draft.move_backend(backend, BackendState.READY)
-    switching.end_switch(draft, memory_after=event.memory)
+    switching.succeed_start(draft, event.memory)
 
 
 def _on_backend_exited(draft: Draft, event: BackendExited) -> None:
@@ -138,7 +143,47 @@ def _on_backend_exited(draft: Draft, event: BackendExited) -> None:
     elif draft.snapshot.switch is not None and event.epoch in draft.snapshot.switch.leaving:
         _progress_leaving(draft)
     elif not record.was_wanted:
-        draft.set(last_failure=_death_while_serving(record))
+        _on_death(draft, backend, record)
+
+
+def _on_death(draft: Draft, backend: Backend, record: BackendExit) -> None:
+    """It died while serving: see to its restart; if there is none, nobody waits for it."""
+    recovery.note_death(draft, backend.target, record)
+    noted = draft.snapshot.recovery(backend.target.model)
+    if noted is not None and noted.is_open and draft.snapshot.switch is None:
+        requests.settle_waiters(draft, None)
+
+
+def _on_retry_due(draft: Draft, event: RetryDue) -> None:
+    due = recovery.due_recovery(draft, event)
+    if due is None or draft.snapshot.is_closing:
+        return
+    if draft.snapshot.switch is not None:
+        recovery.postpone(draft, due)
+        return
+    switch_id = f"{event.model}-retry-{event.attempt}-{round(event.at * 1000)}"
+    _recover(draft, switch_id, due.target)
+
+
+def _on_restart_requested(draft: Draft, event: RestartRequested) -> None:
+    running, down = draft.snapshot.switch, draft.snapshot.recoveries
+    if draft.snapshot.is_closing:
+        refusal = requests.SHUTTING_DOWN
+    elif running is not None:
+        refusal = switch_is_running(running)
+    elif not down:
+        refusal = Refusal(code="nothing_is_down", message="no backend is down; nothing to restart")
+    else:
+        _recover(draft, event.switch_id, recovery.reset_breakers(draft).target)
+        return
+    draft.order(RefuseSwitch(switch_id=event.switch_id, refusal=refusal))
+
+
+def _recover(draft: Draft, switch_id: str, target: Target) -> None:
+    wanted = SwitchRequested(
+        at=draft.at, switch_id=switch_id, target=target, requested_by="recovery"
+    )
+    switching.begin_switch(draft, wanted, is_recovery=True)
 
 
 def _on_time_passed(draft: Draft, _event: TimePassed) -> None:
@@ -156,7 +201,7 @@ def _on_shutdown_requested(draft: Draft, event: ShutdownRequested) -> None:
         return  # it is complete, and was reported
     if draft.snapshot.switch is not None:
         _abandon_switch(draft)
-    draft.set(is_closing=True, close_deadline=draft.at + event.drain_timeout_s)
+    draft.set(is_closing=True, close_deadline=draft.at + event.drain_timeout_s, recoveries=())
     requests.settle_waiters(draft, requests.SHUTTING_DOWN)
     for backend in draft.snapshot.backends:
         if backend.state is BackendState.STARTING:
@@ -168,7 +213,7 @@ def _on_shutdown_requested(draft: Draft, event: ShutdownRequested) -> None:
 
 
 def _abandon_switch(draft: Draft) -> None:
-    report = switching.report_of(draft.running_switch(), draft.at, refusal=requests.SHUTTING_DOWN)
+    report = report_of(draft.running_switch(), draft.at, refusal=requests.SHUTTING_DOWN)
     draft.set(switch=None)
     draft.order(FinishSwitch(report=report))
 
@@ -205,8 +250,8 @@ def _pass_switch_deadlines(draft: Draft, switch: Switch) -> None:
     if switch.phase is Phase.DRAINING:
         switching.progress_drain(draft)
     elif switch.next_sample_at is not None and draft.at >= switch.next_sample_at:
-        switching.take_sample(draft)
-    elif switch.phase is Phase.STARTING:
+        take_sample(draft)
+    elif switch.phase in {Phase.STARTING, Phase.ROLLING_BACK}:
         backend = draft.snapshot.backend(switch.epoch)
         if backend and draft.at >= backend.started_at + backend.target.start_timeout_s:
             switching.give_up_start(draft)
@@ -247,13 +292,6 @@ def _death_before_ready(record: BackendExit) -> Refusal:
     )
 
 
-def _death_while_serving(record: BackendExit) -> Refusal:
-    return Refusal(
-        code="backend_died",
-        message=f"the server of '{record.model}' died while serving ({record.describe()})",
-    )
-
-
 _REACTIONS: dict[type[Event], Callable[[Draft, Any], None]] = {
     RequestArrived: _on_request_arrived,
     RequestEnded: _on_request_ended,
@@ -265,6 +303,8 @@ _REACTIONS: dict[type[Event], Callable[[Draft, Any], None]] = {
     BackendSpawned: _on_backend_spawned,
     BackendReady: _on_backend_ready,
     BackendExited: _on_backend_exited,
+    RetryDue: _on_retry_due,
+    RestartRequested: _on_restart_requested,
     TimePassed: _on_time_passed,
     ShutdownRequested: _on_shutdown_requested,
 }

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from immutables import Map
 
-from supervisor.core.memory import MemoryPolicy, MemorySample, ReleaseQuestion
+from supervisor.core.memory import MIB, MemoryPolicy, MemorySample, ReleaseQuestion
 
 
 class Mode(StrEnum):
@@ -35,6 +35,15 @@ class Phase(StrEnum):
     STOPPING = "stopping"
     CONFIRMING = "confirming"
     STARTING = "starting"
+    ROLLING_BACK = "rolling_back"
+
+
+class DrainPolicy(StrEnum):
+    """What happens to requests that are still in flight when the drain deadline passes."""
+
+    WAIT = "wait"
+    CANCEL = "cancel"
+    REFUSE = "refuse"
 
 
 class Outcome(StrEnum):
@@ -61,6 +70,29 @@ class Target:
     def is_same(self, other: "Target") -> bool:
         """Whether both name the same model with the same profile."""
         return (self.model, self.profile) == (other.model, other.profile)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """A target and the bytes that it is accounted for."""
+
+    target: Target
+    need_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery:
+    """A model that should be live and is not: it died, or could not be brought back.
+
+    `attempt` counts from 1, and the pauses grow with it. `is_open`: the breaker has opened, and
+    only a manual restart tries again. `may_hold`: its requests wait for the restart that is due.
+    """
+
+    target: Target
+    attempt: int
+    reason: str
+    is_open: bool = False
+    may_hold: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +127,7 @@ class Waiter:
     model: str | None
     mode_hint: Mode | None
     arrived_at: float
+    body_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,11 +168,13 @@ class Switch:
     phase: Phase
     started_at: float
     phase_started_at: float
+    is_recovery: bool = False
     phase_seconds: tuple[tuple[Phase, float], ...] = ()
+    drain_policy: DrainPolicy = DrainPolicy.CANCEL
     leaving: tuple[int, ...] = ()
-    leaving_models: tuple[str, ...] = ()
     drain_deadline: float | None = None
-    need_bytes: int | None = None
+    placing: Placement | None = None
+    to_restore: tuple[Placement, ...] = ()
     epoch: int | None = None
     devices_to_confirm: tuple[str, ...] = ()
     question: ReleaseQuestion | None = None
@@ -149,6 +184,7 @@ class Switch:
     memory_before: MemorySample | None = None
     memory_confirmed: MemorySample | None = None
     baselines: tuple[tuple[str, int], ...] = ()
+    given_up: Refusal | None = None
     failure: Refusal | None = None
 
 
@@ -174,10 +210,13 @@ class SwitchReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Bounds on requests that wait for a switch."""
+    """Bounds on requests that wait for a switch, and on restarts of a model that dies."""
 
     hold_max_requests: int = 10_000
+    hold_max_bytes: int = 1024 * MIB
     hold_timeout_s: float = 300.0
+    breaker_deaths: int = 5
+    breaker_window_s: float = 120.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,9 +233,13 @@ class Snapshot:
     leases: Map[str, int] = field(default_factory=Map)
     waiters: Map[int, Waiter] = field(default_factory=Map)
     waiter_numbers: Map[str, int] = field(default_factory=Map)
+    held_bytes: int = 0
     next_waiter: int = 0
     oldest_waiter: int = 0
     switch: Switch | None = None
+    recoveries: tuple[Recovery, ...] = ()
+    recent_deaths: Map[str, tuple[float, ...]] = field(default_factory=Map)
+    switch_durations_s: tuple[float, ...] = ()
     next_epoch: int = 1
     last_exit: BackendExit | None = None
     last_failure: Refusal | None = None
@@ -206,6 +249,10 @@ class Snapshot:
     def backend(self, epoch: int | None) -> Backend | None:
         """Return the backend of an epoch, or None once it is gone."""
         return next((b for b in self.backends if b.epoch == epoch), None)
+
+    def recovery(self, model: str | None) -> Recovery | None:
+        """Return the recovery of a model that should be live and is not."""
+        return next((r for r in self.recoveries if r.target.model == model), None)
 
     def ready_backends(self) -> tuple[Backend, ...]:
         """Backends that admit requests, the one switched to last first."""

@@ -24,14 +24,20 @@ _FIRST_POLL_S = 0.01
 _MAX_POLL_S = 0.25
 _POLL_GROWTH = 1.1  # 250 ms after some three seconds, and sooner whenever the child says something
 
+_DEATH_NOTICE_S = 0.5
+
 KEEPALIVE_S = 4.0
 """Idle seconds after which a connection is not used again: llama-server closes it after 5."""
+
+
+OnLine = Callable[[str, bool], None]
+"""Takes a line of a server's output, and whether the server was ready when it came."""
 
 
 class Backend:
     """One spawned server, from its start until its group is reaped."""
 
-    def __init__(self, launch: Launch, on_line: Callable[[str], None]) -> None:
+    def __init__(self, launch: Launch, on_line: OnLine) -> None:
         """Spawn it. Raises EngineError when the program cannot be executed."""
         self.launch = launch
         self.epoch = launch.epoch
@@ -40,18 +46,23 @@ class Backend:
             launch.address.socket_path.unlink(missing_ok=True)  # a stale one fails the bind
         self._has_spoken = asyncio.Event()
 
+        self.is_ready = False
+
         def hear(line: str) -> None:
             self._has_spoken.set()
-            on_line(line)
+            on_line(line, self.is_ready)
 
         self.process = ChildProcess.spawn(launch, hear)
         self.session = open_session(launch.address)
         self.base_url = base_url(launch.address)
         self.authorization = f"Bearer {launch.api_key}"
+        self._is_stopping = False
+        self.is_gone = asyncio.Event()
+        """Set once its end is reported: whoever asks for a lease then gets none on it."""
         self.open_answers: set[aiohttp.ClientResponse] = set()
 
     async def become_ready(self) -> None:
-        """Return once our own child answers 200 on `/health`. The caller sets the deadline.
+        """Return once our own child answers on its readiness path. The caller sets the deadline.
 
         It is asked at growing pauses, and at once after each line of output: servers tell when
         they listen, and what they tell is only a hint to look.
@@ -62,13 +73,19 @@ class Backend:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._has_spoken.wait(), pause_s)
             pause_s = min(_MAX_POLL_S, pause_s * _POLL_GROWTH)
+        self.is_ready = True
 
     async def _is_healthy(self) -> bool:
         if self.session.closed:  # it is being stopped, or has died
             return False
+        abilities = self.launch.abilities
+        url = self.base_url + abilities.readiness_path
+        headers = {"Authorization": self.authorization}
         try:
-            async with self.session.get(f"{self.base_url}/health") as answer:
-                return answer.status == 200 and self._is_our_child_listening()
+            if not self._is_our_child_listening():  # a stranger must not even learn the key
+                return False
+            async with self.session.get(url, headers=headers) as answer:
+                return answer.status == abilities.readiness_status
         except (aiohttp.ClientError, OSError):
             return False
 
@@ -100,6 +117,7 @@ class Backend:
 
     async def stop(self, grace_s: float) -> ProcessExit:
         """Cut connections, end the group, and return when it is reaped and its socket gone."""
+        self._is_stopping = True
         await self.close_connections()
         ended = await self.process.stop(grace_s)
         self._remove_socket()
@@ -111,6 +129,18 @@ class Backend:
         await self.close_connections()
         self._remove_socket()
         return ended
+
+    async def is_found_dead(self) -> bool:
+        """Tell, to one whose connection broke, whether the server died by itself.
+
+        Waits up to half a second until its end is reported; one that is told to stop, or that
+        runs on, is not dead.
+        """
+        if self._is_stopping:
+            return False
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.is_gone.wait(), _DEATH_NOTICE_S)
+        return self.is_gone.is_set() and not self._is_stopping
 
     def _remove_socket(self) -> None:
         if self.launch.address.socket_path is not None:

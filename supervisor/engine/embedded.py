@@ -1,23 +1,49 @@
 """The embedded engine: llama.cpp's HTTP server out of the `xllamacpp` wheel, as a child process."""
 
 import argparse
+import json
 import sys
+from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 from supervisor.config.configuration import ResolvedModel
 from supervisor.engine.embedded_server import flag_parser
-from supervisor.engine.flags import server_flags
-from supervisor.engine.port import Address, EngineIdentity
-from supervisor.errors import EngineError
+from supervisor.engine.flags import (
+    API_KEY_VARIABLE,
+    SERVER_FIELDS,
+    server_environment,
+    server_flags,
+    unhonoured,
+)
+from supervisor.engine.port import Abilities, Address, EngineIdentity, TokenizeRoute
+from supervisor.engine.probe import Probes
+from supervisor.errors import EngineError, UnfitProfile
 
 NAME = "embedded"
+
+_TELL = """
+import json
+import xllamacpp
+
+print(json.dumps({
+    "build": xllamacpp.BUILD_INFO,
+    "system": xllamacpp.get_system_info(),
+    "devices": [[device["name"], device["description"]] for device in xllamacpp.get_device_info()],
+}))
+"""
 
 
 class EmbeddedEngine:
     """Runs `python -m supervisor.engine.embedded_server`, which takes llama-server's flags."""
 
-    has_unix_socket = True
+    honoured = SERVER_FIELDS
+
+    def __init__(self) -> None:
+        self._probes = Probes()
 
     @staticmethod
     def is_installed() -> bool:
@@ -26,33 +52,95 @@ class EmbeddedEngine:
 
     @property
     def identity(self) -> EngineIdentity:
-        """The wheel's name and version."""
+        """The wheel's name and version, and what a process that loads it tells of its build."""
         try:
             wheel_version = version("xllamacpp")
         except PackageNotFoundError:
-            wheel_version = "not installed"
-        return EngineIdentity(name=NAME, location="xllamacpp", version=wheel_version)
+            return EngineIdentity(name=NAME, location="xllamacpp", version="not installed")
+        told = self._tell()
+        build = told["build"]
+        return EngineIdentity(
+            name=NAME,
+            location="xllamacpp",
+            version=wheel_version,
+            build=f"{build['compiler']} for {build['build_target']}; {told['system'].rstrip(' |')}",
+            devices=tuple(": ".join(device) for device in told["devices"]),
+        )
+
+    def _tell(self) -> dict[str, Any]:
+        spec = find_spec("xllamacpp")
+        file = Path(spec.origin) if spec and spec.origin else Path("xllamacpp")
+        printed = self._probes.ask((sys.executable, "-P", "-c", _TELL), file)
+        try:
+            told: dict[str, Any] = json.loads(printed.splitlines()[0])
+        except (IndexError, ValueError) as error:
+            raise EngineError(f"xllamacpp told nothing of its build: {printed[:200]}") from error
+        return told
+
+    def abilities(self, resolved: ResolvedModel) -> Abilities:
+        """Return what the wheel's server can do, whatever the model."""
+        _ = resolved
+        return Abilities(
+            has_unix_socket=True,
+            slots_path="/slots",
+            tokenize=TokenizeRoute(path="/tokenize", text_field="content"),
+            metrics_path="/metrics",
+            runs_gguf_only=True,
+            api_key_variable=API_KEY_VARIABLE,
+        )
 
     def check(self, resolved: ResolvedModel) -> None:
-        """Raise EngineError when the wheel is missing or cannot honour the profile."""
+        """Raise UnfitProfile for what the wheel's server cannot honour, EngineError without it."""
         if not self.is_installed():
             raise EngineError("the embedded engine is not installed: pip install xllamacpp")
-        parser = flag_parser()
-        parser.exit_on_error = False
-        try:
-            _, unknown = parser.parse_known_args(server_flags(resolved, Address(port=0)))
-        except argparse.ArgumentError as error:
-            raise EngineError(
-                f"the embedded engine cannot read {error.argument_name}: {error.message} (profile "
-                f"'{resolved.profile_name}'): correct extra_args"
-            ) from error
-        if unknown:
-            raise EngineError(
-                f"the embedded engine does not know {' '.join(unknown)} (profile "
-                f"'{resolved.profile_name}'): correct extra_args, or use engine: llama-server"
+        problems = unhonoured(NAME, resolved.profile, self.honoured)
+        if resolved.projector_path is not None:
+            problems["engine"] = (
+                f"embedded cannot take a multimodal projector ({resolved.projector_path}); use "
+                "engine: llama-server"
             )
+        problems |= _argument_problems(resolved)
+        if problems:
+            raise UnfitProfile(resolved.profile_name, problems)
 
-    def argv(self, resolved: ResolvedModel, address: Address) -> tuple[str, ...]:
+    def argv(self, resolved: ResolvedModel, address: Address, api_key: str) -> tuple[str, ...]:
         """Return the command line that serves the model at the address."""
+        _ = api_key  # the environment carries it
+        self.check(resolved)
         module = "supervisor.engine.embedded_server"
         return (sys.executable, "-P", "-m", module, *server_flags(resolved, address))
+
+    def environment(
+        self,
+        resolved: ResolvedModel,
+        inherited: Mapping[str, str],
+        address: Address,
+        api_key: str,
+    ) -> dict[str, str]:
+        """Return what the child inherits, the profile's variables, and the key."""
+        _ = address
+        return server_environment(resolved.profile, inherited, api_key)
+
+
+@cache
+def _parser() -> argparse.ArgumentParser:
+    parser = flag_parser()
+    parser.exit_on_error = False
+    return parser
+
+
+def _argument_problems(resolved: ResolvedModel) -> dict[str, str]:
+    """Return what the parser does not take; fields it all takes, so it can be extra_args only."""
+    try:
+        _, unknown = _parser().parse_known_args(server_flags(resolved, Address(port=0)))
+    except argparse.ArgumentError as error:
+        return {
+            "extra_args": f"the embedded engine cannot read {error.argument_name}: {error.message}"
+        }
+    unknown = [word for word in unknown if word not in {"--mmproj", str(resolved.projector_path)}]
+    if not unknown:
+        return {}
+    return {
+        "extra_args": f"the embedded engine does not know {' '.join(unknown)}; correct it, or use "
+        "engine: llama-server"
+    }

@@ -1,14 +1,16 @@
 """Which engine runs a profile: the one it names, or the first that is there."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import structlog
 
-from supervisor.engine import embedded, llama_server
+from supervisor.engine import command, embedded, llama_cpp_python, llama_server
+from supervisor.engine.command import CommandEngine
 from supervisor.engine.embedded import EmbeddedEngine
+from supervisor.engine.llama_cpp_python import LlamaCppPython
 from supervisor.engine.llama_server import LlamaServer, find_binary
-from supervisor.engine.port import Engine
+from supervisor.engine.port import Engine, EngineIdentity
 from supervisor.errors import EngineError
 
 log = structlog.get_logger()
@@ -27,6 +29,9 @@ class Engines:
             self._found[llama_server.NAME] = LlamaServer(binary)
         if EmbeddedEngine.is_installed():
             self._found[embedded.NAME] = EmbeddedEngine()
+        if LlamaCppPython.is_installed():
+            self._found[llama_cpp_python.NAME] = LlamaCppPython(environ)
+        self._command = CommandEngine(environ)
         self._preferred = preferred
         self.choose("auto")
 
@@ -35,15 +40,34 @@ class Engines:
         wanted = self._preferred if name == "auto" else name
         if wanted == "auto" and self._found:
             return next(iter(self._found.values()))
+        if wanted == command.NAME:
+            return self._command
         if wanted in self._found:
             return self._found[wanted]
         raise EngineError(_REMEDIES[wanted])
 
+    def identities(self) -> Iterator[EngineIdentity]:
+        """Yield the identity of each engine that was found; one that cannot tell says why.
+
+        Blocks the first time: the programs are asked.
+        """
+        for name, engine in self._found.items():
+            try:
+                yield engine.identity
+            except EngineError as error:
+                yield EngineIdentity(name=name, location="", version="", problem=str(error))
+
     def announce(self) -> None:
         """Say once which engine `auto` means, and what the wheel costs on a CPU."""
-        engine = self.choose("auto")
-        log.info("engine.chosen", engine=engine.identity.name, location=engine.identity.location)
-        if engine.identity.name == embedded.NAME:
+        identity = self.choose("auto").identity
+        log.info(
+            "engine.chosen",
+            engine=identity.name,
+            location=identity.location,
+            version=identity.version,
+            devices=list(identity.devices),
+        )
+        if identity.name == embedded.NAME:
             log.info(
                 "engine.hint",
                 hint="the native llama-server is about 1.6 times as fast as the wheel on a CPU; "
@@ -56,4 +80,5 @@ _REMEDIES = {
     llama_server.NAME: "no llama-server was found: set engines.llama_server_bin or "
     "LLAMA_SERVER_BIN, put it on PATH, or run scripts/build_llama_server.py",
     embedded.NAME: "the embedded engine is not installed: pip install xllamacpp",
+    llama_cpp_python.NAME: f"{llama_cpp_python.NAME} is not installed: {llama_cpp_python.REMEDY}",
 }

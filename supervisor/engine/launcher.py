@@ -4,6 +4,7 @@ Everything that can be known before the live backend is touched is checked in `c
 """
 
 import os
+import re
 import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,11 +16,12 @@ from supervisor.config.configuration import Configuration, ResolvedModel
 from supervisor.core.kv_cache import keeps_no_kv
 from supervisor.core.need import NeedSettings, estimate_need
 from supervisor.core.values import Mode, Target
-from supervisor.engine.backend import Backend, choose_address
+from supervisor.engine.backend import Backend, OnLine, choose_address
 from supervisor.engine.engines import Engines
-from supervisor.engine.model_file import ModelFile, inspect_model_file
-from supervisor.engine.port import API_KEY_VARIABLE, Launch
-from supervisor.engine.process import child_environment
+from supervisor.engine.model_file import ModelFile
+from supervisor.engine.model_source import look_at_model, require_stated_need
+from supervisor.engine.port import Abilities, Launch
+from supervisor.engine.process import inherited_environment
 from supervisor.errors import EngineError
 from supervisor.telemetry.port import HOST
 
@@ -57,44 +59,31 @@ class Launcher:
         resolved = self._resolve(target)
         engine = self._engines.choose(resolved.profile.engine)
         engine.check(resolved)
-        file = inspect_model_file(resolved.path)
+        abilities = engine.abilities(resolved)
+        file = look_at_model(resolved, abilities)
+        if file is None:
+            return require_stated_need(resolved)
         _refuse_uneven_slots(resolved, file)
-        profile = resolved.profile
-        if profile.memory.need_bytes is not None:
-            return profile.memory.need_bytes
-        settings = NeedSettings(
-            ctx_size_per_slot=profile.ctx_size,
-            parallel=profile.parallel,
-            kv_unified=profile.kv_unified,
-            cache_type_k=profile.cache_type_k,
-            cache_type_v=profile.cache_type_v,
-            ubatch_size=min(profile.ubatch_size, profile.batch_size),
-            flash_attention=profile.flash_attn != "off",
-            is_embedding=resolved.mode is Mode.EMBEDDING,
-        )
-        need = estimate_need(file.headers, settings)
-        # Results are handed over in host memory, whatever device computes them.
-        return need.total_bytes + (need.host_output_bytes if target.device == HOST else 0)
+        return _need_bytes(resolved, file, abilities, target.device)
 
     def launch(self, target: Target, epoch: int) -> Backend:
         """Spawn the target's server. Raises EngineError when it cannot be executed."""
         resolved = self._resolve(target)
         engine = self._engines.choose(resolved.profile.engine)
-        address = choose_address(self._run_dir, epoch, has_unix_socket=engine.has_unix_socket)
+        abilities = engine.abilities(resolved)
+        address = choose_address(self._run_dir, epoch, has_unix_socket=abilities.has_unix_socket)
         key = secrets.token_urlsafe(32)
-        environment = child_environment(
-            self._environ, resolved.profile.env, self._device_env(target.device)
-        )
+        inherited = inherited_environment(self._environ, self._device_env(target.device))
         launch = Launch(
-            argv=engine.argv(resolved, address),
-            env=environment | {API_KEY_VARIABLE: key},
+            argv=engine.argv(resolved, address, key),
+            env=engine.environment(resolved, inherited, address, key),
             address=address,
             api_key=key,
             model=target.model,
             epoch=epoch,
+            abilities=abilities,
         )
-        lines = log.bind(model=target.model, epoch=epoch)
-        return Backend(launch, lambda line: lines.info("backend.output", line=line))
+        return Backend(launch, _log_output(target.model, epoch))
 
     def _resolve(self, target: Target) -> ResolvedModel:
         try:
@@ -108,6 +97,27 @@ class Launcher:
             ) from error
 
 
+def _need_bytes(resolved: ResolvedModel, file: ModelFile, abilities: Abilities, device: str) -> int:
+    """Return what the profile states, else an estimate from the file's header."""
+    profile = resolved.profile
+    if profile.memory.need_bytes is not None:
+        return profile.memory.need_bytes
+    settings = NeedSettings(
+        ctx_size_per_slot=profile.ctx_size,
+        parallel=profile.parallel,
+        kv_unified=profile.kv_unified,
+        cache_type_k=profile.cache_type_k,
+        cache_type_v=profile.cache_type_v,
+        ubatch_size=min(profile.ubatch_size, profile.batch_size),
+        flash_attention=profile.flash_attn == "on"
+        or (profile.flash_attn == "auto" and abilities.chooses_flash_attention),
+        is_embedding=resolved.mode is Mode.EMBEDDING,
+    )
+    need = estimate_need(file.headers, settings)
+    # Results are handed over in host memory, whatever device computes them.
+    return need.total_bytes + (need.host_output_bytes if device == HOST else 0)
+
+
 def _refuse_uneven_slots(resolved: ResolvedModel, file: ModelFile) -> None:
     """Refuse what makes llama-server abort while it loads (GGML_ASSERT in its pooling)."""
     profile = resolved.profile
@@ -117,3 +127,26 @@ def _refuse_uneven_slots(resolved: ResolvedModel, file: ModelFile) -> None:
             f"'{resolved.name}' ({file.header.architecture}) needs a ubatch_size that is a "
             f"multiple of parallel; {profile.ubatch_size} is none of {profile.parallel}"
         )
+
+
+def _log_output(model: str, epoch: int) -> OnLine:
+    """Return what writes a server's lines to the log.
+
+    While it loads, every line may matter. Once it serves it writes several for each request: they
+    are kept for error messages, and logged where `server.log_level` is debug.
+    """
+    output = log.bind(model=model, epoch=epoch)
+
+    def write(line: str, is_ready: bool) -> None:
+        if _WARNING.match(line):
+            output.warning("backend.output", line=line)
+        elif is_ready:
+            output.debug("backend.output", line=line)
+        else:
+            output.info("backend.output", line=line)
+
+    return write
+
+
+_WARNING = re.compile(r"[\d.]+ [WE] ")
+"""A warning or an error in llama.cpp's log: `0.00.400.132 W srv …`."""

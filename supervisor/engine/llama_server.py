@@ -3,21 +3,29 @@
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from supervisor.config.configuration import ResolvedModel
 from supervisor.engine.cached_build import cached_llama_server
-from supervisor.engine.flags import flag_names, server_flags
-from supervisor.engine.port import Address, EngineIdentity
-from supervisor.errors import EngineError
+from supervisor.engine.dialect import Dialect
+from supervisor.engine.flags import (
+    API_KEY_VARIABLE,
+    SERVER_FIELDS,
+    Setting,
+    place_settings,
+    profile_settings,
+    server_environment,
+    unhonoured,
+)
+from supervisor.engine.port import Abilities, Address, EngineIdentity, TokenizeRoute
+from supervisor.engine.probe import HelpEntry, Probes, read_help
+from supervisor.errors import EngineError, UnfitProfile
 
 NAME = "llama-server"
 
-_HELP_HEAD = re.compile(r"^(-\S.*?)(?:(?<![,\s])\s{2,}|$)", re.MULTILINE)
-_FLAG = re.compile(r"(?<![\w-])--?[A-Za-z][\w-]*")
+_DEVICE = re.compile(r"^\s+(\w+: .*?)(?:, \d+ MiB free)?(\)?)$", re.MULTILINE)
 
 
 def find_binary(environ: Mapping[str, str], configured: Path | None = None) -> Path | None:
@@ -40,64 +48,110 @@ def find_binary(environ: Mapping[str, str], configured: Path | None = None) -> P
 
 @dataclass(frozen=True)
 class LlamaServer:
-    """Runs a llama-server binary in place, beside its libraries."""
+    """Runs a llama-server binary in place, beside its libraries.
+
+    What it is able to do, and how its flags are spelled, is read from its own help.
+    """
 
     binary: Path
-    _probes: dict[str, str] = field(default_factory=dict, compare=False)
+    _probes: Probes = field(default_factory=Probes, compare=False)
+
+    honoured = SERVER_FIELDS
 
     @property
     def identity(self) -> EngineIdentity:
-        """Name, path and the version that `--version` prints."""
+        """Name, path, and what `--version` and `--list-devices` print."""
         lines = self._ask("--version").splitlines()
-        version = next((line for line in lines if line.startswith("version:")), "unknown")
+        problem: str | None = None
+        devices: tuple[str, ...] = ()
+        try:
+            devices = self._devices()
+        except EngineError as error:  # a driver's fault, which says nothing of the binary
+            problem = str(error)
         return EngineIdentity(
-            name=NAME, location=str(self.binary), version=version.removeprefix("version:").strip()
+            name=NAME,
+            location=str(self.binary),
+            version=_after("version:", lines) or "unknown",
+            build=_after("built with", lines),
+            devices=devices,
+            problem=problem,
         )
 
-    @property
-    def has_unix_socket(self) -> bool:
-        """Whether this build's help mentions socket paths for `--host`."""
-        return ".sock" in self._ask("--help")
+    def _devices(self) -> tuple[str, ...]:
+        """Return the devices that it lists, without what was free on them when it was asked."""
+        if "--list-devices" not in self.help_entries:
+            return ()
+        _, _, listed = self._ask("--list-devices").partition("Available devices:")
+        return tuple(name + bracket for name, bracket in _DEVICE.findall(listed))
 
     @property
-    def known_flags(self) -> frozenset[str]:
-        """All flags, short and long, that this build's help lists."""
-        heads = _HELP_HEAD.findall(self._ask("--help"))
-        return frozenset(flag for head in heads for flag in _FLAG.findall(head))
+    def help_entries(self) -> Mapping[str, HelpEntry]:
+        """All flags, short and long, that this build's help lists, with what it says of them."""
+        return read_help(self._ask("--help"))
+
+    def abilities(self, resolved: ResolvedModel) -> Abilities:
+        """Return what this build can do, whatever the model."""
+        _ = resolved
+        entries = self.help_entries
+        flash = entries.get("--flash-attn")
+        slots = entries.get("--slots")
+        return Abilities(
+            has_unix_socket=".sock" in self._ask("--help"),
+            slots_path="/slots" if slots and "default: enabled" in slots.text else None,
+            tokenize=TokenizeRoute(path="/tokenize", text_field="content"),
+            metrics_path="/metrics" if "--metrics" in entries else None,
+            chooses_flash_attention=flash is not None and flash.has_value,
+            runs_gguf_only=True,
+            api_key_variable=API_KEY_VARIABLE,
+        )
 
     def check(self, resolved: ResolvedModel) -> None:
-        """Raise EngineError, naming the flags, when this build does not know one of them."""
-        known = self.known_flags
-        flags = flag_names(server_flags(resolved, Address(port=0)))
-        unknown = [flag for flag in flags if flag not in known]
-        if unknown:
-            raise EngineError(
-                f"{self.binary} does not know {', '.join(unknown)} (profile "
-                f"'{resolved.profile_name}'): correct extra_args, or use another build"
-            )
+        """Raise UnfitProfile, naming fields and flags, for what this build does not know."""
+        self.argv(resolved, Address(port=0), "")
 
-    def argv(self, resolved: ResolvedModel, address: Address) -> tuple[str, ...]:
-        """Return the command line that serves the model at the address."""
-        return (str(self.binary), *server_flags(resolved, address))
+    def argv(self, resolved: ResolvedModel, address: Address, api_key: str) -> tuple[str, ...]:
+        """Return the command line that serves the model at the address, in this build's words."""
+        _ = api_key  # the environment carries it
+        place = place_settings(resolved, address)
+        strange = [each.words[0] for each in place if each.words[0] not in self.help_entries]
+        if strange:
+            raise EngineError(
+                f"{self.binary} is no llama-server that can be used: it does not know "
+                f"{', '.join(strange)}"
+            )
+        dialect = Dialect(self.binary, self.help_entries)
+        words = [str(self.binary), *(word for setting in place for word in setting.words)]
+        problems = unhonoured(NAME, resolved.profile, self.honoured)
+        for setting in profile_settings(resolved):
+            try:
+                words += dialect.words(setting, resolved.profile)
+            except EngineError as error:
+                _add(problems, setting, error)
+        if problems:
+            raise UnfitProfile(resolved.profile_name, problems)
+        return tuple(words)
+
+    def environment(
+        self,
+        resolved: ResolvedModel,
+        inherited: Mapping[str, str],
+        address: Address,
+        api_key: str,
+    ) -> dict[str, str]:
+        """Return what the child inherits, the profile's variables, and the key."""
+        _ = address
+        return server_environment(resolved.profile, inherited, api_key)
 
     def _ask(self, flag: str) -> str:
-        """Run the binary with one flag; each answer is kept while the binary is the same file."""
-        try:
-            status = self.binary.stat()
-        except OSError as error:
-            raise EngineError(f"{self.binary} is gone: {error.strerror}") from error
-        key = f"{flag} {status.st_ino} {status.st_mtime_ns}"
-        if key not in self._probes:
-            try:
-                answer = subprocess.run(
-                    [str(self.binary), flag],
-                    stdin=subprocess.DEVNULL,
-                    capture_output=True,
-                    text=True,
-                    timeout=20,
-                    check=True,
-                )
-            except (OSError, subprocess.SubprocessError) as error:
-                raise EngineError(f"{self.binary} {flag} failed: {error}") from error
-            self._probes[key] = answer.stdout + answer.stderr
-        return self._probes[key]
+        return self._probes.ask((str(self.binary), flag), self.binary)
+
+
+def _add(problems: dict[str, str], setting: Setting, error: EngineError) -> None:
+    before = problems.get(setting.field)
+    problems[setting.field] = f"{before}; {error}" if before else str(error)
+
+
+def _after(words: str, lines: list[str]) -> str:
+    """Return what follows the words in the first line that begins with them; else nothing."""
+    found = (line.removeprefix(words).strip() for line in lines if line.startswith(words))
+    return next(found, "")

@@ -1,14 +1,12 @@
 """What the rest of the product asks of an engine: a command line, and what it is able to do."""
 
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from supervisor.config.configuration import ResolvedModel
-
-API_KEY_VARIABLE = "LLAMA_API_KEY"
-"""The variable by which llama-server takes its API key; never an argument, which `ps` shows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +22,63 @@ class Address:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizeRoute:
+    """Where text is turned into tokens: the path, and the field of its JSON that takes the text.
+
+    The answer is `{"tokens": [...]}`.
+    """
+
+    path: str
+    text_field: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abilities:
+    """What a server can do, and where. The product asks for these, never for an engine's name.
+
+    Without arguments: a server of which nothing is known but that it answers HTTP.
+    """
+
+    readiness_path: str = "/health"
+    """What is asked, with the key, until the server is ready."""
+
+    readiness_status: int = 200
+    """The status that means ready; any other means not yet."""
+
+    has_unix_socket: bool = False
+    """Whether it can listen on a unix socket; else it gets a loopback port."""
+
+    slots_path: str | None = None
+    """Where it tells what its slots do; None where it has none."""
+
+    tokenize: TokenizeRoute | None = None
+    """How it is asked for tokens; None where it cannot tell."""
+
+    metrics_path: str | None = None
+    """Where its Prometheus metrics are; None where it has none."""
+
+    streams: bool = True
+    """Whether it can answer as a stream of events."""
+
+    takes_request_id: bool = True
+    """Whether any `X-Request-ID` may be sent to it; else it refuses those that are no UUID."""
+
+    chooses_flash_attention: bool = True
+    """Whether `flash_attn: auto` leaves the choice to it; else flash attention is off then."""
+
+    runs_gguf_only: bool = False
+    """Whether a model is a GGUF file; else it may be a folder or a name that it knows."""
+
+    api_key_variable: str | None = None
+    """The environment variable that takes its key; never an argument, which `ps` shows."""
+
+    stop_signal: signal.Signals = signal.SIGTERM
+    """What asks it to end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """All that is needed to spawn one server."""
+    """All that is needed to spawn one server, and to talk to it."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
@@ -33,34 +86,57 @@ class Launch:
     api_key: str
     model: str
     epoch: int
+    abilities: Abilities = Abilities()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineIdentity:
-    """Which engine this is: its name, where it was found, and the version it tells."""
+    """Which engine this is, as it tells itself.
+
+    `location`: where it was found. `build`: with what it was compiled, or which libraries it loads.
+    `devices`: what it can compute on; empty where it lists none. `problem`: why it could not tell.
+    """
 
     name: str
     location: str
     version: str
+    build: str = ""
+    devices: tuple[str, ...] = ()
+    problem: str | None = None
 
 
 class Engine(Protocol):
-    """A way to run llama.cpp's HTTP server as a child process."""
+    """A way to run a model behind HTTP as a child process."""
 
     @property
     def identity(self) -> EngineIdentity:
-        """Name, place and version, read once."""
+        """Name, place, version, build and devices, read once. Raises EngineError. May block."""
         ...
 
-    @property
-    def has_unix_socket(self) -> bool:
-        """Whether the server can listen on a unix socket."""
+    def abilities(self, resolved: ResolvedModel) -> Abilities:
+        """Return what its server can do for this model. Raises EngineError."""
         ...
 
     def check(self, resolved: ResolvedModel) -> None:
-        """Raise EngineError, naming the flag, when this engine cannot honour the profile."""
+        """Raise UnfitProfile, naming the fields, when this engine cannot honour the profile.
+
+        Raises EngineError when the engine itself cannot run. May block, the first time.
+        """
         ...
 
-    def argv(self, resolved: ResolvedModel, address: Address) -> tuple[str, ...]:
-        """Return the command line that serves the model at the address."""
+    def argv(self, resolved: ResolvedModel, address: Address, api_key: str) -> tuple[str, ...]:
+        """Return the command line that serves the model at the address.
+
+        The key is for servers that take it as an argument only. Raises what `check` raises.
+        """
+        ...
+
+    def environment(
+        self,
+        resolved: ResolvedModel,
+        inherited: Mapping[str, str],
+        address: Address,
+        api_key: str,
+    ) -> dict[str, str]:
+        """Return the child's environment: what it inherits, the profile's, and the key."""
         ...

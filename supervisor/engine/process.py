@@ -23,6 +23,7 @@ KEPT_LINES = 200
 """Lines of output that are kept for error messages."""
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_SECOND_SIGNAL_AFTER_S = 0.5
 _SURVIVOR_POLL_S = 0.005
 _LAST_OUTPUT_S = 0.5
 _MAX_LINE_BYTES = 16 * 1024
@@ -40,8 +41,14 @@ class ProcessExit:
 class ChildProcess:
     """A spawned server. `spawn()` makes it; `wait()` returns when its whole group is reaped."""
 
-    def __init__(self, popen: subprocess.Popen[bytes], on_line: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        popen: subprocess.Popen[bytes],
+        on_line: Callable[[str], None],
+        stop_signal: signal.Signals,
+    ) -> None:
         self._popen = popen
+        self._stop_signal = stop_signal
         self._on_line = on_line
         self.pid = popen.pid
         self.last_lines: deque[str] = deque(maxlen=KEPT_LINES)
@@ -72,7 +79,7 @@ class ChildProcess:
             )
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             raise EngineError(f"{launch.argv[0]} cannot be executed: {error}") from error
-        return cls(popen, on_line)
+        return cls(popen, on_line, launch.abilities.stop_signal)
 
     @property
     def is_running(self) -> bool:
@@ -84,14 +91,19 @@ class ChildProcess:
         return await asyncio.shield(self._reaped)
 
     async def stop(self, grace_s: float) -> ProcessExit:
-        """End the group: SIGTERM, then SIGKILL after `grace_s` seconds; return when reaped."""
-        self._signal_group(signal.SIGTERM)
-        try:
-            async with asyncio.timeout(grace_s):
-                return await self.wait()
-        except TimeoutError:
-            self._signal_group(signal.SIGKILL)
-            return await self.wait()
+        """End the group: its stop signal, SIGKILL after `grace_s` seconds; return when reaped.
+
+        The signal is sent twice: where it comes while tokens are computed, llama-server's handler
+        may wait for a lock that the thread it interrupted holds. Its second signal ends it at once.
+        """
+        first_s = min(grace_s, _SECOND_SIGNAL_AFTER_S)
+        for pause_s in (first_s, grace_s - first_s):
+            self._signal_group(self._stop_signal)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    return await self.wait()
+        self._signal_group(signal.SIGKILL)
+        return await self.wait()
 
     async def _watch(self) -> ProcessExit:
         pump = asyncio.create_task(self._pump_output(), name=f"output-{self.pid}")
@@ -187,13 +199,11 @@ async def _wait_for_exit(pid: int) -> None:
         os.close(pidfd)
 
 
-def child_environment(
-    base: Mapping[str, str], profile_env: Mapping[str, str], device_env: Mapping[str, str]
-) -> dict[str, str]:
-    """Build a child's environment: ours without `LLAMA_*` and `AIP_*`, the device, the profile's.
+def inherited_environment(base: Mapping[str, str], device_env: Mapping[str, str]) -> dict[str, str]:
+    """Return what a child inherits: our environment without `LLAMA_*` and `AIP_*`, and its device.
 
     Container images set `LLAMA_ARG_HOST=0.0.0.0` and the like, which would put an unprotected
     child on the pod's address.
     """
     kept = {k: v for k, v in base.items() if not k.startswith(("LLAMA_", "AIP_"))}
-    return {**kept, **device_env, **profile_env}
+    return {**kept, **device_env}

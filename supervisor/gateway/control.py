@@ -6,13 +6,13 @@ from typing import Any
 import pydantic
 from aiohttp import web
 
-from supervisor.arbiter.arbiter import Arbiter, as_error
+from supervisor.arbiter.arbiter import Arbiter, SwitchTicket, as_error
 from supervisor.config.configuration import Configuration
-from supervisor.core.memory import MemorySample
-from supervisor.core.values import Mode, Outcome, Switch, SwitchReport, Target
+from supervisor.core.values import DrainPolicy, Mode, Target
 from supervisor.errors import RequestRefused
 from supervisor.gateway.error_responses import json_response
-from supervisor.observability.recorder import Recorder
+from supervisor.observability.descriptions import describe_report, describe_running
+from supervisor.observability.history import SwitchHistory
 from supervisor.telemetry.telemetry import Telemetry
 
 
@@ -25,6 +25,7 @@ class SwitchOrder(pydantic.BaseModel):
     model_type: Mode | None = None
     profile: str | None = None
     wait: bool = True
+    drain_policy: DrainPolicy | None = None
 
 
 class Control:
@@ -36,33 +37,38 @@ class Control:
         arbiter: Arbiter,
         configuration: Configuration,
         telemetry: Telemetry,
-        recorder: Recorder,
+        history: SwitchHistory,
     ) -> None:
         self._arbiter = arbiter
         self._configuration = configuration
         self._telemetry = telemetry
-        self._recorder = recorder
+        self._history = history
 
     async def switch_backend(self, request: web.Request) -> web.Response:
         """Make a model live; 200 with the report, or 202 with `wait=false`."""
         order = await _read_order(request)
         target = self.target_of(order)
-        return await self._run(target, "manual", wait=order.wait)
+        policy = order.drain_policy or self._configuration.settings.switch.drain_policy
+        ticket = self._arbiter.request_switch(target, "manual", policy)
+        return await _answer(ticket, wait=order.wait)
 
     async def unload(self, request: web.Request) -> web.Response:
         """Stop every backend; answers when the memory is confirmed free."""
         wait = request.query.get("wait", "true").lower() not in {"false", "0"}
-        return await self._run(None, "manual", wait=wait)
+        policy = self._configuration.settings.switch.drain_policy
+        return await _answer(self._arbiter.request_switch(None, "manual", policy), wait=wait)
+
+    async def restart(self, request: web.Request) -> web.Response:
+        """Bring back what died; answers when it serves again, or with the reason."""
+        _ = request
+        return await _answer(self._arbiter.request_restart(), wait=True)
 
     async def switches(self, request: web.Request) -> web.Response:
         """List the switches, the newest first, the running one before all."""
         _ = request
         running = self._arbiter.snapshot.switch
-        ended = [
-            describe_report(record.report) | {"ended_at": record.ended_at}
-            for record in reversed(self._recorder.records.values())
-        ]
-        return json_response({"switches": ([describe_running(running)] if running else []) + ended})
+        now = [describe_running(running)] if running else []
+        return json_response({"switches": [*now, *self._history.newest_first()]})
 
     async def switch_by_id(self, request: web.Request) -> web.Response:
         """Show one switch, running or ended."""
@@ -70,12 +76,12 @@ class Control:
         running = self._arbiter.snapshot.switch
         if running is not None and running.switch_id == switch_id:
             return json_response(describe_running(running))
-        record = self._recorder.records.get(switch_id)
+        record = self._history.get(switch_id)
         if record is None:
             raise RequestRefused(
                 "switch_not_found", f"there is no switch '{switch_id}'; GET /switches lists them"
             )
-        return json_response(describe_report(record.report) | {"ended_at": record.ended_at})
+        return json_response(record)
 
     def target_of(self, order: SwitchOrder) -> Target:
         """Find what an order means. Raises RequestRefused when it cannot mean anything."""
@@ -115,21 +121,23 @@ class Control:
             memory=resolved.profile.memory.policy(),
         )
 
-    async def _run(self, target: Target | None, requested_by: str, *, wait: bool) -> web.Response:
-        switch_id, result = self._arbiter.request_switch(target, requested_by)
-        if not wait:
-            location = f"/switches/{switch_id}"
-            return json_response(
-                {"switch_id": switch_id, "location": location},
-                status=202,
-                headers={"Location": location},
-            )
-        report = await asyncio.shield(result)  # the switch goes on when its caller leaves
-        if report.refusal is not None:
-            error = as_error(report.refusal)
-            error.details["switch"] = describe_report(report)
-            raise error
-        return json_response(describe_report(report))
+
+async def _answer(ticket: SwitchTicket, *, wait: bool) -> web.Response:
+    """Answer with the switch's report when it has ended, or at once with where to poll it."""
+    switch_id, result = ticket
+    if not wait:
+        location = f"/switches/{switch_id}"
+        return json_response(
+            {"switch_id": switch_id, "location": location},
+            status=202,
+            headers={"Location": location},
+        )
+    report = await asyncio.shield(result)  # the switch goes on when its caller leaves
+    if report.refusal is not None:
+        error = as_error(report.refusal)
+        error.details["switch"] = describe_report(report)
+        raise error
+    return json_response(describe_report(report))
 
 
 async def _read_order(request: web.Request) -> SwitchOrder:
@@ -162,55 +170,3 @@ def unknown_model(name: str, configuration: Configuration) -> RequestRefused:
         f"there is no model '{name}'; there are: {', '.join(known) or 'none'}",
         {"known_models": known},
     )
-
-
-def describe_running(switch: Switch) -> dict[str, Any]:
-    """Write a running switch as JSON."""
-    return {
-        "switch_id": switch.switch_id,
-        "outcome": "running",
-        "requested_by": switch.requested_by,
-        "phase": switch.phase.value,
-        "model": switch.target.model if switch.target else None,
-        "mode": switch.target.mode if switch.target else None,
-        "profile": switch.target.profile if switch.target else None,
-        "seconds": {phase.value: round(s, 4) for phase, s in switch.phase_seconds},
-        "waiting_for": switch.gate_reason,
-    }
-
-
-def describe_report(report: SwitchReport) -> dict[str, Any]:
-    """Write an ended switch as JSON: seconds per phase, memory in bytes, outcome and reason."""
-    seconds = {phase.value: round(s, 4) for phase, s in report.phase_seconds}
-    is_unchanged = report.outcome is Outcome.UNCHANGED
-    return {
-        "switch_id": report.switch_id,
-        "outcome": report.outcome.value,
-        "requested_by": report.requested_by,
-        "model": report.model,
-        "mode": report.mode,
-        "profile": report.profile,
-        "epoch": report.epoch,
-        "seconds": ({} if is_unchanged else seconds) | {"total": round(report.total_s, 4)},
-        "memory": {
-            "before": describe_memory(report.memory_before),
-            "released": describe_memory(report.memory_confirmed),
-            "after": describe_memory(report.memory_after),
-            "reason": report.gate_reason,
-        },
-        "error": report.refusal.message if report.refusal else None,
-    }
-
-
-def describe_memory(sample: MemorySample | None) -> dict[str, Any] | None:
-    """Write a sample as JSON, sizes in bytes."""
-    if sample is None:
-        return None
-    return {
-        "device": sample.device,
-        "used_bytes": sample.used_bytes,
-        "free_bytes": sample.free_bytes,
-        "total_bytes": sample.total_bytes,
-        "children_bytes": sample.children_bytes,
-        "source": sample.source,
-    }

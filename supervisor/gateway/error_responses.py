@@ -15,6 +15,9 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "method_not_allowed": 405,
     "model_not_live": 409,
     "switch_in_progress": 409,
+    "drain_refused": 409,
+    "nothing_is_down": 409,
+    "place_is_taken": 409,
     "body_too_large": 413,
     "model_type_mismatch": 422,
     "unknown_profile": 422,
@@ -24,6 +27,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "backend_died": 502,
     "backend_start_timeout": 502,
     "backend_unreachable": 502,
+    "backend_down": 503,
     "hold_queue_full": 503,
     "hold_timeout": 503,
     "no_model_loaded": 503,
@@ -34,13 +38,14 @@ STATUS_BY_CODE: Mapping[str, int] = {
 """Status for each stable code. A code that is missing here is a bug, and answers 500."""
 
 RETRY_AFTER_S = 5
-"""What 503 answers tell clients to wait: about one switch of a model of some GB."""
+"""What 503 answers tell clients to wait where nothing was measured: a switch of some GB."""
 
 
 def error_response(error: RequestRefused) -> web.Response:
     """Answer with the error's status and envelope."""
     status = STATUS_BY_CODE.get(error.code, 500)
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else None
+    retry_after_s = error.details.get("retry_after_s", RETRY_AFTER_S)
+    headers = {"Retry-After": str(retry_after_s)} if status == 503 else None
     return json_response(error_body(error), status=status, headers=headers)
 
 

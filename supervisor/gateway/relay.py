@@ -34,7 +34,7 @@ _HOP_BY_HOP = frozenset(
         "upgrade",
     }
 )  # RFC 9110, section 7.6.1
-_OURS = frozenset({"authorization", "x-api-key", "content-length", "expect"})
+_OURS = frozenset({"authorization", "x-api-key", "x-request-id", "content-length", "expect"})
 _COLLECT_UP_TO_BYTES = 1024 * 1024
 _NO_DEFAULT_HEADERS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 
@@ -149,7 +149,8 @@ def request_headers(
     """Return the client's headers for the backend: hop-by-hop ones out, its key and the id in."""
     kept = _without_hop_by_hop(headers, _OURS)
     kept["Authorization"] = backend.authorization
-    kept[REQUEST_ID] = request_id
+    if backend.launch.abilities.takes_request_id:
+        kept[REQUEST_ID] = request_id
     return kept
 
 

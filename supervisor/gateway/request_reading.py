@@ -33,6 +33,11 @@ _MODE_BY_PATH: Mapping[str, Mode] = {
 }
 
 
+_REPEATABLE_PATHS = frozenset(
+    {"/tokenize", "/detokenize", "/apply-template", "/rerank", "/reranking", "/v1/rerank"}
+)
+
+
 async def read_body(request: web.Request, max_body_bytes: int) -> bytes:
     """Return the whole body. Raises RequestRefused `body_too_large`."""
     too_large = RequestRefused(
@@ -69,3 +74,10 @@ def model_in_body(body: bytes, headers: Mapping[str, str], max_body_bytes: int) 
 def mode_hint(path: str) -> Mode | None:
     """Return the mode that a route belongs to, for requests that name no model."""
     return _MODE_BY_PATH.get(path)
+
+
+def is_safe_to_repeat(method: str, path: str) -> bool:
+    """Whether sending a request twice does no more than sending it once, and costs little."""
+    route = path.partition("?")[0]
+    is_computed = route in _REPEATABLE_PATHS or mode_hint(route) is Mode.EMBEDDING
+    return method in {"GET", "HEAD"} or is_computed

@@ -63,6 +63,12 @@ RESERVED_ROUTES: tuple[Route, ...] = (
         purpose="Stop every backend and confirm that the device is free.",
     ),
     Route(
+        method="POST",
+        path="/backend/restart",
+        handler="restart",
+        purpose="Bring back a model that died, also when its breaker is open.",
+    ),
+    Route(
         method="GET",
         path="/switches",
         handler="switches",

@@ -14,7 +14,12 @@ from supervisor.errors import RequestRefused
 from supervisor.gateway import relay
 from supervisor.gateway.control import Control, unknown_model
 from supervisor.gateway.error_responses import error_response
-from supervisor.gateway.request_reading import mode_hint, model_in_body, read_body
+from supervisor.gateway.request_reading import (
+    is_safe_to_repeat,
+    mode_hint,
+    model_in_body,
+    read_body,
+)
 from supervisor.gateway.routes import RESERVED_ROUTES, Route
 from supervisor.gateway.status import Status
 
@@ -82,12 +87,26 @@ class Gateway:
     async def _forward(
         self, request: web.Request, model: str | None, path: str, body: bytes
     ) -> web.StreamResponse:
-        request_id = request.headers.get(relay.REQUEST_ID) or new_request_id()
+        request_id = given_request_id(request) or new_request_id()
         request[_REQUEST_ID] = request_id
-        async with self._arbiter.lease(model, mode_hint(request.path)) as lease:
-            request[_EPOCH] = lease.backend.epoch
-            request[_WAITED_S] = lease.waited_s
-            return await relay.forward(request, lease.backend, path, body, request_id)
+        repeats_left = MAX_REPEATS if self._may_repeat(request.method, path) else 0
+        while True:
+            hint = mode_hint(request.path)
+            async with self._arbiter.lease(model, hint, len(body)) as lease:
+                request[_EPOCH] = lease.backend.epoch
+                request[_WAITED_S] = request.get(_WAITED_S, 0.0) + lease.waited_s
+                try:
+                    return await relay.forward(request, lease.backend, path, body, request_id)
+                except RequestRefused:  # the client has not got a byte yet
+                    if not repeats_left or not await lease.backend.is_found_dead():
+                        raise
+            repeats_left -= 1
+            log.info("request.repeated", request_id=request_id, epoch=lease.backend.epoch)
+
+    def _may_repeat(self, method: str, path: str) -> bool:
+        """Whether a request whose server died may be served once more by its successor."""
+        may_generate = self._configuration.settings.queue.retry_generation
+        return is_safe_to_repeat(method, path) or may_generate
 
     def _known(self, name: str) -> str:
         found = self._configuration.model_name(name)
@@ -96,10 +115,21 @@ class Gateway:
         return found
 
 
+MAX_REPEATS = 3
+"""Servers that one request may see die before its client is told."""
+
+LAST_ANSWERS_S = 2.0
+"""Seconds that open handlers get once every backend is stopped; what is left cannot be answered."""
+
+
 def make_runner(application: web.Application) -> web.AppRunner:
     """Return what serves the application: clients that leave cancel, bodies stay as they came."""
     return web.AppRunner(
-        application, handler_cancellation=True, auto_decompress=False, access_log=None
+        application,
+        handler_cancellation=True,
+        auto_decompress=False,
+        access_log=None,
+        shutdown_timeout=LAST_ANSWERS_S,
     )
 
 
@@ -155,6 +185,12 @@ async def refuse_method(request: web.Request) -> web.Response:
 def methods_of(route: Route) -> tuple[str, ...]:
     """Return the methods that a route takes: HEAD where there is a GET (RFC 9110, 9.1)."""
     return ("GET", "HEAD") if route.method == "GET" else (route.method,)
+
+
+def given_request_id(request: web.Request) -> str | None:
+    """Return the id that the client gave, if it can be sent on as it is."""
+    given = request.headers.get(relay.REQUEST_ID, "")
+    return given if given.isprintable() and given.isascii() else None
 
 
 def new_request_id() -> str:

@@ -1,7 +1,9 @@
 """Health, readiness, the catalogue and the full snapshot over HTTP."""
 
+import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from aiohttp import web
@@ -9,11 +11,11 @@ from aiohttp import web
 from supervisor import __version__
 from supervisor.arbiter.arbiter import Arbiter
 from supervisor.config.configuration import Configuration
-from supervisor.core.values import Backend, BackendExit, Snapshot
+from supervisor.core.values import Backend, BackendExit, Recovery, Snapshot
 from supervisor.engine.engines import Engines
 from supervisor.errors import SupervisorError, TelemetryError
-from supervisor.gateway.control import describe_memory, describe_running
 from supervisor.gateway.error_responses import json_response
+from supervisor.observability.descriptions import describe_memory, describe_running
 from supervisor.telemetry.telemetry import Telemetry
 
 
@@ -102,10 +104,11 @@ class Status:
                     "waiting": len(snapshot.waiters),
                 },
                 "last_exit": describe_exit(snapshot.last_exit, self._clock()),
+                "recoveries": [describe_recovery(r) for r in snapshot.recoveries],
                 "last_failure": snapshot.last_failure.message if snapshot.last_failure else None,
                 "memory": await self._memory(),
                 "telemetry_problems": self._telemetry.problems,
-                "engine": self._engine(),
+                "engine": await asyncio.to_thread(self._engine),
                 "version": __version__,
                 "uptime_s": round(self._clock() - self._started_at, 1),
             }
@@ -123,25 +126,24 @@ class Status:
                 described.append({"name": info.name, **(describe_memory(sample) or {})})
         return described
 
-    def _engine(self) -> dict[str, str]:
+    def _engine(self) -> dict[str, Any]:
+        """Tell what `auto` means, and every engine found. Blocks when they have to be asked."""
         try:
-            identity = self._engines.choose("auto").identity
+            chosen = asdict(self._engines.choose("auto").identity)
         except SupervisorError as error:
-            return {"error": str(error)}
-        return {
-            "name": identity.name,
-            "location": identity.location,
-            "version": identity.version,
-        }
+            chosen = {"error": str(error)}
+        return {**chosen, "found": [asdict(each) for each in self._engines.identities()]}
 
 
 def overall_state(snapshot: Snapshot) -> str:
-    """Return one word: shutting_down, switching, ready, or idle when nothing is loaded."""
+    """Return one word: shutting_down, switching, ready, failed (and being retried), or idle."""
     if snapshot.is_closing:
         return "shutting_down"
     if snapshot.switch is not None:
         return "switching"
-    return "ready" if snapshot.ready_backends() else "idle"
+    if snapshot.ready_backends():
+        return "ready"
+    return "failed" if snapshot.recoveries else "idle"
 
 
 def model_state(snapshot: Snapshot, name: str) -> str:
@@ -166,6 +168,16 @@ def describe_backend(backend: Backend, now: float) -> dict[str, Any]:
         "in_flight": backend.in_flight,
         "need_bytes": backend.need_bytes,
         "age_s": round(now - backend.started_at, 1),
+    }
+
+
+def describe_recovery(recovery: Recovery) -> dict[str, Any]:
+    """Write a model that is down, and what is done about it, as JSON."""
+    return {
+        "model": recovery.target.model,
+        "attempt": recovery.attempt,
+        "breaker_open": recovery.is_open,
+        "reason": recovery.reason,
     }
 
 

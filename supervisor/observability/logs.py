@@ -12,7 +12,7 @@ import structlog
 _encoder = msgspec.json.Encoder(enc_hook=str)
 
 
-def set_up_logging(log_format: Literal["console", "json"]) -> None:
+def set_up_logging(log_format: Literal["console", "json"], level: str = "info") -> None:
     """Send log events to standard error, in the format asked for."""
     stream = sys.stderr
     shared: list[structlog.typing.Processor] = [
@@ -27,7 +27,7 @@ def set_up_logging(log_format: Literal["console", "json"]) -> None:
                 structlog.processors.JSONRenderer(serializer=_to_json),
             ],
             logger_factory=structlog.BytesLoggerFactory(cast("BinaryIO", _Lossy(stream.buffer))),
-            wrapper_class=structlog.make_filtering_bound_logger("info"),
+            wrapper_class=structlog.make_filtering_bound_logger(level),
             cache_logger_on_first_use=True,
         )
     else:
@@ -41,7 +41,7 @@ def set_up_logging(log_format: Literal["console", "json"]) -> None:
                 ),
             ],
             logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Lossy(stream))),
-            wrapper_class=structlog.make_filtering_bound_logger("info"),
+            wrapper_class=structlog.make_filtering_bound_logger(level),
             cache_logger_on_first_use=True,
         )
 

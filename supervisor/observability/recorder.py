@@ -1,9 +1,7 @@
-"""Watches the arbiter: writes log events and keeps the history of switches."""
+"""Watches the arbiter: writes log events, and feeds the history of switches."""
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import structlog
 
@@ -17,25 +15,20 @@ from supervisor.core.events import (
     RequestEnded,
 )
 from supervisor.core.values import Outcome, Snapshot, SwitchReport
+from supervisor.observability.descriptions import describe_report
+from supervisor.observability.history import SwitchHistory
 
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SwitchRecord:
-    """A finished switch, and the wall-clock time (seconds since 1970) at which it ended."""
-
-    report: SwitchReport
-    ended_at: float
-
-
 class Recorder:
-    """Observer of the arbiter; `records` holds the last switches, oldest first."""
+    """Observer of the arbiter: hands every switch that ends to the history."""
 
-    def __init__(self, *, history_size: int, wall_clock: Callable[[], float] = time.time) -> None:
-        self._history_size = history_size
+    def __init__(
+        self, history: SwitchHistory, *, wall_clock: Callable[[], float] = time.time
+    ) -> None:
+        self._history = history
         self._wall_clock = wall_clock
-        self.records: OrderedDict[str, SwitchRecord] = OrderedDict()
 
     def observe(
         self, event: Event, before: Snapshot, after: Snapshot, commands: tuple[Command, ...]
@@ -50,9 +43,7 @@ class Recorder:
             _log_backend(event, after)
 
     def _keep(self, report: SwitchReport) -> None:
-        self.records[report.switch_id] = SwitchRecord(report=report, ended_at=self._wall_clock())
-        while len(self.records) > self._history_size:
-            self.records.popitem(last=False)
+        self._history.add(describe_report(report) | {"ended_at": self._wall_clock()})
         _log_switch(report)
 
 

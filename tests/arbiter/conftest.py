@@ -51,6 +51,7 @@ class FakeBackend:
         self.ready = asyncio.Event()
         self.graces: list[float] = []
         self.obeys = True
+        self.is_gone = asyncio.Event()
         self._ended: asyncio.Future[ProcessExit] = asyncio.get_running_loop().create_future()
 
     async def become_ready(self) -> None:
@@ -137,7 +138,7 @@ class World:
             ),
             launcher=self.launcher,
             memory=self.memory,
-            observe=lambda *seen: self.observed.append(seen),
+            observers=(lambda *seen: self.observed.append(seen),),
         )
 
     @property

@@ -294,15 +294,17 @@ async def test_another_target_is_refused_with_the_switch_that_runs(
     await running
 
 
-async def test_a_caller_that_leaves_does_not_end_the_switch(
+async def test_a_caller_that_leaves_ends_neither_the_switch_nor_the_wait_of_others(
     world: World, make_target: MakeTarget, eventually: Eventually
 ) -> None:
     world.launcher.is_slow = True
-    _, result = world.arbiter.request_switch(make_target("chat"), "test")
+    _, left = world.arbiter.request_switch(make_target("chat"), "one")
     await eventually(lambda: world.launcher.backends)
-    result.cancel()
+    _, result = world.arbiter.request_switch(make_target("chat"), "two")
+    left.cancel()
     world.launcher.newest.ready.set()
-    await eventually(lambda: world.snapshot.live_models() == ("chat",))
+    async with asyncio.timeout(5):
+        assert (await result).outcome is Outcome.SWITCHED
 
 
 async def test_unloading_frees_the_device(world: World, make_target: MakeTarget) -> None:
@@ -400,21 +402,21 @@ async def test_a_server_that_never_becomes_ready_is_stopped_and_fails_the_switch
     assert world.snapshot.backends == ()
 
 
-async def test_a_server_that_dies_while_serving_leaves_the_snapshot_with_its_exit(
+async def test_a_server_that_dies_while_serving_is_started_again_for_those_who_wait(
     world: World, make_target: MakeTarget, eventually: Eventually
 ) -> None:
     await world.switch_to(make_target("chat"))
     client = Client(world, "chat")
     await eventually(lambda: in_flight(world) == 1)
     world.launcher.newest.end(signal=11)
-    await eventually(lambda: not world.snapshot.backends)
+    await eventually(lambda: world.snapshot.recovery("chat") is not None)
     exit_record = world.snapshot.last_exit
     assert (exit_record.signal, exit_record.was_wanted) == (11, False)
     assert exit_record.last_lines == ("first words", "last words")
     await client.let_go()  # its lease went with the backend
-    with pytest.raises(RequestRefused, match="died while serving"):
-        async with world.arbiter.lease("chat", None):
-            pass
+    async with world.arbiter.lease("chat", None) as lease:
+        assert lease.backend.epoch == 2
+    assert world.snapshot.recoveries == ()
 
 
 async def test_memory_that_is_not_released_fails_closed(
@@ -466,7 +468,7 @@ async def test_a_bug_of_ours_tells_what_led_to_it(make_target: MakeTarget, world
         snapshot=snapshot,
         launcher=world.launcher,
         memory=world.memory,
-        observe=lambda *_: None,
+        observers=(),
     )
     arbiter.post(RequestEnded(at=1.0, request_id="the one before"))
     with pytest.raises(InvalidTransition) as bug:
@@ -496,7 +498,7 @@ async def test_an_event_posted_by_an_observer_is_handled_behind_the_one_observed
         snapshot=Snapshot(devices=Map()),
         launcher=world.launcher,
         memory=world.memory,
-        observe=observe,
+        observers=(observe,),
     )
     arbiter.post(RequestArrived(at=0.0, request_id="r1", model="chat"))
     assert order == ["RequestArrived", "observed", "RequestEnded"]
@@ -597,16 +599,17 @@ async def test_shutting_down_with_nothing_loaded_is_done_at_once(world: World) -
         await world.arbiter.shut_down(0)
 
 
-async def test_no_wake_up_is_left_behind(
+async def test_no_wake_up_outlives_its_reason(
     make_target: MakeTarget, world: World, eventually: Eventually
 ) -> None:
     world.launcher.is_slow = True
-    world.arbiter.request_switch(make_target("chat", start_timeout_s=3600.0), "test")
+    _, result = world.arbiter.request_switch(make_target("chat", start_timeout_s=3600.0), "test")
     await eventually(lambda: world.launcher.backends)
-    assert world.arbiter._wakeup is not None
-    async with asyncio.timeout(5):
-        await world.arbiter.shut_down(0)
-    assert world.arbiter._wakeup is None or world.arbiter._wakeup.cancelled()
+    start_deadline = world.arbiter._wakeup
+    assert start_deadline is not None
+    world.launcher.newest.ready.set()
+    await result
+    assert start_deadline.cancelled()
 
 
 async def test_a_timer_that_fires_early_is_set_again(make_target: MakeTarget, world: World) -> None:
@@ -616,7 +619,7 @@ async def test_a_timer_that_fires_early_is_set_again(make_target: MakeTarget, wo
         snapshot=world.snapshot,
         launcher=world.launcher,
         memory=world.memory,
-        observe=lambda *_: None,
+        observers=(),
         clock=lambda: began_at + 0.25 * (time.monotonic() - began_at),
     )
     world.launcher.is_slow = True

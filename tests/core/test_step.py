@@ -1,16 +1,11 @@
 """How switches move, told as stories: what happened, what is ordered next."""
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
-from immutables import Map
 
 from supervisor.core.commands import (
     CheckTarget,
-    Command,
-    FinishSwitch,
     GrantLease,
     JoinSwitch,
     RefuseSwitch,
@@ -22,134 +17,24 @@ from supervisor.core.events import (
     BackendExited,
     BackendReady,
     BackendSpawned,
-    Event,
-    MemorySampled,
     MemoryUnreadable,
-    RequestArrived,
     RequestEnded,
-    SwitchRequested,
-    TargetAccepted,
     TargetRejected,
-    TimePassed,
 )
-from supervisor.core.memory import MIB, MemorySample
-from supervisor.core.step import next_wakeup, step
-from supervisor.core.values import (
-    Device,
-    Mode,
-    Outcome,
-    Phase,
-    Snapshot,
-    SwitchReport,
-    Target,
+from supervisor.core.step import next_wakeup
+from supervisor.core.values import Outcome, Phase, Target
+from tests.core.story import (
+    CHAT,
+    CHAT_LONG,
+    EMBED,
+    EMBED_1,
+    EXCLUSIVE,
+    GIB,
+    TOTAL_BYTES,
+    Story,
+    failure_in,
+    report_in,
 )
-
-GIB = 1024 * MIB
-TOTAL_BYTES = 24 * GIB
-
-CHAT = Target(model="chat", mode=Mode.GENERATION, profile="chat", device="gpu0")
-CHAT_LONG = replace(CHAT, profile="chat-long")
-EMBED = Target(model="embed", mode=Mode.EMBEDDING, profile="embed", device="gpu0")
-RERANK = Target(model="rerank", mode=Mode.EMBEDDING, profile="rerank", device="gpu0")
-EMBED_1 = replace(EMBED, device="gpu1")
-
-EXCLUSIVE = Device(name="gpu0", budget_bytes=TOTAL_BYTES, is_exclusive=True)
-SHARED = replace(EXCLUSIVE, is_exclusive=False)
-
-
-class Story:
-    """Feeds events to `step()`, each at `now`, which only the test moves."""
-
-    def __init__(self, *devices: Device) -> None:
-        self.now = 1000.0
-        self.switches = 0
-        self.snapshot = Snapshot(devices=Map({d.name: d for d in devices or (EXCLUSIVE,)}))
-
-    def tell(self, fact: type[Event], **facts: Any) -> tuple[Command, ...]:
-        self.snapshot, commands = step(self.snapshot, fact(at=self.now, **facts))
-        return commands
-
-    def ask_for(self, target: Target | None) -> tuple[Command, ...]:
-        """Request a switch; the ids are s1, s2, and so on."""
-        self.switches += 1
-        return self.tell(
-            SwitchRequested, switch_id=f"s{self.switches}", target=target, requested_by="ops"
-        )
-
-    def accept(self, need_bytes: int = 8 * GIB) -> tuple[Command, ...]:
-        return self.tell(TargetAccepted, switch_id=self.running, need_bytes=need_bytes, memory=None)
-
-    def show(self, used_bytes: int, device: str = "gpu0") -> tuple[Command, ...]:
-        """Give one reading of the device to the running switch."""
-        reading = MemorySample(
-            device=device,
-            taken_at=self.now,
-            total_bytes=TOTAL_BYTES,
-            used_bytes=used_bytes,
-            free_bytes=TOTAL_BYTES - used_bytes,
-            source="test",
-        )
-        return self.tell(MemorySampled, switch_id=self.running, sample=reading)
-
-    def confirm(self, used_bytes: int = 0, device: str = "gpu0") -> tuple[Command, ...]:
-        """Give the three readings that the gate asks for, at the times it asks for them."""
-        for _ in range(2):
-            assert self.show(used_bytes, device) == ()
-            assert self.wake() == (SampleMemory(switch_id=self.running, device=device),)
-        return self.show(used_bytes, device)
-
-    def answer_until_the_gate_decides(
-        self, answer: Callable[[], tuple[Command, ...]]
-    ) -> tuple[Command, ...]:
-        """Answer each reading that is ordered, and return what the last answer leads to."""
-        for _ in range(100):
-            commands = answer()
-            if self.phase is not Phase.CONFIRMING:
-                return commands
-            assert commands == ()
-            assert self.wake() == (SampleMemory(switch_id=self.running, device="gpu0"),)
-        raise AssertionError("the gate never decides")
-
-    def wake(self) -> tuple[Command, ...]:
-        """Let the time pass until the moment that the core waits for."""
-        wakeup = next_wakeup(self.snapshot)
-        assert wakeup is not None
-        self.now = wakeup
-        return self.tell(TimePassed)
-
-    def make_live(self, target: Target, need_bytes: int = 8 * GIB, used_bytes: int = 0) -> int:
-        """Go through the whole switch when nothing has to give way. Returns the epoch."""
-        self.ask_for(target)
-        self.accept(need_bytes)
-        (start,) = self.confirm(used_bytes, target.device)
-        assert isinstance(start, StartBackend)
-        self.tell(BackendReady, epoch=start.epoch, memory=None)
-        return start.epoch
-
-    def arrive(self, request_id: str, model: str | None = "chat") -> tuple[Command, ...]:
-        return self.tell(RequestArrived, request_id=request_id, model=model)
-
-    @property
-    def running(self) -> str:
-        assert self.snapshot.switch is not None
-        return self.snapshot.switch.switch_id
-
-    @property
-    def phase(self) -> Phase | None:
-        return self.snapshot.switch.phase if self.snapshot.switch else None
-
-
-def report_in(commands: tuple[Command, ...]) -> SwitchReport:
-    (report,) = [c.report for c in commands if isinstance(c, FinishSwitch)]
-    return report
-
-
-def failure_in(commands: tuple[Command, ...]) -> tuple[str, str]:
-    """Code and message of the switch that failed."""
-    report = report_in(commands)
-    assert report.outcome is Outcome.FAILED
-    assert report.refusal is not None
-    return report.refusal.code, report.refusal.message
 
 
 @pytest.fixture
@@ -328,33 +213,47 @@ def test_backend_that_is_not_ready_in_time_is_stopped_and_reaped_before_the_swit
     assert code == "backend_start_timeout"
 
 
-def test_memory_that_is_not_released_fails_the_switch_and_starts_nothing(chat_live: Story) -> None:
+@pytest.fixture
+def waiting_for_release(chat_live: Story) -> Story:
+    """The switch s2 has stopped `chat`, and waits for its memory."""
     chat_live.ask_for(EMBED)
     chat_live.accept()
-    chat_live.tell(BackendExited, epoch=1, exit_code=0)
-    asked_at = chat_live.now
-    held = chat_live.answer_until_the_gate_decides(lambda: chat_live.show(20 * GIB))
+    chat_live.reap(1)
+    return chat_live
 
-    code, message = failure_in(held)
+
+def test_memory_that_is_not_released_starts_nothing_and_brings_back_what_was_stopped(
+    waiting_for_release: Story,
+) -> None:
+    story = waiting_for_release
+    asked_at = story.now
+    held = story.answer_until_the_gate_decides(lambda: story.show(20 * GIB))
+
+    assert held == (SampleMemory(switch_id="s2", device="gpu0"),)
+    assert (story.phase, story.snapshot.backends) == (Phase.ROLLING_BACK, ())
+    assert story.now - asked_at == pytest.approx(EMBED.memory.release_timeout_s, abs=0.25)
+    story.start()
+    code, message = failure_in(story.last)
     assert code == "memory_not_released"
     assert "4.0 GiB free, 8.0 GiB needed" in message
-    assert chat_live.now - asked_at == pytest.approx(EMBED.memory.release_timeout_s, abs=0.25)
-    assert chat_live.snapshot.backends == ()
 
 
-def test_memory_that_cannot_be_read_fails_the_switch_in_time(chat_live: Story) -> None:
-    chat_live.ask_for(EMBED)
-    chat_live.accept()
-    chat_live.tell(BackendExited, epoch=1, exit_code=0)
-    asked_at = chat_live.now
-    unread = chat_live.answer_until_the_gate_decides(
-        lambda: chat_live.tell(MemoryUnreadable, switch_id="s2", reason="driver not loaded")
+def test_memory_that_cannot_be_read_fails_in_time_and_brings_back_what_was_stopped(
+    waiting_for_release: Story,
+) -> None:
+    story = waiting_for_release
+    asked_at = story.now
+    unread = story.answer_until_the_gate_decides(
+        lambda: story.tell(MemoryUnreadable, switch_id="s2", reason="driver not loaded")
     )
 
-    code, message = failure_in(unread)
+    assert unread == (SampleMemory(switch_id="s2", device="gpu0"),)
+    assert (story.phase, story.snapshot.backends) == (Phase.ROLLING_BACK, ())
+    assert story.now - asked_at == pytest.approx(EMBED.memory.release_timeout_s, abs=0.25)
+    story.start()
+    code, message = failure_in(story.last)
     assert code == "memory_not_released"
     assert "driver not loaded" in message
-    assert chat_live.now - asked_at == pytest.approx(EMBED.memory.release_timeout_s, abs=0.25)
 
 
 def test_reading_that_failed_once_is_repeated(chat_live: Story) -> None:
@@ -395,3 +294,14 @@ def test_crashed_backend_can_be_started_again(chat_live: Story) -> None:
 
     assert chat_live.make_live(CHAT) == 2
     assert chat_live.arrive("r1") == (GrantLease(request_id="r1", epoch=2),)
+
+
+def test_successful_switches_are_measured_and_failed_ones_are_not(story: Story) -> None:
+    story.ask_for(CHAT)
+    story.accept()
+    story.confirm()
+    story.reap(1, exit_code=1)
+    assert story.snapshot.switch_durations_s == ()
+
+    story.make_live(CHAT)
+    assert story.snapshot.switch_durations_s == pytest.approx((0.01,))

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from immutables import Map
 
-from supervisor.core.commands import Command, GrantLease, RefuseRequest
+from supervisor.core.commands import Command, GrantLease, RefuseRequest, ScheduleRetry
 from supervisor.core.events import (
     BackendExited,
     BackendReady,
@@ -82,9 +82,16 @@ def play(snapshot: Snapshot, *events: Event) -> tuple[Snapshot, Commands]:
 
 
 def arrival(
-    request_id: str, model: str | None = "chat", *, at: float = 0.0, hint: Mode | None = None
+    request_id: str,
+    model: str | None = "chat",
+    *,
+    at: float = 0.0,
+    hint: Mode | None = None,
+    body_bytes: int = 0,
 ) -> RequestArrived:
-    return RequestArrived(at=at, request_id=request_id, model=model, mode_hint=hint)
+    return RequestArrived(
+        at=at, request_id=request_id, model=model, mode_hint=hint, body_bytes=body_bytes
+    )
 
 
 def end(request_id: str) -> RequestEnded:
@@ -147,16 +154,28 @@ def test_request_is_refused_while_nothing_is_loaded_and_no_switch_runs() -> None
     assert answer(play(EMPTY, arrival("r1", None))[1])[0] == "no_model_loaded"
 
 
-def test_backend_that_crashed_while_serving_is_named_to_the_next_request() -> None:
+def test_request_for_a_backend_that_crashed_waits_for_the_restart() -> None:
     died = BackendExited(at=0.0, epoch=1, exit_code=None, signal=9)
-    snapshot, _ = play(CHAT_LIVE, arrival("r1"), died)
-    snapshot, commands = play(snapshot, arrival("r2"))
-
-    code, message = answer(commands)
-    assert code == "no_model_loaded"
-    assert "'chat' died while serving (signal 9)" in message
+    snapshot, commands = play(CHAT_LIVE, arrival("r1"), died)
+    assert commands == (ScheduleRetry(model="chat", attempt=1),)
     assert snapshot.leases == Map()
     assert play(snapshot, end("r1")) == (snapshot, ())
+
+    snapshot, commands = play(snapshot, arrival("r2"))
+    assert commands == ()
+    assert [w.request_id for w in snapshot.waiters.values()] == ["r2"]
+
+
+def test_backend_that_crashed_too_often_is_named_to_the_next_request() -> None:
+    fragile = replace(CHAT_LIVE, limits=Limits(breaker_deaths=1))
+    died = BackendExited(at=0.0, epoch=1, exit_code=None, signal=9)
+    snapshot, commands = play(fragile, died)
+    assert commands == ()
+
+    code, message = answer(play(snapshot, arrival("r1"))[1])
+    assert code == "backend_down"
+    assert "'chat' died while serving (signal 9)" in message
+    assert "POST /backend/restart" in message
 
 
 def test_requests_wait_for_the_switch_and_are_served_in_arrival_order() -> None:
@@ -184,8 +203,12 @@ def test_waiters_are_refused_with_the_reason_when_the_switch_fails() -> None:
     assert "'chat' ended (exit code 1) before it was ready" in message
 
 
-def test_request_for_a_model_that_the_running_switch_cannot_bring_is_refused_at_once() -> None:
-    assert answer(play(STARTING_CHAT, arrival("r1", "embed"))[1])[0] == "no_model_loaded"
+def test_request_for_another_model_learns_at_the_end_of_the_switch_which_one_is_live() -> None:
+    snapshot, commands = play(STARTING_CHAT, arrival("r1", "embed"))
+    assert commands == ()
+
+    assert answer(play(snapshot, READY)[1][1:])[0] == "model_not_live"
+    assert answer(play(snapshot, DIED)[1][1:])[0] == "switch_failed"
 
 
 def test_waiter_whose_client_leaves_is_not_served() -> None:
@@ -221,9 +244,8 @@ def test_draining_backend_admits_nobody() -> None:
         TargetAccepted(at=0.0, switch_id="s1", need_bytes=100, memory=None),
     )
 
-    assert play(snapshot, arrival("r2", "chat"))[1] == ()
-    assert play(snapshot, arrival("r3", "embed"))[1] == ()
-    assert answer(play(snapshot, arrival("r4", "code"))[1])[0] == "no_model_loaded"
+    for model in ("chat", "embed", "code", None):
+        assert play(snapshot, arrival("r2", model))[1] == ()
 
 
 def test_staying_backend_serves_through_the_switch() -> None:
@@ -242,6 +264,49 @@ def test_requests_beyond_the_hold_bound_are_refused() -> None:
 
     assert answer(play(snapshot, arrival("r3"))[1])[0] == "hold_queue_full"
     assert play(snapshot, end("r1"), arrival("r3"))[1] == ()
+
+
+def test_bodies_beyond_the_hold_bound_are_refused_until_one_that_waits_leaves() -> None:
+    full = replace(STARTING_CHAT, limits=Limits(hold_max_bytes=100))
+    snapshot, _ = play(full, arrival("r1", body_bytes=60), arrival("r2", body_bytes=40))
+
+    assert snapshot.held_bytes == 100
+    assert play(snapshot, arrival("r3"))[1] == ()
+    code, message = answer(play(snapshot, arrival("r3", body_bytes=1))[1])
+    assert code == "hold_queue_full"
+    assert "2 requests with 100 bytes wait" in message
+    snapshot, commands = play(snapshot, end("r1"), arrival("r3", body_bytes=60))
+    assert (commands, snapshot.held_bytes) == ((), 100)
+
+
+def test_body_of_a_request_that_need_not_wait_is_not_bounded() -> None:
+    snapshot = replace(CHAT_LIVE, limits=Limits(hold_max_bytes=100))
+
+    assert play(snapshot, arrival("r1", body_bytes=1000))[1] == (grant("r1", 1),)
+
+
+@pytest.mark.parametrize("last", [READY, DIED, TimePassed(at=300.0)])
+def test_held_bytes_are_free_again_when_those_who_waited_are_answered(last: Event) -> None:
+    snapshot, _ = play(STARTING_CHAT, arrival("r1", body_bytes=60), last)
+
+    assert snapshot.held_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("durations_s", "elapsed_s", "expected_s"),
+    [((), 0.0, 5), ((), 3.5, 2), ((9.0, 2.0, 3.0), 0.0, 3), ((20.0,), 4.5, 16), ((2.0,), 60.0, 1)],
+)
+def test_refused_client_is_told_to_come_back_when_the_switch_should_have_ended(
+    durations_s: tuple[float, ...], elapsed_s: float, expected_s: int
+) -> None:
+    """The median of past switches less what the running one has taken; 5 s before the first."""
+    full = replace(
+        STARTING_CHAT, limits=Limits(hold_max_requests=0), switch_durations_s=durations_s
+    )
+    _, (command,) = play(full, arrival("r1", at=elapsed_s))
+
+    assert isinstance(command, RefuseRequest)
+    assert dict(command.refusal.details) == {"retry_after_s": expected_s}
 
 
 def test_waiter_is_refused_when_the_hold_time_is_over_and_not_before() -> None:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -108,12 +109,19 @@ def change(path: Path, edit: Callable[[Any], Any]) -> None:
     path.write_text(yaml.safe_dump(content))
 
 
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    """A data folder whose path is short enough for the sockets to stand in it."""
+    with tempfile.TemporaryDirectory(prefix="data-") as folder:
+        yield Path(folder) / "data"
+
+
 Serve = Callable[..., Served]
 
 
 @pytest.fixture
 def serve(
-    tmp_path: Path, profiles: Path, models_dir: Path, llama_server_bin: Path
+    tmp_path: Path, data_dir: Path, profiles: Path, models_dir: Path, llama_server_bin: Path
 ) -> Iterator[Serve]:
     """Starts `llama-supervisor serve --port 0` with further arguments."""
     with ExitStack() as stack:
@@ -123,7 +131,7 @@ def serve(
         ) -> Served:
             log_path = log_file or tmp_path / "serve.log"
             log = stack.enter_context(log_path.open("wb"))
-            folders = {"--profiles": profiles, "--models": models_dir, "--data": tmp_path / "data"}
+            folders = {"--profiles": profiles, "--models": models_dir, "--data": data_dir}
             named = [str(word) for pair in folders.items() for word in pair]
             process = subprocess.Popen(
                 [COMMAND, "serve", "--port", "0", *named, *arguments],

@@ -1,9 +1,9 @@
 """`llama-supervisor serve` as a user runs it: real servers, real models, real signals."""
 
 import asyncio
+import os
 import signal
 import socket
-import stat
 import time
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,11 @@ async def switch(served: Served, model: str) -> None:
     assert (status, report.get("outcome")) == (200, "switched"), report
 
 
+def modes(folder: Path, pattern: str) -> list[int]:
+    """Return the permissions of what a folder holds."""
+    return [path.stat().st_mode & 0o777 for path in folder.glob(pattern)]
+
+
 async def live_on_bench_chat(serve: Serve, profiles: Path, **switch_settings: Any) -> Served:
     def use_bench_chat(catalogue: Any) -> None:
         catalogue["default_model"] = "bench-chat"
@@ -47,10 +52,11 @@ async def live_on_bench_chat(serve: Serve, profiles: Path, **switch_settings: An
 
 
 async def test_a_fresh_start_chats_embeds_and_switches_and_ends_without_a_trace(
-    serve: Serve, engine: str, tmp_path: Path
+    serve: Serve, engine: str, data_dir: Path
 ) -> None:
     served = serve("--engine", engine)
     child = await served.child()
+    assert modes(data_dir.parent, "data") == modes(data_dir, "run-*") == [0o700]
     key = child.environ()["LLAMA_API_KEY"]
     assert (await served.json("GET", "/health"))[1] == {"status": "healthy"}
     assert await chat(served)
@@ -71,8 +77,7 @@ async def test_a_fresh_start_chats_embeds_and_switches_and_ends_without_a_trace(
     assert served.events("engine.chosen")[0]["engine"] == engine
     assert key not in served.log()
     assert child.pid in {event["pid"] for event in served.events("backend.spawned")}
-    assert stat.S_IMODE((tmp_path / "data").stat().st_mode) == 0o700
-    assert list((tmp_path / "data").glob("run-*")) == []
+    assert modes(data_dir, "run-*") == []
 
 
 async def test_the_console_log_tells_where_it_listens(serve: Serve, profiles: Path) -> None:
@@ -88,12 +93,19 @@ async def test_the_console_log_tells_where_it_listens(serve: Serve, profiles: Pa
     assert await served.exit_code() == 0
 
 
-async def test_a_data_folder_with_a_long_path_is_no_hindrance(serve: Serve, tmp_path: Path) -> None:
-    served = serve("--data", str(tmp_path / ("long" * 50)))
+async def test_a_data_folder_with_a_long_path_is_no_hindrance(
+    serve: Serve, data_dir: Path, tmp_path: Path
+) -> None:
+    temporary = data_dir.parent / "tmp"
+    temporary.mkdir()
+    long_path = tmp_path / ("long" * 50)
+    served = serve("--data", str(long_path), env={"TMPDIR": str(temporary)})
     assert await served.child()
     assert await chat(served)
+    assert modes(temporary, "llama-supervisor-*") == [0o700]
     served.terminate()
     assert await served.exit_code() == 0
+    assert modes(temporary, "*") == modes(long_path, "run-*") == []
 
 
 async def test_a_default_model_that_cannot_start_is_told_to_whoever_asks(
@@ -230,7 +242,9 @@ async def test_a_port_that_is_taken_is_named(serve: Serve) -> None:
         served = serve("--port", str(port))
         assert await served.exit_code() == 1
     told = served.log().splitlines()[-1].lower()  # the event loops differ in the first letter
-    assert told.startswith(f"cannot listen on 127.0.0.1:{port}: address already in use; ")
+    assert told.startswith(
+        f"cannot listen on 127.0.0.1:{port}: address already in use by pid {os.getpid()}; "
+    )
     assert "Traceback" not in served.log()
 
 

@@ -20,14 +20,17 @@ import yaml
 
 from supervisor.config.configuration import Configuration, ResolvedModel
 from supervisor.config.load import load
+from supervisor.config.profile import Profile
+from supervisor.core.values import Mode
 from supervisor.engine.engines import Engines
-from supervisor.engine.port import Address, Launch
+from supervisor.engine.port import Abilities, Address, Launch
 from supervisor.engine.process import ChildProcess
 
 STUB_SERVER = Path(__file__).parent / "stub_server.py"
 
 Eventually = Callable[..., Awaitable[None]]
 MakeLaunch = Callable[..., Launch]
+ResolvedWith = Callable[..., ResolvedModel]
 Spawn = Callable[..., ChildProcess]
 
 
@@ -51,10 +54,16 @@ def eventually() -> Eventually:
 
 @pytest.fixture
 def make_launch() -> MakeLaunch:
-    """Builds what is needed to spawn a program; nobody listens at its address."""
+    """Builds what is needed to spawn a program; nobody listens at its address.
+
+    Further keywords are abilities.
+    """
 
     def make(
-        *argv: str, env: Mapping[str, str] | None = None, address: Address | None = None
+        *argv: str,
+        env: Mapping[str, str] | None = None,
+        address: Address | None = None,
+        **abilities: Any,
     ) -> Launch:
         return Launch(
             argv=argv,
@@ -63,6 +72,7 @@ def make_launch() -> MakeLaunch:
             api_key="the-key",
             model="stub",
             epoch=1,
+            abilities=Abilities(**abilities),
         )
 
     return make
@@ -177,3 +187,23 @@ def resolve(profiles_dir: Path, models_dir: Path, tmp_path: Path) -> Resolve:
         return load(folder, models_dir, {}).resolve(model)
 
     return change
+
+
+@pytest.fixture
+def resolved_with() -> ResolvedWith:
+    """A model that is not there, with a profile of the fields given and nothing else written."""
+
+    def build(
+        mode: Mode = Mode.GENERATION, *, path: Path = Path("/models/mine.gguf"), **fields: Any
+    ) -> ResolvedModel:
+        return ResolvedModel(
+            name="mine",
+            path=path,
+            reference=path.name,
+            mode=mode,
+            profile_name="test",
+            profile=Profile(mode=mode, **fields),
+            aliases=("our", "own"),
+        )
+
+    return build

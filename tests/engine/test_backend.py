@@ -14,14 +14,14 @@ import aiohttp
 import psutil
 import pytest
 
-from supervisor.app import make_run_dir
+from supervisor.app import make_data_dir, make_run_dir
 from supervisor.config.configuration import Configuration, ResolvedModel
 from supervisor.core.values import Target
 from supervisor.engine.backend import Backend, choose_address, open_session
 from supervisor.engine.engines import Engines
 from supervisor.engine.launcher import Launcher
 from supervisor.engine.port import Address, Launch
-from supervisor.engine.process import ProcessExit, child_environment
+from supervisor.engine.process import ProcessExit, inherited_environment
 
 Eventually = Callable[..., Awaitable[None]]
 MakeLaunch = Callable[..., Launch]
@@ -69,12 +69,14 @@ def server_of(stub_server: StubServer, make_launch: MakeLaunch) -> ServerOf:
     ) -> tuple[Backend, list[str]]:
         lines: list[str] = []
         argv = stub_server(listens_at or where(address), health)
-        return Backend(make_launch(*argv, address=address), lines.append), lines
+        return Backend(
+            make_launch(*argv, address=address), lambda line, _: lines.append(line)
+        ), lines
 
     return start
 
 
-def ignore_line(_line: str) -> None:
+def ignore_line(_line: str, _is_ready: bool) -> None:
     pass
 
 
@@ -90,8 +92,10 @@ async def test_a_real_server_becomes_ready_answers_and_leaves_nothing(
     engines: Engines, resolve: Resolve, make_launch: MakeLaunch, address: Address
 ) -> None:
     server = engines.choose("auto")
-    argv = server.argv(resolve("demo-chat", parallel=2, ctx_size=512), address)
-    environment = child_environment(os.environ, {}, {}) | {"LLAMA_API_KEY": "the-key"}
+    model = resolve("demo-chat", parallel=2, ctx_size=512)
+    argv = server.argv(model, address, "the-key")
+    inherited = inherited_environment(os.environ, {})
+    environment = server.environment(model, inherited, address, "the-key")
     backend = Backend(make_launch(*argv, env=environment, address=address), ignore_line)
     try:
         async with asyncio.timeout(30):
@@ -149,7 +153,7 @@ async def test_a_real_server_that_cannot_load_its_model_tells_why(
     model = tmp_path / "broken.gguf"
     model.write_bytes(b"GGUF" + b"\xff" * 4096)
     address = choose_address(run_dir, 1, has_unix_socket=True)
-    argv = list(engines.choose("auto").argv(resolve("demo-chat"), address))
+    argv = list(engines.choose("auto").argv(resolve("demo-chat"), address, "the-key"))
     argv[argv.index("--model") + 1] = str(model)
     backend = Backend(make_launch(*argv, address=address), ignore_line)
     readying = asyncio.create_task(backend.become_ready())
@@ -229,12 +233,12 @@ async def test_a_stranger_at_the_expected_address_is_not_accepted(
 ) -> None:
     backend = Backend(make_launch("/bin/sleep", "60", address=address), ignore_line)
     log = start_stranger(address)
-    readying = asyncio.create_task(backend.become_ready())
     try:
-        await eventually(lambda: log.read_text().count("answered 200") > 3)
-        assert not readying.done()
+        await eventually(lambda: "listening" in log.read_text())
+        with pytest.raises(TimeoutError):  # time for some twenty looks
+            await asyncio.wait_for(backend.become_ready(), 0.4)
+        assert "answered" not in log.read_text(), "it was told the key"
     finally:
-        readying.cancel()
         await end(backend)
 
 
@@ -248,13 +252,12 @@ async def test_a_stranger_is_not_accepted_beside_a_child_that_listens_elsewhere(
     )
     backend, lines = server_of("200", address, where(elsewhere))
     log = start_stranger(address)
-    readying = asyncio.create_task(backend.become_ready())
     try:
-        await eventually(lambda: log.read_text().count("answered 200") > 3)
-        await eventually(lambda: lines)  # the child listens, too
-        assert not readying.done()
+        await eventually(lambda: lines and "listening" in log.read_text())
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(backend.become_ready(), 0.4)
+        assert "answered" not in log.read_text(), "it was told the key"
     finally:
-        readying.cancel()
         await end(backend)
 
 
@@ -311,7 +314,9 @@ async def test_stopping_cuts_the_connections_of_requests_in_flight(
     )
     argv = (sys.executable, "-S", "-c", program)
     lines: list[str] = []
-    backend = Backend(make_launch(*argv, where(address), address=address), lines.append)
+    backend = Backend(
+        make_launch(*argv, where(address), address=address), lambda line, _: lines.append(line)
+    )
     await eventually(lambda: lines == ["listening"])
     asking = asyncio.create_task(backend.session.get(f"{backend.base_url}/slow"))
     await eventually(lambda: "asked" in lines)
@@ -333,6 +338,7 @@ def test_a_fresh_port_is_free_and_differs_from_start_to_start(run_dir: Path) -> 
 def test_each_start_has_a_socket_of_its_own_in_a_folder_that_only_we_can_enter(
     tmp_path: Path,
 ) -> None:
+    make_data_dir(tmp_path / "data")
     folder = make_run_dir(tmp_path / "data")
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert stat.S_IMODE((tmp_path / "data").stat().st_mode) == 0o700
@@ -342,6 +348,7 @@ def test_each_start_has_a_socket_of_its_own_in_a_folder_that_only_we_can_enter(
 
 
 def test_a_data_folder_with_a_long_path_has_its_sockets_elsewhere(tmp_path: Path) -> None:
+    make_data_dir(tmp_path / ("long" * 40))
     folder = make_run_dir(tmp_path / ("long" * 40))
     try:
         path = choose_address(folder, 10**9, has_unix_socket=True).socket_path

@@ -1,5 +1,6 @@
 """Which engine runs a profile, and what is said when there is none."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,14 +11,18 @@ from structlog.testing import capture_logs
 
 from supervisor.config.configuration import ResolvedModel
 from supervisor.engine.cached_build import COMPLETE_STAMP, cached_build_dir, cached_llama_server
+from supervisor.engine.command import CommandEngine
 from supervisor.engine.embedded import EmbeddedEngine
 from supervisor.engine.engines import Engines
+from supervisor.engine.llama_cpp_python import LlamaCppPython
 from supervisor.engine.llama_server import LlamaServer, find_binary
 from supervisor.engine.port import Address
 from supervisor.errors import EngineError
 
 Resolve = Callable[..., ResolvedModel]
 Program = Callable[..., Path]
+
+NAMES = ("llama-server", "embedded", "llama-cpp-python")
 
 
 @pytest.fixture
@@ -45,6 +50,12 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def no_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
     """A Python without xllamacpp."""
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
+
+
+@pytest.fixture
+def no_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Python without llama-cpp-python."""
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
 
 
 def make_cached_build(program: Program) -> Path:
@@ -142,10 +153,36 @@ def test_a_missing_wheel_is_told_with_the_remedy(program: Program, resolve: Reso
         EmbeddedEngine().check(resolve("demo-chat"))
 
 
-@pytest.mark.usefixtures("no_wheel")
+@pytest.mark.usefixtures("no_wheel", "no_package")
 def test_a_machine_without_any_engine_is_told_both_remedies() -> None:
     with pytest.raises(EngineError, match=r"pip install xllamacpp.*LLAMA_SERVER_BIN"):
         Engines({"PATH": "/nowhere"}, None)
+
+
+@pytest.mark.usefixtures("no_package")
+def test_a_missing_package_is_told_with_the_remedy(program: Program, resolve: Resolve) -> None:
+    engines = Engines({"LLAMA_SERVER_BIN": str(program("llama-server"))}, None)
+    for ask in (
+        lambda: engines.choose("llama-cpp-python"),
+        lambda: LlamaCppPython({}).check(resolve("demo-chat")),
+    ):
+        with pytest.raises(EngineError, match=r"pip install 'llama-supervisor\[llama-cpp-python\]"):
+            ask()
+
+
+@pytest.mark.usefixtures("no_wheel", "no_package")
+def test_a_machine_with_other_servers_only_is_told_so_on_the_command_line() -> None:
+    engines = Engines({"PATH": "/nowhere"}, None, "command")
+    assert isinstance(engines.choose("auto"), CommandEngine)
+
+
+def test_all_engines_that_were_found_tell_who_they_are(program: Program) -> None:
+    binary = program("llama-server", "exit 1")
+    engines = Engines({"LLAMA_SERVER_BIN": str(binary), "PATH": os.environ["PATH"]}, None)
+    native, wheel, package = engines.identities()
+    assert (native.name, wheel.name, package.name) == NAMES
+    assert "--version failed" in (native.problem or "")
+    assert wheel.problem is None
 
 
 # What the log says of it
@@ -178,35 +215,74 @@ def test_the_real_server_tells_its_version_and_that_it_has_unix_sockets(
     llama_server_bin: Path,
 ) -> None:
     server = LlamaServer(llama_server_bin)
-    assert server.identity.location == str(llama_server_bin)
-    assert any(digit in server.identity.version for digit in "0123456789")
-    assert server.has_unix_socket
-    assert {"-m", "--model", "--ctx-size", "-ngl", "--no-kv-unified"} <= server.known_flags
-    assert "--no-such-flag" not in server.known_flags
+    identity = server.identity
+    assert identity.location == str(llama_server_bin)
+    assert any(digit in identity.version for digit in "0123456789")
+    assert "Linux" in identity.build
+    assert identity.problem is None
+    assert ".sock" in server.help_entries["--host"].text
+    assert {"-m", "--model", "--ctx-size", "-ngl", "--no-kv-unified"} <= server.help_entries.keys()
+    assert "--no-such-flag" not in server.help_entries
+
+
+def test_a_server_tells_its_devices_without_what_is_free_just_now(program: Program) -> None:
+    binary = program(
+        "llama-server",
+        """case $1 in
+        --help) echo '--list-devices  print list of available devices and exit';;
+        --version) echo 'version: 7 (abc)'; echo 'built with GNU 12.2.0 for Linux x86_64' >&2;;
+        --list-devices)
+            echo 'ggml_cuda_init: found 1 CUDA devices:' >&2
+            echo 'Available devices:'
+            echo '  CUDA0: NVIDIA H200 (143771 MiB, 143001 MiB free)'
+            echo '  BLAS: OpenBLAS';;
+        esac""",
+    )
+    identity = LlamaServer(binary).identity
+    assert identity.version == "7 (abc)"
+    assert identity.build == "GNU 12.2.0 for Linux x86_64"
+    assert identity.devices == ("CUDA0: NVIDIA H200 (143771 MiB)", "BLAS: OpenBLAS")
+
+
+def test_a_server_whose_driver_fails_still_tells_its_version(program: Program) -> None:
+    binary = program(
+        "llama-server",
+        """case $1 in
+        --help) echo '--list-devices  print list of available devices and exit';;
+        --version) echo 'version: 7';;
+        *) echo 'no driver' >&2; exit 3;;
+        esac""",
+    )
+    identity = LlamaServer(binary).identity
+    assert identity.version == "7"
+    assert identity.devices == ()
+    assert "no driver" in (identity.problem or "")
 
 
 def test_the_wheel_tells_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
     identity = EmbeddedEngine().identity
     assert identity.name == "embedded"
     assert identity.version[0].isdigit()
+    assert "Linux" in identity.build
+    assert any(device.startswith("CPU") for device in identity.devices)
     monkeypatch.setattr(sys, "path", [])  # where importlib.metadata looks
     assert EmbeddedEngine().identity.version == "not installed"
 
 
-def test_a_server_of_old_listens_on_tcp(program: Program) -> None:
+def test_a_server_of_old_listens_on_tcp(program: Program, resolve: Resolve) -> None:
     server = LlamaServer(program("llama-server", "echo '--host HOST  address to listen on'"))
-    assert not server.has_unix_socket
+    assert not server.abilities(resolve("demo-chat")).has_unix_socket
     assert server.identity.version == "unknown"
 
 
 def test_a_binary_is_asked_again_only_when_it_was_replaced(
     program: Program, tmp_path: Path
 ) -> None:
-    script = f"echo asked >> {tmp_path}/asked; echo 'version: %s'"
+    script = f"echo $1 >> {tmp_path}/asked; echo 'version: %s'"
     binary = program("llama-server", script % "one")
     server = LlamaServer(binary)
     assert [server.identity.version for _ in range(3)] == ["one", "one", "one"]
-    assert (tmp_path / "asked").read_text() == "asked\n"
+    assert (tmp_path / "asked").read_text().split() == ["--version", "--help"]
     binary.rename(tmp_path / "old")
     program("llama-server", script % "two")
     assert server.identity.version == "two"
@@ -220,7 +296,7 @@ def test_a_replaced_binary_is_checked_by_its_own_flags(
     server.check(resolve("demo-chat"))
     binary.rename(tmp_path / "old")
     program("llama-server", "echo '-m,    --model FNAME  the model'")
-    with pytest.raises(EngineError, match="does not know --host, --port, --ctx-size"):
+    with pytest.raises(EngineError, match=r"no llama-server .* does not know --host, --port"):
         server.check(resolve("demo-chat"))
 
 
@@ -236,12 +312,12 @@ def test_a_binary_that_fails_or_is_gone_is_an_engine_error(
 
 
 def test_the_command_line_of_an_engine_begins_with_its_program(
-    program: Program, resolve: Resolve
+    llama_server_bin: Path, resolve: Resolve
 ) -> None:
-    binary, model = program("llama-server"), resolve("demo-chat")
-    native = LlamaServer(binary).argv(model, Address(port=4711))
-    embedded = EmbeddedEngine().argv(model, Address(port=4711))
-    assert native[0] == str(binary)
+    model = resolve("demo-chat")
+    native = LlamaServer(llama_server_bin).argv(model, Address(port=4711), "key")
+    embedded = EmbeddedEngine().argv(model, Address(port=4711), "key")
+    assert native[0] == str(llama_server_bin)
     assert embedded[0] == sys.executable
     assert native[1:] == embedded[embedded.index("--model") :]
     assert str(model.path) in native

@@ -159,10 +159,12 @@ async def test_the_childs_environment_is_ours_cleared_and_then_the_profiles(
 
 
 async def test_the_childs_output_is_logged_with_model_and_epoch(
-    make_launcher: MakeLauncher, tmp_path: Path
+    make_launcher: MakeLauncher, tmp_path: Path, llama_server_bin: Path
 ) -> None:
     stub = tmp_path / "llama-server"
-    stub.write_text('#!/bin/sh\n[ "$1" = --help ] || echo hello from $0\n')
+    stub.write_text(
+        f'#!/bin/sh\n[ "$1" = --help ] && exec {llama_server_bin} $1\necho hello from $0\n'
+    )
     stub.chmod(0o755)
     with capture_logs() as lines:
         backend = make_launcher(binary=stub).launch(CHAT, 7)
@@ -179,10 +181,11 @@ async def test_the_childs_output_is_logged_with_model_and_epoch(
 
 
 async def test_a_server_without_unix_sockets_gets_a_loopback_port(
-    make_launcher: MakeLauncher, tmp_path: Path
+    make_launcher: MakeLauncher, tmp_path: Path, llama_server_bin: Path
 ) -> None:
     stub = tmp_path / "llama-server"
-    stub.write_text('#!/bin/sh\necho "$@"\n')
+    asked = f'[ "$1" = --help ] && exec {llama_server_bin} $1 | sed s/.sock//'
+    stub.write_text(f'#!/bin/sh\n{asked}\necho "$@"\n')
     stub.chmod(0o755)
     backend = make_launcher(binary=stub).launch(CHAT, 1)
     await backend.wait()

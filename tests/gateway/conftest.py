@@ -132,13 +132,14 @@ async def raw_request(
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """Write bytes to the controller and yield the connection, for what a client library hides."""
     host, port = controller.url.removeprefix("http://").split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    try:
-        writer.write(request)
-        await writer.drain()
-        yield reader, writer
-    finally:
-        writer.close()
+    async with asyncio.timeout(20):  # a connection that stays open has no end to be read
+        reader, writer = await asyncio.open_connection(host, int(port))
+        try:
+            writer.write(request)
+            await writer.drain()
+            yield reader, writer
+        finally:
+            writer.close()
 
 
 def unchunk(body: bytes) -> tuple[bytes, bool]:

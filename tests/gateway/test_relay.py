@@ -222,20 +222,6 @@ async def test_child_killed_before_its_first_byte_is_told_with_a_reason(
     assert "'bench-chat' broke the connection" in answer["error"]["message"]
 
 
-async def test_request_after_the_childs_death_learns_why_nothing_is_live(
-    start_controller: StartController,
-) -> None:
-    controller = await start_controller()
-    await controller.switch_to("demo-chat")
-    os.kill(backend_of(controller).process.pid, signal.SIGKILL)
-    await until(lambda: is_nothing_live(controller))
-
-    status, answer = await ask_json(controller, "POST", "/v1/chat/completions", CHAT)
-
-    assert (status, answer["error"]["code"]) == (503, "no_model_loaded")
-    assert "died while serving (signal 9)" in answer["error"]["message"]
-
-
 async def test_upstream_reaches_the_raw_child(
     start_controller: StartController, engine: str
 ) -> None:

@@ -36,9 +36,22 @@ async def test_server_that_dies_before_it_is_ready_is_told_with_its_last_lines(
     assert any("lemma" in line for line in error["last_lines"])
     assert error["exit_code"] == 1
     assert error["switch"]["outcome"] == "failed"
+    assert error["rolled_back"] is True
+    assert await server_mode(controller) == "generation"
+    chat = {**CHAT, "model": "demo-chat"}
+    assert (await ask_json(controller, "POST", "/v1/chat/completions", chat))[0] == 200
+
+
+async def test_first_switch_has_nothing_to_roll_back_to(
+    start_controller: StartController, unloadable: dict[str, Any]
+) -> None:
+    controller = await start_controller(files={"models.yaml": unloadable})
+
+    status, answer = await switch(controller, model_name="unloadable")
+
+    assert (status, "rolled_back" in answer["error"]) == (502, False)
     assert await server_mode(controller) == "none"
     assert (await ask_json(controller, "POST", "/v1/chat/completions", CHAT))[0] == 503
-    await controller.switch_to("demo-chat")
 
 
 async def test_server_that_is_not_ready_in_time_is_stopped_and_told_with_its_last_lines(

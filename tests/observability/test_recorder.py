@@ -1,5 +1,6 @@
 """What the recorder makes of the arbiter's events: log events, and the history of switches."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,8 @@ from supervisor.core.events import (
 )
 from supervisor.core.memory import MemoryPolicy, MemorySample
 from supervisor.core.step import step
-from supervisor.core.values import Device, Mode, Outcome, Snapshot, Target
+from supervisor.core.values import Device, Mode, Snapshot, Target
+from supervisor.observability.history import SwitchHistory
 from supervisor.observability.recorder import Recorder
 
 CHAT = Target(
@@ -52,8 +54,15 @@ TO_CHAT: tuple[Event, ...] = (
 
 
 @pytest.fixture
-def recorder() -> Recorder:
-    return Recorder(history_size=3, wall_clock=lambda: 1_700_000_000.0)
+def history() -> Iterator[SwitchHistory]:
+    history = SwitchHistory(None, 3)
+    yield history
+    history.close()
+
+
+@pytest.fixture
+def recorder(history: SwitchHistory) -> Recorder:
+    return Recorder(history, wall_clock=lambda: 1_700_000_000.0)
 
 
 def play(recorder: Recorder, snapshot: Snapshot, *events: Event) -> tuple[Snapshot, list[Any]]:
@@ -134,23 +143,21 @@ def test_requests_are_left_to_the_gateways_log(recorder: Recorder) -> None:
     assert lines == []
 
 
-def test_the_history_keeps_each_switch_with_the_time_of_day(recorder: Recorder) -> None:
+def test_each_switch_goes_into_the_history_with_the_time_of_day(
+    recorder: Recorder, history: SwitchHistory
+) -> None:
     rejected = TargetRejected(at=1.0, switch_id="s0", message="no such file")
     asked = SwitchRequested(at=0.0, switch_id="s0", target=CHAT, requested_by="startup")
     play(recorder, EMPTY, asked, rejected, *TO_CHAT)
-    assert list(recorder.records) == ["s0", "s1"]
-    failed, done = recorder.records.values()
-    assert (failed.report.outcome, done.report.outcome) == (Outcome.FAILED, Outcome.SWITCHED)
-    assert failed.report.requested_by == "startup"
-    assert done.ended_at == 1_700_000_000.0
-    assert done.report.total_s == 4.5
 
+    done, failed = history.newest_first()
 
-def test_the_history_is_bounded_and_forgets_the_oldest(recorder: Recorder) -> None:
-    for number in range(5):
-        unload = SwitchRequested(at=0.0, switch_id=f"s{number}", target=None, requested_by="manual")
-        play(recorder, EMPTY, unload)
-    assert list(recorder.records) == ["s2", "s3", "s4"]
+    assert (failed["switch_id"], failed["outcome"]) == ("s0", "failed")
+    assert failed["requested_by"] == "startup"
+    assert failed["error"]["message"] == "no such file"
+    assert (done["switch_id"], done["outcome"]) == ("s1", "switched")
+    assert done["ended_at"] == 1_700_000_000.0
+    assert done["seconds"]["total"] == 4.5
 
 
 def test_memory_samples_alone_are_not_logged(recorder: Recorder) -> None:

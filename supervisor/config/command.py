@@ -1,0 +1,105 @@
+"""The `command` section of a profile: how a server that is not llama.cpp's is started.
+
+Words and variables may hold placeholders, which are filled in at each start:
+
+    {port} or {socket}   where to listen: a fresh loopback port, or a unix socket in our own folder
+    {model}              the model's file or folder, or its name as written in the catalogue
+    {alias}, {aliases}   the name that clients use; a word `{aliases}` becomes a word for each
+    {api_key}            the key of this start; better in `env` than in `argv`, which `ps` shows
+    {profile.FIELD}      a field of the profile
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from supervisor.config.fields import Settings
+from supervisor.config.problems import nearest
+from supervisor.config.units import EnvText
+
+PLACEHOLDER = re.compile(r"\{([a-z_]+(?:\.[a-z_]+)*)\}")
+"""Lower-case letters in braces. Braces around anything else, such as JSON, stand for themselves."""
+
+_NAMES = ("port", "socket", "model", "alias", "aliases", "api_key", "profile.FIELD")
+
+
+def unknown_placeholder(name: str, profile_fields: tuple[str, ...] = ()) -> str:
+    """Say that a placeholder is not known, and which are."""
+    known = [f"profile.{field}" for field in profile_fields]
+    listed = ", ".join(f"{{{each}}}" for each in _NAMES)
+    return f"{{{name}}} is no placeholder{nearest(name, known)}; there are: {listed}"
+
+
+class CommandSettings(Settings):
+    """How any HTTP server is started, and how it is seen to be ready."""
+
+    argv: tuple[str, ...] = Field(
+        min_length=1,
+        description="The program and its arguments, without a shell. Placeholders: `{port}` or "
+        "`{socket}` (one of them), `{model}`, `{alias}`, `{aliases}`, `{api_key}`, "
+        "`{profile.FIELD}`.",
+    )
+    env: dict[str, EnvText] = Field(
+        default_factory=dict,
+        description="Environment for the server, over that of the profile; placeholders as in "
+        "`argv`, and variables: `${HF_TOKEN}`.",
+    )
+    readiness_path: str = Field(
+        default="/health", description="Path that is asked until the server is ready."
+    )
+    readiness_status: int = Field(
+        default=200, ge=100, le=599, description="Its status when the server is ready."
+    )
+    stop_signal: Literal["SIGTERM", "SIGINT", "SIGQUIT"] = Field(
+        default="SIGTERM",
+        description="The signal that asks it to end, before SIGKILL after `stop_grace_s`.",
+    )
+
+    def placeholders(self) -> Iterator[str]:
+        """Yield the names of all placeholders in words and variables."""
+        for text in (*self.argv, *self.env.values()):
+            yield from PLACEHOLDER.findall(text)
+
+    @property
+    def listens_on_socket(self) -> bool:
+        """Whether it is told a unix socket; else it is told a port."""
+        return "socket" in self.placeholders()
+
+    @field_validator("argv")
+    @classmethod
+    def _know_words(cls, argv: tuple[str, ...]) -> tuple[str, ...]:
+        _refuse_unknown(*argv)
+        return argv
+
+    @field_validator("env")
+    @classmethod
+    def _know_variables(cls, env: dict[str, str]) -> dict[str, str]:
+        _refuse_unknown(*env.values())
+        return env
+
+    @field_validator("readiness_path")
+    @classmethod
+    def _begin_at_root(cls, path: str) -> str:
+        if not path.startswith("/"):
+            raise ValueError(f"must begin with /, as in /health, not {path!r}")
+        return path
+
+    @model_validator(mode="after")
+    def _listen_in_one_place(self) -> Self:
+        places = {"port", "socket"} & set(self.placeholders())
+        if len(places) != 1:
+            fault = "are both" if places else "are neither"
+            raise ValueError(
+                f"{{port}} and {{socket}} {fault} in argv or env; write one of them, so that the "
+                "server listens where it is asked"
+            )
+        return self
+
+
+def _refuse_unknown(*texts: str) -> None:
+    for text in texts:
+        for name in PLACEHOLDER.findall(text):
+            if name not in _NAMES and not name.startswith("profile."):
+                raise ValueError(unknown_placeholder(name))

@@ -1,0 +1,95 @@
+"""Brings back what should be live: restarts after a death, retries after a failed rollback.
+
+Pauses grow with each attempt. A model that dies too often opens its breaker: it stays down, with
+the reason, until an operator asks for a restart.
+"""
+
+from dataclasses import replace
+
+from supervisor.core.commands import ScheduleRetry
+from supervisor.core.draft import Draft
+from supervisor.core.events import RetryDue
+from supervisor.core.values import BackendExit, Recovery, Refusal, Target
+
+
+def note_death(draft: Draft, target: Target, record: BackendExit) -> None:
+    """A backend died while serving: restart it after a pause, or open its breaker."""
+    limits = draft.snapshot.limits
+    known = draft.snapshot.recent_deaths.get(target.model, ())
+    deaths = (*(t for t in known if t > draft.at - limits.breaker_window_s), draft.at)
+    reason = f"the server of '{record.model}' died while serving ({record.describe()})"
+    is_open = len(deaths) >= limits.breaker_deaths
+    if is_open:
+        reason = (
+            f"{reason}, {len(deaths)} times in {limits.breaker_window_s:g} s; it stays down until "
+            "POST /backend/restart"
+        )
+    draft.set(recent_deaths=draft.snapshot.recent_deaths.set(target.model, deaths))
+    _put(
+        draft,
+        Recovery(
+            target=target,
+            attempt=len(deaths),
+            reason=reason,
+            is_open=is_open,
+            may_hold=not is_open,
+        ),
+    )
+
+
+def note_lost(draft: Draft, target: Target) -> None:
+    """A backend died while it drained for a switch that is given up: restart it after a pause."""
+    reason = f"the server of '{target.model}' died while it drained for a switch"
+    _put(draft, Recovery(target=target, attempt=1, reason=reason))
+
+
+def note_failed_recovery(draft: Draft, target: Target, reason: str) -> None:
+    """An attempt to bring a model back failed: its requests are refused until one succeeds."""
+    before = draft.snapshot.recovery(target.model)
+    attempt = before.attempt + 1 if before else 1
+    _put(draft, Recovery(target=target, attempt=attempt, reason=reason, may_hold=False))
+
+
+def due_recovery(draft: Draft, event: RetryDue) -> Recovery | None:
+    """Return the recovery whose pause is over, unless it is gone, open or a later attempt."""
+    recovery = draft.snapshot.recovery(event.model)
+    if recovery is None or recovery.is_open or recovery.attempt != event.attempt:
+        return None
+    return recovery
+
+
+def reset_breakers(draft: Draft) -> Recovery:
+    """An operator wants everything that is down to be tried again: all start over.
+
+    Returns the one to try at once; the others, whose breaker may have been open without a retry
+    to come, follow after the first pause.
+    """
+    first, *others = (
+        replace(r, attempt=1, is_open=False, may_hold=True) for r in draft.snapshot.recoveries
+    )
+    draft.set(recoveries=(first, *others), recent_deaths=draft.snapshot.recent_deaths.__class__())
+    for other in others:
+        draft.order(ScheduleRetry(model=other.target.model, attempt=other.attempt))
+    return first
+
+
+def postpone(draft: Draft, recovery: Recovery) -> None:
+    """Another switch runs: try again after the same pause."""
+    draft.order(ScheduleRetry(model=recovery.target.model, attempt=recovery.attempt))
+
+
+def forget_recovery(draft: Draft, model: str) -> None:
+    """The model is live again, or is not wanted any more."""
+    draft.set(recoveries=tuple(r for r in draft.snapshot.recoveries if r.target.model != model))
+
+
+def is_down(recovery: Recovery) -> Refusal:
+    """Say why a model that should be live is not."""
+    return Refusal(code="backend_down", message=recovery.reason)
+
+
+def _put(draft: Draft, recovery: Recovery) -> None:
+    forget_recovery(draft, recovery.target.model)
+    draft.set(recoveries=(*draft.snapshot.recoveries, recovery))
+    if not recovery.is_open:
+        draft.order(ScheduleRetry(model=recovery.target.model, attempt=recovery.attempt))

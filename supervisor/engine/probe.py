@@ -1,0 +1,95 @@
+"""Asks programs about themselves, and reads the flags out of the help that they print."""
+
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from types import MappingProxyType
+
+from supervisor.errors import EngineError
+
+PROBE_TIMEOUT_S = 60.0
+"""A first start reads libraries of some hundred MB from a slow disk."""
+
+_HEAD = re.compile(r"^ {0,2}(-\S.*?)(?:(?<![,\s])\s{2,}|$)")
+_FLAG = re.compile(r"(?<![\w-])--?[A-Za-z][\w-]*")
+_REMOVED = "argument has been removed"  # llama.cpp lists such flags only to say so, and exits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HelpEntry:
+    """What the help says of a flag: whether a value follows it, and the words that explain it."""
+
+    has_value: bool
+    text: str
+
+
+@lru_cache(maxsize=16)
+def read_help(printed: str) -> Mapping[str, HelpEntry]:
+    """Return the entries of a printed help by flag, short ones and long ones.
+
+    It reads llama.cpp's form and argparse's: an entry begins in the first columns with its flags,
+    and whatever follows the last flag, up to two spaces, names its value.
+    """
+    blocks: list[list[str]] = []
+    for line in printed.splitlines():
+        if _HEAD.match(line):
+            blocks.append([line])
+        elif blocks:
+            blocks[-1].append(line)
+    entries: dict[str, HelpEntry] = {}
+    for block in blocks:
+        text = " ".join(" ".join(block).split())
+        head = _HEAD.match(block[0])
+        flags = list(_FLAG.finditer(head[1])) if head else []
+        if flags and head and _REMOVED not in text:
+            entry = HelpEntry(has_value=bool(head[1][flags[-1].end() :].strip()), text=text)
+            entries |= dict.fromkeys((flag[0] for flag in flags), entry)
+    return MappingProxyType(entries)
+
+
+@dataclass(frozen=True, slots=True)
+class Probes:
+    """What programs have answered, kept as long as the file that answers for them is the same."""
+
+    _answers: dict[tuple[object, ...], str] = field(default_factory=dict)
+
+    def ask(
+        self, argv: tuple[str, ...], file: Path, environ: Mapping[str, str] | None = None
+    ) -> str:
+        """Run a program to its end and return all that it prints.
+
+        `file` tells the program's identity. `environ` replaces our environment. Raises EngineError
+        when the file is gone, or the program fails or does not end.
+        """
+        try:
+            status = file.stat()
+        except OSError as error:
+            raise EngineError(f"{file} is gone: {error.strerror}") from error
+        key = (argv, status.st_dev, status.st_ino, status.st_mtime_ns)
+        if key not in self._answers:
+            self._answers[key] = _run(argv, environ)
+        return self._answers[key]
+
+
+def _run(argv: tuple[str, ...], environ: Mapping[str, str] | None) -> str:
+    try:
+        finished = subprocess.run(
+            argv,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=PROBE_TIMEOUT_S,
+            check=True,
+        )
+    except subprocess.CalledProcessError as error:
+        last = (error.stderr or error.stdout or "").strip().splitlines()[-1:]
+        reason = ": ".join([str(error), *last])
+        raise EngineError(f"{' '.join(argv)} failed: {reason}") from error
+    except (OSError, subprocess.SubprocessError) as error:
+        raise EngineError(f"{' '.join(argv)} failed: {error}") from error
+    return finished.stdout + finished.stderr
