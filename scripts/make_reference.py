@@ -12,6 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from supervisor.config.command import CommandSettings
 from supervisor.config.profile import Profile, ProfileMemory
 from supervisor.config.settings import (
     Catalogue,
@@ -30,6 +31,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`models.yaml`", Catalogue),
     ("`models.yaml`: an entry of `models`", ModelEntry),
     ("A profile", Profile),
+    ("A profile: `command`", CommandSettings),
     ("A profile: `memory`", ProfileMemory),
     ("`supervisor.yaml`: `server`", ServerSettings),
     ("`supervisor.yaml`: an entry of `devices`", DeviceSettings),

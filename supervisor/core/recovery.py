@@ -9,7 +9,7 @@ from dataclasses import replace
 from supervisor.core.commands import ScheduleRetry
 from supervisor.core.draft import Draft
 from supervisor.core.events import RetryDue
-from supervisor.core.values import BackendExit, Recovery, Refusal, Target
+from supervisor.core.values import BackendExit, Recovery, Target
 
 
 def note_death(draft: Draft, target: Target, record: BackendExit) -> None:
@@ -81,11 +81,6 @@ def postpone(draft: Draft, recovery: Recovery) -> None:
 def forget_recovery(draft: Draft, model: str) -> None:
     """The model is live again, or is not wanted any more."""
     draft.set(recoveries=tuple(r for r in draft.snapshot.recoveries if r.target.model != model))
-
-
-def is_down(recovery: Recovery) -> Refusal:
-    """Say why a model that should be live is not."""
-    return Refusal(code="backend_down", message=recovery.reason)
 
 
 def _put(draft: Draft, recovery: Recovery) -> None:

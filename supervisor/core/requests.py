@@ -68,9 +68,12 @@ def end_request(draft: Draft, request_id: str) -> int | None:
     return epoch
 
 
-def settle_waiters(draft: Draft, failure: Refusal | None) -> None:
+def settle_waiters(
+    draft: Draft, failure: Refusal | None = None, failed_model: str | None = None
+) -> None:
     """After a switch ended: serve every waiter whose model is live, refuse the others.
 
+    `failure` tells those who waited for `failed_model` (None: everybody) why they did in vain.
     Those whose model died meanwhile, and will be restarted, wait on.
     """
     waiting = sorted(draft.snapshot.waiters.items())
@@ -93,8 +96,9 @@ def settle_waiters(draft: Draft, failure: Refusal | None) -> None:
         if backend is not None:
             grant(draft, waiter.request_id, backend)
         elif number not in draft.snapshot.waiters:
-            reason = failure or not_live(draft.snapshot, waiter.model)
-            refuse(draft, waiter.request_id, reason)
+            is_concerned = failed_model is None or waiter.model in {None, failed_model}
+            reason = failure if is_concerned else None
+            refuse(draft, waiter.request_id, reason or not_live(draft.snapshot, waiter.model))
 
 
 def expire_waiters(draft: Draft) -> None:

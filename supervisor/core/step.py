@@ -151,7 +151,7 @@ def _on_death(draft: Draft, backend: Backend, record: BackendExit) -> None:
     recovery.note_death(draft, backend.target, record)
     noted = draft.snapshot.recovery(backend.target.model)
     if noted is not None and noted.is_open and draft.snapshot.switch is None:
-        requests.settle_waiters(draft, None)
+        requests.settle_waiters(draft)
 
 
 def _on_retry_due(draft: Draft, event: RetryDue) -> None:

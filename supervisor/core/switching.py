@@ -228,7 +228,8 @@ def end_switch(
         note_failed_recovery(draft, switch.target, refusal.message)
     draft.set(switch=None, last_failure=refusal, switch_durations_s=durations)
     draft.order(FinishSwitch(report=report))
-    settle_waiters(draft, refusal_for_waiters(refusal))
+    failed_model = switch.target.model if switch.target else None
+    settle_waiters(draft, refusal_for_waiters(refusal), failed_model)
 
 
 def stop_backend(draft: Draft, backend: Backend) -> None:
@@ -252,7 +253,7 @@ def begin_switch(draft: Draft, event: SwitchRequested, *, is_recovery: bool = Fa
     if _is_already_so(draft, event):
         if event.target is None:
             draft.set(recoveries=())
-            settle_waiters(draft, None)
+            settle_waiters(draft)
         report = report_of(switch, draft.at, refusal=None)
         same = backend_for(draft.snapshot, report.model, report.mode) if report.model else None
         draft.order(

@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -57,12 +58,14 @@ class EmbeddedEngine:
             wheel_version = version("xllamacpp")
         except PackageNotFoundError:
             return EngineIdentity(name=NAME, location="xllamacpp", version="not installed")
-        told = self._tell()
+        known = EngineIdentity(name=NAME, location="xllamacpp", version=wheel_version)
+        try:
+            told = self._tell()
+        except EngineError as error:  # a driver's fault, or an older wheel
+            return replace(known, problem=str(error))
         build = told["build"]
-        return EngineIdentity(
-            name=NAME,
-            location="xllamacpp",
-            version=wheel_version,
+        return replace(
+            known,
             build=f"{build['compiler']} for {build['build_target']}; {told['system'].rstrip(' |')}",
             devices=tuple(": ".join(device) for device in told["devices"]),
         )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from supervisor.config.configuration import ResolvedModel
-from supervisor.engine.cached_build import cached_llama_server
+from supervisor.engine.cached_build import CMAKE_FLAGS, cached_llama_server
 from supervisor.engine.dialect import Dialect
 from supervisor.engine.flags import (
     API_KEY_VARIABLE,
@@ -72,10 +72,15 @@ class LlamaServer:
             name=NAME,
             location=str(self.binary),
             version=_after("version:", lines) or "unknown",
-            build=_after("built with", lines),
+            build=self._build(_after("built with", lines)),
             devices=devices,
             problem=problem,
         )
+
+    def _build(self, compiler: str) -> str:
+        """Return with what it was compiled; the flags are known of the cached build only."""
+        is_ours = self.binary == cached_llama_server()
+        return " ".join((f"{compiler};", *CMAKE_FLAGS)) if is_ours else compiler
 
     def _devices(self) -> tuple[str, ...]:
         """Return the devices that it lists, without what was free on them when it was asked."""

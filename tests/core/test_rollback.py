@@ -300,7 +300,7 @@ def test_rollback_that_fails_reports_both_reasons_and_the_first_exit(failed: Sto
         "last_lines": ("cannot load",),
         "rolled_back": False,
     }
-    assert refused_in(failed.last) == [("r1", "switch_failed")]
+    assert refused_in(failed.last) == [("r1", "backend_down")]
     assert failed.last[0] == ScheduleRetry(model="chat", attempt=1)
 
 

@@ -10,6 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import precondition, rule
 
+from supervisor.core.commands import StartBackend
 from supervisor.core.events import (
     MemorySampled,
     MemoryUnreadable,
@@ -118,6 +119,24 @@ class Happenings(World):
     def switch_goes_well(self, wanted: Target, need: int) -> None:
         self.somebody_requests_a_switch(0.0, wanted, DrainPolicy.CANCEL)
         self.everything_goes_well_for_a_while(need)
+
+    @rule(wanted=targets, need=st.integers(50, 90), is_well=luck)
+    def switch_fails_after_it_stopped_something(
+        self, wanted: Target, need: int, *, is_well: bool
+    ) -> None:
+        self.somebody_requests_a_switch(0.0, wanted, DrainPolicy.CANCEL)
+        for _ in range(30):
+            self.residue = dict.fromkeys(self.residue, 0)
+            order = self.orders.pop(0) if self.orders else None
+            if isinstance(order, StartBackend):
+                self.perform(order, is_well=False, need=need)
+                break
+            if order is not None:
+                self.perform(order, is_well=True, need=need)
+            else:
+                self.pass_time(0.25)
+        if is_well and self.orders:
+            self.everything_goes_well_for_a_while(need)
 
     @precondition(lambda self: self.orders)
     @rule(need=needs)

@@ -208,7 +208,7 @@ def test_request_for_another_model_learns_at_the_end_of_the_switch_which_one_is_
     assert commands == ()
 
     assert answer(play(snapshot, READY)[1][1:])[0] == "model_not_live"
-    assert answer(play(snapshot, DIED)[1][1:])[0] == "switch_failed"
+    assert answer(play(snapshot, DIED)[1][1:])[0] == "no_model_loaded"
 
 
 def test_waiter_whose_client_leaves_is_not_served() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -22,7 +23,7 @@ from supervisor.engine.launcher import Launcher
 from supervisor.engine.model_check import model_problems
 from supervisor.engine.port import Address
 from supervisor.errors import ConfigError, EngineError, ModelFileError, UnfitProfile
-from tests.conftest import RunningController
+from tests.conftest import ROOT, RunningController
 
 Resolved = Callable[..., ResolvedModel]
 StartController = Callable[..., Awaitable[RunningController]]
@@ -291,6 +292,42 @@ def test_an_engine_of_llama_cpp_takes_gguf_files_only(
         [problem] = model_problems(configuration, Engines({}, llama_server_bin, name))
         assert "models.mine.path" in problem
         assert "it is a folder" in problem
+
+
+# The documented examples
+
+
+def documented() -> dict[str, str]:
+    """The YAML files of the how-to, each heading's `models.yaml` under its profile's name."""
+    text = (ROOT / "docs" / "how-to" / "other-engines.md").read_text()
+    blocks = re.findall(r"`profiles/(\w+)\.yaml`:\n\n```yaml\n(.*?)```", text, re.DOTALL)
+    return {f"{name}.{number // 2}": content for number, (name, content) in enumerate(blocks)}
+
+
+@pytest.mark.parametrize(
+    ("number", "profile_name", "words"),
+    [
+        (0, "vllm", "vllm serve Qwen/Qwen3-8B --uds /s --served-model-name qwen chat --max"),
+        (1, "tei", "text-embeddings-router --model-id BAAI/bge-small-en-v1.5 --hostname 127.0.0.1"),
+    ],
+)
+def test_the_documented_examples_can_be_used(
+    tmp_path: Path, number: int, profile_name: str, words: str
+) -> None:
+    files = documented()
+    folder = tmp_path / "profiles"
+    folder.mkdir()
+    for name in (profile_name, "models"):
+        (folder / f"{name}.yaml").write_text(files[f"{name}.{number}"])
+    configuration = load(folder, tmp_path, {})
+    [model] = configuration.catalogue.models
+    program = tmp_path / "bin" / words.split(maxsplit=1)[0]
+    program.parent.mkdir()
+    program.touch(mode=0o755)
+    engine = CommandEngine({"PATH": str(program.parent)})
+    address = Address(socket_path=Path("/s"), port=4711)
+    assert " ".join(engine.argv(configuration.resolve(model), address, "")).startswith(words)
+    assert list(model_problems(configuration, Engines({"PATH": str(program.parent)}, None))) == []
 
 
 # A real server

@@ -10,7 +10,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from supervisor.config.configuration import ResolvedModel
-from supervisor.engine.cached_build import COMPLETE_STAMP, cached_build_dir, cached_llama_server
+from supervisor.engine.cached_build import (
+    CMAKE_FLAGS,
+    COMPLETE_STAMP,
+    cached_build_dir,
+    cached_llama_server,
+)
 from supervisor.engine.command import CommandEngine
 from supervisor.engine.embedded import EmbeddedEngine
 from supervisor.engine.engines import Engines
@@ -58,8 +63,8 @@ def no_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
 
 
-def make_cached_build(program: Program) -> Path:
-    binary = program(str(cached_build_dir() / "bin" / "llama-server"))
+def make_cached_build(program: Program, script: str = "exit 0") -> Path:
+    binary = program(str(cached_build_dir() / "bin" / "llama-server"), script)
     (cached_build_dir() / COMPLETE_STAMP).touch()
     return binary
 
@@ -242,6 +247,22 @@ def test_a_server_tells_its_devices_without_what_is_free_just_now(program: Progr
     assert identity.version == "7 (abc)"
     assert identity.build == "GNU 12.2.0 for Linux x86_64"
     assert identity.devices == ("CUDA0: NVIDIA H200 (143771 MiB)", "BLAS: OpenBLAS")
+
+
+def test_the_cached_build_tells_the_flags_that_it_was_built_with(program: Program) -> None:
+    make_cached_build(program, "echo built with GNU 12.2.0")
+    binary = cached_llama_server()
+    assert binary is not None
+    assert LlamaServer(binary).identity.build == " ".join(("GNU 12.2.0;", *CMAKE_FLAGS))
+
+
+def test_a_wheel_that_cannot_be_loaded_still_tells_its_version(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    identity = EmbeddedEngine().identity
+    assert identity.version[0].isdigit()
+    assert "failed" in (identity.problem or "")
 
 
 def test_a_server_whose_driver_fails_still_tells_its_version(program: Program) -> None:
