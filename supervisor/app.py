@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import hashlib
 import os
 import shutil
@@ -69,6 +70,9 @@ async def serve(configuration: Configuration, options: Options) -> None:
         try:
             await _listen(runner, configuration, options)
             _load_default_model(controller)
+            # What stands now stays until the end: no collection need look through it again.
+            gc.collect()
+            gc.freeze()
             await _run_until_signalled(controller.arbiter, configuration)
         finally:
             await runner.cleanup()

@@ -53,9 +53,13 @@ async def forward(
         length = upstream.content_length
         if request.method == "HEAD" or (length is not None and length <= _COLLECT_UP_TO_BYTES):
             content = await _collect(upstream, backend)
-            return web.Response(
+            response = web.Response(
                 status=upstream.status, reason=upstream.reason, headers=headers, body=content
             )
+            # Sent from here, so that the client need not wait for our bookkeeping behind it.
+            await response.prepare(request)
+            await response.write_eof()
+            return response
         return await _stream(request, upstream, headers, backend)
     finally:
         backend.open_answers.discard(upstream)

@@ -76,6 +76,7 @@ def profile(*listen: str, **changes: Any) -> dict[str, Any]:
         "engine": "command",
         "command": section(*listen),
         "memory": {"need_bytes": "64MiB"},
+        "start_timeout_s": 20,
         **changes,
     }
 
