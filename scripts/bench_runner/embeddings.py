@@ -17,7 +17,7 @@ def measure(setting: Setting) -> Figure:
         many_load = embedding_load(clients=CLIENTS, seconds=setting.seconds)
         many = alternate(many_load, sides, setting.rounds)
         one_load = embedding_load(clients=1, seconds=setting.single_client_seconds)
-        one = alternate(one_load, sides, setting.rounds)
+        one = alternate(one_load, sides, setting.single_client_rounds)
     return Figure(
         name=NAME,
         rows=(

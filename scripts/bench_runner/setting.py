@@ -8,6 +8,9 @@ CLIENTS = 8
 """Closed-loop clients of the loaded figures: twice the slots of the generation profile."""
 
 
+_SHORT_ROUNDS = 5
+
+
 class BenchError(Exception):
     """A figure cannot be measured. The message says why, with the server's last log lines."""
 
@@ -26,9 +29,17 @@ class Setting:
     switches: int
 
     @property
+    def single_client_rounds(self) -> int:
+        """Rounds of one client alone: many and short, since tenths of a millisecond are compared.
+
+        What drifts on the machine from second to second then meets both sides alike.
+        """
+        return self.rounds * _SHORT_ROUNDS
+
+    @property
     def single_client_seconds(self) -> float:
-        """How long one client alone is measured: a median needs fewer seconds than a rate."""
-        return max(self.seconds / 3, min(self.seconds, 1.0))
+        """Seconds of each of them: a third of a loaded round in all, for a median needs less."""
+        return max(self.seconds / 3 / _SHORT_ROUNDS, 0.25)
 
 
 def say(line: str) -> None:

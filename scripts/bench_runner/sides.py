@@ -77,12 +77,9 @@ def alternate(load: Load, sides: Sides, rounds: int) -> Rounds:
     for number in range(rounds):
         for side, server in servers.items():
             meter = CpuMeter(sides.pids)
-            result = _round(run(load, server.endpoint), load.seconds, meter.stop())
-            measured[side].append(result)
-            say(
-                f"  {load.name}, round {number + 1}/{rounds}, {side}: {result.units_per_s:.1f}/s, "
-                f"median {result.median_latency_ms:.2f} ms, {result.failed} failed"
-            )
+            measured[side].append(_round(run(load, server.endpoint), load.seconds, meter.stop()))
+        told = (f"{side} {each[-1].units_per_s:.1f}/s" for side, each in measured.items())
+        say(f"  {load.name}, round {number + 1}/{rounds}: {', '.join(told)}")
     return Rounds(direct=measured["direct"], controller=measured["controller"])
 
 

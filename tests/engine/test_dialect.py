@@ -245,6 +245,24 @@ def test_a_field_that_nobody_wrote_is_left_to_the_build(
     assert not build.abilities(resolved_with()).chooses_flash_attention
 
 
+def test_a_build_from_before_flash_attention_is_asked_for_it_in_vain(
+    build_of: BuildOf, resolved_with: ResolvedWith
+) -> None:
+    build = build_of(OLD_HELP.replace("-fa,   --flash-attn ", "-x,    --extra-flag "))
+    build.check(resolved_with())
+    build.check(resolved_with(flash_attn="off"))
+    for value in ("on", "auto"):
+        problems = problems_of(build, resolved_with(flash_attn=value))
+        assert "does not know --flash-attn; leave the field out" in problems["flash_attn"]
+
+
+def test_a_build_whose_slots_are_off_by_default_is_not_asked_for_them(
+    build_of: BuildOf, resolved_with: ResolvedWith, llama_server_bin: Path
+) -> None:
+    assert build_of(OLD_HELP).abilities(resolved_with()).slots_path is None
+    assert LlamaServer(llama_server_bin).abilities(resolved_with()).slots_path == "/slots"
+
+
 def test_a_newer_build_that_dropped_a_flag_is_told_by_field_and_flag(
     build_of: BuildOf, resolved_with: ResolvedWith
 ) -> None:

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,15 @@ def make_launcher(
         models: Path = models_dir,
         environ: Mapping[str, str] = os.environ,
         device_env: Mapping[str, str] | None = None,
+        files: Mapping[str, Any] | None = None,
     ) -> Launcher:
         folder = tmp_path / "profiles"
         shutil.copytree(profiles_dir, folder)
         catalogue = yaml.safe_load((folder / "models.yaml").read_text())
         catalogue["models"]["demo-chat"]["overrides"] = dict(overrides or {})
         (folder / "models.yaml").write_text(yaml.safe_dump(catalogue))
+        for name, content in (files or {}).items():
+            (folder / name).write_text(yaml.safe_dump(content))
         return Launcher(
             configuration=load(folder, models, {}),
             engines=Engines(environ, binary),
@@ -81,6 +85,18 @@ def test_more_slots_and_finer_caches_need_more(make_launcher: MakeLauncher, tmp_
         needs.append(make_launcher(changes).check(CHAT))
         shutil.rmtree(tmp_path / "profiles")
     assert needs == sorted(set(needs))
+
+
+def test_an_engine_that_does_without_flash_attention_needs_more(
+    make_launcher: MakeLauncher, tmp_path: Path
+) -> None:
+    needs = {}
+    for engine in ("llama-server", "llama-cpp-python"):
+        profile = {"mode": "generation", "engine": engine, "ctx_size": 4096}
+        launcher = make_launcher(files={"plain.yaml": profile})
+        needs[engine] = launcher.check(replace(CHAT, profile="plain"))
+        shutil.rmtree(tmp_path / "profiles")
+    assert needs["llama-server"] < needs["llama-cpp-python"]
 
 
 def test_an_operator_may_state_the_need(make_launcher: MakeLauncher) -> None:
