@@ -302,7 +302,7 @@ def test_check_of_the_shipped_profiles_finds_nothing(
 
 
 def test_check_names_what_is_wrong_with_model_files(
-    run_check: CheckRunner, folder: Path, tmp_path: Path
+    run_check: CheckRunner, folder: Path, tmp_path: Path, models_dir: Path
 ) -> None:
     unreadable = tmp_path / "fifo.gguf"
     os.mkfifo(unreadable)
@@ -314,10 +314,13 @@ def test_check_names_what_is_wrong_with_model_files(
     code, lines = run_check(folder)
 
     assert code == 2
-    assert [line.split(": ")[:2] for line in lines] == [
-        ["models.yaml:2", "models.gone.path"],
-        ["models.yaml:3", "models.dir.path"],
-        ["models.yaml:4", "models.fifo.path"],
+    assert lines == [
+        f"models.yaml:2: models.gone.path: {models_dir}/gone.gguf: there is no such file",
+        f"models.yaml:3: models.dir.path: {tmp_path}: it is a folder; name the model's .gguf file",
+        (
+            f"models.yaml:4: models.fifo.path: {unreadable}: it is not a regular file; name the "
+            "model's .gguf file"
+        ),
     ]
 
 
