@@ -4,7 +4,7 @@ from bench_runner.connection import BrokenAnswerError, Connection, post
 from bench_runner.load import Load, Tally
 from bench_runner.report import Figure, Target, compare
 from bench_runner.setting import CLIENTS, Setting
-from bench_runner.sides import alternate, both_sides, cost_note, failures_row, rate_row
+from bench_runner.sides import alternate, both_sides, failures_row, notes, rate_row
 from bench_runner.texts import short_texts
 
 NAME = "embeddings"
@@ -33,7 +33,7 @@ def measure(setting: Setting) -> Figure:
             ),
             failures_row("1 client, failures", one),
         ),
-        notes=(cost_note(many, "request", setting.seconds),),
+        notes=notes(many, "request", setting.seconds),
         samples={"many_clients": many.samples(), "one_client": one.samples()},
     )
 

@@ -39,7 +39,7 @@ class Setting:
     @property
     def single_client_seconds(self) -> float:
         """Seconds of each of them: a third of a loaded round in all, for a median needs less."""
-        return max(self.seconds / 3 / _SHORT_ROUNDS, 0.25)
+        return max(self.seconds / 3 / _SHORT_ROUNDS, 0.1)
 
 
 def say(line: str) -> None:

@@ -17,6 +17,9 @@ from bench_runner.report import Row, Target, compare
 from bench_runner.servers import Controller, Endpoint, Server
 from bench_runner.setting import BenchError, Setting, say
 
+QUIET_SHARE = 0.05
+"""Part of the machine that other processes may take in a round without spoiling it."""
+
 WARM_UP_S = 1.0
 
 
@@ -123,13 +126,14 @@ def failures_row(quantity: str, rounds: Rounds) -> Row:
     )
 
 
-def cost_note(rounds: Rounds, unit: str, seconds: float) -> str:
-    """Say what a unit cost the controller's process, and how busy other processes were."""
+def notes(rounds: Rounds, unit: str, seconds: float) -> tuple[str, ...]:
+    """Say what a unit cost the controller's process, and whether other work spoilt the rounds."""
     controller_s = sum(each.cpu.by_role_s["controller"] for each in rounds.controller)
     units = sum(each.units_per_s * seconds for each in rounds.controller)
     cost = f"{controller_s * 1000 / units:.3f} ms" if units else "no measure"
     others = max(each.cpu.others_share for each in (*rounds.direct, *rounds.controller))
-    return (
+    told = (
         f"{cost} of the controller's processor time per {unit}; other processes took up to "
         f"{others:.0%} of the machine in a round"
     )
+    return (told,) if others <= QUIET_SHARE else (told, "DISTURBED: measure on a quiet machine")

@@ -4,7 +4,7 @@ from bench_runner.connection import BrokenAnswerError, Connection, post
 from bench_runner.load import Load, Tally
 from bench_runner.report import Figure
 from bench_runner.setting import CLIENTS, Setting
-from bench_runner.sides import alternate, both_sides, cost_note, failures_row, rate_row
+from bench_runner.sides import alternate, both_sides, failures_row, notes, rate_row
 from bench_runner.texts import short_texts
 
 NAME = "streams"
@@ -29,7 +29,7 @@ def measure(setting: Setting) -> Figure:
             rate_row(f"{CLIENTS} clients", "tokens/s", rounds, least_share=0.92),
             failures_row(f"{CLIENTS} clients, failures", rounds),
         ),
-        notes=(cost_note(rounds, "token", setting.seconds),),
+        notes=notes(rounds, "token", setting.seconds),
         samples={"rounds": rounds.samples()},
     )
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-QUICK = ("--seconds", "0.5", "--rounds", "1", "--starts", "1", "--switches", "2")
+QUICK = ("--seconds", "0.3", "--rounds", "1", "--starts", "1", "--switches", "2")
 
 QUANTITIES = {
     "listening": ["start until /health answers", "resident after a switch and 200 requests"],
