@@ -91,9 +91,9 @@ def _add_options(parser: argparse.ArgumentParser, figures: tuple[str, ...]) -> N
         type=_positive,
         default=30.0,
         metavar="N",
-        help="of a loaded round (%(default)s)",
+        help="of load in a round of a side, in turns of 3 s (%(default)s)",
     )
-    add("--rounds", type=_at_least(1), default=3, metavar="N", help="of each side (%(default)s)")
+    add("--rounds", type=_at_least(1), default=3, metavar="N", help="of load (%(default)s)")
     add("--starts", type=_at_least(1), default=7, metavar="N", help="measured (%(default)s)")
     add("--switches", type=_at_least(2), default=20, metavar="N", help="measured (%(default)s)")
     add("--engine", default="llama-server", choices=("llama-server", "embedded"))

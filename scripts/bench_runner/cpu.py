@@ -1,4 +1,4 @@
-"""Who used the processors in a round, so that a slow one can be told from a disturbed one."""
+"""Who used the processors in a turn, so that a slow one can be told from a disturbed one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class CpuMeter:
         busy_s = total_s - (now.idle + now.iowait - before.idle - before.iowait)
         used = self._used_s()
         by_role_s = {role: used[role] - self._used_before[role] for role in used}
-        # Both are counted in ticks of 10 ms, so that a short quiet round may come out below zero.
+        # Both are counted in ticks of 10 ms, so that a short quiet turn may come out below zero.
         others_s = max(0.0, busy_s - sum(by_role_s.values()))
         return CpuUse(
             by_role_s=by_role_s,

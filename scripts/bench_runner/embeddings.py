@@ -1,10 +1,12 @@
 """What the relay costs embedding callers: eight at once, and one alone."""
 
+from dataclasses import asdict
+
 from bench_runner.connection import BrokenAnswerError, Connection, post
 from bench_runner.load import Load, Tally
 from bench_runner.report import Figure, Target, compare
 from bench_runner.setting import CLIENTS, Setting
-from bench_runner.sides import alternate, both_sides, failures_row, notes, rate_row
+from bench_runner.sides import alternate, both_sides, failures_row, notes, rate_row, sustain
 from bench_runner.texts import short_texts
 
 NAME = "embeddings"
@@ -14,15 +16,16 @@ EMBEDDING_MODEL = "minilm"
 def measure(setting: Setting) -> Figure:
     """Embed short texts with eight clients, then with one, direct and through the controller."""
     with both_sides(setting, EMBEDDING_MODEL) as sides:
-        many_load = embedding_load(clients=CLIENTS, seconds=setting.seconds)
-        many = alternate(many_load, sides, setting.rounds)
-        one_load = embedding_load(clients=1, seconds=setting.single_client_seconds)
-        one = alternate(one_load, sides, setting.single_client_rounds)
+        many_load = embedding_load(clients=CLIENTS, seconds=setting.turn_seconds)
+        many = alternate(many_load, sides, setting.turns)
+        sustained = sustain(many_load, sides, setting.seconds)
+        one_load = embedding_load(clients=1, seconds=setting.single_client_turn_seconds)
+        one = alternate(one_load, sides, setting.turns)
     return Figure(
         name=NAME,
         rows=(
             rate_row(f"{CLIENTS} clients", "requests/s", many, least_share=0.85),
-            failures_row(f"{CLIENTS} clients, failures", many),
+            failures_row(f"{CLIENTS} clients, failures", many, sustained),
             compare(
                 "1 client, median",
                 "ms",
@@ -33,8 +36,12 @@ def measure(setting: Setting) -> Figure:
             ),
             failures_row("1 client, failures", one),
         ),
-        notes=notes(many, "request", setting.seconds),
-        samples={"many_clients": many.samples(), "one_client": one.samples()},
+        notes=notes(many, "request", setting.turn_seconds),
+        samples={
+            "many_clients": many.samples(),
+            "sustained": asdict(sustained),
+            "one_client": one.samples(),
+        },
     )
 
 

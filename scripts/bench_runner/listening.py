@@ -18,13 +18,12 @@ def measure(setting: Setting) -> Figure:
     The controller listens before it loads its default model; the bare server answers 200 only
     when its model is loaded, so that the direct column stands there for orientation.
     """
-    with Controller(setting) as controller:
-        controller.wait_until_settled()
-        default = controller.child_command()
     listening_s, ready_s = [], []
     for _ in range(setting.starts):
         with Controller(setting) as controller:
             listening_s.append(controller.start_s)
+            controller.wait_until_settled()
+            default = controller.child_command()
         with default.start(Endpoint.on_free_port(), setting) as bare:
             ready_s.append(bare.start_s)
     say(f"  listening: {len(listening_s)} starts")

@@ -12,13 +12,13 @@ import uvloop
 from bench_runner.connection import BrokenAnswerError, Connection
 from bench_runner.servers import Endpoint
 
-ROUND_GRACE_S = 120.0
-"""How long the answers begun within a round may take after its end, before they are failures."""
+ANSWER_GRACE_S = 120.0
+"""How long the answers begun within a load may take after its end, before they are failures."""
 
 
 @dataclass(slots=True)
 class Tally:
-    """What one round has counted: units that arrived until `until_at`, requests begun until then.
+    """What one load has counted: units that arrived until `until_at`, requests begun until then.
 
     The last requests run to their end, so that latencies are not of the quick ones only.
     """
@@ -72,7 +72,7 @@ async def _run_clients(load: Load, endpoint: Endpoint) -> Tally:
 async def _client(load: Load, endpoint: Endpoint, requests: Iterable[bytes], tally: Tally) -> None:
     connection = Connection(endpoint)
     try:
-        async with asyncio.timeout(load.seconds + ROUND_GRACE_S):
+        async with asyncio.timeout(load.seconds + ANSWER_GRACE_S):
             for request in requests:
                 started_at = time.monotonic()
                 if started_at > tally.until_at:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median
+from statistics import median, quantiles
 from typing import Any, Literal
 
 Judged = Literal["controller", "difference", "ratio"]
@@ -27,7 +27,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One quantity. Medians over the samples; `lowest` and `highest` are the judged value's."""
+    """One quantity, as medians; `lower` and `upper` are the quartiles of the judged value."""
 
     quantity: str
     unit: str
@@ -35,8 +35,8 @@ class Row:
     controller: float
     judged_as: Judged
     judged: float
-    lowest: float
-    highest: float
+    lower: float
+    upper: float
     target: Target
 
     @property
@@ -71,6 +71,7 @@ def compare(  # noqa: PLR0913 - four of them are named by every caller
     """
     pairs = zip(direct, controller, strict=True)
     judged = [_judge(judged_as, bare, supervised) for bare, supervised in pairs]
+    lower, _, upper = quantiles(judged, method="inclusive") if len(judged) > 1 else judged * 3
     return Row(
         quantity=quantity,
         unit=unit,
@@ -78,8 +79,8 @@ def compare(  # noqa: PLR0913 - four of them are named by every caller
         controller=median(controller),
         judged_as=judged_as,
         judged=median(judged),
-        lowest=min(judged),
-        highest=max(judged),
+        lower=lower,
+        upper=upper,
         target=target,
     )
 
@@ -127,7 +128,7 @@ def _cells(name: str, row: Row) -> tuple[str, ...]:
         _number(row.direct),
         _number(row.controller),
         f"{row.judged:{sign}.4g}{suffix}",
-        f"{_number(row.lowest)} – {_number(row.highest)}",
+        f"{_number(row.lower)} – {_number(row.upper)}",
         row.target.describe(),
         "met" if row.is_met else "MISSED",
     )
@@ -169,8 +170,8 @@ def _row_as_json(row: Row) -> dict[str, Any]:
         "controller": row.controller,
         "judged_as": row.judged_as,
         "judged": row.judged,
-        "lowest": row.lowest,
-        "highest": row.highest,
+        "lower": row.lower,
+        "upper": row.upper,
         "target": {"sense": row.target.sense, "bound": row.target.bound},
         "is_met": row.is_met,
     }

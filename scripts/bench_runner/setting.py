@@ -7,8 +7,7 @@ from pathlib import Path
 CLIENTS = 8
 """Closed-loop clients of the loaded figures: twice the slots of the generation profile."""
 
-
-_SHORT_ROUNDS = 5
+_TURN_SECONDS = 3.0
 
 
 class BenchError(Exception):
@@ -29,17 +28,23 @@ class Setting:
     switches: int
 
     @property
-    def single_client_rounds(self) -> int:
-        """Rounds of one client alone: many and short, since tenths of a millisecond are compared.
+    def turn_seconds(self) -> float:
+        """How long a side is under load before the other has its turn.
 
-        What drifts on the machine from second to second then meets both sides alike.
+        Shared machines change their pace by a quarter within tens of seconds, unseen from inside;
+        short turns let that meet both sides alike.
         """
-        return self.rounds * _SHORT_ROUNDS
+        return min(self.seconds, _TURN_SECONDS)
 
     @property
-    def single_client_seconds(self) -> float:
-        """Seconds of each of them: a third of a loaded round in all, for a median needs less."""
-        return max(self.seconds / 3 / _SHORT_ROUNDS, 0.1)
+    def turns(self) -> int:
+        """How many turns each side has: `rounds` × `seconds` in all."""
+        return max(1, round(self.rounds * self.seconds / self.turn_seconds))
+
+    @property
+    def single_client_turn_seconds(self) -> float:
+        """How long a turn of one client alone is: a median needs less than a rate."""
+        return self.turn_seconds / 3
 
 
 def say(line: str) -> None:

@@ -1,7 +1,7 @@
 """The two sides of a comparison: the bare server, and the controller in front of the same server.
 
 Both run side by side, idle while the other is under load: an idle llama-server uses no processor
-time, and a model that stays loaded is as warm in every round as in the last. Nothing is pinned to
+time, and a model that stays loaded is as warm in every turn as in the last. Nothing is pinned to
 a processor: server, controller and client share what the machine has, as they do in use.
 """
 
@@ -12,13 +12,13 @@ from statistics import median
 from typing import Any
 
 from bench_runner.cpu import CpuMeter, CpuUse
-from bench_runner.load import Load, Tally, run
+from bench_runner.load import Load, run
 from bench_runner.report import Row, Target, compare
 from bench_runner.servers import Controller, Endpoint, Server
 from bench_runner.setting import BenchError, Setting, say
 
 QUIET_SHARE = 0.05
-"""Part of the machine that other processes may take in a round without spoiling it."""
+"""Part of the machine that other processes may take in a turn without spoiling it."""
 
 WARM_UP_S = 1.0
 
@@ -33,7 +33,7 @@ class Sides:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Round:
+class Turn:
     """One side under load once. Latencies are those of the requests begun within the time."""
 
     units_per_s: float
@@ -46,14 +46,14 @@ class Round:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rounds:
-    """A load's rounds: number n of one side was measured next to number n of the other."""
+class Turns:
+    """A load's turns: number n of one side was measured next to number n of the other."""
 
-    direct: Sequence[Round]
-    controller: Sequence[Round]
+    direct: Sequence[Turn]
+    controller: Sequence[Turn]
 
     def samples(self) -> dict[str, Any]:
-        """Return every round as values for JSON."""
+        """Return every turn as values for JSON."""
         return asdict(self)
 
 
@@ -71,27 +71,34 @@ def both_sides(setting: Setting, model: str) -> Iterator[Sides]:
             )
 
 
-def alternate(load: Load, sides: Sides, rounds: int) -> Rounds:
-    """Put the sides under the load in turn, `rounds` times, after a short warm-up of each."""
+def alternate(load: Load, sides: Sides, turns: int) -> Turns:
+    """Put the sides under the load in turn, `turns` times, after a short warm-up of each."""
     servers = {"direct": sides.direct, "controller": sides.controller}
+    say(f"  {load.name}: {turns} turns of {load.seconds:g} s for each side …")
     for server in servers.values():
         run(replace(load, seconds=min(WARM_UP_S, load.seconds)), server.endpoint)
-    measured: dict[str, list[Round]] = {side: [] for side in servers}
-    for number in range(rounds):
+    measured: dict[str, list[Turn]] = {side: [] for side in servers}
+    for _ in range(turns):
         for side, server in servers.items():
-            meter = CpuMeter(sides.pids)
-            measured[side].append(_round(run(load, server.endpoint), load.seconds, meter.stop()))
-        told = (f"{side} {each[-1].units_per_s:.1f}/s" for side, each in measured.items())
-        say(f"  {load.name}, round {number + 1}/{rounds}: {', '.join(told)}")
-    return Rounds(direct=measured["direct"], controller=measured["controller"])
+            measured[side].append(_take_turn(load, server, sides.pids))
+    return Turns(direct=measured["direct"], controller=measured["controller"])
 
 
-def _round(tally: Tally, seconds: float, cpu: CpuUse) -> Round:
+def sustain(load: Load, sides: Sides, seconds: float) -> Turn:
+    """Put the controller alone under the load, without a pause."""
+    say(f"  {load.name}: {seconds:g} s without a pause …")
+    return _take_turn(replace(load, seconds=seconds), sides.controller, sides.pids)
+
+
+def _take_turn(load: Load, server: Server, pids: Mapping[str, int]) -> Turn:
+    meter = CpuMeter(pids)
+    tally = run(load, server.endpoint)
+    cpu = meter.stop()
     if not tally.latencies_s:
         raise BenchError(f"no request succeeded; failures: {dict(tally.failures)}")
     ordered_s = sorted(tally.latencies_s)
-    return Round(
-        units_per_s=tally.units / seconds,
+    return Turn(
+        units_per_s=tally.units / load.seconds,
         requests=tally.requests,
         failed=sum(tally.failures.values()),
         failures=dict(tally.failures),
@@ -101,39 +108,40 @@ def _round(tally: Tally, seconds: float, cpu: CpuUse) -> Round:
     )
 
 
-def rate_row(quantity: str, unit: str, rounds: Rounds, *, least_share: float) -> Row:
+def rate_row(quantity: str, unit: str, turns: Turns, *, least_share: float) -> Row:
     """Judge the controller's rate as a share of the direct one."""
     return compare(
         quantity,
         unit,
-        direct=[each.units_per_s for each in rounds.direct],
-        controller=[each.units_per_s for each in rounds.controller],
+        direct=[each.units_per_s for each in turns.direct],
+        controller=[each.units_per_s for each in turns.controller],
         judged_as="ratio",
         target=Target(sense="at least", bound=least_share),
     )
 
 
-def failures_row(quantity: str, rounds: Rounds) -> Row:
-    """Judge that nothing failed in any round: the worst round counts, not the median."""
-    worst = max(each.failed for each in rounds.controller)
+def failures_row(quantity: str, turns: Turns, *sustained: Turn) -> Row:
+    """Judge that nothing failed: all failures count, in every turn and in the sustained load."""
     return compare(
         quantity,
         "",
-        direct=[max(each.failed for each in rounds.direct)],
-        controller=[worst],
+        direct=[sum(each.failed for each in turns.direct)],
+        controller=[sum(each.failed for each in (*turns.controller, *sustained))],
         judged_as="controller",
         target=Target(sense="at most", bound=0),
     )
 
 
-def notes(rounds: Rounds, unit: str, seconds: float) -> tuple[str, ...]:
-    """Say what a unit cost the controller's process, and whether other work spoilt the rounds."""
-    controller_s = sum(each.cpu.by_role_s["controller"] for each in rounds.controller)
-    units = sum(each.units_per_s * seconds for each in rounds.controller)
+def notes(turns: Turns, unit: str, turn_seconds: float) -> tuple[str, ...]:
+    """Say what a unit cost the controller's process, and whether other work spoilt the turns."""
+    controller_s = sum(each.cpu.by_role_s["controller"] for each in turns.controller)
+    units = sum(each.units_per_s * turn_seconds for each in turns.controller)
     cost = f"{controller_s * 1000 / units:.3f} ms" if units else "no measure"
-    others = max(each.cpu.others_share for each in (*rounds.direct, *rounds.controller))
-    told = (
-        f"{cost} of the controller's processor time per {unit}; other processes took up to "
-        f"{others:.0%} of the machine in a round"
+    shares = [each.cpu.others_share for each in (*turns.direct, *turns.controller)]
+    spoilt = sum(share > QUIET_SHARE for share in shares)
+    told = f"{cost} of the controller's processor time per {unit}"
+    disturbed = (
+        f"DISTURBED: other processes took more than {QUIET_SHARE:.0%} of the machine in {spoilt} "
+        f"of {len(shares)} turns; measure again on a quiet machine"
     )
-    return (told,) if others <= QUIET_SHARE else (told, "DISTURBED: measure on a quiet machine")
+    return (told, disturbed) if spoilt else (told,)

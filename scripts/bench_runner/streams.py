@@ -1,10 +1,12 @@
 """What the relay costs streaming chats: tokens per second, and streams that do not end whole."""
 
+from dataclasses import asdict
+
 from bench_runner.connection import BrokenAnswerError, Connection, post
 from bench_runner.load import Load, Tally
 from bench_runner.report import Figure
 from bench_runner.setting import CLIENTS, Setting
-from bench_runner.sides import alternate, both_sides, failures_row, notes, rate_row
+from bench_runner.sides import alternate, both_sides, failures_row, notes, rate_row, sustain
 from bench_runner.texts import short_texts
 
 NAME = "streams"
@@ -20,17 +22,17 @@ _END = b"data: [DONE]"
 def measure(setting: Setting) -> Figure:
     """Stream chats to eight clients, direct and through the controller, on the shipped profile."""
     with both_sides(setting, CHAT_MODEL) as sides:
-        rounds = alternate(
-            chat_load(clients=CLIENTS, seconds=setting.seconds), sides, setting.rounds
-        )
+        load = chat_load(clients=CLIENTS, seconds=setting.turn_seconds)
+        turns = alternate(load, sides, setting.turns)
+        sustained = sustain(load, sides, setting.seconds)
     return Figure(
         name=NAME,
         rows=(
-            rate_row(f"{CLIENTS} clients", "tokens/s", rounds, least_share=0.92),
-            failures_row(f"{CLIENTS} clients, failures", rounds),
+            rate_row(f"{CLIENTS} clients", "tokens/s", turns, least_share=0.92),
+            failures_row(f"{CLIENTS} clients, failures", turns, sustained),
         ),
-        notes=notes(rounds, "token", setting.seconds),
-        samples={"rounds": rounds.samples()},
+        notes=notes(turns, "token", setting.turn_seconds),
+        samples={"many_clients": turns.samples(), "sustained": asdict(sustained)},
     )
 
 
