@@ -1,6 +1,6 @@
 """Measure the product against the bare server that it supervises; `scripts/bench` runs this.
 
-    .venv/bin/python scripts/bench.py serve [--only NAME ...] [--seconds N] [--json FILE]
+    .venv/bin/python scripts/bench.py serve|switch [--only NAME ...] [--rounds N] [--json FILE]
 
 Prints a table and writes the same as JSON, with every sample. Targets that are missed are marked,
 and are no error: the exit status tells whether everything could be measured.
@@ -12,9 +12,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
-from bench_runner import embeddings, listening, machine, streams, switching
+from bench_runner import (
+    embeddings,
+    held,
+    listening,
+    machine,
+    make_before_break,
+    prompt_cache,
+    streams,
+    switching,
+    warm_start,
+)
 from bench_runner.report import Figure, as_json, table
 from bench_runner.servers import end_on_sigterm
 from bench_runner.setting import BenchError, Setting, say
@@ -22,9 +33,21 @@ from bench_runner.setting import BenchError, Setting, say
 ROOT = Path(__file__).parents[1]
 
 FIGURES: Mapping[str, Mapping[str, Callable[[Setting], Figure]]] = {
-    "serve": {each.NAME: each.measure for each in (listening, switching, embeddings, streams)}
+    "serve": {each.NAME: each.measure for each in (listening, switching, embeddings, streams)},
+    "switch": {
+        "overhead": partial(switching.measure, name="overhead"),
+        **{each.NAME: each.measure for each in (make_before_break, prompt_cache, warm_start, held)},
+    },
 }
 """The figures of each subcommand, in the order of the table."""
+
+AMOUNTS: Mapping[str, tuple[float, tuple[str, ...], str]] = {
+    "seconds": (30.0, ("serve",), "of load in a round of a side, in turns of 3 s"),
+    "rounds": (3, ("serve", "switch"), "of each side"),
+    "starts": (7, ("serve",), "measured"),
+    "switches": (20, ("serve", "switch"), "measured for the overhead of one"),
+}
+"""How much is measured: the default, the subcommands that take it as an option, what it is."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -57,15 +80,10 @@ def _measure(asked: argparse.Namespace) -> tuple[dict[str, object], list[Figure]
             models=asked.models,
             work_dir=Path(folder),
             engine=asked.engine,
-            seconds=asked.seconds,
-            rounds=asked.rounds,
-            starts=asked.starts,
-            switches=asked.switches,
+            **{name: getattr(asked, name) for name in AMOUNTS},
         )
-        options = {
-            name: getattr(setting, name)
-            for name in ("engine", "seconds", "rounds", "starts", "switches")
-        }
+        offered = [name for name, (_, suites, _) in AMOUNTS.items() if asked.suite in suites]
+        options = {name: getattr(setting, name) for name in ("engine", *offered)}
         context = {"suite": asked.suite, "options": options, **machine.describe(setting)}
         figures = []
         for name in asked.only or chosen:
@@ -79,23 +97,25 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     suites = parser.add_subparsers(dest="suite", required=True, metavar="SUITE")
     for suite, figures in FIGURES.items():
         options = suites.add_parser(suite, help=f"figures: {', '.join(figures)}")
-        _add_options(options, tuple(figures))
+        _add_options(options, suite, tuple(figures))
     return parser.parse_args(arguments)
 
 
-def _add_options(parser: argparse.ArgumentParser, figures: tuple[str, ...]) -> None:
+def _add_options(parser: argparse.ArgumentParser, suite: str, figures: tuple[str, ...]) -> None:
     add = parser.add_argument
     add("--only", nargs="+", choices=figures, metavar="NAME", help="%(choices)s")
-    add(
-        "--seconds",
-        type=_positive,
-        default=30.0,
-        metavar="N",
-        help="of load in a round of a side, in turns of 3 s (%(default)s)",
-    )
-    add("--rounds", type=_at_least(1), default=3, metavar="N", help="of load (%(default)s)")
-    add("--starts", type=_at_least(1), default=7, metavar="N", help="measured (%(default)s)")
-    add("--switches", type=_at_least(2), default=20, metavar="N", help="measured (%(default)s)")
+    kinds = {"seconds": _positive, "switches": _at_least(2)}
+    for name, (default, suites, meaning) in AMOUNTS.items():
+        parser.set_defaults(**{name: default})
+        if suite in suites:
+            kind = kinds.get(name, _at_least(1))
+            add(
+                f"--{name}",
+                type=kind,
+                default=default,
+                metavar="N",
+                help=f"{meaning} (%(default)s)",
+            )
     add("--engine", default="llama-server", choices=("llama-server", "embedded"))
     add("--profiles", type=Path, default=ROOT / "profiles", metavar="DIR")
     add("--models", type=Path, default=ROOT / "models", metavar="DIR")

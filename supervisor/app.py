@@ -5,12 +5,14 @@ import contextlib
 import gc
 import hashlib
 import os
+import resource
 import shutil
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -21,10 +23,11 @@ from immutables import Map
 from supervisor import __version__
 from supervisor.arbiter.arbiter import Arbiter
 from supervisor.config.configuration import Configuration
-from supervisor.core.values import Device, Limits, Snapshot
+from supervisor.core.values import Device, Limits, Snapshot, SwitchRules
 from supervisor.engine.engines import Engines
 from supervisor.engine.instance import Instance
 from supervisor.engine.launcher import Launcher
+from supervisor.engine.prompt_cache import PromptCache
 from supervisor.errors import ConfigError, SupervisorError
 from supervisor.gateway.control import Control
 from supervisor.gateway.server import Gateway, make_runner
@@ -32,9 +35,15 @@ from supervisor.gateway.status import Status
 from supervisor.observability.history import SwitchHistory
 from supervisor.observability.recorder import Recorder
 from supervisor.telemetry.port import DeviceInfo
-from supervisor.telemetry.telemetry import Telemetry, find_readers
+from supervisor.telemetry.ring import record_devices
+from supervisor.telemetry.telemetry import Telemetry
+from supervisor.telemetry.visible_devices import child_environment
 
 log = structlog.get_logger()
+
+GC_THRESHOLD = (10_000, 10, 100)
+"""Objects until a young collection, and its multiples: while thousands of requests wait, each full
+collection looks through all of them, and holds every answer up meanwhile."""
 
 _MAX_SOCKET_PATH_BYTES = 100  # sun_path holds 108 bytes (unix(7)); our names take a few of them
 
@@ -64,6 +73,7 @@ async def serve(configuration: Configuration, options: Options) -> None:
 
     A second signal stops at once. Raises SupervisorError when it cannot start.
     """
+    raise_open_files_limit()
     async with build(configuration, options) as controller:
         runner = make_runner(controller.application)
         await runner.setup()
@@ -73,6 +83,7 @@ async def serve(configuration: Configuration, options: Options) -> None:
             # What stands now stays until the end: no collection need look through it again.
             gc.collect()
             gc.freeze()
+            gc.set_threshold(*GC_THRESHOLD)
             await _run_until_signalled(controller.arbiter, configuration)
         finally:
             await runner.cleanup()
@@ -86,16 +97,21 @@ async def build(configuration: Configuration, options: Options) -> AsyncIterator
     Raises SupervisorError when another controller uses the data folder, or no engine is here.
     """
     settings = configuration.settings
-    with ExitStack() as owned:
+    async with AsyncExitStack() as owned:
         make_data_dir(options.data_dir)
         instance = Instance(options.data_dir)
         owned.callback(instance.release)
         run_dir = make_run_dir(options.data_dir)
         owned.callback(shutil.rmtree, run_dir, ignore_errors=True)
-        telemetry = Telemetry(find_readers())
-        owned.callback(telemetry.close)
+        telemetry = await owned.enter_async_context(Telemetry())
         history = SwitchHistory(options.data_dir / "history.sqlite", settings.switch.history_size)
         owned.callback(history.close)
+        prompt_cache = PromptCache(
+            options.data_dir.resolve() / "prompt-cache",
+            max_bytes=settings.switch.prompt_cache_max_bytes,
+            keeps_at_exit=settings.switch.keep_prompt_cache_at_exit,
+        )
+        owned.callback(prompt_cache.close)
         engines = build_engines(configuration, options.engine)
         engines.announce()
         for problem in telemetry.problems:
@@ -106,10 +122,14 @@ async def build(configuration: Configuration, options: Options) -> AsyncIterator
                 configuration=configuration,
                 engines=engines,
                 run_dir=run_dir,
-                device_env=device_environment(telemetry.devices()),
+                device_env=partial(child_environment, devices=telemetry.devices()),
+                prompt_cache=prompt_cache,
             ),
             memory=telemetry,
             observers=(Recorder(history).observe, instance.observe),
+        )
+        await owned.enter_async_context(
+            record_devices(telemetry, child_pids=lambda: child_pids(arbiter.snapshot))
         )
         control = Control(
             arbiter=arbiter, configuration=configuration, telemetry=telemetry, history=history
@@ -165,23 +185,24 @@ def first_snapshot(configuration: Configuration, devices: tuple[DeviceInfo, ...]
             hold_max_bytes=settings.queue.hold_max_bytes,
             hold_timeout_s=settings.queue.hold_timeout_s,
         ),
+        rules=SwitchRules(
+            replaces=settings.switch.residents == "replace",
+            warms=settings.switch.warm_start,
+            keeps_prompts_at_exit=settings.switch.keep_prompt_cache_at_exit,
+        ),
     )
 
 
-def device_environment(devices: tuple[DeviceInfo, ...]) -> Callable[[str], Mapping[str, str]]:
-    """Return, for a device, the variables that show a child this device and no other GPU."""
-    by_name = {info.device: info for info in devices}
-    has_gpu = any(info.vendor != "host" for info in devices)
+def child_pids(snapshot: Snapshot) -> tuple[int, ...]:
+    """Give the process ids of the children that run."""
+    return tuple(backend.pid for backend in snapshot.backends if backend.pid is not None)
 
-    def variables(device: str) -> Mapping[str, str]:
-        info = by_name[device]
-        if info.vendor == "nvidia" and info.uuid is not None:
-            return {"CUDA_VISIBLE_DEVICES": info.uuid}
-        if info.vendor == "host" and has_gpu:
-            return {"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1"}
-        return {}
 
-    return variables
+def raise_open_files_limit() -> None:
+    """Allow ourselves as many open files as we may: each request takes two, and 1024 is usual."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def make_data_dir(data_dir: Path) -> None:
@@ -207,6 +228,12 @@ def make_run_dir(data_dir: Path) -> Path:
     if len(os.fsencode(home)) + 32 > _MAX_SOCKET_PATH_BYTES:
         owner = hashlib.sha256(os.fsencode(home)).hexdigest()[:12]
         home, prefix = Path(tempfile.gettempdir()), f"llama-supervisor-{owner}-"
+        if len(os.fsencode(home)) + len(prefix) + 16 > _MAX_SOCKET_PATH_BYTES:
+            problem = (
+                f"--data {data_dir} and the temporary folder {home} are both too long for the path "
+                f"of a socket ({_MAX_SOCKET_PATH_BYTES} bytes); set TMPDIR to a shorter one"
+            )
+            raise ConfigError((problem,))
     for stale in home.glob(f"{prefix}*"):
         shutil.rmtree(stale, ignore_errors=True)
     return Path(tempfile.mkdtemp(prefix=prefix, dir=home))

@@ -7,7 +7,7 @@ just enough to tell a whole one from a broken one. Both sides of a comparison us
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
 from bench_runner.servers import Endpoint
@@ -31,12 +31,13 @@ class Head:
     closes: bool
 
 
-def post(path: str, content: object) -> bytes:
+def post(path: str, content: object, headers: Mapping[str, str] | None = None) -> bytes:
     """Write a whole POST request with a JSON body."""
     body = json.dumps(content).encode()
+    further = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
     head = (
         f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
+        f"{further}Content-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
 

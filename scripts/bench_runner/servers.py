@@ -1,7 +1,8 @@
 """Servers that a figure starts: the controller, and the bare child with the same command line.
 
 The bare child gets the arguments and the environment that the controller gave to its own child, as
-the kernel shows them; only the address differs, and there is no API key.
+the kernel shows them; only the address differs, and there is neither an API key nor a folder for
+saved prompts.
 """
 
 import json
@@ -12,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
@@ -178,16 +179,31 @@ class Controller(Server):
 
     def wait_until_settled(self) -> None:
         """Wait for the switch that runs, such as the default model's at start, to end."""
+        self._wait(lambda status: status["state"] != "switching", "a switch did not end")
+
+    def wait_until_alone(self) -> None:
+        """Wait until one backend is left: what was replaced may drain and stop after a switch."""
+        self._wait(lambda status: len(status["backends"]) == 1, "there is not one backend alone")
+
+    def _wait(self, is_so: Callable[[Any], bool], otherwise: str) -> None:
         deadline_at = time.monotonic() + START_TIMEOUT_S
-        while self.status()["state"] == "switching":
+        while not is_so(self.status()):
             if time.monotonic() > deadline_at:
-                raise self._failure(f"a switch did not end within {START_TIMEOUT_S:.0f} s")
+                raise self._failure(f"{otherwise} within {START_TIMEOUT_S:.0f} s")
             time.sleep(0.02)
 
-    def switch_to(self, model: str) -> dict[str, Any]:
-        """Make the model live and return the report."""
-        report: dict[str, Any] = self.call("POST", "/switch-backend", {"model_name": model})
+    def switch_to(self, model: str, profile: str | None = None) -> dict[str, Any]:
+        """Make the model live, with a profile other than its own if one is named.
+
+        Returns the report.
+        """
+        order = {"model_name": model} | ({"profile": profile} if profile else {})
+        report: dict[str, Any] = self.call("POST", "/switch-backend", order)
         return report
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        """Return the log lines of an event so far, where `server.log_format` is `json`."""
+        return events_in(self._log, event)
 
     def load(self, model: str) -> "ChildCommand":
         """Make the model live, whatever runs now, and return how its server was started."""
@@ -207,7 +223,10 @@ class Controller(Server):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildCommand:
-    """How the controller started a child, without its address and its key."""
+    """How the controller started a child, without what is of that controller alone.
+
+    That is its address, its key, and the folder of the prompts that are kept over a switch.
+    """
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
@@ -218,7 +237,7 @@ class ChildCommand:
         words = iter(_null_separated(Path(f"/proc/{pid}/cmdline")))
         argv = []
         for word in words:
-            if word in {"--host", "--port"}:
+            if word in {"--host", "--port", "--slot-save-path"}:
                 next(words)
             else:
                 argv.append(word)
@@ -230,6 +249,13 @@ class ChildCommand:
         """Start the same server without a controller, listening at `endpoint`."""
         log = setting.work_dir / "bare.log"
         return Server((*self.argv, *endpoint.flags()), endpoint, log, self.env)
+
+
+def events_in(log: Path, event: str) -> list[dict[str, Any]]:
+    """Return the JSON lines of a log that tell of an event; other lines may be anything."""
+    with log.open(encoding="utf-8", errors="replace") as lines:
+        found = [json.loads(line) for line in lines if f'"{event}"' in line]
+    return [line for line in found if line["event"] == event]
 
 
 def _answers_health(endpoint: Endpoint) -> bool:

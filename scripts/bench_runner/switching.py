@@ -19,7 +19,7 @@ DWELL_S = 0.2
 MS = 1000
 
 
-def measure(setting: Setting) -> Figure:
+def measure(setting: Setting, name: str = NAME) -> Figure:
     """Switch to and fro; before each switch, start and stop the bare server that will leave.
 
     The bare server listens on a unix socket, as the controller's child does, so that only the
@@ -43,7 +43,7 @@ def measure(setting: Setting) -> Figure:
     ]
     seen_s = [seen for _, _, seen, _ in switches]
     return Figure(
-        name=NAME,
+        name=name,
         rows=(
             compare(
                 "stop and start, seen by the caller",
@@ -54,7 +54,11 @@ def measure(setting: Setting) -> Figure:
                 target=Target(sense="at most", bound=60),
             ),
         ),
-        notes=(_bare_note(starts_s, stops_s), *_phase_notes(switches)),
+        notes=(
+            _bare_note(starts_s, stops_s),
+            _confirming_note(switches),
+            *_phase_notes(switches),
+        ),
         samples={
             "bare_start_s": starts_s,
             "bare_stop_s": stops_s,
@@ -81,6 +85,15 @@ def _bare_note(starts_s: dict[str, list[float]], stops_s: dict[str, list[float]]
         for model in starts_s
     )
     return f"bare: {'; '.join(parts)}"
+
+
+def _confirming_note(switches: list[tuple[str, str, float, dict[str, Any]]]) -> str:
+    confirming_s = median(phases["confirming"] for _, _, _, phases in switches)
+    seen_s = median(seen for _, _, seen, _ in switches)
+    return (
+        f"a switch takes {seen_s * MS:.1f} ms; {confirming_s * MS:.1f} ms of them "
+        f"({confirming_s / seen_s:.0%}) confirm that memory is released"
+    )
 
 
 def _phase_notes(switches: list[tuple[str, str, float, dict[str, Any]]]) -> list[str]:

@@ -1,10 +1,21 @@
 """English texts of varied length, the same in every run, cut from the demo model's own text."""
 
 import random
+from itertools import cycle, islice
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "demo_models" / "chat_text.txt"
 SEED = 7
+
+TURN_WORDS = 531
+"""A prime, so that the beginnings of many turned texts differ."""
+
+
+def turned_text(number: int, count: int) -> str:
+    """Return `count` words of the whole text, which begins elsewhere for each number."""
+    words = SOURCE.read_text(encoding="utf-8").split()
+    start = number * TURN_WORDS % len(words)
+    return " ".join(islice(cycle(words), start, start + count))
 
 
 def short_texts(count: int, *, min_words: int, max_words: int) -> tuple[str, ...]:

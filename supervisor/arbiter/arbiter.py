@@ -25,6 +25,7 @@ from supervisor.core.commands import (
     RefuseRequest,
     RefuseSwitch,
 )
+from supervisor.core.deadlines import next_wakeup
 from supervisor.core.events import (
     Event,
     RequestArrived,
@@ -34,7 +35,7 @@ from supervisor.core.events import (
     SwitchRequested,
     TimePassed,
 )
-from supervisor.core.step import next_wakeup, step
+from supervisor.core.step import step
 from supervisor.core.values import DrainPolicy, Mode, Refusal, Snapshot, SwitchReport, Target
 from supervisor.engine.backend import Backend
 from supervisor.errors import InvalidTransition, RequestRefused

@@ -1,6 +1,7 @@
 """Carries out the core's commands and reports back what came of them, as events."""
 
 import asyncio
+import threading
 from collections.abc import Callable, Collection, Coroutine
 from typing import Any, Protocol
 
@@ -14,21 +15,28 @@ from supervisor.core.commands import (
     ScheduleRetry,
     StartBackend,
     StopBackend,
+    StopWarming,
+    WarmFile,
 )
 from supervisor.core.events import (
     BackendExited,
+    BackendMoved,
     BackendReady,
     BackendSpawned,
+    BackendStalled,
     Event,
     MemorySampled,
     MemoryUnreadable,
     RetryDue,
     TargetAccepted,
     TargetRejected,
+    WarmingBegun,
 )
 from supervisor.core.memory import MemorySample
-from supervisor.core.values import Target
+from supervisor.core.values import KeptPrompts, Target, TargetNeed
+from supervisor.engine import prompt_slots as engine_prompts
 from supervisor.engine.backend import Backend
+from supervisor.engine.stall import watch_for_stalls
 from supervisor.errors import SupervisorError
 
 log = structlog.get_logger()
@@ -41,8 +49,14 @@ RETRY_PAUSES = tenacity.wait_exponential_jitter(multiplier=0.2, max=60.0, jitter
 class BackendLauncher(Protocol):
     """What the performer asks of the engine room."""
 
-    def check(self, target: Target) -> int:
-        """Return the need in bytes, or raise EngineError or ModelFileError. May block briefly."""
+    def check(self, target: Target) -> TargetNeed:
+        """Return the need, or raise EngineError or ModelFileError. May block briefly."""
+        ...
+
+    def warm(
+        self, target: Target, child_pids: Collection[int], should_stop: threading.Event
+    ) -> None:
+        """Read the target's file into the page cache until `should_stop`. Blocks; never raises."""
         ...
 
     def launch(self, target: Target, epoch: int) -> Backend:
@@ -74,6 +88,7 @@ class Performer:
         self._clock = clock
         self._post = post
         self._tasks: set[asyncio.Task[None]] = set()
+        self._warmings: dict[str, threading.Event] = {}
         self.backends: dict[int, Backend] = {}
 
     def perform(self, command: Command) -> None:
@@ -81,6 +96,11 @@ class Performer:
         match command:
             case CheckTarget():
                 self._spawn(self._check(command), f"check-{command.switch_id}")
+            case WarmFile():
+                self._warm(command)
+            case StopWarming():
+                if command.switch_id in self._warmings:
+                    self._warmings[command.switch_id].set()
             case StartBackend():
                 self._start(command)
             case StopBackend():
@@ -95,17 +115,26 @@ class Performer:
     async def _check(self, command: CheckTarget) -> None:
         target, switch_id = command.target, command.switch_id
         try:
-            need_bytes = await asyncio.to_thread(self._launcher.check, target)
+            need = await asyncio.to_thread(self._launcher.check, target)
         except Exception as error:  # noqa: BLE001 - the switch waits for an answer, whatever fails
             reason = _reason(error)
             self._post(TargetRejected(at=self._clock(), switch_id=switch_id, message=reason))
             return
         memory = await self._sample_or_none(target.device)
-        self._post(
-            TargetAccepted(
-                at=self._clock(), switch_id=switch_id, need_bytes=need_bytes, memory=memory
-            )
-        )
+        self._post(TargetAccepted(at=self._clock(), switch_id=switch_id, need=need, memory=memory))
+
+    def _warm(self, command: WarmFile) -> None:
+        should_stop = self._warmings[command.switch_id] = threading.Event()
+        self._spawn(self._read_ahead(command, should_stop), f"warm-{command.switch_id}")
+        self._post(WarmingBegun(at=self._clock(), switch_id=command.switch_id))
+
+    async def _read_ahead(self, command: WarmFile, should_stop: threading.Event) -> None:
+        try:
+            pids = self._child_pids()
+            await asyncio.to_thread(self._launcher.warm, command.target, pids, should_stop)
+        finally:
+            should_stop.set()  # the thread outlives a task that is cancelled
+            del self._warmings[command.switch_id]
 
     def _start(self, command: StartBackend) -> None:
         try:
@@ -133,13 +162,13 @@ class Performer:
 
     async def _look_after(self, backend: Backend, target: Target) -> None:
         """Report that the backend is ready, and later that it is gone, whoever ended it."""
-        readying = asyncio.create_task(
-            self._report_ready(backend, target), name=f"ready-{backend.epoch}"
+        observing = asyncio.create_task(
+            self._observe(backend, target), name=f"observe-{backend.epoch}"
         )
         try:
             ended = await backend.wait()
         finally:
-            readying.cancel()
+            observing.cancel()
         del self.backends[backend.epoch]
         self._post(
             BackendExited(
@@ -148,19 +177,41 @@ class Performer:
                 exit_code=ended.exit_code,
                 signal=ended.signal,
                 last_lines=tuple(backend.process.last_lines),
+                prompts=_described(backend.model, backend.prompts_saved),
             )
         )
         backend.is_gone.set()
 
-    async def _report_ready(self, backend: Backend, target: Target) -> None:
+    async def _observe(self, backend: Backend, target: Target) -> None:
+        """Report that the backend is ready, and from then on whether it hangs."""
         await backend.become_ready()
         memory = await self._sample_or_none(target.device)
-        self._post(BackendReady(at=self._clock(), epoch=backend.epoch, memory=memory))
+        self._post(
+            BackendReady(
+                at=self._clock(),
+                epoch=backend.epoch,
+                memory=memory,
+                prompts=_described(backend.model, backend.prompts_restored),
+            )
+        )
+        if target.stall_timeout_s:
+            await watch_for_stalls(
+                backend,
+                target.stall_timeout_s,
+                on_stalled=lambda stalled_s: self._post(
+                    BackendStalled(at=self._clock(), epoch=backend.epoch, stalled_s=stalled_s)
+                ),
+                on_moved=lambda: self._post(BackendMoved(at=self._clock(), epoch=backend.epoch)),
+            )
 
     async def _stop(self, command: StopBackend) -> None:
         backend = self.backends.get(command.epoch)
         if backend is not None:  # else it died by itself, which is reported already
-            await backend.stop(command.grace_s)
+            await backend.stop(
+                command.grace_s,
+                keeps_prompts=command.keeps_prompts,
+                is_replaced=command.is_replaced,
+            )
 
     async def _sample(self, command: SampleMemory) -> None:
         try:
@@ -212,6 +263,20 @@ class Performer:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("arbiter.task_failed", task=task.get_name(), exc_info=error)
+
+
+def _described(model: str, kept: engine_prompts.KeptPrompts | None) -> KeptPrompts | None:
+    """Put what the engine tells of kept prompts into the core's words."""
+    if kept is None:
+        return None
+    return KeptPrompts(
+        model=model,
+        slots=len(kept.slots),
+        tokens=kept.tokens,
+        size_bytes=kept.size_bytes,
+        took_s=kept.took_s,
+        reason=kept.reason,
+    )
 
 
 def _reason(error: Exception) -> str:

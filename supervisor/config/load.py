@@ -26,6 +26,7 @@ from supervisor.errors import ConfigError
 CATALOGUE_FILE = "models.yaml"
 SETTINGS_FILE = "supervisor.yaml"
 
+_FIXED = frozenset({"mode", "extends"})
 _EXPANDED_FIELDS = frozenset({"path", "models_dir", "allowed_roots", "llama_server_bin", "env"})
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -250,12 +251,13 @@ class _CatalogueChecker:
 
     def _override_problems(self, name: str, entry: ModelEntry) -> Iterable[str]:
         place: Place = ("models", name, "overrides")
-        for fixed in {"mode", "extends"} & entry.overrides.keys():
+        for fixed in _FIXED & entry.overrides.keys():
             yield self._at((*place, fixed), "cannot be overridden; choose another profile")
-        if not entry.overrides:
+        overrides = {k: v for k, v in entry.overrides.items() if k not in _FIXED}
+        if not overrides:
             return
         try:
-            self._layers.overridden(entry.profile_name, entry.overrides)
+            self._layers.overridden(entry.profile_name, overrides)
         except ValidationError as error:
             for inner, sentence in field_problems(error, Profile):
                 yield self._at((*place, *inner), sentence)

@@ -5,7 +5,7 @@ Each field's description names its unit, and the llama-server flag that it becom
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from supervisor.config.command import CommandSettings, unknown_placeholder
 from supervisor.config.fields import Settings
@@ -132,6 +132,12 @@ class Profile(Settings):
         description="Least tokens of a cached chunk worth shifting into a new prompt; 0 = off. "
         "Flag `--cache-reuse`.",
     )
+    keep_prompt_cache: bool = Field(
+        default=False,
+        description="Save the prompt of every slot before a switch stops the server, and restore "
+        "it when the same model starts again with the same settings. For generation, with "
+        "`kv_unified: false` or `cache_ram_mib: 0`. Flag `--slot-save-path`.",
+    )
     n_gpu_layers: GpuLayers = Field(
         default="all", description="Layers kept on the GPU: all, auto or a number. `--gpu-layers`."
     )
@@ -173,9 +179,34 @@ class Profile(Settings):
     stop_grace_s: Seconds = Field(
         default=5.0, ge=0, description="Seconds between SIGTERM and SIGKILL."
     )
+    stall_timeout_s: Seconds = Field(
+        default=120.0,
+        ge=0,
+        description="Seconds without a byte of an answer or a movement of a slot after which a "
+        "server with requests is reported as stalled; 0 = never.",
+    )
+    restart_on_stall: bool = Field(
+        default=False,
+        description="Replace a stalled server; what is safe to repeat is served by its successor.",
+    )
     memory: ProfileMemory = Field(
         default_factory=ProfileMemory, description="Need, and proof of release."
     )
+
+    @field_validator("keep_prompt_cache")
+    @classmethod
+    def _keep_whole_prompts(cls, value: bool, info: ValidationInfo) -> bool:
+        if not value:
+            return value
+        if info.data.get("mode") is Mode.EMBEDDING:
+            raise ValueError("is for generation: embedding keeps no prompts; write false")
+        if info.data.get("kv_unified") and info.data.get("cache_ram_mib", 0) != 0:
+            raise ValueError(
+                "needs kv_unified: false or cache_ram_mib: 0; with one cache for all slots and a "
+                "prompt cache in host memory, idle slots move there, and only one of several "
+                "conversations would be saved"
+            )
+        return value
 
     @field_validator("command")
     @classmethod

@@ -119,6 +119,14 @@ class QueueSettings(Settings):
         description="Repeat a generation whose server died before its first byte; what is safe to "
         "repeat (embeddings, tokenising, GET) always is.",
     )
+    early_answer_after_s: Seconds | None = Field(
+        default=None,
+        ge=0,
+        description="Seconds of waiting after which a generation with `stream: true` is answered "
+        "200 and a comment line each second until its stream begins, which keeps proxies and "
+        "clients from giving up; what fails then ends as a broken stream with one error event, "
+        "its status no longer told. Default: never; the status comes with the answer.",
+    )
 
 
 class SwitchSettings(Settings):
@@ -128,6 +136,27 @@ class SwitchSettings(Settings):
         default=DrainPolicy.CANCEL,
         description="What happens to requests that are in flight when drain_timeout_s is over: "
         "`cancel` ends them visibly broken, `wait` goes on waiting, `refuse` gives the switch up.",
+    )
+    residents: Literal["keep", "replace"] = Field(
+        default="keep",
+        description="What becomes of live models that fit beside the target: `keep` lets them "
+        "serve on; `replace` leaves the target alone, which starts beside them first, so that "
+        "nobody waits.",
+    )
+    warm_start: bool = Field(
+        default=True,
+        description="Read the target's file into the page cache while its predecessor drains.",
+    )
+    prompt_cache_max_bytes: Bytes = Field(
+        default=8192 * MIB,
+        ge=0,
+        description="Bytes on disk for prompts kept over switches (`keep_prompt_cache` of a "
+        "profile); beyond it the oldest go.",
+    )
+    keep_prompt_cache_at_exit: bool = Field(
+        default=False,
+        description="Save prompts when the controller ends, too, and leave them for the next one; "
+        "else they are deleted then.",
     )
     history_size: int = Field(default=1000, ge=1, description="Switches kept for /switches.")
     shutdown_drain_timeout_s: Seconds = Field(

@@ -19,6 +19,21 @@ class CheckTarget(Command):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WarmFile(Command):
+    """Begin to read the target's file into the page cache → WarmingBegun."""
+
+    switch_id: str
+    target: Target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopWarming(Command):
+    """Read no further: the server itself reads now, or the switch is over."""
+
+    switch_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StartBackend(Command):
     """Spawn the target's server → BackendSpawned, then BackendReady or BackendExited."""
 
@@ -28,10 +43,16 @@ class StartBackend(Command):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StopBackend(Command):
-    """Cut its upstream connections, end the process group, reap it → BackendExited."""
+    """Cut its upstream connections, end the process group, reap it → BackendExited.
+
+    `keeps_prompts`: its prompt caches are saved first, where its profile says so. `is_replaced`:
+    a successor will serve its requests, as after a death.
+    """
 
     epoch: int
     grace_s: float
+    keeps_prompts: bool = False
+    is_replaced: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

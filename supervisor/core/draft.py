@@ -13,24 +13,28 @@ from supervisor.errors import InvalidTransition
 
 BACKEND_TRANSITIONS: dict[BackendState, frozenset[BackendState]] = {
     BackendState.STARTING: frozenset({BackendState.READY, BackendState.STOPPING}),
-    BackendState.READY: frozenset({BackendState.DRAINING}),
+    BackendState.READY: frozenset({BackendState.DRAINING, BackendState.STOPPING}),
     BackendState.DRAINING: frozenset({BackendState.STOPPING, BackendState.READY}),
     BackendState.STOPPING: frozenset(),
 }
 """From each state the states that may follow; every state may also end in the process's exit."""
 
 PHASE_TRANSITIONS: dict[Phase, frozenset[Phase]] = {
-    Phase.PREFLIGHT: frozenset({Phase.DRAINING, Phase.CONFIRMING}),
+    Phase.PREFLIGHT: frozenset({Phase.WARMING, Phase.DRAINING, Phase.CONFIRMING}),
+    Phase.WARMING: frozenset({Phase.DRAINING, Phase.CONFIRMING}),
     Phase.DRAINING: frozenset({Phase.STOPPING, Phase.CONFIRMING}),
     Phase.STOPPING: frozenset({Phase.CONFIRMING}),
-    Phase.CONFIRMING: frozenset({Phase.STARTING, Phase.ROLLING_BACK}),
-    Phase.STARTING: frozenset({Phase.ROLLING_BACK}),
+    Phase.CONFIRMING: frozenset({Phase.STARTING, Phase.DRAINING, Phase.ROLLING_BACK}),
+    Phase.STARTING: frozenset({Phase.READY, Phase.ROLLING_BACK}),
+    Phase.READY: frozenset(),
     Phase.ROLLING_BACK: frozenset(),
 }
 """From each phase of a switch the phases that may follow; every phase may also end the switch.
 
-DRAINING leads to CONFIRMING without STOPPING when the leaving backend dies while it drains.
-ROLLING_BACK confirms memory and starts what was stopped, in one phase.
+WARMING is passed over by an unload, and where the file is not to be warmed. DRAINING leads to
+CONFIRMING without STOPPING when the leaving backend dies while it drains. CONFIRMING leads to
+DRAINING where the target was to start beside the one that it replaces, and the memory for both
+cannot be confirmed. ROLLING_BACK confirms memory and starts what was stopped, in one phase.
 """
 
 
@@ -95,5 +99,7 @@ class Draft:
 
 
 def phase_seconds(switch: Switch, at: float) -> tuple[tuple[Phase, float], ...]:
-    """Seconds per phase so far, the running phase counted until `at`."""
+    """Seconds per phase so far, the running phase counted until `at`; READY takes none."""
+    if switch.phase is Phase.READY:
+        return switch.phase_seconds
     return (*switch.phase_seconds, (switch.phase, at - switch.phase_started_at))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from supervisor.core.memory import MemorySample
-from supervisor.core.values import DrainPolicy, Mode, Target
+from supervisor.core.values import DrainPolicy, KeptPrompts, Mode, Target, TargetNeed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,10 +25,10 @@ class SwitchRequested(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetAccepted(Event):
-    """The target's file, flags and engine were checked; it will need `need_bytes`."""
+    """The target's file, flags and engine were checked, and its need is known."""
 
     switch_id: str
-    need_bytes: int
+    need: TargetNeed
     memory: MemorySample | None
 
 
@@ -38,6 +38,13 @@ class TargetRejected(Event):
 
     switch_id: str
     message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmingBegun(Event):
+    """The target's file is being read into the page cache, in the background."""
+
+    switch_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,20 +75,43 @@ class BackendSpawned(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendReady(Event):
-    """The server of an epoch answers, and it is the one that we started."""
+    """The server of an epoch answers, and it is the one that we started.
+
+    `prompts` tells what was restored for it.
+    """
 
     epoch: int
     memory: MemorySample | None
+    prompts: KeptPrompts | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendStalled(Event):
+    """Requests are in flight on a server, and nothing has moved in it for `stalled_s` seconds."""
+
+    epoch: int
+    stalled_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendMoved(Event):
+    """A server that had stalled moves again, or has nothing left to do."""
+
+    epoch: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendExited(Event):
-    """The whole process group of an epoch is reaped (or could not be spawned at all)."""
+    """The whole process group of an epoch is reaped (or could not be spawned at all).
+
+    `prompts` tells what was saved of it before.
+    """
 
     epoch: int
     exit_code: int | None
     signal: int | None = None
     last_lines: tuple[str, ...] = ()
+    prompts: KeptPrompts | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,11 +9,16 @@ from dataclasses import replace
 from supervisor.core.commands import ScheduleRetry
 from supervisor.core.draft import Draft
 from supervisor.core.events import RetryDue
-from supervisor.core.values import BackendExit, Recovery, Target
+from supervisor.core.values import Backend, BackendExit, Recovery, Target
 
 
-def note_death(draft: Draft, target: Target, record: BackendExit) -> None:
-    """A backend died while serving: restart it after a pause, or open its breaker."""
+def note_death(
+    draft: Draft, target: Target, record: BackendExit, baseline_used_bytes: int | None = None
+) -> None:
+    """A backend died while serving: restart it after a pause, or open its breaker.
+
+    `baseline_used_bytes` is what its device should return to without it, as far as is known.
+    """
     limits = draft.snapshot.limits
     known = draft.snapshot.recent_deaths.get(target.model, ())
     deaths = (*(t for t in known if t > draft.at - limits.breaker_window_s), draft.at)
@@ -33,21 +38,52 @@ def note_death(draft: Draft, target: Target, record: BackendExit) -> None:
             reason=reason,
             is_open=is_open,
             may_hold=not is_open,
+            baseline_used_bytes=baseline_used_bytes,
+            beside=_epochs(draft),
         ),
     )
 
 
-def note_lost(draft: Draft, target: Target) -> None:
-    """A backend died while it drained for a switch that is given up: restart it after a pause."""
-    reason = f"the server of '{target.model}' died while it drained for a switch"
+def note_stall(draft: Draft, backend: Backend) -> None:
+    """A stalled backend is being ended: its requests wait; its end will be noted as a death."""
+    recovery = Recovery(
+        target=backend.target,
+        attempt=1,
+        reason=f"the server of '{backend.target.model}' is being replaced: nothing had moved in "
+        f"it for {backend.stalled_s or 0.0:.0f} s",
+    )
+    forget_recovery(draft, backend.target.model)
+    draft.set(recoveries=(*draft.snapshot.recoveries, recovery))
+
+
+def known_baselines(draft: Draft, recovery: Recovery | None) -> tuple[tuple[str, int], ...]:
+    """Return the use that the device of what died should be back at, while nothing has changed.
+
+    Without it, memory that the dead server still holds would become part of its successor's
+    baseline.
+    """
+    if recovery is None or recovery.baseline_used_bytes is None:
+        return ()
+    if recovery.beside != _epochs(draft):
+        return ()
+    return ((recovery.target.device, recovery.baseline_used_bytes),)
+
+
+def _epochs(draft: Draft) -> tuple[int, ...]:
+    return tuple(b.epoch for b in draft.snapshot.backends)
+
+
+def note_lost(draft: Draft, target: Target, reason: str) -> None:
+    """A backend that was to leave is gone, and the switch is given up: restart it after a pause."""
     _put(draft, Recovery(target=target, attempt=1, reason=reason))
 
 
 def note_failed_recovery(draft: Draft, target: Target, reason: str) -> None:
     """An attempt to bring a model back failed: its requests are refused until one succeeds."""
     before = draft.snapshot.recovery(target.model)
-    attempt = before.attempt + 1 if before else 1
-    _put(draft, Recovery(target=target, attempt=attempt, reason=reason, may_hold=False))
+    failed = before or Recovery(target=target, attempt=0, reason=reason)
+    attempt = failed.attempt + 1
+    _put(draft, replace(failed, target=target, attempt=attempt, reason=reason, may_hold=False))
 
 
 def due_recovery(draft: Draft, event: RetryDue) -> Recovery | None:

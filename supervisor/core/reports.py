@@ -14,6 +14,7 @@ def report_of(
         switch_id=switch.switch_id,
         requested_by=switch.requested_by,
         outcome=Outcome.SWITCHED if refusal is None else Outcome.FAILED,
+        last_phase=switch.phase,
         model=target.model if target else None,
         mode=target.mode if target else None,
         profile=target.profile if target else None,
@@ -24,6 +25,8 @@ def report_of(
         memory_before=switch.memory_before,
         memory_confirmed=switch.memory_confirmed,
         memory_after=memory_after or switch.memory_confirmed,
+        prompts_saved=switch.prompts_saved,
+        prompts_restored=switch.prompts_restored,
         refusal=refusal,
     )
 

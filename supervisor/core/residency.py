@@ -1,37 +1,67 @@
 """Which backends a device carries at once, and which must give way to a new one."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from supervisor.core.memory import MemorySample, ReleaseQuestion, format_bytes
-from supervisor.core.values import Backend, Device, Refusal, Snapshot, Target
+from supervisor.core.memory import MemorySample, ReleaseQuestion
+from supervisor.core.values import Backend, Device, Snapshot, SwitchRules, Target
 
 
-def choose_leaving(
-    snapshot: Snapshot, target: Target, need_bytes: int
-) -> tuple[Backend, ...] | Refusal:
-    """Choose the backends that must stop before `target` may start, oldest first.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What gives way to a target, oldest first: before it starts, or once it serves."""
 
-    Those are: the same model with another profile; everything on an exclusive device; else the
-    oldest ones until the rest and the target fit the device's budget together. A target that
-    does not fit an empty device is refused, with the arithmetic.
+    leaving: tuple[Backend, ...] = ()
+    retiring: tuple[Backend, ...] = ()
+
+
+def plan_residency(
+    snapshot: Snapshot, target: Target, need_bytes: int, memory: MemorySample | None
+) -> Plan:
+    """Choose the backends that give way to `target`.
+
+    What it replaces (the same model with another profile; with `rules.replaces` all others) serves
+    until the target is ready, where the device carries both at once: it is not exclusive, its
+    budget holds them, and `memory`, a reading of it, shows the need and the margin free. Else it
+    stops first. Of the others on the device as many stop first as must, the oldest before all, or
+    all of them where it is exclusive.
     """
     device = snapshot.devices[target.device]
-    if need_bytes > device.budget_bytes:
-        return _too_big(target, device, need_bytes)
-    same_model = [b for b in snapshot.backends if b.target.model == target.model]
-    staying = [
-        b
-        for b in snapshot.backends
-        if b.target.device == device.name and b.target.model != target.model
-    ]
-    leaving = list(same_model)
-    staying.sort(key=lambda b: b.epoch)
+    replaced = [b for b in snapshot.backends if _is_replaced(b, target, snapshot.rules)]
+    here = [b for b in snapshot.backends if b.target.device == device.name]
+    elsewhere = tuple(b for b in replaced if b.target.device != device.name)
+    if _carries_both(device, here, target, need_bytes, memory):
+        return Plan(retiring=oldest_first([*replaced]))
+    leaving = [b for b in here if b in replaced]
+    staying = [b for b in oldest_first(here) if b not in replaced]
     while staying and (
         device.is_exclusive or resident_bytes(staying) + need_bytes > device.budget_bytes
     ):
         leaving.append(staying.pop(0))
-    return tuple(sorted(leaving, key=lambda b: b.epoch))
+    return Plan(leaving=oldest_first(leaving), retiring=oldest_first(elsewhere))
+
+
+def _is_replaced(backend: Backend, target: Target, rules: SwitchRules) -> bool:
+    return rules.replaces or backend.target.model == target.model
+
+
+def _carries_both(
+    device: Device,
+    here: Sequence[Backend],
+    target: Target,
+    need_bytes: int,
+    memory: MemorySample | None,
+) -> bool:
+    """Whether the target may start beside all that is there. Unread memory carries nothing."""
+    if device.is_exclusive or memory is None:
+        return not here
+    fits_budget = resident_bytes(here) + need_bytes <= device.budget_bytes
+    return fits_budget and memory.free_bytes >= need_bytes + target.memory.margin_bytes
+
+
+def oldest_first(backends: Sequence[Backend]) -> tuple[Backend, ...]:
+    """Sort backends by the order of their starts."""
+    return tuple(sorted(backends, key=lambda b: b.epoch))
 
 
 def resident_bytes(backends: Sequence[Backend]) -> int:
@@ -110,15 +140,4 @@ def without(backends: Sequence[Backend], epoch: int) -> tuple[Backend, ...]:
     return tuple(
         replace(b, baseline_used_bytes=baselines[b.epoch] - share) if b.epoch in baselines else b
         for b in others
-    )
-
-
-def _too_big(target: Target, device: Device, need_bytes: int) -> Refusal:
-    return Refusal(
-        code="target_does_not_fit",
-        message=f"'{target.model}' with profile '{target.profile}' needs about "
-        f"{format_bytes(need_bytes)}, and {device.name} may carry "
-        f"{format_bytes(device.budget_bytes)}; use a smaller ctx_size or parallel, or raise "
-        f"devices.{device.name}.budget_bytes",
-        details=(("need_bytes", need_bytes), ("budget_bytes", device.budget_bytes)),
     )

@@ -9,14 +9,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from supervisor.core import recovery, requests, switching
+from supervisor.core import leaving, recovery, requests, switch_requests, switching
 from supervisor.core.commands import Command, CompleteShutdown, FinishSwitch, RefuseSwitch
 from supervisor.core.confirming import take_sample
+from supervisor.core.deadlines import CHECK_TIMEOUT_S
 from supervisor.core.draft import Draft
 from supervisor.core.events import (
     BackendExited,
+    BackendMoved,
     BackendReady,
     BackendSpawned,
+    BackendStalled,
     Event,
     MemorySampled,
     MemoryUnreadable,
@@ -29,8 +32,10 @@ from supervisor.core.events import (
     TargetAccepted,
     TargetRejected,
     TimePassed,
+    WarmingBegun,
 )
 from supervisor.core.reports import report_of, switch_is_running
+from supervisor.core.residency import baselines_after
 from supervisor.core.values import (
     Backend,
     BackendExit,
@@ -50,36 +55,6 @@ def step(snapshot: Snapshot, event: Event) -> tuple[Snapshot, tuple[Command, ...
     return draft.snapshot, tuple(draft.commands)
 
 
-def next_wakeup(snapshot: Snapshot) -> float | None:
-    """Return the monotonic time at which `TimePassed` is due, or None while nothing is."""
-    moments = [*_switch_moments(snapshot), *_closing_moments(snapshot)]
-    oldest = requests.oldest_waiter(snapshot)
-    if oldest is not None:
-        moments.append(oldest.arrived_at + snapshot.limits.hold_timeout_s)
-    return min(moments, default=None)
-
-
-def _switch_moments(snapshot: Snapshot) -> list[float]:
-    switch = snapshot.switch
-    if switch is None:
-        return []
-    if switch.phase is Phase.DRAINING and switch.drain_deadline is not None:
-        return [switch.drain_deadline]
-    if switch.next_sample_at is not None:
-        return [switch.next_sample_at]
-    backend = snapshot.backend(switch.epoch)
-    if backend is not None and backend.state is BackendState.STARTING:
-        return [backend.started_at + backend.target.start_timeout_s]
-    return []
-
-
-def _closing_moments(snapshot: Snapshot) -> list[float]:
-    is_draining = any(b.state is BackendState.DRAINING for b in snapshot.backends)
-    if snapshot.close_deadline is None or not is_draining:
-        return []
-    return [snapshot.close_deadline]
-
-
 def _on_request_arrived(draft: Draft, event: RequestArrived) -> None:
     requests.admit(draft, event)
 
@@ -91,12 +66,18 @@ def _on_request_ended(draft: Draft, event: RequestEnded) -> None:
 
 
 def _on_switch_requested(draft: Draft, event: SwitchRequested) -> None:
-    switching.request_switch(draft, event)
+    switch_requests.request_switch(draft, event)
 
 
 def _on_target_accepted(draft: Draft, event: TargetAccepted) -> None:
     if _awaits_check(draft, event.switch_id):
         switching.accept_target(draft, event)
+
+
+def _on_warming_begun(draft: Draft, event: WarmingBegun) -> None:
+    switch = draft.snapshot.switch
+    if _is_running(draft, event.switch_id) and switch and switch.phase is Phase.WARMING:
+        switching.begin_leaving(draft)
 
 
 def _on_target_rejected(draft: Draft, event: TargetRejected) -> None:
@@ -126,7 +107,26 @@ def _on_backend_ready(draft: Draft, event: BackendReady) -> None:
     if backend is None or backend.state is not BackendState.STARTING:
         return  # it was told to stop in the meantime
     draft.move_backend(backend, BackendState.READY)
+    draft.set_switch(prompts_restored=event.prompts)
     switching.succeed_start(draft, event.memory)
+
+
+def _on_backend_stalled(draft: Draft, event: BackendStalled) -> None:
+    backend = draft.snapshot.backend(event.epoch)
+    if backend is None or backend.state in {BackendState.STARTING, BackendState.STOPPING}:
+        return
+    is_replaced = backend.target.restart_on_stall and backend.state is BackendState.READY
+    stalled = replace(backend, stalled_s=event.stalled_s, is_replaced=is_replaced)
+    draft.put_backend(stalled)
+    if is_replaced:
+        recovery.note_stall(draft, stalled)
+        leaving.stop_backend(draft, stalled, is_replaced=True)
+
+
+def _on_backend_moved(draft: Draft, event: BackendMoved) -> None:
+    backend = draft.snapshot.backend(event.epoch)
+    if backend is not None and backend.state is not BackendState.STOPPING:
+        draft.put_backend(replace(backend, stalled_s=None))
 
 
 def _on_backend_exited(draft: Draft, event: BackendExited) -> None:
@@ -134,6 +134,7 @@ def _on_backend_exited(draft: Draft, event: BackendExited) -> None:
     if backend is None:
         return
     record = _exit_record(backend, event)
+    baselines = dict(baselines_after(draft.snapshot.backends, (backend,)))
     draft.remove_backend(event.epoch)
     draft.set(last_exit=record)
     if draft.snapshot.is_closing:
@@ -141,14 +142,21 @@ def _on_backend_exited(draft: Draft, event: BackendExited) -> None:
     elif draft.snapshot.switch is not None and event.epoch == draft.snapshot.switch.epoch:
         switching.fail_start(draft, _death_before_ready(record))
     elif draft.snapshot.switch is not None and event.epoch in draft.snapshot.switch.leaving:
+        if event.prompts is not None:
+            saved = draft.snapshot.switch.prompts_saved
+            draft.set_switch(prompts_saved=(*saved, event.prompts))
+        if record.stalled_s is not None:  # it did not leave for the switch
+            recovery.note_death(draft, backend.target, record)
         _progress_leaving(draft)
     elif not record.was_wanted:
-        _on_death(draft, backend, record)
+        _on_death(draft, backend, record, baselines.get(backend.target.device))
 
 
-def _on_death(draft: Draft, backend: Backend, record: BackendExit) -> None:
+def _on_death(
+    draft: Draft, backend: Backend, record: BackendExit, baseline_used_bytes: int | None
+) -> None:
     """It died while serving: see to its restart; if there is none, nobody waits for it."""
-    recovery.note_death(draft, backend.target, record)
+    recovery.note_death(draft, backend.target, record, baseline_used_bytes)
     noted = draft.snapshot.recovery(backend.target.model)
     if noted is not None and noted.is_open and draft.snapshot.switch is None:
         requests.settle_waiters(draft)
@@ -183,11 +191,12 @@ def _recover(draft: Draft, switch_id: str, target: Target) -> None:
     wanted = SwitchRequested(
         at=draft.at, switch_id=switch_id, target=target, requested_by="recovery"
     )
-    switching.begin_switch(draft, wanted, is_recovery=True)
+    switch_requests.begin_switch(draft, wanted, is_recovery=True)
 
 
 def _on_time_passed(draft: Draft, _event: TimePassed) -> None:
     requests.expire_waiters(draft)
+    leaving.advance_retiring(draft)
     switch = draft.snapshot.switch
     if switch is not None:
         _pass_switch_deadlines(draft, switch)
@@ -205,7 +214,7 @@ def _on_shutdown_requested(draft: Draft, event: ShutdownRequested) -> None:
     requests.settle_waiters(draft, requests.SHUTTING_DOWN)
     for backend in draft.snapshot.backends:
         if backend.state is BackendState.STARTING:
-            switching.stop_backend(draft, backend)
+            leaving.stop_backend(draft, backend)
         elif backend.state is BackendState.READY:
             draft.move_backend(backend, BackendState.DRAINING)
     _stop_closing(draft)
@@ -224,7 +233,8 @@ def _stop_closing(draft: Draft) -> None:
     is_late = deadline is not None and draft.at >= deadline
     for backend in draft.snapshot.backends:
         if backend.state is BackendState.DRAINING and (is_late or not backend.in_flight):
-            switching.stop_backend(draft, backend)
+            keeps = draft.snapshot.rules.keeps_prompts_at_exit
+            leaving.stop_backend(draft, backend, keeps_prompts=keeps)
 
 
 def _complete_shutdown(draft: Draft) -> None:
@@ -237,6 +247,7 @@ def _progress_leaving(draft: Draft) -> None:
     if draft.snapshot.is_closing:
         _stop_closing(draft)
         return
+    leaving.advance_retiring(draft)
     switch = draft.snapshot.switch
     if switch is None:
         return
@@ -247,8 +258,13 @@ def _progress_leaving(draft: Draft) -> None:
 
 
 def _pass_switch_deadlines(draft: Draft, switch: Switch) -> None:
-    if switch.phase is Phase.DRAINING:
+    if switch.phase is Phase.PREFLIGHT:
+        if draft.at >= switch.started_at + CHECK_TIMEOUT_S:
+            switching.end_switch(draft, refusal=_unchecked(switch))
+    elif switch.phase is Phase.DRAINING:
         switching.progress_drain(draft)
+    elif switch.phase is Phase.STOPPING:
+        switching.progress_stop(draft)
     elif switch.next_sample_at is not None and draft.at >= switch.next_sample_at:
         take_sample(draft)
     elif switch.phase in {Phase.STARTING, Phase.ROLLING_BACK}:
@@ -268,14 +284,25 @@ def _awaits_check(draft: Draft, switch_id: str) -> bool:
     return switch is not None and switch.phase is Phase.PREFLIGHT and switch.switch_id == switch_id
 
 
+def _unchecked(switch: Switch) -> Refusal:
+    model = switch.target.model if switch.target else ""
+    return Refusal(
+        code="target_cannot_start",
+        message=f"the file of '{model}' was not checked within {CHECK_TIMEOUT_S:g} s; does its "
+        "file system answer?",
+    )
+
+
 def _exit_record(backend: Backend, event: BackendExited) -> BackendExit:
+    is_stopping = backend.state is BackendState.STOPPING
     return BackendExit(
         epoch=event.epoch,
         model=backend.target.model,
         exit_code=event.exit_code,
         signal=event.signal,
         at=event.at,
-        was_wanted=backend.state is BackendState.STOPPING,
+        was_wanted=backend.is_retiring or (is_stopping and not backend.is_replaced),
+        stalled_s=backend.stalled_s if backend.is_replaced else None,
         last_lines=event.last_lines,
     )
 
@@ -298,11 +325,14 @@ _REACTIONS: dict[type[Event], Callable[[Draft, Any], None]] = {
     SwitchRequested: _on_switch_requested,
     TargetAccepted: _on_target_accepted,
     TargetRejected: _on_target_rejected,
+    WarmingBegun: _on_warming_begun,
     MemorySampled: _on_memory_sampled,
     MemoryUnreadable: _on_memory_unreadable,
     BackendSpawned: _on_backend_spawned,
     BackendReady: _on_backend_ready,
     BackendExited: _on_backend_exited,
+    BackendStalled: _on_backend_stalled,
+    BackendMoved: _on_backend_moved,
     RetryDue: _on_retry_due,
     RestartRequested: _on_restart_requested,
     TimePassed: _on_time_passed,

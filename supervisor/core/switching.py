@@ -1,6 +1,7 @@
-"""How a switch moves: PREFLIGHT → DRAINING → STOPPING → CONFIRMING → STARTING → live.
+"""How a switch moves: PREFLIGHT, WARMING, DRAINING, STOPPING, CONFIRMING, STARTING, READY.
 
-Nothing is touched before the target is accepted. A backend starts only after the gate has
+Nothing is touched before the target is accepted. Where there is room for both, the target starts
+beside what it replaces, and nothing is drained before. A backend starts only after the gate has
 confirmed the device's memory; a gate that cannot confirm in time fails the switch (closed).
 What fails after something was stopped leads to ROLLING_BACK, which brings that back.
 """
@@ -8,26 +9,38 @@ What fails after something was stopped leads to ROLLING_BACK, which brings that 
 from dataclasses import replace
 
 from supervisor.core.commands import (
-    CheckTarget,
     FinishSwitch,
-    JoinSwitch,
-    RefuseSwitch,
     StartBackend,
-    StopBackend,
+    StopWarming,
+    WarmFile,
 )
 from supervisor.core.confirming import question_device, weigh_sample
 from supervisor.core.draft import Draft
-from supervisor.core.events import SwitchRequested, TargetAccepted
+from supervisor.core.events import TargetAccepted
+from supervisor.core.leaving import (
+    begin_to_leave,
+    leaving_backends,
+    may_stop,
+    not_reaped,
+    reap_deadline,
+    retire_replaced,
+    stay,
+    stop_backend,
+    stop_leaving,
+)
 from supervisor.core.memory import GateState, MemorySample, ReleaseQuestion
-from supervisor.core.recovery import forget_recovery, note_failed_recovery, note_lost
-from supervisor.core.reports import refusal_for_waiters, report_of, switch_is_running
-from supervisor.core.requests import SHUTTING_DOWN, backend_for, settle_waiters
-from supervisor.core.residency import baseline_at_start, baselines_after, choose_leaving
+from supervisor.core.preflight import refuse_what_cannot_fit
+from supervisor.core.recovery import (
+    forget_recovery,
+    note_failed_recovery,
+    note_lost,
+)
+from supervisor.core.reports import refusal_for_waiters, report_of
+from supervisor.core.requests import settle_waiters
+from supervisor.core.residency import Plan, baseline_at_start, plan_residency
 from supervisor.core.values import (
     Backend,
     BackendState,
-    DrainPolicy,
-    Outcome,
     Phase,
     Placement,
     Refusal,
@@ -39,86 +52,70 @@ KEPT_DURATIONS = 16
 """Switches whose duration is remembered, to tell clients when to come back."""
 
 
-def request_switch(draft: Draft, event: SwitchRequested) -> None:
-    """Begin the switch, join the running one, answer that nothing changes, or refuse."""
-    running = draft.snapshot.switch
-    if draft.snapshot.is_closing:
-        draft.order(RefuseSwitch(switch_id=event.switch_id, refusal=SHUTTING_DOWN))
-    elif running is not None and _wants_same(running, event):
-        draft.order(JoinSwitch(switch_id=event.switch_id, running_id=running.switch_id))
-    elif running is not None:
-        draft.order(RefuseSwitch(switch_id=event.switch_id, refusal=switch_is_running(running)))
-    else:
-        begin_switch(draft, event)
-
-
 def accept_target(draft: Draft, event: TargetAccepted) -> None:
-    """The target can start: choose what gives way, and drain it."""
+    """The target can start: choose what gives way, and see that it will fit then."""
     switch = draft.running_switch()
-    if switch.target is None:
+    target = switch.target
+    if target is None:
         return
-    plan = choose_leaving(draft.snapshot, switch.target, event.need_bytes)
-    placing = Placement(target=switch.target, need_bytes=event.need_bytes)
-    draft.set_switch(placing=placing, memory_before=event.memory)
-    if isinstance(plan, Refusal):
-        end_switch(draft, refusal=plan)
-    elif plan and switch.is_recovery:
+    plan = plan_residency(draft.snapshot, target, event.need.need_bytes, event.memory)
+    placing = Placement(target=target, need_bytes=event.need.need_bytes)
+    draft.set_switch(
+        placing=placing,
+        memory_before=event.memory,
+        retiring=tuple(b.epoch for b in plan.retiring),
+        must_leave=tuple(b.epoch for b in plan.leaving),
+    )
+    refusal = refuse_what_cannot_fit(draft.snapshot, target, event.need, plan, event.memory)
+    if refusal is not None:
+        end_switch(draft, refusal=refusal)
+    elif switch.is_recovery and (others := _others_in_place(plan)):
         # What died comes back into free room only: somebody chose what is live now.
-        forget_recovery(draft, switch.target.model)
-        end_switch(draft, refusal=_place_is_taken(switch.target.model, plan))
+        forget_recovery(draft, target.model)
+        end_switch(draft, refusal=_place_is_taken(target.model, others))
+    elif draft.snapshot.rules.warms:
+        draft.enter_phase(Phase.WARMING)
+        draft.order(WarmFile(switch_id=switch.switch_id, target=target))
     else:
-        _leave(draft, plan)
+        begin_leaving(draft)
+
+
+def _others_in_place(plan: Plan) -> tuple[Backend, ...]:
+    """Return what gives way and is not on its way out by itself."""
+    both = (*plan.leaving, *plan.retiring)
+    return tuple(b for b in both if b.state is BackendState.READY)
+
+
+def begin_leaving(draft: Draft) -> None:
+    """Let what must give way drain; nothing: ask for the memory at once."""
+    switch = draft.running_switch()
+    leaving = tuple(b for b in draft.snapshot.backends if b.epoch in switch.must_leave)
+    leave(draft, leaving)
 
 
 def progress_drain(draft: Draft) -> None:
     """Stop the leaving backends once they are drained, or as the policy says at the deadline."""
-    switch = draft.running_switch()
-    leaving = [b for b in draft.snapshot.backends if b.epoch in switch.leaving]
-    if not leaving:
+    if not leaving_backends(draft):
         _ask_for_release(draft)
         return
-    in_flight = sum(b.in_flight for b in leaving)
-    if in_flight:
-        if switch.drain_deadline is None or draft.at < switch.drain_deadline:
-            return
-        if switch.drain_policy is DrainPolicy.WAIT:
-            draft.set_switch(drain_deadline=None)
-            return
-        if switch.drain_policy is DrainPolicy.REFUSE:
-            _resume(draft, leaving, in_flight)
-            return
-    _stop_leaving(draft, leaving)
-
-
-def _stop_leaving(draft: Draft, leaving: list[Backend]) -> None:
-    draft.enter_phase(Phase.STOPPING)
-    for backend in leaving:
-        stop_backend(draft, backend)
-
-
-def _resume(draft: Draft, leaving: list[Backend], in_flight: int) -> None:
-    """Give the switch up: what should have left admits requests again."""
-    for backend in leaving:
-        draft.move_backend(backend, BackendState.READY)
-    there = {b.target.model for b in leaving}
-    for lost in draft.running_switch().to_restore:
-        if lost.target.model not in there:
-            note_lost(draft, lost.target)
-    message = (
-        f"{in_flight} requests were still in flight when the drain deadline passed; the switch "
-        "is given up, as drain_policy says (refuse)"
-    )
-    end_switch(
-        draft,
-        refusal=Refusal(code="drain_refused", message=message, details=(("in_flight", in_flight),)),
-    )
+    answer = may_stop(draft)
+    if isinstance(answer, Refusal):
+        stay(draft)
+        end_switch(draft, refusal=answer)
+    elif answer:
+        draft.enter_phase(Phase.STOPPING)
+        stop_leaving(draft)
 
 
 def progress_stop(draft: Draft) -> None:
-    """Ask telemetry once every leaving backend is reaped."""
-    switch = draft.running_switch()
-    if not any(b.epoch in switch.leaving for b in draft.snapshot.backends):
+    """Ask telemetry once every leaving backend is reaped; give up on one that cannot be."""
+    if not leaving_backends(draft):
         _ask_for_release(draft)
+    elif draft.at >= reap_deadline(draft.snapshot):
+        refusal = not_reaped(draft)
+        for lost in draft.running_switch().to_restore:
+            note_lost(draft, lost.target, refusal.message)
+        end_switch(draft, refusal=refusal)
 
 
 def weigh_reading(draft: Draft, sample: MemorySample | None, unreadable: str = "") -> None:
@@ -130,14 +127,31 @@ def weigh_reading(draft: Draft, sample: MemorySample | None, unreadable: str = "
     is_confirmed = decision.state is GateState.CONFIRMED
     if is_confirmed and question is not None and sample is not None:
         _confirmed(draft, question, sample)
+    elif replaced := _replaced_in_the_way(draft):
+        leave(draft, replaced)
     else:
         fail_switch(draft, Refusal(code="memory_not_released", message=decision.reason))
+
+
+def _replaced_in_the_way(draft: Draft) -> tuple[Backend, ...]:
+    """What the target was to start beside, as long as nothing has stopped for it: make room."""
+    switch = draft.running_switch()
+    if switch.phase is not Phase.CONFIRMING or switch.leaving or switch.target is None:
+        return ()
+    device = switch.target.device
+    return tuple(
+        b
+        for b in draft.snapshot.backends
+        if b.epoch in switch.retiring and b.target.device == device
+    )
 
 
 def succeed_start(draft: Draft, memory: MemorySample | None) -> None:
     """The backend that the switch started is ready."""
     switch = draft.running_switch()
     if switch.phase is not Phase.ROLLING_BACK:
+        draft.enter_phase(Phase.READY)
+        retire_replaced(draft)
         end_switch(draft, memory_after=memory)
         return
     restored = switch.to_restore[0]
@@ -219,6 +233,8 @@ def end_switch(
     """Report the switch, free the way for the next, and settle everybody who waited for it."""
     switch = draft.running_switch()
     report = report_of(switch, draft.at, refusal=refusal, memory_after=memory_after)
+    if switch.epoch is None:
+        stop_warming(draft, switch)
     durations = draft.snapshot.switch_durations_s
     if refusal is None:
         durations = (*durations, report.total_s)[-KEPT_DURATIONS:]
@@ -232,53 +248,7 @@ def end_switch(
     settle_waiters(draft, refusal_for_waiters(refusal), failed_model)
 
 
-def stop_backend(draft: Draft, backend: Backend) -> None:
-    """Order the stop of a backend that is starting or draining."""
-    draft.move_backend(backend, BackendState.STOPPING)
-    draft.order(StopBackend(epoch=backend.epoch, grace_s=backend.target.stop_grace_s))
-
-
-def begin_switch(draft: Draft, event: SwitchRequested, *, is_recovery: bool = False) -> None:
-    """Begin a switch while none runs; a recovery gives way to whatever is live."""
-    switch = Switch(
-        switch_id=event.switch_id,
-        target=event.target,
-        requested_by=event.requested_by,
-        drain_policy=event.drain_policy,
-        is_recovery=is_recovery,
-        phase=Phase.PREFLIGHT,
-        started_at=draft.at,
-        phase_started_at=draft.at,
-    )
-    if _is_already_so(draft, event):
-        if event.target is None:
-            draft.set(recoveries=())
-            settle_waiters(draft)
-        report = report_of(switch, draft.at, refusal=None)
-        same = backend_for(draft.snapshot, report.model, report.mode) if report.model else None
-        draft.order(
-            FinishSwitch(
-                report=replace(
-                    report, outcome=Outcome.UNCHANGED, epoch=same.epoch if same else None
-                )
-            )
-        )
-        return
-    draft.set(switch=switch)
-    if event.target is None:
-        _leave(draft, draft.snapshot.backends)
-    else:
-        draft.order(CheckTarget(switch_id=event.switch_id, target=event.target))
-
-
-def _is_already_so(draft: Draft, event: SwitchRequested) -> bool:
-    if event.target is None:
-        return not draft.snapshot.backends
-    live = draft.snapshot.ready_backends()
-    return any(b.target.is_same(event.target) for b in live)
-
-
-def _leave(draft: Draft, leaving: tuple[Backend, ...]) -> None:
+def leave(draft: Draft, leaving: tuple[Backend, ...]) -> None:
     """Close admission to what gives way, and drain it."""
     switch = draft.running_switch()
     own = switch.target.device if switch.target else None
@@ -287,15 +257,8 @@ def _leave(draft: Draft, leaving: tuple[Backend, ...]) -> None:
     if not leaving:
         _ask_for_release(draft)
         return
-    draft.set_switch(
-        leaving=tuple(b.epoch for b in leaving),
-        to_restore=tuple(Placement(target=b.target, need_bytes=b.need_bytes) for b in leaving),
-        drain_deadline=draft.at + max(b.target.drain_timeout_s for b in leaving),
-        baselines=baselines_after(draft.snapshot.backends, leaving),
-    )
     draft.enter_phase(Phase.DRAINING)
-    for backend in leaving:
-        draft.move_backend(backend, BackendState.DRAINING)
+    begin_to_leave(draft, leaving)
     progress_drain(draft)
 
 
@@ -330,6 +293,7 @@ def _start(
     staying = [b for b in draft.snapshot.backends if b.target.device == placing.target.device]
     if switch.phase is Phase.CONFIRMING:
         draft.enter_phase(Phase.STARTING)
+        stop_warming(draft, switch)
     draft.set_switch(epoch=epoch)
     draft.set(next_epoch=epoch + 1)
     draft.put_backend(
@@ -346,10 +310,11 @@ def _start(
 
 
 def _forget_replaced(draft: Draft, target: Target) -> None:
-    """What is live now is wanted: on an exclusive device nothing else comes back beside it."""
+    """What is live now is wanted: where it is to be alone, nothing comes back beside it."""
     device = draft.snapshot.devices[target.device]
     for down in draft.snapshot.recoveries:
-        is_replaced = device.is_exclusive and down.target.device == device.name
+        is_alone = device.is_exclusive and down.target.device == device.name
+        is_replaced = is_alone or draft.snapshot.rules.replaces
         if is_replaced or down.target.model == target.model:
             forget_recovery(draft, down.target.model)
 
@@ -361,7 +326,7 @@ def _place_is_taken(model: str, plan: tuple[Backend, ...]) -> Refusal:
     )
 
 
-def _wants_same(running: Switch, event: SwitchRequested) -> bool:
-    if running.target is None or event.target is None:
-        return running.target is event.target
-    return running.target.is_same(event.target)
+def stop_warming(draft: Draft, switch: Switch) -> None:
+    """Read the target's file no further."""
+    if any(phase is Phase.WARMING for phase, _ in switch.phase_seconds):
+        draft.order(StopWarming(switch_id=switch.switch_id))

@@ -31,10 +31,12 @@ class Phase(StrEnum):
     """Where the running switch stands; `docs/architecture.md` has the table."""
 
     PREFLIGHT = "preflight"
+    WARMING = "warming"
     DRAINING = "draining"
     STOPPING = "stopping"
     CONFIRMING = "confirming"
     STARTING = "starting"
+    READY = "ready"
     ROLLING_BACK = "rolling_back"
 
 
@@ -65,6 +67,8 @@ class Target:
     start_timeout_s: float = 120.0
     drain_timeout_s: float = 30.0
     stop_grace_s: float = 5.0
+    stall_timeout_s: float = 0.0
+    restart_on_stall: bool = False
     memory: MemoryPolicy = field(default_factory=MemoryPolicy)
 
     def is_same(self, other: "Target") -> bool:
@@ -81,11 +85,45 @@ class Placement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Alternative:
+    """A setting that would make a target smaller: as it is written, and what is needed then."""
+
+    setting: str
+    need_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetNeed:
+    """What a target will take on its device, in bytes, why, and what would make it smaller.
+
+    Of the alternatives for one field the mildest comes first.
+    """
+
+    need_bytes: int
+    explanation: str = ""
+    alternatives: tuple[Alternative, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptPrompts:
+    """What of a model's prompt cache was saved or restored, and why not all, where not."""
+
+    model: str
+    slots: int
+    tokens: int
+    size_bytes: int
+    took_s: float
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recovery:
     """A model that should be live and is not: it died, or could not be brought back.
 
     `attempt` counts from 1, and the pauses grow with it. `is_open`: the breaker has opened, and
     only a manual restart tries again. `may_hold`: its requests wait for the restart that is due.
+    `baseline_used_bytes` is the use of its device without it, true as long as the servers of the
+    epochs in `beside` are all that run.
     """
 
     target: Target
@@ -93,6 +131,8 @@ class Recovery:
     reason: str
     is_open: bool = False
     may_hold: bool = True
+    baseline_used_bytes: int | None = None
+    beside: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +146,13 @@ class Device:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
-    """One spawned server. `epoch` is unique: an event of an older epoch changes nothing."""
+    """One spawned server. `epoch` is unique: an event of an older epoch changes nothing.
+
+    `is_retiring`: its successor serves already; it ends its requests and stops, at
+    `retire_deadline` at the latest (None: it waits for them). `stalled_s`: how long nothing has
+    moved in it though requests are in flight, None while something does. `is_replaced`: it is
+    stopped because of that, and the same target starts again.
+    """
 
     epoch: int
     target: Target
@@ -117,6 +163,10 @@ class Backend:
     in_flight: int = 0
     pid: int | None = None
     address: str | None = None
+    is_retiring: bool = False
+    retire_deadline: float | None = None
+    stalled_s: float | None = None
+    is_replaced: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,10 +199,13 @@ class BackendExit:
     signal: int | None
     at: float
     was_wanted: bool
+    stalled_s: float | None = None
     last_lines: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """Say in words how the process ended: `signal 9`, `exit code 1` or `not spawned`."""
+        if self.stalled_s is not None:
+            return f"ended by us, because nothing had moved in it for {self.stalled_s:.0f} s"
         if self.signal is not None:
             return f"signal {self.signal}"
         return "not spawned" if self.exit_code is None else f"exit code {self.exit_code}"
@@ -160,7 +213,12 @@ class BackendExit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Switch:
-    """The one switch that runs. `target` None is an unload. Times monotonic, in seconds."""
+    """The one switch that runs. `target` None is an unload. Times monotonic, in seconds.
+
+    `must_leave` stop before the target starts, and do so once they are `leaving`; `retiring` serve
+    until it is ready. `to_restore` is
+    what a rollback brings back.
+    """
 
     switch_id: str
     target: Target | None
@@ -172,6 +230,8 @@ class Switch:
     phase_seconds: tuple[tuple[Phase, float], ...] = ()
     drain_policy: DrainPolicy = DrainPolicy.CANCEL
     leaving: tuple[int, ...] = ()
+    must_leave: tuple[int, ...] = ()
+    retiring: tuple[int, ...] = ()
     drain_deadline: float | None = None
     placing: Placement | None = None
     to_restore: tuple[Placement, ...] = ()
@@ -184,6 +244,8 @@ class Switch:
     memory_before: MemorySample | None = None
     memory_confirmed: MemorySample | None = None
     baselines: tuple[tuple[str, int], ...] = ()
+    prompts_saved: tuple[KeptPrompts, ...] = ()
+    prompts_restored: KeptPrompts | None = None
     given_up: Refusal | None = None
     failure: Refusal | None = None
 
@@ -195,6 +257,7 @@ class SwitchReport:
     switch_id: str
     requested_by: str
     outcome: Outcome
+    last_phase: Phase
     model: str | None
     mode: Mode | None
     profile: str | None
@@ -205,6 +268,8 @@ class SwitchReport:
     memory_before: MemorySample | None = None
     memory_confirmed: MemorySample | None = None
     memory_after: MemorySample | None = None
+    prompts_saved: tuple[KeptPrompts, ...] = ()
+    prompts_restored: KeptPrompts | None = None
     refusal: Refusal | None = None
 
 
@@ -220,6 +285,20 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SwitchRules:
+    """How switches go about their work, as the operator chose.
+
+    `replaces`: a switch leaves only its target live, also where more would fit. `warms`: the
+    target's file is read into the page cache meanwhile. `keeps_prompts_at_exit`: prompt caches are
+    saved when the controller ends, too.
+    """
+
+    replaces: bool = False
+    warms: bool = True
+    keeps_prompts_at_exit: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """The whole state. Only the arbiter replaces it, and only by what `step()` returns.
 
@@ -229,6 +308,7 @@ class Snapshot:
 
     devices: Map[str, Device]
     limits: Limits = field(default_factory=Limits)
+    rules: SwitchRules = field(default_factory=SwitchRules)
     backends: tuple[Backend, ...] = ()
     leases: Map[str, int] = field(default_factory=Map)
     waiters: Map[int, Waiter] = field(default_factory=Map)

@@ -16,9 +16,14 @@ from typing import Any
 
 import aiohttp
 import psutil
+import structlog
 
 from supervisor.engine.port import Address, Launch
 from supervisor.engine.process import ChildProcess, ProcessExit
+from supervisor.engine.prompt_slots import KeptPrompts, SlotClient, restore_prompts, save_prompts
+from supervisor.engine.stall import Activity
+
+log = structlog.get_logger()
 
 _FIRST_POLL_S = 0.01
 _MAX_POLL_S = 0.25
@@ -56,16 +61,32 @@ class Backend:
         self.session = open_session(launch.address)
         self.base_url = base_url(launch.address)
         self.authorization = f"Bearer {launch.api_key}"
+        self.turns = asyncio.Semaphore(launch.abilities.requests_at_once)
+        """One is held for each request, from before it is sent until its answer has ended."""
         self._is_stopping = False
         self.is_gone = asyncio.Event()
         """Set once its end is reported: whoever asks for a lease then gets none on it."""
         self.open_answers: set[aiohttp.ClientResponse] = set()
+        self.activity = Activity()
+        self._is_replaced = False
+        self.prompts_saved: KeptPrompts | None = None
+        """What `stop` kept for the next start; None where nothing was to be kept."""
+        self.prompts_restored: KeptPrompts | None = None
+        """What was there from the last stop when it became ready; None where nothing was."""
 
     async def become_ready(self) -> None:
-        """Return once our own child answers on its readiness path. The caller sets the deadline.
+        """Return once our own child answers on its readiness path, its kept prompts restored.
 
-        It is asked at growing pauses, and at once after each line of output: servers tell when
-        they listen, and what they tell is only a hint to look.
+        The caller sets the deadline.
+        """
+        await self._become_healthy()
+        await self._restore_prompts()
+        self.is_ready = True
+
+    async def _become_healthy(self) -> None:
+        """Ask at growing pauses, and at once after each line of output.
+
+        Servers tell when they listen, and what they tell is only a hint to look.
         """
         pause_s = _FIRST_POLL_S
         while not await self._is_healthy():
@@ -73,7 +94,6 @@ class Backend:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._has_spoken.wait(), pause_s)
             pause_s = min(_MAX_POLL_S, pause_s * _POLL_GROWTH)
-        self.is_ready = True
 
     async def _is_healthy(self) -> bool:
         if self.session.closed:  # it is being stopped, or has died
@@ -115,13 +135,58 @@ class Backend:
                 answer.content.set_exception(aiohttp.ClientConnectionError("the server stops"))
         await self.session.close()
 
-    async def stop(self, grace_s: float) -> ProcessExit:
-        """Cut connections, end the group, and return when it is reaped and its socket gone."""
+    async def stop(
+        self, grace_s: float, *, keeps_prompts: bool = False, is_replaced: bool = False
+    ) -> ProcessExit:
+        """Cut connections, end the group, and return when it is reaped and its socket gone.
+
+        `is_replaced`: a successor is to come, which may serve its requests as after a death.
+
+        With `keeps_prompts` its prompts are saved in between, where `launch.prompt_files` says
+        whither. That takes bounded time, and `prompts_saved` tells what came of it.
+        """
         self._is_stopping = True
+        self._is_replaced = is_replaced
         await self.close_connections()
+        if keeps_prompts and self.is_ready:
+            await self._save_prompts()
         ended = await self.process.stop(grace_s)
         self._remove_socket()
         return ended
+
+    async def _save_prompts(self) -> None:
+        files = self.launch.prompt_files
+        if files is None:
+            return
+        async with open_session(self.launch.address) as session:
+            slots = self._slots(session)
+            self.prompts_saved = await save_prompts(slots, files, self.prompts_restored)
+        self._tell("prompts.saved", self.prompts_saved)
+
+    async def _restore_prompts(self) -> None:
+        files = self.launch.prompt_files
+        if files is None:
+            return
+        self.prompts_restored = await restore_prompts(self._slots(self.session), files)
+        if self.prompts_restored is not None:
+            self._tell("prompts.restored", self.prompts_restored)
+            await self._become_healthy()  # a server that broke on them is not ready
+
+    def _slots(self, session: aiohttp.ClientSession) -> SlotClient:
+        url = f"{self.base_url}{self.launch.abilities.slots_path}"
+        return SlotClient(session, url, self.authorization)
+
+    def _tell(self, event: str, kept: KeptPrompts) -> None:
+        (log.warning if kept.reason else log.info)(
+            event,
+            model=self.model,
+            epoch=self.epoch,
+            slots=len(kept.slots),
+            tokens=kept.tokens,
+            size_bytes=kept.size_bytes,
+            took_s=round(kept.took_s, 3),
+            **({"reason": kept.reason} if kept.reason else {}),
+        )
 
     async def wait(self) -> ProcessExit:
         """Return how the process ended, once its group is reaped; for a death of its own."""
@@ -134,10 +199,10 @@ class Backend:
         """Tell, to one whose connection broke, whether the server died by itself.
 
         Waits up to half a second until its end is reported; one that is told to stop, or that
-        runs on, is not dead.
+        runs on, is not dead, but for one that is being replaced because it hangs.
         """
         if self._is_stopping:
-            return False
+            return self._is_replaced
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.is_gone.wait(), _DEATH_NOTICE_S)
         return self.is_gone.is_set() and not self._is_stopping

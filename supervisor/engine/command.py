@@ -3,6 +3,7 @@
 import shutil
 import signal
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from supervisor.config.command import PLACEHOLDER, CommandSettings
 from supervisor.config.configuration import ResolvedModel
@@ -12,8 +13,8 @@ from supervisor.engine.port import Abilities, Address, EngineIdentity
 from supervisor.errors import UnfitProfile
 
 NAME = "command"
-HONOURED = frozenset({"command", "extra_args"})
-"""And every field that stands in a placeholder."""
+HONOURED = frozenset({"command", "extra_args", "keep_prompt_cache"})
+"""And every field that stands in a placeholder. Of `keep_prompt_cache` it honours `false`."""
 
 Fill = Callable[[str], str]
 
@@ -53,6 +54,11 @@ class CommandEngine:
             "leave the field out"
             for field in problems
         }
+        if resolved.profile.keep_prompt_cache:
+            problems["keep_prompt_cache"] = (
+                "must be false with the engine command: nothing is known of how its server saves "
+                "a prompt cache"
+            )
         unset = [field for field in sorted(read) if getattr(resolved.profile, field, "") is None]
         problems |= dict.fromkeys(unset, "has no value for the command; write one")
         path = {**resolved.profile.env, **command.env}.get("PATH", self._path)
@@ -63,8 +69,15 @@ class CommandEngine:
         if problems:
             raise UnfitProfile(resolved.profile_name, problems)
 
-    def argv(self, resolved: ResolvedModel, address: Address, api_key: str) -> tuple[str, ...]:
+    def argv(
+        self,
+        resolved: ResolvedModel,
+        address: Address,
+        api_key: str,
+        slots_dir: Path | None = None,
+    ) -> tuple[str, ...]:
         """Return the section's words with the placeholders filled in, and the extra arguments."""
+        _ = slots_dir  # nothing is known of how it saves slots
         self.check(resolved)
         fill = _filler(resolved, address, api_key)
         words: list[str] = []

@@ -11,6 +11,7 @@ had, which is said with the field's name. What nobody wrote into the profile is 
 | `n_gpu_layers` | took a number only |
 | `kv_unified` | each slot had its share of the context; then `--kv-unified` without a negation |
 | `cache_ram_mib`, `cache_reuse`, `fit` | no prompt cache in host memory, no reuse, no fitting |
+| `keep_prompt_cache` | slots could not be saved |
 """
 
 from collections.abc import Mapping
@@ -30,6 +31,7 @@ _BEFORE = {
     "cache_reuse": 0,
     "fit": False,
     "kv_unified": False,
+    "keep_prompt_cache": False,
 }
 _LOAD_SWITCHES = {
     "auto": (),
@@ -39,7 +41,16 @@ _LOAD_SWITCHES = {
     "mmap+mlock": ("--mlock",),
     "dio": ("--direct-io",),
 }
+_DISPENSABLE = {"--metrics", "--alias"}
+"""What older builds do without; their answers name the file as the model."""
+
 _SYNONYMS = {"--embeddings": "--embedding", "--n-gpu-layers": "--gpu-layers"}
+
+
+def lists_slots(entries: Mapping[str, HelpEntry]) -> bool:
+    """Whether a build answers on `/slots` without being told to."""
+    slots = entries.get("--slots")
+    return slots is not None and "default: enabled" in slots.text
 
 
 class Dialect:
@@ -57,6 +68,7 @@ class Dialect:
             "kv_unified": self._unified_cache,
             "n_gpu_layers": self._gpu_layers,
             "extra_args": self._further,
+            "keep_prompt_cache": self._slot_folder,
         }.get(setting.field, self._plain)
         return special(setting, profile)
 
@@ -65,7 +77,7 @@ class Dialect:
         for spelling in (flag, _SYNONYMS.get(flag, flag)):
             if spelling in self._entries:
                 return (spelling, *values)
-        if flag == "--metrics":  # nothing is asked of it then
+        if flag in _DISPENSABLE:
             return ()
         return self._unknown(setting, profile, flag)
 
@@ -111,6 +123,14 @@ class Dialect:
                 "build"
             )
         return flag, ALL_LAYERS
+
+    def _slot_folder(self, setting: Setting, profile: Profile) -> tuple[str, ...]:
+        if lists_slots(self._entries):
+            return self._plain(setting, profile)
+        raise EngineError(
+            f"{self._binary} does not list its slots unless told to; leave the field out, or use "
+            "a newer build"
+        )
 
     def _further(self, setting: Setting, _profile: Profile) -> tuple[str, ...]:
         unknown = [flag for flag in flag_names(setting.words) if flag not in self._entries]

@@ -16,6 +16,7 @@ from supervisor.engine.embedded_server import flag_parser
 from supervisor.engine.flags import (
     API_KEY_VARIABLE,
     SERVER_FIELDS,
+    requests_at_once,
     server_environment,
     server_flags,
     unhonoured,
@@ -81,13 +82,14 @@ class EmbeddedEngine:
         return told
 
     def abilities(self, resolved: ResolvedModel) -> Abilities:
-        """Return what the wheel's server can do, whatever the model."""
-        _ = resolved
+        """Return what the wheel's server can do."""
         return Abilities(
             has_unix_socket=True,
             slots_path="/slots",
+            saves_slots=True,
             tokenize=TokenizeRoute(path="/tokenize", text_field="content"),
             metrics_path="/metrics",
+            requests_at_once=requests_at_once(resolved.profile),
             runs_gguf_only=True,
             api_key_variable=API_KEY_VARIABLE,
         )
@@ -106,12 +108,18 @@ class EmbeddedEngine:
         if problems:
             raise UnfitProfile(resolved.profile_name, problems)
 
-    def argv(self, resolved: ResolvedModel, address: Address, api_key: str) -> tuple[str, ...]:
+    def argv(
+        self,
+        resolved: ResolvedModel,
+        address: Address,
+        api_key: str,
+        slots_dir: Path | None = None,
+    ) -> tuple[str, ...]:
         """Return the command line that serves the model at the address."""
         _ = api_key  # the environment carries it
         self.check(resolved)
         module = "supervisor.engine.embedded_server"
-        return (sys.executable, "-P", "-m", module, *server_flags(resolved, address))
+        return (sys.executable, "-P", "-m", module, *server_flags(resolved, address, slots_dir))
 
     def environment(
         self,

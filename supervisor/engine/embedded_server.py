@@ -17,6 +17,7 @@ def flag_parser() -> argparse.ArgumentParser:
     """Parser for the llama-server flags that this server can honour."""
     parser = argparse.ArgumentParser(prog="embedded-server", add_help=False, allow_abbrev=False)
     parser.add_argument("--model", "-m", required=True)
+    parser.add_argument("--alias")
     parser.add_argument("--host", required=True)
     parser.add_argument("--port", type=int, default=0)
     for flag in ("--ctx-size", "--batch-size", "--ubatch-size", "--parallel"):
@@ -52,6 +53,8 @@ def build_params(flags: argparse.Namespace, api_key: str | None) -> Any:
     params.model.path = flags.model
     params.hostnames = [flags.host]
     params.port = flags.port
+    if flags.alias is not None:
+        params.model_alias = {flags.alias}
     params.api_keys = [api_key] if api_key else []
     params.embedding = flags.embeddings
     params.endpoint_metrics = flags.metrics

@@ -6,6 +6,7 @@ same. How other builds of llama-server spell them stands in `dialect.py`.
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from supervisor.config.configuration import ResolvedModel
 from supervisor.config.profile import Profile
@@ -20,12 +21,25 @@ SERVER_FIELDS = frozenset(
         *("ctx_size", "batch_size", "ubatch_size", "parallel", "kv_unified"),
         *("cache_type_k", "cache_type_v", "flash_attn", "cache_ram_mib", "cache_reuse"),
         *("n_gpu_layers", "fit", "load_mode", "pooling", "threads", "threads_http", "extra_args"),
+        "keep_prompt_cache",
     }
 )
 """The fields of a profile that speak to the server; all others but `command` are the controller's.
 
 Each engine declares which of them it honours.
 """
+
+
+_LEAST_AT_ONCE = 120
+
+
+def requests_at_once(profile: Profile) -> int:
+    """Return how many requests llama-server is sent at a time: enough to keep each slot busy.
+
+    It gives each connection a thread, and its queue of unaccepted ones holds 128 (cpp-httplib);
+    a thousand at once take it twice as long as the same by turns. Some places are left for us.
+    """
+    return max(_LEAST_AT_ONCE, 2 * (profile.parallel or 1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,9 +60,11 @@ def unhonoured(engine: str, profile: Profile, honoured: Collection[str]) -> dict
     }
 
 
-def server_flags(resolved: ResolvedModel, address: Address) -> tuple[str, ...]:
+def server_flags(
+    resolved: ResolvedModel, address: Address, slots_dir: Path | None = None
+) -> tuple[str, ...]:
     """Return the arguments that follow the program's name."""
-    settings = (*place_settings(resolved, address), *profile_settings(resolved))
+    settings = (*place_settings(resolved, address), *profile_settings(resolved, slots_dir))
     return tuple(word for setting in settings for word in setting.words)
 
 
@@ -62,8 +78,11 @@ def place_settings(resolved: ResolvedModel, address: Address) -> tuple[Setting, 
     return tuple(Setting(field="engine", words=pair) for pair in words)
 
 
-def profile_settings(resolved: ResolvedModel) -> tuple[Setting, ...]:
-    """Return what each field of the profile becomes, in the order of the command line."""
+def profile_settings(resolved: ResolvedModel, slots_dir: Path | None = None) -> tuple[Setting, ...]:
+    """Return what each field of the profile becomes, in the order of the command line.
+
+    `slots_dir`: the folder that a profile which keeps its prompts saves them in.
+    """
     profile, projector = resolved.profile, resolved.projector_path
     by_field = {
         **_context_flags(profile),
@@ -71,9 +90,12 @@ def profile_settings(resolved: ResolvedModel) -> tuple[Setting, ...]:
         **_device_flags(profile),
         **_optional_flags(profile),
         "mode": ("--embeddings",) if resolved.mode is Mode.EMBEDDING else (),
+        # The wheel's server joins folder and name as they are.
+        "keep_prompt_cache": ("--slot-save-path", f"{slots_dir}/") if slots_dir else (),
     }
     return (
         *(Setting(field=field, words=words) for field, words in by_field.items() if words),
+        Setting(field="engine", words=("--alias", resolved.name)),
         Setting(field="engine", words=("--metrics",)),
         *((Setting(field="engine", words=("--mmproj", str(projector))),) if projector else ()),
         Setting(field="extra_args", words=profile.extra_args),

@@ -6,52 +6,71 @@ Everything that can be known before the live backend is touched is checked in `c
 import os
 import re
 import secrets
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import structlog
 from pydantic import ValidationError
 
 from supervisor.config.configuration import Configuration, ResolvedModel
+from supervisor.core.fitting import alternatives
 from supervisor.core.kv_cache import keeps_no_kv
+from supervisor.core.memory import MIB
 from supervisor.core.need import NeedSettings, estimate_need
-from supervisor.core.values import Mode, Target
+from supervisor.core.values import Mode, Target, TargetNeed
 from supervisor.engine.backend import Backend, OnLine, choose_address
 from supervisor.engine.engines import Engines
-from supervisor.engine.model_file import ModelFile
+from supervisor.engine.model_file import (
+    ModelFile,
+    inspect_model_file,
+    is_unchanged,
+    model_paths,
+)
 from supervisor.engine.model_source import look_at_model, require_stated_need
-from supervisor.engine.port import Abilities, Launch
+from supervisor.engine.page_cache import FileWarmer, mapped_file_bytes
+from supervisor.engine.port import Abilities, Engine, Launch
 from supervisor.engine.process import inherited_environment
-from supervisor.errors import EngineError
+from supervisor.engine.prompt_cache import PromptCache, PromptFiles
+from supervisor.engine.prompt_identity import prompt_identity, slot_kv_bytes
+from supervisor.errors import EngineError, SupervisorError
+from supervisor.telemetry.host import HostMemory
 from supervisor.telemetry.port import HOST
 
 log = structlog.get_logger()
+
+WARMING_RESERVE_BYTES = 512 * MIB
+"""Host memory that warming leaves free, for what servers and others ask for meanwhile."""
 
 
 class Launcher:
     """Turns targets into running backends.
 
     `run_dir` is our private folder for sockets; `device_env` tells the variables that show a
-    child its device and no other.
+    child its device and no other. `prompt_cache` is where prompts are kept; None: they are not.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the composition root names each of them
         self,
         *,
         configuration: Configuration,
         engines: Engines,
         run_dir: Path,
         device_env: Callable[[str], Mapping[str, str]],
+        prompt_cache: PromptCache | None = None,
         environ: Mapping[str, str] = os.environ,
     ) -> None:
         self._configuration = configuration
         self._engines = engines
         self._run_dir = run_dir
         self._device_env = device_env
+        self._prompt_cache = prompt_cache
         self._environ = environ
+        self._seen_files: dict[Path, ModelFile] = {}
 
-    def check(self, target: Target) -> int:
-        """Return the bytes that the target will need on its device.
+    def check(self, target: Target) -> TargetNeed:
+        """Return what the target will need on its device, and what would make it smaller.
 
         Blocks for some milliseconds (it reads the file's header, and asks a new binary for its
         flags). Raises EngineError or ModelFileError when the target cannot start.
@@ -62,9 +81,37 @@ class Launcher:
         abilities = engine.abilities(resolved)
         file = look_at_model(resolved, abilities)
         if file is None:
-            return require_stated_need(resolved)
+            return TargetNeed(need_bytes=require_stated_need(resolved))
+        self._seen_files[resolved.path] = file
         _refuse_uneven_slots(resolved, file)
-        return _need_bytes(resolved, file, abilities, target.device)
+        return _need_of(resolved, file, abilities, target.device)
+
+    def warm(
+        self, target: Target, child_pids: Collection[int], should_stop: threading.Event
+    ) -> None:
+        """Read the target's file into the page cache; blocks, raises nothing.
+
+        What live servers (`child_pids`) have mapped, and a reserve, are left alone. Nothing is
+        read where the server goes around that cache (`load_mode: dio`), or loads no single file.
+        """
+        host = HostMemory()
+
+        def available_bytes() -> int:
+            return host.sample(HOST).free_bytes - mapped_file_bytes(child_pids)
+
+        try:
+            paths = self._warmable_files(target)
+        except SupervisorError:
+            return  # its start will say what is wrong with the file
+        if paths:
+            warmed = FileWarmer(available_bytes, WARMING_RESERVE_BYTES).warm(paths, should_stop)
+            log.info("model.warmed", model=target.model, **asdict(warmed))
+
+    def _warmable_files(self, target: Target) -> tuple[Path, ...]:
+        resolved = self._resolve(target)
+        if resolved.profile.load_mode == "dio" or not resolved.path.is_file():
+            return ()
+        return model_paths(resolved.path)
 
     def launch(self, target: Target, epoch: int) -> Backend:
         """Spawn the target's server. Raises EngineError when it cannot be executed."""
@@ -74,16 +121,38 @@ class Launcher:
         address = choose_address(self._run_dir, epoch, has_unix_socket=abilities.has_unix_socket)
         key = secrets.token_urlsafe(32)
         inherited = inherited_environment(self._environ, self._device_env(target.device))
+        prompt_files = self._prompt_files(resolved, engine, abilities)
+        slots_dir = prompt_files.path if prompt_files else None
         launch = Launch(
-            argv=engine.argv(resolved, address, key),
+            argv=engine.argv(resolved, address, key, slots_dir),
             env=engine.environment(resolved, inherited, address, key),
             address=address,
             api_key=key,
             model=target.model,
             epoch=epoch,
             abilities=abilities,
+            prompt_files=prompt_files,
         )
         return Backend(launch, _log_output(target.model, epoch))
+
+    def _prompt_files(
+        self, resolved: ResolvedModel, engine: Engine, abilities: Abilities
+    ) -> PromptFiles | None:
+        """Return where its prompts are kept, if they are to be; a start never fails of it."""
+        cache, is_wanted = self._prompt_cache, resolved.profile.keep_prompt_cache
+        if cache is None or not (is_wanted and abilities.saves_slots):
+            return None
+        try:
+            file = self._seen_files.get(resolved.path)
+            if file is None or not is_unchanged(file):
+                file = inspect_model_file(resolved.path)
+            return cache.files_for(
+                prompt_identity(resolved, file, engine.identity),
+                slot_kv_bytes=slot_kv_bytes(resolved, file),
+            )
+        except (OSError, SupervisorError) as error:
+            log.warning("prompts.not_kept", model=resolved.name, reason=str(error))
+            return None
 
     def _resolve(self, target: Target) -> ResolvedModel:
         try:
@@ -97,11 +166,14 @@ class Launcher:
             ) from error
 
 
-def _need_bytes(resolved: ResolvedModel, file: ModelFile, abilities: Abilities, device: str) -> int:
+def _need_of(
+    resolved: ResolvedModel, file: ModelFile, abilities: Abilities, device: str
+) -> TargetNeed:
     """Return what the profile states, else an estimate from the file's header."""
     profile = resolved.profile
     if profile.memory.need_bytes is not None:
-        return profile.memory.need_bytes
+        stated = "memory.need_bytes of its profile"
+        return TargetNeed(need_bytes=profile.memory.need_bytes, explanation=stated)
     settings = NeedSettings(
         ctx_size_per_slot=profile.ctx_size,
         parallel=profile.parallel,
@@ -115,7 +187,15 @@ def _need_bytes(resolved: ResolvedModel, file: ModelFile, abilities: Abilities, 
     )
     need = estimate_need(file.headers, settings)
     # Results are handed over in host memory, whatever device computes them.
-    return need.total_bytes + (need.host_output_bytes if device == HOST else 0)
+    output_bytes = need.host_output_bytes if device == HOST else 0
+    return TargetNeed(
+        need_bytes=need.total_bytes + output_bytes,
+        explanation=need.explanation,
+        alternatives=tuple(
+            replace(smaller, need_bytes=smaller.need_bytes + output_bytes)
+            for smaller in alternatives(file.headers, settings)
+        ),
+    )
 
 
 def _refuse_uneven_slots(resolved: ResolvedModel, file: ModelFile) -> None:

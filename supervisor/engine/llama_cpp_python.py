@@ -33,7 +33,7 @@ HONOURED = frozenset(
     {
         *("ctx_size", "batch_size", "ubatch_size", "cache_type_k", "cache_type_v"),
         *("flash_attn", "n_gpu_layers", "load_mode", "threads", "extra_args"),
-        *("parallel", "kv_unified", "cache_ram_mib", "cache_reuse", "fit"),
+        *("parallel", "kv_unified", "cache_ram_mib", "cache_reuse", "fit", "keep_prompt_cache"),
     }
 )
 """What it can honour; some of these with one value only (`_FIXED`, `_REFUSED`)."""
@@ -43,6 +43,7 @@ _FIXED = {
     "cache_ram_mib": (0, "it keeps no prompts of idle slots"),
     "cache_reuse": (0, "it shifts no cached chunks"),
     "fit": (False, "it never fits itself to free memory"),
+    "keep_prompt_cache": (False, "it cannot save its prompt cache"),
 }
 _REFUSED = {
     "flash_attn": ("auto", "on or off"),
@@ -124,9 +125,15 @@ class LlamaCppPython:
         if problems:
             raise UnfitProfile(resolved.profile_name, problems)
 
-    def argv(self, resolved: ResolvedModel, address: Address, api_key: str) -> tuple[str, ...]:
+    def argv(
+        self,
+        resolved: ResolvedModel,
+        address: Address,
+        api_key: str,
+        slots_dir: Path | None = None,
+    ) -> tuple[str, ...]:
         """Return the command line that serves the model at the address."""
-        _ = api_key  # the environment carries it
+        _ = api_key, slots_dir  # the environment carries the key, and it saves no slots
         self.check(resolved)
         profile = resolved.profile
         settings = {

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from supervisor.config.configuration import ResolvedModel
 from supervisor.engine.cached_build import CMAKE_FLAGS, cached_llama_server
-from supervisor.engine.dialect import Dialect
+from supervisor.engine.dialect import Dialect, lists_slots
 from supervisor.engine.flags import (
     API_KEY_VARIABLE,
     SERVER_FIELDS,
     Setting,
     place_settings,
     profile_settings,
+    requests_at_once,
     server_environment,
     unhonoured,
 )
@@ -95,16 +96,17 @@ class LlamaServer:
         return read_help(self._ask("--help"))
 
     def abilities(self, resolved: ResolvedModel) -> Abilities:
-        """Return what this build can do, whatever the model."""
-        _ = resolved
+        """Return what this build can do."""
         entries = self.help_entries
         flash = entries.get("--flash-attn")
-        slots = entries.get("--slots")
+        has_slots = lists_slots(entries)
         return Abilities(
             has_unix_socket=".sock" in self._ask("--help"),
-            slots_path="/slots" if slots and "default: enabled" in slots.text else None,
+            slots_path="/slots" if has_slots else None,
+            saves_slots=has_slots and "--slot-save-path" in entries,
             tokenize=TokenizeRoute(path="/tokenize", text_field="content"),
             metrics_path="/metrics" if "--metrics" in entries else None,
+            requests_at_once=requests_at_once(resolved.profile),
             chooses_flash_attention=flash is not None and flash.has_value,
             runs_gguf_only=True,
             api_key_variable=API_KEY_VARIABLE,
@@ -112,9 +114,16 @@ class LlamaServer:
 
     def check(self, resolved: ResolvedModel) -> None:
         """Raise UnfitProfile, naming fields and flags, for what this build does not know."""
-        self.argv(resolved, Address(port=0), "")
+        slots_dir = Path() if resolved.profile.keep_prompt_cache else None
+        self.argv(resolved, Address(port=0), "", slots_dir)
 
-    def argv(self, resolved: ResolvedModel, address: Address, api_key: str) -> tuple[str, ...]:
+    def argv(
+        self,
+        resolved: ResolvedModel,
+        address: Address,
+        api_key: str,
+        slots_dir: Path | None = None,
+    ) -> tuple[str, ...]:
         """Return the command line that serves the model at the address, in this build's words."""
         _ = api_key  # the environment carries it
         place = place_settings(resolved, address)
@@ -127,7 +136,7 @@ class LlamaServer:
         dialect = Dialect(self.binary, self.help_entries)
         words = [str(self.binary), *(word for setting in place for word in setting.words)]
         problems = unhonoured(NAME, resolved.profile, self.honoured)
-        for setting in profile_settings(resolved):
+        for setting in profile_settings(resolved, slots_dir):
             try:
                 words += dialect.words(setting, resolved.profile)
             except EngineError as error:

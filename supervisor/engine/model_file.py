@@ -47,6 +47,21 @@ class ModelFile:
         return self.headers[0]
 
 
+def model_paths(path: Path) -> tuple[Path, ...]:
+    """Return the file, or all shards of the model whose first one it is. Raises ModelFileError."""
+    header, _ = _inspect_one(path)
+    return (path, *_further_shards(path, header))
+
+
+def is_unchanged(file: ModelFile) -> bool:
+    """Whether every shard is still the file that was looked at. Reads no header."""
+    try:
+        paths = (file.path, *_further_shards(file.path, file.header))
+        return file.identity == tuple(_identify(path.stat()) for path in paths)
+    except (OSError, ModelFileError):
+        return False
+
+
 def inspect_model_file(path: Path) -> ModelFile:
     """Read the headers of a model and of its further shards, `…-00002-of-0000N.gguf` and so on.
 
@@ -90,7 +105,11 @@ def _inspect_one(path: Path) -> tuple[GgufHeader, FileIdentity]:
         ) from error
     except OSError as error:
         raise ModelFileError(f"{path}: it cannot be read: {error.strerror}") from error
-    return header, FileIdentity(
+    return header, _identify(status)
+
+
+def _identify(status: os.stat_result) -> FileIdentity:
+    return FileIdentity(
         device=status.st_dev,
         inode=status.st_ino,
         size_bytes=status.st_size,

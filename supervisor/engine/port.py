@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from supervisor.config.configuration import ResolvedModel
+from supervisor.engine.prompt_cache import PromptFiles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +52,17 @@ class Abilities:
     slots_path: str | None = None
     """Where it tells what its slots do; None where it has none."""
 
+    saves_slots: bool = False
+    """Whether a slot's prompt can be saved to a file and restored, under `slots_path`."""
+
     tokenize: TokenizeRoute | None = None
     """How it is asked for tokens; None where it cannot tell."""
 
     metrics_path: str | None = None
     """Where its Prometheus metrics are; None where it has none."""
+
+    requests_at_once: int = 1024
+    """Requests that it is sent at a time; further ones wait with us, the first come first."""
 
     streams: bool = True
     """Whether it can answer as a stream of events."""
@@ -78,7 +85,10 @@ class Abilities:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """All that is needed to spawn one server, and to talk to it."""
+    """All that is needed to spawn one server, and to talk to it.
+
+    `prompt_files`: where its prompts are kept while it does not run; None: they are not.
+    """
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
@@ -87,6 +97,7 @@ class Launch:
     model: str
     epoch: int
     abilities: Abilities = Abilities()
+    prompt_files: PromptFiles | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,10 +135,17 @@ class Engine(Protocol):
         """
         ...
 
-    def argv(self, resolved: ResolvedModel, address: Address, api_key: str) -> tuple[str, ...]:
+    def argv(
+        self,
+        resolved: ResolvedModel,
+        address: Address,
+        api_key: str,
+        slots_dir: Path | None = None,
+    ) -> tuple[str, ...]:
         """Return the command line that serves the model at the address.
 
-        The key is for servers that take it as an argument only. Raises what `check` raises.
+        The key is for servers that take it as an argument only. `slots_dir` is an existing folder
+        to save slots in, for a server that can. Raises what `check` raises.
         """
         ...
 

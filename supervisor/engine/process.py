@@ -27,6 +27,7 @@ _SECOND_SIGNAL_AFTER_S = 0.5
 _SURVIVOR_POLL_S = 0.005
 _LAST_OUTPUT_S = 0.5
 _MAX_LINE_BYTES = 16 * 1024
+_MAX_CHUNK_BYTES = 64 * 1024
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -140,28 +141,57 @@ class ChildProcess:
         return True
 
     async def _pump_output(self) -> None:
-        """Hand the output on line by line; a line without end is cut, never awaited."""
+        """Hand the output on line by line; a line without end is cut, never awaited.
+
+        The pipe is read by hand: uvloop's own pipe transport closes the descriptor twice, and the
+        second time it may be one that another thread has just opened.
+        """
         assert self._popen.stdout is not None  # noqa: S101 - spawned with a pipe
-        reader = asyncio.StreamReader()
-        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), self._popen.stdout
-        )
-        rest = b""
-        with contextlib.closing(transport):
-            while chunk := await reader.read(65536):
-                *lines, rest = (rest + chunk).split(b"\n")
-                if len(rest) > _MAX_LINE_BYTES:
-                    lines, rest = [*lines, rest], b""
-                for line in lines:
-                    self._keep(line)
-        if rest:
-            self._keep(rest)
+        loop, is_over = asyncio.get_running_loop(), asyncio.Event()
+        lines = _Lines(self._keep)
+        with self._popen.stdout as pipe:
+            descriptor = pipe.fileno()
+            os.set_blocking(descriptor, False)
+
+            def read() -> None:
+                with contextlib.suppress(BlockingIOError):
+                    chunk = os.read(descriptor, _MAX_CHUNK_BYTES)
+                    lines.feed(chunk)
+                    if not chunk:
+                        is_over.set()
+                        loop.remove_reader(descriptor)
+
+            loop.add_reader(descriptor, read)
+            try:
+                await is_over.wait()
+            finally:
+                loop.remove_reader(descriptor)
+                lines.end()
 
     def _keep(self, line: bytes) -> None:
         text = line.decode("utf-8", errors="replace").rstrip()
         if text:
             self.last_lines.append(text)
             self._on_line(text)
+
+
+class _Lines:
+    """Cuts output into lines."""
+
+    def __init__(self, keep: Callable[[bytes], None]) -> None:
+        self._keep = keep
+        self._rest = b""
+
+    def feed(self, chunk: bytes) -> None:
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        if len(self._rest) > _MAX_LINE_BYTES:
+            lines, self._rest = [*lines, self._rest], b""
+        for line in lines:
+            self._keep(line)
+
+    def end(self) -> None:
+        self._keep(self._rest)
+        self._rest = b""
 
 
 def _reap_adopted(group: int) -> None:

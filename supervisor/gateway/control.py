@@ -118,6 +118,8 @@ class Control:
             start_timeout_s=resolved.profile.start_timeout_s,
             drain_timeout_s=resolved.profile.drain_timeout_s,
             stop_grace_s=resolved.profile.stop_grace_s,
+            stall_timeout_s=resolved.profile.stall_timeout_s,
+            restart_on_stall=resolved.profile.restart_on_stall,
             memory=resolved.profile.memory.policy(),
         )
 

@@ -10,6 +10,7 @@ from supervisor.errors import RequestRefused
 
 STATUS_BY_CODE: Mapping[str, int] = {
     "bad_request": 400,
+    "slot_files_reserved": 403,
     "model_not_found": 404,
     "switch_not_found": 404,
     "method_not_allowed": 405,
@@ -27,12 +28,14 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "backend_died": 502,
     "backend_start_timeout": 502,
     "backend_unreachable": 502,
+    "no_event_stream": 502,
     "backend_down": 503,
     "hold_queue_full": 503,
     "hold_timeout": 503,
     "no_model_loaded": 503,
     "shutting_down": 503,
     "switch_failed": 503,
+    "backend_not_reaped": 504,
     "memory_not_released": 504,
 }
 """Status for each stable code. A code that is missing here is a bug, and answers 500."""

@@ -4,6 +4,9 @@ A client that leaves cancels the handler, which cuts the upstream connection and
 A backend that dies ends the client's stream visibly broken, never with a clean end.
 """
 
+import asyncio
+import errno
+from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 
 import aiohttp
@@ -20,6 +23,8 @@ from supervisor.gateway.error_responses import error_body
 log = structlog.get_logger()
 
 REQUEST_ID = "X-Request-ID"
+EVENT_STREAM = "text/event-stream"
+EVENT_END = b"\n\n"
 
 _HOP_BY_HOP = frozenset(
     {
@@ -36,35 +41,66 @@ _HOP_BY_HOP = frozenset(
 )  # RFC 9110, section 7.6.1
 _OURS = frozenset({"authorization", "x-api-key", "x-request-id", "content-length", "expect"})
 _COLLECT_UP_TO_BYTES = 1024 * 1024
+_CROWDED_PAUSE_S = 0.005
 _NO_DEFAULT_HEADERS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 
 
-async def forward(
-    request: web.Request, backend: Backend, path: str, body: bytes, request_id: str
+Answer = Callable[
+    [web.Request, aiohttp.ClientResponse, Backend, str], Awaitable[web.StreamResponse]
+]
+"""Passes a backend's answer, of which the head is there, to the client. The text is our id."""
+
+
+async def answer_afresh(
+    request: web.Request, upstream: aiohttp.ClientResponse, backend: Backend, request_id: str
 ) -> web.StreamResponse:
-    """Send the request to the backend and its answer to the client.
+    """Give the client the backend's answer as it is, status and headers included.
 
     Raises RequestRefused `backend_unreachable` as long as the client has not got a byte.
     """
-    upstream = await _send(request, backend, path, body, request_id)
-    backend.open_answers.add(upstream)
-    try:
-        headers = answer_headers(upstream.headers, request_id)
-        length = upstream.content_length
-        if request.method == "HEAD" or (length is not None and length <= _COLLECT_UP_TO_BYTES):
-            content = await _collect(upstream, backend)
-            response = web.Response(
-                status=upstream.status, reason=upstream.reason, headers=headers, body=content
-            )
-            # Sent from here, so that the client need not wait for our bookkeeping behind it.
-            await response.prepare(request)
-            await response.write_eof()
-            return response
-        return await _stream(request, upstream, headers, backend)
-    finally:
-        backend.open_answers.discard(upstream)
-        # Cuts the connection unless the answer was read to its end: that frees the slot.
-        upstream.close()
+    headers = answer_headers(upstream.headers, request_id)
+    length = upstream.content_length
+    if request.method == "HEAD" or (length is not None and length <= _COLLECT_UP_TO_BYTES):
+        content = await _collect(upstream, backend)
+        whole = web.Response(
+            status=upstream.status, reason=upstream.reason, headers=headers, body=content
+        )
+        # Sent from here, so that the client need not wait for our bookkeeping behind it.
+        await whole.prepare(request)
+        await whole.write_eof()
+        return whole
+    response = web.StreamResponse(status=upstream.status, reason=upstream.reason, headers=headers)
+    await response.prepare(request)
+    await stream_into(response, request, upstream, backend)
+    return response
+
+
+async def forward(  # noqa: PLR0913 - what is sent, to whom, and how it is answered
+    request: web.Request,
+    backend: Backend,
+    path: str,
+    body: bytes,
+    request_id: str,
+    *,
+    answer: Answer = answer_afresh,
+) -> web.StreamResponse:
+    """Send the request to the backend, when its turn comes, and the answer to the client.
+
+    Raises RequestRefused `backend_unreachable` as long as the client has not got a byte.
+    """
+    async with backend.turns:
+        backend.activity.begin()
+        try:
+            upstream = await _send(request, backend, path, body, request_id)
+            backend.open_answers.add(upstream)
+            try:
+                return await answer(request, upstream, backend, request_id)
+            finally:
+                backend.open_answers.discard(upstream)
+                # Cuts the connection unless it was read to its end: that frees the slot.
+                upstream.close()
+        finally:
+            backend.activity.end()
 
 
 async def _send(
@@ -90,9 +126,17 @@ async def _send(
                 trace_request_ctx=connection,
             )
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
+            is_crowded = _finds_no_room(error)
             is_stale = connection.is_reused and not _has_begun_to_answer(error)
-            if not is_stale or not backend.process.is_running:
+            if not (is_crowded or is_stale) or not backend.process.is_running:
                 raise _unreachable(backend, error) from error
+            if is_crowded:
+                await asyncio.sleep(_CROWDED_PAUSE_S)
+
+
+def _finds_no_room(error: Exception) -> bool:
+    """Whether the server's queue of connections was full: a unix socket refuses then (unix(7))."""
+    return isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno == errno.EAGAIN
 
 
 def _has_begun_to_answer(error: Exception) -> bool:
@@ -109,40 +153,39 @@ async def _collect(upstream: aiohttp.ClientResponse, backend: Backend) -> bytes:
         raise _unreachable(backend, error) from error
 
 
-async def _stream(
+async def stream_into(
+    response: web.StreamResponse,
     request: web.Request,
     upstream: aiohttp.ClientResponse,
-    headers: CIMultiDict[str],
     backend: Backend,
-) -> web.StreamResponse:
-    response = web.StreamResponse(status=upstream.status, reason=upstream.reason, headers=headers)
-    await response.prepare(request)
-    tail = b"\n\n"
+) -> None:
+    """Pass the backend's answer on into a response that has begun, and end it as that ends."""
+    tail = EVENT_END
     try:
         async for chunk in upstream.content.iter_any():
             await response.write(chunk)
+            backend.activity.signs += 1
             tail = (tail + chunk)[-4:]
     except (aiohttp.ClientPayloadError, aiohttp.ClientConnectionError) as error:
         if request.transport is None or request.transport.is_closing():
             raise  # it is the client that left
-        await _break_off(request, response, tail, _unreachable(backend, error))
+        await break_off(request, response, tail, _unreachable(backend, error))
     else:
         await response.write_eof()
-    return response
 
 
-async def _break_off(
+async def break_off(
     request: web.Request, response: web.StreamResponse, tail: bytes, error: RequestRefused
 ) -> None:
     """End the client's stream so that it cannot be taken for complete.
 
     The connection closes without the last chunk; an event stream that stands at an event boundary
-    gets one error event before.
+    gets one error event before. `tail` is what was sent last, four bytes of it.
     """
     log.warning("relay.broken", reason=error.message, path=request.path)
-    is_event_stream = response.content_type == "text/event-stream"
+    is_event_stream = response.content_type == EVENT_STREAM
     if is_event_stream and tail.endswith((b"\n\n", b"\r\n\r\n")):
-        await response.write(b"data: " + msgspec.json.encode(error_body(error)) + b"\n\n")
+        await response.write(b"data: " + msgspec.json.encode(error_body(error)) + EVENT_END)
     if request.transport is not None:
         request.transport.close()
 

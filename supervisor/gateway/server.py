@@ -1,7 +1,9 @@
 """The HTTP application: reserved routes from the table, everything else to the relay."""
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from itertools import count
 from secrets import token_hex
 
@@ -13,12 +15,15 @@ from supervisor.config.configuration import Configuration
 from supervisor.errors import RequestRefused
 from supervisor.gateway import relay
 from supervisor.gateway.control import Control, unknown_model
+from supervisor.gateway.early_answer import Forward, answer_early, describe_wait
 from supervisor.gateway.error_responses import error_response
 from supervisor.gateway.request_reading import (
+    acts_on_slot_files,
     is_safe_to_repeat,
     mode_hint,
     model_in_body,
     read_body,
+    wants_stream,
 )
 from supervisor.gateway.routes import RESERVED_ROUTES, Route
 from supervisor.gateway.status import Status
@@ -89,14 +94,32 @@ class Gateway:
     ) -> web.StreamResponse:
         request_id = given_request_id(request) or new_request_id()
         request[_REQUEST_ID] = request_id
+        after_s = self._configuration.settings.queue.early_answer_after_s
+        if after_s is None or not wants_stream(request, path, body, self._max_body_bytes):
+            return await self._serve(request, model, path, body, relay.forward)
+        return await answer_early(
+            request,
+            partial(self._serve, request, model, path, body),
+            request_id=request_id,
+            after_s=after_s,
+            what_is_awaited=lambda: describe_wait(self._arbiter.snapshot, model),
+        )
+
+    async def _serve(
+        self, request: web.Request, model: str | None, path: str, body: bytes, forward: Forward
+    ) -> web.StreamResponse:
+        """Lease a backend and forward to it, once more where it died before its first byte."""
+        request_id = request[_REQUEST_ID]
         repeats_left = MAX_REPEATS if self._may_repeat(request.method, path) else 0
         while True:
             hint = mode_hint(request.path)
             async with self._arbiter.lease(model, hint, len(body)) as lease:
+                if lease.backend.launch.prompt_files is not None and acts_on_slot_files(path):
+                    raise SLOT_FILES_RESERVED
                 request[_EPOCH] = lease.backend.epoch
                 request[_WAITED_S] = request.get(_WAITED_S, 0.0) + lease.waited_s
                 try:
-                    return await relay.forward(request, lease.backend, path, body, request_id)
+                    return await forward(request, lease.backend, path, body, request_id)
                 except RequestRefused:  # the client has not got a byte yet
                     if not repeats_left or not await lease.backend.is_found_dead():
                         raise
@@ -114,6 +137,12 @@ class Gateway:
             raise unknown_model(name, self._configuration)
         return found
 
+
+SLOT_FILES_RESERVED = RequestRefused(
+    "slot_files_reserved",
+    "this model's prompts are kept over switches by the controller (keep_prompt_cache), and its "
+    "slots are saved and restored by nobody else; set keep_prompt_cache: false to do it yourself",
+)
 
 MAX_REPEATS = 3
 """Servers that one request may see die before its client is told."""
@@ -147,8 +176,9 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
             response = error_response(
                 RequestRefused("body_too_large", "the body is larger than server.max_body_bytes")
             )
-        except ConnectionResetError:
-            raise  # the client left in the middle of the answer
+        except ConnectionResetError as error:
+            # The client left in the middle of the answer, and the cancellation is on its way.
+            raise asyncio.CancelledError from error
         except Exception:
             log.exception("request.failed", path=request.path)
             response = error_response(

@@ -166,6 +166,8 @@ def describe_backend(backend: Backend, now: float) -> dict[str, Any]:
         "pid": backend.pid,
         "address": backend.address,
         "in_flight": backend.in_flight,
+        "retiring": backend.is_retiring,
+        "stalled_s": backend.stalled_s,
         "need_bytes": backend.need_bytes,
         "age_s": round(now - backend.started_at, 1),
     }

@@ -1,5 +1,6 @@
 """Switches and memory written as JSON: the form that callers, the history and the page share."""
 
+from dataclasses import asdict
 from typing import Any
 
 from supervisor.core.memory import MemorySample
@@ -33,12 +34,17 @@ def describe_report(report: SwitchReport) -> dict[str, Any]:
         "mode": report.mode,
         "profile": report.profile,
         "epoch": report.epoch,
+        "last_phase": report.last_phase.value,
         "seconds": ({} if is_unchanged else seconds) | {"total": round(report.total_s, 4)},
         "memory": {
             "before": describe_memory(report.memory_before),
             "released": describe_memory(report.memory_confirmed),
             "after": describe_memory(report.memory_after),
             "reason": report.gate_reason,
+        },
+        "prompt_cache": {
+            "saved": [asdict(kept) for kept in report.prompts_saved],
+            "restored": asdict(report.prompts_restored) if report.prompts_restored else None,
         },
         "error": _describe_refusal(report.refusal),
     }

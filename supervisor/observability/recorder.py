@@ -8,8 +8,10 @@ import structlog
 from supervisor.core.commands import Command, FinishSwitch
 from supervisor.core.events import (
     BackendExited,
+    BackendMoved,
     BackendReady,
     BackendSpawned,
+    BackendStalled,
     Event,
     RequestArrived,
     RequestEnded,
@@ -39,6 +41,8 @@ class Recorder:
         for command in commands:
             if isinstance(command, FinishSwitch):
                 self._keep(command.report)
+        if isinstance(event, BackendReady):
+            _log_retiring(before, after)
         if not isinstance(event, RequestArrived | RequestEnded):
             _log_backend(event, after)
 
@@ -57,6 +61,14 @@ def _log_phase(before: Snapshot, after: Snapshot) -> None:
         phase=switch.phase.value,
         model=switch.target.model if switch.target else None,
     )
+
+
+def _log_retiring(before: Snapshot, after: Snapshot) -> None:
+    """Tell which servers go on for their last requests only, because a successor is ready."""
+    for backend in after.backends:
+        known = before.backend(backend.epoch)
+        if backend.is_retiring and known is not None and not known.is_retiring:
+            log.info("backend.retiring", epoch=backend.epoch, in_flight=backend.in_flight)
 
 
 def _log_switch(report: SwitchReport) -> None:
@@ -79,6 +91,10 @@ def _log_backend(event: Event, after: Snapshot) -> None:
             log.info("backend.spawned", epoch=event.epoch, pid=event.pid)
         case BackendReady():
             log.info("backend.ready", epoch=event.epoch)
+        case BackendStalled():
+            log.warning("backend.stalled", epoch=event.epoch, stalled_s=round(event.stalled_s, 1))
+        case BackendMoved():
+            log.info("backend.moved", epoch=event.epoch)
         case BackendExited():
             exit_record = after.last_exit
             if exit_record is None or exit_record.epoch != event.epoch:

@@ -1,6 +1,7 @@
 """Host memory as a device: what the machine has, bounded by what this container may use."""
 
-from collections.abc import Collection
+import time
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -10,7 +11,7 @@ import psutil
 from supervisor.core.memory import MemorySample
 from supervisor.errors import TelemetryError
 from supervisor.telemetry.cgroup import MemoryCgroup
-from supervisor.telemetry.port import HOST, DeviceInfo
+from supervisor.telemetry.port import HOST, DeviceInfo, DeviceReading
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,22 +29,32 @@ def read_machine_memory() -> MachineMemory:
 
 
 class HostMemory:
-    """Reads host memory. `root` is where /proc and /sys are looked for."""
+    """Reads host memory. `root` is where /proc and /sys are looked for.
+
+    A reading costs well under a millisecond and cannot hang, so that it needs no process of its
+    own.
+    """
 
     vendor: ClassVar[str] = "host"
-    answers_at_once: ClassVar[bool] = True
 
-    def __init__(self, root: Path = Path("/")) -> None:
+    def __init__(
+        self, root: Path = Path("/"), *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock = clock
         self._proc = root / "proc"
         self._cgroup = MemoryCgroup(root)
 
     def devices(self) -> tuple[DeviceInfo, ...]:
         """List the one device, with the total this process may use."""
-        total = self.read(HOST, taken_at=0.0, child_pids=()).total_bytes
+        total = self.sample(HOST).total_bytes
         return (DeviceInfo(device=HOST, name="host memory", vendor=self.vendor, total_bytes=total),)
 
-    def read(self, device: str, *, taken_at: float, child_pids: Collection[int]) -> MemorySample:
-        """Read host memory now, in well under a millisecond.
+    def read(self, device: str, child_pids: Collection[int] = ()) -> DeviceReading:
+        """Read host memory now; a host has nothing else that devices tell."""
+        return DeviceReading(sample=self.sample(device, child_pids))
+
+    def sample(self, device: str, child_pids: Collection[int] = ()) -> MemorySample:
+        """Read host memory now.
 
         The smallest cgroup limit below the machine's total gives `total_bytes` and `used_bytes`;
         `free_bytes` is the least that the machine or any of the limits leaves.
@@ -57,6 +68,7 @@ class HostMemory:
             free = min(free, limit.limit_bytes - limit.used_bytes)
             if limit.limit_bytes < total:
                 total, used, source = limit.limit_bytes, limit.used_bytes, limit.source
+        taken_at = self._clock()
         return MemorySample(
             device=HOST,
             taken_at=taken_at,

@@ -1,10 +1,9 @@
 """NVIDIA devices through NVML, which makes no CUDA context and so costs no device memory."""
 
 import os
-import re
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,40 +12,14 @@ import pynvml
 from supervisor.core.memory import MemorySample
 from supervisor.errors import TelemetryError
 from supervisor.telemetry.host import MachineMemory, read_machine_memory
-from supervisor.telemetry.port import DeviceInfo, VendorAbsentError
+from supervisor.telemetry.nvidia_devices import NvidiaDevice, enumerate_devices
+from supervisor.telemetry.nvidia_faults import explained
+from supervisor.telemetry.port import DeviceInfo, DeviceReading, ProcessUse, VendorAbsentError
+from supervisor.telemetry.process_name import read_process_name
 from supervisor.telemetry.visible_devices import select_visible
 
-# NVML has no question for "integrated", so the parts are known by name.
-_INTEGRATED_PARTS = re.compile(r"\b(GB10|Thor|Orin|Xavier|Tegra|Jetson|nvgpu)\b", re.IGNORECASE)
-
-_SEE_ALSO = "see `nvidia-smi` and the kernel log (NVRM, Xid)"
-
-_EXPLANATIONS: Mapping[int, str] = {
-    pynvml.NVML_ERROR_DRIVER_NOT_LOADED: (
-        "the NVIDIA kernel driver is not loaded; load it (`modprobe nvidia`), or start the "
-        "container with access to the GPU"
-    ),
-    pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH: (
-        "the driver's library and its kernel module have different versions, as after an update "
-        "of the running system; reboot the node, or restart the pod if the node was rebooted"
-    ),
-    pynvml.NVML_ERROR_UNKNOWN: (
-        "the driver gave an unknown error, as it does in a container that lost its devices when "
-        "the host's systemd was reloaded; restart the container, and if that does not help "
-        f"{_SEE_ALSO}"
-    ),
-    pynvml.NVML_ERROR_GPU_IS_LOST: (
-        "the GPU is lost: it has fallen off the bus; reboot the node or reset the GPU, and "
-        f"{_SEE_ALSO}"
-    ),
-    pynvml.NVML_ERROR_RESET_REQUIRED: (
-        "the GPU needs a reset; stop what uses it and run `nvidia-smi --gpu-reset`"
-    ),
-    pynvml.NVML_ERROR_NO_PERMISSION: (
-        "permission denied; give this user access to /dev/nvidiactl and /dev/nvidia*, and on a "
-        "GPU in MIG mode name the MIG device in CUDA_VISIBLE_DEVICES"
-    ),
-}
+UNIFIED_SOURCE = "MemAvailable (unified memory)"
+"""What a sample's `source` is where the device's memory is the host's."""
 
 # A driver older than 510 knows only the first version of the memory question.
 _NO_SECOND_VERSION = (
@@ -57,26 +30,14 @@ _NO_SECOND_VERSION = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Device:
-    """A GPU or a MIG device. `fault` is set instead of the handle where NVML refuses it."""
-
-    handle: Any
-    uuid: str
-    name: str
-    is_mig: bool = False
-    fault: TelemetryError | None = None
-
-
-class NvidiaMemory:
+class NvidiaReader:
     """Reads NVIDIA devices; a GPU in MIG mode appears as its MIG devices.
 
-    `environment` says which devices are visible, `root` is where /dev is looked for, and
-    `machine_memory` answers for devices that share the host's memory.
+    `environment` says which devices are visible, `root` is where /dev is looked for,
+    and `machine_memory` answers for devices that share the host's memory.
     """
 
     vendor: ClassVar[str] = "NVIDIA"
-    answers_at_once: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -84,52 +45,50 @@ class NvidiaMemory:
         *,
         root: Path = Path("/"),
         machine_memory: Callable[[], MachineMemory] = read_machine_memory,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._environment = environment
-        self._control_node = root / "dev/nvidiactl"
+        self._root = root
         self._machine_memory = machine_memory
+        self._clock = clock
         self._is_open = False
-        self._devices: dict[str, _Device] = {}
+        self._devices: dict[str, NvidiaDevice] = {}
 
     def devices(self) -> tuple[DeviceInfo, ...]:
         """List the visible devices as `gpu0`, `gpu1`, …, opening NVML where needed."""
         self._open()
-        with _explained("list the NVIDIA devices"):
-            found = _enumerate()
+        with explained("list the NVIDIA devices"):
+            found = enumerate_devices()
         visible = select_visible([device.uuid for device in found], self._environment)
         self._devices = {f"gpu{i}": found[position] for i, position in enumerate(visible)}
-        return tuple(self._describe(device) for device in self._devices)
+        driver_version = _ask(pynvml.nvmlSystemGetDriverVersion)
+        return tuple(self._describe(device, driver_version) for device in self._devices)
 
-    def read(self, device: str, *, taken_at: float, child_pids: Collection[int]) -> MemorySample:
-        """Read one device; where it shares the host's memory, MemAvailable is the truth.
+    def sample(self, device: str, child_pids: Collection[int] = ()) -> MemorySample:
+        """Read one device's memory; where it is the host's memory, MemAvailable is the truth.
 
         NVML's own figures count the page cache as used on such devices, or are refused. The
         bounds of a memory cgroup do not apply: the driver's allocations are not charged to it.
         """
         found = self._find(device)
-        with _explained(f"read the memory of {found.name} ({found.uuid})"):
-            answer = _ask_memory(found.handle)
-            children = _ask_children(found.handle, child_pids)
-        machine = self._machine_memory()
-        if answer is None and found.is_mig:
-            raise TelemetryError(
-                f"cannot read the memory of {found.name} ({found.uuid}): NVML does not support it "
-                "for this MIG device; update the driver"
-            )
-        if answer is None or _is_unified(found, answer[0].total, machine):
-            total, free = machine.total_bytes, machine.available_bytes
-            used, source = total - free, "MemAvailable (unified memory)"
-        else:
-            memory, source = answer
-            total, used, free = memory.total, memory.used, memory.free
-        return MemorySample(
-            device=device,
-            taken_at=taken_at,
-            total_bytes=total,
-            used_bytes=used,
-            free_bytes=free,
-            source=source,
-            children_bytes=children,
+        processes = _ask(_list_processes, found.handle) if child_pids else None
+        return self._sample(device, found, _sum_children(processes, child_pids))
+
+    def read(self, device: str, child_pids: Collection[int] = ()) -> DeviceReading:
+        """Read everything: memory as `sample` does, load, and what every process holds."""
+        found = self._find(device)
+        handle = found.handle
+        processes = _ask(_list_processes, handle)
+        load = _ask(pynvml.nvmlDeviceGetUtilizationRates, handle)
+        power_mw = _ask(pynvml.nvmlDeviceGetPowerUsage, handle)
+        return DeviceReading(
+            sample=self._sample(device, found, _sum_children(processes, child_pids)),
+            utilisation_percent=None if load is None else load.gpu,
+            temperature_c=_ask(
+                pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU
+            ),
+            power_w=None if power_mw is None else power_mw / 1000,
+            processes=None if processes is None else _name(processes),
         )
 
     def close(self) -> None:
@@ -144,7 +103,7 @@ class NvidiaMemory:
         if self._is_open:
             return
         try:
-            with _explained("open NVML"):
+            with explained("open NVML"):
                 pynvml.nvmlInit()
         except TelemetryError as exc:
             if isinstance(exc.__cause__, pynvml.NVMLError_LibraryNotFound):
@@ -153,7 +112,7 @@ class NvidiaMemory:
         self._is_open = True
 
     def _explain_missing_library(self) -> TelemetryError:
-        if self._control_node.exists():
+        if (self._root / "dev/nvidiactl").exists():
             return TelemetryError(
                 "cannot open NVML: the NVIDIA driver is here, but libnvidia-ml.so.1 is not; in a "
                 "container set NVIDIA_DRIVER_CAPABILITIES=compute,utility, else install the "
@@ -164,82 +123,81 @@ class NvidiaMemory:
             "install the driver, or start the container with the NVIDIA runtime"
         )
 
-    def _find(self, device: str) -> _Device:
+    def _find(self, device: str) -> NvidiaDevice:
         found = self._devices.get(device)
         if found is None:
             raise TelemetryError(f"{device!r} is not an NVIDIA device that was found")
         if found.fault is not None:
-            raise found.fault
+            raise TelemetryError(str(found.fault))
         return found
 
-    def _describe(self, device: str) -> DeviceInfo:
-        sample = self.read(device, taken_at=0.0, child_pids=())
+    def _describe(self, device: str, driver_version: str | None) -> DeviceInfo:
         found = self._devices[device]
+        total_bytes, source, fault = 0, "", None
+        try:
+            sample = self.sample(device)
+            total_bytes, source = sample.total_bytes, sample.source
+        except TelemetryError as exc:
+            fault = str(exc)
         return DeviceInfo(
             device=device,
             name=found.name,
             vendor=self.vendor,
-            total_bytes=sample.total_bytes,
-            uuid=found.uuid,
+            total_bytes=total_bytes,
+            uuid=found.uuid or None,
+            index=found.index,
+            pci_id=found.pci_id,
+            mig_profile=found.mig_profile,
+            driver_version=driver_version,
+            shares_host_memory=source == UNIFIED_SOURCE,
+            visible_as=(("CUDA_VISIBLE_DEVICES", found.uuid),) if found.uuid else (),
+            fault=fault,
         )
 
+    def _sample(self, device: str, found: NvidiaDevice, children_bytes: int | None) -> MemorySample:
+        with explained(f"read the memory of {found.name} ({found.uuid})"):
+            memory, source = _ask_memory(found.handle)
+        taken_at = self._clock()
+        if memory is None and found.is_mig:
+            raise TelemetryError(
+                f"cannot read the memory of {found.name} ({found.uuid}): NVML does not support it "
+                "for this MIG device; update the driver"
+            )
+        machine = self._read_shared(found, 0 if memory is None else memory.total)
+        if machine is None:
+            total, used, free = memory.total, memory.used, memory.free
+        else:
+            total, free = machine.total_bytes, machine.available_bytes
+            used, source = total - free, UNIFIED_SOURCE
+        return MemorySample(
+            device=device,
+            taken_at=taken_at,
+            total_bytes=total,
+            used_bytes=used,
+            free_bytes=free,
+            source=source,
+            children_bytes=children_bytes,
+        )
 
-@contextmanager
-def _explained(doing: str) -> Iterator[None]:
-    """Turn an NVML error into ours, with its reason and what to do about it."""
+    def _read_shared(self, found: NvidiaDevice, nvml_total_bytes: int) -> MachineMemory | None:
+        """Read the host's memory where it is the device's, too; it costs as much as all NVML."""
+        if nvml_total_bytes > 0 and not found.is_integrated:
+            return None
+        machine = self._machine_memory()
+        is_most_of_host = nvml_total_bytes >= 0.9 * machine.total_bytes
+        return machine if nvml_total_bytes == 0 or is_most_of_host else None
+
+
+def _ask(question: Callable[..., Any], *arguments: Any) -> Any:
+    """Ask what is good to know; None where the driver does not tell."""
     try:
-        yield
-    except pynvml.NVMLError as exc:
-        reason = _EXPLANATIONS.get(exc.value, f"{exc} (NVML error {exc.value}); {_SEE_ALSO}")
-        raise TelemetryError(f"cannot {doing}: {reason}") from exc
+        return question(*arguments)
+    except (pynvml.NVMLError, pynvml.NVMLLibraryMismatchError):
+        return None
 
 
-def _enumerate() -> list[_Device]:
-    """List every device that NVML counts.
-
-    One that cannot be described keeps its place with its fault, so that the others keep their
-    indices and work on unless it is the one wanted.
-    """
-    found: list[_Device] = []
-    for index in range(pynvml.nvmlDeviceGetCount()):
-        try:
-            with _explained(f"use NVIDIA device {index}"):
-                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-                found += _mig_devices(handle) if _is_mig_enabled(handle) else [_identify(handle)]
-        except TelemetryError as exc:
-            found.append(_Device(handle=None, uuid="", name=f"NVIDIA device {index}", fault=exc))
-    return found
-
-
-def _identify(handle: Any, *, is_mig: bool = False) -> _Device:
-    return _Device(
-        handle=handle,
-        uuid=pynvml.nvmlDeviceGetUUID(handle),
-        name=pynvml.nvmlDeviceGetName(handle),
-        is_mig=is_mig,
-    )
-
-
-def _is_mig_enabled(handle: Any) -> bool:
-    try:
-        current, _pending = pynvml.nvmlDeviceGetMigMode(handle)
-    except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_FunctionNotFound):
-        return False
-    return bool(current == pynvml.NVML_DEVICE_MIG_ENABLE)
-
-
-def _mig_devices(parent: Any) -> list[_Device]:
-    """List the MIG devices of a GPU; the GPU itself refuses to tell its memory."""
-    devices: list[_Device] = []
-    for index in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(parent)):
-        with suppress(pynvml.NVMLError_NotFound):  # places without a device are left out
-            handle = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(parent, index)
-            devices.append(_identify(handle, is_mig=True))
-    return devices
-
-
-def _ask_memory(handle: Any) -> tuple[Any, str] | None:
-    """Give NVML's figures and their source, or None where the device has none of its own.
+def _ask_memory(handle: Any) -> tuple[Any, str]:
+    """Give NVML's figures, None where the device has none of its own, and their source.
 
     The second version leaves the driver's reserve out of `used`.
     """
@@ -247,32 +205,42 @@ def _ask_memory(handle: Any) -> tuple[Any, str] | None:
         return pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2), "nvml v2"
     with suppress(pynvml.NVMLError_NotSupported):
         return pynvml.nvmlDeviceGetMemoryInfo(handle), "nvml v1"
-    return None
+    return None, ""
 
 
-def _is_unified(device: _Device, nvml_total_bytes: int, machine: MachineMemory) -> bool:
-    is_most_of_host = nvml_total_bytes >= 0.9 * machine.total_bytes
-    is_integrated = _INTEGRATED_PARTS.search(device.name) is not None
-    return nvml_total_bytes == 0 or (is_integrated and is_most_of_host)
+def _list_processes(handle: Any) -> dict[int, int | None]:
+    """List what each process holds on the device; None where NVML knows it but not its figure.
+
+    A process can be listed for compute and for graphics with the same figure.
+    """
+    held: dict[int, int | None] = {}
+    for process in (
+        *pynvml.nvmlDeviceGetComputeRunningProcesses(handle),
+        *pynvml.nvmlDeviceGetGraphicsRunningProcesses(handle),
+    ):
+        if held.get(process.pid) is None:
+            held[process.pid] = process.usedGpuMemory
+    return held
 
 
-def _ask_children(handle: Any, child_pids: Collection[int]) -> int | None:
-    """Sum what the children hold on the device, or None where NVML does not tell.
+def _name(processes: Mapping[int, int | None]) -> tuple[ProcessUse, ...]:
+    return tuple(
+        ProcessUse(pid=pid, used_bytes=held, name=read_process_name(pid))
+        for pid, held in processes.items()
+    )
+
+
+def _sum_children(
+    processes: Mapping[int, int | None] | None, child_pids: Collection[int]
+) -> int | None:
+    """Sum what the children hold, or None where that is not told.
 
     A child that is not listed proves nothing: in a container NVML may list the host's process
-    ids, or none. A process can be listed for compute and for graphics with the same figure.
+    ids, or none.
     """
     if not child_pids:
         return 0
-    held: dict[int, int | None] = {}
-    try:
-        for process in (
-            *pynvml.nvmlDeviceGetComputeRunningProcesses(handle),
-            *pynvml.nvmlDeviceGetGraphicsRunningProcesses(handle),
-        ):
-            if process.pid in child_pids and held.get(process.pid) is None:
-                held[process.pid] = process.usedGpuMemory
-    except (pynvml.NVMLError, pynvml.NVMLLibraryMismatchError):
-        return None
-    amounts = [amount for amount in held.values() if amount is not None]
-    return sum(amounts) if amounts and len(amounts) == len(held) else None
+    listed = processes or {}
+    amounts = [listed[pid] for pid in child_pids if pid in listed]
+    known = [amount for amount in amounts if amount is not None]
+    return sum(known) if known and len(known) == len(amounts) else None

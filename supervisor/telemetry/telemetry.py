@@ -1,126 +1,163 @@
 """All devices of this machine behind one face: what there is, and what memory it has now."""
 
-import time
-from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Literal
+import asyncio
+import importlib.util
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
 
 from supervisor.core.memory import MemorySample
 from supervisor.errors import TelemetryError
-from supervisor.telemetry.port import HOST, DeviceInfo, MemoryReader, VendorAbsentError
-from supervisor.telemetry.vendor_thread import VendorThread
+from supervisor.telemetry.host import HostMemory
+from supervisor.telemetry.port import (
+    HOST,
+    DeviceHealth,
+    DeviceInfo,
+    DeviceReading,
+    TelemetryState,
+)
+from supervisor.telemetry.vendor_sampler import SamplerPolicy, VendorSampler
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Source:
-    """Where a device is read: its reader, its id there, and the thread that may be hung."""
+def find_vendors(root: Path = Path("/")) -> tuple[str, ...]:
+    """Name the vendors whose devices may be here, by what costs nothing to look at.
 
-    reader: MemoryReader
-    device: str
-    thread: VendorThread | None
+    AMD's are where the kernel shows their memory, or where AMD SMI is installed. NVIDIA's library
+    can be in many places, so that only loading it tells.
+    """
+    has_cards = any((root / "sys/class/drm").glob("card*/device/mem_info_vram_total"))
+    has_amd = has_cards or importlib.util.find_spec("amdsmi") is not None
+    return ("NVIDIA", "AMD") if has_amd else ("NVIDIA",)
 
 
 class Telemetry:
-    """Finds devices once and samples them, each vendor's library in a thread of its own.
+    """Finds devices and samples them: GPUs in a process for each vendor, the host's memory here.
 
-    A vendor that does not answer is a sentence in `problems`, never the end of the others. Vendors
-    get up to `discovery_s` seconds when this is constructed, because opening a driver can wake the
-    hardware, and `deadline_s` for a sample.
+    An async context: entering it finds the devices, leaving it ends the processes. A vendor that
+    does not work is a sentence in `problems`, never the end of the others, and is tried again for
+    as long as the context lasts. No vendor's library is ever loaded into this process. `environ`
+    is what a vendor's process is given, `vendors` whose processes are started (None: those that
+    may be here).
     """
 
     def __init__(
         self,
-        readers: Sequence[MemoryReader],
         *,
-        clock: Callable[[], float] = time.monotonic,
-        deadline_s: float = 2.0,
-        discovery_s: float = 10.0,
+        environ: Mapping[str, str] = os.environ,
+        vendors: Sequence[str] | None = None,
+        host: HostMemory | None = None,
+        policy: SamplerPolicy | None = None,
     ) -> None:
-        self._clock = clock
-        self._deadline_s = deadline_s
-        self._sources: dict[str, _Source] = {}
-        self._devices: dict[str, DeviceInfo] = {}
-        self._opened: list[tuple[MemoryReader, VendorThread | None]] = []
-        self._problems: list[str] = []
-        for reader in readers:
-            self._discover(reader, discovery_s)
+        policy = policy or SamplerPolicy()
+        vendors = find_vendors() if vendors is None else vendors
+        self._samplers = [VendorSampler(vendor, environ, policy) for vendor in vendors]
+        self._host = host or HostMemory()
+        self._host_info: DeviceInfo | None = None
+        self._host_problem: str | None = None
+        self._places: dict[str, tuple[VendorSampler, int]] = {}
+        self._gpu: str | None = None
+        self._is_open = False
+
+    async def __aenter__(self) -> Self:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for sampler in self._samplers:
+                    group.create_task(sampler.open(), name=f"open-{sampler.vendor}")
+        except BaseException:  # cancelled: no process is left
+            await self.close()
+            raise
+        try:
+            (self._host_info,) = self._host.devices()
+        except TelemetryError as exc:
+            self._host_problem = str(exc)
+        gpus = [info for info in self.devices() if info.device != HOST]
+        working = [info for info in gpus if info.fault is None]
+        self._gpu = next((info.device for info in (*working, *gpus)), None)
+        self._is_open = True
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End the vendors' processes, waiting no longer than for their death. Safe twice."""
+        self._is_open = False
+        await asyncio.gather(*(sampler.close() for sampler in self._samplers))
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """One sentence with reason and remedy for each vendor that is here and does not work."""
-        return tuple(self._problems)
+        """One sentence with reason and remedy for each vendor or device that cannot be read."""
+        vendors = [s.lost_reason for s in self._samplers if s.lost_reason is not None]
+        devices = [
+            f"{device}: {fault}"
+            for device, (sampler, position) in self._places.items()
+            if sampler.lost_reason is None and (fault := sampler.fault(position)) is not None
+        ]
+        host = [self._host_problem] if self._host_problem is not None else []
+        return (*vendors, *devices, *host)
 
     def devices(self) -> tuple[DeviceInfo, ...]:
-        """Give what was found, in the order of the readers; GPUs are numbered across vendors."""
-        return tuple(self._devices.values())
+        """Give what was found, the host last; GPUs are numbered across vendors, and keep it.
+
+        A device whose driver comes to life later is added; it is not what `device_for` names.
+        """
+        self._number_devices()
+        gpus = [
+            replace(sampler.devices[position], device=device)
+            for device, (sampler, position) in self._places.items()
+        ]
+        return (*gpus, *([self._host_info] if self._host_info is not None else []))
 
     def device_for(self, kind: Literal["gpu", "cpu"]) -> str:
         """Name the device that a backend of this kind uses: without a GPU, the host's memory."""
-        gpus = (device for device in self._devices if device != HOST)
-        return next(gpus, HOST) if kind == "gpu" else HOST
+        return self._gpu or HOST if kind == "gpu" else HOST
+
+    def health(self, device: str) -> DeviceHealth:
+        """Say whether a device could be read when last tried. Raises TelemetryError: unknown."""
+        if device == HOST and self._host_info is not None:
+            return DeviceHealth(device=HOST, state=TelemetryState.OK)
+        sampler, position = self._find(device)
+        fault = sampler.fault(position)
+        state = TelemetryState.OK if fault is None else TelemetryState.LOST
+        return DeviceHealth(device=device, state=state, reason=fault)
 
     async def sample(self, device: str, child_pids: Collection[int] = ()) -> MemorySample:
-        """Read one device now; `child_pids` are our children's processes, to tell their share.
+        """Read a device's memory now; `child_pids` are our processes, to tell their share.
 
         Raises TelemetryError for an unknown device, one that cannot be read, and a driver that
         does not answer in time.
         """
-        source = self._sources.get(device)
-        if source is None:
-            known = ", ".join(self._sources) or "none"
-            raise TelemetryError(f"there is no device {device!r} here; found: {known}")
-        read = partial(self._read, source, tuple(child_pids))
-        if source.thread is None:
-            sample = read()
-        else:
-            sample = await source.thread.run(read, deadline_s=self._deadline_s)
-        return replace(sample, device=device)
+        if device == HOST and self._is_open:
+            return self._host.sample(HOST, child_pids)
+        sampler, position = self._find(device)
+        return replace(await sampler.sample(position, tuple(child_pids)), device=device)
 
-    def close(self) -> None:
-        """Give the vendors' libraries back, waiting no longer than for a sample. Safe twice."""
-        for reader, thread in self._opened:
-            if thread is None:
-                reader.close()
-            else:
-                with suppress(TelemetryError):  # a hung library is left to the process's exit
-                    thread.run_blocking(reader.close, deadline_s=self._deadline_s)
-                thread.stop()
-        self._opened.clear()
-        self._sources.clear()
+    async def read(self, device: str, child_pids: Collection[int] = ()) -> DeviceReading:
+        """Read all that a device tells now: memory, load, and who uses it. Raises as `sample`."""
+        if device == HOST and self._is_open:
+            return self._host.read(HOST, child_pids)
+        sampler, position = self._find(device)
+        reading = await sampler.read(position, tuple(child_pids))
+        return replace(reading, sample=replace(reading.sample, device=device))
 
-    def _read(self, source: _Source, child_pids: tuple[int, ...]) -> MemorySample:
-        # The clock is read where the reading is done: a call may have waited for its turn.
-        return source.reader.read(source.device, taken_at=self._clock(), child_pids=child_pids)
+    def _find(self, device: str) -> tuple[VendorSampler, int]:
+        place = self._places.get(device) if self._is_open else None
+        if place is None:
+            known = ", ".join(info.device for info in self.devices()) if self._is_open else ""
+            raise TelemetryError(f"there is no device {device!r} here; found: {known or 'none'}")
+        return place
 
-    def _discover(self, reader: MemoryReader, discovery_s: float) -> None:
-        thread = None if reader.answers_at_once else VendorThread(reader.vendor)
-        self._opened.append((reader, thread))
-        try:
-            if thread is None:
-                found = reader.devices()
-            else:
-                found = thread.run_blocking(reader.devices, deadline_s=discovery_s)
-        except VendorAbsentError:
-            return
-        except TelemetryError as exc:
-            self._problems.append(str(exc))
-            return
-        for info in found:
-            device = info.device if info.device == HOST else f"gpu{self._count_gpus()}"
-            self._devices[device] = replace(info, device=device)
-            self._sources[device] = _Source(reader=reader, device=info.device, thread=thread)
-
-    def _count_gpus(self) -> int:
-        return sum(device != HOST for device in self._devices)
-
-
-def find_readers() -> tuple[MemoryReader, ...]:
-    """Build the reader of every vendor, touching no driver yet: NVIDIA, AMD, host."""
-    # Only a server needs them; NVML's bindings alone are 20 ms and 2 to 4 MB.
-    from supervisor.telemetry.amd import AmdMemory  # noqa: PLC0415
-    from supervisor.telemetry.host import HostMemory  # noqa: PLC0415
-    from supervisor.telemetry.nvidia import NvidiaMemory  # noqa: PLC0415
-
-    return (NvidiaMemory(), AmdMemory(), HostMemory())
+    def _number_devices(self) -> None:
+        numbered = set(self._places.values())
+        for sampler in self._samplers:
+            for position in range(len(sampler.devices)):
+                if (sampler, position) not in numbered:
+                    self._places[f"gpu{len(self._places)}"] = (sampler, position)

@@ -1,14 +1,16 @@
-"""Which NVIDIA devices the environment leaves visible to a CUDA program."""
+"""Which devices the environment leaves visible to a program, and which a child shall see."""
 
 from collections.abc import Mapping, Sequence
 
 from supervisor.errors import TelemetryError
+from supervisor.telemetry.port import HOST, DeviceInfo
 
 _UUID_PREFIXES = ("GPU-", "MIG-")
+_VARIABLES = {"NVIDIA": "CUDA_VISIBLE_DEVICES", "AMD": "HIP_VISIBLE_DEVICES"}
 
 
 def select_visible(uuids: Sequence[str], environment: Mapping[str, str]) -> tuple[int, ...]:
-    """Choose from the devices whose UUIDs are `uuids`; give positions, in the order CUDA uses.
+    """Choose from the NVIDIA devices with these UUIDs; give positions, in the order CUDA uses.
 
     CUDA_VISIBLE_DEVICES holds indices, UUIDs or the beginnings of UUIDs. As CUDA does, stop at
     the first name that fits nothing, and show nothing at all where a device is named twice.
@@ -28,9 +30,47 @@ def select_visible(uuids: Sequence[str], environment: Mapping[str, str]) -> tupl
         if name.startswith(_UUID_PREFIXES)
     ]
     base = tuple(position for position in granted if position is not None) or given
-    wish = environment.get("CUDA_VISIBLE_DEVICES")
+    return _apply("CUDA_VISIBLE_DEVICES", base, uuids, environment)
+
+
+def select_visible_amd(
+    uuids: Sequence[str], environment: Mapping[str, str]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Choose from the AMD devices; give the positions that ROCr leaves, and those that HIP does.
+
+    ROCR_VISIBLE_DEVICES holds indices or UUIDs (`GPU-` and 16 hexadecimal digits). Indices in
+    HIP_VISIBLE_DEVICES count within what it leaves, and so does the CUDA_VISIBLE_DEVICES that HIP
+    takes where its own variable is not set. Source: ROCm documentation, "GPU isolation
+    techniques".
+
+    Raises TelemetryError when a variable names devices and none of them is here.
+    """
+    given = tuple(range(len(uuids)))
+    for_rocr = _apply("ROCR_VISIBLE_DEVICES", given, uuids, environment)
+    variable = "HIP_VISIBLE_DEVICES"
+    if variable not in environment and _holds_indices(environment.get("CUDA_VISIBLE_DEVICES")):
+        variable = "CUDA_VISIBLE_DEVICES"
+    return for_rocr, _apply(variable, for_rocr, uuids, environment)
+
+
+def child_environment(device: str, devices: Sequence[DeviceInfo]) -> dict[str, str]:
+    """Return the variables that show a child this device and no other; `devices` are all.
+
+    A child on the host's memory sees none of them.
+    """
+    chosen = next((info for info in devices if info.device == device), None)
+    shown = dict(chosen.visible_as) if chosen is not None else {}
+    hidden = {_VARIABLES[info.vendor]: "-1" for info in devices if info.vendor in _VARIABLES}
+    return hidden | shown if shown or device == HOST else {}
+
+
+def _apply(
+    variable: str, base: Sequence[int], uuids: Sequence[str], environment: Mapping[str, str]
+) -> tuple[int, ...]:
+    """Choose those of `base` that a variable names, in its order; all where it is not set."""
+    wish = environment.get(variable)
     if wish is None:
-        return base
+        return tuple(base)
     chosen: list[int] = []
     for name in _names(wish):
         position = _find(name, base, uuids)
@@ -40,9 +80,10 @@ def select_visible(uuids: Sequence[str], environment: Mapping[str, str]) -> tupl
             break
         chosen.append(position)
     if not chosen and not _means_none(wish):
+        known = ", ".join(uuids[position] for position in base) or "none"
         raise TelemetryError(
-            f"CUDA_VISIBLE_DEVICES={wish} names no NVIDIA device of this machine; name one of "
-            f"{', '.join(uuids[position] for position in base) or 'none'}, or unset it"
+            f"{variable}={wish} names no device that is visible here; name one of {known}, or "
+            "unset it"
         )
     return tuple(chosen)
 
@@ -54,6 +95,11 @@ def _names(value: str) -> list[str]:
 def _means_none(wish: str) -> bool:
     first = _names(wish)[0]
     return first in {"", "NoDevFiles"} or first.startswith("-")
+
+
+def _holds_indices(wish: str | None) -> bool:
+    """Whether a variable of both vendors can mean AMD devices; UUIDs in it are NVIDIA's."""
+    return wish is not None and not any(name.startswith(_UUID_PREFIXES) for name in _names(wish))
 
 
 def _find(name: str, positions: Sequence[int], uuids: Sequence[str]) -> int | None:

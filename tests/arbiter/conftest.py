@@ -1,6 +1,7 @@
 """An arbiter over backends that are ready, answer and die when the test says so."""
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from pathlib import Path
@@ -12,7 +13,7 @@ from immutables import Map
 
 from supervisor.arbiter.arbiter import Arbiter
 from supervisor.core.memory import MemoryPolicy, MemorySample
-from supervisor.core.values import Device, Limits, Mode, Snapshot, SwitchReport, Target
+from supervisor.core.values import Device, Limits, Mode, Snapshot, SwitchReport, Target, TargetNeed
 from supervisor.engine.backend import Backend
 from supervisor.engine.port import Address, Launch
 from supervisor.engine.process import ProcessExit
@@ -52,6 +53,8 @@ class FakeBackend:
         self.graces: list[float] = []
         self.obeys = True
         self.is_gone = asyncio.Event()
+        self.prompts_saved = None
+        self.prompts_restored = None
         self._ended: asyncio.Future[ProcessExit] = asyncio.get_running_loop().create_future()
 
     async def become_ready(self) -> None:
@@ -60,7 +63,10 @@ class FakeBackend:
     async def wait(self) -> ProcessExit:
         return await asyncio.shield(self._ended)
 
-    async def stop(self, grace_s: float) -> ProcessExit:
+    async def stop(
+        self, grace_s: float, *, keeps_prompts: bool = False, is_replaced: bool = False
+    ) -> ProcessExit:
+        _ = keeps_prompts, is_replaced
         self.graces.append(grace_s)
         if self.obeys:
             self.end(signal=15)
@@ -79,12 +85,19 @@ class FakeLauncher:
         self.check_fault: Exception | None = None
         self.launch_fault: Exception | None = None
         self.is_slow = False
+        self.warmed: list[Target] = []
 
-    def check(self, target: Target) -> int:
+    def check(self, target: Target) -> TargetNeed:
         assert target.device == "gpu0"
         if self.check_fault:
             raise self.check_fault
-        return 100
+        return TargetNeed(need_bytes=100)
+
+    def warm(
+        self, target: Target, child_pids: Collection[int], should_stop: threading.Event
+    ) -> None:
+        _ = child_pids, should_stop
+        self.warmed.append(target)
 
     def launch(self, target: Target, epoch: int) -> Backend:
         if self.launch_fault:
@@ -100,18 +113,22 @@ class FakeLauncher:
 
 
 class FakeMemory:
-    """A device whose memory is free, unless it is `held` or raises `fault`."""
+    """A device whose memory is free, but for all readings after the first `held_after`.
+
+    It raises `fault` where there is one.
+    """
 
     def __init__(self) -> None:
         self.fault: Exception | None = None
-        self.is_held = False
+        self.held_after: int | None = None
         self.asked: list[tuple[str, tuple[int, ...]]] = []
 
     async def sample(self, device: str, child_pids: Collection[int] = ()) -> MemorySample:
         self.asked.append((device, tuple(child_pids)))
         if self.fault:
             raise self.fault
-        free = 0 if self.is_held else 1000
+        is_held = self.held_after is not None and len(self.asked) > self.held_after
+        free = 0 if is_held else 1000
         return MemorySample(
             device=device,
             taken_at=time.monotonic(),

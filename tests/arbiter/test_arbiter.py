@@ -215,13 +215,14 @@ async def test_a_request_waits_no_longer_than_the_bound(
 
 
 async def test_a_switch_reports_its_phases_and_the_memory_around_it(
-    world: World, make_target: MakeTarget
+    world: World, make_target: MakeTarget, eventually: Eventually
 ) -> None:
     first = await world.switch_to(make_target("chat"))
     assert (first.outcome, first.epoch, first.requested_by) == (Outcome.SWITCHED, 1, "test")
     second = await world.switch_to(make_target("embed", mode=Mode.EMBEDDING))
     assert [phase for phase, _ in second.phase_seconds] == [
         Phase.PREFLIGHT,
+        Phase.WARMING,
         Phase.DRAINING,
         Phase.STOPPING,
         Phase.CONFIRMING,
@@ -231,6 +232,7 @@ async def test_a_switch_reports_its_phases_and_the_memory_around_it(
     assert second.memory_before is not None
     assert second.memory_after is not None
     assert world.snapshot.server_mode() == "embedding"
+    await eventually(lambda: [t.model for t in world.launcher.warmed] == ["chat", "embed"])
 
 
 async def test_the_same_target_again_changes_nothing(world: World, make_target: MakeTarget) -> None:
@@ -422,7 +424,7 @@ async def test_a_server_that_dies_while_serving_is_started_again_for_those_who_w
 async def test_memory_that_is_not_released_fails_closed(
     world: World, make_target: MakeTarget
 ) -> None:
-    world.memory.is_held = True
+    world.memory.held_after = 1
     code, message = refusal_of(await world.switch_to(make_target("chat")))
     assert code == "memory_not_released"
     assert "0 B free" in message

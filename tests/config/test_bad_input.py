@@ -152,6 +152,23 @@ def problems(folder: Path, models_dir: Path | None = None, **environ: str) -> li
             ),
         ),
         (
+            "generation.yaml",
+            b"mode: generation\nkv_unified: true\ncache_ram_mib: 64\nkeep_prompt_cache: true\n",
+            (
+                "generation.yaml:4: keep_prompt_cache: needs kv_unified: false or "
+                "cache_ram_mib: 0; with one cache for all slots and a prompt cache in host memory, "
+                "idle slots move there, and only one of several conversations would be saved"
+            ),
+        ),
+        (
+            "generation.yaml",
+            b"mode: embedding\nkeep_prompt_cache: true\n",
+            (
+                "generation.yaml:2: keep_prompt_cache: is for generation: embedding keeps no "
+                "prompts; write false"
+            ),
+        ),
+        (
             "models.yaml",
             b"default_model: chatt\nmodels:\n  chat: {path: a}\n",
             "models.yaml:1: default_model: there is no model 'chatt'; did you mean 'chat'?",

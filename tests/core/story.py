@@ -14,7 +14,9 @@ from supervisor.core.commands import (
     RefuseRequest,
     SampleMemory,
     StartBackend,
+    WarmFile,
 )
+from supervisor.core.deadlines import next_wakeup
 from supervisor.core.events import (
     BackendExited,
     BackendReady,
@@ -26,9 +28,10 @@ from supervisor.core.events import (
     SwitchRequested,
     TargetAccepted,
     TimePassed,
+    WarmingBegun,
 )
 from supervisor.core.memory import MIB, MemorySample
-from supervisor.core.step import next_wakeup, step
+from supervisor.core.step import step
 from supervisor.core.values import (
     Device,
     DrainPolicy,
@@ -37,7 +40,9 @@ from supervisor.core.values import (
     Phase,
     Snapshot,
     SwitchReport,
+    SwitchRules,
     Target,
+    TargetNeed,
 )
 
 GIB = 1024 * MIB
@@ -53,14 +58,20 @@ EXCLUSIVE = Device(name="gpu0", budget_bytes=TOTAL_BYTES, is_exclusive=True)
 SHARED = replace(EXCLUSIVE, is_exclusive=False)
 
 
+AT_ONCE = SwitchRules(warms=False)
+"""Rules without the phase that only reads ahead: stories that are not about it pass it over."""
+
+
 class Story:
     """Feeds events to `step()`, each at `now`, which only the test moves."""
 
-    def __init__(self, *devices: Device) -> None:
+    def __init__(self, *devices: Device, rules: SwitchRules = AT_ONCE) -> None:
         self.now = 1000.0
         self.switches = 0
         self.last: tuple[Command, ...] = ()
-        self.snapshot = Snapshot(devices=Map({d.name: d for d in devices or (EXCLUSIVE,)}))
+        self.snapshot = Snapshot(
+            devices=Map({d.name: d for d in devices or (EXCLUSIVE,)}), rules=rules
+        )
 
     def tell(self, fact: type[Event], **facts: Any) -> tuple[Command, ...]:
         self.snapshot, commands = step(self.snapshot, fact(at=self.now, **facts))
@@ -80,12 +91,27 @@ class Story:
             drain_policy=policy,
         )
 
-    def accept(self, need_bytes: int = 8 * GIB) -> tuple[Command, ...]:
-        return self.tell(TargetAccepted, switch_id=self.running, need_bytes=need_bytes, memory=None)
+    def accept(
+        self, need_bytes: int = 8 * GIB, *, used_bytes: int | None = None
+    ) -> tuple[Command, ...]:
+        """Accept the target, with a reading of its device where `used_bytes` is told."""
+        switch = self.snapshot.switch
+        assert switch is not None
+        assert switch.target is not None
+        memory = None if used_bytes is None else self.reading(used_bytes, switch.target.device)
+        commands = self.tell(
+            TargetAccepted,
+            switch_id=self.running,
+            need=TargetNeed(need_bytes=need_bytes),
+            memory=memory,
+        )
+        if not any(isinstance(c, WarmFile) for c in commands):
+            return commands
+        return self.tell(WarmingBegun, switch_id=switch.switch_id)
 
-    def show(self, used_bytes: int, device: str = "gpu0") -> tuple[Command, ...]:
-        """Give one reading of the device to the running switch."""
-        reading = MemorySample(
+    def reading(self, used_bytes: int, device: str = "gpu0") -> MemorySample:
+        """A reading of the device now."""
+        return MemorySample(
             device=device,
             taken_at=self.now,
             total_bytes=TOTAL_BYTES,
@@ -93,6 +119,10 @@ class Story:
             free_bytes=TOTAL_BYTES - used_bytes,
             source="test",
         )
+
+    def show(self, used_bytes: int, device: str = "gpu0") -> tuple[Command, ...]:
+        """Give one reading of the device to the running switch."""
+        reading = self.reading(used_bytes, device)
         return self.tell(MemorySampled, switch_id=self.running, sample=reading)
 
     def confirm(self, used_bytes: int = 0, device: str = "gpu0") -> tuple[Command, ...]:

@@ -8,7 +8,14 @@ POLICY = MemoryPolicy(margin_bytes=5, tolerance_bytes=2, stable_samples=2, relea
 
 
 def target(model: str, mode: Mode, device: str, profile: str = "default") -> Target:
-    return Target(model=model, mode=mode, profile=profile, device=device, memory=POLICY)
+    return Target(
+        model=model,
+        mode=mode,
+        profile=profile,
+        device=device,
+        memory=POLICY,
+        restart_on_stall=model in {"chat", "code"},
+    )
 
 
 TARGETS = (
@@ -18,6 +25,7 @@ TARGETS = (
     target("embed", Mode.EMBEDDING, "shared", profile="small"),
     target("rerank", Mode.EMBEDDING, "shared"),
     target("code", Mode.GENERATION, "shared"),
+    target("code", Mode.GENERATION, "shared", profile="long"),
 )
 DEVICES = (
     Device(name="alone", budget_bytes=TOTAL, is_exclusive=True),

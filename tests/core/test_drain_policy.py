@@ -3,7 +3,7 @@
 import pytest
 
 from supervisor.core.commands import GrantLease, StopBackend
-from supervisor.core.step import next_wakeup
+from supervisor.core.deadlines import next_wakeup
 from supervisor.core.values import DrainPolicy, Outcome, Phase, Target
 from tests.core.story import (
     CHAT,
@@ -19,7 +19,7 @@ from tests.core.story import (
     report_in,
 )
 
-STOP_CHAT = StopBackend(epoch=1, grace_s=CHAT.stop_grace_s)
+STOP_CHAT = StopBackend(epoch=1, grace_s=CHAT.stop_grace_s, keeps_prompts=True)
 
 
 def drain(policy: DrainPolicy, target: Target | None = EMBED) -> Story:

@@ -15,8 +15,8 @@ from supervisor.core.commands import (
     ScheduleRetry,
     StartBackend,
 )
+from supervisor.core.deadlines import next_wakeup
 from supervisor.core.events import ShutdownRequested, TargetRejected
-from supervisor.core.step import next_wakeup
 from supervisor.core.values import DrainPolicy, Limits, Outcome, Phase
 from tests.core.story import (
     CHAT,

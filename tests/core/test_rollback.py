@@ -11,9 +11,9 @@ from supervisor.core.commands import (
     StartBackend,
     StopBackend,
 )
+from supervisor.core.deadlines import next_wakeup
 from supervisor.core.events import BackendReady, RestartRequested, ShutdownRequested
 from supervisor.core.memory import MemorySample
-from supervisor.core.step import next_wakeup
 from supervisor.core.values import DrainPolicy, Phase
 from tests.core.story import (
     CHAT,

@@ -13,6 +13,7 @@ from supervisor.core.commands import (
     StartBackend,
     StopBackend,
 )
+from supervisor.core.deadlines import next_wakeup
 from supervisor.core.events import (
     BackendExited,
     BackendReady,
@@ -21,7 +22,6 @@ from supervisor.core.events import (
     RequestEnded,
     TargetRejected,
 )
-from supervisor.core.step import next_wakeup
 from supervisor.core.values import Outcome, Phase, Target
 from tests.core.story import (
     CHAT,
@@ -35,6 +35,8 @@ from tests.core.story import (
     failure_in,
     report_in,
 )
+
+STOP_CHAT = StopBackend(epoch=1, grace_s=CHAT.stop_grace_s, keeps_prompts=True)
 
 
 @pytest.fixture
@@ -88,7 +90,7 @@ def test_switch_waits_for_leases_then_stops_then_confirms_then_starts(chat_live:
     assert chat_live.accept() == ()
     assert chat_live.tell(RequestEnded, request_id="r1") == ()
     stop = chat_live.tell(RequestEnded, request_id="r2")
-    assert stop == (StopBackend(epoch=1, grace_s=CHAT.stop_grace_s),)
+    assert stop == (STOP_CHAT,)
     reaped = chat_live.tell(BackendExited, epoch=1, exit_code=0)
     assert reaped == (SampleMemory(switch_id="s2", device="gpu0"),)
     assert chat_live.confirm() == (StartBackend(epoch=2, target=EMBED),)
@@ -97,7 +99,7 @@ def test_switch_waits_for_leases_then_stops_then_confirms_then_starts(chat_live:
 def test_idle_backend_is_stopped_at_once(chat_live: Story) -> None:
     chat_live.ask_for(EMBED)
 
-    assert chat_live.accept() == (StopBackend(epoch=1, grace_s=CHAT.stop_grace_s),)
+    assert chat_live.accept() == (STOP_CHAT,)
 
 
 def test_drain_deadline_stops_a_backend_that_still_serves(chat_live: Story) -> None:
@@ -106,7 +108,7 @@ def test_drain_deadline_stops_a_backend_that_still_serves(chat_live: Story) -> N
     chat_live.accept()
 
     assert next_wakeup(chat_live.snapshot) == chat_live.now + CHAT.drain_timeout_s
-    assert chat_live.wake() == (StopBackend(epoch=1, grace_s=CHAT.stop_grace_s),)
+    assert chat_live.wake() == (STOP_CHAT,)
     assert chat_live.tell(RequestEnded, request_id="r1") == ()
 
 

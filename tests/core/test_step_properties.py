@@ -8,10 +8,12 @@ from dataclasses import replace
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import precondition, rule
+from hypothesis.stateful import initialize, precondition, rule
 
 from supervisor.core.commands import StartBackend
 from supervisor.core.events import (
+    BackendMoved,
+    BackendStalled,
     MemorySampled,
     MemoryUnreadable,
     RequestArrived,
@@ -23,10 +25,13 @@ from supervisor.core.events import (
     TimePassed,
 )
 from supervisor.core.step import step
-from supervisor.core.values import DrainPolicy, Mode, Phase, Target
+from supervisor.core.values import DrainPolicy, Mode, Phase, SwitchRules, Target
 from tests.core.surroundings import TARGETS
 from tests.core.world import Fate, World
 
+REPEATABLE = (
+    MemorySampled | MemoryUnreadable | TimePassed | RetryDue | BackendStalled | BackendMoved
+)
 REQUESTS = SwitchRequested | RequestArrived | RestartRequested | ShutdownRequested
 
 targets = st.sampled_from(TARGETS)
@@ -40,6 +45,11 @@ bodies = st.integers(0, 40)
 
 class Happenings(World):
     """What happens around the core."""
+
+    @initialize(replaces=st.booleans(), warms=st.booleans())
+    def operator_chooses_rules(self, *, replaces: bool, warms: bool) -> None:
+        rules = SwitchRules(replaces=replaces, warms=warms)
+        self.snapshot = replace(self.snapshot, rules=rules)
 
     @rule(pause_s=pauses_s, wanted=st.none() | targets, policy=st.sampled_from(DrainPolicy))
     def somebody_requests_a_switch(
@@ -167,6 +177,17 @@ class Happenings(World):
                 self.pass_time(pause_s)
                 self.everything_goes_well_for_a_while(30)
 
+    @precondition(lambda self: self.alive)
+    @rule(pause_s=pauses_s, pick=st.integers(0), moves=luck)
+    def backend_stalls(self, pause_s: float, pick: int, *, moves: bool) -> None:
+        """Nothing moves in it for a while; those that are not replaced may move again."""
+        self.pass_time(pause_s)
+        epochs = sorted(self.alive)
+        epoch = epochs[pick % len(epochs)]
+        self.tell(BackendStalled(at=self.now, epoch=epoch, stalled_s=30.0))
+        if moves:
+            self.tell(BackendMoved(at=self.now, epoch=epoch))
+
     @rule(device=st.sampled_from(["alone", "shared"]), used=st.integers(0, 60))
     def foreign_tenant_comes_or_goes(self, device: str, used: int) -> None:
         self.foreign[device] = used
@@ -176,7 +197,7 @@ class Happenings(World):
     def answer_is_told_again(self, pause_s: float, pick: int) -> None:
         self.pass_time(pause_s)
         event = replace(self.told[-1 - pick % len(self.told)], at=self.now)
-        if isinstance(event, MemorySampled | MemoryUnreadable | TimePassed | RetryDue):
+        if isinstance(event, REPEATABLE):
             self.tell(event)
         elif not isinstance(event, REQUESTS):
             assert step(self.snapshot, event) == (self.snapshot, ())

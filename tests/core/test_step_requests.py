@@ -7,6 +7,7 @@ import pytest
 from immutables import Map
 
 from supervisor.core.commands import Command, GrantLease, RefuseRequest, ScheduleRetry
+from supervisor.core.deadlines import next_wakeup
 from supervisor.core.events import (
     BackendExited,
     BackendReady,
@@ -18,7 +19,7 @@ from supervisor.core.events import (
     TargetRejected,
     TimePassed,
 )
-from supervisor.core.step import next_wakeup, step
+from supervisor.core.step import step
 from supervisor.core.values import (
     Backend,
     BackendState,
@@ -29,7 +30,9 @@ from supervisor.core.values import (
     Snapshot,
     Switch,
     Target,
+    TargetNeed,
 )
+from tests.core.story import AT_ONCE
 
 DEVICE = Device(name="gpu0", budget_bytes=1000)
 CHAT = Target(model="chat", mode=Mode.GENERATION, profile="chat", device="gpu0")
@@ -50,7 +53,7 @@ def live(epoch: int, target: Target) -> Backend:
     )
 
 
-EMPTY = Snapshot(devices=Map({"gpu0": DEVICE}), next_epoch=10)
+EMPTY = Snapshot(devices=Map({"gpu0": DEVICE}), rules=AT_ONCE, next_epoch=10)
 CHAT_LIVE = replace(EMPTY, backends=(live(1, CHAT),))
 BOTH_LIVE = replace(EMPTY, backends=(live(1, CHAT), live(2, EMBED)))
 
@@ -241,7 +244,7 @@ def test_draining_backend_admits_nobody() -> None:
         exclusive,
         arrival("r1"),
         SwitchRequested(at=0.0, switch_id="s1", target=EMBED, requested_by="ops"),
-        TargetAccepted(at=0.0, switch_id="s1", need_bytes=100, memory=None),
+        TargetAccepted(at=0.0, switch_id="s1", need=TargetNeed(need_bytes=100), memory=None),
     )
 
     for model in ("chat", "embed", "code", None):
@@ -252,7 +255,7 @@ def test_staying_backend_serves_through_the_switch() -> None:
     snapshot, _ = play(
         CHAT_LIVE,
         SwitchRequested(at=0.0, switch_id="s1", target=EMBED, requested_by="ops"),
-        TargetAccepted(at=0.0, switch_id="s1", need_bytes=100, memory=None),
+        TargetAccepted(at=0.0, switch_id="s1", need=TargetNeed(need_bytes=100), memory=None),
     )
 
     assert play(snapshot, arrival("r1", "chat"))[1] == (grant("r1", 1),)

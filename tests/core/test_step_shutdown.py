@@ -13,6 +13,7 @@ from supervisor.core.commands import (
     RefuseSwitch,
     StopBackend,
 )
+from supervisor.core.deadlines import next_wakeup
 from supervisor.core.events import (
     BackendExited,
     BackendReady,
@@ -24,7 +25,7 @@ from supervisor.core.events import (
     TargetAccepted,
     TimePassed,
 )
-from supervisor.core.step import next_wakeup, step
+from supervisor.core.step import step
 from supervisor.core.values import (
     Backend,
     BackendState,
@@ -35,6 +36,7 @@ from supervisor.core.values import (
     Snapshot,
     Switch,
     Target,
+    TargetNeed,
 )
 
 CHAT = Target(model="chat", mode=Mode.GENERATION, profile="chat", device="gpu0", stop_grace_s=3.0)
@@ -163,7 +165,9 @@ def test_starting_backend_is_stopped_and_its_switch_ends_without_success() -> No
 
 
 def test_target_that_is_accepted_after_the_shutdown_is_not_started() -> None:
-    accepted = TargetAccepted(at=101.0, switch_id="s1", need_bytes=100, memory=None)
+    accepted = TargetAccepted(
+        at=101.0, switch_id="s1", need=TargetNeed(need_bytes=100), memory=None
+    )
     snapshot, commands = play(replace(CHAT_LIVE, switch=CHECKING), SHUTDOWN, accepted)
 
     assert commands == ()
@@ -175,7 +179,7 @@ def test_draining_backend_of_the_abandoned_switch_drains_on() -> None:
         CHAT_LIVE,
         arrival("r1"),
         SwitchRequested(at=99.0, switch_id="s1", target=EMBED, requested_by="ops"),
-        TargetAccepted(at=99.0, switch_id="s1", need_bytes=100, memory=None),
+        TargetAccepted(at=99.0, switch_id="s1", need=TargetNeed(need_bytes=100), memory=None),
         SHUTDOWN,
     )
 

@@ -9,6 +9,7 @@ import pytest
 from immutables import Map
 
 from supervisor.core.commands import Command, FinishSwitch, SampleMemory
+from supervisor.core.deadlines import next_wakeup
 from supervisor.core.events import (
     BackendExited,
     BackendReady,
@@ -24,8 +25,9 @@ from supervisor.core.events import (
     TimePassed,
 )
 from supervisor.core.memory import MemorySample
-from supervisor.core.step import next_wakeup, step
-from supervisor.core.values import Device, Mode, Phase, Refusal, Snapshot, Target
+from supervisor.core.step import step
+from supervisor.core.values import Device, Mode, Phase, Refusal, Snapshot, Target, TargetNeed
+from tests.core.story import AT_ONCE
 
 TOTAL_BYTES = 1000 * 1024 * 1024
 CHAT = Target(model="chat", mode=Mode.GENERATION, profile="chat", device="gpu0")
@@ -64,7 +66,7 @@ class History:
     def __init__(self, *, is_repeating: bool = False) -> None:
         self.is_repeating = is_repeating
         self.now = 0.0
-        self.snapshot = Snapshot(devices=DEVICES)
+        self.snapshot = Snapshot(devices=DEVICES, rules=AT_ONCE)
         self.told: list[Event] = []
         self.last_commands: tuple[Command, ...] = ()
 
@@ -102,7 +104,9 @@ class History:
     def switch(self, switch_id: str, target: Target | None) -> None:
         self.tell(SwitchRequested, switch_id=switch_id, target=target, requested_by="ops")
         if target is not None:
-            self.tell(TargetAccepted, switch_id=switch_id, need_bytes=100, memory=None)
+            self.tell(
+                TargetAccepted, switch_id=switch_id, need=TargetNeed(need_bytes=100), memory=None
+            )
 
     def confirm(self, switch_id: str, device: str) -> None:
         for _ in range(3):
@@ -174,7 +178,10 @@ def test_target_that_was_accepted_cannot_be_rejected_later(draining: History) ->
 def test_answers_to_a_switch_that_never_was_change_nothing(draining: History) -> None:
     before = draining.snapshot
 
-    assert draining.tell(TargetAccepted, switch_id="s9", need_bytes=1, memory=None) == ()
+    assert (
+        draining.tell(TargetAccepted, switch_id="s9", need=TargetNeed(need_bytes=1), memory=None)
+        == ()
+    )
     assert draining.tell(TargetRejected, switch_id="s9", message="who?") == ()
     assert draining.tell(MemorySampled, switch_id="s9", sample=reading("gpu0", 1.0)) == ()
     assert draining.tell(MemoryUnreadable, switch_id="s9", reason="who?") == ()

@@ -24,7 +24,9 @@ from supervisor.core.commands import (
     ScheduleRetry,
     StartBackend,
     StopBackend,
+    WarmFile,
 )
+from supervisor.core.deadlines import next_wakeup
 from supervisor.core.events import (
     BackendExited,
     BackendReady,
@@ -38,9 +40,10 @@ from supervisor.core.events import (
     TargetAccepted,
     TargetRejected,
     TimePassed,
+    WarmingBegun,
 )
 from supervisor.core.memory import GateState, MemorySample, judge_release
-from supervisor.core.step import next_wakeup, step
+from supervisor.core.step import step
 from supervisor.core.values import (
     BackendState,
     DrainPolicy,
@@ -50,6 +53,7 @@ from supervisor.core.values import (
     Switch,
     SwitchReport,
     Target,
+    TargetNeed,
 )
 from tests.core.surroundings import DEVICES, LIMITS, TOTAL
 
@@ -120,6 +124,8 @@ class World(RuleBasedStateMachine):
         match order:
             case CheckTarget(switch_id=switch_id):
                 self.answer_check(switch_id, need if is_well else None)
+            case WarmFile(switch_id=switch_id):
+                self.tell(WarmingBegun(at=self.now, switch_id=switch_id))
             case StartBackend(epoch=epoch) if epoch in self.alive and is_well:
                 self.orders.append(AwaitReady(epoch=epoch))
                 self.tell(BackendSpawned(at=self.now, epoch=epoch, pid=epoch, address="a.sock"))
@@ -137,16 +143,30 @@ class World(RuleBasedStateMachine):
             self.tell(TargetRejected(at=self.now, switch_id=switch_id, message="no such file"))
             return
         self.needs.setdefault(switch_id, need)
-        self.tell(TargetAccepted(at=self.now, switch_id=switch_id, need_bytes=need, memory=None))
+        switch = self.snapshot.switch
+        target = switch.target if switch and switch.switch_id == switch_id else None
+        self.tell(
+            TargetAccepted(
+                at=self.now,
+                switch_id=switch_id,
+                need=TargetNeed(need_bytes=need),
+                memory=self.reading(target.device, need % 3) if target and need % 4 else None,
+            )
+        )
 
     def answer_sample(self, switch_id: str, device: str, *, is_well: bool, still_held: int) -> None:
         if not is_well:
             self.tell(MemoryUnreadable(at=self.now, switch_id=switch_id, reason="driver"))
             return
+        sample = self.reading(device, still_held)
+        self.tell(MemorySampled(at=self.now, switch_id=switch_id, sample=sample))
+
+    def reading(self, device: str, still_held: int) -> MemorySample:
+        """Read the device; of what the dead had, so many thirds are held still."""
         self.residue[device] = self.residue[device] * still_held // 3
         ours = sum(self.held[e] for e, t in self.alive.items() if t.device == device)
         used = min(TOTAL, ours + self.residue[device] + self.foreign[device])
-        sample = MemorySample(
+        return MemorySample(
             device=device,
             taken_at=self.now,
             total_bytes=TOTAL,
@@ -154,7 +174,6 @@ class World(RuleBasedStateMachine):
             free_bytes=TOTAL - used,
             source="test",
         )
-        self.tell(MemorySampled(at=self.now, switch_id=switch_id, sample=sample))
 
     def reap(self, epoch: int, signal: int | None) -> None:
         self.residue[self.alive.pop(epoch).device] += self.held[epoch]
@@ -228,7 +247,10 @@ class World(RuleBasedStateMachine):
     def note_death(self, before: Snapshot, event: BackendExited) -> None:
         """The fifth death in the window breaks a model; fewer are followed by a restart."""
         backend = before.backend(event.epoch)
-        if backend is None or backend.state is not BackendState.READY or before.is_closing:
+        if backend is None or before.is_closing or backend.is_retiring:
+            return
+        is_replaced = backend.is_replaced
+        if backend.state is not BackendState.READY and not is_replaced:
             return
         model, since = backend.target.model, self.now - LIMITS.breaker_window_s
         recent = [at for at in self.deaths.get(model, []) if at > since]
@@ -236,6 +258,8 @@ class World(RuleBasedStateMachine):
         if len(self.deaths[model]) >= LIMITS.breaker_deaths:
             self.broken.add(model)
         recovery = self.snapshot.recovery(model)
+        if is_replaced and before.switch and before.switch.target is None:
+            return  # an unload wants nothing brought back
         assert recovery is not None
         assert recovery.is_open is (model in self.broken)
 
@@ -289,7 +313,8 @@ class World(RuleBasedStateMachine):
         switch = before.switch
         assert switch is not None
         stopped = [e for e in switch.leaving if self.targets[e] == target]
-        return self.held[stopped[0]] if stopped else self.needs[switch.switch_id]
+        is_rollback = switch.phase is Phase.ROLLING_BACK
+        return self.held[stopped[-1]] if is_rollback else self.needs[switch.switch_id]
 
     def check_gate(self, command: StartBackend, before: Snapshot, event: Event) -> None:
         """Nothing starts unless the gate confirms its device, from fresh readings of it."""
@@ -315,15 +340,23 @@ class World(RuleBasedStateMachine):
         switch = before.switch
         may_cancel = switch and self.policies.get(switch.switch_id) is DrainPolicy.CANCEL
         drain = switch.drain_deadline if switch and may_cancel else None
-        deadlines = [d for d in (drain, self.snapshot.close_deadline) if d is not None]
+        backend = before.backend(epoch)
+        retire = backend.retire_deadline if backend else None
+        deadlines = [d for d in (drain, retire, self.snapshot.close_deadline) if d is not None]
         is_late = self.now >= min(deadlines, default=self.now + 1)
-        assert is_late or epoch not in self.leases.values()
+        assert is_late or epoch not in self.leases.values() or self.is_replaced(epoch)
+
+    def is_replaced(self, epoch: int) -> bool:
+        backend = self.snapshot.backend(epoch)
+        return backend is not None and backend.is_replaced
 
     def check_that_no_recovery_stops_others(self, epoch: int, before: Snapshot) -> None:
         switch = before.switch
         if switch is not None and switch.switch_id in self.recovering:
             is_own = self.started_by[epoch] == switch.switch_id
-            assert is_own or self.snapshot.is_closing
+            backend = before.backend(epoch)
+            is_on_its_way = self.is_replaced(epoch) or (backend and backend.is_retiring)
+            assert is_own or self.snapshot.is_closing or is_on_its_way
 
     def check_outcome(self, report: SwitchReport, before: Snapshot) -> None:
         """What was live and did not give way to a success is live, or will be brought back."""
@@ -342,15 +375,16 @@ class World(RuleBasedStateMachine):
         if refusal and dict(refusal.details).get("rolled_back"):
             assert {t.model for t in lost} <= set(self.deaths)
         if report.switch_id in self.recovering:
-            assert not switch.leaving
+            assert not switch.to_restore
 
     def gives_way(self, before: Target, switch: Switch) -> bool:
         """Whether it was stopped for the target, or died and finds its place taken."""
         now = switch.target
         assert now is not None
         is_alone = before.device == now.device == "alone"
-        left = {self.targets[epoch].model for epoch in switch.leaving}
-        return before.model in {*left, now.model} or is_alone
+        left = {self.targets[epoch].model for epoch in (*switch.leaving, *switch.retiring)}
+        is_replaced = self.snapshot.rules.replaces
+        return before.model in {*left, now.model} or is_alone or is_replaced
 
     def check_recoveries(self) -> None:
         """What is down is tried again, unless its breaker is open; nothing live is down."""
@@ -363,7 +397,11 @@ class World(RuleBasedStateMachine):
         for recovery in self.snapshot.recoveries:
             is_tried = switch and switch.target and switch.target.is_same(recovery.target)
             is_coming = (recovery.target.model, recovery.attempt) in coming
-            assert is_tried or is_coming or recovery.is_open
+            is_ending = any(
+                b.target.model == recovery.target.model and self.is_replaced(b.epoch)
+                for b in self.snapshot.backends
+            )
+            assert is_tried or is_coming or recovery.is_open or is_ending
             assert not (recovery.is_open and recovery.may_hold)
 
     def check_devices(self) -> None:
@@ -372,8 +410,13 @@ class World(RuleBasedStateMachine):
             there = [b for b in self.snapshot.backends if b.target.device == device.name]
             assert sum(b.need_bytes for b in there) <= device.budget_bytes
             assert not (device.is_exclusive and len(there) > 1)
-        models_there = [b.target.model for b in self.snapshot.backends]
+        models_there = self.snapshot.live_models()
         assert len(models_there) == len(set(models_there))
+        switch = self.snapshot.switch
+        for backend in self.snapshot.backends:
+            is_draining = backend.state is BackendState.DRAINING
+            is_leaving = switch is not None and backend.epoch in switch.leaving
+            assert not is_draining or is_leaving or backend.is_retiring or self.snapshot.is_closing
 
     def check_requests(self) -> None:
         waiting = [r for r, fate in self.requests.items() if fate is Fate.WAITING]

@@ -37,7 +37,7 @@ async def backend(
         run_dir=run_dir,
         device_env=lambda _: {},
     )
-    assert launcher.check(CHAT) == 1
+    assert launcher.check(CHAT).need_bytes == 1
     started = launcher.launch(CHAT, 1)
     try:
         await started.become_ready()

@@ -263,6 +263,24 @@ def test_a_build_whose_slots_are_off_by_default_is_not_asked_for_them(
     assert LlamaServer(llama_server_bin).abilities(resolved_with()).slots_path == "/slots"
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (OLD_HELP, "does not list its slots"),
+        (OLD_HELP + "--slots  list slots (default: disabled)\n", "does not list its slots"),
+        (OLD_HELP + "--slots  list slots (default: enabled)\n", "does not know --slot-save-path;"),
+    ],
+)
+def test_a_build_that_cannot_save_its_slots_keeps_no_prompts(
+    build_of: BuildOf, resolved_with: ResolvedWith, text: str, reason: str
+) -> None:
+    build = build_of(text)
+    problems = problems_of(build, resolved_with(keep_prompt_cache=True))
+    assert reason in problems["keep_prompt_cache"]
+    assert not build.abilities(resolved_with()).saves_slots
+    build.check(resolved_with(keep_prompt_cache=False))
+
+
 def test_a_newer_build_that_dropped_a_flag_is_told_by_field_and_flag(
     build_of: BuildOf, resolved_with: ResolvedWith
 ) -> None:

@@ -53,7 +53,10 @@ NO_FLAGS = {
     "start_timeout_s",
     "drain_timeout_s",
     "stop_grace_s",
+    "stall_timeout_s",
+    "restart_on_stall",
     "memory",
+    "keep_prompt_cache",  # --slot-save-path, where there is a folder
 }
 
 
@@ -133,6 +136,13 @@ def test_a_child_listens_on_its_socket_or_on_loopback_only() -> None:
 def test_extra_arguments_come_last_so_that_they_win() -> None:
     extra = ("--batch-size", "7", "--verbose-prompt")
     assert server_flags(resolved(extra_args=extra), SOCKET)[-3:] == extra
+
+
+def test_slots_are_saved_to_the_folder_given_and_without_one_not_at_all() -> None:
+    model = resolved(keep_prompt_cache=True)
+    flags = server_flags(model, SOCKET, Path("/data/prompts"))
+    assert has_run(flags, ("--slot-save-path", "/data/prompts/"))
+    assert "--slot-save-path" not in server_flags(model, SOCKET)
 
 
 def test_flags_are_told_from_values() -> None:

@@ -76,13 +76,13 @@ def test_the_need_is_estimated_from_the_file_and_the_profile(
 ) -> None:
     launcher = make_launcher()
     weights = (models_dir / "minilm.gguf").stat().st_size
-    assert weights < launcher.check(EMBEDDING) < weights + 1024 * MIB
+    assert weights < launcher.check(EMBEDDING).need_bytes < weights + 1024 * MIB
 
 
 def test_more_slots_and_finer_caches_need_more(make_launcher: MakeLauncher, tmp_path: Path) -> None:
     needs = []
     for changes in ({"parallel": 1}, {"parallel": 8}, {"parallel": 8, "cache_type_k": "f32"}):
-        needs.append(make_launcher(changes).check(CHAT))
+        needs.append(make_launcher(changes).check(CHAT).need_bytes)
         shutil.rmtree(tmp_path / "profiles")
     assert needs == sorted(set(needs))
 
@@ -94,13 +94,13 @@ def test_an_engine_that_does_without_flash_attention_needs_more(
     for engine in ("llama-server", "llama-cpp-python"):
         profile = {"mode": "generation", "engine": engine, "ctx_size": 4096}
         launcher = make_launcher(files={"plain.yaml": profile})
-        needs[engine] = launcher.check(replace(CHAT, profile="plain"))
+        needs[engine] = launcher.check(replace(CHAT, profile="plain")).need_bytes
         shutil.rmtree(tmp_path / "profiles")
     assert needs["llama-server"] < needs["llama-cpp-python"]
 
 
 def test_an_operator_may_state_the_need(make_launcher: MakeLauncher) -> None:
-    assert make_launcher({"memory": {"need_bytes": 12345}}).check(CHAT) == 12345
+    assert make_launcher({"memory": {"need_bytes": 12345}}).check(CHAT).need_bytes == 12345
 
 
 def test_a_missing_file_is_found_before_anything_is_touched(
@@ -134,7 +134,7 @@ def test_a_profile_runs_with_the_engine_that_it_names(
     stub = tmp_path / "llama-server"
     stub.write_text("#!/bin/sh\nexit 1\n")
     stub.chmod(0o755)
-    assert make_launcher({"engine": "embedded"}, binary=stub).check(CHAT) > 0
+    assert make_launcher({"engine": "embedded"}, binary=stub).check(CHAT).need_bytes > 0
     shutil.rmtree(tmp_path / "profiles")
     with pytest.raises(EngineError, match="--help failed"):
         make_launcher({"engine": "llama-server"}, binary=stub).check(CHAT)

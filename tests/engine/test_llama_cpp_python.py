@@ -30,7 +30,12 @@ PORT = Address(port=4711)
 
 PYTHON = {"engine": "llama-cpp-python", "parallel": 1}
 FILES = {
-    "python-chat.yaml": {"extends": "generation", **PYTHON, "cache_reuse": 0},
+    "python-chat.yaml": {
+        "extends": "generation",
+        **PYTHON,
+        "cache_reuse": 0,
+        "keep_prompt_cache": False,
+    },
     "python-embedding.yaml": {
         "extends": "embedding",
         **PYTHON,
@@ -122,6 +127,7 @@ def test_the_server_runs_in_our_python_on_loopback_and_its_model_can_be_seen(
         ({"parallel": 4}, "must be 1, not 4: it serves one sequence at a time"),
         ({"cache_ram_mib": 64}, "must be 0, not 64"),
         ({"cache_reuse": 256}, "must be 0, not 256"),
+        ({"keep_prompt_cache": True}, "must be false, not true"),
         ({"fit": True}, "must be false, not true"),
         ({"flash_attn": "auto"}, "must be on or off, not auto"),
         ({"n_gpu_layers": "auto"}, "must be all or a number, not auto"),

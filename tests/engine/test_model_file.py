@@ -17,6 +17,7 @@ from supervisor.engine.model_file import (
     LARGEST_HEADER_BYTES,
     FileIdentity,
     inspect_model_file,
+    is_unchanged,
 )
 from supervisor.errors import ModelFileError
 
@@ -116,6 +117,16 @@ def test_identity_changes_with_the_file(tmp_path: Path) -> None:
 
     assert inspect_model_file(path).header == before.header
     assert inspect_model_file(path).identity != before.identity
+
+
+def test_model_has_changed_once_any_of_its_shards_has(shards: Path) -> None:
+    file = inspect_model_file(shards)
+    assert is_unchanged(file)
+    last = shards.with_name(shard_name(3))
+    os.utime(last, ns=(0, 0))
+    assert not is_unchanged(file)
+    last.unlink()
+    assert not is_unchanged(file)
 
 
 def test_link_to_a_model_is_followed(tmp_path: Path) -> None:

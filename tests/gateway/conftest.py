@@ -38,14 +38,20 @@ async def faulty(start_controller: StartController, tmp_path: Path) -> RunningCo
 
 
 async def start_faulty(
-    start_controller: StartController, folder: Path, **server_settings: Any
+    start_controller: StartController,
+    folder: Path,
+    files: Mapping[str, Any] | None = None,
+    **server_settings: Any,
 ) -> RunningController:
-    """Start a controller with `faulty_server.py` live; keyword arguments go under `server:`."""
+    """Start a controller with `faulty_server.py` live.
+
+    `files` are further YAML files; further keyword arguments go under `server:`.
+    """
     binary = folder / "llama-server"
     binary.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S {FAULTY_SERVER} "$@"\n')
     binary.chmod(0o700)
     settings = {"server": server_settings, "engines": {"llama_server_bin": str(binary)}}
-    controller = await start_controller(files={"supervisor.yaml": settings})
+    controller = await start_controller(files={"supervisor.yaml": settings, **(files or {})})
     await controller.switch_to("demo-chat")
     return controller
 

@@ -49,6 +49,8 @@ class Counts:
     times_asked: dict[str, int] = field(default_factory=dict)
     flood_sent_bytes: int = 0
     clients_left: int = 0
+    connections: int = 0
+    most_connections: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +188,8 @@ async def serve(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, counts: Counts
 ) -> None:
     """Answer the requests of one connection."""
+    counts.connections += 1
+    counts.most_connections = max(counts.most_connections, counts.connections)
     try:
         for number in itertools.count(1):
             asked = await read_request(reader, number)
@@ -197,6 +201,7 @@ async def serve(
     except (Silence, asyncio.IncompleteReadError, ConnectionError):
         pass
     finally:
+        counts.connections -= 1
         writer.close()
 
 
@@ -215,7 +220,8 @@ async def main(arguments: list[str]) -> None:
     if "--version" in arguments:
         print("version: faulty")  # noqa: T201 - what is printed is the answer
     elif "--help" in arguments:
-        print("sockets end in .sock", *FLAGS, sep="\n")  # noqa: T201 - the same
+        slots = ("--slots  (default: enabled)", "--slot-save-path")
+        print("sockets end in .sock", *FLAGS, *slots, sep="\n")  # noqa: T201 - the same
     else:
         address = arguments[arguments.index("--host") + 1]
         server = await asyncio.start_unix_server(partial(serve, counts=Counts()), address)

@@ -27,7 +27,8 @@ async def test_switch_reports_model_mode_seconds_and_memory(
         "embedding",
     )
     assert (report["profile"], report["epoch"], report["error"]) == ("embedding", 2, None)
-    phases = ["preflight", "draining", "stopping", "confirming", "starting"]
+    assert report["last_phase"] == "ready"
+    phases = ["preflight", "warming", "draining", "stopping", "confirming", "starting"]
     assert [*report["seconds"]] == [*phases, "total"]
     total_s = report["seconds"]["total"]
     assert sum(report["seconds"][phase] for phase in phases) == pytest.approx(total_s, abs=0.01)

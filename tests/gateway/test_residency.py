@@ -60,7 +60,8 @@ async def test_model_larger_than_the_budget_is_refused_and_the_live_one_goes_on(
     status, answer = await ask_json(controller, "POST", "/switch-backend", {"model_name": "minilm"})
 
     assert (status, answer["error"]["code"]) == (422, "target_does_not_fit")
-    assert answer["error"]["budget_bytes"] == 150 * MIB
+    assert answer["error"]["available_bytes"] == 150 * MIB
+    assert "devices.host.budget_bytes" in answer["error"]["message"]
     assert (await ask_json(controller, "POST", "/v1/chat/completions", CHAT))[0] == 200
 
 

@@ -19,10 +19,11 @@ from supervisor.core.events import (
     SwitchRequested,
     TargetAccepted,
     TargetRejected,
+    WarmingBegun,
 )
 from supervisor.core.memory import MemoryPolicy, MemorySample
 from supervisor.core.step import step
-from supervisor.core.values import Device, Mode, Snapshot, Target
+from supervisor.core.values import Device, Mode, Snapshot, Target, TargetNeed
 from supervisor.observability.history import SwitchHistory
 from supervisor.observability.recorder import Recorder
 
@@ -46,7 +47,8 @@ FREE = MemorySample(
 
 TO_CHAT: tuple[Event, ...] = (
     SwitchRequested(at=0.0, switch_id="s1", target=CHAT, requested_by="manual"),
-    TargetAccepted(at=1.0, switch_id="s1", need_bytes=100, memory=FREE),
+    TargetAccepted(at=1.0, switch_id="s1", need=TargetNeed(need_bytes=100), memory=FREE),
+    WarmingBegun(at=1.0, switch_id="s1"),
     MemorySampled(at=2.0, switch_id="s1", sample=FREE),
     BackendSpawned(at=3.0, epoch=1, pid=4711, address="/run/backend-1.sock"),
     BackendReady(at=4.5, epoch=1, memory=FREE),
@@ -82,7 +84,12 @@ def names(lines: list[Any]) -> list[str]:
 def test_a_switch_is_told_phase_by_phase(recorder: Recorder) -> None:
     _, lines = play(recorder, EMPTY, *TO_CHAT)
     phases = [line for line in lines if line["event"] == "switch.phase"]
-    assert [line["phase"] for line in phases] == ["preflight", "confirming", "starting"]
+    assert [line["phase"] for line in phases] == [
+        "preflight",
+        "warming",
+        "confirming",
+        "starting",
+    ]
     assert {(line["switch_id"], line["model"]) for line in phases} == {("s1", "chat")}
     assert names(lines)[-2:] == ["switch.finished", "backend.ready"]
 

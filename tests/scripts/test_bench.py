@@ -7,12 +7,19 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+import yaml
+
+from supervisor.engine.model_file import inspect_model_file
+from supervisor.engine.page_cache import look_at_chunks
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 QUICK = ("--seconds", "0.3", "--rounds", "1", "--starts", "1", "--switches", "2")
@@ -31,6 +38,8 @@ QUANTITIES = {
 
 TOKEN = b'data: {"choices":[{"delta":{"content":" word"}}]}\n\n'
 END_MARK = b"data: [DONE]\n\n"
+SWITCH_FIGURES = ["overhead", "make_before_break", "prompt_cache", "warm_start", "held"]
+
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
 
@@ -178,3 +187,172 @@ def test_a_stream_that_is_not_whole_is_a_failure(
 ) -> None:
     _, failures = failures_of_streams(HEAD + content)
     assert sum(failures.values()) == 1
+
+
+def test_suite_of_the_switch_names_its_figures_and_takes_only_the_options_it_uses() -> None:
+    told = run_bench("switch", "--help").stdout
+    assert ", ".join(SWITCH_FIGURES) in " ".join(told.split())
+    refused = run_bench("switch", "--seconds", "1")
+    assert refused.returncode == 2
+    assert "--seconds" in refused.stderr
+
+
+def test_overhead_of_a_switch_is_judged_and_the_share_of_the_confirmation_told(
+    tmp_path: Path, llama_server_bin: Path, models_dir: Path
+) -> None:
+    report = tmp_path / "switch.json"
+    run = run_bench(
+        *("switch", "--only", "overhead", "--switches", "2"),
+        *("--json", report, "--models", models_dir),
+        LLAMA_SERVER_BIN=str(llama_server_bin),
+    )
+    assert run.returncode == 0, run.stderr
+    content = json.loads(report.read_text(encoding="utf-8"))
+    assert content["suite"] == "switch"
+    assert content["options"] == {"engine": "llama-server", "rounds": 3, "switches": 2}
+    (figure,) = content["figures"].values()
+    (row,) = figure["rows"]
+    assert row["judged"] == pytest.approx(row["controller"] - row["direct"], abs=0.01)
+    assert row["target"] == {"sense": "at most", "bound": 60}
+    assert any("confirm that memory is released" in note for note in figure["notes"])
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """Imports a module of the benchmark by its name."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    return lambda name: import_module(f"bench_runner.{name}")
+
+
+def test_figure_changes_the_configuration_only_in_what_it_names(
+    bench: Callable[[str], Any], tmp_path: Path, profiles_dir: Path
+) -> None:
+    settings = bench("setting").Setting(
+        profiles=profiles_dir,
+        models=tmp_path,
+        work_dir=tmp_path,
+        engine="llama-server",
+        seconds=1.0,
+        rounds=1,
+        starts=1,
+        switches=2,
+    )
+    changes = {
+        "supervisor.yaml": {"devices": {"host": {"exclusive": False}}},
+        "other.yaml": {"extends": "generation"},
+    }
+    changed = bench("configuration").with_changes(settings, "changed", changes).profiles
+    shipped = yaml.safe_load((profiles_dir / "supervisor.yaml").read_text())
+    shipped["devices"]["host"]["exclusive"] = False
+    assert yaml.safe_load((changed / "supervisor.yaml").read_text()) == shipped
+    assert yaml.safe_load((changed / "other.yaml").read_text()) == {"extends": "generation"}
+    assert (changed / "models.yaml").read_text() == (profiles_dir / "models.yaml").read_text()
+
+
+class SlowAtFirst(BaseHTTPRequestHandler):
+    """Answers the first request late and all others at once."""
+
+    protocol_version = "HTTP/1.1"
+    first_takes_s: ClassVar[float] = 0.3
+    has_served: ClassVar[threading.Event]
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        if not self.has_served.is_set():
+            self.has_served.set()
+            time.sleep(self.first_takes_s)
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, format: str, *_: object) -> None:  # noqa: A002 - the library's name
+        pass
+
+
+def test_steady_client_counts_the_wait_of_the_requests_that_it_could_not_send(
+    bench: Callable[[str], Any],
+) -> None:
+    async def exchange(connection: Any, request: bytes, tally: Any) -> None:
+        await connection.exchange(request)
+        tally.add(1)
+
+    SlowAtFirst.has_served = threading.Event()
+    request = bench("connection").post("/", {}, {"X-Request-ID": "one"})
+    assert b"\r\nX-Request-ID: one\r\n" in request
+    load = bench("load").Load(
+        name="steady", requests=[request], exchange=exchange, clients=1, seconds=0.0
+    )
+    with ThreadingHTTPServer(("127.0.0.1", 0), SlowAtFirst) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        endpoint = bench("servers").Endpoint(port=server.server_port)
+        with bench("steady").steady(load, endpoint, requests_per_s=20.0) as tally:
+            deadline_at = time.monotonic() + 10.0
+            while tally.units < 4:
+                assert time.monotonic() < deadline_at
+                time.sleep(0.01)
+        server.shutdown()
+    assert dict(tally.failures) == {}
+    late_s = [0.3 - number * 0.05 for number in range(4)]
+    assert all(took_s > late for took_s, late in zip(tally.latencies_s[:4], late_s, strict=True)), (
+        tally.latencies_s
+    )
+
+
+def test_conversations_are_long_begin_differently_and_take_turns(
+    bench: Callable[[str], Any],
+) -> None:
+    module = bench("prompt_cache")
+    first, second = module.conversation_of(0), module.conversation_of(1)
+    assert [message["role"] for message in first] == ["user", "assistant"] * (module.TURNS // 2)
+    assert sum(len(message["content"].split()) for message in first) == module.WORDS
+    assert first[0]["content"][:80] != second[0]["content"][:80]
+
+
+def test_timings_are_those_of_the_last_event_of_a_stream(bench: Callable[[str], Any]) -> None:
+    timings_of = bench("prompt_cache").timings_of
+    last = b'data: {"choices":[],"timings":{"cache_n":7,"prompt_n":1}}\n\n'
+    assert timings_of(TOKEN + last + END_MARK) == {"cache_n": 7, "prompt_n": 1}
+    assert timings_of(TOKEN + END_MARK) is None
+
+
+def test_log_gives_the_lines_of_an_event_and_no_others(
+    bench: Callable[[str], Any], tmp_path: Path
+) -> None:
+    log = tmp_path / "controller.log"
+    lines = ('{"event":"request.done","waited_s":0.5}', "no JSON", '{"event":"of request.done"}')
+    log.write_text("\n".join(lines))
+    assert bench("servers").events_in(log, "request.done") == [
+        {"event": "request.done", "waited_s": 0.5}
+    ]
+
+
+def test_time_without_service_is_what_comes_after_the_drain(bench: Callable[[str], Any]) -> None:
+    phases = {"preflight": 0.1, "draining": 3.0, "stopping": 0.5, "starting": 1.0, "total": 4.6}
+    assert bench("warm_start").after_the_drain_s(phases) == pytest.approx(1.5)
+
+
+def test_large_model_is_a_whole_model_of_more_than_a_gigabyte(
+    bench: Callable[[str], Any], tmp_path: Path
+) -> None:
+    module = bench("large_model")
+    small = type(module.SHAPE)(
+        context_tokens=64, layers=2, width=64, feed_forward=128, heads=1, head_size=64
+    )
+    module.write_large_model(tmp_path / "small.gguf", small)
+    header = inspect_model_file(tmp_path / "small.gguf").header
+    assert header.architecture == "llama"
+    shape = module.SHAPE
+    attention = 4 * shape.width * shape.heads * shape.head_size
+    weights = shape.layers * (attention + 3 * shape.width * shape.feed_forward)
+    assert 2 * weights > 1_000_000_000
+
+
+def test_file_is_cold_after_it_was_dropped_from_the_page_cache(
+    bench: Callable[[str], Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(os.urandom(1 << 20))
+    bench("warm_start").drop_from_page_cache(path)
+    with path.open("rb") as file:
+        assert sum(chunk.resident_bytes for chunk in look_at_chunks(path, file.fileno())) == 0

@@ -1,20 +1,21 @@
-/* A small NVML for tests: the entry points that the NVIDIA reader calls, answering from a file
- * that the test maps and changes (FAKE_NVML_STATE). Built as libnvidia-ml.so.1 and found through
+/* A simulated NVIDIA driver: the NVML entry points that the product calls, answering from a file
+ * that tests map and change (SIMULATED_GPU_STATE). Built as libnvidia-ml.so.1 and found through
  * LD_LIBRARY_PATH, so that the real pynvml bindings run against it.
  *
- * `struct state` and `struct device` have their twins in test_nvidia_memory.py:
- * a change here is a change there. */
+ * The structures have their twins in simulated_gpu.py: a change here is a change there. */
 
+#include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 enum {
     SUCCESS = 0,
-    UNINITIALIZED = 1,
     INVALID_ARGUMENT = 2,
     NOT_SUPPORTED = 3,
     NOT_FOUND = 6,
@@ -22,12 +23,20 @@ enum {
     ARGUMENT_VERSION_MISMATCH = 25,
     MEMORY_V2 = 0x02000028,
     MAX_DEVICES = 4,
-    MAX_PROCESSES = 4,
+    MAX_PROCESSES = 16,
+    MAX_FAULTS = 16,
+    ANY_DEVICE = -1,
 };
 
+/* What a process holds. Where `is_counted`, it adds to the device's use, and is given back
+ * `release_after_s` after the process was found dead, in `release_steps` equal steps. */
 struct process {
     uint64_t used_bytes;
+    double release_after_s;
+    double died_at;
     uint32_t pid;
+    uint32_t release_steps;
+    uint32_t is_counted;
 };
 
 struct device {
@@ -35,21 +44,27 @@ struct device {
     char name[96];
     uint64_t total_bytes;
     uint64_t reserved_bytes;
-    uint64_t used_bytes;
-    int32_t handle_result;
-    int32_t memory_result;
-    int32_t process_result;
-    uint32_t process_count;
+    uint64_t used_bytes; /* by everybody whose process is not counted */
     uint32_t is_mig_enabled;
     int32_t mig_parent; /* -1: a GPU; else the position of the GPU it is a part of */
-    struct process processes[MAX_PROCESSES];
+    uint32_t utilisation_percent;
+    uint32_t temperature_c;
+    uint32_t power_mw;
+    struct process processes[MAX_PROCESSES]; /* a pid of 0 is a free place */
+};
+
+/* What a call does wrong, for one device (by position) or for all. */
+struct fault {
+    char call[64]; /* empty: a free place */
+    int32_t device;
+    int32_t result;
+    uint32_t is_hung;
 };
 
 struct state {
-    int32_t init_result;
-    uint32_t is_hung;
     uint32_t device_count; /* GPUs; MIG devices follow them in `devices` */
     uint32_t shutdown_count;
+    struct fault faults[MAX_FAULTS];
     struct device devices[MAX_DEVICES];
 };
 
@@ -66,20 +81,78 @@ struct process_info {
     unsigned long long used_bytes;
     unsigned int gpu_instance, compute_instance;
 };
+struct pci_info {
+    char bus_id_legacy[16];
+    unsigned int domain, bus, device, pci_device_id, pci_subsystem_id;
+    char bus_id[32];
+};
+struct utilization {
+    unsigned int gpu, memory;
+};
 
 static struct state *state;
+
+static int find_fault(const char *call, int position) {
+    for (int i = 0; i < MAX_FAULTS; i++) {
+        struct fault *fault = &state->faults[i];
+        if (strcmp(fault->call, call) != 0 && strcmp(fault->call, "*") != 0) continue;
+        if (fault->device != ANY_DEVICE && fault->device != position) continue;
+        while (*(volatile uint32_t *)&fault->is_hung) usleep(1000);
+        if (fault->result != SUCCESS) return fault->result;
+    }
+    return SUCCESS;
+}
+
+/* The first line of every entry point: what the test wants to go wrong goes wrong. */
+#define ENTER(position)                                \
+    do {                                               \
+        int result = find_fault(__func__, (position)); \
+        if (result != SUCCESS) return result;          \
+    } while (0)
+#define POSITION(device) ((int)((device) - state->devices))
+
+static double now_s(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
+}
+
+/* What is still held of a process's memory; its place is freed with the last of it. */
+static uint64_t held_by(struct process *process) {
+    if (process->died_at == 0 && kill((pid_t)process->pid, 0) != 0 && errno == ESRCH)
+        process->died_at = now_s();
+    if (process->died_at == 0) return process->used_bytes;
+    double gone_s = now_s() - process->died_at;
+    double steps = process->release_steps;
+    if (gone_s >= process->release_after_s) {
+        process->pid = 0;
+        return 0;
+    }
+    double done = (double)(uint64_t)(gone_s / process->release_after_s * steps);
+    return (uint64_t)((double)process->used_bytes * (1.0 - done / steps));
+}
+
+static uint64_t used_on(struct device *device) {
+    uint64_t used = device->used_bytes;
+    for (int i = 0; i < MAX_PROCESSES; i++) {
+        struct process *process = &device->processes[i];
+        if (process->pid != 0 && process->is_counted) used += held_by(process);
+    }
+    return used;
+}
 
 int nvmlInitWithFlags(unsigned int flags) {
     (void)flags;
     if (state == NULL) {
-        int file = open(getenv("FAKE_NVML_STATE"), O_RDWR);
+        int file = open(getenv("SIMULATED_GPU_STATE"), O_RDWR);
         if (file < 0) abort();
         void *map = mmap(NULL, sizeof *state, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
         if (map == MAP_FAILED) abort();
         close(file);
         state = map;
     }
-    return state->init_result;
+    ENTER(ANY_DEVICE);
+    return SUCCESS;
 }
 
 int nvmlShutdown(void) {
@@ -92,44 +165,63 @@ const char *nvmlErrorString(int result) {
     return "an error that the bindings do not know";
 }
 
+int nvmlSystemGetDriverVersion(char *version, unsigned int length) {
+    ENTER(ANY_DEVICE);
+    strncpy(version, "580.65.06", length);
+    return SUCCESS;
+}
+
 int nvmlDeviceGetCount_v2(unsigned int *count) {
+    ENTER(ANY_DEVICE);
     *count = state->device_count;
     return SUCCESS;
 }
 
 int nvmlDeviceGetHandleByIndex_v2(unsigned int index, struct device **device) {
     if (index >= state->device_count) return INVALID_ARGUMENT;
+    ENTER((int)index);
     *device = &state->devices[index];
-    return (*device)->handle_result;
+    return SUCCESS;
 }
 
 int nvmlDeviceGetUUID(struct device *device, char *uuid, unsigned int length) {
+    ENTER(POSITION(device));
     strncpy(uuid, device->uuid, length);
     return SUCCESS;
 }
 
 int nvmlDeviceGetName(struct device *device, char *name, unsigned int length) {
+    ENTER(POSITION(device));
     strncpy(name, device->name, length);
+    return SUCCESS;
+}
+
+int nvmlDeviceGetPciInfo_v3(struct device *device, struct pci_info *place) {
+    ENTER(POSITION(device));
+    memset(place, 0, sizeof *place);
+    place->bus = 0x1b + 0x10 * (unsigned int)POSITION(device);
     return SUCCESS;
 }
 
 int nvmlDeviceGetMigMode(struct device *device, unsigned int *current, unsigned int *pending) {
     if (device->mig_parent >= 0) return NOT_SUPPORTED;
+    ENTER(POSITION(device));
     *current = *pending = device->is_mig_enabled;
     return SUCCESS;
 }
 
 int nvmlDeviceGetMaxMigDeviceCount(struct device *device, unsigned int *count) {
-    (void)device;
+    ENTER(POSITION(device));
     *count = 7;
     return SUCCESS;
 }
 
 int nvmlDeviceGetMigDeviceHandleByIndex(struct device *parent, unsigned int index,
                                         struct device **mig_device) {
+    ENTER(POSITION(parent));
     for (int i = 0; i < MAX_DEVICES; i++) {
         struct device *device = &state->devices[i];
-        if (device->mig_parent != parent - state->devices || device->uuid[0] == 0) continue;
+        if (device->mig_parent != POSITION(parent) || device->uuid[0] == 0) continue;
         if (index-- == 0) {
             *mig_device = device;
             return SUCCESS;
@@ -138,47 +230,70 @@ int nvmlDeviceGetMigDeviceHandleByIndex(struct device *parent, unsigned int inde
     return NOT_FOUND;
 }
 
-static void hang_if_asked(void) {
-    while (state->is_hung) usleep(1000);
-}
-
 int nvmlDeviceGetMemoryInfo(struct device *device, struct memory_v1 *memory) {
-    hang_if_asked();
-    if (device->memory_result != SUCCESS) return device->memory_result;
+    ENTER(POSITION(device));
     memory->total = device->total_bytes;
-    memory->used = device->used_bytes + device->reserved_bytes; /* v1 knows no reserve */
+    memory->used = used_on(device) + device->reserved_bytes; /* v1 knows no reserve */
     memory->free = memory->total - memory->used;
     return SUCCESS;
 }
 
 #ifndef WITHOUT_MEMORY_V2
 int nvmlDeviceGetMemoryInfo_v2(struct device *device, struct memory_v2 *memory) {
-    hang_if_asked();
+    ENTER(POSITION(device));
     if (memory->version != MEMORY_V2) return ARGUMENT_VERSION_MISMATCH;
-    if (device->memory_result != SUCCESS) return device->memory_result;
     memory->total = device->total_bytes;
     memory->reserved = device->reserved_bytes;
-    memory->used = device->used_bytes;
+    memory->used = used_on(device);
     memory->free = memory->total - memory->used - memory->reserved;
     return SUCCESS;
 }
 #endif
 
+int nvmlDeviceGetUtilizationRates(struct device *device, struct utilization *rates) {
+    if (device->mig_parent >= 0) return NOT_SUPPORTED;
+    ENTER(POSITION(device));
+    rates->gpu = rates->memory = device->utilisation_percent;
+    return SUCCESS;
+}
+
+int nvmlDeviceGetTemperature(struct device *device, int sensor, unsigned int *degrees_c) {
+    (void)sensor;
+    ENTER(POSITION(device));
+    *degrees_c = device->temperature_c;
+    return SUCCESS;
+}
+
+int nvmlDeviceGetPowerUsage(struct device *device, unsigned int *power_mw) {
+    ENTER(POSITION(device));
+    *power_mw = device->power_mw;
+    return SUCCESS;
+}
+
+static int list_processes(struct device *device, unsigned int *count, struct process_info *infos) {
+    unsigned int room = *count, found = 0;
+    for (int i = 0; i < MAX_PROCESSES; i++) {
+        struct process *process = &device->processes[i];
+        if (process->pid == 0 || process->died_at != 0) continue;
+        if (found < room) {
+            infos[found].pid = process->pid;
+            infos[found].used_bytes = process->used_bytes;
+        }
+        found++;
+    }
+    *count = found;
+    return found > room ? INSUFFICIENT_SIZE : SUCCESS;
+}
+
 int nvmlDeviceGetComputeRunningProcesses_v3(struct device *device, unsigned int *count,
                                             struct process_info *infos) {
-    if (device->process_result != SUCCESS) return device->process_result;
-    unsigned int room = *count;
-    *count = device->process_count;
-    if (device->process_count > room) return INSUFFICIENT_SIZE;
-    for (unsigned int i = 0; i < device->process_count; i++) {
-        infos[i].pid = device->processes[i].pid;
-        infos[i].used_bytes = device->processes[i].used_bytes;
-    }
-    return SUCCESS;
+    ENTER(POSITION(device));
+    return list_processes(device, count, infos);
 }
 
 /* Every process here draws, too: the reader must not count it twice. */
 int nvmlDeviceGetGraphicsRunningProcesses_v3(struct device *device, unsigned int *count,
                                              struct process_info *infos) {
-    return nvmlDeviceGetComputeRunningProcesses_v3(device, count, infos);
+    ENTER(POSITION(device));
+    return list_processes(device, count, infos);
 }

@@ -4,7 +4,6 @@ The library is chosen by LD_LIBRARY_PATH, which the loader reads when a process 
 tests that need another one talk to this program.
 """
 
-import asyncio
 import dataclasses
 import json
 import sys
@@ -12,29 +11,23 @@ from pathlib import Path
 from typing import Any
 
 from supervisor.errors import TelemetryError
-from supervisor.telemetry.host import HostMemory
-from supervisor.telemetry.nvidia import NvidiaMemory
-from supervisor.telemetry.telemetry import Telemetry
+from supervisor.telemetry.nvidia import NvidiaReader
 
 
 class Probe:
-    """The reader under test, and the facade over it once a test asks for that."""
+    """The reader under test."""
 
     def __init__(self) -> None:
-        self._reader = NvidiaMemory(root=Path(sys.argv[1]))
-        self._telemetry: Telemetry | None = None
+        self._reader = NvidiaReader()
 
     def devices(self) -> Any:
         return [dataclasses.asdict(info) for info in self._reader.devices()]
 
-    def read(self, device: str, child_pids: list[int]) -> Any:
-        sample = self._reader.read(device, taken_at=0.0, child_pids=child_pids)
-        return dataclasses.asdict(sample)
+    def sample(self, device: str, child_pids: list[int]) -> Any:
+        return dataclasses.asdict(self._reader.sample(device, child_pids))
 
-    def sample(self, device: str, deadline_s: float) -> Any:
-        if self._telemetry is None:
-            self._telemetry = Telemetry([self._reader, HostMemory()], deadline_s=deadline_s)
-        return dataclasses.asdict(asyncio.run(self._telemetry.sample(device)))
+    def read(self, device: str) -> Any:
+        return dataclasses.asdict(self._reader.read(device))
 
     def close(self) -> Any:
         self._reader.close()

@@ -8,8 +8,9 @@ import pytest
 
 from supervisor.core.memory import MemorySample
 from supervisor.errors import TelemetryError
-from supervisor.telemetry.amd import AmdMemory
+from supervisor.telemetry.amd import AmdReader
 from supervisor.telemetry.host import MachineMemory
+from supervisor.telemetry.port import VendorAbsentError
 
 GIB = 1024**3
 METRICS_OF_A_CARD = bytes([96, 0, 1, 3])
@@ -19,9 +20,10 @@ METRICS_OF_AN_APU = bytes([128, 0, 2, 2])
 class Machine:
     """A machine whose AMD cards are read through /sys, with 40 GiB of host memory available."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, **environment: str) -> None:
         self.drm = root / "sys/class/drm"
-        self.reader = AmdMemory(
+        self.reader = AmdReader(
+            environment,
             root=root,
             load_library=lambda: None,
             machine_memory=lambda: MachineMemory(total_bytes=64 * GIB, available_bytes=40 * GIB),
@@ -43,7 +45,7 @@ class Machine:
 
     def read(self, device: str = "gpu0", *child_pids: int) -> MemorySample:
         self.reader.devices()
-        return self.reader.read(device, taken_at=3.0, child_pids=child_pids)
+        return self.reader.sample(device, child_pids)
 
 
 @pytest.fixture
@@ -92,8 +94,9 @@ def test_apu_with_the_larger_carve_out_uses_that_alone(machine: Machine) -> None
     assert machine.read().free_bytes == 24 * GIB
 
 
-def test_no_card_is_no_device_and_no_error(machine: Machine) -> None:
-    assert machine.reader.devices() == ()
+def test_machine_without_cards_is_without_this_vendor(machine: Machine) -> None:
+    with pytest.raises(VendorAbsentError, match="no AMD GPU"):
+        machine.reader.devices()
 
 
 def test_only_amd_cards_with_known_memory_are_listed_in_their_order(machine: Machine) -> None:
@@ -126,12 +129,62 @@ def test_card_that_stops_answering_is_an_error_with_a_remedy(machine: Machine) -
     (folder / "mem_info_vram_used").unlink()
 
     with pytest.raises(TelemetryError, match="kernel log"):
-        machine.reader.read("gpu0", taken_at=0.0, child_pids=())
+        machine.reader.sample("gpu0")
 
 
 def test_reading_a_device_that_was_not_found_is_refused(machine: Machine) -> None:
+    machine.add_card("card0", vram_gib=(8, 0), gtt_gib=(8, 0), metrics=METRICS_OF_A_CARD)
+
     with pytest.raises(TelemetryError, match="gpu3"):
         machine.read("gpu3")
+
+
+def test_kernels_files_tell_load_and_place_but_no_processes(machine: Machine) -> None:
+    card = machine.add_card("card0", vram_gib=(24, 4), gtt_gib=(32, 1), metrics=METRICS_OF_A_CARD)
+    place = machine.drm / "0000:03:00.0"
+    card.rename(place)
+    card.symlink_to(place)
+    sensors = place / "hwmon/hwmon3"
+    sensors.mkdir(parents=True)
+    (place / "gpu_busy_percent").write_text("71\n")
+    (sensors / "temp1_input").write_text("54000\n")
+    (sensors / "power1_average").write_text("201000000\n")
+    (info,) = machine.reader.devices()
+
+    reading = machine.reader.read("gpu0")
+
+    told = (reading.utilisation_percent, reading.temperature_c, reading.power_w)
+    assert told == (71, 54, 201)
+    assert reading.processes is None
+    assert (info.pci_id, info.index) == ("0000:03:00.0", 0)
+
+
+def test_kernels_files_that_are_missing_are_unknown(machine: Machine) -> None:
+    machine.add_card("card0", vram_gib=(24, 4), gtt_gib=(32, 1), metrics=METRICS_OF_A_CARD)
+    machine.reader.devices()
+
+    reading = machine.reader.read("gpu0")
+
+    assert (reading.utilisation_percent, reading.temperature_c, reading.power_w) == (None,) * 3
+
+
+def test_apu_says_that_it_shares_the_hosts_memory_and_a_card_does_not(machine: Machine) -> None:
+    machine.add_card("card0", vram_gib=(2, 1), gtt_gib=(32, 3), metrics=METRICS_OF_AN_APU)
+    machine.add_card("card1", vram_gib=(24, 4), gtt_gib=(32, 1), metrics=METRICS_OF_A_CARD)
+
+    assert [info.shares_host_memory for info in machine.reader.devices()] == [True, False]
+
+
+def test_visible_cards_are_chosen_and_a_child_is_shown_one_of_them(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, ROCR_VISIBLE_DEVICES="2,0", HIP_VISIBLE_DEVICES="1")
+    for index in range(3):
+        name = f"card{index}"
+        machine.add_card(name, vram_gib=(8 + index, 0), gtt_gib=(8, 0), metrics=METRICS_OF_A_CARD)
+
+    (info,) = machine.reader.devices()
+
+    assert (info.device, info.index, info.total_bytes) == ("gpu0", 0, 8 * GIB)
+    assert info.visible_as == (("HIP_VISIBLE_DEVICES", "1"),)
 
 
 # What AMD SMI's bindings offer of what is called, for one APU; sizes in bytes.
@@ -149,6 +202,21 @@ def amdsmi_get_processor_handles(): return ["handle"]
 def amdsmi_get_gpu_asic_info(handle): return {"market_name": "Radeon 8060S"}
 def amdsmi_get_gpu_device_uuid(handle): return "uuid-1"
 def amdsmi_get_gpu_metrics_header_info(handle): return {"format_revision": 3}
+class AmdSmiTemperatureType(enum.IntEnum):
+    EDGE = 0
+    HOTSPOT = 1
+class AmdSmiTemperatureMetric(enum.IntEnum):
+    CURRENT = 0
+def amdsmi_get_gpu_device_bdf(handle): return "0000:C5:00.0"
+def amdsmi_get_gpu_driver_info(handle): return {"driver_version": "6.16.6"}
+def amdsmi_get_gpu_activity(handle): return {"gfx_activity": 42}
+def amdsmi_get_power_info(handle):
+    return {"current_socket_power": "N/A", "average_socket_power": 95}
+def amdsmi_get_temp_metric(handle, kind, metric):
+    if kind == AmdSmiTemperatureType.HOTSPOT: raise AmdSmiException("not supported")
+    return 61
+def amdsmi_get_gpu_process_list(handle):
+    return [{"pid": 71, "memory_usage": {"vram_mem": 1024, "gtt_mem": 2048}}]
 def amdsmi_get_gpu_memory_total(handle, kind): return {0: 2, 2: 32}[kind] * 1024**3
 def amdsmi_get_gpu_memory_usage(handle, kind): return {0: 1, 2: 3}[kind] * 1024**3
 """
@@ -179,13 +247,14 @@ def test_amdsmi_is_preferred_and_its_sizes_are_bytes(
     install_amdsmi: Callable[[str], None], tmp_path: Path
 ) -> None:
     install_amdsmi(AMDSMI)
-    reader = AmdMemory(
+    reader = AmdReader(
+        {},
         root=tmp_path,
         machine_memory=lambda: MachineMemory(total_bytes=64 * GIB, available_bytes=40 * GIB),
     )
 
     (info,) = reader.devices()
-    sample = reader.read("gpu0", taken_at=3.0, child_pids=())
+    sample = reader.sample("gpu0")
 
     assert (info.name, info.uuid) == ("Radeon 8060S", "uuid-1")
     assert sample.source == "amdsmi (VRAM and GTT)"
@@ -193,11 +262,28 @@ def test_amdsmi_is_preferred_and_its_sizes_are_bytes(
     assert sample.free_bytes == 30 * GIB
 
 
+def test_everything_that_amdsmi_tells_is_read(
+    install_amdsmi: Callable[[str], None], tmp_path: Path
+) -> None:
+    install_amdsmi(AMDSMI)
+    reader = AmdReader({}, root=tmp_path)
+    (info,) = reader.devices()
+
+    reading = reader.read("gpu0", (71,))
+
+    assert (info.pci_id, info.driver_version) == ("0000:c5:00.0", "6.16.6")
+    told = (reading.utilisation_percent, reading.temperature_c, reading.power_w)
+    assert told == (42, 61, 95)
+    assert reading.processes is not None
+    assert [(use.pid, use.used_bytes) for use in reading.processes] == [(71, 3072)]
+    assert reading.sample.children_bytes == 3072
+
+
 def test_amdsmi_is_opened_once_and_shut_down_once(
     install_amdsmi: Callable[[str], None], tmp_path: Path
 ) -> None:
     install_amdsmi(AMDSMI)
-    reader = AmdMemory(root=tmp_path)
+    reader = AmdReader({}, root=tmp_path)
     reader.devices()
     reader.devices()
     assert sys.modules["amdsmi"].opened == [True]
@@ -212,7 +298,7 @@ def test_failing_amdsmi_call_is_an_error_with_a_remedy(
     install_amdsmi: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     install_amdsmi(AMDSMI)
-    reader = AmdMemory(root=tmp_path)
+    reader = AmdReader({}, root=tmp_path)
     reader.devices()
     library = sys.modules["amdsmi"]
 
@@ -222,7 +308,7 @@ def test_failing_amdsmi_call_is_an_error_with_a_remedy(
     monkeypatch.setattr(library, "amdsmi_get_gpu_memory_usage", fail)
 
     with pytest.raises(TelemetryError, match=r"Radeon 8060S: lost; see `amd-smi list`"):
-        reader.read("gpu0", taken_at=3.0, child_pids=())
+        reader.sample("gpu0")
 
 
 @pytest.mark.parametrize(
@@ -245,7 +331,7 @@ def test_amdsmi_that_cannot_be_used_is_silent_and_the_kernels_files_are_read(
     machine.add_card("card0", vram_gib=(8, 0), gtt_gib=(8, 0), metrics=METRICS_OF_A_CARD)
     install_amdsmi(f"print('Unable to find libamd_smi.so')\n{failure}")
 
-    (info,) = AmdMemory(root=tmp_path).devices()
+    (info,) = AmdReader({}, root=tmp_path).devices()
 
     assert info.total_bytes == 8 * GIB
     assert capsys.readouterr().out == ""
@@ -257,4 +343,4 @@ def test_amdsmi_without_cards_leaves_them_to_the_kernels_files(
     machine.add_card("card0", vram_gib=(8, 0), gtt_gib=(8, 0), metrics=METRICS_OF_A_CARD)
     install_amdsmi(AMDSMI + "\ndef amdsmi_get_processor_handles(): return []")
 
-    assert len(AmdMemory(root=tmp_path).devices()) == 1
+    assert len(AmdReader({}, root=tmp_path).devices()) == 1

@@ -66,7 +66,7 @@ def child() -> Iterator[Child]:
 
 
 def read(reader: HostMemory, *pids: int) -> MemorySample:
-    return reader.read(HOST, taken_at=7.0, child_pids=pids)
+    return reader.sample(HOST, pids)
 
 
 def read_children_bytes(*pids: int) -> int:
@@ -148,7 +148,7 @@ def test_one_sample_with_a_child_takes_less_than_a_millisecond(child: Child) -> 
 
 
 def test_sample_says_when_and_from_where() -> None:
-    sample = read(HostMemory(Path("/nowhere")))
+    sample = read(HostMemory(Path("/nowhere"), clock=lambda: 7.0))
 
     assert (sample.device, sample.taken_at, sample.source) == (HOST, 7.0, "psutil")
     assert sample.total_bytes == psutil.virtual_memory().total
@@ -157,7 +157,7 @@ def test_sample_says_when_and_from_where() -> None:
 
 def test_another_device_than_the_host_is_refused() -> None:
     with pytest.raises(TelemetryError, match="gpu0"):
-        HostMemory().read("gpu0", taken_at=0.0, child_pids=())
+        HostMemory().sample("gpu0")
 
 
 class Cgroups:

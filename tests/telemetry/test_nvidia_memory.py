@@ -1,11 +1,10 @@
-"""The real pynvml bindings against a small NVML of our own, whose answers the test changes."""
+"""The real pynvml bindings against a simulated driver, whose answers the test changes."""
 
-import ctypes
 import json
-import mmap
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,77 +13,20 @@ import psutil
 import pynvml
 import pytest
 
-HERE = Path(__file__).parent
-GIB = 1024**3
-NOT_AVAILABLE = 2**64 - 1
+from tests.telemetry.simulated_gpu import GIB, DeviceState, SimulatedGpu, build_library
 
-
-class FakeProcess(ctypes.Structure):
-    """`struct process` of fake_nvml.c."""
-
-    _fields_ = (("used_bytes", ctypes.c_uint64), ("pid", ctypes.c_uint32))
-
-
-class FakeDevice(ctypes.Structure):
-    """`struct device` of fake_nvml.c."""
-
-    _fields_ = (
-        ("uuid", ctypes.c_char * 96),
-        ("name", ctypes.c_char * 96),
-        ("total_bytes", ctypes.c_uint64),
-        ("reserved_bytes", ctypes.c_uint64),
-        ("used_bytes", ctypes.c_uint64),
-        ("handle_result", ctypes.c_int32),
-        ("memory_result", ctypes.c_int32),
-        ("process_result", ctypes.c_int32),
-        ("process_count", ctypes.c_uint32),
-        ("is_mig_enabled", ctypes.c_uint32),
-        ("mig_parent", ctypes.c_int32),
-        ("processes", FakeProcess * 4),
-    )
-
-    def hold(self, *uses: tuple[int, int]) -> None:
-        """Let the processes (pid, bytes) use the device."""
-        self.process_count = len(uses)
-        for process, (pid, used_bytes) in zip(self.processes, uses, strict=False):
-            process.pid, process.used_bytes = pid, used_bytes
-
-
-class FakeState(ctypes.Structure):
-    """`struct state` of fake_nvml.c."""
-
-    _fields_ = (
-        ("init_result", ctypes.c_int32),
-        ("is_hung", ctypes.c_uint32),
-        ("device_count", ctypes.c_uint32),
-        ("shutdown_count", ctypes.c_uint32),
-        ("devices", FakeDevice * 4),
-    )
+PROBE = Path(__file__).with_name("nvml_probe.py")
+MEMORY_CALLS = ("nvmlDeviceGetMemoryInfo", "nvmlDeviceGetMemoryInfo_v2")
 
 
 class Machine:
-    """A machine with a driver: its state, and a process that reads it through pynvml."""
+    """A machine with a driver, and a process that reads it through pynvml."""
 
-    def __init__(self, folder: Path, library: Path, environment: dict[str, str]) -> None:
-        state_file = folder / "nvml-state"
-        state_file.write_bytes(bytes(ctypes.sizeof(FakeState)))
-        with state_file.open("r+b") as file:
-            self.state = FakeState.from_buffer(mmap.mmap(file.fileno(), 0))
-        for index, device in enumerate(self.state.devices):
-            device.mig_parent = -1
-            if index < 2:
-                device.uuid = f"GPU-{index}000aaaa-0000".encode()
-                device.name = b"NVIDIA H200"
-                device.total_bytes = (index + 1) * 100 * GIB
-                device.reserved_bytes = GIB
-                device.used_bytes = 10 * GIB
-        self.state.device_count = 2
-        inherited = {name: os.environ[name] for name in os.environ if "VISIBLE" not in name}
-        path = f"{library.parent}:{inherited.get('LD_LIBRARY_PATH', '')}".rstrip(":")
-        found = {"LD_LIBRARY_PATH": path, "FAKE_NVML_STATE": str(state_file)}
+    def __init__(self, gpu: SimulatedGpu, environment: dict[str, str]) -> None:
+        self.gpu = gpu
         self._process = subprocess.Popen(
-            [sys.executable, str(HERE / "nvml_probe.py"), str(folder)],
-            env=inherited | found | environment,
+            [sys.executable, str(PROBE)],
+            env=gpu.full_environment(**environment),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -100,19 +42,25 @@ class Machine:
     def devices(self) -> Any:
         return self.ask("devices")["ok"]
 
-    def read(self, device: str = "gpu0", child_pids: tuple[int, ...] = ()) -> Any:
-        return self.ask("read", device=device, child_pids=child_pids)["ok"]
+    def sample(self, device: str = "gpu0", child_pids: tuple[int, ...] = ()) -> Any:
+        return self.ask("sample", device=device, child_pids=child_pids)["ok"]
+
+    def read(self, device: str = "gpu0") -> Any:
+        return self.ask("read", device=device)["ok"]
 
     def error(self, do: str = "devices", **arguments: Any) -> str:
         return str(self.ask(do, **arguments)["error"])
 
-    def end(self) -> int:
-        """Let the process exit by itself and give its status; safe twice."""
+    def fail_memory(self, code: int, device: int) -> None:
+        for call in MEMORY_CALLS:
+            self.gpu.fail(call, code, device)
+
+    def end(self) -> None:
         with self._process as process:
             assert process.stdin is not None
             process.stdin.close()
             try:
-                return process.wait(timeout=10)
+                process.wait(timeout=10)
             finally:
                 process.kill()
 
@@ -120,24 +68,15 @@ class Machine:
 MachineWith = Callable[..., Machine]
 
 
-@pytest.fixture(scope="session")
-def libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A driver's library of today, and one from before the second memory question."""
-    built = {}
-    for name, defines in {"today": (), "old": ("-DWITHOUT_MEMORY_V2",)}.items():
-        built[name] = tmp_path_factory.mktemp(f"nvml-{name}") / "libnvidia-ml.so.1"
-        flags = ["-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", *defines]
-        subprocess.run(["cc", *flags, "-o", built[name], HERE / "fake_nvml.c"], check=True)
-    return built
-
-
 @pytest.fixture
-def machine_with(tmp_path: Path, libraries: dict[str, Path]) -> Iterator[MachineWith]:
+def machine_with(gpu: SimulatedGpu) -> Iterator[MachineWith]:
     """Start a machine; keyword arguments are its environment."""
     started: list[Machine] = []
+    for device in gpu.devices[:2]:
+        device.reserved_bytes, device.used_bytes = GIB, 10 * GIB
 
-    def start(driver: str = "today", **environment: str) -> Machine:
-        started.append(Machine(tmp_path, libraries[driver], environment))
+    def start(**environment: str) -> Machine:
+        started.append(Machine(gpu, environment))
         return started[-1]
 
     yield start
@@ -160,18 +99,21 @@ def test_devices_are_listed_with_name_uuid_and_total(machine: Machine) -> None:
 def test_second_version_leaves_the_drivers_reserve_out_of_use(machine: Machine) -> None:
     machine.devices()
 
-    sample = machine.read("gpu1")
+    sample = machine.sample("gpu1")
 
     assert sample["source"] == "nvml v2"
     assert sample["used_bytes"] == 10 * GIB
     assert sample["free_bytes"] == 189 * GIB
 
 
-def test_old_driver_is_asked_in_the_first_version(machine_with: MachineWith) -> None:
-    machine = machine_with("old")
+def test_old_driver_is_asked_in_the_first_version(
+    machine_with: MachineWith, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    library = build_library(tmp_path_factory.mktemp("nvml-old"), "-DWITHOUT_MEMORY_V2")
+    machine = machine_with(LD_LIBRARY_PATH=str(library.parent))
     machine.devices()
 
-    sample = machine.read()
+    sample = machine.sample()
 
     assert sample["source"] == "nvml v1"
     assert sample["free_bytes"] == 89 * GIB
@@ -179,48 +121,52 @@ def test_old_driver_is_asked_in_the_first_version(machine_with: MachineWith) -> 
 
 def test_a_sample_shows_what_changed_since_the_last(machine: Machine) -> None:
     machine.devices()
-    before = machine.read()
+    before = machine.sample()
 
-    machine.state.devices[0].used_bytes = 60 * GIB
+    machine.gpu.devices[0].used_bytes = 60 * GIB
 
-    assert machine.read()["used_bytes"] - before["used_bytes"] == 50 * GIB
+    assert machine.sample()["used_bytes"] - before["used_bytes"] == 50 * GIB
 
 
 def test_childrens_share_is_summed_without_foreign_processes(machine: Machine) -> None:
     machine.devices()
-    machine.state.devices[0].hold((71, GIB), (72, 2 * GIB), (99, 4 * GIB))
+    for pid, used_bytes in ((71, GIB), (72, 2 * GIB), (99, 4 * GIB)):
+        machine.gpu.add_process(pid, used_bytes)
 
-    assert machine.read(child_pids=(71, 72))["children_bytes"] == 3 * GIB
+    assert machine.sample(child_pids=(71, 72))["children_bytes"] == 3 * GIB
 
 
 def test_without_children_their_share_is_nothing(machine: Machine) -> None:
     machine.devices()
-    machine.state.devices[0].hold((99, 4 * GIB))
+    machine.gpu.add_process(99, 4 * GIB)
 
-    assert machine.read()["children_bytes"] == 0
+    assert machine.sample()["children_bytes"] == 0
 
 
 UNKNOWN_SHARES = {
-    "figure not available": [(71, NOT_AVAILABLE)],
-    "one figure not available": [(71, GIB), (72, NOT_AVAILABLE)],
+    "figure not available": [(71, None)],
+    "one figure not available": [(71, GIB), (72, None)],
     "process ids of the host": [(40_071, GIB)],
     "no process listed": [],
 }
 
 
 @pytest.mark.parametrize("uses", UNKNOWN_SHARES.values(), ids=UNKNOWN_SHARES)
-def test_a_share_that_is_not_told_is_unknown(machine: Machine, uses: list[tuple[int, int]]) -> None:
+def test_a_share_that_is_not_told_is_unknown(
+    machine: Machine, uses: list[tuple[int, int | None]]
+) -> None:
     machine.devices()
-    machine.state.devices[0].hold(*uses)
+    for use in uses:
+        machine.gpu.add_process(*use)
 
-    assert machine.read(child_pids=(71, 72))["children_bytes"] is None
+    assert machine.sample(child_pids=(71, 72))["children_bytes"] is None
 
 
 def test_refused_process_list_leaves_the_memory_readable(machine: Machine) -> None:
     machine.devices()
-    machine.state.devices[0].process_result = pynvml.NVML_ERROR_NO_PERMISSION
+    machine.gpu.fail("nvmlDeviceGetComputeRunningProcesses_v3", pynvml.NVML_ERROR_NO_PERMISSION)
 
-    sample = machine.read(child_pids=(71,))
+    sample = machine.sample(child_pids=(71,))
 
     assert sample["children_bytes"] is None
     assert sample["used_bytes"] == 10 * GIB
@@ -239,53 +185,61 @@ def test_refused_process_list_leaves_the_memory_readable(machine: Machine) -> No
     ],
 )
 def test_each_failure_to_open_has_its_own_remedy(machine: Machine, code: int, words: str) -> None:
-    machine.state.init_result = code
+    machine.gpu.fail("nvmlInitWithFlags", code)
 
     assert words in machine.error()
 
 
 def test_opening_works_once_the_driver_has_recovered(machine: Machine) -> None:
-    machine.state.init_result = pynvml.NVML_ERROR_UNKNOWN
+    machine.gpu.fail("nvmlInitWithFlags", pynvml.NVML_ERROR_UNKNOWN)
     machine.error()
 
-    machine.state.init_result = pynvml.NVML_SUCCESS
+    machine.gpu.heal()
 
     assert len(machine.devices()) == 2
 
 
 def test_lost_gpu_is_an_error_and_not_unified_memory(machine: Machine) -> None:
     machine.devices()
-    machine.state.devices[0].memory_result = pynvml.NVML_ERROR_GPU_IS_LOST
+    machine.fail_memory(pynvml.NVML_ERROR_GPU_IS_LOST, 0)
 
-    message = machine.error("read", device="gpu0", child_pids=[])
+    message = machine.error("sample", device="gpu0", child_pids=[])
 
     assert "fallen off the bus" in message
     assert "GPU-0000aaaa-0000" in message
-    assert machine.read("gpu1")["used_bytes"] == 10 * GIB
+    assert machine.sample("gpu1")["used_bytes"] == 10 * GIB
 
 
 def test_lost_gpu_that_is_not_wanted_does_not_hide_the_other(machine_with: MachineWith) -> None:
     machine = machine_with(CUDA_VISIBLE_DEVICES="1")
-    machine.state.devices[0].handle_result = pynvml.NVML_ERROR_GPU_IS_LOST
+    machine.gpu.lose(0)
 
     assert [info["uuid"] for info in machine.devices()] == ["GPU-1000aaaa-0000"]
 
 
-def test_lost_gpu_that_is_wanted_fails_the_listing(machine: Machine) -> None:
-    machine.state.devices[0].handle_result = pynvml.NVML_ERROR_GPU_IS_LOST
+def test_lost_gpu_that_is_wanted_keeps_its_place_with_its_fault(machine: Machine) -> None:
+    machine.gpu.lose(0)
 
-    assert "fallen off the bus" in machine.error()
+    lost, works = machine.devices()
+
+    assert "fallen off the bus" in lost["fault"]
+    assert (lost["device"], lost["total_bytes"]) == ("gpu0", 0)
+    assert (works["device"], works["fault"]) == ("gpu1", None)
+    assert "fallen off the bus" in machine.error("read", device="gpu0")
 
 
-def make_not_supported(device: FakeDevice) -> None:
-    device.memory_result = pynvml.NVML_ERROR_NOT_SUPPORTED
+def make_not_supported(gpu: SimulatedGpu) -> None:
+    for call in MEMORY_CALLS:
+        gpu.fail(call, pynvml.NVML_ERROR_NOT_SUPPORTED, 0)
 
 
-def make_total_zero(device: FakeDevice) -> None:
+def make_total_zero(gpu: SimulatedGpu) -> None:
+    device = gpu.devices[0]
     device.total_bytes = device.reserved_bytes = device.used_bytes = 0
 
 
-def make_most_of_host(device: FakeDevice) -> None:
+def make_most_of_host(gpu: SimulatedGpu) -> None:
+    device: DeviceState = gpu.devices[0]
     device.name = b"NVIDIA GB10"
     device.total_bytes = int(psutil.virtual_memory().total * 0.95)
     device.reserved_bytes = device.used_bytes = 0
@@ -293,15 +247,16 @@ def make_most_of_host(device: FakeDevice) -> None:
 
 @pytest.mark.parametrize("make", [make_not_supported, make_total_zero, make_most_of_host])
 def test_unified_memory_is_what_the_host_has_available(
-    machine: Machine, make: Callable[[FakeDevice], None]
+    machine: Machine, make: Callable[[SimulatedGpu], None]
 ) -> None:
-    make(machine.state.devices[0])
+    make(machine.gpu)
 
-    info = machine.devices()[0]
-    sample = machine.read()
+    unified, discrete = machine.devices()
+    sample = machine.sample()
 
+    assert (unified["shares_host_memory"], discrete["shares_host_memory"]) == (True, False)
     assert sample["source"] == "MemAvailable (unified memory)"
-    assert info["total_bytes"] == sample["total_bytes"] == psutil.virtual_memory().total
+    assert unified["total_bytes"] == sample["total_bytes"] == psutil.virtual_memory().total
     assert 0 < sample["free_bytes"] < sample["total_bytes"]
     assert sample["used_bytes"] + sample["free_bytes"] == sample["total_bytes"]
 
@@ -316,29 +271,17 @@ def test_unified_memory_is_what_the_host_has_available(
 def test_device_with_memory_of_its_own_keeps_its_own_figures(
     machine: Machine, name: bytes, share_of_host: float
 ) -> None:
-    device = machine.state.devices[0]
+    device = machine.gpu.devices[0]
     device.name = name
     device.total_bytes = int(psutil.virtual_memory().total * share_of_host)
     device.reserved_bytes = device.used_bytes = 0
     machine.devices()
 
-    assert machine.read()["source"] == "nvml v2"
-
-
-def split_second_gpu(machine: Machine) -> None:
-    """Put the second GPU into MIG mode with two devices; its own memory is then refused."""
-    parent = machine.state.devices[1]
-    parent.is_mig_enabled = 1
-    parent.memory_result = pynvml.NVML_ERROR_NO_PERMISSION
-    for index, device in enumerate(machine.state.devices[2:4]):
-        device.uuid = f"MIG-{index}000bbbb-0000".encode()
-        device.name = b"NVIDIA H200 MIG 3g.71gb"
-        device.total_bytes = (index + 1) * 20 * GIB
-        device.mig_parent = 1
+    assert machine.sample()["source"] == "nvml v2"
 
 
 def test_gpu_in_mig_mode_appears_as_its_mig_devices(machine: Machine) -> None:
-    split_second_gpu(machine)
+    machine.gpu.split(1, 20 * GIB, 40 * GIB)
 
     assert [(info["device"], info["uuid"]) for info in machine.devices()] == [
         ("gpu0", "GPU-0000aaaa-0000"),
@@ -352,23 +295,23 @@ def test_mig_uuid_in_the_environment_reads_that_mig_device(
     machine_with: MachineWith, variable: str
 ) -> None:
     machine = machine_with(**{variable: "MIG-1000bbbb-0000"})
-    split_second_gpu(machine)
+    machine.gpu.split(1, 20 * GIB, 40 * GIB)
 
     assert [info["device"] for info in machine.devices()] == ["gpu0"]
-    assert machine.read()["total_bytes"] == 40 * GIB
+    assert machine.sample()["total_bytes"] == 40 * GIB
 
 
 def test_mig_device_that_does_not_tell_is_not_unified_memory(machine_with: MachineWith) -> None:
     machine = machine_with(CUDA_VISIBLE_DEVICES="MIG-1000bbbb-0000")
-    split_second_gpu(machine)
-    make_not_supported(machine.state.devices[3])
+    machine.gpu.split(1, 20 * GIB, 40 * GIB)
+    machine.fail_memory(pynvml.NVML_ERROR_NOT_SUPPORTED, 3)
 
-    assert "update the driver" in machine.error()
+    assert "update the driver" in machine.devices()[0]["fault"]
 
 
 def test_reading_loads_no_cuda_library(machine: Machine) -> None:
     machine.devices()
-    machine.read(child_pids=(71,))
+    machine.sample(child_pids=(71,))
 
     loaded = machine.ask("libraries")["ok"]
 
@@ -382,18 +325,62 @@ def test_close_gives_nvml_back_once(machine: Machine) -> None:
     machine.ask("close")
     machine.ask("close")
 
-    assert machine.state.shutdown_count == 1
+    assert machine.gpu.state.shutdown_count == 1
 
 
-def test_hung_driver_misses_its_deadline_and_holds_nothing_else_up(machine: Machine) -> None:
-    assert machine.ask("sample", device="gpu0", deadline_s=0.2)["ok"]["device"] == "gpu0"
-    machine.state.is_hung = 1
+def test_everything_that_a_gpu_tells_is_read(machine: Machine) -> None:
+    device = machine.gpu.devices[0]
+    device.utilisation_percent, device.temperature_c, device.power_mw = 87, 64, 412_500
+    machine.gpu.add_process(os.getpid(), 3 * GIB)
+    machine.gpu.add_process(2**22 + 1, None)  # no process id of this machine
+    machine.devices()
 
-    first = machine.error("sample", device="gpu0", deadline_s=0.2)
-    host = machine.ask("sample", device="host", deadline_s=0.2)["ok"]
-    second = machine.error("sample", device="gpu0", deadline_s=0.2)
+    reading = machine.read()
 
-    assert "the NVIDIA driver did not answer within 0.2 s" in first
-    assert "still does not answer" in second
-    assert host["free_bytes"] > 0
-    assert machine.end() == 0  # the thread hangs on, and the process exits all the same
+    told = (reading["utilisation_percent"], reading["temperature_c"], reading["power_w"])
+    assert told == (87, 64, 412.5)
+    assert reading["processes"] == [
+        {"pid": os.getpid(), "used_bytes": 3 * GIB, "name": psutil.Process().name()},
+        {"pid": 2**22 + 1, "used_bytes": None, "name": None},
+    ]
+    assert reading["sample"]["used_bytes"] == 10 * GIB
+
+
+@pytest.mark.parametrize(
+    ("call", "field"),
+    [
+        ("nvmlDeviceGetUtilizationRates", "utilisation_percent"),
+        ("nvmlDeviceGetTemperature", "temperature_c"),
+        ("nvmlDeviceGetPowerUsage", "power_w"),
+        ("nvmlDeviceGetComputeRunningProcesses_v3", "processes"),
+    ],
+)
+def test_what_a_driver_cannot_tell_is_unknown_and_never_nothing(
+    machine: Machine, call: str, field: str
+) -> None:
+    machine.devices()
+    machine.gpu.fail(call, pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+    reading = machine.read()
+
+    assert [name for name, value in reading.items() if value is None] == [field]
+
+
+def test_devices_tell_index_bus_driver_and_how_to_show_them_to_a_child(machine: Machine) -> None:
+    machine.gpu.split(1, 20 * GIB, profile="1g.18gb")
+
+    whole, part = machine.devices()
+
+    assert (whole["index"], whole["pci_id"], whole["mig_profile"]) == (0, "0000:1b:00.0", None)
+    assert (part["index"], part["pci_id"], part["mig_profile"]) == (1, "0000:2b:00.0", "1g.18gb")
+    assert whole["driver_version"] == "580.65.06"
+    assert part["visible_as"] == [["CUDA_VISIBLE_DEVICES", "MIG-0000bbbb-0000"]]
+
+
+def test_time_of_a_sample_is_the_monotonic_clock_of_every_process(machine: Machine) -> None:
+    machine.devices()
+    before = time.monotonic()
+
+    taken_at = machine.sample()["taken_at"]
+
+    assert before <= taken_at <= time.monotonic()

@@ -1,9 +1,14 @@
-"""CUDA's own rules for which devices a program sees."""
+"""CUDA's and HIP's own rules for which devices a program sees, and what a child is shown."""
 
 import pytest
 
 from supervisor.errors import TelemetryError
-from supervisor.telemetry.visible_devices import select_visible
+from supervisor.telemetry.port import HOST, DeviceInfo
+from supervisor.telemetry.visible_devices import (
+    child_environment,
+    select_visible,
+    select_visible_amd,
+)
 
 UUIDS = ("GPU-aa11", "GPU-aa22", "MIG-bb33")
 
@@ -56,3 +61,56 @@ def test_indices_count_within_what_the_container_was_given() -> None:
     visible = select(NVIDIA_VISIBLE_DEVICES="MIG-bb33,GPU-aa11", CUDA_VISIBLE_DEVICES="1")
 
     assert visible == (0,)
+
+
+AMD_UUIDS = ("GPU-00000000000000a1", "GPU-00000000000000b2", "")
+
+
+@pytest.mark.parametrize(
+    ("environment", "for_rocr", "for_hip"),
+    [
+        ({}, (0, 1, 2), (0, 1, 2)),
+        ({"ROCR_VISIBLE_DEVICES": "2,0"}, (2, 0), (2, 0)),
+        ({"ROCR_VISIBLE_DEVICES": "GPU-00000000000000b2"}, (1,), (1,)),
+        ({"HIP_VISIBLE_DEVICES": "1"}, (0, 1, 2), (1,)),
+        ({"ROCR_VISIBLE_DEVICES": "2,0", "HIP_VISIBLE_DEVICES": "1"}, (2, 0), (0,)),
+        ({"CUDA_VISIBLE_DEVICES": "1"}, (0, 1, 2), (1,)),
+        ({"CUDA_VISIBLE_DEVICES": "1", "HIP_VISIBLE_DEVICES": "0"}, (0, 1, 2), (0,)),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-0000aaaa-0000"}, (0, 1, 2), (0, 1, 2)),
+        ({"HIP_VISIBLE_DEVICES": "-1"}, (0, 1, 2), ()),
+    ],
+)
+def test_hip_counts_within_what_rocr_leaves(
+    environment: dict[str, str], for_rocr: tuple[int, ...], for_hip: tuple[int, ...]
+) -> None:
+    assert select_visible_amd(AMD_UUIDS, environment) == (for_rocr, for_hip)
+
+
+def test_wish_for_an_amd_card_that_is_not_here_is_an_error() -> None:
+    with pytest.raises(TelemetryError, match="ROCR_VISIBLE_DEVICES=5 names no device"):
+        select_visible_amd(AMD_UUIDS, {"ROCR_VISIBLE_DEVICES": "5"})
+
+
+def device(name: str, vendor: str, *visible_as: tuple[str, str]) -> DeviceInfo:
+    return DeviceInfo(device=name, name="G", vendor=vendor, total_bytes=1, visible_as=visible_as)
+
+
+GPU_OF_NVIDIA = device("gpu0", "NVIDIA", ("CUDA_VISIBLE_DEVICES", "MIG-bb33"))
+GPU_OF_AMD = device("gpu1", "AMD", ("HIP_VISIBLE_DEVICES", "3"))
+HOST_MEMORY = device(HOST, "host")
+ALL = (GPU_OF_NVIDIA, GPU_OF_AMD, HOST_MEMORY)
+
+
+def test_child_sees_its_own_device_and_none_of_the_other_vendor() -> None:
+    shown = {"CUDA_VISIBLE_DEVICES": "MIG-bb33", "HIP_VISIBLE_DEVICES": "-1"}
+    assert child_environment("gpu0", ALL) == shown
+    assert child_environment("gpu1", ALL) == {
+        "CUDA_VISIBLE_DEVICES": "-1",
+        "HIP_VISIBLE_DEVICES": "3",
+    }
+
+
+def test_child_on_the_host_sees_no_gpu() -> None:
+    hidden = {"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1"}
+    assert child_environment(HOST, ALL) == hidden
+    assert child_environment(HOST, (HOST_MEMORY,)) == {}

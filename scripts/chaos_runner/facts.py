@@ -1,0 +1,146 @@
+"""What the controller's log tells of one run of it: servers, phases, requests, errors."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+SERVING = "serving"
+"""Any time without a switch, beside the phases of one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseBegun:
+    """A switch entered a phase; `phase` is `ended` when it is over."""
+
+    at: float
+    switch_id: str
+    phase: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Facts:
+    """One controller process.
+
+    `request_epochs`: the server that a request was given to last. `ready_at`, `exited`: when a
+    server was ready, and when one that was told to stop was gone. `died`: when one died by itself,
+    its epoch and its model. `successes`: when a switch had made its target live, and its id.
+    `troubles`: log events of level error, and lines that are no log events, such as tracebacks.
+    """
+
+    began_at: float
+    ended_at: float
+    pid_by_epoch: dict[int, int] = field(default_factory=dict)
+    died: list[tuple[float, int, str]] = field(default_factory=list)
+    ready_at: dict[int, float] = field(default_factory=dict)
+    exited: dict[int, float] = field(default_factory=dict)
+    successes: list[tuple[float, str]] = field(default_factory=list)
+    phases: list[PhaseBegun] = field(default_factory=list)
+    request_epochs: dict[str, int] = field(default_factory=dict)
+    troubles: list[tuple[float, str]] = field(default_factory=list)
+
+    def phase_at(self, at: float) -> str:
+        """Return the phase of the switch that ran at a moment; `serving` when none did."""
+        phase = SERVING
+        for begun in self.phases:
+            if begun.at > at:
+                break
+            phase = begun.phase
+        return SERVING if phase == "ended" else phase
+
+
+def read_facts(log: Path, began_at: float, ended_at: float) -> Facts:
+    """Read the log of one controller process."""
+    facts = Facts(began_at=began_at, ended_at=ended_at)
+    with log.open(encoding="utf-8", errors="replace") as lines:
+        add_lines(facts, lines)
+    return facts
+
+
+def add_lines(facts: Facts, lines: Iterable[str]) -> None:
+    """Take what log lines tell into the facts. Half a line at the end is that of a killed one."""
+    at, was_trouble = facts.began_at, False
+    for line in lines:
+        try:
+            event = json.loads(line)
+            at = datetime.fromisoformat(event["timestamp"]).timestamp()
+        except (ValueError, KeyError, TypeError):
+            if line.endswith("\n") and line.strip():
+                _add_trouble(facts, at, line.rstrip(), goes_on=was_trouble)
+                was_trouble = True
+            continue
+        was_trouble = False
+        _add_event(facts, at, event)
+
+
+def _add_event(facts: Facts, at: float, event: Mapping[str, Any]) -> None:
+    kind, _, _ = event["event"].partition(".")
+    if event.get("level") in {"error", "critical"}:
+        facts.troubles.append((at, json.dumps(event)))
+    elif kind == "backend":
+        _add_server(facts, at, event)
+    elif kind == "switch":
+        _add_switch(facts, at, event)
+    elif event["event"] == "request.done" and None not in map(event.get, ("request_id", "epoch")):
+        facts.request_epochs[event["request_id"]] = event["epoch"]
+
+
+def _add_server(facts: Facts, at: float, event: Mapping[str, Any]) -> None:
+    match event["event"]:
+        case "backend.spawned":
+            facts.pid_by_epoch[event["epoch"]] = event["pid"]
+        case "backend.ready":
+            facts.ready_at[event["epoch"]] = at
+        case "backend.exited":
+            facts.exited[event["epoch"]] = at
+        case "backend.died":
+            facts.died.append((at, event["epoch"], event["model"]))
+
+
+def _add_switch(facts: Facts, at: float, event: Mapping[str, Any]) -> None:
+    match event["event"]:
+        case "switch.phase":
+            phase = event["phase"]
+        case "switch.finished" | "switch.failed" if event["outcome"] != "unchanged":
+            phase = "ended"
+        case _:  # it changed nothing, and never ran
+            return
+    facts.phases.append(PhaseBegun(at=at, switch_id=event["switch_id"], phase=phase))
+    if event.get("outcome") == "switched":
+        facts.successes.append((at, event["switch_id"]))
+
+
+def _add_trouble(facts: Facts, at: float, line: str, *, goes_on: bool) -> None:
+    """Note a line that is no log event; those of one traceback are one trouble."""
+    if goes_on:
+        at, line = facts.troubles[-1][0], f"{facts.troubles.pop()[1]}\n{line}"
+    facts.troubles.append((at, line))
+
+
+def interleaved(facts: Facts) -> list[tuple[float, str]]:
+    """Return where a switch began or went on while another one ran: two at once."""
+    found = []
+    running: str | None = None
+    for begun in facts.phases:
+        if running is not None and begun.switch_id != running:
+            found.append(
+                (begun.at, f"{begun.switch_id} is {begun.phase} while {running} has not ended")
+            )
+        running = None if begun.phase == "ended" else begun.switch_id
+    return found
+
+
+def unexpected_deaths(
+    facts: Facts, ended_pids: frozenset[int], doomed: str
+) -> list[tuple[float, str]]:
+    """Return the servers that died although nobody ended them.
+
+    `doomed` is the model that may die, for its file is cut short between the check and the load.
+    """
+    return [
+        (at, f"the server of '{model}' (epoch {epoch}, pid {facts.pid_by_epoch.get(epoch)}) died")
+        for at, epoch, model in facts.died
+        if facts.pid_by_epoch.get(epoch) not in ended_pids and model != doomed
+    ]

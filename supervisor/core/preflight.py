@@ -1,0 +1,93 @@
+"""Whether a target would fit once what gives way is gone; asked before anything is touched."""
+
+from collections.abc import Sequence
+
+from supervisor.core.memory import MemorySample, format_bytes
+from supervisor.core.residency import Plan, baselines_after, resident_bytes
+from supervisor.core.values import (
+    Alternative,
+    Backend,
+    Device,
+    Refusal,
+    Snapshot,
+    Target,
+    TargetNeed,
+)
+
+
+def refuse_what_cannot_fit(
+    snapshot: Snapshot, target: Target, need: TargetNeed, plan: Plan, memory: MemorySample | None
+) -> Refusal | None:
+    """Return why the target can never start as things stand, with the arithmetic; else None.
+
+    It is held against the operator's budget, and against what telemetry says will be free. The
+    margin is left to the release gate, which confirms also where memory is tight but back. Right
+    after a death nothing can be said: the driver may still give memory back.
+    """
+    device = snapshot.devices[target.device]
+    if need.need_bytes > device.budget_bytes:
+        carries = f"{device.name} may carry {format_bytes(device.budget_bytes)}"
+        remedy = f"raise devices.{device.name}.budget_bytes"
+        return _refusal(target, need, device.budget_bytes, carries, remedy)
+    if memory is None or memory.device != device.name or _died_just_now(snapshot, target, memory):
+        return None
+    room_bytes, arithmetic = _room_after(snapshot, device, plan.leaving, memory)
+    if need.need_bytes <= room_bytes:
+        return None
+    return _refusal(target, need, room_bytes, arithmetic, "free memory that others hold")
+
+
+def _room_after(
+    snapshot: Snapshot, device: Device, leaving: Sequence[Backend], memory: MemorySample
+) -> tuple[int, str]:
+    """Return the bytes that will be free once `leaving` are gone, and how that is reckoned.
+
+    Either what is free now and their needs, or all but the use from before they started: the
+    larger of both, because a need is an estimate, and use from long ago may be others' by now.
+    """
+    given_back = resident_bytes([b for b in leaving if b.target.device == device.name])
+    room_bytes = memory.free_bytes + given_back
+    baseline = dict(baselines_after(snapshot.backends, leaving)).get(device.name)
+    if baseline is not None:
+        room_bytes = max(room_bytes, memory.total_bytes - baseline)
+    room_bytes = min(room_bytes, memory.total_bytes)
+    arithmetic = f"{device.name} has {format_bytes(memory.free_bytes)} free"
+    if leaving:
+        names = ", ".join(f"'{b.target.model}'" for b in leaving)
+        arithmetic += f", and {format_bytes(room_bytes)} once {names} has stopped"
+    return room_bytes, arithmetic
+
+
+def _died_just_now(snapshot: Snapshot, target: Target, memory: MemorySample) -> bool:
+    last = snapshot.last_exit
+    return last is not None and memory.taken_at - last.at < target.memory.release_timeout_s
+
+
+def _refusal(
+    target: Target, need: TargetNeed, room_bytes: int, arithmetic: str, remedy: str
+) -> Refusal:
+    fitting = _mildest_fitting(need.alternatives, room_bytes)
+    would = "; ".join(f"{a.setting} needs {format_bytes(a.need_bytes)}" for a in fitting)
+    advice = f"it would fit with {would}" if would else "no smaller setting makes it fit"
+    explained = f" ({need.explanation})" if need.explanation else ""
+    return Refusal(
+        code="target_does_not_fit",
+        message=f"'{target.model}' with profile '{target.profile}' needs about "
+        f"{format_bytes(need.need_bytes)}{explained}, and {arithmetic}; {advice}; or {remedy}",
+        details=(
+            ("need_bytes", need.need_bytes),
+            ("available_bytes", room_bytes),
+            ("fits_with", tuple(a.setting for a in fitting)),
+        ),
+    )
+
+
+def _mildest_fitting(
+    alternatives: Sequence[Alternative], room_bytes: int
+) -> tuple[Alternative, ...]:
+    """Return, for each field, the mildest alternative that fits."""
+    by_field: dict[str, Alternative] = {}
+    for alternative in alternatives:
+        if alternative.need_bytes <= room_bytes:
+            by_field.setdefault(alternative.setting.partition(":")[0], alternative)
+    return tuple(by_field.values())

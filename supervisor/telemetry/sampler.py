@@ -1,0 +1,93 @@
+"""The sampler process: the only place where a vendor's library is loaded.
+
+It answers requests (messages.py) on the socket that is its standard input, one after another, and
+ends with the controller: the socket is closed then, and the kernel's parent-death signal also ends
+a call that hangs. It imports no more than it needs, because it starts with the controller and
+stays beside it.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+
+from supervisor.errors import TelemetryError
+from supervisor.telemetry.messages import (
+    Answer,
+    DeviceRead,
+    DevicesFound,
+    Failed,
+    ListDevices,
+    MemoryRead,
+    ReadDevice,
+    Request,
+    SampleDevice,
+    decode_request,
+    encode,
+)
+from supervisor.telemetry.port import DeviceReader, VendorAbsentError
+
+_SOCKET = 0
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def main(vendor: str, parent_pid: int) -> None:
+    """Serve the readings of one vendor's devices until the controller closes the socket."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        return  # the controller died before the signal was armed
+    reader = _READERS[vendor]()
+    with suppress(BrokenPipeError, ConnectionResetError):
+        _serve(reader)
+    reader.close()
+
+
+def _serve(reader: DeviceReader) -> None:
+    rest = b""
+    while chunk := os.read(_SOCKET, 65536):
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            _send(encode(_answer(reader, decode_request(line))) + b"\n")
+
+
+def _answer(reader: DeviceReader, request: Request) -> Answer:
+    try:
+        match request:
+            case SampleDevice(device, child_pids):
+                return MemoryRead(reader.sample(device, child_pids))
+            case ReadDevice(device, child_pids):
+                return DeviceRead(reader.read(device, child_pids))
+            case ListDevices():
+                return DevicesFound(reader.devices())
+    except VendorAbsentError as exc:
+        return Failed(str(exc), is_absent=True)
+    except TelemetryError as exc:
+        return Failed(str(exc))
+    except Exception as exc:  # noqa: BLE001 - bindings fail in ways that they do not declare
+        reason = f"{type(exc).__name__}: {exc}"
+        return Failed(f"the {reader.vendor} bindings failed unexpectedly ({reason})")
+
+
+def _send(message: bytes) -> None:
+    while message:
+        message = message[os.write(_SOCKET, message) :]
+
+
+def _open_nvidia() -> DeviceReader:
+    from supervisor.telemetry.nvidia import NvidiaReader  # noqa: PLC0415 - of one vendor only
+
+    return NvidiaReader()
+
+
+def _open_amd() -> DeviceReader:
+    from supervisor.telemetry.amd import AmdReader  # noqa: PLC0415 - of one vendor only
+
+    return AmdReader()
+
+
+_READERS: Mapping[str, Callable[[], DeviceReader]] = {"NVIDIA": _open_nvidia, "AMD": _open_amd}
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

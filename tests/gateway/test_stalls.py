@@ -1,0 +1,126 @@
+"""Servers that hang: found by what does not move, told, and replaced where that is wanted."""
+
+import asyncio
+import os
+import signal
+import time
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.conftest import RunningController, StartController
+from tests.gateway.conftest import ask_json, backend_of, busy_slots, endless_stream, shipped, until
+
+TEXT = {"model": "minilm", "input": "a text whose server hangs"}
+STALL_TIMEOUT_S = 0.8
+
+
+def files(*, restart_on_stall: bool) -> dict[str, Any]:
+    """Let servers be taken for stalled soon."""
+    profile = {
+        "extends": "embedding",
+        "mode": "embedding",
+        "stall_timeout_s": STALL_TIMEOUT_S,
+        "restart_on_stall": restart_on_stall,
+        "stop_grace_s": 0.2,
+    }
+    catalogue = shipped("models.yaml", default_model=None)
+    catalogue["models"]["minilm"]["profile"] = "impatient"
+    chatty = {**profile, "extends": "generation", "mode": "generation"}
+    catalogue["models"]["bench-chat"]["profile"] = "impatient-chat"
+    return {
+        "models.yaml": catalogue,
+        "impatient.yaml": profile,
+        "impatient-chat.yaml": chatty,
+    }
+
+
+async def stalled_s(controller: RunningController) -> float | None:
+    (backend,) = (await controller.json("GET", "/status"))["backends"]
+    seconds: float | None = backend["stalled_s"]
+    return seconds
+
+
+async def test_server_that_hangs_is_reported_until_it_moves_again(
+    start_controller: StartController,
+) -> None:
+    controller = await start_controller(files=files(restart_on_stall=False))
+    await controller.switch_to("minilm")
+    pid = backend_of(controller).process.pid
+    os.kill(pid, signal.SIGSTOP)
+    asking = asyncio.create_task(ask_json(controller, "POST", "/v1/embeddings", TEXT))
+
+    async def is_stalled() -> bool:
+        return await stalled_s(controller) is not None
+
+    await until(is_stalled)
+    assert (await stalled_s(controller) or 0) >= STALL_TIMEOUT_S
+    os.kill(pid, signal.SIGCONT)
+
+    assert (await asking)[0] == 200
+
+    async def moves() -> bool:
+        return await stalled_s(controller) is None
+
+    await until(moves)
+    assert backend_of(controller).process.pid == pid
+
+
+async def test_server_that_hangs_is_replaced_and_its_request_served_by_the_next_one(
+    start_controller: StartController,
+) -> None:
+    controller = await start_controller(files=files(restart_on_stall=True))
+    await controller.switch_to("minilm")
+    pid = backend_of(controller).process.pid
+    os.kill(pid, signal.SIGSTOP)
+
+    status, answer = await ask_json(controller, "POST", "/v1/embeddings", TEXT)
+
+    assert (status, len(answer["data"])) == (200, 1)
+    assert backend_of(controller).process.pid != pid
+    last_exit = (await controller.json("GET", "/status"))["last_exit"]
+    assert (last_exit["signal"], last_exit["was_wanted"]) == (signal.SIGKILL, False)
+    newest = (await controller.json("GET", "/switches"))["switches"][0]
+    assert (newest["requested_by"], newest["outcome"]) == ("recovery", "switched")
+
+
+async def test_long_answer_that_sends_no_byte_is_no_stall_while_its_slot_moves(
+    start_controller: StartController,
+) -> None:
+    controller = await start_controller(files=files(restart_on_stall=True))
+    await controller.switch_to("bench-chat")
+    pid = backend_of(controller).process.pid
+    body = {"model": "bench-chat", "prompt": "on", "n_predict": 1500, "ignore_eos": True}
+
+    status, answer = await ask_json(controller, "POST", "/completion", body)
+
+    assert status == 200
+    assert answer["timings"]["predicted_ms"] > 1.5 * STALL_TIMEOUT_S * 1000
+    assert backend_of(controller).process.pid == pid
+
+
+async def test_idle_server_is_never_stalled(start_controller: StartController) -> None:
+    controller = await start_controller(files=files(restart_on_stall=True))
+    await controller.switch_to("bench-chat")
+    pid = backend_of(controller).process.pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        looked_until = time.monotonic() + 2 * STALL_TIMEOUT_S
+        while time.monotonic() < looked_until:
+            assert await stalled_s(controller) is None
+            await asyncio.sleep(0.02)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+async def test_stream_that_hangs_ends_visibly_and_frees_the_way(
+    start_controller: StartController,
+) -> None:
+    controller = await start_controller(files=files(restart_on_stall=True))
+    await controller.switch_to("bench-chat")
+    async with endless_stream(controller) as stream:
+        assert await busy_slots(controller) == 1
+        os.kill(backend_of(controller).process.pid, signal.SIGSTOP)
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await stream.content.read()

@@ -1,0 +1,421 @@
+"""The chaos run finds each kind of loss, chooses by its seed, and leaves nothing behind."""
+
+import asyncio
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+from chaos_runner import balance, facts, faults, history, judging, operators  # noqa: E402
+from chaos_runner.clients import INFERENCE_REFUSALS, crowd  # noqa: E402
+from chaos_runner.exchange import Answer, Exchanger, Request, Temper  # noqa: E402
+from chaos_runner.judging import Scene, Verdict  # noqa: E402
+from chaos_runner.known import Known, vector_difference  # noqa: E402
+from chaos_runner.ledger import End, Entry, Fault, Ledger, Order, Seen, Weapon  # noqa: E402
+from chaos_runner.setting import Setting  # noqa: E402
+
+sys.path.remove(str(SCRIPTS))
+
+STATUSES = {"model_not_live": 409, "hold_timeout": 503, "internal_error": 500}
+PROMPT = "Tell me of memory."
+KNOWN = Known(
+    texts={"demo-chat": {PROMPT: "Hello. I am"}, "bench-chat": {PROMPT: " uses mismea"}},
+    vectors={"a": (1.0, 0.0)},
+)
+
+# One controller from second 0 to 100, whose server of epoch 1 had pid 501; a switch drained it from
+# second 20 to 22 and stopped it.
+LogEvent = tuple[str, float, dict[str, Any]]
+
+LOG: list[LogEvent] = [
+    ("backend.spawned", 1, {"epoch": 1, "pid": 501}),
+    ("switch.phase", 20, {"switch_id": "s1", "phase": "draining"}),
+    ("switch.phase", 22, {"switch_id": "s1", "phase": "stopping"}),
+    ("switch.finished", 23, {"switch_id": "s1", "outcome": "switched"}),
+    ("request.done", 22, {"request_id": "q1", "epoch": 1}),
+]
+
+
+def log_lines(events: list[LogEvent]) -> list[str]:
+    return [
+        json.dumps({"event": name, "timestamp": f"1970-01-01T00:00:{at:09.6f}Z", **fields}) + "\n"
+        for name, at, fields in events
+    ]
+
+
+def facts_of(events: list[LogEvent]) -> facts.Facts:
+    found = facts.Facts(began_at=0, ended_at=100)
+    facts.add_lines(found, log_lines(events))
+    return found
+
+
+def scene(**changes: Any) -> Scene:
+    given = Scene(
+        facts=[facts_of(LOG)],
+        faults=[],
+        outages=[],
+        policies={},
+        statuses=STATUSES,
+        drain_timeout_s=2.0,
+    )
+    return replace(given, **changes)
+
+
+def entry(
+    end: End = End.WHOLE, *, started_at: float = 10, ended_at: float = 22.1, **seen: Any
+) -> Entry:
+    return Entry(
+        request_id="q1",
+        kind="chat",
+        model="demo-chat",
+        started_at=started_at,
+        ended_at=ended_at,
+        seen=Seen(end=end, **seen),
+        may_refuse=INFERENCE_REFUSALS,
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "verdict"),
+    [
+        pytest.param(entry(status=200), Verdict.ANSWERED, id="answered"),
+        pytest.param(entry(status=409, code="model_not_live"), Verdict.REFUSED, id="refused"),
+        pytest.param(
+            entry(status=503, code="hold_timeout", retry_after="3"), Verdict.REFUSED, id="held"
+        ),
+        pytest.param(entry(status=503, code="hold_timeout"), Verdict.LOST, id="no Retry-After"),
+        pytest.param(entry(status=500, code="internal_error"), Verdict.LOST, id="a bug"),
+        pytest.param(entry(status=409, code="so_what"), Verdict.LOST, id="undocumented code"),
+        pytest.param(entry(status=400, code="model_not_live"), Verdict.LOST, id="other status"),
+        pytest.param(entry(status=502), Verdict.LOST, id="no code"),
+        pytest.param(entry(End.LEFT), Verdict.CANCELLED, id="client left"),
+        pytest.param(entry(End.TIMED_OUT), Verdict.LOST, id="no answer"),
+        pytest.param(entry(End.TRUNCATED, status=200), Verdict.LOST, id="clean end of a part"),
+        pytest.param(
+            replace(entry(status=200), wrong="by another model"), Verdict.WRONG, id="wrong answer"
+        ),
+    ],
+)
+def test_each_end_of_a_request_has_its_verdict(given: Entry, verdict: Verdict) -> None:
+    assert judging.judge(given, scene())[0] is verdict
+
+
+@pytest.mark.parametrize("end", [End.BROKEN, End.ERROR_EVENT, End.NO_CONNECTION])
+def test_a_break_is_lost_unless_a_fault_of_the_run_explains_it(end: End) -> None:
+    early = entry(end, status=200, ended_at=15)
+    kill = Fault(at=14.9, weapon=Weapon.KILL, pid=501, aimed_at="serving")
+    assert judging.judge(early, scene())[0] is Verdict.LOST
+    assert judging.judge(early, scene(faults=[kill]))[0] is Verdict.SERVER
+    assert judging.judge(early, scene(outages=[(14.9, 16.0)]))[0] is Verdict.CONTROLLER
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(
+            Fault(at=14.9, weapon=Weapon.KILL, pid=502, aimed_at="serving"), id="another server"
+        ),
+        pytest.param(
+            Fault(at=14.9, weapon=Weapon.STOP, pid=501, aimed_at="serving"), id="it only stopped"
+        ),
+        pytest.param(
+            Fault(at=19.0, weapon=Weapon.KILL, pid=501, aimed_at="serving"), id="only afterwards"
+        ),
+    ],
+)
+def test_a_fault_that_cannot_have_broken_a_request_does_not_excuse_it(fault: Fault) -> None:
+    broken = entry(End.BROKEN, status=200, ended_at=15)
+    assert judging.judge(broken, scene(faults=[fault]))[0] is Verdict.LOST
+
+
+def test_an_outage_before_or_after_a_request_does_not_excuse_its_break() -> None:
+    broken = entry(End.BROKEN, started_at=10, ended_at=15)
+    for outage in ((5.0, 9.0), (16.0, 18.0)):
+        assert judging.judge(broken, scene(outages=[outage]))[0] is Verdict.LOST
+
+
+def test_a_drain_deadline_excuses_a_break_only_where_the_policy_is_to_cancel() -> None:
+    cut = entry(End.ERROR_EVENT, status=200, code="backend_unreachable")
+    assert judging.judge(cut, scene())[0] is Verdict.DRAIN
+    assert judging.judge(cut, scene(policies={"s1": "wait"}))[0] is Verdict.LOST
+    assert judging.judge(cut, scene(drain_timeout_s=3.0))[0] is Verdict.LOST  # it was not due yet
+    assert judging.judge(replace(cut, ended_at=21.0), scene())[0] is Verdict.LOST  # cut before it
+
+
+def test_a_server_that_was_replaced_beside_its_successor_may_be_cut_when_it_is_due() -> None:
+    replaced: list[LogEvent] = [
+        LOG[0],
+        ("backend.ready", 2, {"epoch": 1}),
+        ("switch.finished", 19, {"switch_id": "s1", "outcome": "switched"}),
+        ("backend.exited", 22.2, {"epoch": 1}),
+        LOG[4],
+    ]
+    cut = entry(End.BROKEN, status=200)
+    assert judging.judge(cut, scene(facts=[facts_of(replaced)]))[0] is Verdict.DRAIN
+    for others in (
+        {"facts": [facts_of([*replaced[:2], *replaced[3:]])]},  # nobody replaced it
+        {"facts": [facts_of([*replaced[:3], LOG[4]])]},  # it was not stopped
+        {"facts": [facts_of(replaced)], "drain_timeout_s": 4.0},
+        {"facts": [facts_of(replaced)], "policies": {"s1": "wait"}},
+    ):
+        assert judging.judge(cut, scene(**others))[0] is Verdict.LOST
+
+
+def test_a_switch_keeps_the_policy_of_the_order_that_began_it() -> None:
+    ledger = Ledger()
+    ledger.orders.append(Order(switch_id="s1", policy="wait", sent_at=19))
+    ledger.orders.append(Order(switch_id="s1", policy="cancel", sent_at=21))  # it only joined
+    assert balance.policies_of(ledger, [facts_of(LOG)]) == {"s1": "wait"}
+
+
+def test_a_stream_is_whole_only_with_its_end_mark() -> None:
+    token = b'data: {"model":"demo-chat","choices":[{"delta":{"content":"Hello."}}]}\n\n'
+    assert asyncio.run(ends_of([token, b"data: [DONE]\n\n"])) is End.WHOLE
+    assert asyncio.run(ends_of([token])) is End.TRUNCATED
+    assert asyncio.run(ends_of([token, token], leave_after_events=1)) is End.LEFT
+    error = b'data: {"error":{"code":"backend_unreachable","message":"it died"}}\n\n'
+    assert asyncio.run(ends_of([token, error], is_cut=True)) is End.ERROR_EVENT
+    assert asyncio.run(ends_of([token], is_cut=True)) is End.BROKEN
+
+
+async def ends_of(events: list[bytes], *, is_cut: bool = False, **temper: Any) -> End:
+    """Stream events to the run's client from a server that ends cleanly, or is cut."""
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n")
+        writer.write(b"Transfer-Encoding: chunked\r\n\r\n")
+        for event in events:
+            writer.write(b"%x\r\n%s\r\n" % (len(event), event))
+        writer.write(b"" if is_cut else b"0\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    ledger = Ledger()
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        exchanger = Exchanger(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", ledger)
+        found, _ = await exchanger.exchange(Request(kind="stream", path="/"), Temper(**temper))
+    assert ledger.entries == [found]
+    return found.seen.end
+
+
+def chat_answer(model: str, text: str) -> Answer:
+    return Answer(status=200, content={"model": model, "text": text})
+
+
+def test_an_answer_by_another_model_or_with_another_text_is_found() -> None:
+    assert KNOWN.chat_fault("demo-chat", PROMPT, chat_answer("demo-chat", "Hello. I am a")) is None
+    assert KNOWN.chat_fault("demo-chat", PROMPT, chat_answer("demo-chat", "Hel")) is None  # a part
+    assert KNOWN.chat_fault(None, PROMPT, chat_answer("bench-chat", " uses mismea")) is None
+    for model, named, text in (
+        ("demo-chat", "bench-chat", " uses mismea"),
+        ("demo-chat", "demo-chat", " uses mismea"),
+        (None, "minilm", "Hello. I am"),
+        (None, "bench-chat", "Hello. I am"),
+    ):
+        assert KNOWN.chat_fault(model, PROMPT, chat_answer(named, text)), (model, named, text)
+
+
+@pytest.mark.parametrize("vector", [(0.9, 0.1), (1.0, 0.0, 0.0), (float("nan"), 0.0)])
+def test_another_vector_is_found(vector: tuple[float, ...]) -> None:
+    assert vector_difference((1.0, 0.0), (0.9999, 0.0001)) is None
+    assert vector_difference((1.0, 0.0), vector)
+
+
+def test_a_switch_to_another_model_or_profile_than_asked_for_is_found() -> None:
+    report = {"outcome": "switched", "model": "minilm", "profile": "few"}
+    for target, is_right in (
+        ({"model_name": "minilm"}, True),
+        ({"model_name": "minilm", "profile": "few"}, True),
+        ({"model_name": "minilm", "profile": "embedding"}, False),
+        ({"model_name": "demo-chat"}, False),
+    ):
+        fault = operators.order_fault(target, Answer(status=200, content=report))
+        assert (fault is None) is is_right
+
+
+def test_two_switches_at_once_are_found_in_the_log() -> None:
+    assert not facts.interleaved(facts_of(LOG))
+    second: LogEvent = ("switch.phase", 21, {"switch_id": "s2", "phase": "preflight"})
+    [(at, _)] = facts.interleaved(facts_of([*LOG[:2], second]))
+    assert at == 21
+
+
+def test_a_server_that_nobody_ended_is_found_when_it_dies() -> None:
+    died = facts_of([*LOG, ("backend.died", 30, {"epoch": 1, "model": "minilm"})])
+    assert facts.unexpected_deaths(died, frozenset({501}), "swapped") == []
+    assert facts.unexpected_deaths(died, frozenset({502}), "minilm") == []
+    assert len(facts.unexpected_deaths(died, frozenset({502}), "swapped")) == 1
+
+
+def test_errors_and_tracebacks_in_the_log_are_troubles_but_not_half_a_last_line() -> None:
+    lines = log_lines([*LOG, ("request.failed", 40, {"level": "error"})])
+    found = facts.Facts(began_at=0, ended_at=100)
+    facts.add_lines(found, [*lines, "Traceback:\n", "  in x\n", *log_lines(LOG), '{"event": "ba'])
+    assert [at for at, _ in found.troubles] == [40, 40]
+    assert found.troubles[1][1] == "Traceback:\n  in x"
+
+
+def test_hits_are_counted_in_the_phase_that_the_log_tells() -> None:
+    shots = [
+        Fault(at=at, weapon=Weapon.KILL, pid=501, aimed_at="starting") for at in (10, 21, 22.5, 30)
+    ]
+    drawn = balance.draw_balance(Ledger(), scene(faults=shots), {})
+    assert drawn.hits[Weapon.KILL] == {"serving": 2, "draining": 1, "stopping": 1}
+
+
+def record(switch_id: str, ended_at: float, **changes: Any) -> dict[str, Any]:
+    return {
+        "switch_id": switch_id,
+        "outcome": "switched",
+        "ended_at": ended_at,
+        "seconds": {"total": 1.0},
+        "error": None,
+    } | changes
+
+
+def test_a_history_that_contradicts_itself_is_found() -> None:
+    good = [record("s3", 30), record("s2", 20), record("s1", 10)]
+    assert history.problems_of([{"switch_id": "s4", "outcome": "running"}, *good]) == []
+    for bad in (
+        [good[1], good[0]],
+        [record("s4", 30.5), *good],
+        [good[0], *good],
+        [record("s4", 40, outcome="running"), record("s5", 39, outcome="running")],
+        [record("s4", 40, outcome="failed")],
+        [record("s4", 40, error={"code": "backend_died"})],
+    ):
+        assert history.problems_of(bad), bad
+
+
+def test_a_switch_that_a_restart_forgot_or_changed_is_found() -> None:
+    before = [record("s3", 30), record("s2", 20)]
+    assert history.forgotten(before, [before[1]], killed_at=30.5) == []  # too late for the disk
+    assert history.forgotten(before, before, killed_at=40) == []
+    assert len(history.forgotten(before, [before[1]], killed_at=40)) == 1
+    changed = [before[0], before[1] | {"outcome": "failed"}]
+    assert len(history.forgotten(before, changed, killed_at=40)) == 1
+
+
+def test_a_switch_in_the_log_that_the_history_lacks_is_found() -> None:
+    assert history.unlisted([facts_of(LOG)], [record("s1", 23)]) == []
+    assert len(history.unlisted([facts_of(LOG)], [])) == 1
+
+
+def test_the_balance_adds_up_and_names_what_nobody_answered_for() -> None:
+    ledger = Ledger()
+    ledger.entries += [entry(status=200), entry(End.TIMED_OUT)]
+    ledger.pending["q2"] = 50.0
+    ledger.violate("orphan", "pid 7 outlived its controller")
+    drawn = balance.draw_balance(ledger, scene(), {"resident_mb": 80})
+    assert drawn.sent == 3
+    assert drawn.counts == {"chat": {Verdict.ANSWERED: 1, Verdict.LOST: 1}}
+    assert sorted(each.rule for each in drawn.violations) == ["lost", "lost", "orphan"]
+    assert not drawn.is_clean
+    assert "lost 1" in balance.tables(drawn, ("draining",))
+    assert balance.as_json(drawn, {"seed": 7})["totals"][Verdict.LOST] == 1
+
+
+def test_choices_depend_on_the_seed_and_on_nothing_else(tmp_path: Path) -> None:
+    def chosen(seed: int) -> list[Any]:
+        setting = Setting(
+            seed=seed, seconds=1, models=tmp_path, work_dir=tmp_path, llama_server=tmp_path
+        )
+        clients = {
+            name: [(s.request.body, s.temper, s.pause_s) for s in islice(steps, 5)]
+            for name, steps in crowd(KNOWN, setting).items()
+        }
+        shots = list(islice(faults.draw_shots(setting.choices("marksman")), 5))
+        source = setting.choices("operator")
+        return [clients, shots, [operators.draw_wish(source) for _ in range(5)]]
+
+    assert chosen(1) == chosen(1)
+    assert all(a != b for a, b in zip(chosen(1), chosen(2), strict=True))
+
+
+def test_each_weapon_is_aimed_at_each_phase_before_any_comes_again() -> None:
+    shots = faults.draw_shots(random.Random(3))
+    count = len(Weapon) * (len(faults.PHASES) + 1) - 3  # servers cannot be hit while confirming
+    aims = [(shot.weapon, shot.phase) for shot in islice(shots, count)]
+    assert len(set(aims)) == count
+    assert (Weapon.CONTROLLER_KILL, "confirming") in aims
+
+
+def storm(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "chaos_runner", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(SCRIPTS), **environment},
+    )
+
+
+@pytest.fixture
+def surroundings(llama_server_bin: Path) -> Iterator[dict[str, str]]:
+    """Where a storm writes; afterwards no file is left there, and no process has it in its name.
+
+    Its path is short, because sockets stand in it (unix(7)).
+    """
+    with tempfile.TemporaryDirectory(prefix="storm-") as folder:
+        yield {"TMPDIR": folder, "LLAMA_SERVER_BIN": str(llama_server_bin)}
+        assert list(Path(folder).iterdir()) == []
+        left = [p for p in psutil.process_iter(["cmdline"]) if folder in str(p.info["cmdline"])]
+        assert left == []
+
+
+def test_a_short_storm_is_clean_and_leaves_nothing(
+    surroundings: dict[str, str], tmp_path: Path, models_dir: Path
+) -> None:
+    report = tmp_path / "chaos.json"
+    run = storm(
+        *("--seconds", "20", "--seed", "33", "--json", report, "--models", models_dir),
+        **surroundings,
+    )
+    told, progress = run.communicate()
+    assert run.returncode == 0, f"{told}\n{progress}"
+    drawn = json.loads(report.read_text(encoding="utf-8"))
+    assert "seed 33" in progress.splitlines()[0]
+    assert "seed 33" in told.splitlines()[-1]
+    assert drawn["sent"] == sum(drawn["totals"].values())
+    assert drawn["totals"]["answered"] > 0
+    assert drawn["figures"]["controllers"] > 1
+    assert sum(sum(row.values()) for row in drawn["faults"].values()) > 0
+
+
+def test_a_storm_that_is_interrupted_leaves_nothing(
+    surroundings: dict[str, str], models_dir: Path
+) -> None:
+    run = storm("--seconds", "60", "--models", models_dir, **surroundings)
+    assert run.stderr is not None
+    for line in run.stderr:
+        if line.startswith("storm of"):
+            break
+    deadline = time.monotonic() + 10
+    folder = surroundings["TMPDIR"]
+    while folder not in str([p.info["cmdline"] for p in psutil.process_iter(["cmdline"])]):
+        assert time.monotonic() < deadline
+    run.send_signal(signal.SIGTERM)
+    run.communicate(timeout=20)
+    assert run.returncode == 2
+
+
+def test_a_storm_without_models_says_so(surroundings: dict[str, str], tmp_path: Path) -> None:
+    run = storm("--seconds", "1", "--models", tmp_path / "absent", **surroundings)
+    _, progress = run.communicate()
+    assert run.returncode == 2
+    assert "there is no" in progress

@@ -1,0 +1,42 @@
+"""Simulated drivers for the tests of this room."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from supervisor.telemetry.telemetry import Telemetry
+from supervisor.telemetry.vendor_sampler import SamplerPolicy
+from tests.telemetry.sampling import FAST, OpenTelemetry
+from tests.telemetry.simulated_gpu import SimulatedGpu, build_library
+
+
+@pytest.fixture(scope="session")
+def nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A driver's library of today."""
+    return build_library(tmp_path_factory.mktemp("nvml"))
+
+
+@pytest.fixture
+def gpu(tmp_path: Path, nvml_library: Path) -> SimulatedGpu:
+    """A machine with two idle NVIDIA GPUs of 100 and 200 GiB."""
+    return SimulatedGpu(tmp_path, library=nvml_library)
+
+
+@pytest.fixture
+async def open_telemetry(gpu: SimulatedGpu) -> AsyncIterator[OpenTelemetry]:
+    """Open telemetry over the simulated GPUs; keyword arguments are its environment."""
+    async with AsyncExitStack() as stack:
+
+        async def start(policy: SamplerPolicy = FAST, **environment: str) -> Telemetry:
+            environ = gpu.full_environment(**environment)
+            telemetry = Telemetry(environ=environ, vendors=("NVIDIA",), policy=policy)
+            return await stack.enter_async_context(telemetry)
+
+        yield start
+
+
+@pytest.fixture
+async def telemetry(open_telemetry: OpenTelemetry) -> Telemetry:
+    return await open_telemetry()
