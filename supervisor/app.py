@@ -23,13 +23,17 @@ from immutables import Map
 from supervisor import __version__
 from supervisor.arbiter.arbiter import Arbiter
 from supervisor.config.configuration import Configuration
-from supervisor.core.values import Device, Limits, Snapshot, SwitchRules
+from supervisor.core.values import Limits, Snapshot, SwitchRules
 from supervisor.engine.engines import Engines
 from supervisor.engine.instance import Instance
 from supervisor.engine.launcher import Launcher
+from supervisor.engine.learned_needs import FILE_NAME as LEARNED_NEEDS_FILE
+from supervisor.engine.learned_needs import LearnedNeeds
+from supervisor.engine.need_learner import NeedLearner, learn_needs
 from supervisor.engine.prompt_cache import PromptCache
 from supervisor.errors import ConfigError, SupervisorError
-from supervisor.gateway.control import Control
+from supervisor.gateway.control import Control, device_of
+from supervisor.gateway.devices import Devices
 from supervisor.gateway.server import Gateway, make_runner
 from supervisor.gateway.status import Status
 from supervisor.observability.history import SwitchHistory
@@ -112,25 +116,33 @@ async def build(configuration: Configuration, options: Options) -> AsyncIterator
             keeps_at_exit=settings.switch.keep_prompt_cache_at_exit,
         )
         owned.callback(prompt_cache.close)
+        learned_needs = LearnedNeeds(options.data_dir / LEARNED_NEEDS_FILE)
+        owned.callback(learned_needs.close)
         engines = build_engines(configuration, options.engine)
         engines.announce()
         for problem in telemetry.problems:
             log.warning("telemetry.problem", problem=problem)
+        launcher = Launcher(
+            configuration=configuration,
+            engines=engines,
+            run_dir=run_dir,
+            device_env=partial(child_environment, devices=telemetry.devices()),
+            prompt_cache=prompt_cache,
+            learned_needs=learned_needs,
+        )
+        learner = NeedLearner(
+            needs=learned_needs, devices=telemetry, expected_of=launcher.expected_of
+        )
         arbiter = Arbiter(
             snapshot=first_snapshot(configuration, telemetry.devices()),
-            launcher=Launcher(
-                configuration=configuration,
-                engines=engines,
-                run_dir=run_dir,
-                device_env=partial(child_environment, devices=telemetry.devices()),
-                prompt_cache=prompt_cache,
-            ),
+            launcher=launcher,
             memory=telemetry,
-            observers=(Recorder(history).observe, instance.observe),
+            observers=(Recorder(history).observe, instance.observe, learner.observe),
         )
-        await owned.enter_async_context(
+        rings = await owned.enter_async_context(
             record_devices(telemetry, child_pids=lambda: child_pids(arbiter.snapshot))
         )
+        await owned.enter_async_context(learn_needs(learner, lambda: arbiter.snapshot.backends))
         control = Control(
             arbiter=arbiter, configuration=configuration, telemetry=telemetry, history=history
         )
@@ -138,7 +150,11 @@ async def build(configuration: Configuration, options: Options) -> AsyncIterator
             arbiter=arbiter, configuration=configuration, telemetry=telemetry, engines=engines
         )
         gateway = Gateway(
-            arbiter=arbiter, configuration=configuration, control=control, status=status
+            arbiter=arbiter,
+            configuration=configuration,
+            control=control,
+            status=status,
+            devices=Devices(arbiter=arbiter, telemetry=telemetry, rings=rings),
         )
         try:
             yield Controller(
@@ -164,14 +180,7 @@ def first_snapshot(configuration: Configuration, devices: tuple[DeviceInfo, ...]
     """
     settings = configuration.settings
     known = {info.device: info for info in devices}
-    budgets = {}
-    for name, info in known.items():
-        given = settings.devices.get(name)
-        budgets[name] = Device(
-            name=name,
-            budget_bytes=(given.budget_bytes if given else None) or info.total_bytes,
-            is_exclusive=given.exclusive if given else False,
-        )
+    budgets = {name: device_of(info, settings.devices) for name, info in known.items()}
     for name in settings.devices.keys() - known.keys():
         if not name.startswith("gpu"):
             raise ConfigError(

@@ -1,6 +1,7 @@
-"""The command line: `llama-supervisor serve` and `check`."""
+"""The command line: `llama-supervisor serve`, `check` and `fit`."""
 
 import asyncio
+import json
 import os
 import shlex
 import sys
@@ -8,6 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
+import structlog
 import typer
 import uvloop
 
@@ -19,9 +21,11 @@ from supervisor.config.explain import explain as explain_fields
 from supervisor.config.load import load
 from supervisor.engine.backend import choose_address
 from supervisor.engine.engines import Engines
+from supervisor.engine.fit import find_model, look_at_subject, report_fit
 from supervisor.engine.model_check import model_problems
 from supervisor.engine.model_scan import scan_models
 from supervisor.errors import ConfigError, SupervisorError
+from supervisor.fit_table import describe_fit, print_fit
 from supervisor.observability.logs import set_up_logging
 
 cli = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, help=__doc__)
@@ -86,6 +90,36 @@ def serve(
 
 
 @cli.command()
+def fit(
+    model: Annotated[str, typer.Argument(help="A model of the catalogue, or a GGUF file.")],
+    profile: Annotated[
+        str | None, typer.Option(help="The profile to run with; default: the model's.")
+    ] = None,
+    profiles: Annotated[Path, typer.Option(help="Folder with the YAML files.")] = Path("profiles"),
+    models: Annotated[Path, typer.Option(help="Folder with the GGUF files.")] = Path("models"),
+    data: Annotated[Path, typer.Option(help="Folder of the controller's data.")] = Path("data"),
+    engine: Annotated[EngineName, typer.Option(help="What `auto` means.")] = EngineName.AUTO,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False,
+    forget: Annotated[bool, typer.Option(help="First drop what was learned of its need.")] = False,
+) -> None:
+    """Tell what a model takes on each device, whether it fits, and what would; exit 0, 1 or 2."""
+    try:
+        configuration = load(profiles, models.resolve(), os.environ, scan_models)
+        engines = build_engines(configuration, engine.value)
+        subject = look_at_subject(find_model(configuration, model, profile), engines)
+        report = asyncio.run(report_fit(subject, configuration, data, forget=forget))
+    except ConfigError as error:
+        print(*error.problems, sep="\n", file=sys.stderr)
+        raise SystemExit(EXIT_BAD_CONFIGURATION) from error
+    except SupervisorError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(EXIT_BAD_CONFIGURATION) from error
+    print(json.dumps(describe_fit(report), indent=2)) if as_json else print_fit(report)
+    if not report.fits:
+        raise SystemExit(1)
+
+
+@cli.command()
 def check(
     folder: Annotated[Path, typer.Argument(help="Folder with the YAML files.")] = Path("profiles"),
     models: Annotated[Path, typer.Option(help="Folder with the GGUF files.")] = Path("models"),
@@ -142,4 +176,6 @@ def print_explanation(
 
 def main() -> None:
     """Entry point of the `llama-supervisor` command."""
+    # Standard output is for answers; `serve` sets up more than this.
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     cli()

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import Callable, Collection, Coroutine
 from typing import Any, Protocol
 
@@ -46,6 +47,10 @@ RETRY_PAUSES = tenacity.wait_exponential_jitter(multiplier=0.2, max=60.0, jitter
 """Seconds before attempt 1, 2, …: 0.2, 0.4, 0.8, … up to a minute, and up to 0.2 more."""
 
 
+FORMER_SESSIONS = 8
+"""Servers that were reaped last, whose sessions are looked for among a device's processes."""
+
+
 class BackendLauncher(Protocol):
     """What the performer asks of the engine room."""
 
@@ -67,8 +72,10 @@ class BackendLauncher(Protocol):
 class MemorySource(Protocol):
     """What the performer asks of telemetry."""
 
-    async def sample(self, device: str, child_pids: Collection[int] = ()) -> MemorySample:
-        """Read one device, or raise TelemetryError."""
+    async def sample(
+        self, device: str, child_pids: Collection[int] = (), former_pids: Collection[int] = ()
+    ) -> MemorySample:
+        """Read one device, or raise TelemetryError. `former_pids`: leaders of reaped sessions."""
         ...
 
 
@@ -89,6 +96,7 @@ class Performer:
         self._post = post
         self._tasks: set[asyncio.Task[None]] = set()
         self._warmings: dict[str, threading.Event] = {}
+        self._former_pids: deque[int] = deque(maxlen=FORMER_SESSIONS)
         self.backends: dict[int, Backend] = {}
 
     def perform(self, command: Command) -> None:
@@ -120,8 +128,16 @@ class Performer:
             reason = _reason(error)
             self._post(TargetRejected(at=self._clock(), switch_id=switch_id, message=reason))
             return
-        memory = await self._sample_or_none(target.device)
-        self._post(TargetAccepted(at=self._clock(), switch_id=switch_id, need=need, memory=memory))
+        memory, problem = await self._try_sample(target.device)
+        self._post(
+            TargetAccepted(
+                at=self._clock(),
+                switch_id=switch_id,
+                need=need,
+                memory=memory,
+                memory_problem=problem,
+            )
+        )
 
     def _warm(self, command: WarmFile) -> None:
         should_stop = self._warmings[command.switch_id] = threading.Event()
@@ -170,6 +186,7 @@ class Performer:
         finally:
             observing.cancel()
         del self.backends[backend.epoch]
+        self._former_pids.append(backend.process.pid)
         self._post(
             BackendExited(
                 at=self._clock(),
@@ -185,7 +202,7 @@ class Performer:
     async def _observe(self, backend: Backend, target: Target) -> None:
         """Report that the backend is ready, and from then on whether it hangs."""
         await backend.become_ready()
-        memory = await self._sample_or_none(target.device)
+        memory, _ = await self._try_sample(target.device)
         self._post(
             BackendReady(
                 at=self._clock(),
@@ -215,7 +232,7 @@ class Performer:
 
     async def _sample(self, command: SampleMemory) -> None:
         try:
-            sample = await self._memory.sample(command.device, self._child_pids())
+            sample = await self._read(command.device)
         except Exception as error:  # noqa: BLE001 - the gate waits for an answer, whatever fails
             reason = _reason(error)
             self._post(
@@ -237,13 +254,17 @@ class Performer:
         await asyncio.sleep(pause_s)
         self._post(RetryDue(at=self._clock(), model=command.model, attempt=command.attempt))
 
-    async def _sample_or_none(self, device: str) -> MemorySample | None:
-        """Read the device for a report; what cannot be read is left out of it."""
+    async def _try_sample(self, device: str) -> tuple[MemorySample | None, str | None]:
+        """Read the device, or return why it cannot be read."""
         try:
-            return await self._memory.sample(device, self._child_pids())
-        except Exception as error:  # noqa: BLE001 - a report without memory is better than none
-            log.warning("telemetry.unreadable", device=device, reason=_reason(error))
-            return None
+            return await self._read(device), None
+        except Exception as error:  # noqa: BLE001 - a switch goes on without a reading, or is told
+            reason = _reason(error)
+            log.warning("telemetry.unreadable", device=device, reason=reason)
+            return None, reason
+
+    async def _read(self, device: str) -> MemorySample:
+        return await self._memory.sample(device, self._child_pids(), tuple(self._former_pids))
 
     def close(self) -> None:
         """Give up what still waits, such as the pause before a restart."""

@@ -243,11 +243,29 @@ class _CatalogueChecker:
         profile = self._profiles.get(chosen)
         if profile is None:
             return  # its own problems are reported
+        yield from self._fallback_problems(chosen, profile)
         if profile.mode is not entry.type:
             yield self._at(
                 place, f"'{chosen}' is for {profile.mode}, and the model's type is {entry.type}"
             )
         yield from self._override_problems(name, entry)
+
+    def _fallback_problems(self, name: str, profile: Profile) -> Iterable[str]:
+        fallback = profile.fallback_profile
+        if fallback is None:
+            return
+        other = self._profiles.get(fallback)
+        layer = self._layers.layer(name)
+        place = layer.origin(("fallback_profile",), name)
+        if fallback not in self._layers.names():
+            known = self._layers.names()
+            hint = nearest(fallback, known) or f"; there are: {', '.join(known)}"
+            yield f"{place}: fallback_profile: there is no profile '{fallback}'{hint}"
+        elif other is not None and other.mode is not profile.mode:
+            yield (
+                f"{place}: fallback_profile: '{fallback}' is for {other.mode}, and '{name}' for "
+                f"{profile.mode}"
+            )
 
     def _override_problems(self, name: str, entry: ModelEntry) -> Iterable[str]:
         place: Place = ("models", name, "overrides")

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from supervisor.config.command import CommandSettings, unknown_placeholder
 from supervisor.config.fields import Settings
 from supervisor.config.units import Bytes, EnvText, Seconds
-from supervisor.core.memory import MIB, MemoryPolicy
+from supervisor.core.memory import MIB, MemoryPolicy, OnUnconfirmed
 from supervisor.core.values import Mode
 
 
@@ -57,7 +57,12 @@ class ProfileMemory(Settings):
     release_timeout_s: Seconds = Field(
         default=10.0,
         gt=0,
-        description="Seconds after which an unconfirmed release fails the switch.",
+        description="Seconds after which a release counts as not confirmed.",
+    )
+    on_unconfirmed: OnUnconfirmed = Field(
+        default=OnUnconfirmed.REFUSE,
+        description="Then, and where the device cannot be read at all: `refuse` fails the switch, "
+        "`wait` goes on asking, `proceed` starts all the same, at the operator's risk.",
     )
 
     def policy(self) -> MemoryPolicy:
@@ -67,6 +72,7 @@ class ProfileMemory(Settings):
             tolerance_bytes=self.tolerance_bytes,
             stable_samples=self.stable_samples,
             release_timeout_s=self.release_timeout_s,
+            on_unconfirmed=self.on_unconfirmed,
         )
 
 
@@ -85,6 +91,12 @@ class Profile(Settings):
         description="What runs the model: the native `llama-server`, the `embedded` wheel, "
         "`llama-cpp-python`, any other server by its `command`, or `auto`: the first of the first "
         "three that is there.",
+    )
+    fallback_profile: str | None = Field(
+        default=None,
+        description="The profile to run with instead where there is no room for this one, such as "
+        "`embedding-cpu`; default: the switch is refused. One that is fallen back to has none "
+        "itself.",
     )
     command: CommandSettings | None = Field(
         default=None, description="With `engine: command`: how the server is started."

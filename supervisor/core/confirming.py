@@ -9,6 +9,7 @@ from supervisor.core.memory import (
     MemoryPolicy,
     MemorySample,
     ReleaseQuestion,
+    judge_late,
     judge_release,
     pause_before_sample,
 )
@@ -29,6 +30,7 @@ def question_device(draft: Draft, device: str) -> None:
             device=device,
             need_bytes=placing.need_bytes if placing else None,
             baseline_used_bytes=dict(switch.baselines).get(device),
+            baseline_foreign_bytes=dict(switch.foreign_baselines).get(device),
             policy=placing.target.memory if placing else MemoryPolicy(),
             asked_at=draft.at,
         ),
@@ -81,10 +83,9 @@ def _is_new(
 
 def _retry_or_refuse(draft: Draft, question: ReleaseQuestion, reason: str) -> GateDecision | None:
     """Telemetry that cannot be read confirms nothing: ask again until the time is over."""
-    timeout_s = question.policy.release_timeout_s
-    if draft.at - question.asked_at >= timeout_s:
-        message = f"not confirmed within {timeout_s:g} s: {reason}"
-        return _decide(draft, GateDecision(state=GateState.REFUSED, reason=message))
+    decision = judge_late(question, draft.at, reason)
+    if decision.state is not GateState.WAITING:
+        return _decide(draft, decision)
     draft.set_switch(gate_reason=reason, next_sample_at=draft.at + MAX_SAMPLE_PAUSE_S)
     return None
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from supervisor.core.memory import MemorySample
-from supervisor.core.values import DrainPolicy, KeptPrompts, Mode, Target, TargetNeed
+from supervisor.core.values import Device, DrainPolicy, KeptPrompts, Mode, Target, TargetNeed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,11 +25,16 @@ class SwitchRequested(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetAccepted(Event):
-    """The target's file, flags and engine were checked, and its need is known."""
+    """The target's file, flags and engine were checked, and its need is known.
+
+    `memory` is a reading of its device; None where it cannot be read, for the reason in
+    `memory_problem`.
+    """
 
     switch_id: str
     need: TargetNeed
     memory: MemorySample | None
+    memory_problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +43,13 @@ class TargetRejected(Event):
 
     switch_id: str
     message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceFound(Event):
+    """A device that was not there at the start, or could not be read then, can be used."""
+
+    device: Device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from supervisor.core.commands import StopBackend
 from supervisor.core.draft import Draft
 from supervisor.core.recovery import note_lost
-from supervisor.core.residency import baselines_after
+from supervisor.core.residency import baselines_after, foreign_baselines_of
 from supervisor.core.values import (
     Backend,
     BackendState,
@@ -31,6 +31,7 @@ def begin_to_leave(draft: Draft, leaving: tuple[Backend, ...]) -> None:
         to_restore=tuple(Placement(target=b.target, need_bytes=b.need_bytes) for b in serving),
         drain_deadline=draft.at + max(b.target.drain_timeout_s for b in leaving),
         baselines=baselines_after(draft.snapshot.backends, leaving),
+        foreign_baselines=foreign_baselines_of(leaving),
     )
     for backend in serving:
         draft.move_backend(backend, BackendState.DRAINING)

@@ -16,12 +16,41 @@ MAX_SAMPLE_PAUSE_S = 0.250
 """Longest pause between two samples while a release is awaited."""
 
 
+class HolderRole(StrEnum):
+    """Whose a process on a device is.
+
+    A SURVIVOR belongs to the session of a server that was stopped. UNSEEN is a process id that
+    does not exist here: it belongs to another container, or to a process that is gone.
+    """
+
+    CHILD = "child"
+    SURVIVOR = "survivor"
+    FOREIGN = "foreign"
+    UNSEEN = "unseen"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """A process that holds memory of a device; `used_bytes` None where the driver does not tell."""
+
+    pid: int
+    used_bytes: int | None
+    role: HolderRole
+    name: str | None = None
+
+    def describe(self) -> str:
+        """Name it for an operator: `python (pid 4711) 3.0 GiB`."""
+        held = "an unknown amount" if self.used_bytes is None else format_bytes(self.used_bytes)
+        return f"{self.name or 'a process that is not seen from here'} (pid {self.pid}) {held}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemorySample:
     """One reading of one device. All sizes in bytes; `taken_at` in seconds on a monotonic clock.
 
     `children_bytes` is what this supervisor's own children hold there, None where the platform
     does not tell (a container without host process ids): unknown is never counted as zero.
+    `holders` are the processes on it, None where the driver does not list them.
     """
 
     device: str
@@ -31,6 +60,29 @@ class MemorySample:
     free_bytes: int
     source: str
     children_bytes: int | None = None
+    holders: tuple[Holder, ...] | None = None
+
+    def held_by(self, *roles: HolderRole) -> tuple[Holder, ...]:
+        """Return the processes of these roles, the largest first."""
+        found = [holder for holder in self.holders or () if holder.role in roles]
+        return tuple(sorted(found, key=lambda holder: -(holder.used_bytes or 0)))
+
+    @property
+    def foreign_bytes(self) -> int | None:
+        """What others hold; None unless every process that is listed is known, with its share."""
+        if self.holders is None or self.held_by(HolderRole.UNSEEN):
+            return None
+        shares = [holder.used_bytes for holder in self.held_by(HolderRole.FOREIGN)]
+        known = [share for share in shares if share is not None]
+        return sum(known) if len(known) == len(shares) else None
+
+
+class OnUnconfirmed(StrEnum):
+    """What becomes of a start whose memory is not confirmed in time."""
+
+    REFUSE = "refuse"
+    WAIT = "wait"
+    PROCEED = "proceed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,14 +93,16 @@ class MemoryPolicy:
     tolerance_bytes: int = 64 * MIB
     stable_samples: int = 3
     release_timeout_s: float = 10.0
+    on_unconfirmed: OnUnconfirmed = OnUnconfirmed.REFUSE
 
 
 class GateState(StrEnum):
-    """What the gate says of the samples so far."""
+    """What the gate says of the samples so far. UNPROVEN lets pass because the operator said so."""
 
     CONFIRMED = "confirmed"
     WAITING = "waiting"
     REFUSED = "refused"
+    UNPROVEN = "unproven"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +120,7 @@ class ReleaseQuestion:
     `need_bytes` is what the next backend will take (None when nothing follows: then the old
     share itself must be back) and `baseline_used_bytes` the use before the old backend started
     (None when nothing was stopped).
+    `baseline_foreign_bytes` is what others held at that time, None where that was not told.
     The operator's budget is accounted for before anything stops, so it is no part of this.
     """
 
@@ -74,6 +129,7 @@ class ReleaseQuestion:
     baseline_used_bytes: int | None
     policy: MemoryPolicy
     asked_at: float
+    baseline_foreign_bytes: int | None = None
 
 
 def pause_before_sample(index: int) -> float:
@@ -96,36 +152,76 @@ def judge_release(question: ReleaseQuestion, samples: Sequence[MemorySample]) ->
     wanted = question.policy.stable_samples
     if enough and _is_stable(question, samples):
         return GateDecision(state=GateState.CONFIRMED, reason=sentence)
-    if samples[-1].taken_at - question.asked_at >= question.policy.release_timeout_s:
-        waited_s = samples[-1].taken_at - question.asked_at
-        return GateDecision(
-            state=GateState.REFUSED,
-            reason=f"not confirmed within {waited_s:.1f} s: {sentence}",
-        )
     if enough:
         sentence = f"{sentence}; waiting for {wanted} stable samples"
-    return GateDecision(state=GateState.WAITING, reason=sentence)
+    return judge_late(question, samples[-1].taken_at, sentence)
+
+
+def judge_late(question: ReleaseQuestion, at: float, reason: str) -> GateDecision:
+    """Say what becomes of a release that is not confirmed `at` a time, for the reason given."""
+    policy, waited_s = question.policy, at - question.asked_at
+    if waited_s < policy.release_timeout_s or policy.on_unconfirmed is OnUnconfirmed.WAIT:
+        return GateDecision(state=GateState.WAITING, reason=reason)
+    unconfirmed = f"not confirmed within {waited_s:.1f} s: {reason}"
+    if policy.on_unconfirmed is OnUnconfirmed.PROCEED:
+        told = f"{unconfirmed}; started all the same, as on_unconfirmed says (proceed)"
+        return GateDecision(state=GateState.UNPROVEN, reason=told)
+    return GateDecision(state=GateState.REFUSED, reason=unconfirmed)
 
 
 def _is_enough_free(question: ReleaseQuestion, sample: MemorySample) -> tuple[bool, str]:
-    policy, need, baseline = question.policy, question.need_bytes, question.baseline_used_bytes
+    policy, need = question.policy, question.need_bytes
     free = f"{question.device}: {format_bytes(sample.free_bytes)} free"
+    survivors = sample.held_by(HolderRole.SURVIVOR)
+    if survivors:
+        named = ", ".join(holder.describe() for holder in survivors)
+        return False, f"{question.device}: held still by what a stopped server left: {named}"
     if need is not None and sample.free_bytes >= need + policy.margin_bytes:
         return True, f"{free}, {format_bytes(need)} needed"
-    if need is None and (baseline is None or sample.children_bytes == 0):
+    if need is None and (question.baseline_used_bytes is None or sample.children_bytes == 0):
         return True, f"{free}, our children hold nothing"
+    expected = _expected_use(question, sample)
     # Signed: foreign tenants leave, too, and use may fall below the baseline.
-    if baseline is not None and sample.used_bytes - baseline <= policy.tolerance_bytes:
+    if expected is not None and sample.used_bytes - expected <= policy.tolerance_bytes:
         return True, (
             f"{question.device}: use is back at the baseline "
-            f"({format_bytes(sample.used_bytes)} used, {format_bytes(baseline)} before)"
+            f"({format_bytes(sample.used_bytes)} used, {format_bytes(expected)} expected)"
         )
     wanted = "" if need is None else f", {format_bytes(need)} needed"
-    before = "" if baseline is None else f", {format_bytes(baseline)} before the old backend"
+    before = "" if expected is None else f", {format_bytes(expected)} expected"
     return False, (
         f"{free}{wanted} with a margin of {format_bytes(policy.margin_bytes)}; "
-        f"{format_bytes(sample.used_bytes)} used{before}"
+        f"{format_bytes(sample.used_bytes)} used{before}{_tell_others(question, sample)}"
     )
+
+
+def _expected_use(question: ReleaseQuestion, sample: MemorySample) -> int | None:
+    """Use that proves our share to be back: the baseline, moved by what others did since.
+
+    What others have given back meanwhile must not pass for ours. What they have taken is no fault
+    of ours, which matters where nothing follows; a target that follows needs that memory, so that
+    there it does not count.
+    """
+    baseline = question.baseline_used_bytes
+    growth = _foreign_growth(question, sample)
+    if baseline is None or growth is None:
+        return baseline
+    return baseline + (growth if question.need_bytes is None else min(0, growth))
+
+
+def _foreign_growth(question: ReleaseQuestion, sample: MemorySample) -> int | None:
+    before, now = question.baseline_foreign_bytes, sample.foreign_bytes
+    return None if before is None or now is None else now - before
+
+
+def _tell_others(question: ReleaseQuestion, sample: MemorySample) -> str:
+    """Name who else holds memory, and how much more than before."""
+    others = sample.held_by(HolderRole.FOREIGN, HolderRole.UNSEEN)[:3]
+    if not others:
+        return ""
+    growth = _foreign_growth(question, sample) or 0
+    more = f", {format_bytes(growth)} more than before" if growth > 0 else ""
+    return f"; others hold memory{more}: {', '.join(holder.describe() for holder in others)}"
 
 
 def _is_stable(question: ReleaseQuestion, samples: Sequence[MemorySample]) -> bool:

@@ -63,6 +63,7 @@ class MemoryNeed:
     `host_output_bytes` is not in the total: results are handed over in host memory, also when
     the model is on a GPU. It is small for chat, and large for embedding with a large vocabulary,
     because llama.cpp makes room for the logits of every token of a batch.
+    `kv_assumed_because` is why the KV cache could not be told from the header; None where it was.
     """
 
     weights_bytes: int
@@ -71,6 +72,7 @@ class MemoryNeed:
     total_bytes: int
     host_output_bytes: int
     explanation: str
+    kv_assumed_because: str | None = None
 
 
 def is_embedding_model(header: GgufHeader) -> bool:
@@ -100,6 +102,7 @@ def estimate_need(headers: Sequence[GgufHeader], settings: NeedSettings) -> Memo
         host_output_bytes=_estimate_output(plan),
         explanation=f"{format_bytes(total_bytes)}: weights {format_bytes(weights_bytes)}; "
         f"{kv_reason}; compute at most {format_bytes(compute_bytes)}",
+        kv_assumed_because=plan.layout if isinstance(plan.layout, str) else None,
     )
 
 

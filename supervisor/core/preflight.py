@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
-from supervisor.core.memory import MemorySample, format_bytes
+from supervisor.core.events import TargetAccepted
+from supervisor.core.fitting import mildest_fitting
+from supervisor.core.memory import HolderRole, MemorySample, OnUnconfirmed, format_bytes
 from supervisor.core.residency import Plan, baselines_after, resident_bytes
 from supervisor.core.values import (
-    Alternative,
     Backend,
     Device,
     Refusal,
@@ -13,6 +14,22 @@ from supervisor.core.values import (
     Target,
     TargetNeed,
 )
+
+
+def refuse_unread(target: Target, accepted: TargetAccepted) -> Refusal | None:
+    """Return why nothing may be stopped for the target: its device cannot be read; else None.
+
+    A release could not be confirmed, for the target as little as for what it would replace.
+    """
+    if accepted.memory is not None or accepted.memory_problem is None:
+        return None
+    if target.memory.on_unconfirmed is not OnUnconfirmed.REFUSE:
+        return None
+    return Refusal(
+        code="telemetry_lost",
+        message=f"{target.device} cannot be read: {accepted.memory_problem}; nothing is stopped or "
+        "started on it until it can, or memory.on_unconfirmed is proceed",
+    )
 
 
 def refuse_what_cannot_fit(
@@ -34,7 +51,9 @@ def refuse_what_cannot_fit(
     room_bytes, arithmetic = _room_after(snapshot, device, plan.leaving, memory)
     if need.need_bytes <= room_bytes:
         return None
-    return _refusal(target, need, room_bytes, arithmetic, "free memory that others hold")
+    others = memory.held_by(HolderRole.FOREIGN, HolderRole.UNSEEN)[:3]
+    named = f": {', '.join(holder.describe() for holder in others)}" if others else ""
+    return _refusal(target, need, room_bytes, arithmetic, f"free memory that others hold{named}")
 
 
 def _room_after(
@@ -45,7 +64,8 @@ def _room_after(
     Either what is free now and their needs, or all but the use from before they started: the
     larger of both, because a need is an estimate, and use from long ago may be others' by now.
     """
-    given_back = resident_bytes([b for b in leaving if b.target.device == device.name])
+    sharing = snapshot.sharing(device.name)
+    given_back = resident_bytes([b for b in leaving if b in sharing])
     room_bytes = memory.free_bytes + given_back
     baseline = dict(baselines_after(snapshot.backends, leaving)).get(device.name)
     if baseline is not None:
@@ -66,7 +86,7 @@ def _died_just_now(snapshot: Snapshot, target: Target, memory: MemorySample) -> 
 def _refusal(
     target: Target, need: TargetNeed, room_bytes: int, arithmetic: str, remedy: str
 ) -> Refusal:
-    fitting = _mildest_fitting(need.alternatives, room_bytes)
+    fitting = mildest_fitting(need.alternatives, room_bytes)
     would = "; ".join(f"{a.setting} needs {format_bytes(a.need_bytes)}" for a in fitting)
     advice = f"it would fit with {would}" if would else "no smaller setting makes it fit"
     explained = f" ({need.explanation})" if need.explanation else ""
@@ -80,14 +100,3 @@ def _refusal(
             ("fits_with", tuple(a.setting for a in fitting)),
         ),
     )
-
-
-def _mildest_fitting(
-    alternatives: Sequence[Alternative], room_bytes: int
-) -> tuple[Alternative, ...]:
-    """Return, for each field, the mildest alternative that fits."""
-    by_field: dict[str, Alternative] = {}
-    for alternative in alternatives:
-        if alternative.need_bytes <= room_bytes:
-            by_field.setdefault(alternative.setting.partition(":")[0], alternative)
-    return tuple(by_field.values())

@@ -25,6 +25,7 @@ def report_of(
         memory_before=switch.memory_before,
         memory_confirmed=switch.memory_confirmed,
         memory_after=memory_after or switch.memory_confirmed,
+        fell_back=switch.fell_back,
         prompts_saved=switch.prompts_saved,
         prompts_restored=switch.prompts_restored,
         refusal=refusal,

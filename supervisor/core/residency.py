@@ -28,8 +28,8 @@ def plan_residency(
     """
     device = snapshot.devices[target.device]
     replaced = [b for b in snapshot.backends if _is_replaced(b, target, snapshot.rules)]
-    here = [b for b in snapshot.backends if b.target.device == device.name]
-    elsewhere = tuple(b for b in replaced if b.target.device != device.name)
+    here = snapshot.sharing(device.name)
+    elsewhere = tuple(b for b in replaced if b not in here)
     if _carries_both(device, here, target, need_bytes, memory):
         return Plan(retiring=oldest_first([*replaced]))
     leaving = [b for b in here if b in replaced]
@@ -95,6 +95,18 @@ def baselines_after(
         )
         for device, first in first_by_device.items()
         if first.baseline_used_bytes is not None
+    )
+
+
+def foreign_baselines_of(leaving: Sequence[Backend]) -> tuple[tuple[str, int], ...]:
+    """Return what others held on each device before the first of `leaving` started there."""
+    first_by_device: dict[str, Backend] = {}
+    for backend in oldest_first(leaving):
+        first_by_device.setdefault(backend.target.device, backend)
+    return tuple(
+        (device, first.baseline_foreign_bytes)
+        for device, first in first_by_device.items()
+        if first.baseline_foreign_bytes is not None
     )
 
 

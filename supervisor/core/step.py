@@ -20,6 +20,7 @@ from supervisor.core.events import (
     BackendReady,
     BackendSpawned,
     BackendStalled,
+    DeviceFound,
     Event,
     MemorySampled,
     MemoryUnreadable,
@@ -72,6 +73,10 @@ def _on_switch_requested(draft: Draft, event: SwitchRequested) -> None:
 def _on_target_accepted(draft: Draft, event: TargetAccepted) -> None:
     if _awaits_check(draft, event.switch_id):
         switching.accept_target(draft, event)
+
+
+def _on_device_found(draft: Draft, event: DeviceFound) -> None:
+    draft.set(devices=draft.snapshot.devices.set(event.device.name, event.device))
 
 
 def _on_warming_begun(draft: Draft, event: WarmingBegun) -> None:
@@ -325,6 +330,7 @@ _REACTIONS: dict[type[Event], Callable[[Draft, Any], None]] = {
     SwitchRequested: _on_switch_requested,
     TargetAccepted: _on_target_accepted,
     TargetRejected: _on_target_rejected,
+    DeviceFound: _on_device_found,
     WarmingBegun: _on_warming_begun,
     MemorySampled: _on_memory_sampled,
     MemoryUnreadable: _on_memory_unreadable,

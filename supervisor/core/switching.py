@@ -9,6 +9,7 @@ What fails after something was stopped leads to ROLLING_BACK, which brings that 
 from dataclasses import replace
 
 from supervisor.core.commands import (
+    CheckTarget,
     FinishSwitch,
     StartBackend,
     StopWarming,
@@ -29,7 +30,7 @@ from supervisor.core.leaving import (
     stop_leaving,
 )
 from supervisor.core.memory import GateState, MemorySample, ReleaseQuestion
-from supervisor.core.preflight import refuse_what_cannot_fit
+from supervisor.core.preflight import refuse_unread, refuse_what_cannot_fit
 from supervisor.core.recovery import (
     forget_recovery,
     note_failed_recovery,
@@ -41,6 +42,7 @@ from supervisor.core.residency import Plan, baseline_at_start, plan_residency
 from supervisor.core.values import (
     Backend,
     BackendState,
+    Outcome,
     Phase,
     Placement,
     Refusal,
@@ -66,9 +68,11 @@ def accept_target(draft: Draft, event: TargetAccepted) -> None:
         retiring=tuple(b.epoch for b in plan.retiring),
         must_leave=tuple(b.epoch for b in plan.leaving),
     )
-    refusal = refuse_what_cannot_fit(draft.snapshot, target, event.need, plan, event.memory)
+    refusal = refuse_unread(target, event) or refuse_what_cannot_fit(
+        draft.snapshot, target, event.need, plan, event.memory
+    )
     if refusal is not None:
-        end_switch(draft, refusal=refusal)
+        _fall_back_or_end(draft, target, refusal)
     elif switch.is_recovery and (others := _others_in_place(plan)):
         # What died comes back into free room only: somebody chose what is live now.
         forget_recovery(draft, target.model)
@@ -78,6 +82,21 @@ def accept_target(draft: Draft, event: TargetAccepted) -> None:
         draft.order(WarmFile(switch_id=switch.switch_id, target=target))
     else:
         begin_leaving(draft)
+
+
+def _fall_back_or_end(draft: Draft, target: Target, refusal: Refusal) -> None:
+    """There is no room for the target: try what the operator named for that, or give up."""
+    fallback = target.fallback
+    if fallback is None:
+        end_switch(draft, refusal=refusal)
+        return
+    switch = draft.set_switch(target=fallback, fell_back=refusal.message, placing=None)
+    same = next((b for b in draft.snapshot.ready_backends() if b.target.is_same(fallback)), None)
+    if same is not None:
+        draft.set_switch(epoch=same.epoch)
+        end_switch(draft, outcome=Outcome.UNCHANGED)
+    else:
+        draft.order(CheckTarget(switch_id=switch.switch_id, target=fallback))
 
 
 def _others_in_place(plan: Plan) -> tuple[Backend, ...]:
@@ -124,8 +143,8 @@ def weigh_reading(draft: Draft, sample: MemorySample | None, unreadable: str = "
     decision = weigh_sample(draft, sample, unreadable)
     if decision is None:
         return
-    is_confirmed = decision.state is GateState.CONFIRMED
-    if is_confirmed and question is not None and sample is not None:
+    may_pass = decision.state in {GateState.CONFIRMED, GateState.UNPROVEN}
+    if may_pass and question is not None:
         _confirmed(draft, question, sample)
     elif replaced := _replaced_in_the_way(draft):
         leave(draft, replaced)
@@ -228,11 +247,17 @@ def give_up_start(draft: Draft) -> None:
 
 
 def end_switch(
-    draft: Draft, *, refusal: Refusal | None = None, memory_after: MemorySample | None = None
+    draft: Draft,
+    *,
+    refusal: Refusal | None = None,
+    memory_after: MemorySample | None = None,
+    outcome: Outcome | None = None,
 ) -> None:
     """Report the switch, free the way for the next, and settle everybody who waited for it."""
     switch = draft.running_switch()
     report = report_of(switch, draft.at, refusal=refusal, memory_after=memory_after)
+    if outcome is not None:
+        report = replace(report, outcome=outcome)
     if switch.epoch is None:
         stop_warming(draft, switch)
     durations = draft.snapshot.switch_durations_s
@@ -270,7 +295,7 @@ def _ask_for_release(draft: Draft) -> None:
     question_device(draft, switch.devices_to_confirm[0])
 
 
-def _confirmed(draft: Draft, question: ReleaseQuestion, sample: MemorySample) -> None:
+def _confirmed(draft: Draft, question: ReleaseQuestion, sample: MemorySample | None) -> None:
     """Go on to the next device, to the start of what is placed, or to the end of an unload."""
     switch = draft.set_switch(memory_confirmed=sample)
     if switch.phase is Phase.CONFIRMING:
@@ -286,11 +311,11 @@ def _confirmed(draft: Draft, question: ReleaseQuestion, sample: MemorySample) ->
 
 
 def _start(
-    draft: Draft, placing: Placement, question: ReleaseQuestion, sample: MemorySample
+    draft: Draft, placing: Placement, question: ReleaseQuestion, sample: MemorySample | None
 ) -> None:
     epoch = draft.snapshot.next_epoch
     switch = draft.running_switch()
-    staying = [b for b in draft.snapshot.backends if b.target.device == placing.target.device]
+    staying = draft.snapshot.sharing(placing.target.device)
     if switch.phase is Phase.CONFIRMING:
         draft.enter_phase(Phase.STARTING)
         stop_warming(draft, switch)
@@ -303,7 +328,8 @@ def _start(
             state=BackendState.STARTING,
             need_bytes=placing.need_bytes,
             started_at=draft.at,
-            baseline_used_bytes=baseline_at_start(staying, question, sample),
+            baseline_used_bytes=baseline_at_start(staying, question, sample) if sample else None,
+            baseline_foreign_bytes=sample.foreign_bytes if sample else None,
         )
     )
     draft.order(StartBackend(epoch=epoch, target=placing.target))

@@ -58,7 +58,10 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A model in a mode with a profile on a device: what a switch makes live."""
+    """A model in a mode with a profile on a device: what a switch makes live.
+
+    `fallback` is tried instead where there is no room for it: the same model with another profile.
+    """
 
     model: str
     mode: Mode
@@ -70,6 +73,7 @@ class Target:
     stall_timeout_s: float = 0.0
     restart_on_stall: bool = False
     memory: MemoryPolicy = field(default_factory=MemoryPolicy)
+    fallback: "Target | None" = None
 
     def is_same(self, other: "Target") -> bool:
         """Whether both name the same model with the same profile."""
@@ -137,11 +141,15 @@ class Recovery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """What a device may carry. `budget_bytes` is the operator's bound, by default its total."""
+    """What a device may carry. `budget_bytes` is the operator's bound, by default its total.
+
+    Devices with one `pool` have one memory between them: a GPU with unified memory, and the host.
+    """
 
     name: str
     budget_bytes: int
     is_exclusive: bool = False
+    pool: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +168,7 @@ class Backend:
     need_bytes: int
     started_at: float
     baseline_used_bytes: int | None
+    baseline_foreign_bytes: int | None = None
     in_flight: int = 0
     pid: int | None = None
     address: str | None = None
@@ -217,7 +226,7 @@ class Switch:
 
     `must_leave` stop before the target starts, and do so once they are `leaving`; `retiring` serve
     until it is ready. `to_restore` is
-    what a rollback brings back.
+    what a rollback brings back. `fell_back`: why the target is not the one that was asked for.
     """
 
     switch_id: str
@@ -244,8 +253,10 @@ class Switch:
     memory_before: MemorySample | None = None
     memory_confirmed: MemorySample | None = None
     baselines: tuple[tuple[str, int], ...] = ()
+    foreign_baselines: tuple[tuple[str, int], ...] = ()
     prompts_saved: tuple[KeptPrompts, ...] = ()
     prompts_restored: KeptPrompts | None = None
+    fell_back: str | None = None
     given_up: Refusal | None = None
     failure: Refusal | None = None
 
@@ -270,6 +281,7 @@ class SwitchReport:
     memory_after: MemorySample | None = None
     prompts_saved: tuple[KeptPrompts, ...] = ()
     prompts_restored: KeptPrompts | None = None
+    fell_back: str | None = None
     refusal: Refusal | None = None
 
 
@@ -329,6 +341,14 @@ class Snapshot:
     def backend(self, epoch: int | None) -> Backend | None:
         """Return the backend of an epoch, or None once it is gone."""
         return next((b for b in self.backends if b.epoch == epoch), None)
+
+    def sharing(self, device: str) -> tuple[Backend, ...]:
+        """Return the backends on a device, and on those that share its memory."""
+        pool = self._pool(device)
+        return tuple(b for b in self.backends if self._pool(b.target.device) == pool)
+
+    def _pool(self, device: str) -> str:
+        return self.devices[device].pool or device
 
     def recovery(self, model: str | None) -> Recovery | None:
         """Return the recovery of a model that should be live and is not."""

@@ -31,7 +31,7 @@ class Instance:
         self._lock = _claim(data_dir / "controller.lock")
         self._children_path = data_dir / "children.json"
         self._children: dict[int, dict[str, Any]] = {}
-        _end_orphans(self._children_path)
+        _end_orphans(data_dir)
         self._write()
 
     def observe(self, event: Event, *_: object) -> None:
@@ -85,20 +85,28 @@ def _claim(path: Path) -> IO[str]:
     return lock
 
 
-def _end_orphans(path: Path) -> None:
-    """End the servers that a killed controller left; a pid that was given anew is left alone."""
+def running_children(data_dir: Path) -> tuple[int, ...]:
+    """Return the process ids of the servers that a folder's controller runs; those that live.
+
+    A pid that was given anew is left out.
+    """
+    path = data_dir / "children.json"
     try:
         noted = json.loads(path.read_text(encoding="utf-8"))
         children = [(int(c["pid"]), float(c["started_at"])) for c in noted]
     except FileNotFoundError:
-        return
+        return ()
     except (OSError, ValueError, KeyError, TypeError) as error:
         log.warning("instance.unreadable", path=str(path), reason=str(error))
-        return
-    for pid, started_at in children:
-        if _started_at(pid) == started_at:
-            log.warning("instance.orphan_ended", pid=pid)
-            _end_group(pid)
+        return ()
+    return tuple(pid for pid, started_at in children if _started_at(pid) == started_at)
+
+
+def _end_orphans(data_dir: Path) -> None:
+    """End the servers that a killed controller left."""
+    for pid in running_children(data_dir):
+        log.warning("instance.orphan_ended", pid=pid)
+        _end_group(pid)
 
 
 def _end_group(pid: int) -> None:

@@ -8,27 +8,33 @@ import re
 import secrets
 import threading
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import structlog
 from pydantic import ValidationError
 
 from supervisor.config.configuration import Configuration, ResolvedModel
-from supervisor.core.fitting import alternatives
-from supervisor.core.kv_cache import keeps_no_kv
 from supervisor.core.memory import MIB
-from supervisor.core.need import NeedSettings, estimate_need
-from supervisor.core.values import Mode, Target, TargetNeed
+from supervisor.core.values import Target, TargetNeed
 from supervisor.engine.backend import Backend, OnLine, choose_address
 from supervisor.engine.engines import Engines
+from supervisor.engine.learned_needs import LearnedNeeds
 from supervisor.engine.model_file import (
     ModelFile,
     inspect_model_file,
     is_unchanged,
     model_paths,
 )
+from supervisor.engine.model_need import (
+    estimate_on,
+    need_identity,
+    need_of,
+    need_settings,
+    refuse_uneven_slots,
+)
 from supervisor.engine.model_source import look_at_model, require_stated_need
+from supervisor.engine.need_learner import Expectation
 from supervisor.engine.page_cache import FileWarmer, mapped_file_bytes
 from supervisor.engine.port import Abilities, Engine, Launch
 from supervisor.engine.process import inherited_environment
@@ -48,7 +54,8 @@ class Launcher:
     """Turns targets into running backends.
 
     `run_dir` is our private folder for sockets; `device_env` tells the variables that show a
-    child its device and no other. `prompt_cache` is where prompts are kept; None: they are not.
+    child its device and no other. `prompt_cache` is where prompts are kept, `learned_needs` what
+    servers were seen to take; None: they are not.
     """
 
     def __init__(  # noqa: PLR0913 - the composition root names each of them
@@ -59,6 +66,7 @@ class Launcher:
         run_dir: Path,
         device_env: Callable[[str], Mapping[str, str]],
         prompt_cache: PromptCache | None = None,
+        learned_needs: LearnedNeeds | None = None,
         environ: Mapping[str, str] = os.environ,
     ) -> None:
         self._configuration = configuration
@@ -66,8 +74,10 @@ class Launcher:
         self._run_dir = run_dir
         self._device_env = device_env
         self._prompt_cache = prompt_cache
+        self._learned_needs = learned_needs
         self._environ = environ
         self._seen_files: dict[Path, ModelFile] = {}
+        self._expected: dict[tuple[str, str, str], Expectation | None] = {}
 
     def check(self, target: Target) -> TargetNeed:
         """Return what the target will need on its device, and what would make it smaller.
@@ -83,8 +93,34 @@ class Launcher:
         if file is None:
             return TargetNeed(need_bytes=require_stated_need(resolved))
         self._seen_files[resolved.path] = file
-        _refuse_uneven_slots(resolved, file)
-        return _need_of(resolved, file, abilities, target.device)
+        refuse_uneven_slots(resolved, file)
+        expected = self._expect(resolved, file, engine, target.device)
+        self._expected[_key(target)] = expected
+        learned = None
+        if expected is not None and self._learned_needs is not None:
+            learned = self._learned_needs.get(expected.identity)
+        return need_of(resolved, file, abilities, target.device, learned)
+
+    def expected_of(self, target: Target) -> Expectation | None:
+        """Return what a target was checked with last; None where there is nothing to learn."""
+        return self._expected.get(_key(target))
+
+    def _expect(
+        self, resolved: ResolvedModel, file: ModelFile, engine: Engine, device: str
+    ) -> Expectation | None:
+        if resolved.profile.memory.need_bytes is not None:
+            return None
+        try:
+            build = engine.identity
+        except EngineError:
+            return None  # nothing is learned of a build that cannot be told
+        settings = need_settings(resolved, engine.abilities(resolved))
+        need = estimate_on(file.headers, settings, device)
+        return Expectation(
+            identity=need_identity(resolved, file, build, device),
+            estimated_bytes=need.total_bytes,
+            weights_bytes=need.estimate.weights_bytes,
+        )
 
     def warm(
         self, target: Target, child_pids: Collection[int], should_stop: threading.Event
@@ -166,47 +202,8 @@ class Launcher:
             ) from error
 
 
-def _need_of(
-    resolved: ResolvedModel, file: ModelFile, abilities: Abilities, device: str
-) -> TargetNeed:
-    """Return what the profile states, else an estimate from the file's header."""
-    profile = resolved.profile
-    if profile.memory.need_bytes is not None:
-        stated = "memory.need_bytes of its profile"
-        return TargetNeed(need_bytes=profile.memory.need_bytes, explanation=stated)
-    settings = NeedSettings(
-        ctx_size_per_slot=profile.ctx_size,
-        parallel=profile.parallel,
-        kv_unified=profile.kv_unified,
-        cache_type_k=profile.cache_type_k,
-        cache_type_v=profile.cache_type_v,
-        ubatch_size=min(profile.ubatch_size, profile.batch_size),
-        flash_attention=profile.flash_attn == "on"
-        or (profile.flash_attn == "auto" and abilities.chooses_flash_attention),
-        is_embedding=resolved.mode is Mode.EMBEDDING,
-    )
-    need = estimate_need(file.headers, settings)
-    # Results are handed over in host memory, whatever device computes them.
-    output_bytes = need.host_output_bytes if device == HOST else 0
-    return TargetNeed(
-        need_bytes=need.total_bytes + output_bytes,
-        explanation=need.explanation,
-        alternatives=tuple(
-            replace(smaller, need_bytes=smaller.need_bytes + output_bytes)
-            for smaller in alternatives(file.headers, settings)
-        ),
-    )
-
-
-def _refuse_uneven_slots(resolved: ResolvedModel, file: ModelFile) -> None:
-    """Refuse what makes llama-server abort while it loads (GGML_ASSERT in its pooling)."""
-    profile = resolved.profile
-    is_encoder = keeps_no_kv(file.header.architecture)
-    if resolved.mode is Mode.EMBEDDING and is_encoder and profile.ubatch_size % profile.parallel:
-        raise EngineError(
-            f"'{resolved.name}' ({file.header.architecture}) needs a ubatch_size that is a "
-            f"multiple of parallel; {profile.ubatch_size} is none of {profile.parallel}"
-        )
+def _key(target: Target) -> tuple[str, str, str]:
+    return target.model, target.profile, target.device
 
 
 def _log_output(model: str, epoch: int) -> OnLine:

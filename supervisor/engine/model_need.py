@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from supervisor.config.configuration import ResolvedModel
 from supervisor.core.fitting import alternatives
 from supervisor.core.gguf import GgufHeader
+from supervisor.core.kv_cache import keeps_no_kv
 from supervisor.core.learned_need import LearnedNeed, count_need
 from supervisor.core.memory import MIB, format_bytes
 from supervisor.core.need import MemoryNeed, NeedSettings, estimate_need
@@ -14,6 +15,7 @@ from supervisor.engine.model_file import ModelFile
 from supervisor.engine.port import Abilities, EngineIdentity
 from supervisor.engine.prompt_cache import identity_of
 from supervisor.engine.prompt_identity import prompt_identity
+from supervisor.errors import EngineError
 from supervisor.telemetry.port import HOST
 
 DRIVER_CONTEXT_BYTES = 512 * MIB
@@ -123,3 +125,17 @@ def need_identity(
     That is what decides about its prompts (`prompt_identity`), and the device.
     """
     return identity_of({"server": prompt_identity(resolved, file, engine), "device": device})
+
+
+def refuse_uneven_slots(resolved: ResolvedModel, file: ModelFile) -> None:
+    """Refuse what makes llama-server abort while it loads (GGML_ASSERT in its pooling).
+
+    Raises EngineError.
+    """
+    profile = resolved.profile
+    is_encoder = keeps_no_kv(file.header.architecture)
+    if resolved.mode is Mode.EMBEDDING and is_encoder and profile.ubatch_size % profile.parallel:
+        raise EngineError(
+            f"'{resolved.name}' ({file.header.architecture}) needs a ubatch_size that is a "
+            f"multiple of parallel; {profile.ubatch_size} is none of {profile.parallel}"
+        )

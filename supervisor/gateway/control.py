@@ -1,6 +1,9 @@
 """Switching, unloading and the history of switches over HTTP."""
 
 import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pydantic
@@ -8,11 +11,16 @@ from aiohttp import web
 
 from supervisor.arbiter.arbiter import Arbiter, SwitchTicket, as_error
 from supervisor.config.configuration import Configuration
-from supervisor.core.values import DrainPolicy, Mode, Target
+from supervisor.config.profile import Profile
+from supervisor.config.settings import DeviceSettings
+from supervisor.core.events import DeviceFound
+from supervisor.core.memory import OnUnconfirmed
+from supervisor.core.values import Device, DrainPolicy, Mode, Target
 from supervisor.errors import RequestRefused
 from supervisor.gateway.error_responses import json_response
 from supervisor.observability.descriptions import describe_report, describe_running
 from supervisor.observability.history import SwitchHistory
+from supervisor.telemetry.port import HOST, DeviceInfo
 from supervisor.telemetry.telemetry import Telemetry
 
 
@@ -109,19 +117,59 @@ class Control:
                 f"there is no profile '{chosen}' for {entry.type}; there are: "
                 f"{', '.join(sorted(fitting))}",
             )
-        resolved = self._configuration.resolve(name, chosen)
+        target = self._build_target(name, chosen)
+        fallback = profile.fallback_profile
+        if fallback is None or fallback == chosen:
+            return target
+        return replace(target, fallback=self._build_target(name, fallback))
+
+    def _build_target(self, name: str, profile_name: str) -> Target:
+        resolved = self._configuration.resolve(name, profile_name)
+        profile = resolved.profile
         return Target(
             model=name,
             mode=resolved.mode,
-            profile=chosen,
-            device=self._telemetry.device_for(resolved.profile.device),
-            start_timeout_s=resolved.profile.start_timeout_s,
-            drain_timeout_s=resolved.profile.drain_timeout_s,
-            stop_grace_s=resolved.profile.stop_grace_s,
-            stall_timeout_s=resolved.profile.stall_timeout_s,
-            restart_on_stall=resolved.profile.restart_on_stall,
-            memory=resolved.profile.memory.policy(),
+            profile=profile_name,
+            device=self._device_for(profile),
+            start_timeout_s=profile.start_timeout_s,
+            drain_timeout_s=profile.drain_timeout_s,
+            stop_grace_s=profile.stop_grace_s,
+            stall_timeout_s=profile.stall_timeout_s,
+            restart_on_stall=profile.restart_on_stall,
+            memory=profile.memory.policy(),
         )
+
+    def _device_for(self, profile: Profile) -> str:
+        """Name the device, and tell the arbiter of one that it does not know yet.
+
+        Raises RequestRefused where the GPU's driver is here and does not work: the host's memory
+        is no place for what was made for a GPU.
+        """
+        device = self._telemetry.device_for(profile.device)
+        problems = self._telemetry.problems
+        may_proceed = profile.memory.on_unconfirmed is OnUnconfirmed.PROCEED
+        if profile.device == "gpu" and device == HOST and problems and not may_proceed:
+            raise RequestRefused("telemetry_lost", "; ".join(problems))
+        self._announce(device)
+        return device
+
+    def _announce(self, device: str) -> None:
+        info = next(info for info in self._telemetry.devices() if info.device == device)
+        known = self._arbiter.snapshot.devices.get(device)
+        if info.total_bytes and (known is None or not known.budget_bytes):
+            found = device_of(info, self._configuration.settings.devices)
+            self._arbiter.post(DeviceFound(at=time.monotonic(), device=found))
+
+
+def device_of(info: DeviceInfo, settings: Mapping[str, DeviceSettings]) -> Device:
+    """Return what the arbiter needs to know of a device, with the operator's budget for it."""
+    given = settings.get(info.device)
+    return Device(
+        name=info.device,
+        budget_bytes=(given.budget_bytes if given else None) or info.total_bytes,
+        is_exclusive=given.exclusive if given else False,
+        pool=HOST if info.shares_host_memory else info.device,
+    )
 
 
 async def _answer(ticket: SwitchTicket, *, wait: bool) -> web.Response:

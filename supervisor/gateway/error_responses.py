@@ -12,6 +12,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "bad_request": 400,
     "slot_files_reserved": 403,
     "model_not_found": 404,
+    "device_not_found": 404,
     "switch_not_found": 404,
     "method_not_allowed": 405,
     "model_not_live": 409,
@@ -35,6 +36,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "no_model_loaded": 503,
     "shutting_down": 503,
     "switch_failed": 503,
+    "telemetry_lost": 503,
     "backend_not_reaped": 504,
     "memory_not_released": 504,
 }

@@ -24,7 +24,7 @@ RESERVED_ROUTES: tuple[Route, ...] = (
         method="GET",
         path="/management/health",
         handler="management_health",
-        purpose="Status, `server_mode`, `loaded_model` and the memory of each device.",
+        purpose="Status, `server_mode`, `loaded_model`, and memory and state of each device.",
     ),
     Route(
         method="GET",
@@ -79,6 +79,18 @@ RESERVED_ROUTES: tuple[Route, ...] = (
         path="/switches/{switch_id}",
         handler="switch_by_id",
         purpose="One switch, running or ended.",
+    ),
+    Route(
+        method="GET",
+        path="/gpu",
+        handler="list_devices",
+        purpose="Each device: memory (ours, foreign, unattributed), load, processes, budget.",
+    ),
+    Route(
+        method="GET",
+        path="/gpu/{device}/history",
+        handler="device_history",
+        purpose="A device's last hour, a point a second: `since` seconds of it.",
     ),
     Route(
         method="*",

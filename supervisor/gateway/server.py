@@ -15,6 +15,7 @@ from supervisor.config.configuration import Configuration
 from supervisor.errors import RequestRefused
 from supervisor.gateway import relay
 from supervisor.gateway.control import Control, unknown_model
+from supervisor.gateway.devices import Devices
 from supervisor.gateway.early_answer import Forward, answer_early, describe_wait
 from supervisor.gateway.error_responses import error_response
 from supervisor.gateway.request_reading import (
@@ -49,11 +50,13 @@ class Gateway:
         configuration: Configuration,
         control: Control,
         status: Status,
+        devices: Devices,
     ) -> None:
         self._arbiter = arbiter
         self._configuration = configuration
         self._control = control
         self._status = status
+        self._devices = devices
         self._max_body_bytes = configuration.settings.server.max_body_bytes
 
     def application(self) -> web.Application:
@@ -71,7 +74,8 @@ class Gateway:
         return application
 
     def _handler(self, name: str) -> Handler:
-        owner = next(o for o in (self, self._control, self._status) if hasattr(o, name))
+        owners = (self, self._control, self._status, self._devices)
+        owner = next(o for o in owners if hasattr(o, name))
         handler: Handler = getattr(owner, name)
         return handler
 

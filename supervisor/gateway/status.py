@@ -16,6 +16,7 @@ from supervisor.engine.engines import Engines
 from supervisor.errors import SupervisorError, TelemetryError
 from supervisor.gateway.error_responses import json_response
 from supervisor.observability.descriptions import describe_memory, describe_running
+from supervisor.telemetry.port import TelemetryState
 from supervisor.telemetry.telemetry import Telemetry
 
 
@@ -61,6 +62,7 @@ class Status:
                 "server_mode": snapshot.server_mode(),
                 "loaded_model": live[0] if live else None,
                 "gpu_memory_usage": await self._memory(),
+                **self._telemetry_health(),
             }
         )
 
@@ -107,7 +109,7 @@ class Status:
                 "recoveries": [describe_recovery(r) for r in snapshot.recoveries],
                 "last_failure": snapshot.last_failure.message if snapshot.last_failure else None,
                 "memory": await self._memory(),
-                "telemetry_problems": self._telemetry.problems,
+                **self._telemetry_health(),
                 "engine": await asyncio.to_thread(self._engine),
                 "version": __version__,
                 "uptime_s": round(self._clock() - self._started_at, 1),
@@ -119,12 +121,19 @@ class Status:
         described = []
         for info in self._telemetry.devices():
             try:
-                sample = await self._telemetry.sample(info.device)
+                memory = describe_memory(await self._telemetry.sample(info.device)) or {}
+                state = self._telemetry.health(info.device).state
             except TelemetryError as error:
-                described.append({"device": info.device, "name": info.name, "error": str(error)})
-            else:
-                described.append({"name": info.name, **(describe_memory(sample) or {})})
+                memory = {"device": info.device, "error": str(error)}
+                state = TelemetryState.LOST
+            described.append({"name": info.name, "state": state.value, **memory})
         return described
+
+    def _telemetry_health(self) -> dict[str, Any]:
+        """Say whether everything that is here can be read; ask after what has just been read."""
+        problems = self._telemetry.problems
+        state = TelemetryState.LOST if problems else TelemetryState.OK
+        return {"telemetry_state": state.value, "telemetry_problems": problems}
 
     def _engine(self) -> dict[str, Any]:
         """Tell what `auto` means, and every engine found. Blocks when they have to be asked."""

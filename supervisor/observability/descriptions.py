@@ -42,6 +42,7 @@ def describe_report(report: SwitchReport) -> dict[str, Any]:
             "after": describe_memory(report.memory_after),
             "reason": report.gate_reason,
         },
+        "fell_back": report.fell_back,
         "prompt_cache": {
             "saved": [asdict(kept) for kept in report.prompts_saved],
             "restored": asdict(report.prompts_restored) if report.prompts_restored else None,

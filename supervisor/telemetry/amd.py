@@ -5,41 +5,56 @@ import io
 import os
 import time
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from supervisor.core.memory import MemorySample
 from supervisor.errors import TelemetryError
-from supervisor.telemetry.amd_cards import Card, list_smi_cards, list_sysfs_cards
+from supervisor.telemetry.amd_cards import (
+    Card,
+    in_hip_order,
+    keep_given_cards,
+    list_smi_cards,
+    list_sysfs_cards,
+)
+from supervisor.telemetry.amd_faults import explain
+from supervisor.telemetry.holders import tell_holders
 from supervisor.telemetry.host import MachineMemory, read_machine_memory
 from supervisor.telemetry.port import DeviceInfo, DeviceReading, ProcessUse, VendorAbsentError
+from supervisor.telemetry.process_name import read_process_name
 from supervisor.telemetry.visible_devices import select_visible_amd
 
 
 def open_amdsmi() -> Any | None:
-    """Import and open AMD SMI; give None where it or its library is missing or does not open.
+    """Import and open AMD SMI; give None where the bindings or their library are not installed.
 
-    Without its shared library `import amdsmi` prints to standard output and raises KeyError.
+    Raises TelemetryError with reason and remedy where they are and do not work. Without its
+    shared library `import amdsmi` prints to standard output and raises KeyError.
     """
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             import amdsmi  # noqa: PLC0415 - an optional dependency that fails in several ways
-        failure = amdsmi.AmdSmiException
-    except (ImportError, OSError, KeyError, AttributeError):
+    except (ImportError, OSError, KeyError):
         return None
+    except AttributeError as exc:
+        raise TelemetryError(
+            f"AMD SMI's library and its Python bindings do not fit together ({exc}); install the "
+            "`amdsmi` package of the ROCm release that the library is of"
+        ) from exc
     try:
         amdsmi.amdsmi_init()
-    except failure:
-        return None  # the kernel's files can still be read
+    except amdsmi.AmdSmiException as exc:
+        raise TelemetryError(f"cannot open AMD SMI: {explain(exc)}") from exc
     return amdsmi
 
 
 class AmdReader:
     """Reads AMD GPUs.
 
-    `environment` says which cards are visible, `root` is where /sys is looked for, `load_library`
-    gives the opened `amdsmi` module or None, and `machine_memory` bounds what an APU can still be
-    given.
+    `environment` says which cards are visible, `root` is where /sys and /dev are looked for,
+    `load_library` gives the opened `amdsmi` module or None, and `machine_memory` bounds what an
+    APU can still be given. Where AMD SMI is missing or fails, the kernel's files are read.
     """
 
     vendor: ClassVar[str] = "AMD"
@@ -64,41 +79,44 @@ class AmdReader:
     def devices(self) -> tuple[DeviceInfo, ...]:
         """List the visible cards as `gpu0`, `gpu1` and so on.
 
-        Raises VendorAbsentError where there is no AMD card.
+        Raises VendorAbsentError where there is no AMD card, and TelemetryError where AMD SMI
+        fails and the kernel's files show no card either.
         """
-        self._library = self._library or self._load_library()
-        cards = list_smi_cards(self._library) if self._library else []
-        cards = cards or list_sysfs_cards(self._root)
+        cards = self._list_cards()
         if not cards:
             raise VendorAbsentError("no AMD GPU is on this machine, or no amdgpu driver holds it")
-        uuids = [card.identity.rocr_uuid or "" for card in cards]
+        order = in_hip_order(cards)
+        uuids = [cards[i].identity.rocr_uuid or "" for i in order]
         for_rocr, visible = select_visible_amd(uuids, self._environment)
-        self._cards = {f"gpu{i}": cards[position] for i, position in enumerate(visible)}
+        self._cards = {f"gpu{i}": cards[order[place]] for i, place in enumerate(visible)}
         return tuple(
-            self._describe(f"gpu{i}", index=position, hip_index=for_rocr.index(position))
-            for i, position in enumerate(visible)
+            self._describe(f"gpu{i}", index=order[place], hip_index=for_rocr.index(place))
+            for i, place in enumerate(visible)
         )
 
-    def sample(self, device: str, child_pids: Collection[int] = ()) -> MemorySample:
+    def sample(
+        self, device: str, child_pids: Collection[int] = (), former_pids: Collection[int] = ()
+    ) -> MemorySample:
         """Read one card: its VRAM, and on an APU whose GTT is the larger pool, both together.
 
         The kernel lets an APU's programs use either pool then, but GTT is the host's memory, so
         that no more is free than MemAvailable. On a discrete card GTT is not device memory.
         """
         card = self._find(device)
-        processes = card.list_processes() if child_pids else None
-        return self._sample(device, card, _sum_children(processes, child_pids))
+        held = card.list_processes()
+        sample = self._sample(device, card, _sum_children(held, child_pids))
+        return replace(sample, holders=tell_holders(held, child_pids, former_pids))
 
     def read(self, device: str, child_pids: Collection[int] = ()) -> DeviceReading:
         """Read everything: memory as `sample` does, load, and what every process holds."""
         card = self._find(device)
-        processes = card.list_processes()
+        held = card.list_processes()
         return DeviceReading(
-            sample=self._sample(device, card, _sum_children(processes, child_pids)),
+            sample=self._sample(device, card, _sum_children(held, child_pids)),
             utilisation_percent=card.read_utilisation_percent(),
             temperature_c=card.read_temperature_c(),
             power_w=card.read_power_w(),
-            processes=processes,
+            processes=None if held is None else _name(held),
         )
 
     def close(self) -> None:
@@ -107,6 +125,20 @@ class AmdReader:
         if library is not None:
             with contextlib.suppress(library.AmdSmiException):
                 library.amdsmi_shut_down()
+
+    def _list_cards(self) -> list[Card]:
+        """List the cards that this container was given, by AMD SMI or by the kernel's files."""
+        cards: list[Card] = []
+        fault: TelemetryError | None = None
+        try:
+            self._library = self._library or self._load_library()
+            cards = list_smi_cards(self._library) if self._library else []
+        except TelemetryError as exc:
+            fault = exc
+        cards = cards or list_sysfs_cards(self._root)
+        if fault is not None and not cards:
+            raise fault
+        return keep_given_cards(cards, self._root)
 
     def _find(self, device: str) -> Card:
         card = self._cards.get(device)
@@ -162,12 +194,17 @@ def _uses_gtt(card: Card) -> bool:
     return card.read_pool("gtt").total_bytes > card.read_pool("vram").total_bytes
 
 
-def _sum_children(
-    processes: Collection[ProcessUse] | None, child_pids: Collection[int]
-) -> int | None:
+def _name(held: Mapping[int, int | None]) -> tuple[ProcessUse, ...]:
+    return tuple(
+        ProcessUse(pid=pid, used_bytes=used_bytes, name=read_process_name(pid))
+        for pid, used_bytes in held.items()
+    )
+
+
+def _sum_children(held: Mapping[int, int | None] | None, child_pids: Collection[int]) -> int | None:
     """Sum what the children hold, or None where that is not told; not listed proves nothing."""
     if not child_pids:
         return 0
-    amounts = [use.used_bytes for use in processes or () if use.pid in child_pids]
+    amounts = [used_bytes for pid, used_bytes in (held or {}).items() if pid in child_pids]
     known = [amount for amount in amounts if amount is not None]
     return sum(known) if known and len(known) == len(amounts) else None

@@ -1,14 +1,13 @@
 """AMD cards as AMD SMI shows them, and as the kernel's own files do."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from supervisor.errors import TelemetryError
-from supervisor.telemetry.port import ProcessUse
-from supervisor.telemetry.process_name import read_process_name
+from supervisor.telemetry.amd_faults import explain
 
 Pool = Literal["vram", "gtt"]
 """The carve-out or the card's own memory, and the host's memory that the GPU can map."""
@@ -18,6 +17,8 @@ _AMD_VENDOR_ID = "0x1002"
 # The kernel writes tables of format 2 and 3 for APUs only, and 1 for discrete cards (and for
 # MI300A, whose memory is all VRAM): linux, drivers/gpu/drm/amd/include/kgd_pp_interface.h.
 _APU_METRICS_FORMATS = (2, 3)
+
+_NOT_TOLD = tuple(float(2**bits - 1) for bits in (16, 32, 64))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +31,11 @@ class PoolUse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CardIdentity:
-    """What a card is. `rocr_uuid` is how ROCR_VISIBLE_DEVICES names it: `GPU-` and 16 digits."""
+    """What a card is. `rocr_uuid` is how ROCR_VISIBLE_DEVICES names it: `GPU-` and 16 digits.
+
+    `hip_id` is its place among the cards as ROCr and HIP number them, which may not be the order
+    in which AMD SMI lists them; `render_node` the file in /dev/dri through which programs use it.
+    """
 
     name: str
     uuid: str | None
@@ -38,6 +43,8 @@ class CardIdentity:
     pci_id: str | None
     driver_version: str | None
     is_apu: bool
+    hip_id: int | None = None
+    render_node: str | None = None
 
 
 class Card(Protocol):
@@ -69,8 +76,8 @@ class Card(Protocol):
         """Read the card's power, the current one where it is told."""
         ...
 
-    def list_processes(self) -> tuple[ProcessUse, ...] | None:
-        """List what each process holds of the card's memory."""
+    def list_processes(self) -> dict[int, int | None] | None:
+        """Give the bytes that each process holds of the card's memory, None where not told."""
         ...
 
 
@@ -94,8 +101,8 @@ class SmiCard:
             )
         except self.library.AmdSmiException as exc:
             raise TelemetryError(
-                f"cannot read the memory of {self.identity.name}: {exc}; see `amd-smi list` and "
-                "the kernel log (amdgpu)"
+                f"cannot read the memory of {self.identity.name} "
+                f"({self.identity.pci_id or 'its place is not told'}): {explain(exc)}"
             ) from exc
 
     def read_utilisation_percent(self) -> float | None:
@@ -118,22 +125,21 @@ class SmiCard:
         current = _number(power.get("current_socket_power"))  # newer cards tell this one only
         return current or _number(power.get("average_socket_power"))
 
-    def list_processes(self) -> tuple[ProcessUse, ...] | None:
-        """List what each process holds."""
+    def list_processes(self) -> dict[int, int | None] | None:
+        """Give the bytes that each process holds.
+
+        One that holds nothing at all is one of which the driver could not tell: what it uses of
+        the card has memory at least for its queues.
+        """
         listed = self._ask("amdsmi_get_gpu_process_list")
         if listed is None:
             return None
-        return tuple(
-            ProcessUse(
-                pid=process["pid"],
-                used_bytes=self._sum_pools(process["memory_usage"]),
-                name=read_process_name(process["pid"]),
-            )
-            for process in listed
-        )
+        return {process["pid"]: self._sum_pools(process["memory_usage"]) for process in listed}
 
     def _sum_pools(self, held: Mapping[str, Any]) -> int | None:
         """Sum what a process holds of the pools that count as this card's memory."""
+        if not any(held.values()):
+            return None
         pools = ("vram_mem", "gtt_mem") if self.identity.is_apu else ("vram_mem",)
         figures = [_number(held[pool]) for pool in pools]
         known = [int(figure) for figure in figures if figure is not None]
@@ -194,28 +200,34 @@ class SysfsCard:
 
 
 def list_smi_cards(library: Any) -> list[Card]:
-    """List the cards that AMD SMI shows; none where it fails."""
+    """List the cards that AMD SMI shows. Raises TelemetryError where it does not tell."""
     try:
-        return [_smi_card(library, handle) for handle in library.amdsmi_get_processor_handles()]
-    except library.AmdSmiException:
-        return []  # the kernel's files can still be read
+        handles = library.amdsmi_get_processor_handles()
+    except library.AmdSmiException as exc:
+        raise TelemetryError(f"cannot list the AMD GPUs: {explain(exc)}") from exc
+    return [_smi_card(library, handle) for handle in handles]
 
 
 def _smi_card(library: Any, handle: Any) -> SmiCard:
-    asic = library.amdsmi_get_gpu_asic_info(handle)
+    """Identify a card by what it tells; one that is lost tells nothing, and keeps its place."""
+    asic = _told(library, "amdsmi_get_gpu_asic_info", handle) or {}
     bdf = _told(library, "amdsmi_get_gpu_device_bdf", handle)
     driver = _told(library, "amdsmi_get_gpu_driver_info", handle) or {}
     header = _told(library, "amdsmi_get_gpu_metrics_header_info", handle) or {}
+    places = _told(library, "amdsmi_get_gpu_enumeration_info", handle) or {}
+    hip_id, minor = (_number(places.get(place)) for place in ("hip_id", "drm_render"))
     return SmiCard(
         library=library,
         handle=handle,
         identity=CardIdentity(
-            name=str(asic["market_name"]),
-            uuid=library.amdsmi_get_gpu_device_uuid(handle),
+            name=str(asic.get("market_name", "AMD GPU")),
+            uuid=_told(library, "amdsmi_get_gpu_device_uuid", handle),
             rocr_uuid=_rocr_uuid(str(asic.get("asic_serial", ""))),
             pci_id=bdf.lower() if bdf else None,
             driver_version=driver.get("driver_version"),
             is_apu=header.get("format_revision") in _APU_METRICS_FORMATS,
+            hip_id=None if hip_id is None else int(hip_id),
+            render_node=None if minor is None else f"renderD{int(minor)}",
         ),
     )
 
@@ -226,6 +238,29 @@ def _told(library: Any, call: str, handle: Any) -> Any:
         return None if question is None else question(handle)
     except library.AmdSmiException:
         return None
+
+
+def in_hip_order(cards: Sequence[Card]) -> tuple[int, ...]:
+    """Give the cards' positions in the order of ROCr and HIP; as listed where that is not told."""
+    ids = [card.identity.hip_id for card in cards]
+    known = [hip_id for hip_id in ids if hip_id is not None]
+    if len(set(known)) < len(ids):
+        return tuple(range(len(cards)))
+    return tuple(ids.index(hip_id) for hip_id in sorted(known))
+
+
+def keep_given_cards(cards: Sequence[Card], root: Path) -> list[Card]:
+    """Leave out the cards whose render node this container was not given.
+
+    /sys shows every card of the machine, but ROCr only those that it can open. Where it can open
+    none, all are kept: their memory can still be read.
+    """
+    return [card for card in cards if not _is_withheld(card, root)] or list(cards)
+
+
+def _is_withheld(card: Card, root: Path) -> bool:
+    node = card.identity.render_node
+    return node is not None and not (root / "dev/dri" / node).exists()
 
 
 def list_sysfs_cards(root: Path) -> list[Card]:
@@ -246,6 +281,7 @@ def list_sysfs_cards(root: Path) -> list[Card]:
 
 def _sysfs_card(folder: Path, driver_version: str | None) -> SysfsCard:
     serial = _read_text(folder / "unique_id")
+    render_nodes = (folder / "drm").glob("renderD*")
     place = folder.resolve().name
     return SysfsCard(
         folder=folder,
@@ -257,21 +293,24 @@ def _sysfs_card(folder: Path, driver_version: str | None) -> SysfsCard:
             pci_id=place if re.fullmatch(r"[0-9a-f]{4,}(:[0-9a-f]{2}){2}\.\d", place) else None,
             driver_version=driver_version,
             is_apu=_read_metrics_format(folder / "gpu_metrics") in _APU_METRICS_FORMATS,
+            render_node=next((node.name for node in render_nodes), None),
         ),
     )
 
 
 def _rocr_uuid(serial: str) -> str | None:
     digits = serial.lower().removeprefix("0x")
-    return f"GPU-{digits}" if re.fullmatch(r"[0-9a-f]{16}", digits) else None
+    is_told = re.fullmatch(r"[0-9a-f]{16}", digits) and int(digits, 16) != 0
+    return f"GPU-{digits}" if is_told else None
 
 
 def _number(value: Any) -> float | None:
-    """Read a figure; AMD SMI says `N/A` for one that it does not have."""
+    """Read a figure; AMD SMI says `N/A` or the type's largest number for one that it has not."""
     try:
-        return float(value)
+        number = float(value)
     except (TypeError, ValueError):
         return None
+    return None if number in _NOT_TOLD else number
 
 
 def _read_text(file: Path) -> str:

@@ -53,12 +53,15 @@ class HostMemory:
         """Read host memory now; a host has nothing else that devices tell."""
         return DeviceReading(sample=self.sample(device, child_pids))
 
-    def sample(self, device: str, child_pids: Collection[int] = ()) -> MemorySample:
-        """Read host memory now.
+    def sample(
+        self, device: str, child_pids: Collection[int] = (), former_pids: Collection[int] = ()
+    ) -> MemorySample:
+        """Read host memory now; who holds it is not told.
 
         The smallest cgroup limit below the machine's total gives `total_bytes` and `used_bytes`;
         `free_bytes` is the least that the machine or any of the limits leaves.
         """
+        _ = former_pids
         if device != HOST:
             raise TelemetryError(f"{device!r} is not host memory; ask for {HOST!r}")
         machine = read_machine_memory()

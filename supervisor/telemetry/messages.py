@@ -18,6 +18,7 @@ class SampleDevice(msgspec.Struct, frozen=True, tag="sample"):
 
     device: str
     child_pids: tuple[int, ...]
+    former_pids: tuple[int, ...] = ()
 
 
 class ReadDevice(msgspec.Struct, frozen=True, tag="read"):

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,6 +12,7 @@ import pynvml
 
 from supervisor.core.memory import MemorySample
 from supervisor.errors import TelemetryError
+from supervisor.telemetry.holders import tell_holders
 from supervisor.telemetry.host import MachineMemory, read_machine_memory
 from supervisor.telemetry.nvidia_devices import NvidiaDevice, enumerate_devices
 from supervisor.telemetry.nvidia_faults import explained
@@ -64,15 +66,18 @@ class NvidiaReader:
         driver_version = _ask(pynvml.nvmlSystemGetDriverVersion)
         return tuple(self._describe(device, driver_version) for device in self._devices)
 
-    def sample(self, device: str, child_pids: Collection[int] = ()) -> MemorySample:
+    def sample(
+        self, device: str, child_pids: Collection[int] = (), former_pids: Collection[int] = ()
+    ) -> MemorySample:
         """Read one device's memory; where it is the host's memory, MemAvailable is the truth.
 
         NVML's own figures count the page cache as used on such devices, or are refused. The
         bounds of a memory cgroup do not apply: the driver's allocations are not charged to it.
         """
         found = self._find(device)
-        processes = _ask(_list_processes, found.handle) if child_pids else None
-        return self._sample(device, found, _sum_children(processes, child_pids))
+        processes = _ask(_list_processes, found.handle)
+        sample = self._sample(device, found, _sum_children(processes, child_pids))
+        return replace(sample, holders=tell_holders(processes, child_pids, former_pids))
 
     def read(self, device: str, child_pids: Collection[int] = ()) -> DeviceReading:
         """Read everything: memory as `sample` does, load, and what every process holds."""

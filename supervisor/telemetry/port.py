@@ -101,9 +101,12 @@ class DeviceReader(Protocol):
         """
         ...
 
-    def sample(self, device: str, child_pids: Collection[int] = ()) -> MemorySample:
+    def sample(
+        self, device: str, child_pids: Collection[int] = (), former_pids: Collection[int] = ()
+    ) -> MemorySample:
         """Read the device's memory now. `child_pids`: our processes, to tell their share.
 
+        `former_pids`: leaders of our sessions that are reaped, to tell what is left of them.
         Raises TelemetryError when the device cannot be read.
         """
         ...

@@ -55,8 +55,8 @@ def _serve(reader: DeviceReader) -> None:
 def _answer(reader: DeviceReader, request: Request) -> Answer:
     try:
         match request:
-            case SampleDevice(device, child_pids):
-                return MemoryRead(reader.sample(device, child_pids))
+            case SampleDevice(device, child_pids, former_pids):
+                return MemoryRead(reader.sample(device, child_pids, former_pids))
             case ReadDevice(device, child_pids):
                 return DeviceRead(reader.read(device, child_pids))
             case ListDevices():

@@ -129,16 +129,20 @@ class Telemetry:
         state = TelemetryState.OK if fault is None else TelemetryState.LOST
         return DeviceHealth(device=device, state=state, reason=fault)
 
-    async def sample(self, device: str, child_pids: Collection[int] = ()) -> MemorySample:
+    async def sample(
+        self, device: str, child_pids: Collection[int] = (), former_pids: Collection[int] = ()
+    ) -> MemorySample:
         """Read a device's memory now; `child_pids` are our processes, to tell their share.
 
+        `former_pids` led sessions of ours that are reaped: what is left of them is a survivor.
         Raises TelemetryError for an unknown device, one that cannot be read, and a driver that
         does not answer in time.
         """
         if device == HOST and self._is_open:
             return self._host.sample(HOST, child_pids)
         sampler, position = self._find(device)
-        return replace(await sampler.sample(position, tuple(child_pids)), device=device)
+        sample = await sampler.sample(position, tuple(child_pids), tuple(former_pids))
+        return replace(sample, device=device)
 
     async def read(self, device: str, child_pids: Collection[int] = ()) -> DeviceReading:
         """Read all that a device tells now: memory, load, and who uses it. Raises as `sample`."""

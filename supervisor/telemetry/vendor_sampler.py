@@ -113,27 +113,31 @@ class VendorSampler:
         """Say why a device cannot be read, or None where it could when last tried."""
         return self.lost_reason or self._faults.get(position)
 
-    async def sample(self, position: int, child_pids: Sequence[int]) -> MemorySample:
+    async def sample(
+        self, position: int, child_pids: tuple[int, ...], former_pids: tuple[int, ...]
+    ) -> MemorySample:
         """Read a device's memory. Raises TelemetryError with reason and remedy."""
-        answer = await self._ask(position, SampleDevice, child_pids)
+        answer = await self._ask(
+            position, lambda place: SampleDevice(place, child_pids, former_pids)
+        )
         assert isinstance(answer, MemoryRead)  # noqa: S101 - what that request is answered by
         return answer.sample
 
-    async def read(self, position: int, child_pids: Sequence[int]) -> DeviceReading:
+    async def read(self, position: int, child_pids: tuple[int, ...]) -> DeviceReading:
         """Read all that a device tells. Raises TelemetryError with reason and remedy."""
-        answer = await self._ask(position, ReadDevice, child_pids)
+        answer = await self._ask(position, lambda place: ReadDevice(place, child_pids))
         assert isinstance(answer, DeviceRead)  # noqa: S101 - what that request is answered by
         return answer.reading
 
     async def _ask(
-        self, position: int, request: type[SampleDevice | ReadDevice], child_pids: Sequence[int]
+        self, position: int, request: Callable[[str], SampleDevice | ReadDevice]
     ) -> Answer:
         place = self._places.get(position)
         if self._process is None or place is None:
             raise TelemetryError(self.fault(position) or f"the {self.vendor} sampler was stopped")
         process = self._process
         try:
-            answer = await process.ask(request(place, tuple(child_pids)), self._policy.deadline_s)
+            answer = await process.ask(request(place), self._policy.deadline_s)
         except TelemetryError as exc:
             if not process.lost.done() and process is self._process:
                 self._note_fault(position, str(exc))
@@ -159,11 +163,15 @@ class VendorSampler:
             await self._failed.wait()
             self._failed.clear()
             await asyncio.sleep(self._backoff.next_pause_s())
-            if self._process is None or self._faults:
+            if self._process is None or self._faults or self._has_unidentified():
                 try:
                     await self._renew()
                 except VendorAbsentError as exc:  # it was here: a driver that is replaced now
                     self._give_up(str(exc))
+
+    def _has_unidentified(self) -> bool:
+        """Whether a device was lost when it was found, so that little is known of it."""
+        return any(info.fault is not None for info in self.devices)
 
     async def _renew(self) -> None:
         """Put a new sampler process in the place of the old, once it can list the devices.

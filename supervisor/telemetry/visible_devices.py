@@ -43,14 +43,15 @@ def select_visible_amd(
     takes where its own variable is not set. Source: ROCm documentation, "GPU isolation
     techniques".
 
-    Raises TelemetryError when a variable names devices and none of them is here.
+    Raises TelemetryError when a variable of AMD's names devices and none of them is here. One of
+    NVIDIA's may mean NVIDIA's devices on a machine that has both, and then shows none of AMD's.
     """
     given = tuple(range(len(uuids)))
     for_rocr = _apply("ROCR_VISIBLE_DEVICES", given, uuids, environment)
-    variable = "HIP_VISIBLE_DEVICES"
-    if variable not in environment and _holds_indices(environment.get("CUDA_VISIBLE_DEVICES")):
-        variable = "CUDA_VISIBLE_DEVICES"
-    return for_rocr, _apply(variable, for_rocr, uuids, environment)
+    shared = environment.get("CUDA_VISIBLE_DEVICES")
+    if "HIP_VISIBLE_DEVICES" not in environment and shared is not None and _holds_indices(shared):
+        return for_rocr, _choose(shared, for_rocr, uuids)
+    return for_rocr, _apply("HIP_VISIBLE_DEVICES", for_rocr, uuids, environment)
 
 
 def child_environment(device: str, devices: Sequence[DeviceInfo]) -> dict[str, str]:
@@ -71,6 +72,17 @@ def _apply(
     wish = environment.get(variable)
     if wish is None:
         return tuple(base)
+    if _find(_names(wish)[0], base, uuids) is None and not _means_none(wish):
+        known = ", ".join(uuids[position] for position in base) or "none"
+        raise TelemetryError(
+            f"{variable}={wish} names no device that is visible here; name one of {known}, or "
+            "unset it"
+        )
+    return _choose(wish, base, uuids)
+
+
+def _choose(wish: str, base: Sequence[int], uuids: Sequence[str]) -> tuple[int, ...]:
+    """Stop at the first name that fits nothing; choose nothing where one is named twice."""
     chosen: list[int] = []
     for name in _names(wish):
         position = _find(name, base, uuids)
@@ -79,12 +91,6 @@ def _apply(
         if position is None:
             break
         chosen.append(position)
-    if not chosen and not _means_none(wish):
-        known = ", ".join(uuids[position] for position in base) or "none"
-        raise TelemetryError(
-            f"{variable}={wish} names no device that is visible here; name one of {known}, or "
-            "unset it"
-        )
     return tuple(chosen)
 
 
@@ -97,9 +103,9 @@ def _means_none(wish: str) -> bool:
     return first in {"", "NoDevFiles"} or first.startswith("-")
 
 
-def _holds_indices(wish: str | None) -> bool:
+def _holds_indices(wish: str) -> bool:
     """Whether a variable of both vendors can mean AMD devices; UUIDs in it are NVIDIA's."""
-    return wish is not None and not any(name.startswith(_UUID_PREFIXES) for name in _names(wish))
+    return not any(name.startswith(_UUID_PREFIXES) for name in _names(wish))
 
 
 def _find(name: str, positions: Sequence[int], uuids: Sequence[str]) -> int | None:

@@ -123,7 +123,10 @@ class FakeMemory:
         self.held_after: int | None = None
         self.asked: list[tuple[str, tuple[int, ...]]] = []
 
-    async def sample(self, device: str, child_pids: Collection[int] = ()) -> MemorySample:
+    async def sample(
+        self, device: str, child_pids: Collection[int] = (), former_pids: Collection[int] = ()
+    ) -> MemorySample:
+        _ = former_pids
         self.asked.append((device, tuple(child_pids)))
         if self.fault:
             raise self.fault

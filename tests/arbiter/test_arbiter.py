@@ -437,7 +437,7 @@ async def test_memory_that_cannot_be_read_fails_closed_with_the_reason(
 ) -> None:
     world.memory.fault = fault
     code, message = refusal_of(await world.switch_to(make_target("chat")))
-    assert code == "memory_not_released"
+    assert code == "telemetry_lost"
     assert str(fault) in message
     assert world.launcher.backends == {}
 

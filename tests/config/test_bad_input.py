@@ -169,6 +169,14 @@ def problems(folder: Path, models_dir: Path | None = None, **environ: str) -> li
             ),
         ),
         (
+            "generation.yaml",
+            b"mode: generation\nfallback_profile: generatoin\n",
+            (
+                "generation.yaml:2: fallback_profile: there is no profile 'generatoin'; did you "
+                "mean 'generation'?"
+            ),
+        ),
+        (
             "models.yaml",
             b"default_model: chatt\nmodels:\n  chat: {path: a}\n",
             "models.yaml:1: default_model: there is no model 'chatt'; did you mean 'chat'?",

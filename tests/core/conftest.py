@@ -61,6 +61,10 @@ def add_value(writer: Any, key: str, value: Any) -> None:
     """Add one pair; whole numbers are stored in 32 bits, as converters do."""
     if isinstance(value, bool):
         writer.add_bool(key, value)
+    elif isinstance(value, np.uint16):
+        writer.add_uint16(key, int(value))
+    elif isinstance(value, np.int32):
+        writer.add_int32(key, int(value))
     elif isinstance(value, int):
         writer.add_uint32(key, value)
     elif isinstance(value, float):
@@ -106,6 +110,7 @@ class Model:
     layers: int = 2
     parameters: Mapping[str, Any]
     tensors: Tensors
+    last_norm: str = "output_norm"
 
 
 def attention(kv_heads: int = 2, key: int = 32, value: int = 32) -> Tensors:
@@ -335,12 +340,57 @@ MODELS: Mapping[str, Model] = MappingProxyType(
 )
 
 
+MODELS_WITH_STATE: Mapping[str, Model] = MappingProxyType(
+    {
+        "mamba": Model(  # recurrent: no attention at all
+            parameters={
+                "ssm.conv_kernel": 4,
+                "ssm.inner_size": 2 * WIDTH,
+                "ssm.state_size": 16,
+                "ssm.time_step_rank": 16,
+            },
+            tensors=blocks(
+                2,
+                [
+                    *named(attn_norm=WIDTH),
+                    ("ssm_in.weight", (WIDTH, 4 * WIDTH)),
+                    ("ssm_conv1d.weight", (4, 2 * WIDTH)),
+                    *biases(ssm_conv1d=2 * WIDTH, ssm_dt=2 * WIDTH),
+                    ("ssm_x.weight", (2 * WIDTH, 16 + 2 * 16)),
+                    ("ssm_dt.weight", (16, 2 * WIDTH)),
+                    ("ssm_a", (16, 2 * WIDTH)),
+                    ("ssm_d", (2 * WIDTH,)),
+                    ("ssm_out.weight", (2 * WIDTH, WIDTH)),
+                ],
+            ),
+        ),
+        "lfm2": Model(  # hybrid: the first layer keeps state, the second a KV cache
+            parameters={"attention.head_count_kv": [0, 2], "shortconv.l_cache": 3},
+            tensors=[
+                *blocks(2, [*named(attn_norm=WIDTH), *FEED_FORWARD_TENSORS]),
+                ("blk.0.shortconv.conv.weight", (3, WIDTH)),
+                ("blk.0.shortconv.in_proj.weight", (WIDTH, 3 * WIDTH)),
+                ("blk.0.shortconv.out_proj.weight", (WIDTH, WIDTH)),
+                *((f"blk.1.{name}", shape) for name, shape in attention()[1:]),
+                *((f"blk.1.{name}", shape) for name, shape in named(attn_q_norm=32)),
+                *((f"blk.1.{name}", shape) for name, shape in named(attn_k_norm=32)),
+            ],
+            last_norm="token_embd_norm",
+        ),
+    }
+)
+"""Models whose cache no header tells."""
+
+
 @pytest.fixture
 def write_model(write_gguf: Writer) -> Callable[..., Path]:
-    """Write a model of MODELS, with further parameters that go before its own."""
+    """Write a model of MODELS (or MODELS_WITH_STATE).
 
-    def write(architecture: str, **parameters: Any) -> Path:
-        model = MODELS[architecture]
+    Further parameters go before its own; `shards` makes it so many files.
+    """
+
+    def write(architecture: str, *, shards: int = 1, **parameters: Any) -> Path:
+        model = MODELS.get(architecture) or MODELS_WITH_STATE[architecture]
         usual = {
             "block_count": model.layers,
             "context_length": 8192,
@@ -352,10 +402,27 @@ def write_model(write_gguf: Writer) -> Callable[..., Path]:
         }
         embeddings: Tensors = [("token_embd.weight", (WIDTH, VOCABULARY))]
         if "attention.causal" not in model.parameters:
-            embeddings += named(output_norm=WIDTH)
-        return write_gguf(
-            architecture, {**usual, **model.parameters, **parameters}, embeddings + model.tensors
-        )
+            embeddings += named(**{model.last_norm: WIDTH})
+        told = {**usual, **model.parameters, **parameters}
+        tensors = embeddings + model.tensors
+        if shards == 1:
+            return write_gguf(architecture, told, tensors)
+        paths = []
+        for number in range(shards):
+            split = {
+                ".split.no": np.uint16(number),
+                ".split.count": np.uint16(shards),
+                ".split.tensors.count": np.int32(len(tensors)),
+            }
+            paths.append(
+                write_gguf(
+                    architecture,
+                    (told if number == 0 else {}) | split,
+                    tensors[number::shards],
+                    file_name=f"model-{number + 1:05d}-of-{shards:05d}.gguf",
+                )
+            )
+        return paths[0]
 
     return write
 

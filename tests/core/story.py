@@ -152,7 +152,7 @@ class Story:
 
     def start(self, used_bytes: int = 0, device: str = "gpu0") -> int:
         """Confirm the device, and let what is started become ready. Returns its epoch."""
-        (start,) = self.confirm(used_bytes, device)
+        *_, start = self.confirm(used_bytes, device)
         assert isinstance(start, StartBackend)
         self.last = self.tell(BackendReady, epoch=start.epoch, memory=None)
         return start.epoch

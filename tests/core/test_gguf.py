@@ -354,7 +354,9 @@ numbers = st.sampled_from([0, 1, 2**8, 2**31, 2**32 - 1, 2**63, 2**64 - 1])
 changes = st.lists(st.tuples(st.floats(0, 1), numbers, st.sampled_from("BIQ")), max_size=4)
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(changes=changes, kept=st.floats(0, 1), is_whole=st.booleans())
 def test_damaged_and_truncated_files_are_read_or_refused_without_harm(
     write_gguf: Writer, changes: list[tuple[float, int, str]], kept: float, is_whole: bool

@@ -28,6 +28,7 @@ class Printed:
 
     weights: float
     kv: float
+    state: float
     compute: float
     output: float
 
@@ -73,7 +74,11 @@ def start_server(binary: Path, model: Path, settings: NeedSettings) -> Printed:
         server.kill()
     assert "reserve took" in log[-1], "".join(log[-10:])
     return Printed(
-        weights=sizes["model"], kv=sizes["KV"], compute=sizes["compute"], output=sizes["output"]
+        weights=sizes["model"],
+        kv=sizes["KV"],
+        state=sizes["RS"],
+        compute=sizes["compute"],
+        output=sizes["output"],
     )
 
 
@@ -138,6 +143,37 @@ def test_estimate_agrees_with_the_server_for_each_setting(
     printed = start_server(llama_server_bin, path, SETTINGS[case])
     assert_close(need, printed)
     assert need.host_output_bytes / MIB == pytest.approx(printed.output, rel=0.1, abs=0.02)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3moe"])
+def test_estimate_of_a_model_in_shards_agrees_with_the_server(
+    write_model: Callable[..., Path], llama_server_bin: Path, architecture: str
+) -> None:
+    first = write_model(architecture, shards=3)
+    settings = NeedSettings(ctx_size_per_slot=4096, parallel=2)
+    headers = [read(path) for path in sorted(first.parent.glob("*.gguf"))]
+    assert len(headers) == 3
+
+    need = estimate_need(headers, settings)
+
+    assert_close(need, start_server(llama_server_bin, first, settings))
+
+
+@pytest.mark.parametrize("architecture", ["mamba", "lfm2"])
+def test_where_a_cache_is_assumed_the_weights_are_exact_and_the_rest_is_enough(
+    write_model: Callable[..., Path], llama_server_bin: Path, architecture: str
+) -> None:
+    path = write_model(architecture)
+    settings = NeedSettings(ctx_size_per_slot=4096, parallel=2)
+
+    need = estimate_need([read(path)], settings)
+
+    printed = start_server(llama_server_bin, path, settings)
+    assert printed.kv + printed.state > 0
+    assert need.kv_assumed_because is not None
+    assert need.weights_bytes / MIB == pytest.approx(printed.weights, rel=0.01, abs=0.02)
+    assert printed.kv + printed.state <= need.kv_bytes / MIB
+    assert printed.compute <= need.compute_bytes / MIB
 
 
 def test_odd_context_of_the_model_is_divided_as_the_server_does(

@@ -1,6 +1,7 @@
 """The release gate: when it opens, when it waits, and when it says no."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 
 import pytest
@@ -10,9 +11,13 @@ from hypothesis import strategies as st
 from supervisor.core.memory import (
     MAX_SAMPLE_PAUSE_S,
     MIB,
+    GateDecision,
     GateState,
+    Holder,
+    HolderRole,
     MemoryPolicy,
     MemorySample,
+    OnUnconfirmed,
     ReleaseQuestion,
     judge_release,
     pause_before_sample,
@@ -176,7 +181,7 @@ def test_gate_fails_closed_at_the_timeout_and_says_what_is_missing() -> None:
     assert state(asked, before) is GateState.WAITING
     decision = judge_release(asked, after)
     assert decision.state is GateState.REFUSED
-    for fact in ("10.0 s", "gpu0", "4.0 GiB free", "8.0 GiB needed", "1.0 GiB before"):
+    for fact in ("10.0 s", "gpu0", "4.0 GiB free", "8.0 GiB needed", "1.0 GiB expected"):
         assert fact in decision.reason
 
 
@@ -293,3 +298,97 @@ def test_memory_that_others_free_never_shuts_the_gate(
 @given(asked=questions, samples=sample_rows())
 def test_gate_always_gives_a_reason(asked: ReleaseQuestion, samples: list[MemorySample]) -> None:
     assert judge_release(asked, samples).reason
+
+
+# Who holds the memory
+
+
+def held(
+    *holders: tuple[int, int | None, HolderRole], used: int, after_s: float = 0.0
+) -> MemorySample:
+    """Make a reading with processes: pid, bytes, whose."""
+    return replace(
+        sample(used, after_s=after_s),
+        holders=tuple(
+            Holder(pid=pid, used_bytes=size, role=role, name="python")
+            for pid, size, role in holders
+        ),
+    )
+
+
+def thrice(*holders: tuple[int, int | None, HolderRole], used: int) -> list[MemorySample]:
+    return [held(*holders, used=used, after_s=0.05 * i) for i in range(3)]
+
+
+def with_foreign(asked: ReleaseQuestion, before: int) -> ReleaseQuestion:
+    return replace(asked, baseline_foreign_bytes=before)
+
+
+FOREIGN, SURVIVOR, UNSEEN = HolderRole.FOREIGN, HolderRole.SURVIVOR, HolderRole.UNSEEN
+
+
+def test_what_a_stopped_server_left_is_named_and_keeps_the_gate_shut() -> None:
+    asked = question(need=1 * GIB)
+    samples = thrice((4711, 3 * GIB, SURVIVOR), used=3 * GIB)
+    decision = judge_release(asked, samples)
+    assert decision.state is GateState.WAITING
+    assert "held still by what a stopped server left: python (pid 4711) 3.0 GiB" in decision.reason
+
+
+def test_memory_that_a_foreign_tenant_gave_back_does_not_pass_for_ours() -> None:
+    """Before: others held 6 GiB. Now they hold none, and 8 GiB of ours are still there."""
+    asked = with_foreign(question(need=20 * GIB, baseline=9 * GIB), before=6 * GIB)
+    assert state(asked, thrice(used=8 * GIB)) is GateState.WAITING
+    assert state(asked, thrice(used=3 * GIB)) is GateState.CONFIRMED
+
+
+def test_foreign_growth_is_told_apart_when_nothing_follows() -> None:
+    asked = with_foreign(question(need=None, baseline=1 * GIB), before=1 * GIB)
+    grown = thrice((7, 9 * GIB, FOREIGN), used=9 * GIB)
+    with_ours = thrice((7, 9 * GIB, FOREIGN), used=17 * GIB)
+    assert state(asked, grown) is GateState.CONFIRMED
+    assert state(asked, with_ours) is GateState.WAITING
+
+
+def test_foreign_growth_takes_the_room_of_what_follows_and_is_named() -> None:
+    asked = with_foreign(question(need=20 * GIB, baseline=1 * GIB), before=1 * GIB)
+    decision = judge_release(asked, thrice((7, 9 * GIB, FOREIGN), used=9 * GIB))
+    assert decision.state is GateState.WAITING
+    assert "others hold memory, 8.0 GiB more than before: python (pid 7) 9.0 GiB" in decision.reason
+
+
+def test_process_that_is_not_seen_from_here_is_not_taken_for_foreign() -> None:
+    """A container: the driver lists our own server under its process id on the host."""
+    asked = with_foreign(question(need=None, baseline=1 * GIB), before=1 * GIB)
+    samples = thrice((90210, 8 * GIB, UNSEEN), used=9 * GIB)
+    assert samples[0].foreign_bytes is None
+    assert state(asked, samples) is GateState.WAITING
+
+
+def test_share_that_is_not_told_is_unknown_and_not_zero() -> None:
+    assert held((7, None, FOREIGN), (8, GIB, FOREIGN), used=0).foreign_bytes is None
+    assert held((8, GIB, FOREIGN), used=0).foreign_bytes == GIB
+    assert sample(0).foreign_bytes is None
+
+
+# What the operator wants done without a proof
+
+
+def late(policy: MemoryPolicy) -> GateDecision:
+    return judge_release(question(policy=policy), [sample(20 * GIB, after_s=3600.0)])
+
+
+def test_operator_may_want_to_wait_for_ever() -> None:
+    assert late(replace(POLICY, on_unconfirmed=OnUnconfirmed.WAIT)).state is GateState.WAITING
+
+
+def test_operator_may_want_to_start_without_a_proof_and_that_is_told() -> None:
+    decision = late(replace(POLICY, on_unconfirmed=OnUnconfirmed.PROCEED))
+    assert decision.state is GateState.UNPROVEN
+    assert "not confirmed within 3600.0 s" in decision.reason
+    assert "on_unconfirmed" in decision.reason
+
+
+def test_start_without_a_proof_waits_for_the_timeout_all_the_same() -> None:
+    policy = replace(POLICY, on_unconfirmed=OnUnconfirmed.PROCEED)
+    assert state(question(policy=policy), [sample(20 * GIB, after_s=9.0)]) is GateState.WAITING

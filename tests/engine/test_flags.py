@@ -47,6 +47,7 @@ NO_FLAGS = {
     "extends",
     "mode",  # decides about --embeddings, from the model's type
     "engine",
+    "fallback_profile",
     "command",  # of another engine
     "device",  # cpu: no layers on the GPU
     "env",

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,14 @@ import yaml
 from structlog.testing import capture_logs
 
 from supervisor.config.load import load
+from supervisor.core.learned_need import LearnedNeed
 from supervisor.core.memory import MIB
 from supervisor.core.values import Mode, Target
 from supervisor.engine.backend import Backend
 from supervisor.engine.engines import Engines
 from supervisor.engine.launcher import Launcher
+from supervisor.engine.learned_needs import FILE_NAME, LearnedNeeds
+from supervisor.engine.model_need import DRIVER_CONTEXT_BYTES
 from supervisor.errors import EngineError, ModelFileError
 
 MakeLauncher = Callable[..., Launcher]
@@ -40,6 +43,7 @@ def make_launcher(
         environ: Mapping[str, str] = os.environ,
         device_env: Mapping[str, str] | None = None,
         files: Mapping[str, Any] | None = None,
+        learned_needs: LearnedNeeds | None = None,
     ) -> Launcher:
         folder = tmp_path / "profiles"
         shutil.copytree(profiles_dir, folder)
@@ -53,6 +57,7 @@ def make_launcher(
             engines=Engines(environ, binary),
             run_dir=run_dir,
             device_env=lambda _: device_env or {},
+            learned_needs=learned_needs,
             environ=environ,
         )
 
@@ -101,6 +106,78 @@ def test_an_engine_that_does_without_flash_attention_needs_more(
 
 def test_an_operator_may_state_the_need(make_launcher: MakeLauncher) -> None:
     assert make_launcher({"memory": {"need_bytes": 12345}}).check(CHAT).need_bytes == 12345
+
+
+def test_a_start_on_a_gpu_counts_the_drivers_context_and_no_results(
+    make_launcher: MakeLauncher,
+) -> None:
+    launcher = make_launcher()
+    on_host, on_gpu = (launcher.check(replace(CHAT, device=d)) for d in ("host", "gpu0"))
+    assert 0 < on_host.need_bytes - (on_gpu.need_bytes - DRIVER_CONTEXT_BYTES) < MIB
+    assert "512.0 MiB for the driver's context" in on_gpu.explanation
+
+
+# What was learned
+
+
+@pytest.fixture
+def learned_needs(tmp_path: Path) -> Iterator[LearnedNeeds]:
+    needs = LearnedNeeds(tmp_path / FILE_NAME)
+    yield needs
+    needs.close()
+
+
+def learn(launcher: Launcher, needs: LearnedNeeds, peak_bytes: int) -> None:
+    expected = launcher.expected_of(CHAT)
+    assert expected is not None
+    needs.note(expected.identity, LearnedNeed(peak_bytes=peak_bytes, seen_on="2026-11-21"))
+
+
+def test_a_start_is_held_against_the_larger_of_learned_and_estimated(
+    make_launcher: MakeLauncher, learned_needs: LearnedNeeds
+) -> None:
+    launcher = make_launcher(learned_needs=learned_needs)
+    estimated = launcher.check(CHAT)
+
+    learn(launcher, learned_needs, estimated.need_bytes // 2)
+    assert launcher.check(CHAT).need_bytes == estimated.need_bytes
+
+    learn(launcher, learned_needs, estimated.need_bytes + 5 * MIB)
+    need = launcher.check(CHAT)
+    assert need.need_bytes == estimated.need_bytes + 5 * MIB
+    assert " used at its peak on 2026-11-21, estimated " in need.explanation
+    for before, now in zip(estimated.alternatives, need.alternatives, strict=True):
+        assert now.need_bytes == before.need_bytes + 5 * MIB
+
+
+def test_what_was_learned_with_other_settings_or_another_device_does_not_count(
+    make_launcher: MakeLauncher, learned_needs: LearnedNeeds, tmp_path: Path
+) -> None:
+    launcher = make_launcher(learned_needs=learned_needs)
+    launcher.check(CHAT)
+    learn(launcher, learned_needs, 10**12)
+    assert "learned" not in launcher.check(replace(CHAT, device="gpu0")).explanation
+    shutil.rmtree(tmp_path / "profiles")
+    other = make_launcher({"ctx_size": 2048}, learned_needs=learned_needs)
+    assert "learned" not in other.check(CHAT).explanation
+    shutil.rmtree(tmp_path / "profiles")
+    same = make_launcher({"drain_timeout_s": 7}, learned_needs=learned_needs)
+    assert "learned" in same.check(CHAT).explanation
+
+
+def test_a_stated_need_goes_before_what_was_learned_and_nothing_more_is_learned(
+    make_launcher: MakeLauncher, learned_needs: LearnedNeeds, tmp_path: Path
+) -> None:
+    launcher = make_launcher(learned_needs=learned_needs)
+    launcher.check(CHAT)
+    learn(launcher, learned_needs, 10**12)
+    shutil.rmtree(tmp_path / "profiles")
+    stating = make_launcher({"memory": {"need_bytes": 12345}}, learned_needs=learned_needs)
+    assert stating.check(CHAT).need_bytes == 12345
+    assert stating.expected_of(CHAT) is None
+
+
+# Files and arguments
 
 
 def test_a_missing_file_is_found_before_anything_is_touched(

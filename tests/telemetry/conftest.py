@@ -9,6 +9,8 @@ import pytest
 from supervisor.telemetry.telemetry import Telemetry
 from supervisor.telemetry.vendor_sampler import SamplerPolicy
 from tests.telemetry.sampling import FAST, OpenTelemetry
+from tests.telemetry.simulated_amd import SimulatedAmd
+from tests.telemetry.simulated_amd import build_library as build_amd_library
 from tests.telemetry.simulated_gpu import SimulatedGpu, build_library
 
 
@@ -40,3 +42,33 @@ async def open_telemetry(gpu: SimulatedGpu) -> AsyncIterator[OpenTelemetry]:
 @pytest.fixture
 async def telemetry(open_telemetry: OpenTelemetry) -> Telemetry:
     return await open_telemetry()
+
+
+@pytest.fixture(scope="session")
+def amd_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """AMD SMI's library, as the installed bindings want it."""
+    return build_amd_library(tmp_path_factory.mktemp("rocm"))
+
+
+@pytest.fixture
+def amd(tmp_path: Path, amd_library: Path) -> SimulatedAmd:
+    """A machine with two idle AMD cards of 64 and 48 GiB."""
+    return SimulatedAmd(tmp_path, library=amd_library)
+
+
+@pytest.fixture
+async def open_amd(amd: SimulatedAmd) -> AsyncIterator[OpenTelemetry]:
+    """Open telemetry over the simulated AMD cards; keyword arguments are its environment."""
+    async with AsyncExitStack() as stack:
+
+        async def start(policy: SamplerPolicy = FAST, **environment: str) -> Telemetry:
+            environ = amd.full_environment(**environment)
+            telemetry = Telemetry(environ=environ, vendors=("AMD",), policy=policy)
+            return await stack.enter_async_context(telemetry)
+
+        yield start
+
+
+@pytest.fixture
+async def amd_telemetry(open_amd: OpenTelemetry) -> Telemetry:
+    return await open_amd()

@@ -4,15 +4,10 @@
  *
  * The structures have their twins in simulated_gpu.py: a change here is a change there. */
 
-#include <errno.h>
-#include <fcntl.h>
-#include <signal.h>
 #include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <time.h>
-#include <unistd.h>
+
+#include "fake_driver.h"
 
 enum {
     SUCCESS = 0,
@@ -22,21 +17,6 @@ enum {
     INSUFFICIENT_SIZE = 7,
     ARGUMENT_VERSION_MISMATCH = 25,
     MEMORY_V2 = 0x02000028,
-    MAX_DEVICES = 4,
-    MAX_PROCESSES = 16,
-    MAX_FAULTS = 16,
-    ANY_DEVICE = -1,
-};
-
-/* What a process holds. Where `is_counted`, it adds to the device's use, and is given back
- * `release_after_s` after the process was found dead, in `release_steps` equal steps. */
-struct process {
-    uint64_t used_bytes;
-    double release_after_s;
-    double died_at;
-    uint32_t pid;
-    uint32_t release_steps;
-    uint32_t is_counted;
 };
 
 struct device {
@@ -50,15 +30,7 @@ struct device {
     uint32_t utilisation_percent;
     uint32_t temperature_c;
     uint32_t power_mw;
-    struct process processes[MAX_PROCESSES]; /* a pid of 0 is a free place */
-};
-
-/* What a call does wrong, for one device (by position) or for all. */
-struct fault {
-    char call[64]; /* empty: a free place */
-    int32_t device;
-    int32_t result;
-    uint32_t is_hung;
+    struct process processes[MAX_PROCESSES];
 };
 
 struct state {
@@ -92,65 +64,21 @@ struct utilization {
 
 static struct state *state;
 
-static int find_fault(const char *call, int position) {
-    for (int i = 0; i < MAX_FAULTS; i++) {
-        struct fault *fault = &state->faults[i];
-        if (strcmp(fault->call, call) != 0 && strcmp(fault->call, "*") != 0) continue;
-        if (fault->device != ANY_DEVICE && fault->device != position) continue;
-        while (*(volatile uint32_t *)&fault->is_hung) usleep(1000);
-        if (fault->result != SUCCESS) return fault->result;
-    }
-    return SUCCESS;
-}
-
 /* The first line of every entry point: what the test wants to go wrong goes wrong. */
-#define ENTER(position)                                \
-    do {                                               \
-        int result = find_fault(__func__, (position)); \
-        if (result != SUCCESS) return result;          \
+#define ENTER(position)                                               \
+    do {                                                              \
+        int result = find_fault(state->faults, __func__, (position)); \
+        if (result != SUCCESS) return result;                         \
     } while (0)
 #define POSITION(device) ((int)((device) - state->devices))
 
-static double now_s(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
-}
-
-/* What is still held of a process's memory; its place is freed with the last of it. */
-static uint64_t held_by(struct process *process) {
-    if (process->died_at == 0 && kill((pid_t)process->pid, 0) != 0 && errno == ESRCH)
-        process->died_at = now_s();
-    if (process->died_at == 0) return process->used_bytes;
-    double gone_s = now_s() - process->died_at;
-    double steps = process->release_steps;
-    if (gone_s >= process->release_after_s) {
-        process->pid = 0;
-        return 0;
-    }
-    double done = (double)(uint64_t)(gone_s / process->release_after_s * steps);
-    return (uint64_t)((double)process->used_bytes * (1.0 - done / steps));
-}
-
 static uint64_t used_on(struct device *device) {
-    uint64_t used = device->used_bytes;
-    for (int i = 0; i < MAX_PROCESSES; i++) {
-        struct process *process = &device->processes[i];
-        if (process->pid != 0 && process->is_counted) used += held_by(process);
-    }
-    return used;
+    return device->used_bytes + held_by_all(device->processes);
 }
 
 int nvmlInitWithFlags(unsigned int flags) {
     (void)flags;
-    if (state == NULL) {
-        int file = open(getenv("SIMULATED_GPU_STATE"), O_RDWR);
-        if (file < 0) abort();
-        void *map = mmap(NULL, sizeof *state, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
-        if (map == MAP_FAILED) abort();
-        close(file);
-        state = map;
-    }
+    if (state == NULL) state = map_state("SIMULATED_GPU_STATE", sizeof *state);
     ENTER(ANY_DEVICE);
     return SUCCESS;
 }
@@ -274,7 +202,7 @@ static int list_processes(struct device *device, unsigned int *count, struct pro
     unsigned int room = *count, found = 0;
     for (int i = 0; i < MAX_PROCESSES; i++) {
         struct process *process = &device->processes[i];
-        if (process->pid == 0 || process->died_at != 0) continue;
+        if (!is_listed(process)) continue;
         if (found < room) {
             infos[found].pid = process->pid;
             infos[found].used_bytes = process->used_bytes;

@@ -14,37 +14,29 @@ A child that was started with `environment()` reaches the same machine with
 """
 
 import ctypes
-import fcntl
-import mmap
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from math import inf
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-SOURCE = Path(__file__).with_name("fake_nvml.c")
+from tests.telemetry.simulated_driver import (
+    C_FLAGS,
+    FAKES,
+    GIB,
+    NEVER_S,
+    FaultState,
+    ProcessState,
+    SimulatedDriver,
+    create_state,
+    map_state,
+)
+
+__all__ = ["GIB", "NEVER_S", "DeviceState", "SimulatedGpu", "build_library"]
+
 LIBRARY_NAME = "libnvidia-ml.so.1"
 STATE_VARIABLE = "SIMULATED_GPU_STATE"
-ANY_DEVICE = -1
-NOT_AVAILABLE = 2**64 - 1
-NEVER_S = inf
-GIB = 1024**3
 _VISIBILITY = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
-
-
-class ProcessState(ctypes.Structure):
-    """`struct process` of fake_nvml.c."""
-
-    _fields_ = (
-        ("used_bytes", ctypes.c_uint64),
-        ("release_after_s", ctypes.c_double),
-        ("died_at", ctypes.c_double),
-        ("pid", ctypes.c_uint32),
-        ("release_steps", ctypes.c_uint32),
-        ("is_counted", ctypes.c_uint32),
-    )
 
 
 class DeviceState(ctypes.Structure):
@@ -65,17 +57,6 @@ class DeviceState(ctypes.Structure):
     )
 
 
-class FaultState(ctypes.Structure):
-    """`struct fault` of fake_nvml.c."""
-
-    _fields_ = (
-        ("call", ctypes.c_char * 64),
-        ("device", ctypes.c_int32),
-        ("result", ctypes.c_int32),
-        ("is_hung", ctypes.c_uint32),
-    )
-
-
 class MachineState(ctypes.Structure):
     """`struct state` of fake_nvml.c."""
 
@@ -90,12 +71,11 @@ class MachineState(ctypes.Structure):
 def build_library(folder: Path, *flags: str) -> Path:
     """Compile the driver into the folder; -DWITHOUT_MEMORY_V2 makes one from before 2022."""
     library = folder / LIBRARY_NAME
-    common = ("-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror")
-    subprocess.run(["cc", *common, *flags, "-o", library, SOURCE], check=True)
+    subprocess.run(["cc", *C_FLAGS, *flags, "-o", library, FAKES / "fake_nvml.c"], check=True)
     return library
 
 
-class SimulatedGpu:
+class SimulatedGpu(SimulatedDriver):
     """The machine. Devices are named by position; without faults they are two idle H200."""
 
     def __init__(
@@ -103,8 +83,7 @@ class SimulatedGpu:
     ) -> None:
         self._library = library or build_library(folder)
         self._file = folder / "simulated-gpu-state"
-        self._file.write_bytes(bytes(ctypes.sizeof(MachineState)))
-        self.state = _map(self._file)
+        self.state = create_state(self._file, MachineState)
         totals = total_bytes or (100 * GIB, 200 * GIB)
         for device in self.devices:
             device.mig_parent = -1
@@ -122,13 +101,8 @@ class SimulatedGpu:
         """Reach the machine that this process was started with."""
         gpu = cls.__new__(cls)
         gpu._file = Path(environ[STATE_VARIABLE])
-        gpu.state = _map(gpu._file)
+        gpu.state = map_state(gpu._file, MachineState)
         return gpu
-
-    @property
-    def devices(self) -> Any:
-        """The devices' raw state, to be changed at will."""
-        return self.state.devices
 
     def environment(self) -> dict[str, str]:
         """Give the variables with which a process finds this driver."""
@@ -140,62 +114,9 @@ class SimulatedGpu:
         inherited = {name: os.environ[name] for name in os.environ if name not in _VISIBILITY}
         return inherited | self.environment() | variables
 
-    def set_used(self, used_bytes: int, device: int = 0) -> None:
-        """Set what is used by others than those who `allocate`."""
-        self.devices[device].used_bytes = used_bytes
-
-    def add_process(self, pid: int, used_bytes: int | None, device: int = 0) -> None:
-        """List a process; its memory is part of `set_used`. None: the figure is not available."""
-        self._place(pid, NOT_AVAILABLE if used_bytes is None else used_bytes, device)
-
-    def allocate(
-        self,
-        pid: int,
-        used_bytes: int,
-        device: int = 0,
-        *,
-        release_after_s: float = 0.0,
-        release_steps: int = 1,
-    ) -> None:
-        """Let a process hold memory until so long after its death, which it need not announce.
-
-        The time counts from when the driver is first asked after the process was reaped. In
-        `release_steps` equal steps; NEVER_S keeps it for good.
-        """
-        self._place(
-            pid,
-            used_bytes,
-            device,
-            is_counted=1,
-            release_after_s=release_after_s,
-            release_steps=release_steps,
-        )
-
-    def remove_process(self, pid: int) -> None:
-        """Forget a process on every device, and what it allocated."""
-        with self._locked():
-            for device in self.devices:
-                for process in device.processes:
-                    if process.pid == pid:
-                        process.pid = 0
-
-    def fail(self, call: str, code: int, device: int = ANY_DEVICE) -> None:
-        """Let an NVML call (`*`: every one) return this error code."""
-        self._add_fault(call, device, result=code)
-
-    def hang(self, call: str, device: int = ANY_DEVICE) -> None:
-        """Let an NVML call return no more, until `heal`."""
-        self._add_fault(call, device, is_hung=1)
-
     def lose(self, device: int) -> None:
         """Let a device fall off the bus."""
         self.fail("*", 15, device)  # NVML_ERROR_GPU_IS_LOST
-
-    def heal(self) -> None:
-        """End every fault; calls that hang return."""
-        with self._locked():
-            for fault in self.state.faults:
-                fault.call, fault.is_hung, fault.result = b"", 0, 0
 
     def split(self, device: int, *total_bytes: int, profile: str = "3g.71gb") -> None:
         """Put a GPU into MIG mode with devices of these sizes; its own memory is refused then."""
@@ -209,30 +130,3 @@ class SimulatedGpu:
             part.name = f"NVIDIA H200 MIG {profile}".encode()
             part.total_bytes = total
             part.mig_parent = device
-
-    def _place(self, pid: int, used_bytes: int, device: int, **fields: float) -> None:
-        with self._locked():
-            place = next(p for p in self.devices[device].processes if p.pid == 0)
-            ctypes.memset(ctypes.byref(place), 0, ctypes.sizeof(place))
-            place.used_bytes = used_bytes
-            for name, value in fields.items():
-                setattr(place, name, value)
-            place.pid = pid
-
-    def _add_fault(self, call: str, device: int, *, result: int = 0, is_hung: int = 0) -> None:
-        with self._locked():
-            place = next(fault for fault in self.state.faults if not fault.call)
-            place.device, place.result, place.is_hung = device, result, is_hung
-            place.call = call.encode()  # last: it is what makes the driver look at the others
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Keep other processes from changing the same places."""
-        with self._file.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-
-
-def _map(file: Path) -> MachineState:
-    with file.open("r+b") as opened:
-        return MachineState.from_buffer(mmap.mmap(opened.fileno(), 0))

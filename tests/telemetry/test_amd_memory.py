@@ -1,7 +1,6 @@
-"""AMD cards: the kernel's files in a temporary folder, and AMD SMI's ways of being absent."""
+"""AMD cards through the kernel's files, here in a temporary folder."""
 
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -187,160 +186,36 @@ def test_visible_cards_are_chosen_and_a_child_is_shown_one_of_them(tmp_path: Pat
     assert info.visible_as == (("HIP_VISIBLE_DEVICES", "1"),)
 
 
-# What AMD SMI's bindings offer of what is called, for one APU; sizes in bytes.
-AMDSMI = """
-import enum
-class AmdSmiException(Exception): ...
-class AmdSmiMemoryType(enum.IntEnum):
-    VRAM = 0
-    VIS_VRAM = 1
-    GTT = 2
-opened = []
-def amdsmi_init(): opened.append(True)
-def amdsmi_shut_down(): opened.pop()
-def amdsmi_get_processor_handles(): return ["handle"]
-def amdsmi_get_gpu_asic_info(handle): return {"market_name": "Radeon 8060S"}
-def amdsmi_get_gpu_device_uuid(handle): return "uuid-1"
-def amdsmi_get_gpu_metrics_header_info(handle): return {"format_revision": 3}
-class AmdSmiTemperatureType(enum.IntEnum):
-    EDGE = 0
-    HOTSPOT = 1
-class AmdSmiTemperatureMetric(enum.IntEnum):
-    CURRENT = 0
-def amdsmi_get_gpu_device_bdf(handle): return "0000:C5:00.0"
-def amdsmi_get_gpu_driver_info(handle): return {"driver_version": "6.16.6"}
-def amdsmi_get_gpu_activity(handle): return {"gfx_activity": 42}
-def amdsmi_get_power_info(handle):
-    return {"current_socket_power": "N/A", "average_socket_power": 95}
-def amdsmi_get_temp_metric(handle, kind, metric):
-    if kind == AmdSmiTemperatureType.HOTSPOT: raise AmdSmiException("not supported")
-    return 61
-def amdsmi_get_gpu_process_list(handle):
-    return [{"pid": 71, "memory_usage": {"vram_mem": 1024, "gtt_mem": 2048}}]
-def amdsmi_get_gpu_memory_total(handle, kind): return {0: 2, 2: 32}[kind] * 1024**3
-def amdsmi_get_gpu_memory_usage(handle, kind): return {0: 1, 2: 3}[kind] * 1024**3
-"""
+def test_card_whose_render_node_the_container_lacks_is_left_out(machine: Machine) -> None:
+    for index in range(2):
+        name = f"card{index}"
+        card = machine.add_card(name, vram_gib=(8, 0), gtt_gib=(8, 0), metrics=METRICS_OF_A_CARD)
+        (card / f"drm/renderD{128 + index}").mkdir(parents=True)
+    nodes = machine.drm.parents[2] / "dev/dri"
+    nodes.mkdir(parents=True)
+    assert len(machine.reader.devices()) == 2  # as where only /sys is mounted
+
+    (nodes / "renderD129").touch()
+
+    assert [info.visible_as for info in machine.reader.devices()] == [
+        (("HIP_VISIBLE_DEVICES", "0"),)
+    ]
 
 
-@pytest.fixture
-def install_amdsmi(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[[str], None]]:
-    """Put an `amdsmi` module where it is imported from, and forget it after the test."""
-    forget_amdsmi()
-    folder = tmp_path / "packages"
-    folder.mkdir()
-    monkeypatch.syspath_prepend(str(folder))
-
-    def install(source: str) -> None:
-        (folder / "amdsmi.py").write_text(source)
-
-    yield install
-    forget_amdsmi()
-
-
-def forget_amdsmi() -> None:
-    sys.modules.pop("amdsmi", None)
-
-
-def test_amdsmi_is_preferred_and_its_sizes_are_bytes(
-    install_amdsmi: Callable[[str], None], tmp_path: Path
-) -> None:
-    install_amdsmi(AMDSMI)
-    reader = AmdReader(
-        {},
-        root=tmp_path,
-        machine_memory=lambda: MachineMemory(total_bytes=64 * GIB, available_bytes=40 * GIB),
-    )
-
-    (info,) = reader.devices()
-    sample = reader.sample("gpu0")
-
-    assert (info.name, info.uuid) == ("Radeon 8060S", "uuid-1")
-    assert sample.source == "amdsmi (VRAM and GTT)"
-    assert sample.total_bytes == 34 * GIB
-    assert sample.free_bytes == 30 * GIB
-
-
-def test_everything_that_amdsmi_tells_is_read(
-    install_amdsmi: Callable[[str], None], tmp_path: Path
-) -> None:
-    install_amdsmi(AMDSMI)
-    reader = AmdReader({}, root=tmp_path)
-    (info,) = reader.devices()
-
-    reading = reader.read("gpu0", (71,))
-
-    assert (info.pci_id, info.driver_version) == ("0000:c5:00.0", "6.16.6")
-    told = (reading.utilisation_percent, reading.temperature_c, reading.power_w)
-    assert told == (42, 61, 95)
-    assert reading.processes is not None
-    assert [(use.pid, use.used_bytes) for use in reading.processes] == [(71, 3072)]
-    assert reading.sample.children_bytes == 3072
-
-
-def test_amdsmi_is_opened_once_and_shut_down_once(
-    install_amdsmi: Callable[[str], None], tmp_path: Path
-) -> None:
-    install_amdsmi(AMDSMI)
-    reader = AmdReader({}, root=tmp_path)
-    reader.devices()
-    reader.devices()
-    assert sys.modules["amdsmi"].opened == [True]
-
-    reader.close()
-    reader.close()
-
-    assert sys.modules["amdsmi"].opened == []
-
-
-def test_failing_amdsmi_call_is_an_error_with_a_remedy(
-    install_amdsmi: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    install_amdsmi(AMDSMI)
-    reader = AmdReader({}, root=tmp_path)
-    reader.devices()
-    library = sys.modules["amdsmi"]
-
-    def fail(_handle: str, _kind: int) -> None:
-        raise library.AmdSmiException("lost")
-
-    monkeypatch.setattr(library, "amdsmi_get_gpu_memory_usage", fail)
-
-    with pytest.raises(TelemetryError, match=r"Radeon 8060S: lost; see `amd-smi list`"):
-        reader.sample("gpu0")
-
-
-@pytest.mark.parametrize(
-    "failure",
-    [
-        "raise ImportError('no module')",
-        "raise OSError('no libamd_smi.so')",
-        "raise KeyError('libamd_smi.so')",
-        "raise AttributeError('amdsmi_init')",
-        "class AmdSmiException(Exception): ...\ndef amdsmi_init(): raise AmdSmiException",
-    ],
-)
-def test_amdsmi_that_cannot_be_used_is_silent_and_the_kernels_files_are_read(
-    install_amdsmi: Callable[[str], None],
+@pytest.mark.parametrize("failure", ["ImportError('no module')", "OSError('no libamd_smi.so')"])
+def test_bindings_that_cannot_be_imported_are_silent_and_the_kernels_files_are_read(
     machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     failure: str,
 ) -> None:
     machine.add_card("card0", vram_gib=(8, 0), gtt_gib=(8, 0), metrics=METRICS_OF_A_CARD)
-    install_amdsmi(f"print('Unable to find libamd_smi.so')\n{failure}")
+    (tmp_path / "amdsmi.py").write_text(f"print('Unable to find libamd_smi.so')\nraise {failure}")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "amdsmi", raising=False)
 
     (info,) = AmdReader({}, root=tmp_path).devices()
 
     assert info.total_bytes == 8 * GIB
     assert capsys.readouterr().out == ""
-
-
-def test_amdsmi_without_cards_leaves_them_to_the_kernels_files(
-    install_amdsmi: Callable[[str], None], machine: Machine, tmp_path: Path
-) -> None:
-    machine.add_card("card0", vram_gib=(8, 0), gtt_gib=(8, 0), metrics=METRICS_OF_A_CARD)
-    install_amdsmi(AMDSMI + "\ndef amdsmi_get_processor_handles(): return []")
-
-    assert len(AmdReader({}, root=tmp_path).devices()) == 1

@@ -77,6 +77,7 @@ AMD_UUIDS = ("GPU-00000000000000a1", "GPU-00000000000000b2", "")
         ({"CUDA_VISIBLE_DEVICES": "1"}, (0, 1, 2), (1,)),
         ({"CUDA_VISIBLE_DEVICES": "1", "HIP_VISIBLE_DEVICES": "0"}, (0, 1, 2), (0,)),
         ({"CUDA_VISIBLE_DEVICES": "GPU-0000aaaa-0000"}, (0, 1, 2), (0, 1, 2)),
+        ({"CUDA_VISIBLE_DEVICES": "5"}, (0, 1, 2), ()),
         ({"HIP_VISIBLE_DEVICES": "-1"}, (0, 1, 2), ()),
     ],
 )

@@ -1,0 +1,203 @@
+"""Gathers the facts: asks telemetry, the engines, the kernel, and files under a root folder.
+
+No vendor's library is loaded here: telemetry asks them in its own process, and engines tell of
+their devices as the child processes that they are.
+"""
+
+import ctypes
+import os
+import platform
+import re
+import resource
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from supervisor.config.load import load
+from supervisor.doctor.facts import (
+    DataFolder,
+    DeviceFacts,
+    EngineFacts,
+    Facts,
+    HostFacts,
+    ProcessFacts,
+)
+from supervisor.doctor.vendor_traces import find_container, find_traces
+from supervisor.engine.engines import Engines
+from supervisor.engine.model_scan import scan_models
+from supervisor.errors import ConfigError, EngineError, TelemetryError
+from supervisor.telemetry.cgroup import MemoryCgroup
+from supervisor.telemetry.host import HostMemory
+from supervisor.telemetry.port import HOST
+from supervisor.telemetry.telemetry import Telemetry
+
+VISIBILITY_VARIABLES = (
+    "NVIDIA_VISIBLE_DEVICES",
+    "NVIDIA_DRIVER_CAPABILITIES",
+    "CUDA_VISIBLE_DEVICES",
+    "CUDA_DEVICE_ORDER",
+    "ROCR_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES",
+)
+
+_PR_GET_PDEATHSIG = 2  # linux/prctl.h
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """What is looked at: the folders of the command line, and where /proc, /sys and /dev are.
+
+    `engine` replaces what `auto` means.
+    """
+
+    profiles: Path
+    models: Path
+    data: Path
+    engine: str = "auto"
+    environ: Mapping[str, str]
+    root: Path = Path("/")
+
+
+async def gather(place: Place, telemetry: Telemetry) -> Facts:
+    """Gather everything. `telemetry` is entered here, and left again.
+
+    A driver that hangs takes as long as telemetry's policy gives it, an engine a minute at most.
+    Raises nothing: what cannot be found out is a fact, too.
+    """
+    devices = await ask_telemetry(telemetry)
+    configured, configuration_problem = _read_configuration(place)
+    return Facts(
+        process=look_at_process(),
+        container=find_container(place.root, place.environ),
+        vendors=find_traces(place.root, place.environ),
+        visibility={
+            name: place.environ[name] for name in VISIBILITY_VARIABLES if name in place.environ
+        },
+        devices=devices,
+        engines=ask_engines(place, configured),
+        host=look_at_host(place),
+        data=look_at_data_folder(place.data),
+        configuration_problem=configuration_problem,
+    )
+
+
+async def ask_telemetry(telemetry: Telemetry) -> DeviceFacts:
+    """Ask which devices there are, and whether they can be read."""
+    async with telemetry:
+        devices = telemetry.devices()
+        return DeviceFacts(
+            devices=devices,
+            health=tuple(telemetry.health(info.device) for info in devices),
+            problems=telemetry.problems,
+        )
+
+
+def ask_engines(place: Place, configured: Path | None) -> EngineFacts:
+    """Find the engines and let each tell of itself. Blocks: the programs are run."""
+    try:
+        engines = Engines(place.environ, configured, place.engine)
+        found = tuple(engines.identities())
+    except EngineError as error:
+        return EngineFacts(problem=str(error))
+    try:
+        chosen = engines.choose("auto").identity.name
+    except EngineError as error:  # it is there and does not run
+        return EngineFacts(found=found, problem=str(error))
+    return EngineFacts(found=found, chosen=chosen)
+
+
+def look_at_host(place: Place) -> HostFacts:
+    """Read the host's memory and what bounds it."""
+    told = _read_meminfo(place.root / "proc/meminfo")
+    machine_bytes = told.get("MemTotal")
+    try:
+        memory = HostMemory(place.root).sample(HOST)
+        limits = tuple(MemoryCgroup(place.root).limits(below_bytes=machine_bytes or 0))
+    except TelemetryError:  # telemetry says it of the host, too
+        memory, limits = None, ()
+    return HostFacts(
+        memory=memory,
+        machine_bytes=machine_bytes,
+        page_cache_bytes=told.get("Cached"),
+        limits=limits,
+        largest_model=find_largest_model(place.models),
+    )
+
+
+def find_largest_model(folder: Path) -> tuple[str, int] | None:
+    """Return the model whose files are the largest together, and their size."""
+    sizes = Counter[str]()
+    for path in folder.rglob("*.gguf"):
+        if path.is_file():
+            sizes[_SHARD.sub("", path.stem)] += path.stat().st_size
+    return next(iter(sizes.most_common(1)), None)
+
+
+def look_at_data_folder(folder: Path) -> DataFolder:
+    """Find out whether the folder can be written, or made where it is not there; leave no trace."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    problem = None
+    try:
+        if there == folder:
+            tempfile.TemporaryFile(dir=folder).close()
+        elif not os.access(there, os.W_OK | os.X_OK):
+            problem = f"it is not there, and {there} may not be written"
+        free_bytes = shutil.disk_usage(there).free
+    except OSError as error:
+        problem, free_bytes = error.strerror or str(error), None
+    return DataFolder(
+        path=str(folder), exists=there == folder, problem=problem, free_bytes=free_bytes
+    )
+
+
+def look_at_process() -> ProcessFacts:
+    """Find out what the kernel lets this process do."""
+    return ProcessFacts(
+        uid=os.geteuid(),
+        gid=os.getegid(),
+        groups=tuple(sorted({os.getegid(), *os.getgroups()})),
+        kernel=platform.release(),
+        python=platform.python_version(),
+        open_files_limit=resource.getrlimit(resource.RLIMIT_NOFILE)[1],
+        pidfd_problem=_try_pidfd(),
+        prctl_problem=_try_prctl(),
+    )
+
+
+def _try_pidfd() -> str | None:
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except OSError as error:
+        return error.strerror
+    return None
+
+
+def _try_prctl() -> str | None:
+    libc, signal_number = ctypes.CDLL(None, use_errno=True), ctypes.c_int()
+    if libc.prctl(_PR_GET_PDEATHSIG, ctypes.byref(signal_number)) == 0:
+        return None
+    return os.strerror(ctypes.get_errno())
+
+
+def _read_configuration(place: Place) -> tuple[Path | None, str | None]:
+    """Return the llama-server that the configuration names, and why it could not be read."""
+    try:
+        configuration = load(place.profiles, place.models.resolve(), place.environ, scan_models)
+    except ConfigError as error:
+        return None, "; ".join(error.problems)
+    named = configuration.settings.engines.llama_server_bin
+    return (Path(named) if named else None), None
+
+
+def _read_meminfo(file: Path) -> dict[str, int]:
+    """Read /proc/meminfo (proc(5)) into bytes."""
+    try:
+        lines = file.read_text().splitlines()
+    except OSError:
+        return {}
+    pairs = (re.match(r"(\w+):\s+(\d+) kB", line) for line in lines)
+    return {pair[1]: 1024 * int(pair[2]) for pair in pairs if pair}

@@ -1,0 +1,175 @@
+"""How the answer of `fit` looks: a table for people, JSON for machines."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from supervisor.core.fitting import MOST_PARALLEL, Largest, trained_ctx_size
+from supervisor.core.memory import format_bytes
+from supervisor.engine.fit import DeviceFit, FitReport
+
+NOT_TOLD = "–"
+
+
+def print_fit(report: FitReport) -> None:
+    """Print the parts of the need and the room of every device, and what would fit."""
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    resolved = report.subject.resolved
+    console.print(
+        f"{resolved.name} with profile {resolved.profile_name} on {report.device}, by "
+        f"{report.subject.build.name} {report.subject.build.version}".rstrip()
+    )
+    if report.has_forgotten:
+        console.print(f"What was learned of its need on {report.device} is forgotten.")
+    table = Table("", show_edge=False)
+    for fit in report.devices:
+        chosen = " *" if fit.room.device == report.device else ""
+        table.add_column(f"{fit.room.device}{chosen}", justify="right")
+    for name, cell in _ROWS:
+        table.add_row(name, *(cell(fit) for fit in report.devices))
+    console.print(table)
+    for sentence in _sentences(report):
+        console.print(sentence)
+
+
+def describe_fit(report: FitReport) -> dict[str, Any]:
+    """Return the report as JSON values; sizes in bytes, what cannot be told is null."""
+    resolved = report.subject.resolved
+    return {
+        "model": resolved.name,
+        "path": str(resolved.path),
+        "profile": resolved.profile_name,
+        "ctx_size": resolved.profile.ctx_size,
+        "parallel": resolved.profile.parallel,
+        "device": report.device,
+        "fits": report.fits,
+        "devices": [_describe_device(fit) for fit in report.devices],
+    }
+
+
+def _describe_device(fit: DeviceFit) -> dict[str, Any]:
+    parts = fit.parts
+    estimate = parts.estimate if parts else None
+    return {
+        "device": fit.room.device,
+        "name": fit.room.name,
+        "weights_bytes": estimate.weights_bytes if estimate else None,
+        "kv_bytes": estimate.kv_bytes if estimate else None,
+        "kv_assumed_because": estimate.kv_assumed_because if estimate else None,
+        "compute_bytes": estimate.compute_bytes if estimate else None,
+        "output_bytes": parts.output_bytes if parts else None,
+        "context_bytes": parts.context_bytes if parts else None,
+        "estimated_bytes": parts.total_bytes if parts else None,
+        "learned": asdict(fit.learned) if fit.learned else None,
+        "need_bytes": fit.need_bytes,
+        "margin_bytes": fit.margin_bytes,
+        "free_bytes": fit.room.free_bytes,
+        "held_by_ours_bytes": fit.room.ours_bytes,
+        "budget_bytes": fit.room.budget_bytes,
+        "room_bytes": fit.room.room_bytes(fit.margin_bytes),
+        "problem": fit.room.problem,
+        "fits": fit.fits,
+        "largest_ctx_size": asdict(fit.largest_ctx_size) if fit.largest_ctx_size else None,
+        "largest_parallel": asdict(fit.largest_parallel) if fit.largest_parallel else None,
+        "would_fit": [asdict(alternative) for alternative in fit.would_fit],
+    }
+
+
+def _size(count: int | None) -> str:
+    return NOT_TOLD if count is None else format_bytes(count)
+
+
+def _part(name: str) -> Callable[[DeviceFit], str]:
+    return lambda fit: NOT_TOLD if fit.parts is None else _size(getattr(fit.parts, name))
+
+
+def _estimated(name: str) -> Callable[[DeviceFit], str]:
+    return lambda fit: NOT_TOLD if fit.parts is None else _size(getattr(fit.parts.estimate, name))
+
+
+def _kv(fit: DeviceFit) -> str:
+    assumed = fit.parts is not None and fit.parts.estimate.kv_assumed_because is not None
+    return _estimated("kv_bytes")(fit) + (" (assumed)" if assumed else "")
+
+
+def _after_stop(fit: DeviceFit) -> str:
+    if fit.room.free_bytes is None or not fit.room.ours_bytes:
+        return NOT_TOLD
+    return format_bytes(fit.room.free_bytes + fit.room.ours_bytes)
+
+
+_ROWS: tuple[tuple[str, Callable[[DeviceFit], str]], ...] = (
+    ("weights", _estimated("weights_bytes")),
+    ("KV cache", _kv),
+    ("compute", _estimated("compute_bytes")),
+    ("results", _part("output_bytes")),
+    ("driver's context", _part("context_bytes")),
+    ("estimated", _part("total_bytes")),
+    ("learned peak", lambda fit: _size(fit.learned.peak_bytes if fit.learned else None)),
+    ("needed", lambda fit: format_bytes(fit.need_bytes)),
+    ("margin", lambda fit: format_bytes(fit.margin_bytes)),
+    ("free now", lambda fit: _size(fit.room.free_bytes)),
+    ("once ours have stopped", _after_stop),
+    ("budget", lambda fit: format_bytes(fit.room.budget_bytes)),
+    ("fits", lambda fit: {None: "cannot be told", True: "yes", False: "no"}[fit.fits]),
+)
+
+
+def _sentences(report: FitReport) -> Iterator[str]:
+    subject = report.subject
+    yield "* where this profile runs it"
+    for fit in report.devices:
+        if fit.room.problem is not None:
+            yield f"{fit.room.device}: {fit.room.problem}"
+        if fit.room.ours_bytes is None and fit.room.problem is None:
+            yield (
+                f"{fit.room.device}: the driver does not tell what our running servers hold there; "
+                "it is not counted as free"
+            )
+    if subject.stated_bytes is not None:
+        yield "The need is memory.need_bytes of the profile; no setting changes it."
+    for fit in report.devices:
+        if fit.room.device == report.device:
+            yield from _device_sentences(report, fit)
+
+
+def _device_sentences(report: FitReport, fit: DeviceFit) -> Iterator[str]:
+    if fit.learned_sentence:
+        yield f"{fit.learned_sentence[0].upper()}{fit.learned_sentence[1:]}"
+    reason = fit.parts.estimate.kv_assumed_because if fit.parts else None
+    if reason is not None:
+        yield (
+            f"The KV cache is assumed, because {reason}: run it once, and what it takes is "
+            "learned; or set memory.need_bytes in its profile. No largest context is computed."
+        )
+    profile = report.subject.resolved.profile
+    if fit.largest_ctx_size is not None:
+        slots = "shared by all slots" if profile.kv_unified else f"for each of {profile.parallel}"
+        yield f"Largest ctx_size ({slots}): {_tell_ctx(report, fit.largest_ctx_size)}"
+    if fit.largest_parallel is not None:
+        context = profile.ctx_size or "the model's own"
+        yield f"Largest parallel (ctx_size {context}): {_tell_parallel(fit.largest_parallel)}"
+    if fit.fits is False:
+        would = "; ".join(f"{a.setting} ({format_bytes(a.need_bytes)})" for a in fit.would_fit)
+        yield f"It would fit with: {would}" if would else "No smaller setting makes it fit."
+
+
+def _tell_ctx(report: FitReport, largest: Largest) -> str:
+    if largest.value is None:
+        return "none fits"
+    file = report.subject.file
+    is_trained = file is not None and trained_ctx_size(file.header) is not None
+    bound = "what the model was trained for" if is_trained else "the most that is tried"
+    if is_trained and report.subject.resolved.profile.kv_unified:
+        bound = "all that its slots can use together"
+    return f"{largest.value} tokens" + (f", {bound}" if largest.is_most else "")
+
+
+def _tell_parallel(largest: Largest) -> str:
+    if largest.value is None:
+        return "none fits"
+    bound = ", the most there is" if largest.is_most and largest.value == MOST_PARALLEL else ""
+    return f"{largest.value} slots{bound}"

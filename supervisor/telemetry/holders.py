@@ -1,0 +1,41 @@
+"""Whose the processes on a device are: our children, what they left, others, or not to be seen."""
+
+import os
+from collections.abc import Collection, Mapping
+
+from supervisor.core.memory import Holder, HolderRole
+from supervisor.telemetry.process_name import read_process_name
+
+
+def tell_holders(
+    held: Mapping[int, int | None] | None,
+    child_pids: Collection[int],
+    former_pids: Collection[int],
+) -> tuple[Holder, ...] | None:
+    """Tell the processes on a device apart; `held` gives bytes by process id, or None: unknown.
+
+    Servers lead sessions of their own, so that what one has started is known by its session. In a
+    container the driver may list the process ids of the host: those do not exist here, and are
+    UNSEEN, never foreign.
+    """
+    if held is None:
+        return None
+    return tuple(
+        Holder(
+            pid=pid,
+            used_bytes=used_bytes,
+            role=_role(pid, child_pids, former_pids),
+            name=read_process_name(pid),
+        )
+        for pid, used_bytes in held.items()
+    )
+
+
+def _role(pid: int, child_pids: Collection[int], former_pids: Collection[int]) -> HolderRole:
+    try:
+        session = os.getsid(pid)
+    except ProcessLookupError:
+        return HolderRole.UNSEEN
+    if pid in child_pids or session in child_pids:
+        return HolderRole.CHILD
+    return HolderRole.SURVIVOR if session in former_pids else HolderRole.FOREIGN
