@@ -1,4 +1,4 @@
-"""The command line: `llama-supervisor serve`, `check` and `fit`."""
+"""The command line: `llama-supervisor serve`, `check`, `fit` and `doctor`."""
 
 import asyncio
 import json
@@ -19,6 +19,9 @@ from supervisor.app import serve as run_controller
 from supervisor.config.configuration import Configuration
 from supervisor.config.explain import explain as explain_fields
 from supervisor.config.load import load
+from supervisor.doctor.gathering import Place, gather
+from supervisor.doctor.judging import is_well, judge
+from supervisor.doctor.printing import describe_report, print_report
 from supervisor.engine.backend import choose_address
 from supervisor.engine.engines import Engines
 from supervisor.engine.fit import find_model, look_at_subject, report_fit
@@ -27,6 +30,7 @@ from supervisor.engine.model_scan import scan_models
 from supervisor.errors import ConfigError, SupervisorError
 from supervisor.fit_table import describe_fit, print_fit
 from supervisor.observability.logs import set_up_logging
+from supervisor.telemetry.telemetry import Telemetry
 
 cli = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, help=__doc__)
 
@@ -148,6 +152,29 @@ def check(
     print(f"{folder}: {count} models, {len(configuration.profiles)} profiles, no problems")
 
 
+@cli.command()
+def doctor(
+    profiles: Annotated[Path, typer.Option(help="Folder with the YAML files.")] = Path("profiles"),
+    models: Annotated[Path, typer.Option(help="Folder with the GGUF files.")] = Path("models"),
+    data: Annotated[Path, typer.Option(help="Folder for what the product writes.")] = Path("data"),
+    engine: Annotated[EngineName, typer.Option(help="What `auto` means.")] = EngineName.AUTO,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False,
+) -> None:
+    """Tell what is here, what is wrong, and the remedy; exit 1 when something will stop work."""
+    set_up_logging("console", "error")  # what telemetry warns of is among the findings
+    place = Place(
+        profiles=profiles, models=models, data=data, engine=engine.value, environ=os.environ
+    )
+    facts = asyncio.run(gather(place, Telemetry()))
+    findings = judge(facts)
+    if as_json:
+        print(json.dumps(describe_report(facts, findings), indent=2))
+    else:
+        print_report(facts, findings)
+    if not is_well(findings):
+        raise SystemExit(1)
+
+
 def print_explanation(
     configuration: Configuration, engines: Engines, name: str, profile: str | None
 ) -> None:
@@ -169,9 +196,11 @@ def print_explanation(
         print(f"{field.name:{widths[0]}}  {field.value:{widths[1]}}  {field.origin}")
     resolved = configuration.resolve(model, profile)
     chosen = engines.choose(resolved.profile.engine)
-    has_unix_socket = chosen.abilities(resolved).has_unix_socket
-    address = choose_address(Path("<data>"), 1, has_unix_socket=has_unix_socket)
-    print(f"\n{shlex.join(chosen.argv(resolved, address, '<key>'))}")
+    abilities = chosen.abilities(resolved)
+    address = choose_address(Path("<data>"), 1, has_unix_socket=abilities.has_unix_socket)
+    keeps_prompts = resolved.profile.keep_prompt_cache and abilities.saves_slots
+    slots_dir = Path("<data>/prompt-cache/<identity>") if keeps_prompts else None
+    print(f"\n{shlex.join(chosen.argv(resolved, address, '<key>', slots_dir))}")
 
 
 def main() -> None:

@@ -75,7 +75,9 @@ def call_driver(action: str, pid: int, library: str) -> dict[str, Any]:
     try:
         told, _ = process.communicate(timeout=CALL_TIMEOUT_S)
     except subprocess.TimeoutExpired as error:
-        raise CheckError(f"{action}: the driver did not answer within {error.timeout:g} s") from error
+        raise CheckError(
+            f"{action}: the driver did not answer within {error.timeout:g} s"
+        ) from error
     finally:
         with suppress(ProcessLookupError):
             process.kill()

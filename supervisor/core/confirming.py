@@ -32,6 +32,7 @@ def question_device(draft: Draft, device: str) -> None:
             baseline_used_bytes=dict(switch.baselines).get(device),
             baseline_foreign_bytes=dict(switch.foreign_baselines).get(device),
             policy=placing.target.memory if placing else MemoryPolicy(),
+            is_freed_at_exit=draft.snapshot.devices[device].is_host_memory,
             asked_at=draft.at,
         ),
     )

@@ -121,6 +121,8 @@ class ReleaseQuestion:
     share itself must be back) and `baseline_used_bytes` the use before the old backend started
     (None when nothing was stopped).
     `baseline_foreign_bytes` is what others held at that time, None where that was not told.
+    `is_freed_at_exit`: the kernel gives this memory back with the process, as it does the host's; a
+    GPU's driver does so later, and children that are gone prove nothing there.
     The operator's budget is accounted for before anything stops, so it is no part of this.
     """
 
@@ -130,6 +132,7 @@ class ReleaseQuestion:
     policy: MemoryPolicy
     asked_at: float
     baseline_foreign_bytes: int | None = None
+    is_freed_at_exit: bool = False
 
 
 def pause_before_sample(index: int) -> float:
@@ -178,7 +181,8 @@ def _is_enough_free(question: ReleaseQuestion, sample: MemorySample) -> tuple[bo
         return False, f"{question.device}: held still by what a stopped server left: {named}"
     if need is not None and sample.free_bytes >= need + policy.margin_bytes:
         return True, f"{free}, {format_bytes(need)} needed"
-    if need is None and (question.baseline_used_bytes is None or sample.children_bytes == 0):
+    ends_with_process = question.is_freed_at_exit and sample.children_bytes == 0
+    if need is None and (question.baseline_used_bytes is None or ends_with_process):
         return True, f"{free}, our children hold nothing"
     expected = _expected_use(question, sample)
     # Signed: foreign tenants leave, too, and use may fall below the baseline.

@@ -144,12 +144,14 @@ class Device:
     """What a device may carry. `budget_bytes` is the operator's bound, by default its total.
 
     Devices with one `pool` have one memory between them: a GPU with unified memory, and the host.
+    `is_host_memory`: it is the host's, which the kernel frees with the process that took it.
     """
 
     name: str
     budget_bytes: int
     is_exclusive: bool = False
     pool: str = ""
+    is_host_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

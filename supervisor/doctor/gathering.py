@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,26 +133,26 @@ def find_largest_model(folder: Path) -> tuple[str, int] | None:
     """Return the model whose files are the largest together, and their size."""
     sizes = Counter[str]()
     for path in folder.rglob("*.gguf"):
-        if path.is_file():
-            sizes[_SHARD.sub("", path.stem)] += path.stat().st_size
+        with suppress(OSError):  # `check` says which files cannot be read
+            if path.is_file():
+                sizes[_SHARD.sub("", path.stem)] += path.stat().st_size
     return next(iter(sizes.most_common(1)), None)
 
 
 def look_at_data_folder(folder: Path) -> DataFolder:
     """Find out whether the folder can be written, or made where it is not there; leave no trace."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    problem = None
+    exists, problem, free_bytes = False, None, None
     try:
-        if there == folder:
+        exists = folder.exists()
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if exists:
             tempfile.TemporaryFile(dir=folder).close()
-        elif not os.access(there, os.W_OK | os.X_OK):
-            problem = f"it is not there, and {there} may not be written"
+        elif not (there.is_dir() and os.access(there, os.W_OK | os.X_OK, effective_ids=True)):
+            problem = f"it is not there, and cannot be made in {there}"
         free_bytes = shutil.disk_usage(there).free
     except OSError as error:
-        problem, free_bytes = error.strerror or str(error), None
-    return DataFolder(
-        path=str(folder), exists=there == folder, problem=problem, free_bytes=free_bytes
-    )
+        problem = error.strerror
+    return DataFolder(path=str(folder), exists=exists, problem=problem, free_bytes=free_bytes)
 
 
 def look_at_process() -> ProcessFacts:

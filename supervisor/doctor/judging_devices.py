@@ -56,8 +56,8 @@ def devices_of(facts: Facts, vendor: str) -> tuple[DeviceInfo, ...]:
 
 def _judge_absence(facts: Facts, traces: VendorTraces) -> Iterator[Finding]:
     """A GPU is on the bus, or was asked for, and telemetry finds none of the vendor's."""
-    if any(traces.vendor in problem for problem in facts.devices.problems):
-        return  # telemetry has said why
+    if facts.devices.problems:
+        return  # telemetry knows better
     hiding = [name for name in _HIDING[traces.vendor] if _hides_all(facts.visibility.get(name))]
     is_reached = traces.kernel_driver is not None and traces.nodes
     if hiding and is_reached:

@@ -1,11 +1,10 @@
-"""How the doctor's answer looks: tables and remedies for people, JSON for machines."""
+"""How the doctor's answer looks: facts and remedies for people, JSON for machines."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from supervisor.core.memory import format_bytes
@@ -32,12 +31,9 @@ def print_report(facts: Facts, findings: Sequence[Finding], console: Console | N
     console = console or Console(soft_wrap=True, highlight=False, markup=False)
     for title, rows in _sections(facts):
         console.print(Text(title, style="bold"))
-        table = Table.grid(padding=(0, 2))
-        table.add_column(no_wrap=True)
-        table.add_column(overflow="fold")
-        for name, value in rows:
-            table.add_row(f"  {name}", Text(value))
-        console.print(table)
+        width = max((len(name) for name, _ in rows), default=0)
+        for name, value in rows:  # no table: it would break paths, which are there to be copied
+            console.print(Text(f"  {name:{width}}  {value}"))
     console.print()
     for finding in findings:
         console.print(
@@ -118,24 +114,19 @@ def _engine_rows(facts: Facts) -> Iterator[tuple[str, str]]:
 def _machine_rows(facts: Facts) -> Iterator[tuple[str, str]]:
     host, process, data = facts.host, facts.process, facts.data
     if host.memory is not None:
-        yield (
-            "host memory",
-            f"{format_bytes(host.memory.free_bytes)} free of "
-            f"{format_bytes(host.memory.total_bytes)} ({host.memory.source})",
-        )
+        free, total = map(format_bytes, (host.memory.free_bytes, host.memory.total_bytes))
+        yield "host memory", f"{free} free of {total} ({host.memory.source})"
     for limit in host.limits:
-        yield (
-            limit.source,
-            f"{format_bytes(limit.used_bytes)} used of {format_bytes(limit.limit_bytes)}",
-        )
+        used, most = map(format_bytes, (limit.used_bytes, limit.limit_bytes))
+        yield limit.source, f"{used} used of {most}"
     if host.page_cache_bytes is not None:
         yield "page cache", format_bytes(host.page_cache_bytes)
     if host.largest_model is not None:
         name, size_bytes = host.largest_model
         yield "largest model", f"{name}, {format_bytes(size_bytes)}"
-    free = "" if data.free_bytes is None else f", {format_bytes(data.free_bytes)} free"
+    room = "" if data.free_bytes is None else f", {format_bytes(data.free_bytes)} free"
     state = "can be written" if data.problem is None else "cannot be written"
-    yield "data folder", f"{data.path}: {state}{free}"
+    yield "data folder", f"{data.path}: {state}{room}"
     yield "open files", str(process.open_files_limit)
     yield "pidfd_open", process.pidfd_problem or "works"
     yield "prctl", process.prctl_problem or "works"

@@ -113,7 +113,8 @@ def _nodes(root: Path, places: _Places) -> Iterator[DeviceNode]:
     for pattern in places.nodes:
         for path in sorted((root / "dev").glob(pattern)):
             driver = _read(root / "sys/class/drm" / path.name / "device/vendor")
-            if not driver or driver == places.pci_vendor:  # else another vendor's render node
+            is_theirs = driver in {"", places.pci_vendor}  # render nodes are of every vendor
+            if is_theirs and path.exists():
                 yield _look_at_node(root, path)
 
 
@@ -129,7 +130,7 @@ def _look_at_node(root: Path, path: Path) -> DeviceNode:
         uid=status.st_uid,
         gid=status.st_gid,
         group=group,
-        is_usable=os.access(path, os.R_OK | os.W_OK),
+        is_usable=os.access(path, os.R_OK | os.W_OK, effective_ids=True),
     )
 
 

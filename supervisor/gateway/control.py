@@ -169,6 +169,7 @@ def device_of(info: DeviceInfo, settings: Mapping[str, DeviceSettings]) -> Devic
         budget_bytes=(given.budget_bytes if given else None) or info.total_bytes,
         is_exclusive=given.exclusive if given else False,
         pool=HOST if info.shares_host_memory else info.device,
+        is_host_memory=info.shares_host_memory or info.device == HOST,
     )
 
 

@@ -112,13 +112,18 @@ class World(RuleBasedStateMachine):
             moment = self.next_moment()
             if self.orders:
                 self.perform(self.orders.pop(0), is_well=is_well, need=30)
+            elif self.drains_without_a_deadline() and self.leases:
+                self.end_request(min(self.leases))
             elif moment is not None:
                 self.pass_time(max(0.0, moment - self.now))
-            elif self.snapshot.switch is not None and self.leases:
-                self.end_request(min(self.leases))  # the drain waits without a deadline
             else:
                 return
         raise AssertionError("the core neither rests nor ends")
+
+    def drains_without_a_deadline(self) -> bool:
+        switch = self.snapshot.switch
+        is_draining = switch is not None and switch.phase is Phase.DRAINING
+        return is_draining and switch is not None and switch.drain_deadline is None
 
     def perform(self, order: Command, *, is_well: bool, need: int) -> None:
         match order:

@@ -2,16 +2,20 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from supervisor.telemetry import telemetry as telemetry_module
 from supervisor.telemetry.telemetry import Telemetry
 from supervisor.telemetry.vendor_sampler import SamplerPolicy
+from tests.conftest import StartController
 from tests.telemetry.sampling import FAST, OpenTelemetry
 from tests.telemetry.simulated_amd import SimulatedAmd
 from tests.telemetry.simulated_amd import build_library as build_amd_library
 from tests.telemetry.simulated_gpu import SimulatedGpu, build_library
+from tests.telemetry.switching import StartOnGpu, start_on_gpu
 
 
 @pytest.fixture(scope="session")
@@ -72,3 +76,19 @@ async def open_amd(amd: SimulatedAmd) -> AsyncIterator[OpenTelemetry]:
 @pytest.fixture
 async def amd_telemetry(open_amd: OpenTelemetry) -> Telemetry:
     return await open_amd()
+
+
+@pytest.fixture(name="start_on_gpu")
+def _start_on_gpu(
+    start_controller: StartController,
+    gpu: SimulatedGpu,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> StartOnGpu:
+    """Starts controllers on the machine with the simulated GPUs; a hung driver costs 0.5 s."""
+    for name in ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in gpu.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(telemetry_module, "SamplerPolicy", lambda: FAST)
+    return partial(start_on_gpu, start_controller, tmp_path)

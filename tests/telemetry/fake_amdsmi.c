@@ -244,7 +244,7 @@ int amdsmi_get_gpu_process_list(struct device *device, uint32_t *count,
         if (found < room) {
             struct process_info *info = &infos[found];
             memset(info, 0, sizeof *info);
-            info->pid = process->pid;
+            info->pid = listed_pid(process);
             if (is_apu(device)) info->memory_usage.gtt_mem = process->used_bytes;
             else info->memory_usage.vram_mem = process->used_bytes;
             info->mem = process->used_bytes;

@@ -27,6 +27,7 @@ struct process {
     uint32_t pid; /* 0: a free place */
     uint32_t release_steps;
     uint32_t is_counted;
+    uint32_t listed_as; /* the process id that the driver tells; 0: its own */
 };
 
 /* What a call does wrong, for one device (by position) or for all. */
@@ -81,6 +82,11 @@ static inline uint64_t held_by_all(struct process *processes) {
 /* Whether the driver lists a process: the dead are listed no more, though they may hold memory. */
 static inline int is_listed(const struct process *process) {
     return process->pid != 0 && process->died_at == 0;
+}
+
+/* The process id that the driver tells: in a container it may be the host's. */
+static inline uint32_t listed_pid(const struct process *process) {
+    return process->listed_as != 0 ? process->listed_as : process->pid;
 }
 
 /* Map the file that an environment variable names. */

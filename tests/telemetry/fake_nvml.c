@@ -204,7 +204,7 @@ static int list_processes(struct device *device, unsigned int *count, struct pro
         struct process *process = &device->processes[i];
         if (!is_listed(process)) continue;
         if (found < room) {
-            infos[found].pid = process->pid;
+            infos[found].pid = listed_pid(process);
             infos[found].used_bytes = process->used_bytes;
         }
         found++;

@@ -24,6 +24,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
+import pytest
+
+from supervisor.telemetry.amd_cards import list_sysfs_cards
 from tests.telemetry.simulated_driver import (
     C_FLAGS,
     FAKES,
@@ -35,6 +38,7 @@ from tests.telemetry.simulated_driver import (
     map_state,
 )
 
+MEMORY_CALL = "amdsmi_get_gpu_memory_usage"
 LIBRARY_NAME = "libamd_smi.so"
 STATE_VARIABLE = "SIMULATED_AMD_STATE"
 NOT_TOLD_16 = 2**16 - 1
@@ -48,6 +52,10 @@ UNKNOWN_ERROR = -1
 _OURS = ("ROCM_HOME", "ROCM_PATH", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 _SHARED = ("CUDA_VISIBLE_DEVICES",)
 _BOUND = re.compile(r"_libraries\['libamd_smi\.so'\]\.(\w+)")
+
+without_amd_cards = pytest.mark.skipif(
+    bool(list_sysfs_cards(Path("/"))), reason="the kernel's files show AMD cards of this machine"
+)
 
 
 class DeviceState(ctypes.Structure):

@@ -7,6 +7,7 @@ in a mapped file, so that a change is seen by every process at once.
 import ctypes
 import fcntl
 import mmap
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import inf
@@ -33,6 +34,7 @@ class ProcessState(ctypes.Structure):
         ("pid", ctypes.c_uint32),
         ("release_steps", ctypes.c_uint32),
         ("is_counted", ctypes.c_uint32),
+        ("listed_as", ctypes.c_uint32),
     )
 
 
@@ -74,11 +76,13 @@ class SimulatedDriver:
         *,
         release_after_s: float = 0.0,
         release_steps: int = 1,
+        listed_as: int = 0,
     ) -> None:
         """Let a process hold memory until so long after its death, which it need not announce.
 
         The time counts from when the driver is first asked after the process was reaped. In
-        `release_steps` equal steps; NEVER_S keeps it for good.
+        `release_steps` equal steps; NEVER_S keeps it for good. `listed_as` is the process id that
+        the driver tells instead of its own.
         """
         self._place(
             pid,
@@ -87,7 +91,35 @@ class SimulatedDriver:
             is_counted=1,
             release_after_s=release_after_s,
             release_steps=release_steps,
+            listed_as=listed_as,
         )
+
+    def held_bytes(self, pid: int, device: int = 0) -> int:
+        """Look up in the books what a process that called `allocate` holds still, now."""
+        with self._locked():
+            held = [
+                self._still_held(process)
+                for process in self.devices[device].processes
+                if process.pid == pid
+            ]
+        return sum(held)
+
+    def used_bytes(self, device: int = 0) -> int:
+        """Look up in the books what is really used, whatever the driver's calls say."""
+        with self._locked():
+            counted = [p for p in self.devices[device].processes if p.pid and p.is_counted]
+            held = sum(self._still_held(process) for process in counted)
+        return int(self.devices[device].used_bytes) + held
+
+    @staticmethod
+    def _still_held(process: Any) -> int:
+        if process.died_at == 0:
+            return int(process.used_bytes)
+        gone_s = time.monotonic() - process.died_at
+        if gone_s >= process.release_after_s:
+            return 0
+        done = int(gone_s / process.release_after_s * process.release_steps)
+        return int(process.used_bytes * (1 - done / process.release_steps))
 
     def remove_process(self, pid: int) -> None:
         """Forget a process on every device, and what it allocated."""

@@ -22,10 +22,9 @@ from tests.telemetry.sampling import (
     until_sampled,
     vendor_libraries,
 )
-from tests.telemetry.simulated_amd import SimulatedAmd
+from tests.telemetry.simulated_amd import MEMORY_CALL, SimulatedAmd, without_amd_cards
 from tests.telemetry.simulated_driver import GIB
 from tests.telemetry.simulated_gpu import SimulatedGpu
-from tests.telemetry.test_amd_smi import MEMORY_CALL, without_amd_cards
 
 NOT_LOADED = 34
 
@@ -161,8 +160,7 @@ async def test_machine_with_both_vendors_keeps_them_apart(
     environ = amd.full_environment() | gpu.environment()
     gpu.set_used(2 * GIB)
     amd.set_used(3 * GIB, device=1)
-    policy = FAST
-    async with Telemetry(environ=environ, vendors=("NVIDIA", "AMD"), policy=policy) as telemetry:
+    async with Telemetry(environ=environ, vendors=("NVIDIA", "AMD"), policy=FAST) as telemetry:
         found = telemetry.devices()
         vendors = [(info.device, info.vendor) for info in found if info.device != HOST]
         assert vendors == [

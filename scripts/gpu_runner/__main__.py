@@ -1,0 +1,232 @@
+"""Run the check on this machine's GPU; `scripts/gpu_check` makes everything ready and runs this.
+
+Each part is bounded in time and fails alone: its reason stands in the report then, which is
+written after each part. The exit status is 0 unless a part failed.
+"""
+
+import argparse
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from bench_runner.machine import processor
+from bench_runner.servers import end_on_sigterm
+from bench_runner.setting import BenchError
+
+from gpu_runner import embedding, fit, foreign, parking, switches
+from gpu_runner.building import FoundServer, find_server
+from gpu_runner.check import (
+    SCRIPTS,
+    Check,
+    CheckError,
+    Models,
+    NotHereError,
+    OutOfTimeError,
+    PartResult,
+    say,
+    time_limit,
+)
+from gpu_runner.drawing import draw, draw_folder
+from gpu_runner.libcuda import DEFAULT_LIBRARY
+from gpu_runner.models import generation_model, large_embedding_model
+from gpu_runner.report import Folder, folder_for, placed, thinned
+from gpu_runner.watch import Watch
+from supervisor import __version__
+from supervisor.errors import SupervisorError
+
+ROOT = SCRIPTS.parent
+PARTS: Mapping[str, ModuleType] = {
+    part.NAME: part for part in (switches, fit, foreign, embedding, parking)
+}
+USUAL_PARTS = tuple(name for name in PARTS if name != parking.NAME)
+
+BUILD_LIMIT_S = 1800.0
+MODELS_LIMIT_S = 300.0
+LEAST_S = 15.0
+"""What must be left of --minutes for a part to begin."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Do what the command line asks for. Returns the exit status."""
+    asked = _parse(arguments)
+    end_on_sigterm()
+    began_at = time.monotonic()
+    ends_at = began_at + 60 * asked.minutes
+    try:
+        if asked.draw is not None:
+            draw_folder(asked.draw)
+            return 0
+        with time_limit(min(BUILD_LIMIT_S, ends_at - time.monotonic()), "the build"):
+            server = find_server(os.environ, asked.source)
+        say(f"llama-server: {server.origin}, {server.identity.version}")
+        if asked.build_only:
+            return 0
+        with time_limit(min(MODELS_LIMIT_S, ends_at - time.monotonic()), "making the models"):
+            models = _models(asked)
+        with Watch() as watch:
+            folder = folder_for(asked.out, watch.info)
+            report = _begin_report(folder, watch, server, models)
+            failed = _measure_parts(asked, watch, server, models, folder, report, ends_at)
+    except (CheckError, OutOfTimeError, SupervisorError) as error:
+        say(f"gpu_check: {error}")
+        return 1
+    if not asked.no_picture:
+        try:
+            draw(folder)
+        except CheckError as error:
+            say(f"gpu_check: {error}")
+    say(f"written to {folder.path}; {time.monotonic() - began_at:.0f} s in all")
+    return 1 if failed else 0
+
+
+def _measure_parts(  # noqa: PLR0913 - what a run consists of
+    asked: argparse.Namespace,
+    watch: Watch,
+    server: FoundServer,
+    models: Models,
+    folder: Folder,
+    report: dict[str, Any],
+    ends_at: float,
+) -> bool:
+    """Measure what is asked for; return whether any part failed."""
+    names = asked.only or (*USUAL_PARTS, *((parking.NAME,) if asked.parking else ()))
+    failed = False
+    for name in names:
+        part = PARTS[name]
+        limit_s = min(part.LIMIT_S, ends_at - time.monotonic())
+        say(f"{name}: at most {max(0.0, limit_s):.0f} s …")
+        # Short: a socket's path has about a hundred bytes.
+        with tempfile.TemporaryDirectory(prefix="gpu-") as work_dir:
+            check = Check(
+                watch=watch,
+                server=server.binary,
+                models=models,
+                profiles=asked.profiles,
+                work_dir=Path(work_dir),
+                switches=asked.switches,
+                embedding_seconds=asked.embedding_seconds,
+                libcuda=asked.libcuda,
+                ends_at=time.monotonic() + limit_s,
+            )
+            outcome = _measure(part.measure, check, name)
+        report["parts"][name] = outcome
+        failed = failed or outcome["outcome"] == "failed"
+        told = outcome["sentences"] if "sentences" in outcome else [outcome["reason"]]
+        say("\n".join(f"  {outcome['outcome']}: {sentence}" for sentence in told))
+        folder.write(report)
+    return failed
+
+
+def _measure(measure: Callable[[Check], PartResult], check: Check, name: str) -> dict[str, Any]:
+    """Run one part; return its result, or why there is none."""
+    if check.remaining_s < LEAST_S:
+        return {"outcome": "skipped", "reason": "no time was left"}
+    began_at = time.monotonic()
+    try:
+        with time_limit(check.remaining_s, name):
+            result = measure(check)
+    except NotHereError as error:
+        return {"outcome": "skipped", "reason": f"{error}: skipped"}
+    except (CheckError, OutOfTimeError, BenchError, SupervisorError, OSError) as error:
+        return {"outcome": "failed", "reason": str(error), **_timeline(check, began_at, ())}
+    except Exception as error:  # noqa: BLE001 - the other parts shall still run
+        reason = f"{type(error).__name__}: {error}"
+        return {"outcome": "failed", "reason": reason, **_timeline(check, began_at, ())}
+    return {
+        "outcome": "measured",
+        "sentences": list(result.sentences),
+        "figures": result.figures,
+        **_timeline(check, began_at, result.marks),
+    }
+
+
+def _timeline(check: Check, began_at: float, marks: Any) -> dict[str, Any]:
+    ended_at = time.monotonic()
+    return {
+        "took_s": round(ended_at - began_at, 1),
+        "telemetry_failures": list(check.watch.failures),
+        "marks": placed(marks, began_at),
+        "timeline": thinned(check.watch.between(began_at, ended_at), began_at),
+    }
+
+
+def _begin_report(
+    folder: Folder, watch: Watch, server: FoundServer, models: Models
+) -> dict[str, Any]:
+    """Describe what is measured; parts that were measured before stay."""
+    identity = server.identity
+    return {
+        "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "version": __version__,
+        "device": {key: value for key, value in asdict(watch.info).items() if key != "visible_as"},
+        "machine": {
+            "processor": processor(),
+            "cores": len(os.sched_getaffinity(0)),
+            "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            "system": platform.platform(),
+            "python": platform.python_version(),
+        },
+        "llama_server": {
+            "origin": server.origin,
+            "version": identity.version,
+            "build": identity.build,
+            "devices": list(identity.devices),
+        },
+        "models": {
+            name: f"{path.name}, {path.stat().st_size / 1e9:.2f} GB"
+            for name, path in asdict(models).items()
+        },
+        "parts": folder.read().get("parts", {}),
+    }
+
+
+def _models(asked: argparse.Namespace) -> Models:
+    """Return the models that are named, else make them."""
+    large = asked.large_embedding_model or large_embedding_model()
+    small = asked.embedding_model or asked.models / "minilm.gguf"
+    return Models(
+        generation=(asked.generation_model or generation_model(asked.model_gb)).absolute(),
+        embedding=(small if small.exists() else large).absolute(),
+        large_embedding=large.absolute(),
+    )
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="gpu_check", description=__doc__.partition("\n")[0])
+    add = parser.add_argument
+    add("--only", type=_names, metavar="PART,…", help=f"of {', '.join(PARTS)}")
+    add("--parking", action="store_true", help="measure that part, too")
+    add("--switches", type=int, default=50, metavar="N", help="tight ones (%(default)s)")
+    add("--minutes", type=float, default=60.0, metavar="N", help="for everything (%(default)g)")
+    add("--model-gb", type=float, default=8.0, metavar="N", help="to generate with (%(default)g)")
+    add("--embedding-seconds", type=float, default=8.0, metavar="N", help="a side (%(default)g)")
+    for name in ("generation", "embedding", "large-embedding"):
+        add(f"--{name}-model", type=Path, metavar="FILE", help="instead of the one that is made")
+    add("--models", type=Path, default=ROOT / "models", metavar="DIR", help="with minilm.gguf")
+    add("--profiles", type=Path, default=ROOT / "profiles", metavar="DIR")
+    add("--out", type=Path, default=ROOT / "docs" / "hardware", metavar="DIR")
+    add("--source", type=Path, metavar="FILE", help="archive to build from (the pinned one)")
+    add("--libcuda", default=DEFAULT_LIBRARY, metavar="FILE", help="%(default)s")
+    add("--build-only", action="store_true", help="find or build the llama-server, no more")
+    add("--no-picture", action="store_true", help="leave the timeline to be drawn elsewhere")
+    add("--draw", type=Path, metavar="FOLDER", help="draw the report in a folder, no more")
+    return parser.parse_args(arguments)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    unknown = [name for name in names if name not in PARTS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: there are {', '.join(PARTS)}")
+    return names
+
+
+if __name__ == "__main__":
+    sys.exit(main())

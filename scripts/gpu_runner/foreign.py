@@ -1,0 +1,88 @@
+"""Another program holds the device's memory: it is seen, named, and a start refused for it."""
+
+import time
+
+from bench_runner.servers import Controller
+
+from gpu_runner.asking import ask
+from gpu_runner.check import Check, CheckError, Mark, PartResult
+from gpu_runner.configuration import (
+    GENERATION,
+    estimate,
+    log_of,
+    look_at,
+    setting_for,
+    variants,
+)
+from gpu_runner.cuda_process import tenant
+from gpu_runner.log_reading import marks, phase_begins
+from supervisor.core.memory import MIB, format_bytes
+
+NAME = "foreign"
+LIMIT_S = 90.0
+
+NEED_SHARE = 0.5
+"""Of the target's need: what the tenant leaves free."""
+
+RELEASE_TIMEOUT_S = 10.0
+NEAR_BYTES = 64 * MIB
+
+
+def measure(check: Check) -> PartResult:
+    """Start where a tenant leaves too little, then again when it has left."""
+    idle = check.watch.sample()
+    setting = setting_for(check, variants("plain", {}))
+    need_bytes = estimate(check, look_at(check, setting, GENERATION)).total_bytes
+    size_bytes = idle.free_bytes - round(need_bytes * NEED_SHARE)
+    visible = dict(check.watch.info.visible_as)
+    order = {"model_name": GENERATION}
+    with Controller(setting) as controller:
+        controller.wait_until_settled()
+        with tenant(size_bytes, check.libcuda, visible) as pid:
+            came_at = time.monotonic()
+            reading = check.watch.read()
+            _, devices = ask(controller.endpoint, "GET", "/gpu")
+            status, answer = ask(controller.endpoint, "POST", "/switch-backend", order)
+        left_at = time.monotonic()
+        released_s = _wait_until_released(check, idle.used_bytes, left_at)
+        later_status, _ = ask(controller.endpoint, "POST", "/switch-backend", order)
+    message = answer.get("error", {}).get("message", "")
+    listed = {process.pid: process for process in reading.processes or ()}
+    figures = {
+        "pid": pid,
+        "held_bytes": size_bytes,
+        "grown_bytes": reading.sample.used_bytes - idle.used_bytes,
+        "is_listed_by_driver": pid in listed,
+        "listed_bytes": listed[pid].used_bytes if pid in listed else None,
+        "listed_pids": sorted(listed),
+        "gpu_route": devices,
+        "switch_status": status,
+        "switch_message": message,
+        "is_named_in_refusal": f"pid {pid}" in message,
+        "released_s": released_s,
+        "switch_status_after_it_left": later_status,
+    }
+    named = "names it" if figures["is_named_in_refusal"] else "does not name it"
+    seen = "lists it" if figures["is_listed_by_driver"] else "lists it under no id of ours"
+    return PartResult(
+        figures=figures,
+        sentences=[
+            f"A tenant took {format_bytes(size_bytes)}; the device's use grew by "
+            f"{format_bytes(reading.sample.used_bytes - idle.used_bytes)}, and the driver {seen}.",
+            f"The start was answered {status}, and the answer {named}: {message}",
+            f"Its memory was back after {released_s:.3f} s; the start was answered {later_status}.",
+        ],
+        marks=[
+            *marks(phase_begins(log_of(setting))),
+            Mark(at=came_at, label="tenant holds"),
+            Mark(at=left_at, label="tenant gone"),
+        ],
+    )
+
+
+def _wait_until_released(check: Check, idle_bytes: int, left_at: float) -> float:
+    while check.watch.sample().used_bytes > idle_bytes + NEAR_BYTES:
+        if time.monotonic() - left_at > RELEASE_TIMEOUT_S:
+            raise CheckError(f"the tenant's memory was not back after {RELEASE_TIMEOUT_S:g} s")
+        time.sleep(0.005)
+    return time.monotonic() - left_at

@@ -1,0 +1,75 @@
+"""What the controller's log tells of a run: when each phase began, and what servers allocated."""
+
+import re
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from bench_runner.servers import events_in
+
+from gpu_runner.check import Mark
+
+_BUFFER = re.compile(r"(\S+) +(model|KV|compute|output) buffer size = +([\d.]+) MiB")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseBegin:
+    """A phase of a switch, and when it began, on the monotonic clock."""
+
+    switch_id: str
+    phase: str
+    model: str | None
+    at: float
+
+
+def phase_begins(log: Path) -> list[PhaseBegin]:
+    """Return every phase of every switch, in order.
+
+    The log tells wall-clock time; it is taken for monotonic as both clocks stand now, which holds
+    as long as nobody sets the clock.
+    """
+    offset = time.time() - time.monotonic()
+    return [
+        PhaseBegin(
+            switch_id=line["switch_id"],
+            phase=line["phase"],
+            model=line["model"],
+            at=datetime.fromisoformat(line["timestamp"]).timestamp() - offset,
+        )
+        for line in events_in(log, "switch.phase")
+    ]
+
+
+def marks(begins: Sequence[PhaseBegin]) -> list[Mark]:
+    """Return the phases as marks of the timeline; `ready` names the model."""
+    return [
+        Mark(at=b.at, label=f"ready {b.model}" if b.phase == "ready" else b.phase) for b in begins
+    ]
+
+
+def device_buffers(log: Path, model: str) -> dict[str, float]:
+    """Return the MiB of each kind of buffer that a model's last talkative server told.
+
+    Kinds: model (weights), KV, compute and output. What stands on the CPU is left out, unless
+    nothing stands elsewhere: then the server ran without a GPU.
+    """
+    by_place: dict[bool, dict[str, float]] = {False: defaultdict(float), True: defaultdict(float)}
+    lines = [line for line in events_in(log, "backend.output") if line.get("model") == model]
+    last_epoch = max((line["epoch"] for line in lines), default=0)
+    for line in lines:
+        found = _BUFFER.search(line["line"])
+        if found and line["epoch"] == last_epoch:
+            is_device = not found[1].startswith(("CPU", "CUDA_Host"))
+            by_place[is_device][found[2]] += float(found[3])
+    return dict(by_place[True] or by_place[False])
+
+
+def learned_peaks(log: Path) -> Mapping[str, int]:
+    """Return the largest use that the controller learned of each model, in bytes."""
+    peaks: dict[str, int] = {}
+    for line in events_in(log, "need.learned"):
+        peaks[line["model"]] = max(peaks.get(line["model"], 0), line["peak_bytes"])
+    return peaks
