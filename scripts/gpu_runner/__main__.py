@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -53,6 +53,22 @@ LEAST_S = 15.0
 """What must be left of --minutes for a part to begin."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """What a run consists of; `ends_at` is when all of its time is over."""
+
+    asked: argparse.Namespace
+    watch: Watch
+    server: FoundServer
+    models: Models
+    ends_at: float
+
+    @property
+    def folder(self) -> Folder:
+        """Where its report goes."""
+        return folder_for(self.asked.out, self.watch.info)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Do what the command line asks for. Returns the exit status."""
     asked = _parse(arguments)
@@ -71,43 +87,35 @@ def main(arguments: list[str] | None = None) -> int:
         with time_limit(min(MODELS_LIMIT_S, ends_at - time.monotonic()), "making the models"):
             models = _models(asked)
         with Watch() as watch:
-            folder = folder_for(asked.out, watch.info)
-            report = _begin_report(folder, watch, server, models)
-            failed = _measure_parts(asked, watch, server, models, folder, report, ends_at)
+            run = _Run(asked=asked, watch=watch, server=server, models=models, ends_at=ends_at)
+            failed = _measure_parts(run)
     except (CheckError, OutOfTimeError, SupervisorError) as error:
         say(f"gpu_check: {error}")
         return 1
     if not asked.no_picture:
         try:
-            draw(folder)
+            draw(run.folder)
         except CheckError as error:
             say(f"gpu_check: {error}")
-    say(f"written to {folder.path}; {time.monotonic() - began_at:.0f} s in all")
+    say(f"written to {run.folder.path}; {time.monotonic() - began_at:.0f} s in all")
     return 1 if failed else 0
 
 
-def _measure_parts(  # noqa: PLR0913 - what a run consists of
-    asked: argparse.Namespace,
-    watch: Watch,
-    server: FoundServer,
-    models: Models,
-    folder: Folder,
-    report: dict[str, Any],
-    ends_at: float,
-) -> bool:
-    """Measure what is asked for; return whether any part failed."""
+def _measure_parts(run: _Run) -> bool:
+    """Measure what is asked for, and write each part down; return whether any failed."""
+    asked, report = run.asked, _begin_report(run)
     names = asked.only or (*USUAL_PARTS, *((parking.NAME,) if asked.parking else ()))
     failed = False
     for name in names:
         part = PARTS[name]
-        limit_s = min(part.LIMIT_S, ends_at - time.monotonic())
+        limit_s = min(part.LIMIT_S, run.ends_at - time.monotonic())
         say(f"{name}: at most {max(0.0, limit_s):.0f} s …")
         # Short: a socket's path has about a hundred bytes.
         with tempfile.TemporaryDirectory(prefix="gpu-") as work_dir:
             check = Check(
-                watch=watch,
-                server=server.binary,
-                models=models,
+                watch=run.watch,
+                server=run.server.binary,
+                models=run.models,
                 profiles=asked.profiles,
                 work_dir=Path(work_dir),
                 switches=asked.switches,
@@ -120,7 +128,7 @@ def _measure_parts(  # noqa: PLR0913 - what a run consists of
         failed = failed or outcome["outcome"] == "failed"
         told = outcome["sentences"] if "sentences" in outcome else [outcome["reason"]]
         say("\n".join(f"  {outcome['outcome']}: {sentence}" for sentence in told))
-        folder.write(report)
+        run.folder.write(report)
     return failed
 
 
@@ -157,15 +165,13 @@ def _timeline(check: Check, began_at: float, marks: Any) -> dict[str, Any]:
     }
 
 
-def _begin_report(
-    folder: Folder, watch: Watch, server: FoundServer, models: Models
-) -> dict[str, Any]:
+def _begin_report(run: _Run) -> dict[str, Any]:
     """Describe what is measured; parts that were measured before stay."""
-    identity = server.identity
+    identity, info = run.server.identity, run.watch.info
     return {
         "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "version": __version__,
-        "device": {key: value for key, value in asdict(watch.info).items() if key != "visible_as"},
+        "device": {key: value for key, value in asdict(info).items() if key != "visible_as"},
         "machine": {
             "processor": processor(),
             "cores": len(os.sched_getaffinity(0)),
@@ -174,16 +180,16 @@ def _begin_report(
             "python": platform.python_version(),
         },
         "llama_server": {
-            "origin": server.origin,
+            "origin": run.server.origin,
             "version": identity.version,
             "build": identity.build,
             "devices": list(identity.devices),
         },
         "models": {
             name: f"{path.name}, {path.stat().st_size / 1e9:.2f} GB"
-            for name, path in asdict(models).items()
+            for name, path in asdict(run.models).items()
         },
-        "parts": folder.read().get("parts", {}),
+        "parts": run.folder.read().get("parts", {}),
     }
 
 

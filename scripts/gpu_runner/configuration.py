@@ -116,7 +116,7 @@ def estimate(check: Check, subject: Subject, ctx_size: int | None = None) -> Dev
         larger = replace(subject.settings, ctx_size_per_slot=ctx_size)
         subject = replace(subject, settings=larger)
     need = subject.estimate_on(check.watch.info.device)
-    assert need is not None  # noqa: S101 - the check's models are files with a header
+    assert need is not None
     return need
 
 

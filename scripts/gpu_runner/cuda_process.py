@@ -57,7 +57,7 @@ def tenant(size_bytes: int, library: str, visible: Mapping[str, str]) -> Iterato
     """
     process = _start(library, "hold", str(size_bytes), visible)
     try:
-        assert process.stdout is not None  # noqa: S101 - it was asked for
+        assert process.stdout is not None
         _result(process.stdout.readline())
         yield process.pid
     finally:

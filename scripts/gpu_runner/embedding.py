@@ -25,7 +25,7 @@ NAME = "embedding"
 LIMIT_S = 120.0
 
 WORDS = 64
-"""Of each text: under 128 tokens with either vocabulary, which is all that the small batch takes."""
+"""Of each text: under 128 tokens with either vocabulary, which is all that a small batch takes."""
 
 TEXTS_PER_REQUEST = 64
 CLIENTS = 4

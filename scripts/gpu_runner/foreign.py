@@ -62,13 +62,16 @@ def measure(check: Check) -> PartResult:
         "released_s": released_s,
         "switch_status_after_it_left": later_status,
     }
+    grown = format_bytes(figures["grown_bytes"])
     named = "names it" if figures["is_named_in_refusal"] else "does not name it"
     seen = "lists it" if figures["is_listed_by_driver"] else "lists it under no id of ours"
     return PartResult(
         figures=figures,
         sentences=[
-            f"A tenant took {format_bytes(size_bytes)}; the device's use grew by "
-            f"{format_bytes(reading.sample.used_bytes - idle.used_bytes)}, and the driver {seen}.",
+            (
+                f"A tenant took {format_bytes(size_bytes)}; the device's use grew by {grown}, and "
+                f"the driver {seen}."
+            ),
             f"The start was answered {status}, and the answer {named}: {message}",
             f"Its memory was back after {released_s:.3f} s; the start was answered {later_status}.",
         ],

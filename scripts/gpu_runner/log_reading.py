@@ -56,14 +56,17 @@ def device_buffers(log: Path, model: str) -> dict[str, float]:
     Kinds: model (weights), KV, compute and output. What stands on the CPU is left out, unless
     nothing stands elsewhere: then the server ran without a GPU.
     """
+    found = [
+        (line["epoch"], buffer)
+        for line in events_in(log, "backend.output")
+        if line.get("model") == model and (buffer := _BUFFER.search(line["line"]))
+    ]
+    last_epoch = max((epoch for epoch, _ in found), default=0)
     by_place: dict[bool, dict[str, float]] = {False: defaultdict(float), True: defaultdict(float)}
-    lines = [line for line in events_in(log, "backend.output") if line.get("model") == model]
-    last_epoch = max((line["epoch"] for line in lines), default=0)
-    for line in lines:
-        found = _BUFFER.search(line["line"])
-        if found and line["epoch"] == last_epoch:
-            is_device = not found[1].startswith(("CPU", "CUDA_Host"))
-            by_place[is_device][found[2]] += float(found[3])
+    for epoch, buffer in found:
+        if epoch == last_epoch:
+            is_device = not buffer[1].startswith(("CPU", "CUDA_Host"))
+            by_place[is_device][buffer[2]] += float(buffer[3])
     return dict(by_place[True] or by_place[False])
 
 

@@ -7,6 +7,7 @@ mode may one day be left in this way; nothing of the product does so yet.
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
@@ -61,6 +62,15 @@ class Stopwatch:
         self.seconds[name] = time.monotonic() - began_at
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """What the steps work with; `idle` is the device before anything of ours was on it."""
+
+    check: Check
+    setting: Setting
+    idle: MemorySample
+
+
 def measure(check: Check) -> PartResult:
     """Park a server in the middle of a conversation, embed, bring it back, and go on."""
     _require_driver(check)
@@ -68,12 +78,12 @@ def measure(check: Check) -> PartResult:
     with Controller(setting) as controller:
         embedding = controller.load(EMBEDDING)
         generation = controller.load(GENERATION)
-    idle = check.watch.sample()
+    part = _Part(check=check, setting=setting, idle=check.watch.sample())
     watch = Stopwatch()
     with watch.step("start generation"):
         server = _start(generation, setting, "generation")
     with server:
-        figures = _park_and_return(check, setting, watch, server, embedding, idle)
+        figures = _park_and_return(part, watch, server, embedding)
     seconds = watch.seconds
     moved_gb = figures["device_bytes"] / GB
     figures |= {
@@ -89,7 +99,7 @@ def measure(check: Check) -> PartResult:
 
 
 def _require_driver(check: Check) -> None:
-    """Ask for the state of this process, which uses no device: is the API here at all?
+    """Ask for the state of this process, to learn whether the API is here at all.
 
     Raises NotHereError where it is not; a driver that knows it may refuse the process.
     """
@@ -104,14 +114,10 @@ def _start(command: ChildCommand, setting: Setting, name: str) -> Server:
     return command.start(Endpoint(socket_path=setting.work_dir / f"{name}.sock"), setting)
 
 
-def _park_and_return(  # noqa: PLR0913 - what took part in it
-    check: Check,
-    setting: Setting,
-    watch: Stopwatch,
-    server: Server,
-    embedding: ChildCommand,
-    idle: MemorySample,
+def _park_and_return(
+    part: _Part, watch: Stopwatch, server: Server, embedding: ChildCommand
 ) -> dict[str, Any]:
+    check, setting, idle = part.check, part.setting, part.idle
     conversation = [{"role": "user", "content": turned_text(0, PROMPT_WORDS)}]
     with watch.step("first answer"):
         before = _talk(server, conversation)
@@ -122,7 +128,7 @@ def _park_and_return(  # noqa: PLR0913 - what took part in it
             with watch.step(step):
                 call_driver(step, server.pid, check.libcuda)
         host_parked = _host_use(server)
-        gate = _confirm_release(check, setting, watch, idle)
+        gate = _confirm_release(part, watch)
         with watch.step("start embedding"):
             other = _start(embedding, setting, "embedding")
         with other, watch.step("embed"):
@@ -187,10 +193,9 @@ def _host_use(server: Server) -> dict[str, int]:
     }
 
 
-def _confirm_release(
-    check: Check, setting: Setting, watch: Stopwatch, idle: MemorySample
-) -> dict[str, Any]:
+def _confirm_release(part: _Part, watch: Stopwatch) -> dict[str, Any]:
     """Let the product's gate judge, as it would before the embedding server starts."""
+    check, setting, idle = part.check, part.setting, part.idle
     need = estimate(check, look_at(check, setting, EMBEDDING)).total_bytes
     asked_at = time.monotonic()
     free_bytes = idle.free_bytes - MemoryPolicy().margin_bytes - MemoryPolicy().tolerance_bytes
@@ -238,11 +243,17 @@ def _sentences(figures: dict[str, Any]) -> list[str]:
     after = figures["after"]
     outcome = "without" if figures["came_without_prefill"] else "NOT without"
     return [
-        f"{figures['device_bytes'] / GB:.2f} GB parked at {figures['checkpoint_gb_per_s']:.1f} "
-        f"GB/s, and brought back at {figures['restore_gb_per_s']:.1f} GB/s: {steps}.",
-        f"The parked process held {grown_gb:.2f} GB more of the host's memory, and the host had "
-        f"{gone_gb:.2f} GB less available.",
+        (
+            f"{figures['device_bytes'] / GB:.2f} GB parked at {figures['checkpoint_gb_per_s']:.1f} "
+            f"GB/s, and brought back at {figures['restore_gb_per_s']:.1f} GB/s: {steps}."
+        ),
+        (
+            f"The parked process held {grown_gb:.2f} GB more of the host's memory, and the host "
+            f"had {gone_gb:.2f} GB less available."
+        ),
         f"The gate: {figures['gate']['reason']} ({figures['gate']['samples']} samples).",
-        f"The next answer came {outcome} a new prefill: {after['cache_n']} prompt tokens out of "
-        f"the cache, {after['prompt_n']} computed.",
+        (
+            f"The next answer came {outcome} a new prefill: {after['cache_n']} prompt tokens out "
+            f"of the cache, {after['prompt_n']} computed."
+        ),
     ]

@@ -98,8 +98,10 @@ def summary(report: Mapping[str, Any], has_picture: bool) -> str:
         "",
         f"- Measured: {report['measured_at']}, version {report['version']}",
         f"- Device: {device['total_bytes'] / MIB:.0f} MiB, {device['uuid']}",
-        f"- Host: {report['machine']['processor']}, {report['machine']['cores']} cores, "
-        f"{report['machine']['system']}",
+        (
+            f"- Host: {report['machine']['processor']}, {report['machine']['cores']} cores, "
+            f"{report['machine']['system']}"
+        ),
         f"- llama-server: {server['version']}; devices: {', '.join(server['devices']) or 'none'}",
         *(f"- Model {name}: {told}" for name, told in report["models"].items()),
     ]

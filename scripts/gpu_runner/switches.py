@@ -10,7 +10,6 @@ from typing import Any
 import psutil
 from bench_runner.servers import Controller
 
-
 from gpu_runner.check import Check, PartResult, distribution, say
 from gpu_runner.configuration import (
     EMBEDDING,
@@ -100,10 +99,8 @@ def _visit_roomy(
     for model in (GENERATION, LARGE_EMBEDDING, EMBEDDING):
         mode = "generation" if model == GENERATION else "embedding"
         reports.append(_switch(controller, model, f"{mode}-talkative"))
-        began_at = time.monotonic()
-        time.sleep(SETTLE_S)
-        points = check.watch.between(began_at, time.monotonic())
-        plateaus[model] = max((point.used_bytes for point in points), default=0)
+        time.sleep(SETTLE_S)  # until its predecessor's memory is surely gone
+        plateaus[model] = check.watch.sample().used_bytes
     return plateaus
 
 
@@ -235,7 +232,7 @@ def _sentences(figures: Mapping[str, Any]) -> list[str]:
         sentences.append(
             f"From the reap to memory released: p50 {released['p50']:.3f} s, "
             f"p90 {released['p90']:.3f} s, p99 {released['p99']:.3f} s, at most "
-            f"{released['max']:.3f} s; {figures['released_before_reap']} times it was back already, "
+            f"{released['max']:.3f} s; {figures['released_before_reap']} times it was back before, "
             f"{figures['release_not_seen']} times nothing showed it before the next start."
         )
     confirming = figures["confirming_s"]

@@ -1,5 +1,7 @@
 """Asks telemetry whether a device has room for what is placed next, and weighs the answers."""
 
+from dataclasses import replace
+
 from supervisor.core.commands import SampleMemory
 from supervisor.core.draft import Draft
 from supervisor.core.memory import (
@@ -8,6 +10,7 @@ from supervisor.core.memory import (
     GateState,
     MemoryPolicy,
     MemorySample,
+    OnUnconfirmed,
     ReleaseQuestion,
     judge_late,
     judge_release,
@@ -17,13 +20,17 @@ from supervisor.core.memory import (
 KEPT_SAMPLES = 64
 
 
-def question_device(draft: Draft, device: str) -> None:
+def question_device(draft: Draft, device: str, *, may_make_room: bool = False) -> None:
     """Put the question whether `device` has room for what is placed, and take a sample.
 
-    With nothing to place (an unload), the question is whether the old share is back.
+    With nothing to place (an unload), the question is whether the old share is back. Where room
+    can still be made, it is made rather than waited for, or gone without.
     """
     switch = draft.running_switch()
     placing = switch.placing
+    policy = placing.target.memory if placing else MemoryPolicy()
+    if may_make_room:
+        policy = replace(policy, on_unconfirmed=OnUnconfirmed.REFUSE)
     draft.set_switch(
         samples=(),
         question=ReleaseQuestion(
@@ -31,7 +38,7 @@ def question_device(draft: Draft, device: str) -> None:
             need_bytes=placing.need_bytes if placing else None,
             baseline_used_bytes=dict(switch.baselines).get(device),
             baseline_foreign_bytes=dict(switch.foreign_baselines).get(device),
-            policy=placing.target.memory if placing else MemoryPolicy(),
+            policy=policy,
             is_freed_at_exit=draft.snapshot.devices[device].is_host_memory,
             asked_at=draft.at,
         ),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from supervisor.core.events import TargetAccepted
 from supervisor.core.fitting import mildest_fitting
 from supervisor.core.memory import HolderRole, MemorySample, OnUnconfirmed, format_bytes
-from supervisor.core.residency import Plan, baselines_after, resident_bytes
+from supervisor.core.residency import Plan, baselines_after, foreign_baselines_of, resident_bytes
 from supervisor.core.values import (
     Backend,
     Device,
@@ -63,12 +63,16 @@ def _room_after(
 
     Either what is free now and their needs, or all but the use from before they started: the
     larger of both, because a need is an estimate, and use from long ago may be others' by now.
+    Where it is told what others hold, it is known by how much that use has changed.
     """
     sharing = snapshot.sharing(device.name)
     given_back = resident_bytes([b for b in leaving if b in sharing])
     room_bytes = memory.free_bytes + given_back
     baseline = dict(baselines_after(snapshot.backends, leaving)).get(device.name)
     if baseline is not None:
+        foreign_before = dict(foreign_baselines_of(leaving)).get(device.name)
+        if foreign_before is not None and memory.foreign_bytes is not None:
+            baseline += memory.foreign_bytes - foreign_before
         room_bytes = max(room_bytes, memory.total_bytes - baseline)
     room_bytes = min(room_bytes, memory.total_bytes)
     arithmetic = f"{device.name} has {format_bytes(memory.free_bytes)} free"

@@ -265,8 +265,10 @@ def end_switch(
         durations = (*durations, report.total_s)[-KEPT_DURATIONS:]
         if switch.target is not None:
             _forget_replaced(draft, switch.target)
-    elif switch.is_recovery and switch.target and draft.snapshot.recovery(switch.target.model):
-        note_failed_recovery(draft, switch.target, refusal.message)
+    elif switch.is_recovery and switch.target:
+        down = draft.snapshot.recovery(switch.target.model)
+        if down is not None:
+            note_failed_recovery(draft, down.target, refusal.message)
     draft.set(switch=None, last_failure=refusal, switch_durations_s=durations)
     draft.order(FinishSwitch(report=report))
     failed_model = switch.target.model if switch.target else None
@@ -292,7 +294,8 @@ def _ask_for_release(draft: Draft) -> None:
     switch = draft.enter_phase(Phase.CONFIRMING)
     if switch.target is None:
         draft.set(recoveries=())  # an unload wants nothing live
-    question_device(draft, switch.devices_to_confirm[0])
+    may_make_room = bool(_replaced_in_the_way(draft))
+    question_device(draft, switch.devices_to_confirm[0], may_make_room=may_make_room)
 
 
 def _confirmed(draft: Draft, question: ReleaseQuestion, sample: MemorySample | None) -> None:

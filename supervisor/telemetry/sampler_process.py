@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from msgspec import DecodeError
+
 from supervisor.errors import TelemetryError
 from supervisor.telemetry.messages import Answer, Failed, Request, decode_answer, encode
 from supervisor.telemetry.port import VendorAbsentError
@@ -115,9 +117,15 @@ class SamplerProcess(asyncio.Protocol):
         """Hand each line to the question that it answers."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
+            try:
+                answer = decode_answer(line)
+            except DecodeError:  # a library wrote there: what follows answers nothing, either
+                self._fail(f"the {self._vendor} sampler gave an answer that cannot be read")
+                self._end(0)
+                return
             question = self._questions.popleft()
             if not question.answer.done():  # else whoever asked waits no more
-                question.answer.set_result(decode_answer(line))
+                question.answer.set_result(answer)
         self._await_next()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's protocol

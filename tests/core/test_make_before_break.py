@@ -6,6 +6,7 @@ import pytest
 
 from supervisor.core.commands import SampleMemory, StartBackend, StopBackend
 from supervisor.core.events import BackendReady
+from supervisor.core.memory import OnUnconfirmed
 from supervisor.core.values import BackendState, DrainPolicy, Phase, SwitchRules
 from tests.core.story import (
     CHAT,
@@ -153,6 +154,19 @@ def test_room_that_cannot_be_confirmed_after_all_is_made_by_stopping_the_old_one
     story.reap(1)
     assert story.start(used_bytes=0) == 2
     assert report_in(story.last).refusal is None
+
+
+@pytest.mark.parametrize("choice", [OnUnconfirmed.WAIT, OnUnconfirmed.PROCEED])
+def test_room_is_made_rather_than_gone_without_whatever_the_operator_chose(
+    choice: OnUnconfirmed,
+) -> None:
+    story = Story(SHARED)
+    story.make_live(CHAT)
+    memory = replace(CHAT_LONG.memory, on_unconfirmed=choice)
+    story.ask_for(replace(CHAT_LONG, memory=memory))
+    story.accept(used_bytes=8 * GIB)
+    (stop,) = story.answer_until_the_gate_decides(lambda: story.show(20 * GIB))
+    assert isinstance(stop, StopBackend)
 
 
 def test_room_made_by_stopping_the_old_one_is_given_back_when_the_target_fails(

@@ -393,6 +393,16 @@ def test_a_container_that_asks_for_no_gpu_is_left_in_peace() -> None:
         assert judge(machine) == ()
 
 
+def test_numbers_on_a_mixed_machine_are_well_in_bus_order() -> None:
+    machine = replace(
+        NVIDIA_MACHINE,
+        devices=found(gpu(), gpu(device="gpu1", name="NVIDIA RTX A2000")),
+        visibility={"CUDA_VISIBLE_DEVICES": "0,1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"},
+    )
+
+    assert judge(machine) == ()
+
+
 def test_both_vendors_in_one_machine_are_each_held_against_the_engine() -> None:
     both = replace(
         NVIDIA_MACHINE,

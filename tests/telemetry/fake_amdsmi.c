@@ -116,6 +116,7 @@ int amdsmi_init(uint64_t flags) {
     (void)flags;
     puts("a driver's library that writes to standard output");
     fflush(stdout);
+    if (getenv("SIMULATED_AMD_NOISE") != NULL && write(STDIN_FILENO, "noise\n", 6) != 6) abort();
     if (state == NULL) state = map_state("SIMULATED_AMD_STATE", sizeof *state);
     ENTER(ANY_DEVICE);
     return SUCCESS;

@@ -66,6 +66,16 @@ async def test_hung_card_takes_its_vendor_along_until_it_answers_again(
     assert amd_telemetry.problems == ()
 
 
+async def test_library_that_writes_into_the_answers_costs_its_sampler(
+    open_amd: OpenTelemetry,
+) -> None:
+    telemetry = await open_amd(SamplerPolicy(first_pause_s=60.0), SIMULATED_AMD_NOISE="1")
+
+    (problem,) = telemetry.problems
+    assert problem.startswith("the AMD sampler gave an answer that cannot be read; ")
+    await until(lambda: samplers() == [])
+
+
 @without_amd_cards
 async def test_cards_are_found_once_their_driver_is_loaded(
     open_amd: OpenTelemetry, amd: SimulatedAmd
