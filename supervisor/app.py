@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import psutil
@@ -126,7 +125,7 @@ async def build(configuration: Configuration, options: Options) -> AsyncIterator
             configuration=configuration,
             engines=engines,
             run_dir=run_dir,
-            device_env=partial(child_environment, devices=telemetry.devices()),
+            device_env=lambda device: child_environment(device, telemetry.devices()),
             prompt_cache=prompt_cache,
             learned_needs=learned_needs,
         )

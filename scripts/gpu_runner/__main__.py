@@ -39,6 +39,7 @@ from gpu_runner.models import generation_model, large_embedding_model
 from gpu_runner.report import Folder, folder_for, placed, thinned
 from gpu_runner.watch import Watch
 from supervisor import __version__
+from supervisor.core.memory import MIB
 from supervisor.errors import SupervisorError
 
 ROOT = SCRIPTS.parent
@@ -51,6 +52,11 @@ BUILD_LIMIT_S = 1800.0
 MODELS_LIMIT_S = 300.0
 LEAST_S = 15.0
 """What must be left of --minutes for a part to begin."""
+
+NEAR_BYTES = 64 * MIB
+SETTLE_TIMEOUT_S = 10.0
+"""How long the memory of the part before may take to be back, before the next begins all the same.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,11 +111,12 @@ def _measure_parts(run: _Run) -> bool:
     """Measure what is asked for, and write each part down; return whether any failed."""
     asked, report = run.asked, _begin_report(run)
     names = asked.only or (*USUAL_PARTS, *((parking.NAME,) if asked.parking else ()))
-    failed = False
+    failed, idle_bytes = False, run.watch.sample().used_bytes
     for name in names:
         part = PARTS[name]
         limit_s = min(part.LIMIT_S, run.ends_at - time.monotonic())
         say(f"{name}: at most {max(0.0, limit_s):.0f} s …")
+        run.watch.wait_until_used(idle_bytes + NEAR_BYTES, SETTLE_TIMEOUT_S)
         # Short: a socket's path has about a hundred bytes.
         with tempfile.TemporaryDirectory(prefix="gpu-") as work_dir:
             check = Check(

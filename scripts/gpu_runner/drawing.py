@@ -70,7 +70,7 @@ def require_matplotlib() -> None:
 
 def _draw_part(axis: Any, name: str, part: dict[str, Any]) -> None:
     points, marks = part["timeline"], part["marks"]
-    end_s = points[-1][0]
+    end_s = part["took_s"]
     axis.step([p[0] for p in points], [p[1] / MIB_PER_GIB for p in points], where="post", lw=1)
     axis.set(title=TITLES[name], ylabel="GiB in use", xlim=(0, end_s), ylim=(0, None))
     axis.set_xlabel("s")

@@ -19,7 +19,7 @@ from gpu_runner.configuration import (
     log_of,
     setting_for,
 )
-from gpu_runner.log_reading import marks, phase_begins
+from gpu_runner.log_reading import marks
 
 NAME = "embedding"
 LIMIT_S = 120.0
@@ -59,12 +59,12 @@ def measure(check: Check) -> PartResult:
     return PartResult(
         figures=figures,
         sentences=sentences,
-        marks=[*marks(phase_begins(log_of(setting))), *begins],
+        marks=[*marks(log_of(setting)), *begins],
     )
 
 
 def _embed(check: Check, setting: Setting, controller: Controller, model: str) -> dict[str, Any]:
-    run(embedding_load(model, WARM_UP_S), controller.endpoint)
+    run(embedding_load(model, min(WARM_UP_S, setting.seconds)), controller.endpoint)
     began_at = time.monotonic()
     tally = run(embedding_load(model, setting.seconds), controller.endpoint)
     took_s = time.monotonic() - began_at  # until the last answer

@@ -16,7 +16,7 @@ from gpu_runner.configuration import (
     variants,
     visit,
 )
-from gpu_runner.log_reading import marks, phase_begins
+from gpu_runner.log_reading import marks
 
 NAME = "fit"
 LIMIT_S = 60.0
@@ -51,7 +51,7 @@ def measure(check: Check) -> PartResult:
             f"Asked for {ctx_size} tokens a slot: {status} {figures['code']}: {figures['message']}",
             f"What was live {went_on}.",
         ],
-        marks=marks(phase_begins(log_of(setting))),
+        marks=marks(log_of(setting)),
     )
 
 

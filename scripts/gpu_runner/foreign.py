@@ -15,7 +15,7 @@ from gpu_runner.configuration import (
     variants,
 )
 from gpu_runner.cuda_process import tenant
-from gpu_runner.log_reading import marks, phase_begins
+from gpu_runner.log_reading import marks
 from supervisor.core.memory import MIB, format_bytes
 
 NAME = "foreign"
@@ -44,7 +44,9 @@ def measure(check: Check) -> PartResult:
             _, devices = ask(controller.endpoint, "GET", "/gpu")
             status, answer = ask(controller.endpoint, "POST", "/switch-backend", order)
         left_at = time.monotonic()
-        released_s = _wait_until_released(check, idle.used_bytes, left_at)
+        if not check.watch.wait_until_used(idle.used_bytes + NEAR_BYTES, RELEASE_TIMEOUT_S):
+            raise CheckError(f"the tenant's memory was not back after {RELEASE_TIMEOUT_S:g} s")
+        released_s = time.monotonic() - left_at
         later_status, _ = ask(controller.endpoint, "POST", "/switch-backend", order)
     message = answer.get("error", {}).get("message", "")
     listed = {process.pid: process for process in reading.processes or ()}
@@ -76,16 +78,8 @@ def measure(check: Check) -> PartResult:
             f"Its memory was back after {released_s:.3f} s; the start was answered {later_status}.",
         ],
         marks=[
-            *marks(phase_begins(log_of(setting))),
+            *marks(log_of(setting)),
             Mark(at=came_at, label="tenant holds"),
             Mark(at=left_at, label="tenant gone"),
         ],
     )
-
-
-def _wait_until_released(check: Check, idle_bytes: int, left_at: float) -> float:
-    while check.watch.sample().used_bytes > idle_bytes + NEAR_BYTES:
-        if time.monotonic() - left_at > RELEASE_TIMEOUT_S:
-            raise CheckError(f"the tenant's memory was not back after {RELEASE_TIMEOUT_S:g} s")
-        time.sleep(0.005)
-    return time.monotonic() - left_at

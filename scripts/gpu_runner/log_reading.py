@@ -3,10 +3,11 @@
 import re
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from bench_runner.servers import events_in
 
@@ -21,33 +22,36 @@ class PhaseBegin:
 
     switch_id: str
     phase: str
-    model: str | None
     at: float
 
 
 def phase_begins(log: Path) -> list[PhaseBegin]:
-    """Return every phase of every switch, in order.
-
-    The log tells wall-clock time; it is taken for monotonic as both clocks stand now, which holds
-    as long as nobody sets the clock.
-    """
-    offset = time.time() - time.monotonic()
+    """Return every phase of every switch, in order."""
     return [
         PhaseBegin(
             switch_id=line["switch_id"],
             phase=line["phase"],
-            model=line["model"],
-            at=datetime.fromisoformat(line["timestamp"]).timestamp() - offset,
+            at=_monotonic(line),
         )
         for line in events_in(log, "switch.phase")
     ]
 
 
-def marks(begins: Sequence[PhaseBegin]) -> list[Mark]:
-    """Return the phases as marks of the timeline; `ready` names the model."""
-    return [
-        Mark(at=b.at, label=f"ready {b.model}" if b.phase == "ready" else b.phase) for b in begins
-    ]
+def marks(log: Path) -> list[Mark]:
+    """Return what to mark on the timeline: each phase, and each server that is ready."""
+    phases = [Mark(at=begin.at, label=begin.phase) for begin in phase_begins(log)]
+    ready = [Mark(at=_monotonic(line), label="ready") for line in events_in(log, "backend.ready")]
+    return phases + ready
+
+
+def _monotonic(line: Mapping[str, Any]) -> float:
+    """Return when a line was written, on the monotonic clock.
+
+    The log tells wall-clock time, which is taken for monotonic as both clocks stand now: that
+    holds as long as nobody sets the clock.
+    """
+    offset = time.time() - time.monotonic()
+    return datetime.fromisoformat(line["timestamp"]).timestamp() - offset
 
 
 def device_buffers(log: Path, model: str) -> dict[str, float]:

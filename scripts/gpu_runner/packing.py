@@ -1,11 +1,13 @@
 """What a machine without a network needs, in one folder of few megabytes.
 
-.venv/bin/python -m gpu_runner.packing DIR
+    scripts/gpu_check --pack DIR
 
-DIR/wheels/            the product's dependencies for Python 3.12, without what the check can do
-                       without (the embedded engine) and what is large and usually there (numpy)
-DIR/llama.cpp.tar.xz   the part of the pinned source archive that a server is built from
-DIR/models/            the small embedding model, where it was made and there is room for it
+    DIR/wheels/            the product's dependencies for Python 3.12
+    DIR/llama.cpp.tar.xz   the part of the pinned source archive that a server is built from
+    DIR/models/            the small embedding model, where it was made and there is room for it
+
+Left out are what the check can do without (the embedded engine), and what is large and stands on
+machines for GPU work anyway (numpy, uvloop).
 """
 
 import argparse
@@ -24,11 +26,11 @@ from supervisor.errors import EngineError
 
 ROOT = SCRIPTS.parent
 SOURCE_ARCHIVE = "llama.cpp.tar.xz"
-LEFT_OUT_WHEELS = frozenset({"xllamacpp", "numpy", "colorama"})
+LEFT_OUT_WHEELS = frozenset({"xllamacpp", "numpy", "uvloop", "colorama"})
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
 LEFT_OUT_SOURCES = re.compile(
-    r"(docs|models|media|benches|tests|examples|pocs|conversion|gguf-py|tools/ui|ci|"
+    r"(docs|models|media|benches|tests|examples|pocs|conversion|gguf-py|ci|tools/ui/(src|static|tests)|"
     r"ggml/src/ggml-(openvino|webgpu|et|metal|hexagon|sycl|vulkan|opencl|cann|musa|hip|zdnn|"
     r"virtgpu|zendnn))/"
 )

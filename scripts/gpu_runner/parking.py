@@ -26,7 +26,7 @@ from gpu_runner.configuration import (
     variants,
 )
 from gpu_runner.cuda_process import call_driver
-from gpu_runner.log_reading import marks, phase_begins
+from gpu_runner.log_reading import marks
 from supervisor.core.memory import (
     GateState,
     MemoryPolicy,
@@ -61,6 +61,12 @@ class Stopwatch:
         yield
         self.seconds[name] = time.monotonic() - began_at
 
+    def drive(self, action: str, pid: int, library: str) -> None:
+        """Let the driver do a step; its time is the call's own, without a process for it."""
+        with self.step(action):
+            told = call_driver(action, pid, library)
+        self.seconds[action] = told["seconds"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Part:
@@ -75,10 +81,11 @@ def measure(check: Check) -> PartResult:
     """Park a server in the middle of a conversation, embed, bring it back, and go on."""
     _require_driver(check)
     setting = setting_for(check, variants("plain", {}))
+    part = _Part(check=check, setting=setting, idle=check.watch.sample())
     with Controller(setting) as controller:
         embedding = controller.load(EMBEDDING)
         generation = controller.load(GENERATION)
-    part = _Part(check=check, setting=setting, idle=check.watch.sample())
+        controller.call("POST", "/unload")  # which ends when the memory is back
     watch = Stopwatch()
     with watch.step("start generation"):
         server = _start(generation, setting, "generation")
@@ -94,7 +101,7 @@ def measure(check: Check) -> PartResult:
     return PartResult(
         figures=figures,
         sentences=_sentences(figures),
-        marks=[*marks(phase_begins(log_of(setting))), *watch.marks],
+        marks=[*marks(log_of(setting)), *watch.marks],
     )
 
 
@@ -125,8 +132,7 @@ def _park_and_return(
     host_before = _host_use(server)
     with _unparked_at_the_end(check, server, watch):
         for step in ("lock", "checkpoint"):
-            with watch.step(step):
-                call_driver(step, server.pid, check.libcuda)
+            watch.drive(step, server.pid, check.libcuda)
         host_parked = _host_use(server)
         gate = _confirm_release(part, watch)
         with watch.step("start embedding"):
@@ -162,8 +168,7 @@ def _unparked_at_the_end(check: Check, server: Server, watch: Stopwatch) -> Iter
     try:
         yield
         for step in ("restore", "unlock"):
-            with watch.step(step):
-                call_driver(step, server.pid, check.libcuda)
+            watch.drive(step, server.pid, check.libcuda)
     except BaseException:
         with suppress(CheckError, NotHereError):
             state = call_driver("state", server.pid, check.libcuda)["state"]
@@ -224,14 +229,10 @@ def _confirm_release(part: _Part, watch: Stopwatch) -> dict[str, Any]:
 def _wait_for_room(check: Check, watch: Stopwatch, idle: MemorySample) -> bool:
     """Wait until the embedding server's memory is back, but no longer than the gate would."""
     policy = MemoryPolicy()
+    # A parked process may keep something on the device: room is what matters.
+    used_bytes = idle.used_bytes + 2 * policy.margin_bytes
     with watch.step("embedding gone"):
-        ends_at = time.monotonic() + policy.release_timeout_s
-        while time.monotonic() < ends_at:
-            # A parked process may keep something on the device: room is what matters.
-            if check.watch.sample().used_bytes - idle.used_bytes <= 2 * policy.margin_bytes:
-                return True
-            time.sleep(0.005)
-    return False
+        return check.watch.wait_until_used(used_bytes, policy.release_timeout_s)
 
 
 def _sentences(figures: dict[str, Any]) -> list[str]:

@@ -139,6 +139,15 @@ class Watch:
         """Read everything now, the processes too. Raises TelemetryError."""
         return self._ask(self._open_telemetry.read(self.info.device))
 
+    def wait_until_used(self, used_bytes: int, timeout_s: float) -> bool:
+        """Wait until no more than that is in use; tell whether it came so far in time."""
+        ends_at = time.monotonic() + timeout_s
+        while self.sample().used_bytes > used_bytes:
+            if time.monotonic() > ends_at:
+                return False
+            time.sleep(PERIOD_S / 2)
+        return True
+
     def time_samples(self, seconds: float) -> list[float]:
         """Sample back to back for so long; return how long each took, in seconds."""
         return self._ask(self._time_samples(seconds))

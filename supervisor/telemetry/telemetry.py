@@ -73,9 +73,7 @@ class Telemetry:
             (self._host_info,) = self._host.devices()
         except TelemetryError as exc:
             self._host_problem = str(exc)
-        gpus = [info for info in self.devices() if info.device != HOST]
-        working = [info for info in gpus if info.fault is None]
-        self._gpu = next((info.device for info in (*working, *gpus)), None)
+        self._number_devices()
         self._is_open = True
         return self
 
@@ -107,7 +105,7 @@ class Telemetry:
     def devices(self) -> tuple[DeviceInfo, ...]:
         """Give what was found, the host last; GPUs are numbered across vendors, and keep it.
 
-        A device whose driver comes to life later is added; it is not what `device_for` names.
+        A device whose driver comes to life later is added.
         """
         self._number_devices()
         gpus = [
@@ -117,7 +115,14 @@ class Telemetry:
         return (*gpus, *([self._host_info] if self._host_info is not None else []))
 
     def device_for(self, kind: Literal["gpu", "cpu"]) -> str:
-        """Name the device that a backend of this kind uses: without a GPU, the host's memory."""
+        """Name the device that a backend of this kind uses: without a GPU, the host's memory.
+
+        The first GPU that works when it is asked for, and from then on the same one.
+        """
+        if kind == "gpu" and self._gpu is None:
+            gpus = [info for info in self.devices() if info.device != HOST]
+            working = [info for info in gpus if info.fault is None]
+            self._gpu = next((info.device for info in (*working, *gpus)), None)
         return self._gpu or HOST if kind == "gpu" else HOST
 
     def health(self, device: str) -> DeviceHealth:

@@ -71,6 +71,9 @@ class Backoff:
 class VendorSampler:
     """Samples one vendor's devices, and recovers by itself from whatever its driver does.
 
+    A device that hangs takes its vendor's others along, which share its driver: one process asks
+    for all of them, one after another, and only its end ends the call. They come back with it.
+
     Devices keep their position in `devices` for good: a new sampler process lists them afresh,
     and they are found again by UUID.
     """

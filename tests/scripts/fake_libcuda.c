@@ -55,23 +55,6 @@ static struct process *place_of(int pid) {
     return NULL;
 }
 
-static struct parked *parked(void) { return map_state("FAKE_CUDA_STATE", sizeof(struct parked)); }
-
-/* Go from one state to the next, moving the memory where that is part of it. */
-static int move(int pid, uint32_t from, uint32_t to) {
-    struct parked *it = parked();
-    struct process *place = place_of(pid);
-    if (it->state != from || place == NULL) return ILLEGAL_STATE;
-    if (to == CHECKPOINTED) {
-        it->bytes = place->used_bytes;
-        place->used_bytes = 0;
-    } else if (from == CHECKPOINTED) {
-        place->used_bytes = it->bytes;
-    }
-    it->state = to;
-    return SUCCESS;
-}
-
 int cuInit(unsigned int flags) {
     (void)flags;
     ENTER(0);
@@ -115,7 +98,24 @@ int cuMemAlloc_v2(unsigned long long *pointer, size_t size) {
     return SUCCESS;
 }
 
-#ifndef WITHOUT_CHECKPOINTS
+#ifndef WITHOUT_CHECKPOINTS /* a driver from before 570 */
+static struct parked *parked(void) { return map_state("FAKE_CUDA_STATE", sizeof(struct parked)); }
+
+/* Go from one state to the next, moving the memory where that is part of it. */
+static int move(int pid, uint32_t from, uint32_t to) {
+    struct parked *it = parked();
+    struct process *place = place_of(pid);
+    if (it->state != from || place == NULL) return ILLEGAL_STATE;
+    if (to == CHECKPOINTED) {
+        it->bytes = place->used_bytes;
+        place->used_bytes = 0;
+    } else if (from == CHECKPOINTED) {
+        place->used_bytes = it->bytes;
+    }
+    it->state = to;
+    return SUCCESS;
+}
+
 int cuCheckpointProcessLock(int pid, struct lock_arguments *arguments) {
     ENTER(pid);
     for (int i = 0; i < 15; i++)

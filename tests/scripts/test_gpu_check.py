@@ -3,7 +3,6 @@
 import ctypes
 import json
 import os
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +13,13 @@ from typing import Any
 
 import pytest
 
+from supervisor.core.memory import (
+    GateState,
+    MemoryPolicy,
+    MemorySample,
+    ReleaseQuestion,
+    judge_release,
+)
 from tests.telemetry.simulated_driver import C_FLAGS
 from tests.telemetry.simulated_gpu import DeviceState, MachineState, SimulatedGpu, build_library
 
@@ -22,6 +28,7 @@ SCRIPTS = ROOT / "scripts"
 FAKE_LIBCUDA = Path(__file__).with_name("fake_libcuda.c")
 
 RELEASE_S = 0.2
+LOAD_PERCENT = 70
 HELD_BYTES = 700 * 1024 * 1024
 
 LLAMA_SERVER_WITH_VRAM = """#!{python}
@@ -46,6 +53,7 @@ class Machine:
     """A machine with a simulated driver, and what runs the check on it."""
 
     folder: Path
+    libcuda: Path
     environment: dict[str, str]
     models: dict[str, Path]
 
@@ -59,7 +67,7 @@ class Machine:
         return subprocess.run(
             [
                 *(sys.executable, "-m", "gpu_runner", "--no-picture"),
-                *("--out", self.folder / "hardware", *named, *arguments),
+                *("--out", self.folder / "hardware", *named, "--libcuda", self.libcuda, *arguments),
             ],
             capture_output=True,
             text=True,
@@ -94,8 +102,8 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of the large embedding model's architecture, and as small as can be."""
     path = tmp_path_factory.mktemp("models") / "bert.gguf"
     write = (
-        "from pathlib import Path; import sys; from gpu_runner.models import LlamaShape, write_bert;"
-        "write_bert(Path(sys.argv[1]), LlamaShape(context_tokens=512, layers=1, width=64,"
+        "import sys; from pathlib import Path; from gpu_runner.models import LlamaShape, write_bert"
+        "; write_bert(Path(sys.argv[1]), LlamaShape(context_tokens=512, layers=1, width=64,"
         " feed_forward=64, heads=1, head_size=64))"
     )
     subprocess.run([sys.executable, "-c", write, path], check=True, env=with_scripts())
@@ -112,6 +120,7 @@ def make_machine(
 ) -> Callable[[Path], Machine]:
     def make(folder: Path) -> Machine:
         gpu = SimulatedGpu(folder, library=libraries / "libnvidia-ml.so.1")
+        gpu.devices[0].utilisation_percent = LOAD_PERCENT
         server = folder / "llama-server"
         server.write_text(
             LLAMA_SERVER_WITH_VRAM.format(
@@ -139,7 +148,12 @@ def make_machine(
             "embedding": embedding,
             "large-embedding": bert,
         }
-        return Machine(folder=folder, environment=environment, models=models)
+        return Machine(
+            folder=folder,
+            libcuda=libraries / "libcuda.so.1",
+            environment=environment,
+            models=models,
+        )
 
     return make
 
@@ -155,13 +169,286 @@ def finished(
 ) -> tuple[Machine, dict[str, Any]]:
     """A whole run, as short as it can be, parking with it."""
     machine = make_machine(tmp_path_factory.mktemp("machine"))
-    run = machine.check("--parking", "--switches", "5", "--embedding-seconds", "1.5")
+    run = machine.check("--parking", "--switches", "5", "--embedding-seconds", "1")
     assert run.returncode == 0, run.stderr
     return machine, machine.report()
 
 
-def test_whole_run_measures_every_part(finished: tuple[Machine, dict[str, Any]]) -> None:
-    parts = finished[1]["parts"]
-    assert {name: part["outcome"] for name, part in parts.items()} == dict.fromkeys(
+@pytest.fixture
+def gpu_runner(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """Imports a module of the check by its name."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    return lambda name: import_module(f"gpu_runner.{name}")
+
+
+def figures_of(finished: tuple[Machine, dict[str, Any]], part: str) -> dict[str, Any]:
+    figures: dict[str, Any] = finished[1]["parts"][part]["figures"]
+    return figures
+
+
+def test_whole_run_measures_every_part_and_says_so_for_people(
+    finished: tuple[Machine, dict[str, Any]],
+) -> None:
+    machine, report = finished
+    assert {name: part["outcome"] for name, part in report["parts"].items()} == dict.fromkeys(
         ("switches", "fit", "foreign", "embedding", "parking"), "measured"
     )
+    (summary,) = machine.folder.glob("hardware/nvidia-h200-580.65.06/README.md")
+    text = summary.read_text(encoding="utf-8")
+    for part in report["parts"].values():
+        assert all(sentence in text for sentence in part["sentences"])
+    assert str(machine.folder) not in text + json.dumps(report)
+
+
+def test_release_is_told_from_the_reap_for_each_switch_that_leaves_no_room(
+    finished: tuple[Machine, dict[str, Any]],
+) -> None:
+    figures = figures_of(finished, "switches")
+    tight = figures["switches"][-5:]
+    assert figures["done"] == 7
+    for switch in tight:
+        assert switch["is_held_after_reap"]
+        assert RELEASE_S * 0.5 < switch["released_s"] <= switch["phases_s"]["confirming"]
+        assert {"stopping", "confirming", "starting", "total"} <= switch["phases_s"].keys()
+        assert switch["samples_at_most"] >= 3
+    assert figures["reap_to_released_s"]["count"] >= 5
+    assert figures["rules"] == {"free ≥ need + margin": 7}
+    assert figures["baseline_bytes"] == {"before": 0, "after": 0}
+    assert figures["sampling"]["samples_per_s"] > 20
+    assert figures["sampling"]["helper_resident_bytes"] > 0
+
+
+def test_need_is_compared_part_by_part_with_what_the_server_told(
+    finished: tuple[Machine, dict[str, Any]],
+) -> None:
+    needs = figures_of(finished, "switches")["needs"]
+    assert needs.keys() == {"check-generation", "check-large", "check-embedding"}
+    parts = needs["check-generation"]["parts"]
+    for part in ("weights", "kv"):
+        assert parts[part]["used_bytes"] == pytest.approx(parts[part]["estimated_bytes"], rel=0.05)
+        assert parts[part]["used_bytes"] > 0
+    assert parts["total"]["used_bytes"] == HELD_BYTES
+    buffers = sum(parts[part]["used_bytes"] for part in ("weights", "kv", "compute"))
+    assert parts["context"]["used_bytes"] == HELD_BYTES - buffers
+
+
+def test_what_cannot_fit_is_refused_with_the_arithmetic_while_another_serves(
+    finished: tuple[Machine, dict[str, Any]],
+) -> None:
+    figures = figures_of(finished, "fit")
+    assert (figures["status"], figures["code"]) == (422, "target_does_not_fit")
+    assert figures["details"]["need_bytes"] > figures["details"]["available_bytes"]
+    assert "weights" in figures["message"]
+    assert figures["live_model_went_on"]
+
+
+def test_tenant_is_seen_named_and_waited_for(finished: tuple[Machine, dict[str, Any]]) -> None:
+    figures = figures_of(finished, "foreign")
+    assert figures["grown_bytes"] == figures["held_bytes"] == figures["listed_bytes"]
+    assert figures["switch_status"] == 422
+    assert figures["is_named_in_refusal"]
+    assert figures["switch_status_after_it_left"] == 200
+
+
+def test_embedding_tells_the_load_of_both_batches_and_the_ratio_of_their_times(
+    finished: tuple[Machine, dict[str, Any]],
+) -> None:
+    for model in figures_of(finished, "embedding").values():
+        small, large = model["embedding-512-128"], model["embedding-2048-2048"]
+        assert small["utilisation_percent"] == large["utilisation_percent"] == LOAD_PERCENT
+        ratio = large["texts_per_s"] / small["texts_per_s"]
+        assert model["ratio_of_times"] == pytest.approx(ratio)
+
+
+def test_parking_moves_the_memory_away_and_back_and_the_conversation_goes_on(
+    finished: tuple[Machine, dict[str, Any]],
+) -> None:
+    figures = figures_of(finished, "parking")
+    steps = [call.split()[0] for call in finished[0].calls if "Checkpoint" in call]
+    assert steps == [
+        f"cuCheckpointProcess{step}" for step in ("Lock", "Checkpoint", "Restore", "Unlock")
+    ]
+    assert figures["device_bytes"] == HELD_BYTES
+    assert figures["gate"]["state"] == "confirmed"
+    assert figures["gate"]["left_on_device_bytes"] == 0
+    assert figures["after"]["cache_n"] > 0
+    assert figures["came_without_prefill"]
+
+
+def test_timeline_shows_the_memory_and_when_each_phase_began(
+    finished: tuple[Machine, dict[str, Any]],
+) -> None:
+    part = finished[1]["parts"]["switches"]
+    held = {used_mib for _, used_mib, _ in part["timeline"]}
+    assert {0, HELD_BYTES // 1024**2} <= held
+    labels = [mark["label"] for mark in part["marks"]]
+    assert {"stopping", "confirming", "starting", "ready"} <= set(labels)
+    times = [mark["at_s"] for mark in part["marks"]]
+    assert times == sorted(times)
+    assert 0 < times[-1] <= part["took_s"] + 0.1
+
+
+def test_without_libcuda_the_parts_that_need_it_are_skipped_and_say_so(machine: Machine) -> None:
+    run = machine.check("--only", "foreign,parking", "--libcuda", "/nowhere/libcuda.so.1")
+    assert run.returncode == 0, run.stderr
+    for part in machine.report()["parts"].values():
+        assert part["outcome"] == "skipped"
+        assert part["reason"].startswith("no libcuda: ")
+        assert part["reason"].endswith("skipped")
+
+
+def test_driver_without_checkpoints_skips_parking_and_names_the_driver_that_has_them(
+    machine: Machine, tmp_path: Path
+) -> None:
+    old = build_libcuda(tmp_path, "-DWITHOUT_CHECKPOINTS")
+    run = machine.check("--only", "parking", "--libcuda", old)
+    assert run.returncode == 0, run.stderr
+    part = machine.report()["parts"]["parking"]
+    assert part["outcome"] == "skipped"
+    assert "driver 570 or newer" in part["reason"]
+
+
+def test_part_that_fails_gives_its_reason_and_leaves_the_process_unlocked_and_others_measured(
+    machine: Machine,
+) -> None:
+    failing = "cuCheckpointProcessCheckpoint"
+    run = machine.check("--only", "parking,fit", FAKE_CUDA_FAIL=f"{failing} 801")
+    assert run.returncode == 1
+    parts = machine.report()["parts"]
+    assert parts["parking"]["outcome"] == "failed"
+    assert parts["parking"]["reason"] == f"{failing} failed: CUDA_ERROR_SIMULATED (801)"
+    assert machine.calls[-1].startswith("cuCheckpointProcessUnlock")
+    assert parts["fit"]["outcome"] == "measured"
+
+
+def test_part_for_which_no_time_is_left_is_skipped_and_earlier_results_stay(
+    machine: Machine,
+) -> None:
+    assert machine.check("--only", "fit").returncode == 0
+    run = machine.check("--only", "switches", "--minutes", "0.2")
+    assert run.returncode == 0, run.stderr
+    parts = machine.report()["parts"]
+    assert parts["switches"] == {"outcome": "skipped", "reason": "no time was left"}
+    assert parts["fit"]["outcome"] == "measured"
+
+
+def test_machine_without_a_gpu_is_told_so(machine: Machine) -> None:
+    run = machine.check("--only", "fit", LD_LIBRARY_PATH="")
+    assert run.returncode == 1
+    assert "no GPU can be read here" in run.stderr
+    assert not (machine.folder / "hardware").exists()
+
+
+def test_without_a_server_and_a_cuda_compiler_both_remedies_are_named(
+    machine: Machine, tmp_path: Path
+) -> None:
+    run = machine.check(LLAMA_SERVER_BIN="", PATH="", XDG_CACHE_HOME=str(tmp_path))
+    assert run.returncode == 1
+    assert "nvcc was not found" in run.stderr
+    assert "LLAMA_SERVER_BIN=" in run.stderr
+
+
+def test_part_that_hangs_ends_with_its_time(gpu_runner: Callable[[str], Any]) -> None:
+    check = gpu_runner("check")
+    with (
+        pytest.raises(check.OutOfTimeError, match="sleeping did not end within"),
+        check.time_limit(0.05, "sleeping"),
+    ):
+        subprocess.run(["sleep", "60"], check=True)
+
+
+def test_release_is_the_first_sample_after_the_reap_that_shows_it(
+    gpu_runner: Callable[[str], Any],
+) -> None:
+    find_release, point = gpu_runner("switches").find_release, gpu_runner("watch").Point
+    points = [
+        point(at=at, used_bytes=used, free_bytes=0) for at, used in ((1.01, 9), (1.3, 5), (1.5, 0))
+    ]
+    assert find_release(points, 1.0, 2) == (pytest.approx(0.5), True)
+    assert find_release(points[2:], 1.0, 2) == (pytest.approx(0.5), False)
+    assert find_release(points[:2], 1.0, 2) == (None, True)
+
+
+def test_rules_of_the_gate_are_told_by_its_own_sentences(gpu_runner: Callable[[str], Any]) -> None:
+    def reason(used_bytes: int, need_bytes: int | None, baseline_bytes: int | None) -> str:
+        question = ReleaseQuestion(
+            device="gpu0",
+            need_bytes=need_bytes,
+            baseline_used_bytes=baseline_bytes,
+            policy=MemoryPolicy(stable_samples=1),
+            asked_at=0.0,
+        )
+        total = 10 * 1024**3
+        sample = MemorySample(
+            device="gpu0",
+            taken_at=0.0,
+            total_bytes=total,
+            used_bytes=used_bytes,
+            free_bytes=total - used_bytes,
+            source="test",
+            children_bytes=0,
+        )
+        decision = judge_release(question, [sample])
+        assert decision.state is GateState.CONFIRMED
+        return decision.reason
+
+    rule_of = gpu_runner("switches").rule_of
+    assert rule_of(reason(0, 1, 0)) == "free ≥ need + margin"
+    assert rule_of(reason(0, 2**40, 0)) == "use is back at the baseline"
+    assert rule_of(reason(0, None, None)) == "our children hold nothing"
+
+
+def test_samples_are_counted_by_the_schedule_of_the_gate(gpu_runner: Callable[[str], Any]) -> None:
+    samples_within = gpu_runner("switches").samples_within
+    assert [samples_within(seconds) for seconds in (0.0, 0.011, 0.041, 0.2)] == [1, 3, 5, 7]
+
+
+def test_distribution_takes_ranks_that_were_really_seen(gpu_runner: Callable[[str], Any]) -> None:
+    distribution = gpu_runner("check").distribution
+    told = distribution([float(number) for number in range(1, 101)])
+    assert told == {"count": 100, "p50": 50, "p90": 90, "p99": 99, "max": 100}
+    assert distribution([]) is None
+
+
+def test_generation_model_has_the_size_that_is_asked_for(gpu_runner: Callable[[str], Any]) -> None:
+    shape = gpu_runner("models").generation_shape(8.0)
+    weights = shape.layers * (4 * shape.width**2 + 3 * shape.width * shape.feed_forward)
+    assert 2 * weights == pytest.approx(8e9, rel=0.05)
+
+
+def test_gpu_build_is_another_than_the_cpus_and_takes_further_flags(
+    gpu_runner: Callable[[str], Any],
+) -> None:
+    building = gpu_runner("building")
+    plain = building.cuda_flags({"CUDACXX": "/cuda/nvcc"})
+    more = building.cuda_flags({"CUDACXX": "/cuda/nvcc", "CMAKE_ARGS": "-DA=1 '-DB=2 3'"})
+    assert {"-DGGML_CUDA=ON", "-DCMAKE_CUDA_COMPILER=/cuda/nvcc"} <= set(plain)
+    assert more == (*plain, "-DA=1", "-DB=2 3")
+    folders = {building.cuda_build_dir(flags) for flags in (plain, more, building.CMAKE_FLAGS)}
+    assert len(folders) == 3
+
+
+def test_what_is_carried_leaves_out_what_the_check_can_do_without(
+    gpu_runner: Callable[[str], Any],
+) -> None:
+    packing = gpu_runner("packing")
+    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    left = packing.without(lock, packing.LEFT_OUT_WHEELS)
+    assert "aiohttp==" in left
+    assert not {"xllamacpp", "numpy"} & {line.partition("==")[0] for line in left.splitlines()}
+    needed = ("CMakeLists.txt", "ggml/src/ggml-cuda/x.cu", "src/models/llama.cpp", "tools/server/a")
+    assert not any(packing.LEFT_OUT_SOURCES.match(path) for path in needed)
+    assert packing.LEFT_OUT_SOURCES.match("models/ggml-vocab.gguf")
+
+
+def test_picture_is_drawn_from_a_report_alone(
+    finished: tuple[Machine, dict[str, Any]],
+    gpu_runner: Callable[[str], Any],
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("matplotlib", reason="it is installed when a picture is first drawn")
+    folder = gpu_runner("report").Folder(path=tmp_path / "report")
+    folder.write(finished[1])
+    gpu_runner("drawing").draw(folder)
+    assert (folder.path / "timeline.png").read_bytes().startswith(b"\x89PNG")
+    assert "timeline.png" in (folder.path / "README.md").read_text(encoding="utf-8")

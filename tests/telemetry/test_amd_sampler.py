@@ -69,7 +69,8 @@ async def test_hung_card_takes_its_vendor_along_until_it_answers_again(
 async def test_library_that_writes_into_the_answers_costs_its_sampler(
     open_amd: OpenTelemetry,
 ) -> None:
-    telemetry = await open_amd(SamplerPolicy(first_pause_s=60.0), SIMULATED_AMD_NOISE="1")
+    async with asyncio.timeout(20):  # whoever asked is told, and does not wait for good
+        telemetry = await open_amd(SamplerPolicy(first_pause_s=60.0), SIMULATED_AMD_NOISE="1")
 
     (problem,) = telemetry.problems
     assert problem.startswith("the AMD sampler gave an answer that cannot be read; ")
