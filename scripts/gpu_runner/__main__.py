@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -85,12 +86,12 @@ def main(arguments: list[str] | None = None) -> int:
         if asked.draw is not None:
             draw_folder(asked.draw)
             return 0
-        with time_limit(min(BUILD_LIMIT_S, ends_at - time.monotonic()), "the build"):
+        with _limited(BUILD_LIMIT_S, ends_at, "the build"):
             server = find_server(os.environ, asked.source)
         say(f"llama-server: {server.origin}, {server.identity.version}")
         if asked.build_only:
             return 0
-        with time_limit(min(MODELS_LIMIT_S, ends_at - time.monotonic()), "making the models"):
+        with _limited(MODELS_LIMIT_S, ends_at, "making the models"):
             models = _models(asked)
         with Watch() as watch:
             run = _Run(asked=asked, watch=watch, server=server, models=models, ends_at=ends_at)
@@ -99,12 +100,22 @@ def main(arguments: list[str] | None = None) -> int:
         say(f"gpu_check: {error}")
         return 1
     if not asked.no_picture:
-        try:
-            draw(run.folder)
-        except CheckError as error:
-            say(f"gpu_check: {error}")
+        _draw(run.folder)
     say(f"written to {run.folder.path}; {time.monotonic() - began_at:.0f} s in all")
     return 1 if failed else 0
+
+
+def _limited(limit_s: float, ends_at: float, what: str) -> AbstractContextManager[None]:
+    """Bound a step by its own limit and by the time for everything."""
+    return time_limit(max(0.1, min(limit_s, ends_at - time.monotonic())), what)
+
+
+def _draw(folder: Folder) -> None:
+    """Draw the timeline; a report without a picture is one, too."""
+    try:
+        draw(folder)
+    except CheckError as error:
+        say(f"gpu_check: {error}")
 
 
 def _measure_parts(run: _Run) -> bool:

@@ -78,7 +78,8 @@ def cuda_flags(environ: Mapping[str, str]) -> tuple[str, ...]:
 
     Raises CheckError where there is no CUDA compiler.
     """
-    nvcc = environ.get("CUDACXX") or shutil.which("nvcc", path=environ.get("PATH"))
+    on_path = shutil.which("nvcc", path=environ.get("PATH"))
+    nvcc = environ.get("CUDACXX") or on_path
     if nvcc is None and USUAL_NVCC.exists():
         nvcc = str(USUAL_NVCC)
     if nvcc is None:
@@ -86,8 +87,10 @@ def cuda_flags(environ: Mapping[str, str]) -> tuple[str, ...]:
             "no llama-server for the GPU is here, and none can be built: nvcc was not found. "
             "Install the CUDA toolkit, or name a llama-server: LLAMA_SERVER_BIN=/path/to/it"
         )
+    # Where nvcc is on PATH, cmake asks it where the toolkit stands; it may be a wrapper.
+    root = () if on_path else (f"-DCUDAToolkit_ROOT={Path(nvcc).parents[1]}",)
     own = shlex.split(environ.get("CMAKE_ARGS", ""))
-    return (*CMAKE_FLAGS, *CUDA_FLAGS, f"-DCMAKE_CUDA_COMPILER={nvcc}", *own)
+    return (*CMAKE_FLAGS, *CUDA_FLAGS, f"-DCMAKE_CUDA_COMPILER={nvcc}", *root, *own)
 
 
 def cuda_build_dir(flags: tuple[str, ...]) -> Path:

@@ -19,7 +19,7 @@ from gpu_runner.check import SCRIPTS, CheckError, NotHereError
 from gpu_runner.libcuda import CudaError, Libcuda, NoLibcudaError
 
 LIBRARY_VARIABLE = "GPU_CHECK_LIBCUDA"
-CALL_TIMEOUT_S = 120.0
+CALL_TIMEOUT_S = 60.0
 LOCK_TIMEOUT_MS = 10_000
 
 

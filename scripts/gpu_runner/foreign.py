@@ -1,6 +1,8 @@
 """Another program holds the device's memory: it is seen, named, and a start refused for it."""
 
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from bench_runner.servers import Controller
 
@@ -16,7 +18,8 @@ from gpu_runner.configuration import (
 )
 from gpu_runner.cuda_process import tenant
 from gpu_runner.log_reading import marks
-from supervisor.core.memory import MIB, format_bytes
+from supervisor.core.memory import MIB, MemorySample, format_bytes
+from supervisor.telemetry.port import DeviceReading
 
 NAME = "foreign"
 LIMIT_S = 90.0
@@ -49,14 +52,8 @@ def measure(check: Check) -> PartResult:
         released_s = time.monotonic() - left_at
         later_status, _ = ask(controller.endpoint, "POST", "/switch-backend", order)
     message = answer.get("error", {}).get("message", "")
-    listed = {process.pid: process for process in reading.processes or ()}
     figures = {
-        "pid": pid,
-        "held_bytes": size_bytes,
-        "grown_bytes": reading.sample.used_bytes - idle.used_bytes,
-        "is_listed_by_driver": pid in listed,
-        "listed_bytes": listed[pid].used_bytes if pid in listed else None,
-        "listed_pids": sorted(listed),
+        **_tell(pid, size_bytes, reading, idle),
         "gpu_route": devices,
         "switch_status": status,
         "switch_message": message,
@@ -64,22 +61,40 @@ def measure(check: Check) -> PartResult:
         "released_s": released_s,
         "switch_status_after_it_left": later_status,
     }
-    grown = format_bytes(figures["grown_bytes"])
-    named = "names it" if figures["is_named_in_refusal"] else "does not name it"
-    seen = "lists it" if figures["is_listed_by_driver"] else "lists it under no id of ours"
     return PartResult(
         figures=figures,
-        sentences=[
-            (
-                f"A tenant took {format_bytes(size_bytes)}; the device's use grew by {grown}, and "
-                f"the driver {seen}."
-            ),
-            f"The start was answered {status}, and the answer {named}: {message}",
-            f"Its memory was back after {released_s:.3f} s; the start was answered {later_status}.",
-        ],
+        sentences=_sentences(figures),
         marks=[
             *marks(log_of(setting)),
             Mark(at=came_at, label="tenant holds"),
             Mark(at=left_at, label="tenant gone"),
         ],
     )
+
+
+def _tell(pid: int, size_bytes: int, reading: DeviceReading, idle: MemorySample) -> dict[str, Any]:
+    """Return what the driver tells of the tenant; in a container it may list other ids."""
+    listed = {process.pid: process for process in reading.processes or ()}
+    return {
+        "pid": pid,
+        "held_bytes": size_bytes,
+        "grown_bytes": reading.sample.used_bytes - idle.used_bytes,
+        "is_listed_by_driver": pid in listed,
+        "listed_bytes": listed[pid].used_bytes if pid in listed else None,
+        "listed_pids": sorted(listed),
+    }
+
+
+def _sentences(figures: Mapping[str, Any]) -> list[str]:
+    held, grown = (format_bytes(figures[key]) for key in ("held_bytes", "grown_bytes"))
+    named = "names it" if figures["is_named_in_refusal"] else "does not name it"
+    seen = "lists it" if figures["is_listed_by_driver"] else "lists it under no id of ours"
+    later = figures["switch_status_after_it_left"]
+    return [
+        f"A tenant took {held}; the device's use grew by {grown}, and the driver {seen}.",
+        (
+            f"The start was answered {figures['switch_status']}, and the answer {named}: "
+            f"{figures['switch_message']}"
+        ),
+        f"Its memory was back after {figures['released_s']:.3f} s; the start was answered {later}.",
+    ]

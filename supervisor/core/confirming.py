@@ -16,6 +16,7 @@ from supervisor.core.memory import (
     judge_release,
     pause_before_sample,
 )
+from supervisor.core.values import Phase
 
 KEPT_SAMPLES = 64
 
@@ -40,6 +41,7 @@ def question_device(draft: Draft, device: str, *, may_make_room: bool = False) -
             baseline_foreign_bytes=dict(switch.foreign_baselines).get(device),
             policy=policy,
             is_freed_at_exit=draft.snapshot.devices[device].is_host_memory,
+            is_return=switch.is_recovery or switch.phase is Phase.ROLLING_BACK,
             asked_at=draft.at,
         ),
     )

@@ -122,7 +122,8 @@ class ReleaseQuestion:
     (None when nothing was stopped).
     `baseline_foreign_bytes` is what others held at that time, None where that was not told.
     `is_freed_at_exit`: the kernel gives this memory back with the process, as it does the host's; a
-    GPU's driver does so later, and children that are gone prove nothing there.
+    GPU's driver does so later, and children that are gone prove nothing there. `is_return`: the
+    next backend ran here before, from the same baseline.
     The operator's budget is accounted for before anything stops, so it is no part of this.
     """
 
@@ -133,6 +134,7 @@ class ReleaseQuestion:
     asked_at: float
     baseline_foreign_bytes: int | None = None
     is_freed_at_exit: bool = False
+    is_return: bool = False
 
 
 def pause_before_sample(index: int) -> float:
@@ -185,8 +187,12 @@ def _is_enough_free(question: ReleaseQuestion, sample: MemorySample) -> tuple[bo
     if need is None and (question.baseline_used_bytes is None or ends_with_process):
         return True, f"{free}, our children hold nothing"
     expected = _expected_use(question, sample)
+    # What returns to where it ran has room there, whatever was estimated; another may have none.
+    room_bytes = sample.free_bytes + policy.tolerance_bytes
+    has_room = need is None or question.is_return or room_bytes >= need
     # Signed: foreign tenants leave, too, and use may fall below the baseline.
-    if expected is not None and sample.used_bytes - expected <= policy.tolerance_bytes:
+    is_back = expected is not None and sample.used_bytes - expected <= policy.tolerance_bytes
+    if expected is not None and is_back and has_room:
         return True, (
             f"{question.device}: use is back at the baseline "
             f"({format_bytes(sample.used_bytes)} used, {format_bytes(expected)} expected)"

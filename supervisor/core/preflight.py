@@ -39,16 +39,22 @@ def refuse_what_cannot_fit(
 
     It is held against the operator's budget, and against what telemetry says will be free. The
     margin is left to the release gate, which confirms also where memory is tight but back. Right
-    after a death nothing can be said: the driver may still give memory back.
+    after a death nothing can be said but what others hold: the driver may still give memory back.
     """
     device = snapshot.devices[target.device]
     if need.need_bytes > device.budget_bytes:
         carries = f"{device.name} may carry {format_bytes(device.budget_bytes)}"
         remedy = f"raise devices.{device.name}.budget_bytes"
         return _refusal(target, need, device.budget_bytes, carries, remedy)
-    if memory is None or memory.device != device.name or _died_just_now(snapshot, target, memory):
+    if memory is None or memory.device != device.name:
         return None
-    room_bytes, arithmetic = _room_after(snapshot, device, plan.leaving, memory)
+    if not _died_just_now(snapshot, target, memory):
+        room_bytes, arithmetic = _room_after(snapshot, device, plan.leaving, memory)
+    elif memory.foreign_bytes is not None:
+        room_bytes = memory.total_bytes - memory.foreign_bytes
+        arithmetic = f"{device.name} has {format_bytes(room_bytes)} beside what others hold"
+    else:
+        return None
     if need.need_bytes <= room_bytes:
         return None
     others = memory.held_by(HolderRole.FOREIGN, HolderRole.UNSEEN)[:3]

@@ -54,10 +54,12 @@ def model_paths(path: Path) -> tuple[Path, ...]:
 
 
 def is_unchanged(file: ModelFile) -> bool:
-    """Whether every shard is still the file that was looked at. Reads no header."""
+    """Whether every shard is still the file that was looked at, and readable. Reads no header."""
     try:
         paths = (file.path, *_further_shards(file.path, file.header))
-        return file.identity == tuple(_identify(path.stat()) for path in paths)
+        return all(os.access(path, os.R_OK) for path in paths) and file.identity == tuple(
+            _identify(path.stat()) for path in paths
+        )
     except (OSError, ModelFileError):
         return False
 

@@ -37,6 +37,7 @@ def question(
     baseline: int | None = None,
     policy: MemoryPolicy = POLICY,
     is_freed_at_exit: bool = False,
+    is_return: bool = False,
 ) -> ReleaseQuestion:
     return ReleaseQuestion(
         device="gpu0",
@@ -45,6 +46,7 @@ def question(
         policy=policy,
         asked_at=ASKED_AT,
         is_freed_at_exit=is_freed_at_exit,
+        is_return=is_return,
     )
 
 
@@ -81,17 +83,28 @@ def test_gate_opens_when_enough_is_free_for_the_next_backend_with_the_margin() -
     assert state(question(), in_a_row(used + 1, used + 1, used + 1)) is GateState.WAITING
 
 
-def test_gate_opens_when_use_is_back_at_the_baseline_although_less_is_free_than_needed() -> None:
-    asked = question(need=23 * GIB, baseline=4 * GIB)
+def test_what_ran_before_returns_at_the_baseline_although_less_is_free_than_it_needs() -> None:
+    """Its need is an estimate; that it ran from this baseline is a fact."""
+    asked = question(need=23 * GIB, baseline=4 * GIB, is_return=True)
     back = 4 * GIB + POLICY.tolerance_bytes
 
     assert state(asked, in_a_row(back, back, back)) is GateState.CONFIRMED
     assert state(asked, in_a_row(back + 1, back + 1, back + 1)) is GateState.WAITING
 
 
+def test_other_target_at_the_baseline_may_lack_the_margin_and_not_its_need() -> None:
+    free = TOTAL_BYTES - 4 * GIB
+    need = free + POLICY.tolerance_bytes
+    fits, exceeds = (question(need=n, baseline=4 * GIB) for n in (need, need + 1))
+    back = in_a_row(4 * GIB, 4 * GIB, 4 * GIB)
+
+    assert state(fits, back) is GateState.CONFIRMED
+    assert state(exceeds, back) is GateState.WAITING
+
+
 def test_use_below_the_baseline_counts_as_released() -> None:
     """A foreign tenant left, too: the difference is negative, and must not wrap or be absolute."""
-    asked = question(need=23 * GIB, baseline=9 * GIB)
+    asked = question(need=23 * GIB, baseline=9 * GIB, is_return=True)
 
     assert state(asked, in_a_row(3 * GIB, 3 * GIB, 3 * GIB)) is GateState.CONFIRMED
 
@@ -106,7 +119,7 @@ def test_foreign_tenant_that_came_keeps_the_gate_shut_until_enough_is_free() -> 
 
 
 def test_crashed_child_that_released_before_anybody_looked_is_confirmed_without_a_change() -> None:
-    asked = question(need=23 * GIB, baseline=2 * GIB)
+    asked = question(need=23 * GIB, baseline=2 * GIB, is_return=True)
 
     assert state(asked, in_a_row(2 * GIB, 2 * GIB, 2 * GIB)) is GateState.CONFIRMED
 
@@ -245,6 +258,7 @@ questions = st.builds(
     baseline=st.none() | sizes,
     policy=policies,
     is_freed_at_exit=st.booleans(),
+    is_return=st.booleans(),
 )
 
 
@@ -267,11 +281,16 @@ def shows_release(asked: ReleaseQuestion, one: MemorySample) -> bool:
         asked.baseline_used_bytes is None
         or one.used_bytes - asked.baseline_used_bytes - asked.policy.tolerance_bytes > 0
     )
+    no_room = (
+        asked.need_bytes is not None
+        and not asked.is_return
+        and asked.need_bytes - one.free_bytes - asked.policy.tolerance_bytes > 0
+    )
     ours_remain = asked.need_bytes is not None or (
         asked.baseline_used_bytes is not None
         and not (asked.is_freed_at_exit and one.children_bytes == 0)
     )
-    return not (short_of_need and above_baseline and ours_remain)
+    return not (short_of_need and (above_baseline or no_room) and ours_remain)
 
 
 @given(asked=questions, samples=sample_rows())

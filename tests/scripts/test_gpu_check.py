@@ -420,10 +420,12 @@ def test_gpu_build_is_another_than_the_cpus_and_takes_further_flags(
     gpu_runner: Callable[[str], Any],
 ) -> None:
     building = gpu_runner("building")
-    plain = building.cuda_flags({"CUDACXX": "/cuda/nvcc"})
-    more = building.cuda_flags({"CUDACXX": "/cuda/nvcc", "CMAKE_ARGS": "-DA=1 '-DB=2 3'"})
-    assert {"-DGGML_CUDA=ON", "-DCMAKE_CUDA_COMPILER=/cuda/nvcc"} <= set(plain)
+    plain = building.cuda_flags({"CUDACXX": "/cuda/bin/nvcc"})
+    more = building.cuda_flags({"CUDACXX": "/cuda/bin/nvcc", "CMAKE_ARGS": "-DA=1 '-DB=2 3'"})
+    assert {"-DGGML_CUDA=ON", "-DCMAKE_CUDA_COMPILER=/cuda/bin/nvcc"} <= set(plain)
     assert more == (*plain, "-DA=1", "-DB=2 3")
+    elsewhere = building.cuda_flags({"CUDACXX": "/cuda/bin/nvcc", "PATH": ""})
+    assert "-DCUDAToolkit_ROOT=/cuda" in elsewhere
     folders = {building.cuda_build_dir(flags) for flags in (plain, more, building.CMAKE_FLAGS)}
     assert len(folders) == 3
 

@@ -5,6 +5,9 @@ driver's own books are the judge: what was really free when something was starte
 """
 
 import asyncio
+import contextlib
+import os
+import signal
 import subprocess
 import threading
 import time
@@ -52,9 +55,12 @@ class Holder:
     """A process that does nothing but be there; with `leaves` another one of its session."""
 
     def __init__(self, *, leaves: bool = False) -> None:
-        both = ("sh", "-c", "sleep 600 <&- >&- & echo $!; exec sleep 600")
+        both = ("sh", "-c", "sleep 120 >&- 2>&- & echo $!; exec sleep 120")
         self._popen = subprocess.Popen(
-            both if leaves else ("sleep", "600"), stdout=subprocess.PIPE, start_new_session=True
+            both if leaves else ("sleep", "120"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         assert self._popen.stdout is not None
         self.left_pid = int(self._popen.stdout.readline()) if leaves else None
@@ -64,6 +70,11 @@ class Holder:
     def end(self) -> None:
         with self._popen:
             self._popen.kill()
+
+    def end_what_it_left(self) -> None:
+        if self.left_pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.left_pid, signal.SIGKILL)
 
 
 class HoldingBackend:
@@ -92,6 +103,7 @@ class HoldingBackend:
     async def stop(
         self, grace_s: float, *, keeps_prompts: bool = False, is_replaced: bool = False
     ) -> ProcessExit:
+        _ = grace_s, keeps_prompts, is_replaced
         self.end()
         return await self.wait()
 
@@ -172,7 +184,7 @@ class World:
     def warm(
         self, target: Target, child_pids: Collection[int], should_stop: threading.Event
     ) -> None:
-        raise AssertionError("nothing is warmed")
+        raise AssertionError(f"nothing is warmed: {target}, {child_pids}, {should_stop}")
 
     def launch(self, target: Target, epoch: int) -> Backend:
         if target.model == self.next_start.failing:
@@ -199,7 +211,9 @@ class World:
         held_bytes = sum(self.gpu.held_bytes(b.process.pid) for b in self.backends)
         need_bytes = NEEDS[target.model]
         is_back = held_bytes <= TOLERANCE_BYTES
-        if free_bytes < need_bytes or not (is_back or free_bytes >= need_bytes + MARGIN_BYTES):
+        if free_bytes + TOLERANCE_BYTES < need_bytes or not (
+            is_back or free_bytes >= need_bytes + MARGIN_BYTES
+        ):
             self.faults.append(
                 f"'{target.model}' ({need_bytes / GIB:.1f} GiB) was started with "
                 f"{free_bytes / GIB:.2f} GiB free and {held_bytes / GIB:.2f} GiB held by what was "
@@ -225,11 +239,15 @@ def target_of(model: str, on_unconfirmed: OnUnconfirmed = OnUnconfirmed.REFUSE) 
     )
 
 
+def make_machine(folder: Path, library: Path) -> SimulatedGpu:
+    folder.mkdir()
+    return SimulatedGpu(folder, library=library, total_bytes=(TOTAL_BYTES,))
+
+
 @asynccontextmanager
 async def open_world(folder: Path, library: Path) -> AsyncIterator[World]:
     """Open a machine of its own; nothing is loaded."""
-    folder.mkdir()
-    gpu = SimulatedGpu(folder, library=library, total_bytes=(TOTAL_BYTES,))
+    gpu = await asyncio.to_thread(make_machine, folder, library)
     environ = gpu.full_environment()
     async with Telemetry(environ=environ, vendors=("NVIDIA",), policy=DRIVER) as telemetry:
         world = World(gpu, telemetry)
@@ -239,3 +257,5 @@ async def open_world(folder: Path, library: Path) -> AsyncIterator[World]:
             gpu.heal()
             world.tenant.end()
             await world.arbiter.shut_down(0)
+            for backend in world.backends:
+                backend.process.end_what_it_left()

@@ -21,5 +21,5 @@ async def test_immediate_release_costs_about_ten_milliseconds(
 
     median_ms = statistics.median(confirming_ms)
     print(f"gate: {median_ms:.1f} ms (median), {max(confirming_ms):.1f} ms at most")  # noqa: T201
-    assert 10 <= min(confirming_ms)
+    assert min(confirming_ms) >= 10
     assert median_ms < 25

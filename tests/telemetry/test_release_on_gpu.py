@@ -11,7 +11,6 @@ from tests.telemetry.simulated_gpu import GIB, SimulatedGpu
 from tests.telemetry.switching import (
     StartOnGpu,
     live,
-    order,
     profile,
     refusal,
     switch_in_phase,
