@@ -4,7 +4,6 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import accumulate
 from typing import Any
 
 import psutil
@@ -25,7 +24,7 @@ from gpu_runner.configuration import (
 from gpu_runner.log_reading import PhaseBegin, marks, phase_begins
 from gpu_runner.needs import compare_needs
 from gpu_runner.watch import Point
-from supervisor.core.memory import MIB, format_bytes, pause_before_sample
+from supervisor.core.memory import MIB, format_bytes
 
 NAME = "switches"
 LIMIT_S = 300.0
@@ -54,7 +53,7 @@ class Switch:
     phases_s: Mapping[str, float]
     rule: str
     reason: str
-    samples_at_most: int
+    samples: int
     released_s: float | None
     is_held_after_reap: bool
 
@@ -144,7 +143,7 @@ def _judge(
         phases_s=report["seconds"],
         rule=rule_of(reason),
         reason=reason,
-        samples_at_most=samples_within(report["seconds"]["confirming"]),
+        samples=report["memory"]["samples"],
         released_s=released_s,
         is_held_after_reap=is_held,
     )
@@ -175,12 +174,6 @@ def rule_of(reason: str) -> str:
     return "another"
 
 
-def samples_within(seconds: float) -> int:
-    """Return how many samples the gate's schedule has within a time, the first one at once."""
-    times = accumulate(pause_before_sample(index) for index in range(_MOST_SAMPLES))
-    return sum(at <= seconds for at in times)
-
-
 def _summary(switches: Sequence[Switch]) -> dict[str, Any]:
     phases: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for switch in switches:
@@ -200,7 +193,7 @@ def _summary(switches: Sequence[Switch]) -> dict[str, Any]:
             for model, by_phase in phases.items()
         },
         "rules": dict(Counter(s.rule for s in switches)),
-        "samples_at_most": distribution([s.samples_at_most for s in switches]),
+        "samples": distribution([s.samples for s in switches]),
     }
 
 

@@ -6,6 +6,7 @@ from supervisor.core.commands import SampleMemory
 from supervisor.core.draft import Draft
 from supervisor.core.memory import (
     MAX_SAMPLE_PAUSE_S,
+    SETTLING_PAUSE_S,
     GateDecision,
     GateState,
     MemoryPolicy,
@@ -69,12 +70,17 @@ def weigh_sample(draft: Draft, sample: MemorySample | None, unreadable: str) -> 
         return _retry_or_refuse(draft, question, f"memory cannot be read: {unreadable}")
     if not _is_new(question, switch.samples, sample):
         return _retry_or_refuse(draft, question, f"no new reading of {question.device}")
-    switch = draft.set_switch(samples=(*switch.samples, sample)[-KEPT_SAMPLES:])
+    switch = draft.set_switch(
+        samples=(*switch.samples, sample)[-KEPT_SAMPLES:], samples_taken=switch.samples_taken + 1
+    )
     decision = judge_release(question, switch.samples)
     if decision.state is GateState.WAITING:
+        pause_s = pause_before_sample(len(switch.samples))
+        if decision.is_settling:
+            pause_s = min(SETTLING_PAUSE_S, pause_s)
         draft.set_switch(
             gate_reason=decision.reason,
-            next_sample_at=draft.at + pause_before_sample(len(switch.samples)),
+            next_sample_at=draft.at + pause_s,
         )
         return None
     return _decide(draft, decision)

@@ -7,10 +7,13 @@ the next mode, or when use is back at what it was before the old child started.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 MIB = 1024 * 1024
+
+SETTLING_PAUSE_S = 0.005
+"""Pause between two samples while enough is free, so that a late release costs no more either."""
 
 MAX_SAMPLE_PAUSE_S = 0.250
 """Longest pause between two samples while a release is awaited."""
@@ -107,10 +110,14 @@ class GateState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateDecision:
-    """The gate's answer and the sentence that explains it to an operator."""
+    """The gate's answer and the sentence that explains it to an operator.
+
+    `is_settling`: enough is free, and only the repetition is missing that makes it certain.
+    """
 
     state: GateState
     reason: str
+    is_settling: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +166,7 @@ def judge_release(question: ReleaseQuestion, samples: Sequence[MemorySample]) ->
         return GateDecision(state=GateState.CONFIRMED, reason=sentence)
     if enough:
         sentence = f"{sentence}; waiting for {wanted} stable samples"
-    return judge_late(question, samples[-1].taken_at, sentence)
+    return replace(judge_late(question, samples[-1].taken_at, sentence), is_settling=enough)
 
 
 def judge_late(question: ReleaseQuestion, at: float, reason: str) -> GateDecision:

@@ -22,6 +22,7 @@ def report_of(
         total_s=at - switch.started_at,
         phase_seconds=phase_seconds(switch, at),
         gate_reason=switch.gate_reason,
+        samples_taken=switch.samples_taken,
         memory_before=switch.memory_before,
         memory_confirmed=switch.memory_confirmed,
         memory_after=memory_after or switch.memory_confirmed,

@@ -52,13 +52,25 @@ def begin_switch(draft: Draft, event: SwitchRequested, *, is_recovery: bool = Fa
         )
         return
     draft.set(switch=switch)
-    if is_recovery and event.target is not None:
-        down = draft.snapshot.recovery(event.target.model)
-        draft.set_switch(baselines=known_baselines(draft, down))
+    if event.target is not None:
+        draft.set_switch(baselines=_baselines_of_the_dead(draft, event.target, is_recovery))
     if event.target is None:
         leave(draft, draft.snapshot.backends)
     else:
         draft.order(CheckTarget(switch_id=event.switch_id, target=event.target))
+
+
+def _baselines_of_the_dead(
+    draft: Draft, target: Target, is_recovery: bool
+) -> tuple[tuple[str, int], ...]:
+    """Return what the target's device should return to, where a server of it has died.
+
+    Its memory may be held still, so that a reading of now would be no baseline.
+    """
+    if is_recovery:
+        return known_baselines(draft, draft.snapshot.recovery(target.model))
+    down = [r for r in draft.snapshot.recoveries if r.target.device == target.device]
+    return next((known for r in down if (known := known_baselines(draft, r))), ())
 
 
 def _is_already_so(draft: Draft, event: SwitchRequested) -> bool:

@@ -250,6 +250,7 @@ class Switch:
     devices_to_confirm: tuple[str, ...] = ()
     question: ReleaseQuestion | None = None
     samples: tuple[MemorySample, ...] = ()
+    samples_taken: int = 0
     next_sample_at: float | None = None
     gate_reason: str | None = None
     memory_before: MemorySample | None = None
@@ -278,6 +279,7 @@ class SwitchReport:
     total_s: float
     phase_seconds: tuple[tuple[Phase, float], ...]
     gate_reason: str | None = None
+    samples_taken: int = 0
     memory_before: MemorySample | None = None
     memory_confirmed: MemorySample | None = None
     memory_after: MemorySample | None = None

@@ -41,6 +41,7 @@ def describe_report(report: SwitchReport) -> dict[str, Any]:
             "released": describe_memory(report.memory_confirmed),
             "after": describe_memory(report.memory_after),
             "reason": report.gate_reason,
+            "samples": report.samples_taken,
         },
         "fell_back": report.fell_back,
         "prompt_cache": {

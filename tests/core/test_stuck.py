@@ -57,3 +57,18 @@ def test_restart_after_a_death_is_held_against_the_use_from_before_it() -> None:
     story.start(used_bytes=10 * GIB)  # what the dead one held is not back yet, but enough is free
     (backend,) = story.snapshot.backends
     assert backend.baseline_used_bytes == 1 * GIB
+
+
+def test_release_that_comes_late_is_confirmed_ten_milliseconds_after_it_is_seen() -> None:
+    story = Story()
+    story.make_live(CHAT)
+    story.ask_for(EMBED)
+    story.accept(need_bytes=20 * GIB)
+    story.reap(1)
+    for _ in range(12):  # the pauses have grown to 250 ms
+        assert story.show(20 * GIB) == ()
+        story.wake()
+    seen_at = story.now
+    story.confirm(used_bytes=0)
+    assert story.phase is Phase.STARTING
+    assert story.now - seen_at < 0.011

@@ -210,7 +210,7 @@ def test_release_is_told_from_the_reap_for_each_switch_that_leaves_no_room(
         assert switch["is_held_after_reap"]
         assert RELEASE_S * 0.5 < switch["released_s"] <= switch["phases_s"]["confirming"]
         assert {"stopping", "confirming", "starting", "total"} <= switch["phases_s"].keys()
-        assert switch["samples_at_most"] >= 3
+        assert switch["samples"] >= 3
     assert figures["reap_to_released_s"]["count"] >= 5
     assert figures["rules"] == {"free ≥ need + margin": 7}
     assert figures["baseline_bytes"] == {"before": 0, "after": 0}
@@ -394,13 +394,8 @@ def test_rules_of_the_gate_are_told_by_its_own_sentences(gpu_runner: Callable[[s
 
     rule_of = gpu_runner("switches").rule_of
     assert rule_of(reason(0, 1, 0)) == "free ≥ need + margin"
-    assert rule_of(reason(0, 2**40, 0)) == "use is back at the baseline"
+    assert rule_of(reason(0, 10 * 1024**3, 0)) == "use is back at the baseline"
     assert rule_of(reason(0, None, None)) == "our children hold nothing"
-
-
-def test_samples_are_counted_by_the_schedule_of_the_gate(gpu_runner: Callable[[str], Any]) -> None:
-    samples_within = gpu_runner("switches").samples_within
-    assert [samples_within(seconds) for seconds in (0.0, 0.011, 0.041, 0.2)] == [1, 3, 5, 7]
 
 
 def test_distribution_takes_ranks_that_were_really_seen(gpu_runner: Callable[[str], Any]) -> None:

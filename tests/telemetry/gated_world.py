@@ -43,7 +43,7 @@ TOTAL_BYTES = 100 * GIB
 NEEDS: Mapping[str, int] = {"small": 20 * GIB, "middle": 45 * GIB, "large": 70 * GIB}
 MARGIN_BYTES, TOLERANCE_BYTES = 256 * MIB, 64 * MIB
 RELEASE_TIMEOUT_S = 0.5
-JUST_NOW_S = 0.1
+JUST_NOW_S = 0.05
 """A tenant that grows after the gate has read the device cannot be known to it."""
 
 DRIVER = SamplerPolicy(

@@ -225,13 +225,11 @@ def judge_refusal(
 
 def causes(world: World, trial: Trial, left_pid: int | None) -> list[str]:
     """Give what a refusal must say one of."""
-    if left_pid is not None:
-        return [f"(pid {left_pid})", "memory cannot be read"]
-    if trial.driver in {"lost", "unreadable", "hung"}:
-        return ["memory cannot be read", "no new reading", "GiB needed"]
-    held = ["GiB used"]
-    is_listed = world.tenant_bytes > 0 and trial.driver is None
-    return [f"sleep (pid {world.tenant.pid})"] if is_listed else held
+    if left_pid is not None and trial.driver is None:
+        return [f"(pid {left_pid})"]
+    if trial.driver is not None:
+        return ["memory cannot be read", "GiB used", "held still by"]
+    return [f"sleep (pid {world.tenant.pid})"] if world.tenant_bytes else ["GiB used"]
 
 
 async def settle(world: World) -> None:

@@ -118,8 +118,11 @@ async def test_tenant_that_grows_during_the_wait_is_told_apart_and_named(
 async def test_memory_that_a_tenant_gives_back_does_not_pass_for_ours(
     start_on_gpu: StartOnGpu, gpu: SimulatedGpu
 ) -> None:
-    """Use falls below what it was before our server started, which holds its memory still."""
-    controller = await start_on_gpu(chat=profile(30, release_after_s=0.6), other=profile(75))
+    """Use falls below what it was before our server started, which holds its memory still.
+
+    There would be room for the target, but for the margin.
+    """
+    controller = await start_on_gpu(chat=profile(30, release_after_s=0.6), other=profile(69.9))
     with tenant() as pid:
         gpu.allocate(pid, 60 * GIB)
         await controller.switch_to("chat")
