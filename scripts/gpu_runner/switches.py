@@ -37,7 +37,6 @@ SETTLE_S = 1.5
 
 SAMPLING_S = 1.0
 HELPER_S = 2.0
-_MOST_SAMPLES = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from supervisor.core.recovery import known_baselines
 from supervisor.core.reports import report_of, switch_is_running
 from supervisor.core.requests import SHUTTING_DOWN, backend_for, settle_waiters
 from supervisor.core.switching import leave
-from supervisor.core.values import Outcome, Phase, Switch
+from supervisor.core.values import Outcome, Phase, Switch, Target
 
 
 def request_switch(draft: Draft, event: SwitchRequested) -> None:
