@@ -132,6 +132,22 @@ async def test_driver_that_does_not_open_refuses_switches_and_stops_nothing(
     assert await live(controller) == before
 
 
+async def test_driver_that_opens_later_is_switched_to_without_a_restart(
+    start_on_gpu: StartOnGpu, gpu: SimulatedGpu
+) -> None:
+    gpu.fail("nvmlInitWithFlags", LIB_RM_VERSION_MISMATCH)
+    controller = await start_on_gpu(chat=profile(70))
+    await refusal(controller, "chat")
+    gpu.heal()
+
+    async with asyncio.timeout(20):
+        while (await controller.json("GET", "/gpu"))["telemetry_problems"]:
+            pass
+    await controller.switch_to("chat")
+
+    assert gpu.used_bytes() == 70 * GIB
+
+
 async def test_target_that_cannot_fit_is_refused_with_the_arithmetic_before_anything_stops(
     start_on_gpu: StartOnGpu, gpu: SimulatedGpu
 ) -> None:

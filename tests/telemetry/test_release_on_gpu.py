@@ -159,12 +159,16 @@ async def test_what_a_stopped_server_left_in_its_session_is_named(
 async def test_release_is_seen_where_processes_are_not(
     start_on_gpu: StartOnGpu, gpu: SimulatedGpu, what: str
 ) -> None:
-    """In a container the driver lists no processes, or ids that do not exist here."""
+    """In a container the driver lists no processes, or ids that do not exist here.
+
+    What they hold is nobody's then, not others': the first server took more than its need says,
+    and all of it will be free.
+    """
     hosts = {"VRAM_LISTED_AS": str(2**22 + 1)} if what == "of the host" else None
     if what == "refused":
         gpu.fail("nvmlDeviceGetComputeRunningProcesses_v3", 3)  # NVML_ERROR_NOT_SUPPORTED
     controller = await start_on_gpu(
-        chat=profile(60, release_after_s=0.4, env=hosts), other=profile(70, env=hosts)
+        chat=profile(60, need_gib=50, release_after_s=0.4, env=hosts), other=profile(95, env=hosts)
     )
     await controller.switch_to("chat")
 
