@@ -119,7 +119,7 @@ class Gateway:
             hint = mode_hint(request.path)
             async with self._arbiter.lease(model, hint, len(body)) as lease:
                 if lease.backend.launch.prompt_files is not None and acts_on_slot_files(path):
-                    raise SLOT_FILES_RESERVED
+                    raise _slot_files_reserved()
                 request[_EPOCH] = lease.backend.epoch
                 request[_WAITED_S] = request.get(_WAITED_S, 0.0) + lease.waited_s
                 try:
@@ -142,17 +142,20 @@ class Gateway:
         return found
 
 
-SLOT_FILES_RESERVED = RequestRefused(
-    "slot_files_reserved",
-    "this model's prompts are kept over switches by the controller (keep_prompt_cache), and its "
-    "slots are saved and restored by nobody else; set keep_prompt_cache: false to do it yourself",
-)
-
 MAX_REPEATS = 3
 """Servers that one request may see die before its client is told."""
 
 LAST_ANSWERS_S = 2.0
 """Seconds that open handlers get once every backend is stopped; what is left cannot be answered."""
+
+
+def _slot_files_reserved() -> RequestRefused:
+    return RequestRefused(
+        "slot_files_reserved",
+        "this model's prompts are kept over switches by the controller (keep_prompt_cache), and "
+        "its slots are saved and restored by nobody else; set keep_prompt_cache: false to do it "
+        "yourself",
+    )
 
 
 def make_runner(application: web.Application) -> web.AppRunner:

@@ -47,7 +47,6 @@ async def test_no_request_waits_for_a_new_profile(start_controller: StartControl
 
     assert (status, report["outcome"], report["profile"]) == (200, "switched", "roomy")
     assert "draining" not in report["seconds"]
-    assert len(answers) > 3
     assert set(answers) == {200}
     waits = [line["waited_s"] for line in lines if line["event"] == "request.done"]
     assert max(waits) < 0.05

@@ -383,7 +383,7 @@ def test_a_short_storm_is_clean_and_leaves_nothing(
 ) -> None:
     report = tmp_path / "chaos.json"
     run = storm(
-        *("--seconds", "20", "--seed", "33", "--json", report, "--models", models_dir),
+        *("--seconds", "10", "--seed", "33", "--json", report, "--models", models_dir),
         **surroundings,
     )
     told, progress = run.communicate()
