@@ -9,6 +9,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from supervisor.config.settings import SwitchSettings
 from tests.helm.conftest import (
     CHART,
     NEWEST_KUBERNETES,
@@ -166,6 +167,12 @@ def test_configuration_is_mounted_as_a_folder_that_follows_its_configmap(helm: H
     }
 
 
+def test_prompt_cache_at_its_largest_gets_no_pod_evicted(helm: Helm) -> None:
+    (data,) = (v for v in helm.render().pod["volumes"] if v["name"] == "data")
+    limit_bytes = int(data["emptyDir"]["sizeLimit"].removesuffix("Gi")) * 1024**3
+    assert limit_bytes > SwitchSettings().prompt_cache_max_bytes
+
+
 def test_volumes_come_from_claims_a_folder_of_the_node_or_the_pod_itself(helm: Helm) -> None:
     def volume(rendered: Rendered, name: str) -> Any:
         (found,) = (each for each in rendered.pod["volumes"] if each["name"] == name)
@@ -174,7 +181,7 @@ def test_volumes_come_from_claims_a_folder_of_the_node_or_the_pod_itself(helm: H
     shipped, everything = helm.render(), helm.render(EVERYTHING)
 
     assert volume(shipped, "models") == {"persistentVolumeClaim": {"claimName": "llama-models"}}
-    assert volume(shipped, "data") == {"emptyDir": {"sizeLimit": "1Gi"}}
+    assert volume(shipped, "data") == {"emptyDir": {"sizeLimit": "10Gi"}}
     assert volume(everything, "models") == {
         "hostPath": {"path": "/srv/models", "type": "Directory"}
     }
