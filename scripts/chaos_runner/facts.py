@@ -24,9 +24,9 @@ class PhaseBegun:
 class Facts:
     """One controller process.
 
-    `request_epochs`: the server that a request was given to last. `ready_at`, `exited`: when a
-    server was ready, and when one that was told to stop was gone. `died`: when one died by itself,
-    its epoch and its model. `successes`: when a switch had made its target live, and its id.
+    `request_epochs`: the server that a request was given to last. `died`: when one died by itself,
+    its epoch and its model. `retiring`: since when a server ends its last requests behind its
+    successor, and the switch that replaced it.
     `troubles`: log events of level error, and lines that are no log events, such as tracebacks.
     """
 
@@ -34,9 +34,7 @@ class Facts:
     ended_at: float
     pid_by_epoch: dict[int, int] = field(default_factory=dict)
     died: list[tuple[float, int, str]] = field(default_factory=list)
-    ready_at: dict[int, float] = field(default_factory=dict)
-    exited: dict[int, float] = field(default_factory=dict)
-    successes: list[tuple[float, str]] = field(default_factory=list)
+    retiring: dict[int, tuple[float, str]] = field(default_factory=dict)
     phases: list[PhaseBegun] = field(default_factory=list)
     request_epochs: dict[str, int] = field(default_factory=dict)
     troubles: list[tuple[float, str]] = field(default_factory=list)
@@ -91,10 +89,8 @@ def _add_server(facts: Facts, at: float, event: Mapping[str, Any]) -> None:
     match event["event"]:
         case "backend.spawned":
             facts.pid_by_epoch[event["epoch"]] = event["pid"]
-        case "backend.ready":
-            facts.ready_at[event["epoch"]] = at
-        case "backend.exited":
-            facts.exited[event["epoch"]] = at
+        case "backend.retiring":  # told right behind the end of the switch
+            facts.retiring[event["epoch"]] = (at, facts.phases[-1].switch_id)
         case "backend.died":
             facts.died.append((at, event["epoch"], event["model"]))
 
@@ -108,8 +104,6 @@ def _add_switch(facts: Facts, at: float, event: Mapping[str, Any]) -> None:
         case _:  # it changed nothing, and never ran
             return
     facts.phases.append(PhaseBegun(at=at, switch_id=event["switch_id"], phase=phase))
-    if event.get("outcome") == "switched":
-        facts.successes.append((at, event["switch_id"]))
 
 
 def _add_trouble(facts: Facts, at: float, line: str, *, goes_on: bool) -> None:

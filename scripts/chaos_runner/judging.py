@@ -124,19 +124,10 @@ def _drain_was_over(facts: Facts, entry: Entry, scene: Scene) -> bool:
 
 
 def _had_retired(facts: Facts, epoch: int, entry: Entry, scene: Scene) -> bool:
-    """Whether the server was replaced by one beside it, and stopped no sooner than it was due.
-
-    Such a server drains after its switch has ended, without a phase that the log could tell.
-    """
-    gone_at = facts.exited.get(epoch)
-    if gone_at is None or gone_at < entry.ended_at - _CUT_SEEN_WITHIN_S:
-        return False
-    due_at = entry.ended_at + _LOG_SLACK_S - scene.drain_timeout_s
-    return any(
-        at <= due_at and scene.policies.get(switch_id, "cancel") == "cancel"
-        for at, switch_id in facts.successes
-        if at > facts.ready_at.get(epoch, facts.ended_at) + _LOG_SLACK_S
-    )
+    """Whether the server was replaced by one beside it, and stopped no sooner than it was due."""
+    since, switch_id = facts.retiring.get(epoch, (facts.ended_at, ""))
+    may_cancel = scene.policies.get(switch_id, "cancel") == "cancel"
+    return may_cancel and entry.ended_at + _LOG_SLACK_S >= since + scene.drain_timeout_s
 
 
 def _was_due(begun: PhaseBegun, after: PhaseBegun, scene: Scene) -> bool:

@@ -160,16 +160,14 @@ def test_a_drain_deadline_excuses_a_break_only_where_the_policy_is_to_cancel() -
 def test_a_server_that_was_replaced_beside_its_successor_may_be_cut_when_it_is_due() -> None:
     replaced: list[LogEvent] = [
         LOG[0],
-        ("backend.ready", 2, {"epoch": 1}),
         ("switch.finished", 19, {"switch_id": "s1", "outcome": "switched"}),
-        ("backend.exited", 22.2, {"epoch": 1}),
+        ("backend.retiring", 19, {"epoch": 1, "in_flight": 1}),
         LOG[4],
     ]
     cut = entry(End.BROKEN, status=200)
     assert judging.judge(cut, scene(facts=[facts_of(replaced)]))[0] is Verdict.DRAIN
     for others in (
-        {"facts": [facts_of([*replaced[:2], *replaced[3:]])]},  # nobody replaced it
-        {"facts": [facts_of([*replaced[:3], LOG[4]])]},  # it was not stopped
+        {"facts": [facts_of([*replaced[:2], LOG[4]])]},  # nobody replaced it
         {"facts": [facts_of(replaced)], "drain_timeout_s": 4.0},
         {"facts": [facts_of(replaced)], "policies": {"s1": "wait"}},
     ):
