@@ -22,6 +22,7 @@ from immutables import Map
 from supervisor import __version__
 from supervisor.arbiter.arbiter import Arbiter
 from supervisor.config.configuration import Configuration
+from supervisor.config.settings import SwitchSettings
 from supervisor.core.values import Limits, Snapshot, SwitchRules
 from supervisor.engine.engines import Engines
 from supervisor.engine.instance import Instance
@@ -99,7 +100,6 @@ async def build(configuration: Configuration, options: Options) -> AsyncIterator
 
     Raises SupervisorError when another controller uses the data folder, or no engine is here.
     """
-    settings = configuration.settings
     async with AsyncExitStack() as owned:
         make_data_dir(options.data_dir)
         instance = Instance(options.data_dir)
@@ -107,16 +107,7 @@ async def build(configuration: Configuration, options: Options) -> AsyncIterator
         run_dir = make_run_dir(options.data_dir)
         owned.callback(shutil.rmtree, run_dir, ignore_errors=True)
         telemetry = await owned.enter_async_context(Telemetry())
-        history = SwitchHistory(options.data_dir / "history.sqlite", settings.switch.history_size)
-        owned.callback(history.close)
-        prompt_cache = PromptCache(
-            options.data_dir.resolve() / "prompt-cache",
-            max_bytes=settings.switch.prompt_cache_max_bytes,
-            keeps_at_exit=settings.switch.keep_prompt_cache_at_exit,
-        )
-        owned.callback(prompt_cache.close)
-        learned_needs = LearnedNeeds(options.data_dir / LEARNED_NEEDS_FILE)
-        owned.callback(learned_needs.close)
+        stores = open_stores(configuration.settings.switch, options.data_dir, owned)
         engines = build_engines(configuration, options.engine)
         engines.announce()
         for problem in telemetry.problems:
@@ -126,33 +117,35 @@ async def build(configuration: Configuration, options: Options) -> AsyncIterator
             engines=engines,
             run_dir=run_dir,
             device_env=lambda device: child_environment(device, telemetry.devices()),
-            prompt_cache=prompt_cache,
-            learned_needs=learned_needs,
+            prompt_cache=stores.prompt_cache,
+            learned_needs=stores.learned_needs,
         )
         learner = NeedLearner(
-            needs=learned_needs, devices=telemetry, expected_of=launcher.expected_of
+            needs=stores.learned_needs, devices=telemetry, expected_of=launcher.expected_of
         )
         arbiter = Arbiter(
             snapshot=first_snapshot(configuration, telemetry.devices()),
             launcher=launcher,
             memory=telemetry,
-            observers=(Recorder(history).observe, instance.observe, learner.observe),
+            observers=(Recorder(stores.history).observe, instance.observe, learner.observe),
         )
         rings = await owned.enter_async_context(
             record_devices(telemetry, child_pids=lambda: child_pids(arbiter.snapshot))
         )
         await owned.enter_async_context(learn_needs(learner, lambda: arbiter.snapshot.backends))
         control = Control(
-            arbiter=arbiter, configuration=configuration, telemetry=telemetry, history=history
-        )
-        status = Status(
-            arbiter=arbiter, configuration=configuration, telemetry=telemetry, engines=engines
+            arbiter=arbiter,
+            configuration=configuration,
+            telemetry=telemetry,
+            history=stores.history,
         )
         gateway = Gateway(
             arbiter=arbiter,
             configuration=configuration,
             control=control,
-            status=status,
+            status=Status(
+                arbiter=arbiter, configuration=configuration, telemetry=telemetry, engines=engines
+            ),
             devices=Devices(arbiter=arbiter, telemetry=telemetry, rings=rings),
         )
         try:
@@ -164,6 +157,30 @@ async def build(configuration: Configuration, options: Options) -> AsyncIterator
             )
         finally:
             await asyncio.shield(arbiter.shut_down(0))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stores:
+    """What stands in the data folder and outlives a switch."""
+
+    history: SwitchHistory
+    prompt_cache: PromptCache
+    learned_needs: LearnedNeeds
+
+
+def open_stores(settings: SwitchSettings, data_dir: Path, owned: AsyncExitStack) -> Stores:
+    """Open what stands in the data folder; `owned` closes it."""
+    history = SwitchHistory(data_dir / "history.sqlite", settings.history_size)
+    owned.callback(history.close)
+    prompt_cache = PromptCache(
+        data_dir.resolve() / "prompt-cache",
+        max_bytes=settings.prompt_cache_max_bytes,
+        keeps_at_exit=settings.keep_prompt_cache_at_exit,
+    )
+    owned.callback(prompt_cache.close)
+    learned_needs = LearnedNeeds(data_dir / LEARNED_NEEDS_FILE)
+    owned.callback(learned_needs.close)
+    return Stores(history=history, prompt_cache=prompt_cache, learned_needs=learned_needs)
 
 
 def build_engines(configuration: Configuration, preferred: str) -> Engines:
@@ -179,7 +196,7 @@ def first_snapshot(configuration: Configuration, devices: tuple[DeviceInfo, ...]
     """
     settings = configuration.settings
     known = {info.device: info for info in devices}
-    budgets = {name: device_of(info, settings.devices) for name, info in known.items()}
+    budgets = {name: device_of(info, settings) for name, info in known.items()}
     for name in settings.devices.keys() - known.keys():
         if not name.startswith("gpu"):
             raise ConfigError(

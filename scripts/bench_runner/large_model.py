@@ -3,6 +3,7 @@
 It stands in the user's cache, apart from any checkout, and is made once.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,16 +25,27 @@ SEED = 13
 
 def large_model() -> Path:
     """Return the file, which is made where it is not there. Raises BenchError."""
-    folder = cached_build_dir().parents[1] / "bench"
-    path = folder / f"large-{SHAPE.layers}x{SHAPE.width}.gguf"
+    return kept_model(f"large-{SHAPE.layers}x{SHAPE.width}.gguf", write_large_model)
+
+
+def kept_model(name: str, write: Callable[[Path], None]) -> Path:
+    """Return a file of the user's cache, written where it is not there. Raises BenchError."""
+    path = cached_build_dir().parents[1] / "bench" / name
     if not path.exists():
         say(f"  {path} …")
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_large_model(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(path)
         except OSError as error:
             raise BenchError(f"{path}: it cannot be written: {error.strerror}") from error
     return path
+
+
+def text_tokenizer() -> WordTokenizer:
+    """Return a tokenizer of the words of the demo's text."""
+    lines = TEXT_FILE.read_text(encoding="utf-8").splitlines()
+    pieces = dict.fromkeys(word for line in lines for word in words_of(line))
+    return WordTokenizer(pieces=tuple(pieces))
 
 
 def write_large_model(path: Path, shape: LlamaShape = SHAPE) -> None:
@@ -42,17 +54,15 @@ def write_large_model(path: Path, shape: LlamaShape = SHAPE) -> None:
     Raises OSError: the folder cannot be written or is full; `path` is untouched.
     """
     random = np.random.default_rng(SEED)
-    lines = TEXT_FILE.read_text(encoding="utf-8").splitlines()
-    pieces = dict.fromkeys(word for line in lines for word in words_of(line))
-    tokenizer = WordTokenizer(pieces=tuple(pieces))
+    tokenizer = text_tokenizer()
     with new_gguf(path, "llama") as writer:
         shape.add_to(writer, "bench-large")
         tokenizer.add_to(writer)
         vocabulary = (len(tokenizer.tokens), shape.width)
-        writer.add_tensor("token_embd.weight", _matrix(random, *vocabulary))
+        writer.add_tensor("token_embd.weight", random_matrix(random, *vocabulary))
         _add_layers(writer, shape, random)
         writer.add_tensor("output_norm.weight", np.ones(shape.width, np.float32))
-        writer.add_tensor("output.weight", _matrix(random, *vocabulary))
+        writer.add_tensor("output.weight", random_matrix(random, *vocabulary))
 
 
 def _add_layers(writer: GGUFWriter, shape: LlamaShape, random: np.random.Generator) -> None:
@@ -63,7 +73,7 @@ def _add_layers(writer: GGUFWriter, shape: LlamaShape, random: np.random.Generat
         **dict.fromkeys(("ffn_gate", "ffn_up"), (inner, width)),
         "ffn_down": (width, inner),
     }
-    weights = {name: _matrix(random, *size) for name, size in sizes.items()}
+    weights = {name: random_matrix(random, *size) for name, size in sizes.items()}
     norm = np.ones(width, np.float32)
     for layer in range(shape.layers):
         for name, values in weights.items():
@@ -72,7 +82,8 @@ def _add_layers(writer: GGUFWriter, shape: LlamaShape, random: np.random.Generat
             writer.add_tensor(f"blk.{layer}.{name}.weight", norm)
 
 
-def _matrix(random: np.random.Generator, rows: int, columns: int) -> NDArray[np.float16]:
+def random_matrix(random: np.random.Generator, rows: int, columns: int) -> NDArray[np.float16]:
+    """Return weights under which a layer's values keep their size."""
     deviation: float = columns**-0.5
     normal = random.standard_normal((rows, columns), dtype=np.float32)
     return (normal * deviation).astype(np.float16)

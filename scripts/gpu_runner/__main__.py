@@ -96,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
         with Watch() as watch:
             run = _Run(asked=asked, watch=watch, server=server, models=models, ends_at=ends_at)
             failed = _measure_parts(run)
-    except (CheckError, OutOfTimeError, SupervisorError) as error:
+    except (BenchError, CheckError, OutOfTimeError, SupervisorError) as error:
         say(f"gpu_check: {error}")
         return 1
     if not asked.no_picture:

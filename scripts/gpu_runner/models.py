@@ -3,20 +3,19 @@
 They stand in the user's cache, apart from any checkout, and are made once.
 """
 
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from bench_runner.large_model import write_large_model
-from demo_models.demo_chat import TEXT_FILE, words_of
+from bench_runner.large_model import (
+    kept_model,
+    random_matrix,
+    text_tokenizer,
+    write_large_model,
+)
 from demo_models.gguf_file import new_gguf
 from demo_models.llama_shape import LlamaShape
-from demo_models.word_tokenizer import WordTokenizer
 from gguf import GGUFWriter, LlamaFileType, PoolingType
-from numpy.typing import NDArray
-
-from gpu_runner.check import CheckError, say
-from supervisor.engine.cached_build import cached_build_dir
 
 BERT_LARGE = LlamaShape(
     context_tokens=512, layers=24, width=1024, feed_forward=4096, heads=16, head_size=64
@@ -38,39 +37,20 @@ def generation_shape(size_gb: float) -> LlamaShape:
     )
     layer_bytes = 2 * (4 * one.width * one.width + 3 * one.width * one.feed_forward)
     layers = max(1, round(size_gb * _GB / layer_bytes))
-    return LlamaShape(
-        context_tokens=one.context_tokens,
-        layers=layers,
-        width=one.width,
-        feed_forward=one.feed_forward,
-        heads=one.heads,
-        head_size=one.head_size,
-    )
+    return replace(one, layers=layers)
 
 
 def generation_model(size_gb: float) -> Path:
-    """Return a model that generates, of about that size. Raises CheckError."""
+    """Return a model that generates, of about that size. Raises BenchError."""
     shape = generation_shape(size_gb)
     name = f"llama-{shape.layers}x{shape.width}.gguf"
-    return _kept(name, lambda path: write_large_model(path, shape))
+    return kept_model(name, lambda path: write_large_model(path, shape))
 
 
 def large_embedding_model() -> Path:
-    """Return a model that embeds, of BERT large's measures. Raises CheckError."""
+    """Return a model that embeds, of BERT large's measures. Raises BenchError."""
     name = f"bert-{BERT_LARGE.layers}x{BERT_LARGE.width}.gguf"
-    return _kept(name, write_bert)
-
-
-def _kept(name: str, write: Callable[[Path], None]) -> Path:
-    path = cached_build_dir().parents[1] / "bench" / name
-    if not path.exists():
-        say(f"  {path} …")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write(path)
-        except OSError as error:
-            raise CheckError(f"{path}: it cannot be written: {error.strerror}") from error
-    return path
+    return kept_model(name, write_bert)
 
 
 def write_bert(path: Path, shape: LlamaShape = BERT_LARGE) -> None:
@@ -79,17 +59,14 @@ def write_bert(path: Path, shape: LlamaShape = BERT_LARGE) -> None:
     Raises OSError: the folder cannot be written or is full; `path` is untouched.
     """
     random = np.random.default_rng(SEED)
-    lines = TEXT_FILE.read_text(encoding="utf-8").splitlines()
-    tokenizer = WordTokenizer(
-        pieces=tuple(dict.fromkeys(word for line in lines for word in words_of(line)))
-    )
+    tokenizer = text_tokenizer()
     width = shape.width
     with new_gguf(path, "bert") as writer:
         _add_measures(writer, shape)
         tokenizer.add_to(writer)
-        writer.add_tensor("token_embd.weight", _matrix(random, len(tokenizer.tokens), width))
+        writer.add_tensor("token_embd.weight", random_matrix(random, len(tokenizer.tokens), width))
         # Both are added to the embeddings of the tokens, which llama.cpp does in float32.
-        positions = _matrix(random, shape.context_tokens, width).astype(np.float32)
+        positions = random_matrix(random, shape.context_tokens, width).astype(np.float32)
         writer.add_tensor("position_embd.weight", positions)
         writer.add_tensor("token_types.weight", np.zeros((2, width), np.float32))
         _add_vectors(writer, "token_embd_norm", width)
@@ -117,7 +94,7 @@ def _add_layers(writer: GGUFWriter, shape: LlamaShape, random: np.random.Generat
         "ffn_up": (inner, width),
         "ffn_down": (width, inner),
     }
-    weights = {name: _matrix(random, *size) for name, size in sizes.items()}
+    weights = {name: random_matrix(random, *size) for name, size in sizes.items()}
     for layer in range(shape.layers):
         for name, values in weights.items():
             writer.add_tensor(f"blk.{layer}.{name}.weight", values)
@@ -130,9 +107,3 @@ def _add_vectors(writer: GGUFWriter, name: str, width: int) -> None:
     """Add a normalisation that changes nothing but the scale."""
     writer.add_tensor(f"{name}.weight", np.ones(width, np.float32))
     writer.add_tensor(f"{name}.bias", np.zeros(width, np.float32))
-
-
-def _matrix(random: np.random.Generator, rows: int, columns: int) -> NDArray[np.float16]:
-    deviation: float = columns**-0.5
-    normal = random.standard_normal((rows, columns), dtype=np.float32)
-    return (normal * deviation).astype(np.float16)

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from supervisor.config.layers import Layers
 from supervisor.config.profile import Profile
 from supervisor.config.settings import Catalogue, SupervisorSettings
@@ -29,6 +31,13 @@ class ResolvedModel:
     aliases: tuple[str, ...] = ()
     max_input_tokens: int | None = None
     projector_path: Path | None = None
+
+
+def cannot_run(name: str, profile_name: str, error: ValidationError) -> str:
+    """Say why a model's overrides do not fit a profile, from what `resolve()` raised."""
+    problem = error.errors()[0]
+    field_name = ".".join(str(part) for part in problem["loc"])
+    return f"'{name}' cannot run with profile '{profile_name}': {field_name}: {problem['msg']}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +84,10 @@ class Configuration:
         if origin:
             return f"{origin}: {field}: {sentence}"
         return self.located(("models", name, "profile"), f"{field}: {sentence}")
+
+    def profiles_for(self, mode: Mode) -> tuple[str, ...]:
+        """Return the names of the profiles that models of this mode can run with."""
+        return tuple(sorted(name for name, p in self.profiles.items() if p.mode is mode))
 
     def resolve(self, name: str, profile_name: str | None = None) -> ResolvedModel:
         """Put a catalogued model and a profile together.

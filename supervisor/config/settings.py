@@ -183,3 +183,8 @@ class SupervisorSettings(Settings):
     engines: EngineSettings = Field(default_factory=EngineSettings)
     queue: QueueSettings = Field(default_factory=QueueSettings)
     switch: SwitchSettings = Field(default_factory=SwitchSettings)
+
+    def budget_bytes(self, device: str, total_bytes: int) -> int:
+        """Return what backends may take of a device in all: the operator's bound, or its total."""
+        given = self.devices.get(device)
+        return (given.budget_bytes if given else None) or total_bytes

@@ -60,8 +60,8 @@ def _smaller(header: GgufHeader, settings: NeedSettings) -> Iterator[tuple[str, 
             settings, cache_type_k="q8_0", cache_type_v="q8_0", flash_attention=True
         )
         yield "cache_type_k: q8_0 and cache_type_v: q8_0", quantised
-    own_tokens = header.count_parameter("context_length") or 0
-    for ctx_size in _halved(settings.ctx_size_per_slot or own_tokens, SMALLEST_CTX_SIZE):
+    tokens = settings.ctx_size_per_slot or trained_ctx_size(header) or 0
+    for ctx_size in _halved(tokens, SMALLEST_CTX_SIZE):
         yield f"ctx_size: {ctx_size}", replace(settings, ctx_size_per_slot=ctx_size)
     if not settings.kv_unified:
         for parallel in _halved(settings.parallel, 1):

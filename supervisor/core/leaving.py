@@ -105,9 +105,9 @@ def retire_replaced(draft: Draft) -> None:
         if backend.epoch in switch.retiring and not backend.is_retiring:
             is_cut = switch.drain_policy is DrainPolicy.CANCEL
             deadline = draft.at + backend.target.drain_timeout_s if is_cut else None
-            draft.put_backend(replace(backend, is_retiring=True, retire_deadline=deadline))
-            if backend.state is BackendState.READY:
-                retiring = draft.snapshot.backend(backend.epoch) or backend
+            retiring = replace(backend, is_retiring=True, retire_deadline=deadline)
+            draft.put_backend(retiring)
+            if retiring.state is BackendState.READY:
                 draft.move_backend(retiring, BackendState.DRAINING)
     advance_retiring(draft)
 

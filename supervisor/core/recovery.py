@@ -52,8 +52,7 @@ def note_stall(draft: Draft, backend: Backend) -> None:
         reason=f"the server of '{backend.target.model}' is being replaced: nothing had moved in "
         f"it for {backend.stalled_s or 0.0:.0f} s",
     )
-    forget_recovery(draft, backend.target.model)
-    draft.set(recoveries=(*draft.snapshot.recoveries, recovery))
+    _note(draft, recovery)
 
 
 def known_baselines(draft: Draft, recovery: Recovery | None) -> tuple[tuple[str, int], ...]:
@@ -119,8 +118,13 @@ def forget_recovery(draft: Draft, model: str) -> None:
     draft.set(recoveries=tuple(r for r in draft.snapshot.recoveries if r.target.model != model))
 
 
-def _put(draft: Draft, recovery: Recovery) -> None:
+def _note(draft: Draft, recovery: Recovery) -> None:
     forget_recovery(draft, recovery.target.model)
     draft.set(recoveries=(*draft.snapshot.recoveries, recovery))
+
+
+def _put(draft: Draft, recovery: Recovery) -> None:
+    """Note it, and see to its next attempt."""
+    _note(draft, recovery)
     if not recovery.is_open:
         draft.order(ScheduleRetry(model=recovery.target.model, attempt=recovery.attempt))

@@ -31,7 +31,7 @@ def plan_residency(
     here = snapshot.sharing(device.name)
     elsewhere = tuple(b for b in replaced if b not in here)
     if _carries_both(device, here, target, need_bytes, memory):
-        return Plan(retiring=oldest_first([*replaced]))
+        return Plan(retiring=oldest_first(replaced))
     leaving = [b for b in here if b in replaced]
     staying = [b for b in oldest_first(here) if b not in replaced]
     while staying and (
@@ -77,9 +77,6 @@ def baselines_after(
     That is the use before the first of them started, plus the need of those that were started
     after it and stay.
     """
-    first_by_device: dict[str, Backend] = {}
-    for backend in sorted(leaving, key=lambda b: b.epoch):
-        first_by_device.setdefault(backend.target.device, backend)
     gone = {b.epoch for b in leaving}
     return tuple(
         (
@@ -93,21 +90,26 @@ def baselines_after(
                 ]
             ),
         )
-        for device, first in first_by_device.items()
+        for device, first in _first_by_device(leaving).items()
         if first.baseline_used_bytes is not None
     )
 
 
 def foreign_baselines_of(leaving: Sequence[Backend]) -> tuple[tuple[str, int], ...]:
     """Return what others held on each device before the first of `leaving` started there."""
-    first_by_device: dict[str, Backend] = {}
-    for backend in oldest_first(leaving):
-        first_by_device.setdefault(backend.target.device, backend)
     return tuple(
         (device, first.baseline_foreign_bytes)
-        for device, first in first_by_device.items()
+        for device, first in _first_by_device(leaving).items()
         if first.baseline_foreign_bytes is not None
     )
+
+
+def _first_by_device(backends: Sequence[Backend]) -> dict[str, Backend]:
+    """Return the backend that started first on each device."""
+    first: dict[str, Backend] = {}
+    for backend in oldest_first(backends):
+        first.setdefault(backend.target.device, backend)
+    return first
 
 
 def baseline_at_start(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from supervisor.config.configuration import Configuration, ResolvedModel
+from supervisor.config.configuration import Configuration, ResolvedModel, cannot_run
 from supervisor.core.fitting import (
     Largest,
     largest_ctx_size,
@@ -132,10 +132,8 @@ def find_model(
         raise ConfigError((f"there is no model '{name}' and no such file; there are: {known}",))
     profile = configuration.profiles.get(chosen)
     if profile is None or profile.mode is not mode:
-        fitting = sorted(n for n, p in configuration.profiles.items() if p.mode is mode)
-        raise ConfigError(
-            (f"there is no profile '{chosen}' for {mode}; there are: {', '.join(fitting)}",)
-        )
+        fitting = ", ".join(configuration.profiles_for(mode))
+        raise ConfigError((f"there is no profile '{chosen}' for {mode}; there are: {fitting}",))
     if catalogued is None:
         return ResolvedModel(
             name=safe_name(path),
@@ -148,11 +146,7 @@ def find_model(
     try:
         return configuration.resolve(catalogued, chosen)
     except ValidationError as error:
-        problem = error.errors()[0]
-        field = ".".join(str(part) for part in problem["loc"])
-        raise ConfigError(
-            (f"'{name}' cannot run with profile '{chosen}': {field}: {problem['msg']}",)
-        ) from error
+        raise ConfigError((cannot_run(name, chosen, error),)) from error
 
 
 def look_at_subject(resolved: ResolvedModel, engines: Engines) -> Subject:
@@ -182,8 +176,6 @@ async def read_rooms(
     """Read what every device has. `child_pids` are the servers of a controller that runs."""
     rooms = []
     for info in telemetry.devices():
-        given = configuration.settings.devices.get(info.device)
-        budget_bytes = (given.budget_bytes if given else None) or info.total_bytes
         free_bytes, ours_bytes, problem = None, None, None
         try:
             sample = await telemetry.sample(info.device, child_pids)
@@ -194,7 +186,7 @@ async def read_rooms(
             DeviceRoom(
                 device=info.device,
                 name=info.name,
-                budget_bytes=budget_bytes,
+                budget_bytes=configuration.settings.budget_bytes(info.device, info.total_bytes),
                 free_bytes=free_bytes,
                 ours_bytes=ours_bytes,
                 problem=problem,

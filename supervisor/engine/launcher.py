@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 from pydantic import ValidationError
 
-from supervisor.config.configuration import Configuration, ResolvedModel
+from supervisor.config.configuration import Configuration, ResolvedModel, cannot_run
 from supervisor.core.memory import MIB
 from supervisor.core.values import Target, TargetNeed
 from supervisor.engine.backend import Backend, OnLine, choose_address
@@ -24,14 +24,16 @@ from supervisor.engine.model_file import (
     ModelFile,
     inspect_model_file,
     is_unchanged,
-    model_paths,
 )
 from supervisor.engine.model_need import (
+    DeviceNeed,
     estimate_on,
     need_identity,
     need_of,
     need_settings,
     refuse_uneven_slots,
+    slot_kv_bytes,
+    stated_need,
 )
 from supervisor.engine.model_source import look_at_model, require_stated_need
 from supervisor.engine.need_learner import Expectation
@@ -39,7 +41,7 @@ from supervisor.engine.page_cache import FileWarmer, mapped_file_bytes
 from supervisor.engine.port import Abilities, Engine, Launch
 from supervisor.engine.process import inherited_environment
 from supervisor.engine.prompt_cache import PromptCache, PromptFiles
-from supervisor.engine.prompt_identity import prompt_identity, slot_kv_bytes
+from supervisor.engine.prompt_identity import prompt_identity
 from supervisor.errors import EngineError, SupervisorError
 from supervisor.telemetry.host import HostMemory
 from supervisor.telemetry.port import HOST
@@ -89,40 +91,35 @@ class Launcher:
         engine = self._engines.choose(resolved.profile.engine)
         engine.check(resolved)
         abilities = engine.abilities(resolved)
-        file = self._seen_files.get(resolved.path)
-        if file is None or not is_unchanged(file):  # a large vocabulary takes 15 ms to read over
-            file = look_at_model(resolved, abilities)
+        file = self._known_file(resolved) or look_at_model(resolved, abilities)
         if file is None:
             return TargetNeed(need_bytes=require_stated_need(resolved))
         self._seen_files[resolved.path] = file
         refuse_uneven_slots(resolved, file)
-        expected = self._expect(resolved, file, engine, target.device)
+        stated = stated_need(resolved)
+        if stated is not None:
+            self._expected[_key(target)] = None
+            return stated
+        settings = need_settings(resolved, abilities)
+        need = estimate_on(file.headers, settings, target.device)
+        expected = _expect(resolved, file, engine, target.device, need)
         self._expected[_key(target)] = expected
         learned = None
         if expected is not None and self._learned_needs is not None:
             learned = self._learned_needs.get(expected.identity)
-        return need_of(resolved, file, abilities, target.device, learned)
+        return need_of(file, settings, need, learned)
+
+    def _known_file(self, resolved: ResolvedModel) -> ModelFile | None:
+        """Return the model as it was looked at, while it is still the same.
+
+        The header of one with a large vocabulary takes 15 ms to read over.
+        """
+        file = self._seen_files.get(resolved.path)
+        return file if file is not None and is_unchanged(file) else None
 
     def expected_of(self, target: Target) -> Expectation | None:
         """Return what a target was checked with last; None where there is nothing to learn."""
         return self._expected.get(_key(target))
-
-    def _expect(
-        self, resolved: ResolvedModel, file: ModelFile, engine: Engine, device: str
-    ) -> Expectation | None:
-        if resolved.profile.memory.need_bytes is not None:
-            return None
-        try:
-            build = engine.identity
-        except EngineError:
-            return None  # nothing is learned of a build that cannot be told
-        settings = need_settings(resolved, engine.abilities(resolved))
-        need = estimate_on(file.headers, settings, device)
-        return Expectation(
-            identity=need_identity(resolved, file, build, device),
-            estimated_bytes=need.total_bytes,
-            weights_bytes=need.estimate.weights_bytes,
-        )
 
     def warm(
         self, target: Target, child_pids: Collection[int], should_stop: threading.Event
@@ -137,19 +134,12 @@ class Launcher:
         def available_bytes() -> int:
             return host.sample(HOST).free_bytes - mapped_file_bytes(child_pids)
 
-        try:
-            paths = self._warmable_files(target)
-        except SupervisorError:
-            return  # its start will say what is wrong with the file
-        if paths:
-            warmed = FileWarmer(available_bytes, WARMING_RESERVE_BYTES).warm(paths, should_stop)
-            log.info("model.warmed", model=target.model, **asdict(warmed))
-
-    def _warmable_files(self, target: Target) -> tuple[Path, ...]:
         resolved = self._resolve(target)
-        if resolved.profile.load_mode == "dio" or not resolved.path.is_file():
-            return ()
-        return model_paths(resolved.path)
+        file = self._known_file(resolved)
+        if file is not None and resolved.profile.load_mode != "dio":
+            warmer = FileWarmer(available_bytes, WARMING_RESERVE_BYTES)
+            warmed = warmer.warm(file.paths, should_stop)
+            log.info("model.warmed", model=target.model, **asdict(warmed))
 
     def launch(self, target: Target, epoch: int) -> Backend:
         """Spawn the target's server. Raises EngineError when it cannot be executed."""
@@ -181,12 +171,10 @@ class Launcher:
         if cache is None or not (is_wanted and abilities.saves_slots):
             return None
         try:
-            file = self._seen_files.get(resolved.path)
-            if file is None or not is_unchanged(file):
-                file = inspect_model_file(resolved.path)
+            file = self._known_file(resolved) or inspect_model_file(resolved.path)
             return cache.files_for(
                 prompt_identity(resolved, file, engine.identity),
-                slot_kv_bytes=slot_kv_bytes(resolved, file),
+                slot_kv_bytes=slot_kv_bytes(file, need_settings(resolved, abilities)),
             )
         except (OSError, SupervisorError) as error:
             log.warning("prompts.not_kept", model=resolved.name, reason=str(error))
@@ -196,12 +184,22 @@ class Launcher:
         try:
             return self._configuration.resolve(target.model, target.profile)
         except ValidationError as error:
-            problem = error.errors()[0]
-            field = ".".join(str(part) for part in problem["loc"])
-            raise EngineError(
-                f"'{target.model}' cannot run with profile '{target.profile}': {field}: "
-                f"{problem['msg']}"
-            ) from error
+            raise EngineError(cannot_run(target.model, target.profile, error)) from error
+
+
+def _expect(
+    resolved: ResolvedModel, file: ModelFile, engine: Engine, device: str, need: DeviceNeed
+) -> Expectation | None:
+    """Return what is to be learned of a start; nothing is of a build that cannot be told."""
+    try:
+        build = engine.identity
+    except EngineError:
+        return None
+    return Expectation(
+        identity=need_identity(resolved, file, build, device),
+        estimated_bytes=need.total_bytes,
+        weights_bytes=need.estimate.weights_bytes,
+    )
 
 
 def _key(target: Target) -> tuple[str, str, str]:

@@ -37,6 +37,7 @@ class ModelFile:
     """A model that is whole on disk. `size_bytes`: all shards; the tuples: one item per shard."""
 
     path: Path
+    paths: tuple[Path, ...]
     size_bytes: int
     headers: tuple[GgufHeader, ...]
     identity: tuple[FileIdentity, ...]
@@ -47,20 +48,13 @@ class ModelFile:
         return self.headers[0]
 
 
-def model_paths(path: Path) -> tuple[Path, ...]:
-    """Return the file, or all shards of the model whose first one it is. Raises ModelFileError."""
-    header, _ = _inspect_one(path)
-    return (path, *_further_shards(path, header))
-
-
 def is_unchanged(file: ModelFile) -> bool:
     """Whether every shard is still the file that was looked at, and readable. Reads no header."""
     try:
-        paths = (file.path, *_further_shards(file.path, file.header))
-        return all(os.access(path, os.R_OK) for path in paths) and file.identity == tuple(
-            _identify(path.stat()) for path in paths
+        return all(os.access(path, os.R_OK) for path in file.paths) and file.identity == tuple(
+            identify(path.stat()) for path in file.paths
         )
-    except (OSError, ModelFileError):
+    except OSError:
         return False
 
 
@@ -72,7 +66,8 @@ def inspect_model_file(path: Path) -> ModelFile:
     """
     header, identity = _inspect_one(path)
     headers, identities = [header], [identity]
-    for number, shard in enumerate(_further_shards(path, header), start=2):
+    further = _further_shards(path, header)
+    for number, shard in enumerate(further, start=2):
         shard_header, shard_identity = _inspect_one(shard)
         if (shard_header.split_no, shard_header.split_count) != (number - 1, header.split_count):
             raise ModelFileError(
@@ -84,6 +79,7 @@ def inspect_model_file(path: Path) -> ModelFile:
         identities.append(shard_identity)
     return ModelFile(
         path=path,
+        paths=(path, *further),
         size_bytes=sum(one.size_bytes for one in identities),
         headers=tuple(headers),
         identity=tuple(identities),
@@ -107,10 +103,11 @@ def _inspect_one(path: Path) -> tuple[GgufHeader, FileIdentity]:
         ) from error
     except OSError as error:
         raise ModelFileError(f"{path}: it cannot be read: {error.strerror}") from error
-    return header, _identify(status)
+    return header, identify(status)
 
 
-def _identify(status: os.stat_result) -> FileIdentity:
+def identify(status: os.stat_result) -> FileIdentity:
+    """Take from a file's status what tells it from every other file, and from itself changed."""
     return FileIdentity(
         device=status.st_dev,
         inode=status.st_ino,

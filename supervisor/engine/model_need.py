@@ -85,24 +85,18 @@ def smaller_settings(
     )
 
 
-def need_of(
-    resolved: ResolvedModel,
-    file: ModelFile,
-    abilities: Abilities,
-    device: str,
-    learned: LearnedNeed | None,
-) -> TargetNeed:
-    """Return what the profile states, else the larger of what was learned and the estimate.
-
-    The estimate is from the file's header. Raises EngineError for settings that the model cannot
-    have.
-    """
+def stated_need(resolved: ResolvedModel) -> TargetNeed | None:
+    """Return the need that the profile states, which goes before all else; None: it states none."""
     stated_bytes = resolved.profile.memory.need_bytes
-    if stated_bytes is not None:
-        stated = "memory.need_bytes of its profile"
-        return TargetNeed(need_bytes=stated_bytes, explanation=stated)
-    settings = need_settings(resolved, abilities)
-    need = estimate_on(file.headers, settings, device)
+    if stated_bytes is None:
+        return None
+    return TargetNeed(need_bytes=stated_bytes, explanation="memory.need_bytes of its profile")
+
+
+def need_of(
+    file: ModelFile, settings: NeedSettings, need: DeviceNeed, learned: LearnedNeed | None
+) -> TargetNeed:
+    """Return the larger of what was learned and `need`, the estimate for these settings."""
     counted = count_need(need.total_bytes, learned)
     sentences = [counted.sentence] if counted.sentence else []
     sentences.append(need.estimate.explanation)
@@ -115,6 +109,14 @@ def need_of(
         explanation="; ".join(sentences),
         alternatives=smaller_settings(file.headers, settings, extra_bytes),
     )
+
+
+def slot_kv_bytes(file: ModelFile, settings: NeedSettings) -> int:
+    """Estimate what the KV cache of one slot takes when its context is full.
+
+    Raises EngineError for settings that do not fit the model.
+    """
+    return estimate_need(file.headers, replace(settings, parallel=1, kv_unified=False)).kv_bytes
 
 
 def need_identity(

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from supervisor.config.configuration import ResolvedModel
-from supervisor.core.need import NeedSettings, estimate_need
 from supervisor.engine.flags import SERVER_FIELDS
-from supervisor.engine.model_file import ModelFile
+from supervisor.engine.model_file import ModelFile, identify
 from supervisor.engine.port import EngineIdentity
 from supervisor.engine.prompt_cache import identity_of
 
@@ -34,22 +33,6 @@ def prompt_identity(resolved: ResolvedModel, file: ModelFile, engine: EngineIden
     )
 
 
-def slot_kv_bytes(resolved: ResolvedModel, file: ModelFile) -> int:
-    """Estimate what the KV cache of one slot takes when its context is full.
-
-    Raises EngineError for settings that do not fit the model.
-    """
-    profile = resolved.profile
-    settings = NeedSettings(
-        ctx_size_per_slot=profile.ctx_size,
-        cache_type_k=profile.cache_type_k,
-        cache_type_v=profile.cache_type_v,
-        ubatch_size=min(profile.ubatch_size, profile.batch_size),
-        flash_attention=profile.flash_attn != "off",
-    )
-    return estimate_need(file.headers, settings).kv_bytes
-
-
 def _named_files(arguments: tuple[str, ...]) -> Iterator[Path]:
     for argument in arguments:
         path = Path(argument.rpartition("=")[2])
@@ -61,5 +44,4 @@ def _look(path: Path | None) -> tuple[Any, ...]:
     """Return what tells a file from another one with the same name; nothing where none is."""
     if path is None or not path.is_file():
         return ()
-    status = path.stat()
-    return (str(path), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    return (str(path), *identify(path.stat()))

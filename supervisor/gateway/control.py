@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +11,7 @@ from aiohttp import web
 from supervisor.arbiter.arbiter import Arbiter, SwitchTicket, as_error
 from supervisor.config.configuration import Configuration
 from supervisor.config.profile import Profile
-from supervisor.config.settings import DeviceSettings
+from supervisor.config.settings import SupervisorSettings
 from supervisor.core.events import DeviceFound
 from supervisor.core.memory import OnUnconfirmed
 from supervisor.core.values import Device, DrainPolicy, Mode, Target
@@ -111,11 +110,10 @@ class Control:
         chosen = profile_name or entry.profile_name
         profile = self._configuration.profiles.get(chosen)
         if profile is None or profile.mode is not entry.type:
-            fitting = [n for n, p in self._configuration.profiles.items() if p.mode is entry.type]
+            fitting = ", ".join(self._configuration.profiles_for(entry.type))
             raise RequestRefused(
                 "unknown_profile",
-                f"there is no profile '{chosen}' for {entry.type}; there are: "
-                f"{', '.join(sorted(fitting))}",
+                f"there is no profile '{chosen}' for {entry.type}; there are: {fitting}",
             )
         target = self._build_target(name, chosen)
         fallback = profile.fallback_profile
@@ -157,16 +155,16 @@ class Control:
         info = next(info for info in self._telemetry.devices() if info.device == device)
         known = self._arbiter.snapshot.devices.get(device)
         if info.total_bytes and (known is None or not known.budget_bytes):
-            found = device_of(info, self._configuration.settings.devices)
+            found = device_of(info, self._configuration.settings)
             self._arbiter.post(DeviceFound(at=time.monotonic(), device=found))
 
 
-def device_of(info: DeviceInfo, settings: Mapping[str, DeviceSettings]) -> Device:
+def device_of(info: DeviceInfo, settings: SupervisorSettings) -> Device:
     """Return what the arbiter needs to know of a device, with the operator's budget for it."""
-    given = settings.get(info.device)
+    given = settings.devices.get(info.device)
     return Device(
         name=info.device,
-        budget_bytes=(given.budget_bytes if given else None) or info.total_bytes,
+        budget_bytes=settings.budget_bytes(info.device, info.total_bytes),
         is_exclusive=given.exclusive if given else False,
         pool=HOST if info.shares_host_memory else info.device,
         is_host_memory=info.shares_host_memory or info.device == HOST,

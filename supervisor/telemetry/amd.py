@@ -19,10 +19,9 @@ from supervisor.telemetry.amd_cards import (
     list_sysfs_cards,
 )
 from supervisor.telemetry.amd_faults import explain
-from supervisor.telemetry.holders import tell_holders
+from supervisor.telemetry.holders import name_processes, sum_children, tell_holders
 from supervisor.telemetry.host import MachineMemory, read_machine_memory
-from supervisor.telemetry.port import DeviceInfo, DeviceReading, ProcessUse, VendorAbsentError
-from supervisor.telemetry.process_name import read_process_name
+from supervisor.telemetry.port import DeviceInfo, DeviceReading, VendorAbsentError
 from supervisor.telemetry.visible_devices import select_visible_amd
 
 
@@ -104,7 +103,7 @@ class AmdReader:
         """
         card = self._find(device)
         held = card.list_processes()
-        sample = self._sample(device, card, _sum_children(held, child_pids))
+        sample = self._sample(device, card, sum_children(held, child_pids))
         return replace(sample, holders=tell_holders(held, child_pids, former_pids))
 
     def read(self, device: str, child_pids: Collection[int] = ()) -> DeviceReading:
@@ -112,11 +111,11 @@ class AmdReader:
         card = self._find(device)
         held = card.list_processes()
         return DeviceReading(
-            sample=self._sample(device, card, _sum_children(held, child_pids)),
+            sample=self._sample(device, card, sum_children(held, child_pids)),
             utilisation_percent=card.read_utilisation_percent(),
             temperature_c=card.read_temperature_c(),
             power_w=card.read_power_w(),
-            processes=None if held is None else _name(held),
+            processes=name_processes(held),
         )
 
     def close(self) -> None:
@@ -192,19 +191,3 @@ def _uses_gtt(card: Card) -> bool:
     if not card.identity.is_apu:
         return False
     return card.read_pool("gtt").total_bytes > card.read_pool("vram").total_bytes
-
-
-def _name(held: Mapping[int, int | None]) -> tuple[ProcessUse, ...]:
-    return tuple(
-        ProcessUse(pid=pid, used_bytes=used_bytes, name=read_process_name(pid))
-        for pid, used_bytes in held.items()
-    )
-
-
-def _sum_children(held: Mapping[int, int | None] | None, child_pids: Collection[int]) -> int | None:
-    """Sum what the children hold, or None where that is not told; not listed proves nothing."""
-    if not child_pids:
-        return 0
-    amounts = [used_bytes for pid, used_bytes in (held or {}).items() if pid in child_pids]
-    known = [amount for amount in amounts if amount is not None]
-    return sum(known) if known and len(known) == len(amounts) else None

@@ -12,12 +12,11 @@ import pynvml
 
 from supervisor.core.memory import MemorySample
 from supervisor.errors import TelemetryError
-from supervisor.telemetry.holders import tell_holders
+from supervisor.telemetry.holders import name_processes, sum_children, tell_holders
 from supervisor.telemetry.host import MachineMemory, read_machine_memory
 from supervisor.telemetry.nvidia_devices import NvidiaDevice, enumerate_devices
 from supervisor.telemetry.nvidia_faults import explained
-from supervisor.telemetry.port import DeviceInfo, DeviceReading, ProcessUse, VendorAbsentError
-from supervisor.telemetry.process_name import read_process_name
+from supervisor.telemetry.port import DeviceInfo, DeviceReading, VendorAbsentError
 from supervisor.telemetry.visible_devices import select_visible
 
 UNIFIED_SOURCE = "MemAvailable (unified memory)"
@@ -76,7 +75,7 @@ class NvidiaReader:
         """
         found = self._find(device)
         processes = _ask(_list_processes, found.handle)
-        sample = self._sample(device, found, _sum_children(processes, child_pids))
+        sample = self._sample(device, found, sum_children(processes, child_pids))
         return replace(sample, holders=tell_holders(processes, child_pids, former_pids))
 
     def read(self, device: str, child_pids: Collection[int] = ()) -> DeviceReading:
@@ -87,13 +86,13 @@ class NvidiaReader:
         load = _ask(pynvml.nvmlDeviceGetUtilizationRates, handle)
         power_mw = _ask(pynvml.nvmlDeviceGetPowerUsage, handle)
         return DeviceReading(
-            sample=self._sample(device, found, _sum_children(processes, child_pids)),
+            sample=self._sample(device, found, sum_children(processes, child_pids)),
             utilisation_percent=None if load is None else load.gpu,
             temperature_c=_ask(
                 pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU
             ),
             power_w=None if power_mw is None else power_mw / 1000,
-            processes=None if processes is None else _name(processes),
+            processes=name_processes(processes),
         )
 
     def close(self) -> None:
@@ -226,26 +225,3 @@ def _list_processes(handle: Any) -> dict[int, int | None]:
         if held.get(process.pid) is None:
             held[process.pid] = process.usedGpuMemory
     return held
-
-
-def _name(processes: Mapping[int, int | None]) -> tuple[ProcessUse, ...]:
-    return tuple(
-        ProcessUse(pid=pid, used_bytes=held, name=read_process_name(pid))
-        for pid, held in processes.items()
-    )
-
-
-def _sum_children(
-    processes: Mapping[int, int | None] | None, child_pids: Collection[int]
-) -> int | None:
-    """Sum what the children hold, or None where that is not told.
-
-    A child that is not listed proves nothing: in a container NVML may list the host's process
-    ids, or none.
-    """
-    if not child_pids:
-        return 0
-    listed = processes or {}
-    amounts = [listed[pid] for pid in child_pids if pid in listed]
-    known = [amount for amount in amounts if amount is not None]
-    return sum(known) if known and len(known) == len(amounts) else None

@@ -1,7 +1,7 @@
 """Simulated drivers for the tests of this room."""
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -14,8 +14,21 @@ from tests.conftest import StartController
 from tests.telemetry.sampling import FAST, OpenTelemetry
 from tests.telemetry.simulated_amd import SimulatedAmd
 from tests.telemetry.simulated_amd import build_library as build_amd_library
+from tests.telemetry.simulated_driver import SimulatedDriver
 from tests.telemetry.simulated_gpu import SimulatedGpu, build_library
 from tests.telemetry.switching import StartOnGpu, start_on_gpu
+
+
+@asynccontextmanager
+async def _opening(driver: SimulatedDriver, vendor: str) -> AsyncIterator[OpenTelemetry]:
+    async with AsyncExitStack() as stack:
+
+        async def start(policy: SamplerPolicy = FAST, **environment: str) -> Telemetry:
+            environ = driver.full_environment(**environment)
+            telemetry = Telemetry(environ=environ, vendors=(vendor,), policy=policy)
+            return await stack.enter_async_context(telemetry)
+
+        yield start
 
 
 @pytest.fixture(scope="session")
@@ -33,13 +46,7 @@ def gpu(tmp_path: Path, nvml_library: Path) -> SimulatedGpu:
 @pytest.fixture
 async def open_telemetry(gpu: SimulatedGpu) -> AsyncIterator[OpenTelemetry]:
     """Open telemetry over the simulated GPUs; keyword arguments are its environment."""
-    async with AsyncExitStack() as stack:
-
-        async def start(policy: SamplerPolicy = FAST, **environment: str) -> Telemetry:
-            environ = gpu.full_environment(**environment)
-            telemetry = Telemetry(environ=environ, vendors=("NVIDIA",), policy=policy)
-            return await stack.enter_async_context(telemetry)
-
+    async with _opening(gpu, "NVIDIA") as start:
         yield start
 
 
@@ -63,13 +70,7 @@ def amd(tmp_path: Path, amd_library: Path) -> SimulatedAmd:
 @pytest.fixture
 async def open_amd(amd: SimulatedAmd) -> AsyncIterator[OpenTelemetry]:
     """Open telemetry over the simulated AMD cards; keyword arguments are its environment."""
-    async with AsyncExitStack() as stack:
-
-        async def start(policy: SamplerPolicy = FAST, **environment: str) -> Telemetry:
-            environ = amd.full_environment(**environment)
-            telemetry = Telemetry(environ=environ, vendors=("AMD",), policy=policy)
-            return await stack.enter_async_context(telemetry)
-
+    async with _opening(amd, "AMD") as start:
         yield start
 
 
