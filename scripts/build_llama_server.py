@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from supervisor.engine.cached_build import (
+from supervisor.engine.kinds.cached_build import (
     CMAKE_FLAGS,
     COMPLETE_STAMP,
     LLAMA_CPP_PYTHON_VERSION,

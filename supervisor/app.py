@@ -23,14 +23,14 @@ from supervisor import __version__
 from supervisor.arbiter.arbiter import Arbiter
 from supervisor.config.configuration import Configuration
 from supervisor.config.settings import SwitchSettings
-from supervisor.core.values import Limits, Snapshot, SwitchRules
-from supervisor.engine.engines import Engines
-from supervisor.engine.instance import Instance
+from supervisor.core.machine.values import Limits, Snapshot, SwitchRules
+from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.launcher import Launcher
-from supervisor.engine.learned_needs import FILE_NAME as LEARNED_NEEDS_FILE
-from supervisor.engine.learned_needs import LearnedNeeds
-from supervisor.engine.need_learner import NeedLearner, learn_needs
-from supervisor.engine.prompt_cache import PromptCache
+from supervisor.engine.needs.learned_needs import FILE_NAME as LEARNED_NEEDS_FILE
+from supervisor.engine.needs.learned_needs import LearnedNeeds
+from supervisor.engine.needs.need_learner import NeedLearner, learn_needs
+from supervisor.engine.prompts.prompt_cache import PromptCache
+from supervisor.engine.servers.instance import Instance
 from supervisor.errors import ConfigError, SupervisorError
 from supervisor.gateway.control import Control, device_of
 from supervisor.gateway.devices import Devices

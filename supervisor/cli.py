@@ -22,11 +22,11 @@ from supervisor.config.load import load
 from supervisor.doctor.gathering import Place, gather
 from supervisor.doctor.judging import is_well, judge
 from supervisor.doctor.printing import describe_report, print_report
-from supervisor.engine.backend import choose_address
-from supervisor.engine.engines import Engines
 from supervisor.engine.fit import find_model, look_at_subject, report_fit
+from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.model_check import model_problems
-from supervisor.engine.model_scan import scan_models
+from supervisor.engine.models.model_scan import scan_models
+from supervisor.engine.servers.backend import choose_address
 from supervisor.errors import ConfigError, SupervisorError
 from supervisor.fit_table import describe_fit, print_fit
 from supervisor.observability.logs import set_up_logging

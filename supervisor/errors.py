@@ -3,7 +3,7 @@
     SupervisorError
     ├── ConfigError          what an operator wrote cannot be used; carries every problem
     ├── ModelFileError       a model file cannot be used; nothing was touched
-    ├── NeedMoreBytes        no error: a GGUF header goes on behind the bytes read (core/gguf.py)
+    ├── NeedMoreBytes        no error: a GGUF header goes on behind the bytes read (core/sizing)
     ├── EngineError          an engine is missing or does not know a setting
     │   └── UnfitProfile     fields of a profile that the engine cannot honour, each with the reason
     ├── TelemetryError       a device cannot be read

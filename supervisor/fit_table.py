@@ -7,8 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from supervisor.core.fitting import MOST_PARALLEL, Largest, trained_ctx_size
-from supervisor.core.memory import format_bytes
+from supervisor.core.byte_size import format_bytes
+from supervisor.core.sizing.fitting import MOST_PARALLEL, Largest, trained_ctx_size
 from supervisor.engine.fit import DeviceFit, FitReport
 
 NOT_TOLD = "–"

@@ -16,7 +16,7 @@ from aiohttp import web
 
 from supervisor.app import Controller, Options, build
 from supervisor.config.load import load
-from supervisor.engine.cached_build import cached_llama_server
+from supervisor.engine.kinds.cached_build import cached_llama_server
 from supervisor.gateway.server import make_runner
 
 ROOT = Path(__file__).parent.parent

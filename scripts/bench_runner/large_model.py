@@ -15,7 +15,7 @@ from gguf import GGUFWriter
 from numpy.typing import NDArray
 
 from bench_runner.setting import BenchError, say
-from supervisor.engine.cached_build import cached_build_dir
+from supervisor.engine.kinds.cached_build import cached_build_dir
 
 SHAPE = LlamaShape(
     context_tokens=2048, layers=11, width=2048, feed_forward=5632, heads=32, head_size=64

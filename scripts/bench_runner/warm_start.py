@@ -17,7 +17,7 @@ from bench_runner.report import Figure, Target, compare
 from bench_runner.servers import Controller, Endpoint
 from bench_runner.setting import BenchError, Setting, say
 from bench_runner.streams import CHAT_MODEL
-from supervisor.engine.page_cache import look_at_chunks
+from supervisor.engine.models.page_cache import look_at_chunks
 
 NAME = "warm_start"
 

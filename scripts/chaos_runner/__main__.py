@@ -22,7 +22,7 @@ from chaos_runner.facts import SERVING
 from chaos_runner.faults import PHASES
 from chaos_runner.setting import MODELS, ChaosError, Setting, say
 from chaos_runner.storm import Storm
-from supervisor.engine.cached_build import cached_llama_server
+from supervisor.engine.kinds.cached_build import cached_llama_server
 
 ROOT = Path(__file__).parents[2]
 EXIT_VIOLATED = 1

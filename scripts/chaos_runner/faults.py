@@ -22,7 +22,7 @@ from chaos_runner.layout import PROFILES
 from chaos_runner.ledger import Fault, Ledger, Weapon
 from chaos_runner.operators import Operator
 from chaos_runner.setting import GENERATION_MODELS, MODELS
-from supervisor.core.values import Phase
+from supervisor.core.machine.values import Phase
 
 PHASES = tuple(phase.value for phase in Phase if phase is not Phase.READY)
 """The phases of a switch, as the product names them; `ready` is its end, and takes no time."""

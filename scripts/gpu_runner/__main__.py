@@ -40,7 +40,7 @@ from gpu_runner.models import generation_model, large_embedding_model
 from gpu_runner.report import Folder, folder_for, placed, thinned
 from gpu_runner.watch import Watch
 from supervisor import __version__
-from supervisor.core.memory import MIB
+from supervisor.core.byte_size import MIB
 from supervisor.errors import SupervisorError
 
 ROOT = SCRIPTS.parent

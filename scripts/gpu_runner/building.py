@@ -1,7 +1,7 @@
 """A llama-server that computes on the GPU: one that is named or found, or built here.
 
-The build stands beside the CPU's in the user's cache (`supervisor/engine/cached_build.py`), and one
-that was cut short is taken up again where it was.
+The build stands beside the CPU's in the user's cache (`supervisor/engine/kinds/cached_build.py`);
+one that was cut short is taken up again where it was.
 """
 
 import os
@@ -15,14 +15,14 @@ from pathlib import Path
 import build_llama_server as building
 
 from gpu_runner.check import CheckError, say
-from supervisor.engine.cached_build import (
+from supervisor.engine.kinds.cached_build import (
     CMAKE_FLAGS,
     COMPLETE_STAMP,
     LLAMA_CPP_PYTHON_VERSION,
     build_key,
     cached_build_dir,
 )
-from supervisor.engine.llama_server import LlamaServer
+from supervisor.engine.kinds.llama_server import LlamaServer
 from supervisor.engine.port import EngineIdentity
 from supervisor.errors import EngineError
 

@@ -15,10 +15,10 @@ from bench_runner.setting import Setting
 from gpu_runner.check import Check
 from supervisor.config.configuration import Configuration
 from supervisor.config.load import load
-from supervisor.core.memory import MIB
-from supervisor.engine.engines import Engines
+from supervisor.core.byte_size import MIB
 from supervisor.engine.fit import Subject, find_model, look_at_subject
-from supervisor.engine.model_need import DeviceNeed
+from supervisor.engine.kinds.engines import Engines
+from supervisor.engine.needs.model_need import DeviceNeed
 
 GENERATION, EMBEDDING, LARGE_EMBEDDING = "check-generation", "check-embedding", "check-large"
 TALKATIVE: Mapping[str, Any] = {"extra_args": ["-lv", "4"]}

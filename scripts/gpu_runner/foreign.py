@@ -18,7 +18,8 @@ from gpu_runner.configuration import (
 )
 from gpu_runner.cuda_process import tenant
 from gpu_runner.log_reading import marks
-from supervisor.core.memory import MIB, MemorySample, format_bytes
+from supervisor.core.byte_size import MIB, format_bytes
+from supervisor.core.machine.memory import MemorySample
 from supervisor.telemetry.port import DeviceReading
 
 NAME = "foreign"

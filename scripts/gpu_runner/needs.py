@@ -8,7 +8,7 @@ from bench_runner.setting import Setting
 from gpu_runner.check import Check
 from gpu_runner.configuration import GENERATION, estimate, log_of, look_at
 from gpu_runner.log_reading import device_buffers, learned_peaks
-from supervisor.core.memory import MIB, format_bytes
+from supervisor.core.byte_size import MIB, format_bytes
 
 
 def compare_needs(

@@ -27,7 +27,7 @@ from gpu_runner.configuration import (
 )
 from gpu_runner.cuda_process import call_driver
 from gpu_runner.log_reading import marks
-from supervisor.core.memory import (
+from supervisor.core.machine.memory import (
     GateState,
     MemoryPolicy,
     MemorySample,

@@ -13,7 +13,7 @@ from typing import Any
 
 from gpu_runner.check import Mark
 from gpu_runner.watch import Point
-from supervisor.core.memory import MIB
+from supervisor.core.byte_size import MIB
 from supervisor.telemetry.port import DeviceInfo
 
 REPORT, PICTURE, SUMMARY = "report.json", "timeline.png", "README.md"

@@ -24,7 +24,7 @@ from gpu_runner.configuration import (
 from gpu_runner.log_reading import PhaseBegin, marks, phase_begins
 from gpu_runner.needs import compare_needs
 from gpu_runner.watch import Point
-from supervisor.core.memory import MIB, format_bytes
+from supervisor.core.byte_size import MIB, format_bytes
 
 NAME = "switches"
 LIMIT_S = 300.0

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from supervisor.core.memory import MemorySample
+from supervisor.core.machine.memory import MemorySample
 from supervisor.errors import TelemetryError
 from supervisor.telemetry.port import HOST, DeviceInfo, DeviceReading
 from supervisor.telemetry.telemetry import Telemetry

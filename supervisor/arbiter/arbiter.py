@@ -16,7 +16,7 @@ from itertools import count
 import structlog
 
 from supervisor.arbiter.performer import BackendLauncher, MemorySource, Performer
-from supervisor.core.commands import (
+from supervisor.core.machine.commands import (
     Command,
     CompleteShutdown,
     FinishSwitch,
@@ -25,8 +25,8 @@ from supervisor.core.commands import (
     RefuseRequest,
     RefuseSwitch,
 )
-from supervisor.core.deadlines import next_wakeup
-from supervisor.core.events import (
+from supervisor.core.machine.deadlines import next_wakeup
+from supervisor.core.machine.events import (
     Event,
     RequestArrived,
     RequestEnded,
@@ -35,9 +35,16 @@ from supervisor.core.events import (
     SwitchRequested,
     TimePassed,
 )
-from supervisor.core.step import step
-from supervisor.core.values import DrainPolicy, Mode, Refusal, Snapshot, SwitchReport, Target
-from supervisor.engine.backend import Backend
+from supervisor.core.machine.step import step
+from supervisor.core.machine.values import (
+    DrainPolicy,
+    Mode,
+    Refusal,
+    Snapshot,
+    SwitchReport,
+    Target,
+)
+from supervisor.engine.servers.backend import Backend
 from supervisor.errors import InvalidTransition, RequestRefused
 
 log = structlog.get_logger()

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import structlog
 import tenacity
 
-from supervisor.core.commands import (
+from supervisor.core.machine.commands import (
     CheckTarget,
     Command,
     SampleMemory,
@@ -19,7 +19,7 @@ from supervisor.core.commands import (
     StopWarming,
     WarmFile,
 )
-from supervisor.core.events import (
+from supervisor.core.machine.events import (
     BackendExited,
     BackendMoved,
     BackendReady,
@@ -33,11 +33,11 @@ from supervisor.core.events import (
     TargetRejected,
     WarmingBegun,
 )
-from supervisor.core.memory import MemorySample
-from supervisor.core.values import KeptPrompts, Target, TargetNeed
-from supervisor.engine import prompt_slots as engine_prompts
-from supervisor.engine.backend import Backend
-from supervisor.engine.stall import watch_for_stalls
+from supervisor.core.machine.memory import MemorySample
+from supervisor.core.machine.values import KeptPrompts, Target, TargetNeed
+from supervisor.engine.prompts import prompt_slots as engine_prompts
+from supervisor.engine.servers.backend import Backend
+from supervisor.engine.servers.stall import watch_for_stalls
 from supervisor.errors import SupervisorError
 
 log = structlog.get_logger()

@@ -11,7 +11,7 @@ from supervisor.config.layers import Layers
 from supervisor.config.profile import Profile
 from supervisor.config.settings import Catalogue, SupervisorSettings
 from supervisor.config.source import Place, Source, dotted
-from supervisor.core.values import Mode
+from supervisor.core.machine.values import Mode
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,7 +20,7 @@ from supervisor.config.profile import Profile
 from supervisor.config.settings import Catalogue, ModelEntry, SupervisorSettings
 from supervisor.config.source import Place, Source, dotted, read_source
 from supervisor.config.units import variables_in
-from supervisor.core.values import Mode
+from supervisor.core.machine.values import Mode
 from supervisor.errors import ConfigError
 
 CATALOGUE_FILE = "models.yaml"

@@ -10,8 +10,9 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from supervisor.config.command import CommandSettings, unknown_placeholder
 from supervisor.config.fields import Settings
 from supervisor.config.units import Bytes, EnvText, Seconds
-from supervisor.core.memory import MIB, MemoryPolicy, OnUnconfirmed
-from supervisor.core.values import Mode
+from supervisor.core.byte_size import MIB
+from supervisor.core.machine.memory import MemoryPolicy, OnUnconfirmed
+from supervisor.core.machine.values import Mode
 
 
 def _switch_word(value: Any) -> Any:

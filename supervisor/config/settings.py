@@ -6,8 +6,8 @@ from pydantic import Field, model_validator
 
 from supervisor.config.fields import Settings
 from supervisor.config.units import Bytes, EnvText, Seconds
-from supervisor.core.memory import MIB
-from supervisor.core.values import DrainPolicy, Mode
+from supervisor.core.byte_size import MIB
+from supervisor.core.machine.values import DrainPolicy, Mode
 
 
 class ModelEntry(Settings):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from supervisor.core.memory import MemorySample
+from supervisor.core.machine.memory import MemorySample
 from supervisor.engine.port import EngineIdentity
 from supervisor.telemetry.cgroup import CgroupLimit
 from supervisor.telemetry.port import DeviceHealth, DeviceInfo

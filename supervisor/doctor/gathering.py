@@ -27,8 +27,8 @@ from supervisor.doctor.facts import (
     ProcessFacts,
 )
 from supervisor.doctor.vendor_traces import find_container, find_traces
-from supervisor.engine.engines import Engines
-from supervisor.engine.model_scan import scan_models
+from supervisor.engine.kinds.engines import Engines
+from supervisor.engine.models.model_scan import scan_models
 from supervisor.errors import ConfigError, EngineError, TelemetryError
 from supervisor.telemetry.cgroup import MemoryCgroup
 from supervisor.telemetry.host import HostMemory

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from supervisor.core.memory import MIB, format_bytes
+from supervisor.core.byte_size import MIB, format_bytes
 from supervisor.doctor.facts import Facts
 from supervisor.doctor.findings import Finding, Severity, error, warning
 from supervisor.doctor.judging_devices import judge_devices

@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from supervisor.core.memory import format_bytes
+from supervisor.core.byte_size import format_bytes
 from supervisor.doctor.facts import DeviceNode, Facts, VendorTraces
 from supervisor.doctor.findings import Finding, Severity
 from supervisor.doctor.judging import is_well

@@ -12,20 +12,22 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from supervisor.config.configuration import Configuration, ResolvedModel, cannot_run
-from supervisor.core.fitting import (
+from supervisor.core.machine.values import Mode
+from supervisor.core.sizing.fitting import (
+    Alternative,
     Largest,
     largest_ctx_size,
     largest_parallel,
     mildest_fitting,
 )
-from supervisor.core.learned_need import CountedNeed, LearnedNeed, count_need
-from supervisor.core.need import NeedSettings, is_embedding_model
-from supervisor.core.values import Alternative, Mode
-from supervisor.engine.engines import Engines
-from supervisor.engine.instance import running_children
-from supervisor.engine.learned_needs import FILE_NAME, LearnedNeeds
-from supervisor.engine.model_file import ModelFile, inspect_model_file
-from supervisor.engine.model_need import (
+from supervisor.core.sizing.learned_need import CountedNeed, LearnedNeed, count_need
+from supervisor.core.sizing.need import NeedSettings, is_embedding_model
+from supervisor.engine.kinds.engines import Engines
+from supervisor.engine.models.model_file import ModelFile, inspect_model_file
+from supervisor.engine.models.model_scan import safe_name
+from supervisor.engine.models.model_source import look_at_model, require_stated_need
+from supervisor.engine.needs.learned_needs import FILE_NAME, LearnedNeeds
+from supervisor.engine.needs.model_need import (
     DeviceNeed,
     estimate_on,
     need_identity,
@@ -33,9 +35,8 @@ from supervisor.engine.model_need import (
     refuse_uneven_slots,
     smaller_settings,
 )
-from supervisor.engine.model_scan import safe_name
-from supervisor.engine.model_source import look_at_model, require_stated_need
 from supervisor.engine.port import EngineIdentity
+from supervisor.engine.servers.instance import running_children
 from supervisor.errors import ConfigError, TelemetryError
 from supervisor.telemetry.telemetry import Telemetry
 

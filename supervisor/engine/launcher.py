@@ -15,17 +15,18 @@ import structlog
 from pydantic import ValidationError
 
 from supervisor.config.configuration import Configuration, ResolvedModel, cannot_run
-from supervisor.core.memory import MIB
-from supervisor.core.values import Target, TargetNeed
-from supervisor.engine.backend import Backend, OnLine, choose_address
-from supervisor.engine.engines import Engines
-from supervisor.engine.learned_needs import LearnedNeeds
-from supervisor.engine.model_file import (
+from supervisor.core.byte_size import MIB
+from supervisor.core.machine.values import Target, TargetNeed
+from supervisor.engine.kinds.engines import Engines
+from supervisor.engine.models.model_file import (
     ModelFile,
     inspect_model_file,
     is_unchanged,
 )
-from supervisor.engine.model_need import (
+from supervisor.engine.models.model_source import look_at_model, require_stated_need
+from supervisor.engine.models.page_cache import FileWarmer, mapped_file_bytes
+from supervisor.engine.needs.learned_needs import LearnedNeeds
+from supervisor.engine.needs.model_need import (
     DeviceNeed,
     estimate_on,
     need_identity,
@@ -35,13 +36,12 @@ from supervisor.engine.model_need import (
     slot_kv_bytes,
     stated_need,
 )
-from supervisor.engine.model_source import look_at_model, require_stated_need
-from supervisor.engine.need_learner import Expectation
-from supervisor.engine.page_cache import FileWarmer, mapped_file_bytes
+from supervisor.engine.needs.need_learner import Expectation
+from supervisor.engine.needs.prompt_identity import prompt_identity
 from supervisor.engine.port import Abilities, Engine, Launch
-from supervisor.engine.process import inherited_environment
-from supervisor.engine.prompt_cache import PromptCache, PromptFiles
-from supervisor.engine.prompt_identity import prompt_identity
+from supervisor.engine.prompts.prompt_cache import PromptCache, PromptFiles
+from supervisor.engine.servers.backend import Backend, OnLine, choose_address
+from supervisor.engine.servers.process import inherited_environment
 from supervisor.errors import EngineError, SupervisorError
 from supervisor.telemetry.host import HostMemory
 from supervisor.telemetry.port import HOST

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from supervisor.config.configuration import Configuration, ResolvedModel
 from supervisor.config.source import Place
-from supervisor.engine.engines import Engines
-from supervisor.engine.model_source import look_at_model, require_stated_need
+from supervisor.engine.kinds.engines import Engines
+from supervisor.engine.models.model_source import look_at_model, require_stated_need
 from supervisor.engine.port import Engine
 from supervisor.errors import EngineError, ModelFileError, UnfitProfile
 

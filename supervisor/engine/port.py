@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from supervisor.config.configuration import ResolvedModel
-from supervisor.engine.prompt_cache import PromptFiles
+from supervisor.engine.prompts.prompt_cache import PromptFiles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

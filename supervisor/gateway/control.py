@@ -12,9 +12,9 @@ from supervisor.arbiter.arbiter import Arbiter, SwitchTicket, as_error
 from supervisor.config.configuration import Configuration
 from supervisor.config.profile import Profile
 from supervisor.config.settings import SupervisorSettings
-from supervisor.core.events import DeviceFound
-from supervisor.core.memory import OnUnconfirmed
-from supervisor.core.values import Device, DrainPolicy, Mode, Target
+from supervisor.core.machine.events import DeviceFound
+from supervisor.core.machine.memory import OnUnconfirmed
+from supervisor.core.machine.values import Device, DrainPolicy, Mode, Target
 from supervisor.errors import RequestRefused
 from supervisor.gateway.error_responses import json_response
 from supervisor.observability.descriptions import describe_report, describe_running

@@ -9,8 +9,8 @@ from typing import Any
 from aiohttp import web
 
 from supervisor.arbiter.arbiter import Arbiter
-from supervisor.core.memory import MemorySample
-from supervisor.core.values import Backend, Snapshot
+from supervisor.core.machine.memory import MemorySample
+from supervisor.core.machine.values import Backend, Snapshot
 from supervisor.errors import RequestRefused, TelemetryError
 from supervisor.gateway.error_responses import json_response
 from supervisor.telemetry.port import (

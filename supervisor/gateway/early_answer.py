@@ -14,8 +14,8 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
-from supervisor.core.values import Snapshot, Target
-from supervisor.engine.backend import Backend
+from supervisor.core.machine.values import Snapshot, Target
+from supervisor.engine.servers.backend import Backend
 from supervisor.errors import RequestRefused
 from supervisor.gateway import relay
 

@@ -16,7 +16,7 @@ from aiohttp import web
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from supervisor.engine.backend import Backend
+from supervisor.engine.servers.backend import Backend
 from supervisor.errors import RequestRefused
 from supervisor.gateway.error_responses import error_body
 

@@ -8,7 +8,7 @@ import msgspec
 from aiohttp import HttpVersion11, web
 from yarl import URL
 
-from supervisor.core.values import Mode
+from supervisor.core.machine.values import Mode
 from supervisor.errors import RequestRefused
 
 _Fields = TypeVar("_Fields")

@@ -11,8 +11,8 @@ from aiohttp import web
 from supervisor import __version__
 from supervisor.arbiter.arbiter import Arbiter
 from supervisor.config.configuration import Configuration
-from supervisor.core.values import Backend, BackendExit, Recovery, Snapshot
-from supervisor.engine.engines import Engines
+from supervisor.core.machine.values import Backend, BackendExit, Recovery, Snapshot
+from supervisor.engine.kinds.engines import Engines
 from supervisor.errors import SupervisorError, TelemetryError
 from supervisor.gateway.error_responses import json_response
 from supervisor.observability.descriptions import describe_memory, describe_running

@@ -3,8 +3,8 @@
 from dataclasses import asdict
 from typing import Any
 
-from supervisor.core.memory import MemorySample
-from supervisor.core.values import Outcome, Refusal, Switch, SwitchReport
+from supervisor.core.machine.memory import MemorySample
+from supervisor.core.machine.values import Outcome, Refusal, Switch, SwitchReport
 
 
 def describe_running(switch: Switch) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import structlog
 
-from supervisor.core.commands import Command, FinishSwitch
-from supervisor.core.events import (
+from supervisor.core.machine.commands import Command, FinishSwitch
+from supervisor.core.machine.events import (
     BackendExited,
     BackendMoved,
     BackendReady,
@@ -16,7 +16,7 @@ from supervisor.core.events import (
     RequestArrived,
     RequestEnded,
 )
-from supervisor.core.values import Outcome, Snapshot, SwitchReport
+from supervisor.core.machine.values import Outcome, Snapshot, SwitchReport
 from supervisor.observability.descriptions import describe_report
 from supervisor.observability.history import SwitchHistory
 

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Collection, Mapping
 
-from supervisor.core.memory import Holder, HolderRole
+from supervisor.core.machine.memory import Holder, HolderRole
 from supervisor.telemetry.port import ProcessUse
 from supervisor.telemetry.process_name import read_process_name
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import psutil
 
-from supervisor.core.memory import MemorySample
+from supervisor.core.machine.memory import MemorySample
 from supervisor.errors import TelemetryError
 from supervisor.telemetry.cgroup import MemoryCgroup
 from supervisor.telemetry.port import HOST, DeviceInfo, DeviceReading

@@ -5,7 +5,7 @@ Requests are answered in their order, each with one line, so that several can be
 
 import msgspec
 
-from supervisor.core.memory import MemorySample
+from supervisor.core.machine.memory import MemorySample
 from supervisor.telemetry.port import DeviceInfo, DeviceReading
 
 

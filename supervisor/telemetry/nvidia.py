@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import pynvml
 
-from supervisor.core.memory import MemorySample
+from supervisor.core.machine.memory import MemorySample
 from supervisor.errors import TelemetryError
 from supervisor.telemetry.holders import name_processes, sum_children, tell_holders
 from supervisor.telemetry.host import MachineMemory, read_machine_memory

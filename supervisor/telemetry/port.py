@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar, Protocol
 
-from supervisor.core.memory import MemorySample
+from supervisor.core.machine.memory import MemorySample
 from supervisor.errors import TelemetryError
 
 HOST = "host"

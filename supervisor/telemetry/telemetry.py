@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-from supervisor.core.memory import MemorySample
+from supervisor.core.machine.memory import MemorySample
 from supervisor.errors import TelemetryError
 from supervisor.telemetry.host import HostMemory
 from supervisor.telemetry.port import (

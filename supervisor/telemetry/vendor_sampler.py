@@ -9,7 +9,7 @@ from math import inf
 
 import structlog
 
-from supervisor.core.memory import MemorySample
+from supervisor.core.machine.memory import MemorySample
 from supervisor.errors import TelemetryError
 from supervisor.telemetry.messages import (
     Answer,

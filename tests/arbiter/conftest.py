@@ -12,11 +12,19 @@ import uvloop
 from immutables import Map
 
 from supervisor.arbiter.arbiter import Arbiter
-from supervisor.core.memory import MemoryPolicy, MemorySample
-from supervisor.core.values import Device, Limits, Mode, Snapshot, SwitchReport, Target, TargetNeed
-from supervisor.engine.backend import Backend
+from supervisor.core.machine.memory import MemoryPolicy, MemorySample
+from supervisor.core.machine.values import (
+    Device,
+    Limits,
+    Mode,
+    Snapshot,
+    SwitchReport,
+    Target,
+    TargetNeed,
+)
 from supervisor.engine.port import Address, Launch
-from supervisor.engine.process import ProcessExit
+from supervisor.engine.servers.backend import Backend
+from supervisor.engine.servers.process import ProcessExit
 
 Eventually = Callable[..., Awaitable[None]]
 

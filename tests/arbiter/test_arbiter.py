@@ -9,14 +9,14 @@ import pytest
 from immutables import Map
 
 from supervisor.arbiter.arbiter import Arbiter
-from supervisor.core.events import (
+from supervisor.core.machine.events import (
     BackendExited,
     BackendReady,
     RequestArrived,
     RequestEnded,
     SwitchRequested,
 )
-from supervisor.core.values import (
+from supervisor.core.machine.values import (
     Backend,
     BackendState,
     Device,

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from supervisor.cli import cli
 from supervisor.config.load import FoundModel, load
-from supervisor.core.values import Mode
+from supervisor.core.machine.values import Mode
 from supervisor.errors import ConfigError
 
 GENERATION = "mode: generation\n"

@@ -10,7 +10,7 @@ import yaml
 
 from supervisor.config.configuration import Configuration
 from supervisor.config.load import load
-from supervisor.core.values import Mode
+from supervisor.core.machine.values import Mode
 from supervisor.errors import ConfigError
 
 MODELS = Path("/models")

@@ -8,7 +8,7 @@ import gguf
 import numpy as np
 import pytest
 
-from tests.core.small_models import (
+from tests.core.sizing.small_models import (
     FEED_FORWARD,
     HEADS,
     MODELS,

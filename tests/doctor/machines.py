@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from supervisor.core.memory import MemorySample
+from supervisor.core.machine.memory import MemorySample
 from supervisor.doctor.facts import (
     Container,
     DataFolder,

@@ -12,7 +12,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from supervisor.cli import cli
-from supervisor.core.memory import MIB
+from supervisor.core.byte_size import MIB
 from tests.conftest import StartController
 from tests.e2e.conftest import COMMAND
 from tests.telemetry.simulated_gpu import GIB, SimulatedGpu

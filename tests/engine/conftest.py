@@ -21,10 +21,10 @@ import yaml
 from supervisor.config.configuration import Configuration, ResolvedModel
 from supervisor.config.load import load
 from supervisor.config.profile import Profile
-from supervisor.core.values import Mode
-from supervisor.engine.engines import Engines
+from supervisor.core.machine.values import Mode
+from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.port import Abilities, Address, Launch
-from supervisor.engine.process import ChildProcess
+from supervisor.engine.servers.process import ChildProcess
 
 STUB_SERVER = Path(__file__).parent / "stub_server.py"
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from supervisor.config.load import load
-from supervisor.core.fitting import CTX_STEP
-from supervisor.core.learned_need import LearnedNeed
-from supervisor.core.memory import MIB
-from supervisor.engine.engines import Engines
+from supervisor.core.byte_size import MIB
+from supervisor.core.sizing.fitting import CTX_STEP
+from supervisor.core.sizing.learned_need import LearnedNeed
 from supervisor.engine.fit import DeviceFit, DeviceRoom, Subject, find_model, judge_fit
 from supervisor.engine.fit import look_at_subject as look
-from supervisor.engine.learned_needs import FILE_NAME, LearnedNeeds
+from supervisor.engine.kinds.engines import Engines
+from supervisor.engine.needs.learned_needs import FILE_NAME, LearnedNeeds
 
 MARGIN_BYTES = 256 * MIB  # of the shipped profile
 PLENTY = DeviceRoom(device="host", name="host", budget_bytes=10**12, free_bytes=10**12)

@@ -13,14 +13,14 @@ import yaml
 from structlog.testing import capture_logs
 
 from supervisor.config.load import load
-from supervisor.core.learned_need import LearnedNeed
-from supervisor.core.memory import MIB
-from supervisor.core.values import Mode, Target
-from supervisor.engine.backend import Backend
-from supervisor.engine.engines import Engines
+from supervisor.core.byte_size import MIB
+from supervisor.core.machine.values import Mode, Target
+from supervisor.core.sizing.learned_need import LearnedNeed
+from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.launcher import Launcher
-from supervisor.engine.learned_needs import FILE_NAME, LearnedNeeds
-from supervisor.engine.model_need import DRIVER_CONTEXT_BYTES
+from supervisor.engine.needs.learned_needs import FILE_NAME, LearnedNeeds
+from supervisor.engine.needs.model_need import DRIVER_CONTEXT_BYTES
+from supervisor.engine.servers.backend import Backend
 from supervisor.errors import EngineError, ModelFileError
 
 MakeLauncher = Callable[..., Launcher]

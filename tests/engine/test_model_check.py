@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from supervisor.config.load import load
-from supervisor.engine.engines import Engines
+from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.model_check import model_problems
 
 Check = Callable[..., list[str]]

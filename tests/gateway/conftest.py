@@ -12,7 +12,7 @@ import pytest
 import uvloop
 import yaml
 
-from supervisor.engine.backend import Backend
+from supervisor.engine.servers.backend import Backend
 from tests.conftest import ROOT, RunningController, StartController
 
 FAULTY_SERVER = Path(__file__).with_name("faulty_server.py")

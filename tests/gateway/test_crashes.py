@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from supervisor.core.events import RetryDue
+from supervisor.core.machine.events import RetryDue
 from tests.conftest import RunningController, StartController
 from tests.gateway.conftest import ask_json, backend_of, endless_stream, shipped, until
 

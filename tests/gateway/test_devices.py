@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from supervisor.core.memory import MemorySample
+from supervisor.core.machine.memory import MemorySample
 from supervisor.gateway.devices import describe_history, describe_use
 from supervisor.telemetry.port import ProcessUse
 from supervisor.telemetry.ring import Ring, RingPoint

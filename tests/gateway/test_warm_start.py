@@ -7,7 +7,7 @@ from typing import Any
 
 from structlog.testing import capture_logs
 
-from supervisor.engine.page_cache import look_at_chunks
+from supervisor.engine.models.page_cache import look_at_chunks
 from tests.conftest import StartController
 from tests.gateway.conftest import ask_json, endless_stream, shipped, until
 

@@ -8,7 +8,7 @@ import pytest
 from immutables import Map
 from structlog.testing import capture_logs
 
-from supervisor.core.events import (
+from supervisor.core.machine.events import (
     BackendExited,
     BackendReady,
     BackendSpawned,
@@ -21,9 +21,9 @@ from supervisor.core.events import (
     TargetRejected,
     WarmingBegun,
 )
-from supervisor.core.memory import MemoryPolicy, MemorySample
-from supervisor.core.step import step
-from supervisor.core.values import Device, Mode, Snapshot, Target, TargetNeed
+from supervisor.core.machine.memory import MemoryPolicy, MemorySample
+from supervisor.core.machine.step import step
+from supervisor.core.machine.values import Device, Mode, Snapshot, Target, TargetNeed
 from supervisor.observability.history import SwitchHistory
 from supervisor.observability.recorder import Recorder
 

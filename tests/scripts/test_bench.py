@@ -18,8 +18,8 @@ from typing import Any, ClassVar
 import pytest
 import yaml
 
-from supervisor.engine.model_file import inspect_model_file
-from supervisor.engine.page_cache import look_at_chunks
+from supervisor.engine.models.model_file import inspect_model_file
+from supervisor.engine.models.page_cache import look_at_chunks
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 QUICK = ("--seconds", "0.3", "--rounds", "1", "--starts", "1", "--switches", "2")

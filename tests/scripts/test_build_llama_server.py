@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.engine.cached_build import (
+from supervisor.engine.kinds.cached_build import (
     CMAKE_FLAGS,
     COMPLETE_STAMP,
     LLAMA_CPP_PYTHON_VERSION,

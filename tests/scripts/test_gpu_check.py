@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from supervisor.core.memory import (
+from supervisor.core.machine.memory import (
     GateState,
     MemoryPolicy,
     MemorySample,

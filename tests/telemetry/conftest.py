@@ -14,13 +14,14 @@ from tests.conftest import StartController
 from tests.telemetry.sampling import FAST, OpenTelemetry
 from tests.telemetry.simulated_amd import SimulatedAmd
 from tests.telemetry.simulated_amd import build_library as build_amd_library
-from tests.telemetry.simulated_driver import SimulatedDriver
 from tests.telemetry.simulated_gpu import SimulatedGpu, build_library
 from tests.telemetry.switching import StartOnGpu, start_on_gpu
 
 
 @asynccontextmanager
-async def _opening(driver: SimulatedDriver, vendor: str) -> AsyncIterator[OpenTelemetry]:
+async def _opening(
+    driver: SimulatedGpu | SimulatedAmd, vendor: str
+) -> AsyncIterator[OpenTelemetry]:
     async with AsyncExitStack() as stack:
 
         async def start(policy: SamplerPolicy = FAST, **environment: str) -> Telemetry:

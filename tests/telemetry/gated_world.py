@@ -20,8 +20,9 @@ from typing import Any, cast
 from immutables import Map
 
 from supervisor.arbiter.arbiter import Arbiter
-from supervisor.core.memory import MIB, MemoryPolicy, OnUnconfirmed
-from supervisor.core.values import (
+from supervisor.core.byte_size import MIB
+from supervisor.core.machine.memory import MemoryPolicy, OnUnconfirmed
+from supervisor.core.machine.values import (
     Device,
     Limits,
     Mode,
@@ -31,9 +32,9 @@ from supervisor.core.values import (
     Target,
     TargetNeed,
 )
-from supervisor.engine.backend import Backend
 from supervisor.engine.port import Address, Launch
-from supervisor.engine.process import ProcessExit
+from supervisor.engine.servers.backend import Backend
+from supervisor.engine.servers.process import ProcessExit
 from supervisor.errors import EngineError
 from supervisor.telemetry.telemetry import Telemetry
 from supervisor.telemetry.vendor_sampler import SamplerPolicy

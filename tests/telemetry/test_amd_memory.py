@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.core.memory import MemorySample
+from supervisor.core.machine.memory import MemorySample
 from supervisor.errors import TelemetryError
 from supervisor.telemetry.amd import AmdReader
 from supervisor.telemetry.host import MachineMemory

@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from supervisor.core.memory import HolderRole
+from supervisor.core.machine.memory import HolderRole
 from supervisor.telemetry.port import HOST, DeviceInfo, TelemetryState
 from supervisor.telemetry.telemetry import Telemetry
 from supervisor.telemetry.visible_devices import child_environment

@@ -3,7 +3,7 @@
 import statistics
 from pathlib import Path
 
-from supervisor.core.values import Outcome, Phase
+from supervisor.core.machine.values import Outcome, Phase
 from tests.telemetry.gated_world import open_world
 
 

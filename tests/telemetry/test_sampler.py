@@ -11,7 +11,7 @@ import psutil
 import pytest
 import uvloop
 
-from supervisor.core.memory import MemorySample
+from supervisor.core.machine.memory import MemorySample
 from supervisor.errors import TelemetryError
 from supervisor.telemetry.port import HOST, DeviceHealth, TelemetryState
 from supervisor.telemetry.telemetry import Telemetry

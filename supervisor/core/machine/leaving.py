@@ -1,0 +1,146 @@
+"""How backends leave: admission closed, requests ended, stopped; for a target, or behind one.
+
+What must give way to a target drains and stops before it starts. What it replaces, where both have
+room, retires: it goes on serving until the target is ready, and ends its requests afterwards.
+"""
+
+from dataclasses import replace
+
+from supervisor.core.machine.commands import StopBackend
+from supervisor.core.machine.draft import Draft
+from supervisor.core.machine.recovery import note_lost
+from supervisor.core.machine.residency import baselines_after, foreign_baselines_of
+from supervisor.core.machine.values import (
+    Backend,
+    BackendState,
+    DrainPolicy,
+    Placement,
+    Refusal,
+    Snapshot,
+)
+
+REAP_TIMEOUT_S = 30.0
+"""Seconds after SIGKILL in which a server must be reaped; longer means that the kernel holds it."""
+
+
+def begin_to_leave(draft: Draft, leaving: tuple[Backend, ...]) -> None:
+    """Close admission to what gives way. What is on its way out already is not brought back."""
+    serving = tuple(b for b in leaving if b.state is BackendState.READY)
+    draft.set_switch(
+        leaving=tuple(b.epoch for b in leaving),
+        to_restore=tuple(Placement(target=b.target, need_bytes=b.need_bytes) for b in serving),
+        drain_deadline=draft.at + max(b.target.drain_timeout_s for b in leaving),
+        baselines=baselines_after(draft.snapshot.backends, leaving),
+        foreign_baselines=foreign_baselines_of(leaving),
+    )
+    for backend in serving:
+        draft.move_backend(backend, BackendState.DRAINING)
+
+
+def leaving_backends(draft: Draft) -> list[Backend]:
+    """Return what the running switch waits for: what leaves and is not gone yet."""
+    leaving = draft.running_switch().leaving
+    return [b for b in draft.snapshot.backends if b.epoch in leaving]
+
+
+def may_stop(draft: Draft) -> bool | Refusal:
+    """Say whether what leaves is drained, or late and may be cut; or why the switch is given up."""
+    switch = draft.running_switch()
+    in_flight = sum(b.in_flight for b in leaving_backends(draft))
+    if not in_flight:
+        return True
+    if switch.drain_deadline is None or draft.at < switch.drain_deadline:
+        return False
+    if switch.drain_policy is DrainPolicy.WAIT:
+        draft.set_switch(drain_deadline=None)
+        return False
+    return _refuse_to_drain(in_flight) if switch.drain_policy is DrainPolicy.REFUSE else True
+
+
+def stop_leaving(draft: Draft) -> None:
+    """Stop what leaves; what retired may be stopping already."""
+    for backend in leaving_backends(draft):
+        if backend.state is not BackendState.STOPPING:
+            stop_backend(draft, backend, keeps_prompts=True)
+
+
+def stay(draft: Draft) -> None:
+    """The switch is given up: what should have left admits again, what died is brought back."""
+    draining = [b for b in leaving_backends(draft) if b.state is BackendState.DRAINING]
+    staying = [b for b in draining if not b.is_retiring]
+    for backend in staying:
+        draft.move_backend(backend, BackendState.READY)
+    there = {b.target.model for b in staying}
+    for lost in draft.running_switch().to_restore:
+        if lost.target.model not in there:
+            reason = f"the server of '{lost.target.model}' died while it drained for a switch"
+            note_lost(draft, lost.target, reason)
+
+
+def reap_deadline(snapshot: Snapshot) -> float:
+    """Return when what the running switch stops must be gone."""
+    switch = snapshot.switch
+    assert switch is not None  # noqa: S101 - asked while one is in STOPPING
+    leaving = [b for b in snapshot.backends if b.epoch in switch.leaving]
+    graces_s = [b.target.stop_grace_s for b in leaving]
+    return switch.phase_started_at + max(graces_s, default=0.0) + REAP_TIMEOUT_S
+
+
+def not_reaped(draft: Draft) -> Refusal:
+    """Name the servers that SIGKILL does not end: the kernel holds them, mostly in a driver."""
+    there = leaving_backends(draft)
+    named = ", ".join(f"'{b.target.model}' (pid {b.pid})" for b in there)
+    return Refusal(
+        code="backend_not_reaped",
+        message=f"{named} cannot be ended: the kernel holds it, mostly in a driver call; its "
+        "memory is not free, and nothing is started on it. See dmesg; a reboot may be needed",
+        details=(("pids", tuple(str(b.pid) for b in there)),),
+    )
+
+
+def retire_replaced(draft: Draft) -> None:
+    """The target serves: what it replaces admits nothing more, and stops behind it."""
+    switch = draft.running_switch()
+    for backend in draft.snapshot.backends:
+        if backend.epoch in switch.retiring and not backend.is_retiring:
+            is_cut = switch.drain_policy is DrainPolicy.CANCEL
+            deadline = draft.at + backend.target.drain_timeout_s if is_cut else None
+            retiring = replace(backend, is_retiring=True, retire_deadline=deadline)
+            draft.put_backend(retiring)
+            if retiring.state is BackendState.READY:
+                draft.move_backend(retiring, BackendState.DRAINING)
+    advance_retiring(draft)
+
+
+def advance_retiring(draft: Draft) -> None:
+    """Stop what retires and is drained, or late."""
+    for backend in draft.snapshot.backends:
+        if backend.is_retiring and backend.state is BackendState.DRAINING:
+            deadline = backend.retire_deadline
+            is_late = deadline is not None and draft.at >= deadline
+            if is_late or not backend.in_flight:
+                stop_backend(draft, backend, keeps_prompts=True)
+
+
+def stop_backend(
+    draft: Draft, backend: Backend, *, keeps_prompts: bool = False, is_replaced: bool = False
+) -> None:
+    """Order the stop of a backend."""
+    draft.move_backend(backend, BackendState.STOPPING)
+    draft.order(
+        StopBackend(
+            epoch=backend.epoch,
+            grace_s=backend.target.stop_grace_s,
+            keeps_prompts=keeps_prompts,
+            is_replaced=is_replaced,
+        )
+    )
+
+
+def _refuse_to_drain(in_flight: int) -> Refusal:
+    return Refusal(
+        code="drain_refused",
+        message=f"{in_flight} requests were still in flight when the drain deadline passed; the "
+        "switch is given up, as drain_policy says (refuse)",
+        details=(("in_flight", in_flight),),
+    )

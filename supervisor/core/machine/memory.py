@@ -1,0 +1,248 @@
+"""Device memory as values, and the gate that decides when a stopped backend has given it back.
+
+The driver returns memory some time after the process is reaped (0.5 to 1.5 s on discrete GPUs,
+with no published bound), other tenants move it both ways, and a crashed child has freed its share
+before anybody looks. So the gate never waits for a *change*: it passes when enough is free for
+the next mode, or when use is back at what it was before the old child started.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from supervisor.core.byte_size import MIB, format_bytes
+
+SETTLING_PAUSE_S = 0.005
+"""Pause between two samples while enough is free, so that a late release costs no more either."""
+
+MAX_SAMPLE_PAUSE_S = 0.250
+"""Longest pause between two samples while a release is awaited."""
+
+
+class HolderRole(StrEnum):
+    """Whose a process on a device is.
+
+    A SURVIVOR belongs to the session of a server that was stopped. UNSEEN is a process id that
+    does not exist here: it belongs to another container, or to a process that is gone.
+    """
+
+    CHILD = "child"
+    SURVIVOR = "survivor"
+    FOREIGN = "foreign"
+    UNSEEN = "unseen"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """A process that holds memory of a device; `used_bytes` None where the driver does not tell."""
+
+    pid: int
+    used_bytes: int | None
+    role: HolderRole
+    name: str | None = None
+
+    def describe(self) -> str:
+        """Name it for an operator: `python (pid 4711) 3.0 GiB`."""
+        held = "an unknown amount" if self.used_bytes is None else format_bytes(self.used_bytes)
+        return f"{self.name or 'a process that is not seen from here'} (pid {self.pid}) {held}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemorySample:
+    """One reading of one device. All sizes in bytes; `taken_at` in seconds on a monotonic clock.
+
+    `children_bytes` is what this supervisor's own children hold there, None where the platform
+    does not tell (a container without host process ids): unknown is never counted as zero.
+    `holders` are the processes on it, None where the driver does not list them.
+    """
+
+    device: str
+    taken_at: float
+    total_bytes: int
+    used_bytes: int
+    free_bytes: int
+    source: str
+    children_bytes: int | None = None
+    holders: tuple[Holder, ...] | None = None
+
+    def held_by(self, *roles: HolderRole) -> tuple[Holder, ...]:
+        """Return the processes of these roles, the largest first."""
+        found = [holder for holder in self.holders or () if holder.role in roles]
+        return tuple(sorted(found, key=lambda holder: -(holder.used_bytes or 0)))
+
+    @property
+    def foreign_bytes(self) -> int | None:
+        """What others hold; None unless every process that is listed is known, with its share."""
+        if self.holders is None or self.held_by(HolderRole.UNSEEN):
+            return None
+        shares = [holder.used_bytes for holder in self.held_by(HolderRole.FOREIGN)]
+        known = [share for share in shares if share is not None]
+        return sum(known) if len(known) == len(shares) else None
+
+
+class OnUnconfirmed(StrEnum):
+    """What becomes of a start whose memory is not confirmed in time."""
+
+    REFUSE = "refuse"
+    WAIT = "wait"
+    PROCEED = "proceed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPolicy:
+    """How much proof of release is asked for. Sizes in bytes, times in seconds."""
+
+    margin_bytes: int = 256 * MIB
+    tolerance_bytes: int = 64 * MIB
+    stable_samples: int = 3
+    release_timeout_s: float = 10.0
+    on_unconfirmed: OnUnconfirmed = OnUnconfirmed.REFUSE
+
+
+class GateState(StrEnum):
+    """What the gate says of the samples so far. UNPROVEN lets pass because the operator said so."""
+
+    CONFIRMED = "confirmed"
+    WAITING = "waiting"
+    REFUSED = "refused"
+    UNPROVEN = "unproven"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GateDecision:
+    """The gate's answer and the sentence that explains it to an operator.
+
+    `is_settling`: enough is free, and only the repetition is missing that makes it certain.
+    """
+
+    state: GateState
+    reason: str
+    is_settling: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseQuestion:
+    """What must be true before the next backend may start on `device`.
+
+    `need_bytes` is what the next backend will take (None when nothing follows: then the old
+    share itself must be back) and `baseline_used_bytes` the use before the old backend started
+    (None when nothing was stopped).
+    `baseline_foreign_bytes` is what others held at that time, None where that was not told.
+    `is_freed_at_exit`: the kernel gives this memory back with the process, as it does the host's; a
+    GPU's driver does so later, and children that are gone prove nothing there. `is_return`: the
+    next backend ran here before, from the same baseline.
+    The operator's budget is accounted for before anything stops, so it is no part of this.
+    """
+
+    device: str
+    need_bytes: int | None
+    baseline_used_bytes: int | None
+    policy: MemoryPolicy
+    asked_at: float
+    baseline_foreign_bytes: int | None = None
+    is_freed_at_exit: bool = False
+    is_return: bool = False
+
+
+def pause_before_sample(index: int) -> float:
+    """Seconds to wait before sample `index` (0-based).
+
+    Samples stand at 0, 5, 10, 20 and 40 ms, so that an immediate release costs about 10 ms;
+    then pauses of 50 ms grow by half up to 250 ms, so that a slow driver is not hammered.
+    """
+    early = (0.0, 0.005, 0.005, 0.010, 0.020)
+    if index < len(early):
+        return early[index]
+    return min(MAX_SAMPLE_PAUSE_S, 0.050 * 1.5 ** min(index - len(early), 4))
+
+
+def judge_release(question: ReleaseQuestion, samples: Sequence[MemorySample]) -> GateDecision:
+    """Say whether memory is released, from the samples taken since the old group was reaped."""
+    if not samples:
+        return GateDecision(state=GateState.WAITING, reason="no sample yet")
+    enough, sentence = _is_enough_free(question, samples[-1])
+    wanted = question.policy.stable_samples
+    if enough and _is_stable(question, samples):
+        return GateDecision(state=GateState.CONFIRMED, reason=sentence)
+    if enough:
+        sentence = f"{sentence}; waiting for {wanted} stable samples"
+    return replace(judge_late(question, samples[-1].taken_at, sentence), is_settling=enough)
+
+
+def judge_late(question: ReleaseQuestion, at: float, reason: str) -> GateDecision:
+    """Say what becomes of a release that is not confirmed `at` a time, for the reason given."""
+    policy, waited_s = question.policy, at - question.asked_at
+    if waited_s < policy.release_timeout_s or policy.on_unconfirmed is OnUnconfirmed.WAIT:
+        return GateDecision(state=GateState.WAITING, reason=reason)
+    unconfirmed = f"not confirmed within {waited_s:.1f} s: {reason}"
+    if policy.on_unconfirmed is OnUnconfirmed.PROCEED:
+        told = f"{unconfirmed}; started all the same, as on_unconfirmed says (proceed)"
+        return GateDecision(state=GateState.UNPROVEN, reason=told)
+    return GateDecision(state=GateState.REFUSED, reason=unconfirmed)
+
+
+def _is_enough_free(question: ReleaseQuestion, sample: MemorySample) -> tuple[bool, str]:
+    policy, need = question.policy, question.need_bytes
+    free = f"{question.device}: {format_bytes(sample.free_bytes)} free"
+    survivors = sample.held_by(HolderRole.SURVIVOR)
+    if survivors:
+        named = ", ".join(holder.describe() for holder in survivors)
+        return False, f"{question.device}: held still by what a stopped server left: {named}"
+    if need is not None and sample.free_bytes >= need + policy.margin_bytes:
+        return True, f"{free}, {format_bytes(need)} needed"
+    ends_with_process = question.is_freed_at_exit and sample.children_bytes == 0
+    if need is None and (question.baseline_used_bytes is None or ends_with_process):
+        return True, f"{free}, our children hold nothing"
+    expected = _expected_use(question, sample)
+    # What returns to where it ran has room there, whatever was estimated; another may have none.
+    room_bytes = sample.free_bytes + policy.tolerance_bytes
+    has_room = need is None or question.is_return or room_bytes >= need
+    # Signed: foreign tenants leave, too, and use may fall below the baseline.
+    is_back = expected is not None and sample.used_bytes - expected <= policy.tolerance_bytes
+    if expected is not None and is_back and has_room:
+        return True, (
+            f"{question.device}: use is back at the baseline "
+            f"({format_bytes(sample.used_bytes)} used, {format_bytes(expected)} expected)"
+        )
+    wanted = "" if need is None else f", {format_bytes(need)} needed"
+    before = "" if expected is None else f", {format_bytes(expected)} expected"
+    return False, (
+        f"{free}{wanted} with a margin of {format_bytes(policy.margin_bytes)}; "
+        f"{format_bytes(sample.used_bytes)} used{before}{_tell_others(question, sample)}"
+    )
+
+
+def _expected_use(question: ReleaseQuestion, sample: MemorySample) -> int | None:
+    """Use that proves our share to be back: the baseline, moved by what others did since.
+
+    What others have given back meanwhile must not pass for ours. What they have taken is no fault
+    of ours, which matters where nothing follows; a target that follows needs that memory, so that
+    there it does not count.
+    """
+    baseline = question.baseline_used_bytes
+    growth = _foreign_growth(question, sample)
+    if baseline is None or growth is None:
+        return baseline
+    return baseline + (growth if question.need_bytes is None else min(0, growth))
+
+
+def _foreign_growth(question: ReleaseQuestion, sample: MemorySample) -> int | None:
+    before, now = question.baseline_foreign_bytes, sample.foreign_bytes
+    return None if before is None or now is None else now - before
+
+
+def _tell_others(question: ReleaseQuestion, sample: MemorySample) -> str:
+    """Name who else holds memory, and how much more than before."""
+    others = sample.held_by(HolderRole.FOREIGN, HolderRole.UNSEEN)[:3]
+    if not others:
+        return ""
+    growth = _foreign_growth(question, sample) or 0
+    more = f", {format_bytes(growth)} more than before" if growth > 0 else ""
+    return f"; others hold memory{more}: {', '.join(holder.describe() for holder in others)}"
+
+
+def _is_stable(question: ReleaseQuestion, samples: Sequence[MemorySample]) -> bool:
+    """The last N samples all show enough, so that a passing dip does not open the gate."""
+    wanted = question.policy.stable_samples
+    last = samples[-wanted:]
+    return len(last) == wanted and all(_is_enough_free(question, s)[0] for s in last)

@@ -1,0 +1,118 @@
+"""Whether a target would fit once what gives way is gone; asked before anything is touched."""
+
+from collections.abc import Sequence
+
+from supervisor.core.byte_size import format_bytes
+from supervisor.core.machine.events import TargetAccepted
+from supervisor.core.machine.memory import HolderRole, MemorySample, OnUnconfirmed
+from supervisor.core.machine.residency import (
+    Plan,
+    baselines_after,
+    foreign_baselines_of,
+    resident_bytes,
+)
+from supervisor.core.machine.values import (
+    Backend,
+    Device,
+    Refusal,
+    Snapshot,
+    Target,
+    TargetNeed,
+)
+from supervisor.core.sizing.fitting import mildest_fitting
+
+
+def refuse_unread(target: Target, accepted: TargetAccepted) -> Refusal | None:
+    """Return why nothing may be stopped for the target: its device cannot be read; else None.
+
+    A release could not be confirmed, for the target as little as for what it would replace.
+    """
+    if accepted.memory is not None or accepted.memory_problem is None:
+        return None
+    if target.memory.on_unconfirmed is not OnUnconfirmed.REFUSE:
+        return None
+    return Refusal(
+        code="telemetry_lost",
+        message=f"{target.device} cannot be read: {accepted.memory_problem}; nothing is stopped or "
+        "started on it until it can, or memory.on_unconfirmed is proceed",
+    )
+
+
+def refuse_what_cannot_fit(
+    snapshot: Snapshot, target: Target, need: TargetNeed, plan: Plan, memory: MemorySample | None
+) -> Refusal | None:
+    """Return why the target can never start as things stand, with the arithmetic; else None.
+
+    It is held against the operator's budget, and against what telemetry says will be free. The
+    margin is left to the release gate, which confirms also where memory is tight but back. Right
+    after a death nothing can be said but what others hold: the driver may still give memory back.
+    """
+    device = snapshot.devices[target.device]
+    if need.need_bytes > device.budget_bytes:
+        carries = f"{device.name} may carry {format_bytes(device.budget_bytes)}"
+        remedy = f"raise devices.{device.name}.budget_bytes"
+        return _refusal(target, need, device.budget_bytes, carries, remedy)
+    if memory is None or memory.device != device.name:
+        return None
+    if not _died_just_now(snapshot, target, memory):
+        room_bytes, arithmetic = _room_after(snapshot, device, plan.leaving, memory)
+    elif memory.foreign_bytes is not None:
+        room_bytes = memory.total_bytes - memory.foreign_bytes
+        arithmetic = f"{device.name} has {format_bytes(room_bytes)} beside what others hold"
+    else:
+        return None
+    if need.need_bytes <= room_bytes:
+        return None
+    others = memory.held_by(HolderRole.FOREIGN, HolderRole.UNSEEN)[:3]
+    named = f": {', '.join(holder.describe() for holder in others)}" if others else ""
+    return _refusal(target, need, room_bytes, arithmetic, f"free memory that others hold{named}")
+
+
+def _room_after(
+    snapshot: Snapshot, device: Device, leaving: Sequence[Backend], memory: MemorySample
+) -> tuple[int, str]:
+    """Return the bytes that will be free once `leaving` are gone, and how that is reckoned.
+
+    Either what is free now and their needs, or all but the use from before they started: the
+    larger of both, because a need is an estimate, and use from long ago may be others' by now.
+    Where it is told what others hold, it is known by how much that use has changed.
+    """
+    sharing = snapshot.sharing(device.name)
+    given_back = resident_bytes([b for b in leaving if b in sharing])
+    room_bytes = memory.free_bytes + given_back
+    baseline = dict(baselines_after(snapshot.backends, leaving)).get(device.name)
+    if baseline is not None:
+        foreign_before = dict(foreign_baselines_of(leaving)).get(device.name)
+        if foreign_before is not None and memory.foreign_bytes is not None:
+            baseline += memory.foreign_bytes - foreign_before
+        room_bytes = max(room_bytes, memory.total_bytes - baseline)
+    room_bytes = min(room_bytes, memory.total_bytes)
+    arithmetic = f"{device.name} has {format_bytes(memory.free_bytes)} free"
+    if leaving:
+        names = ", ".join(f"'{b.target.model}'" for b in leaving)
+        arithmetic += f", and {format_bytes(room_bytes)} once {names} has stopped"
+    return room_bytes, arithmetic
+
+
+def _died_just_now(snapshot: Snapshot, target: Target, memory: MemorySample) -> bool:
+    last = snapshot.last_exit
+    return last is not None and memory.taken_at - last.at < target.memory.release_timeout_s
+
+
+def _refusal(
+    target: Target, need: TargetNeed, room_bytes: int, arithmetic: str, remedy: str
+) -> Refusal:
+    fitting = mildest_fitting(need.alternatives, room_bytes)
+    would = "; ".join(f"{a.setting} needs {format_bytes(a.need_bytes)}" for a in fitting)
+    advice = f"it would fit with {would}" if would else "no smaller setting makes it fit"
+    explained = f" ({need.explanation})" if need.explanation else ""
+    return Refusal(
+        code="target_does_not_fit",
+        message=f"'{target.model}' with profile '{target.profile}' needs about "
+        f"{format_bytes(need.need_bytes)}{explained}, and {arithmetic}; {advice}; or {remedy}",
+        details=(
+            ("need_bytes", need.need_bytes),
+            ("available_bytes", room_bytes),
+            ("fits_with", tuple(a.setting for a in fitting)),
+        ),
+    )

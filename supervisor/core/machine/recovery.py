@@ -1,0 +1,130 @@
+"""Brings back what should be live: restarts after a death, retries after a failed rollback.
+
+Pauses grow with each attempt. A model that dies too often opens its breaker: it stays down, with
+the reason, until an operator asks for a restart.
+"""
+
+from dataclasses import replace
+
+from supervisor.core.machine.commands import ScheduleRetry
+from supervisor.core.machine.draft import Draft
+from supervisor.core.machine.events import RetryDue
+from supervisor.core.machine.values import Backend, BackendExit, Recovery, Target
+
+
+def note_death(
+    draft: Draft, target: Target, record: BackendExit, baseline_used_bytes: int | None = None
+) -> None:
+    """A backend died while serving: restart it after a pause, or open its breaker.
+
+    `baseline_used_bytes` is what its device should return to without it, as far as is known.
+    """
+    limits = draft.snapshot.limits
+    known = draft.snapshot.recent_deaths.get(target.model, ())
+    deaths = (*(t for t in known if t > draft.at - limits.breaker_window_s), draft.at)
+    reason = f"the server of '{record.model}' died while serving ({record.describe()})"
+    is_open = len(deaths) >= limits.breaker_deaths
+    if is_open:
+        reason = (
+            f"{reason}, {len(deaths)} times in {limits.breaker_window_s:g} s; it stays down until "
+            "POST /backend/restart"
+        )
+    draft.set(recent_deaths=draft.snapshot.recent_deaths.set(target.model, deaths))
+    _put(
+        draft,
+        Recovery(
+            target=target,
+            attempt=len(deaths),
+            reason=reason,
+            is_open=is_open,
+            may_hold=not is_open,
+            baseline_used_bytes=baseline_used_bytes,
+            beside=_epochs(draft),
+        ),
+    )
+
+
+def note_stall(draft: Draft, backend: Backend) -> None:
+    """A stalled backend is being ended: its requests wait; its end will be noted as a death."""
+    recovery = Recovery(
+        target=backend.target,
+        attempt=1,
+        reason=f"the server of '{backend.target.model}' is being replaced: nothing had moved in "
+        f"it for {backend.stalled_s or 0.0:.0f} s",
+    )
+    _note(draft, recovery)
+
+
+def known_baselines(draft: Draft, recovery: Recovery | None) -> tuple[tuple[str, int], ...]:
+    """Return the use that the device of what died should be back at, while nothing has changed.
+
+    Without it, memory that the dead server still holds would become part of its successor's
+    baseline.
+    """
+    if recovery is None or recovery.baseline_used_bytes is None:
+        return ()
+    if recovery.beside != _epochs(draft):
+        return ()
+    return ((recovery.target.device, recovery.baseline_used_bytes),)
+
+
+def _epochs(draft: Draft) -> tuple[int, ...]:
+    return tuple(b.epoch for b in draft.snapshot.backends)
+
+
+def note_lost(draft: Draft, target: Target, reason: str) -> None:
+    """A backend that was to leave is gone, and the switch is given up: restart it after a pause."""
+    _put(draft, Recovery(target=target, attempt=1, reason=reason))
+
+
+def note_failed_recovery(draft: Draft, target: Target, reason: str) -> None:
+    """An attempt to bring a model back failed: its requests are refused until one succeeds."""
+    before = draft.snapshot.recovery(target.model)
+    failed = before or Recovery(target=target, attempt=0, reason=reason)
+    attempt = failed.attempt + 1
+    _put(draft, replace(failed, target=target, attempt=attempt, reason=reason, may_hold=False))
+
+
+def due_recovery(draft: Draft, event: RetryDue) -> Recovery | None:
+    """Return the recovery whose pause is over, unless it is gone, open or a later attempt."""
+    recovery = draft.snapshot.recovery(event.model)
+    if recovery is None or recovery.is_open or recovery.attempt != event.attempt:
+        return None
+    return recovery
+
+
+def reset_breakers(draft: Draft) -> Recovery:
+    """An operator wants everything that is down to be tried again: all start over.
+
+    Returns the one to try at once; the others, whose breaker may have been open without a retry
+    to come, follow after the first pause.
+    """
+    first, *others = (
+        replace(r, attempt=1, is_open=False, may_hold=True) for r in draft.snapshot.recoveries
+    )
+    draft.set(recoveries=(first, *others), recent_deaths=draft.snapshot.recent_deaths.__class__())
+    for other in others:
+        draft.order(ScheduleRetry(model=other.target.model, attempt=other.attempt))
+    return first
+
+
+def postpone(draft: Draft, recovery: Recovery) -> None:
+    """Another switch runs: try again after the same pause."""
+    draft.order(ScheduleRetry(model=recovery.target.model, attempt=recovery.attempt))
+
+
+def forget_recovery(draft: Draft, model: str) -> None:
+    """The model is live again, or is not wanted any more."""
+    draft.set(recoveries=tuple(r for r in draft.snapshot.recoveries if r.target.model != model))
+
+
+def _note(draft: Draft, recovery: Recovery) -> None:
+    forget_recovery(draft, recovery.target.model)
+    draft.set(recoveries=(*draft.snapshot.recoveries, recovery))
+
+
+def _put(draft: Draft, recovery: Recovery) -> None:
+    """Note it, and see to its next attempt."""
+    _note(draft, recovery)
+    if not recovery.is_open:
+        draft.order(ScheduleRetry(model=recovery.target.model, attempt=recovery.attempt))

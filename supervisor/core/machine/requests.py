@@ -1,0 +1,240 @@
+"""Which request may use which backend, which waits for the running switch, which is refused."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from supervisor.core.machine.commands import GrantLease, RefuseRequest
+from supervisor.core.machine.draft import Draft
+from supervisor.core.machine.events import RequestArrived
+from supervisor.core.machine.values import Backend, Mode, Refusal, Snapshot, Waiter
+
+
+def admit(draft: Draft, request: RequestArrived) -> None:
+    """Grant the request a lease, let it wait for the running switch, or refuse it."""
+    snapshot = draft.snapshot
+    if snapshot.is_closing:
+        refuse(draft, request.request_id, SHUTTING_DOWN)
+        return
+    backend = backend_for(snapshot, request.model, request.mode_hint)
+    if backend is not None:
+        grant(draft, request.request_id, backend)
+    elif _may_wait(snapshot, request.model):
+        _hold(draft, request)
+    else:
+        refuse(draft, request.request_id, not_live(snapshot, request.model))
+
+
+def backend_for(snapshot: Snapshot, model: str | None, mode_hint: Mode | None) -> Backend | None:
+    """Choose the live backend for a request.
+
+    A named model is served by its own backend only. A request that names none takes a backend of
+    the hinted mode, else the one switched to last.
+    """
+    ready = snapshot.ready_backends()
+    if model is not None:
+        return next((b for b in ready if b.target.model == model), None)
+    hinted = next((b for b in ready if b.target.mode is mode_hint), None)
+    return hinted or (ready[0] if ready else None)
+
+
+def grant(draft: Draft, request_id: str, backend: Backend) -> None:
+    """Lease the backend to the request."""
+    grant_all(draft, ((request_id, backend),))
+
+
+def grant_all(draft: Draft, granted: Sequence[tuple[str, Backend]]) -> None:
+    """Lease backends to requests, in their order; ten thousand of them in some milliseconds."""
+    new = Counter(backend.epoch for _, backend in granted)
+    for epoch, count in new.items():
+        backend = next(b for _, b in granted if b.epoch == epoch)
+        draft.put_backend(replace(backend, in_flight=backend.in_flight + count))
+    leases = {request_id: backend.epoch for request_id, backend in granted}
+    draft.set(leases=draft.snapshot.leases.update(leases))
+    for request_id, epoch in leases.items():
+        draft.order(GrantLease(request_id=request_id, epoch=epoch))
+
+
+def refuse(draft: Draft, request_id: str, refusal: Refusal) -> None:
+    """Answer the request with an error."""
+    draft.order(RefuseRequest(request_id=request_id, refusal=refusal))
+
+
+def end_request(draft: Draft, request_id: str) -> int | None:
+    """Free the request's lease or place. Returns the epoch whose lease came back, if any.
+
+    A request that is unknown is no fault: its backend may have died under it.
+    """
+    snapshot = draft.snapshot
+    number = snapshot.waiter_numbers.get(request_id)
+    if number is not None:
+        _drop_waiter(draft, number)
+        return None
+    epoch = snapshot.leases.get(request_id)
+    backend = snapshot.backend(epoch)
+    if epoch is None or backend is None:
+        return None
+    draft.set(leases=snapshot.leases.delete(request_id))
+    draft.put_backend(replace(backend, in_flight=backend.in_flight - 1))
+    return epoch
+
+
+def settle_waiters(
+    draft: Draft, failure: Refusal | None = None, failed_model: str | None = None
+) -> None:
+    """After a switch ended: serve every waiter whose model is live, refuse the others.
+
+    `failure` tells those who waited for `failed_model` (None: everybody) why they did in vain.
+    Those whose model died meanwhile, and will be restarted, wait on.
+    """
+    waiting = sorted(draft.snapshot.waiters.items())
+    staying = [
+        (number, waiter)
+        for number, waiter in waiting
+        if backend_for(draft.snapshot, waiter.model, waiter.mode_hint) is None
+        and _may_restart_help(draft.snapshot, waiter.model)
+    ]
+    draft.set(
+        waiters=draft.snapshot.waiters.__class__(staying),
+        waiter_numbers=draft.snapshot.waiter_numbers.__class__(
+            {waiter.request_id: number for number, waiter in staying}
+        ),
+        oldest_waiter=staying[0][0] if staying else draft.snapshot.next_waiter,
+        held_bytes=sum(waiter.body_bytes for _, waiter in staying),
+    )
+    kept = draft.snapshot.waiters
+    granted: list[tuple[str, Backend]] = []
+    for number, waiter in waiting:
+        backend = backend_for(draft.snapshot, waiter.model, waiter.mode_hint)
+        if backend is not None:
+            granted.append((waiter.request_id, backend))
+        elif number not in kept:
+            is_concerned = failed_model is None or waiter.model in {None, failed_model}
+            reason = failure if is_concerned else None
+            refuse(draft, waiter.request_id, reason or not_live(draft.snapshot, waiter.model))
+    grant_all(draft, granted)
+
+
+def expire_waiters(draft: Draft) -> None:
+    """Refuse the waiters that have waited longer than the bound."""
+    timeout_s = draft.snapshot.limits.hold_timeout_s
+    while (oldest := oldest_waiter(draft.snapshot)) is not None:
+        if oldest.arrived_at + timeout_s > draft.at:
+            return
+        _drop_waiter(draft, draft.snapshot.oldest_waiter)
+        refuse(
+            draft,
+            oldest.request_id,
+            Refusal(
+                code="hold_timeout",
+                message=f"waited {timeout_s:g} s for a switch that has not ended; try again later",
+                details=(("retry_after_s", retry_after_s(draft.snapshot, draft.at)),),
+            ),
+        )
+
+
+def oldest_waiter(snapshot: Snapshot) -> Waiter | None:
+    """Return the waiter that arrived first, or None when nobody waits."""
+    return snapshot.waiters.get(snapshot.oldest_waiter)
+
+
+FIRST_RETRY_AFTER_S = 5.0
+"""What clients are told to wait before any switch was measured: a model of some GB."""
+
+SHUTTING_DOWN = Refusal(
+    code="shutting_down", message="the controller is shutting down; try again after its restart"
+)
+
+
+def not_live(snapshot: Snapshot, model: str | None) -> Refusal:
+    """Say that a request's model is not live, and which one is, or what brought it down."""
+    live = snapshot.live_models()
+    down = snapshot.recovery(model) or (snapshot.recoveries[0] if snapshot.recoveries else None)
+    if down is not None and (not live or down.target.model == model):
+        return Refusal(code="backend_down", message=down.reason)
+    if not live:
+        why = f": {snapshot.last_failure.message}" if snapshot.last_failure else ""
+        return Refusal(
+            code="no_model_loaded",
+            message=f"no model is loaded{why}; POST /switch-backend loads one",
+        )
+    return Refusal(
+        code="model_not_live",
+        message=f"model '{model}' is not live, '{', '.join(live)}' is; POST /switch-backend "
+        f'{{"model_name": "{model}"}} switches',
+        details=(("live_models", live),),
+    )
+
+
+def retry_after_s(snapshot: Snapshot, at: float) -> int:
+    """Whole seconds after which a refused client may come back.
+
+    The median of the last switches, less what the running one has taken; a guess before the
+    first switch.
+    """
+    durations = sorted(snapshot.switch_durations_s)
+    expected_s = durations[len(durations) // 2] if durations else FIRST_RETRY_AFTER_S
+    elapsed_s = at - snapshot.switch.started_at if snapshot.switch else 0.0
+    return max(1, math.ceil(expected_s - elapsed_s))
+
+
+def _may_wait(snapshot: Snapshot, model: str | None) -> bool:
+    """Whether something is under way after which the request can be answered for good.
+
+    Whoever arrives during a switch waits for its end, also those for another model: it may fail,
+    and they learn then which model is live.
+    """
+    return snapshot.switch is not None or _may_restart_help(snapshot, model)
+
+
+def _may_restart_help(snapshot: Snapshot, model: str | None) -> bool:
+    holding = [r for r in snapshot.recoveries if r.may_hold]
+    return any(model is None or r.target.model == model for r in holding)
+
+
+def _hold(draft: Draft, request: RequestArrived) -> None:
+    snapshot = draft.snapshot
+    limits = snapshot.limits
+    is_crowded = len(snapshot.waiters) >= limits.hold_max_requests
+    if is_crowded or snapshot.held_bytes + request.body_bytes > limits.hold_max_bytes:
+        refuse(
+            draft,
+            request.request_id,
+            Refusal(
+                code="hold_queue_full",
+                message=f"{len(snapshot.waiters)} requests with {snapshot.held_bytes} bytes wait "
+                "for the running switch already; try again when it has ended",
+                details=(("retry_after_s", retry_after_s(snapshot, draft.at)),),
+            ),
+        )
+        return
+    number = snapshot.next_waiter
+    waiter = Waiter(
+        request_id=request.request_id,
+        model=request.model,
+        mode_hint=request.mode_hint,
+        arrived_at=request.at,
+        body_bytes=request.body_bytes,
+    )
+    draft.set(
+        held_bytes=snapshot.held_bytes + request.body_bytes,
+        waiters=snapshot.waiters.set(number, waiter),
+        waiter_numbers=snapshot.waiter_numbers.set(request.request_id, number),
+        next_waiter=number + 1,
+    )
+
+
+def _drop_waiter(draft: Draft, number: int) -> None:
+    snapshot = draft.snapshot
+    waiter = snapshot.waiters[number]
+    waiters = snapshot.waiters.delete(number)
+    oldest = snapshot.oldest_waiter
+    while oldest < snapshot.next_waiter and oldest not in waiters:
+        oldest += 1  # each gap is crossed once, whatever the number of waiters
+    draft.set(
+        held_bytes=snapshot.held_bytes - waiter.body_bytes,
+        waiters=waiters,
+        waiter_numbers=snapshot.waiter_numbers.delete(waiter.request_id),
+        oldest_waiter=oldest,
+    )

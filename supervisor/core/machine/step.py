@@ -1,0 +1,346 @@
+"""`step(snapshot, event) -> (snapshot, commands)`: what happens next, decided without effects.
+
+Every event of `events.py` has one reaction here. An event of an epoch or a switch that is gone
+is legal and changes nothing; a transition that the tables in `draft.py` forbid raises
+InvalidTransition, which is a bug of ours and never an answer to bad input.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from supervisor.core.machine import leaving, recovery, requests, switch_requests, switching
+from supervisor.core.machine.commands import Command, CompleteShutdown, FinishSwitch, RefuseSwitch
+from supervisor.core.machine.confirming import take_sample
+from supervisor.core.machine.deadlines import CHECK_TIMEOUT_S
+from supervisor.core.machine.draft import Draft
+from supervisor.core.machine.events import (
+    BackendExited,
+    BackendMoved,
+    BackendReady,
+    BackendSpawned,
+    BackendStalled,
+    DeviceFound,
+    Event,
+    MemorySampled,
+    MemoryUnreadable,
+    RequestArrived,
+    RequestEnded,
+    RestartRequested,
+    RetryDue,
+    ShutdownRequested,
+    SwitchRequested,
+    TargetAccepted,
+    TargetRejected,
+    TimePassed,
+    WarmingBegun,
+)
+from supervisor.core.machine.reports import report_of, switch_is_running
+from supervisor.core.machine.residency import baselines_after
+from supervisor.core.machine.values import (
+    Backend,
+    BackendExit,
+    BackendState,
+    Phase,
+    Refusal,
+    Snapshot,
+    Switch,
+    Target,
+)
+
+
+def step(snapshot: Snapshot, event: Event) -> tuple[Snapshot, tuple[Command, ...]]:
+    """Return the next snapshot and the commands that the event calls for."""
+    draft = Draft(snapshot, event.at)
+    _REACTIONS[type(event)](draft, event)
+    return draft.snapshot, tuple(draft.commands)
+
+
+def _on_request_arrived(draft: Draft, event: RequestArrived) -> None:
+    requests.admit(draft, event)
+
+
+def _on_request_ended(draft: Draft, event: RequestEnded) -> None:
+    epoch = requests.end_request(draft, event.request_id)
+    if epoch is not None:
+        _progress_leaving(draft)
+
+
+def _on_switch_requested(draft: Draft, event: SwitchRequested) -> None:
+    switch_requests.request_switch(draft, event)
+
+
+def _on_target_accepted(draft: Draft, event: TargetAccepted) -> None:
+    if _awaits_check(draft, event.switch_id):
+        switching.accept_target(draft, event)
+
+
+def _on_device_found(draft: Draft, event: DeviceFound) -> None:
+    draft.set(devices=draft.snapshot.devices.set(event.device.name, event.device))
+
+
+def _on_warming_begun(draft: Draft, event: WarmingBegun) -> None:
+    switch = draft.snapshot.switch
+    if _is_running(draft, event.switch_id) and switch and switch.phase is Phase.WARMING:
+        switching.begin_leaving(draft)
+
+
+def _on_target_rejected(draft: Draft, event: TargetRejected) -> None:
+    if _awaits_check(draft, event.switch_id):
+        refusal = Refusal(code="target_cannot_start", message=event.message)
+        switching.end_switch(draft, refusal=refusal)
+
+
+def _on_memory_sampled(draft: Draft, event: MemorySampled) -> None:
+    if _is_running(draft, event.switch_id):
+        switching.weigh_reading(draft, event.sample)
+
+
+def _on_memory_unreadable(draft: Draft, event: MemoryUnreadable) -> None:
+    if _is_running(draft, event.switch_id):
+        switching.weigh_reading(draft, None, event.reason)
+
+
+def _on_backend_spawned(draft: Draft, event: BackendSpawned) -> None:
+    backend = draft.snapshot.backend(event.epoch)
+    if backend is not None:
+        draft.put_backend(replace(backend, pid=event.pid, address=event.address))
+
+
+def _on_backend_ready(draft: Draft, event: BackendReady) -> None:
+    backend = draft.snapshot.backend(event.epoch)
+    if backend is None or backend.state is not BackendState.STARTING:
+        return  # it was told to stop in the meantime
+    draft.move_backend(backend, BackendState.READY)
+    draft.set_switch(prompts_restored=event.prompts)
+    switching.succeed_start(draft, event.memory)
+
+
+def _on_backend_stalled(draft: Draft, event: BackendStalled) -> None:
+    backend = draft.snapshot.backend(event.epoch)
+    if backend is None or backend.state in {BackendState.STARTING, BackendState.STOPPING}:
+        return
+    is_replaced = backend.target.restart_on_stall and backend.state is BackendState.READY
+    stalled = replace(backend, stalled_s=event.stalled_s, is_replaced=is_replaced)
+    draft.put_backend(stalled)
+    if is_replaced:
+        recovery.note_stall(draft, stalled)
+        leaving.stop_backend(draft, stalled, is_replaced=True)
+
+
+def _on_backend_moved(draft: Draft, event: BackendMoved) -> None:
+    backend = draft.snapshot.backend(event.epoch)
+    if backend is not None and backend.state is not BackendState.STOPPING:
+        draft.put_backend(replace(backend, stalled_s=None))
+
+
+def _on_backend_exited(draft: Draft, event: BackendExited) -> None:
+    backend = draft.snapshot.backend(event.epoch)
+    if backend is None:
+        return
+    record = _exit_record(backend, event)
+    baselines = dict(baselines_after(draft.snapshot.backends, (backend,)))
+    draft.remove_backend(event.epoch)
+    draft.set(last_exit=record)
+    if draft.snapshot.is_closing:
+        _complete_shutdown(draft)
+    elif draft.snapshot.switch is not None and event.epoch == draft.snapshot.switch.epoch:
+        switching.fail_start(draft, _death_before_ready(record))
+    elif draft.snapshot.switch is not None and event.epoch in draft.snapshot.switch.leaving:
+        if event.prompts is not None:
+            saved = draft.snapshot.switch.prompts_saved
+            draft.set_switch(prompts_saved=(*saved, event.prompts))
+        if record.stalled_s is not None:  # it did not leave for the switch
+            recovery.note_death(draft, backend.target, record)
+        _progress_leaving(draft)
+    elif not record.was_wanted:
+        _on_death(draft, backend, record, baselines.get(backend.target.device))
+
+
+def _on_death(
+    draft: Draft, backend: Backend, record: BackendExit, baseline_used_bytes: int | None
+) -> None:
+    """It died while serving: see to its restart; if there is none, nobody waits for it."""
+    recovery.note_death(draft, backend.target, record, baseline_used_bytes)
+    noted = draft.snapshot.recovery(backend.target.model)
+    if noted is not None and noted.is_open and draft.snapshot.switch is None:
+        requests.settle_waiters(draft)
+
+
+def _on_retry_due(draft: Draft, event: RetryDue) -> None:
+    due = recovery.due_recovery(draft, event)
+    if due is None or draft.snapshot.is_closing:
+        return
+    if draft.snapshot.switch is not None:
+        recovery.postpone(draft, due)
+        return
+    switch_id = f"{event.model}-retry-{event.attempt}-{round(event.at * 1000)}"
+    _recover(draft, switch_id, due.target)
+
+
+def _on_restart_requested(draft: Draft, event: RestartRequested) -> None:
+    running, down = draft.snapshot.switch, draft.snapshot.recoveries
+    if draft.snapshot.is_closing:
+        refusal = requests.SHUTTING_DOWN
+    elif running is not None:
+        refusal = switch_is_running(running)
+    elif not down:
+        refusal = Refusal(code="nothing_is_down", message="no backend is down; nothing to restart")
+    else:
+        _recover(draft, event.switch_id, recovery.reset_breakers(draft).target)
+        return
+    draft.order(RefuseSwitch(switch_id=event.switch_id, refusal=refusal))
+
+
+def _recover(draft: Draft, switch_id: str, target: Target) -> None:
+    wanted = SwitchRequested(
+        at=draft.at, switch_id=switch_id, target=target, requested_by="recovery"
+    )
+    switch_requests.begin_switch(draft, wanted, is_recovery=True)
+
+
+def _on_time_passed(draft: Draft, _event: TimePassed) -> None:
+    requests.expire_waiters(draft)
+    leaving.advance_retiring(draft)
+    switch = draft.snapshot.switch
+    if switch is not None:
+        _pass_switch_deadlines(draft, switch)
+    deadline = draft.snapshot.close_deadline
+    if deadline is not None and draft.at >= deadline:
+        _stop_closing(draft)
+
+
+def _on_shutdown_requested(draft: Draft, event: ShutdownRequested) -> None:
+    if draft.snapshot.is_closing and not draft.snapshot.backends:
+        return  # it is complete, and was reported
+    if draft.snapshot.switch is not None:
+        _abandon_switch(draft)
+    draft.set(is_closing=True, close_deadline=draft.at + event.drain_timeout_s, recoveries=())
+    requests.settle_waiters(draft, requests.SHUTTING_DOWN)
+    for backend in draft.snapshot.backends:
+        if backend.state is BackendState.STARTING:
+            leaving.stop_backend(draft, backend)
+        elif backend.state is BackendState.READY:
+            draft.move_backend(backend, BackendState.DRAINING)
+    _stop_closing(draft)
+    _complete_shutdown(draft)
+
+
+def _abandon_switch(draft: Draft) -> None:
+    report = report_of(draft.running_switch(), draft.at, refusal=requests.SHUTTING_DOWN)
+    draft.set(switch=None)
+    draft.order(FinishSwitch(report=report))
+
+
+def _stop_closing(draft: Draft) -> None:
+    """Stop the draining backends that are idle, or all of them once the deadline has passed."""
+    deadline = draft.snapshot.close_deadline
+    is_late = deadline is not None and draft.at >= deadline
+    for backend in draft.snapshot.backends:
+        if backend.state is BackendState.DRAINING and (is_late or not backend.in_flight):
+            keeps = draft.snapshot.rules.keeps_prompts_at_exit
+            leaving.stop_backend(draft, backend, keeps_prompts=keeps)
+
+
+def _complete_shutdown(draft: Draft) -> None:
+    if not draft.snapshot.backends:
+        draft.order(CompleteShutdown())
+
+
+def _progress_leaving(draft: Draft) -> None:
+    """A lease came back or a leaving backend is gone: see whether the next phase is due."""
+    if draft.snapshot.is_closing:
+        _stop_closing(draft)
+        return
+    leaving.advance_retiring(draft)
+    switch = draft.snapshot.switch
+    if switch is None:
+        return
+    if switch.phase is Phase.DRAINING:
+        switching.progress_drain(draft)
+    elif switch.phase is Phase.STOPPING:
+        switching.progress_stop(draft)
+
+
+def _pass_switch_deadlines(draft: Draft, switch: Switch) -> None:
+    if switch.phase is Phase.PREFLIGHT:
+        if draft.at >= switch.started_at + CHECK_TIMEOUT_S:
+            switching.end_switch(draft, refusal=_unchecked(switch))
+    elif switch.phase is Phase.DRAINING:
+        switching.progress_drain(draft)
+    elif switch.phase is Phase.STOPPING:
+        switching.progress_stop(draft)
+    elif switch.next_sample_at is not None and draft.at >= switch.next_sample_at:
+        take_sample(draft)
+    elif switch.phase in {Phase.STARTING, Phase.ROLLING_BACK}:
+        backend = draft.snapshot.backend(switch.epoch)
+        if backend and draft.at >= backend.started_at + backend.target.start_timeout_s:
+            switching.give_up_start(draft)
+
+
+def _is_running(draft: Draft, switch_id: str) -> bool:
+    switch = draft.snapshot.switch
+    return switch is not None and switch.switch_id == switch_id
+
+
+def _awaits_check(draft: Draft, switch_id: str) -> bool:
+    """Whether the target is unchecked yet: a second answer finds its backends draining."""
+    switch = draft.snapshot.switch
+    return switch is not None and switch.phase is Phase.PREFLIGHT and switch.switch_id == switch_id
+
+
+def _unchecked(switch: Switch) -> Refusal:
+    model = switch.target.model if switch.target else ""
+    return Refusal(
+        code="target_cannot_start",
+        message=f"the file of '{model}' was not checked within {CHECK_TIMEOUT_S:g} s; does its "
+        "file system answer?",
+    )
+
+
+def _exit_record(backend: Backend, event: BackendExited) -> BackendExit:
+    is_stopping = backend.state is BackendState.STOPPING
+    return BackendExit(
+        epoch=event.epoch,
+        model=backend.target.model,
+        exit_code=event.exit_code,
+        signal=event.signal,
+        at=event.at,
+        was_wanted=backend.is_retiring or (is_stopping and not backend.is_replaced),
+        stalled_s=backend.stalled_s if backend.is_replaced else None,
+        last_lines=event.last_lines,
+    )
+
+
+def _death_before_ready(record: BackendExit) -> Refusal:
+    return Refusal(
+        code="backend_died",
+        message=f"the server of '{record.model}' ended ({record.describe()}) before it was ready",
+        details=(
+            ("exit_code", record.exit_code),
+            ("signal", record.signal),
+            ("last_lines", record.last_lines[-30:]),
+        ),
+    )
+
+
+_REACTIONS: dict[type[Event], Callable[[Draft, Any], None]] = {
+    RequestArrived: _on_request_arrived,
+    RequestEnded: _on_request_ended,
+    SwitchRequested: _on_switch_requested,
+    TargetAccepted: _on_target_accepted,
+    TargetRejected: _on_target_rejected,
+    DeviceFound: _on_device_found,
+    WarmingBegun: _on_warming_begun,
+    MemorySampled: _on_memory_sampled,
+    MemoryUnreadable: _on_memory_unreadable,
+    BackendSpawned: _on_backend_spawned,
+    BackendReady: _on_backend_ready,
+    BackendExited: _on_backend_exited,
+    BackendStalled: _on_backend_stalled,
+    BackendMoved: _on_backend_moved,
+    RetryDue: _on_retry_due,
+    RestartRequested: _on_restart_requested,
+    TimePassed: _on_time_passed,
+    ShutdownRequested: _on_shutdown_requested,
+}

@@ -1,0 +1,1 @@
+"""The kinds of engine: their flags, their binaries, their abilities."""

@@ -1,0 +1,157 @@
+"""The embedded engine: llama.cpp's HTTP server out of the `xllamacpp` wheel, as a child process."""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from supervisor.config.configuration import ResolvedModel
+from supervisor.engine.kinds.embedded_server import flag_parser
+from supervisor.engine.kinds.flags import (
+    API_KEY_VARIABLE,
+    SERVER_FIELDS,
+    requests_at_once,
+    server_environment,
+    server_flags,
+    unhonoured,
+)
+from supervisor.engine.kinds.probe import Probes
+from supervisor.engine.port import Abilities, Address, EngineIdentity, TokenizeRoute
+from supervisor.errors import EngineError, UnfitProfile
+
+NAME = "embedded"
+
+_TELL = """
+import json
+import xllamacpp
+
+print(json.dumps({
+    "build": xllamacpp.BUILD_INFO,
+    "system": xllamacpp.get_system_info(),
+    "devices": [[device["name"], device["description"]] for device in xllamacpp.get_device_info()],
+}))
+"""
+
+
+class EmbeddedEngine:
+    """Runs our module `embedded_server`, which takes llama-server's flags."""
+
+    honoured = SERVER_FIELDS
+
+    def __init__(self) -> None:
+        self._probes = Probes()
+
+    @staticmethod
+    def is_installed() -> bool:
+        """Whether the wheel is there, without loading its 30 MB library into the controller."""
+        return find_spec("xllamacpp") is not None
+
+    @property
+    def identity(self) -> EngineIdentity:
+        """The wheel's name and version, and what a process that loads it tells of its build."""
+        try:
+            wheel_version = version("xllamacpp")
+        except PackageNotFoundError:
+            return EngineIdentity(name=NAME, location="xllamacpp", version="not installed")
+        known = EngineIdentity(name=NAME, location="xllamacpp", version=wheel_version)
+        try:
+            told = self._tell()
+        except EngineError as error:  # a driver's fault, or an older wheel
+            return replace(known, problem=str(error))
+        build = told["build"]
+        return replace(
+            known,
+            build=f"{build['compiler']} for {build['build_target']}; {told['system'].rstrip(' |')}",
+            devices=tuple(": ".join(device) for device in told["devices"]),
+        )
+
+    def _tell(self) -> dict[str, Any]:
+        spec = find_spec("xllamacpp")
+        file = Path(spec.origin) if spec and spec.origin else Path("xllamacpp")
+        printed = self._probes.ask((sys.executable, "-P", "-c", _TELL), file)
+        try:
+            told: dict[str, Any] = json.loads(printed.splitlines()[0])
+        except (IndexError, ValueError) as error:
+            raise EngineError(f"xllamacpp told nothing of its build: {printed[:200]}") from error
+        return told
+
+    def abilities(self, resolved: ResolvedModel) -> Abilities:
+        """Return what the wheel's server can do."""
+        return Abilities(
+            has_unix_socket=True,
+            slots_path="/slots",
+            saves_slots=True,
+            tokenize=TokenizeRoute(path="/tokenize", text_field="content"),
+            metrics_path="/metrics",
+            requests_at_once=requests_at_once(resolved.profile),
+            runs_gguf_only=True,
+            api_key_variable=API_KEY_VARIABLE,
+        )
+
+    def check(self, resolved: ResolvedModel) -> None:
+        """Raise UnfitProfile for what the wheel's server cannot honour, EngineError without it."""
+        if not self.is_installed():
+            raise EngineError("the embedded engine is not installed: pip install xllamacpp")
+        problems = unhonoured(NAME, resolved.profile, self.honoured)
+        if resolved.projector_path is not None:
+            problems["engine"] = (
+                f"embedded cannot take a multimodal projector ({resolved.projector_path}); use "
+                "engine: llama-server"
+            )
+        problems |= _argument_problems(resolved)
+        if problems:
+            raise UnfitProfile(resolved.profile_name, problems)
+
+    def argv(
+        self,
+        resolved: ResolvedModel,
+        address: Address,
+        api_key: str,
+        slots_dir: Path | None = None,
+    ) -> tuple[str, ...]:
+        """Return the command line that serves the model at the address."""
+        _ = api_key  # the environment carries it
+        self.check(resolved)
+        module = "supervisor.engine.kinds.embedded_server"
+        return (sys.executable, "-P", "-m", module, *server_flags(resolved, address, slots_dir))
+
+    def environment(
+        self,
+        resolved: ResolvedModel,
+        inherited: Mapping[str, str],
+        address: Address,
+        api_key: str,
+    ) -> dict[str, str]:
+        """Return what the child inherits, the profile's variables, and the key."""
+        _ = address
+        return server_environment(resolved.profile, inherited, api_key)
+
+
+@cache
+def _parser() -> argparse.ArgumentParser:
+    parser = flag_parser()
+    parser.exit_on_error = False
+    return parser
+
+
+def _argument_problems(resolved: ResolvedModel) -> dict[str, str]:
+    """Return what the parser does not take; fields it all takes, so it can be extra_args only."""
+    try:
+        _, unknown = _parser().parse_known_args(server_flags(resolved, Address(port=0)))
+    except argparse.ArgumentError as error:
+        return {
+            "extra_args": f"the embedded engine cannot read {error.argument_name}: {error.message}"
+        }
+    unknown = [word for word in unknown if word not in {"--mmproj", str(resolved.projector_path)}]
+    if not unknown:
+        return {}
+    return {
+        "extra_args": f"the embedded engine does not know {' '.join(unknown)}; correct it, or use "
+        "engine: llama-server"
+    }

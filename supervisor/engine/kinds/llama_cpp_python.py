@@ -1,0 +1,276 @@
+"""The llama-cpp-python engine: `python -m llama_cpp.server`, from the extra `llama-cpp-python`.
+
+It serves one sequence at a time on one context, over TCP only, and has no routes for health, slots
+and metrics. Its settings are also read from variables of the same name (`HOST`, `MODEL`, `SEED` …),
+and some of these win over the command line: the child gets none of them but ours.
+
+Source: llama_cpp/server of llama-cpp-python 0.3.36.
+"""
+
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from supervisor.config.configuration import ResolvedModel
+from supervisor.config.profile import Profile
+from supervisor.core.machine.values import Mode
+from supervisor.core.sizing.ggml_types import GGML_TYPES
+from supervisor.engine.kinds.cached_build import cached_llama_server
+from supervisor.engine.kinds.flags import flag_names, unhonoured
+from supervisor.engine.kinds.probe import Probes, read_help
+from supervisor.engine.port import Abilities, Address, EngineIdentity, TokenizeRoute
+from supervisor.errors import EngineError, UnfitProfile
+
+NAME = "llama-cpp-python"
+REMEDY = "pip install 'llama-supervisor[llama-cpp-python]'"
+
+LIBRARY_VARIABLE = "LLAMA_CPP_LIB_PATH"
+"""Names the folder with libllama.so, where the package has none of its own."""
+
+HONOURED = frozenset(
+    {
+        *("ctx_size", "batch_size", "ubatch_size", "cache_type_k", "cache_type_v"),
+        *("flash_attn", "n_gpu_layers", "load_mode", "threads", "extra_args"),
+        *("parallel", "kv_unified", "cache_ram_mib", "cache_reuse", "fit", "keep_prompt_cache"),
+    }
+)
+"""What it can honour; some of these with one value only (`_FIXED`, `_REFUSED`)."""
+
+_FIXED = {
+    "parallel": (1, "it serves one sequence at a time"),
+    "cache_ram_mib": (0, "it keeps no prompts of idle slots"),
+    "cache_reuse": (0, "it shifts no cached chunks"),
+    "fit": (False, "it never fits itself to free memory"),
+    "keep_prompt_cache": (False, "it cannot save its prompt cache"),
+}
+_REFUSED = {
+    "flash_attn": ("auto", "on or off"),
+    "n_gpu_layers": ("auto", "all or a number"),
+    "load_mode": ("dio", "auto, none, mmap, mlock or mmap+mlock"),
+}
+_LOAD_MODES = {  # use_mmap, use_mlock
+    "auto": ("true", "false"),
+    "mmap": ("true", "false"),
+    "none": ("false", "false"),
+    "mlock": ("false", "true"),
+    "mmap+mlock": ("true", "true"),
+}
+_SEQUENCES = 256  # llama_max_parallel_sequences(): what it makes room for when it embeds
+_TYPE_NUMBERS = {kind.name: number for number, kind in GGML_TYPES.items()}
+
+
+class LlamaCppPython:
+    """Runs the package's server in the Python that runs us, on a loopback port."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self._probes = Probes()
+
+    @staticmethod
+    def is_installed() -> bool:
+        """Whether the package is there, without loading its libraries into the controller."""
+        return find_spec("llama_cpp") is not None
+
+    @property
+    def identity(self) -> EngineIdentity:
+        """The package's version, where it is, and the libraries that it loads."""
+        try:
+            package_version = version("llama_cpp_python")
+        except PackageNotFoundError:
+            return EngineIdentity(name=NAME, location="llama_cpp", version="not installed")
+        libraries = self._library_dir()
+        return EngineIdentity(
+            name=NAME,
+            location=str(_package_dir()),
+            version=package_version,
+            build=f"libraries in {libraries}" if libraries else "",
+            devices=_backends_in(libraries) if libraries else (),
+            problem=None if libraries else _NO_LIBRARY,
+        )
+
+    def abilities(self, resolved: ResolvedModel) -> Abilities:
+        """Return what its server can do, whatever the model."""
+        _ = resolved
+        return Abilities(
+            readiness_path="/v1/models",
+            tokenize=TokenizeRoute(path="/extras/tokenize", text_field="input"),
+            takes_request_id=False,
+            chooses_flash_attention=False,
+            runs_gguf_only=True,
+            api_key_variable="API_KEY",
+        )
+
+    def check(self, resolved: ResolvedModel) -> None:
+        """Raise UnfitProfile for what it cannot honour, EngineError when it cannot run."""
+        if not self.is_installed():
+            raise EngineError(f"{NAME} is not installed: {REMEDY}")
+        if self._library_dir() is None:
+            raise EngineError(_NO_LIBRARY)
+        problems = (
+            unhonoured(NAME, resolved.profile, HONOURED)
+            | _value_problems(resolved.profile)
+            | _batch_problems(resolved)
+        )
+        if resolved.projector_path is not None:
+            problems["engine"] = (
+                f"{NAME} is given no multimodal projector ({resolved.projector_path}); use "
+                "engine: llama-server"
+            )
+        known = read_help(self._help())
+        unknown = [f for f in flag_names(resolved.profile.extra_args) if f not in known]
+        if unknown:
+            problems["extra_args"] = f"{NAME} does not know {', '.join(unknown)}; correct it"
+        if problems:
+            raise UnfitProfile(resolved.profile_name, problems)
+
+    def argv(
+        self,
+        resolved: ResolvedModel,
+        address: Address,
+        api_key: str,
+        slots_dir: Path | None = None,
+    ) -> tuple[str, ...]:
+        """Return the command line that serves the model at the address."""
+        _ = api_key, slots_dir  # the environment carries the key, and it saves no slots
+        self.check(resolved)
+        profile = resolved.profile
+        settings = {
+            "model": str(resolved.path),
+            "model_alias": resolved.name,
+            "host": "127.0.0.1",
+            "port": str(address.port),
+            **_context_settings(profile),
+            **_device_settings(profile),
+            "embedding": _word(value=resolved.mode is Mode.EMBEDDING),
+            # Else it keeps the logits of every token of the context in host memory.
+            "logits_all": "false",
+            # Else the next request ends a stream as if it were complete.
+            "interrupt_requests": "false",
+        }
+        words = (word for name, value in settings.items() for word in (f"--{name}", value))
+        module = "llama_cpp.server"
+        return (sys.executable, "-P", "-m", module, *words, *profile.extra_args)
+
+    def environment(
+        self,
+        resolved: ResolvedModel,
+        inherited: Mapping[str, str],
+        address: Address,
+        api_key: str,
+    ) -> dict[str, str]:
+        """Return what the child inherits without the server's settings, and those that it needs."""
+        settings = {flag.removeprefix("--").upper() for flag in read_help(self._help())}
+        kept = {name: value for name, value in inherited.items() if name.upper() not in settings}
+        return {
+            **kept,
+            **self._library_environment(),
+            **resolved.profile.env,
+            "HOST": "127.0.0.1",
+            "PORT": str(address.port),
+            "API_KEY": api_key,
+        }
+
+    def _help(self) -> str:
+        """Return the help of its server; every option in it is a variable, too."""
+        # The help holds characters that not every locale can print.
+        environ = {**self._environ, **self._library_environment(), "PYTHONUTF8": "1"}
+        argv = (sys.executable, "-P", "-m", "llama_cpp.server", "--help")
+        return self._probes.ask(argv, _package_dir() / "__init__.py", environ)
+
+    def _library_environment(self) -> dict[str, str]:
+        folder = self._library_dir()
+        is_own = folder is not None and folder == _package_dir() / "lib"
+        return {} if folder is None or is_own else {LIBRARY_VARIABLE: str(folder)}
+
+    def _library_dir(self) -> Path | None:
+        """Return the folder of libllama.so: the one that is named, the package's, the cached build.
+
+        None when there is none of them.
+        """
+        named = self._environ.get(LIBRARY_VARIABLE)
+        if named:
+            return Path(named)
+        own = _package_dir() / "lib"
+        if any(own.glob("libllama.*")):
+            return own
+        built = cached_llama_server()
+        return built.parent if built else None
+
+
+_NO_LIBRARY = (
+    f"{NAME} has no libllama.so: install it without CMAKE_ARGS=-DLLAMA_BUILD=OFF, name the folder "
+    f"with {LIBRARY_VARIABLE}, or run scripts/build_llama_server.py"
+)
+
+
+def _package_dir() -> Path:
+    spec = find_spec("llama_cpp")
+    return Path(spec.origin).parent if spec and spec.origin else Path("llama_cpp")
+
+
+def _backends_in(folder: Path) -> tuple[str, ...]:
+    """Return the backends whose libraries are there: `cpu`, `cuda`, `hip`, `vulkan` and so on."""
+    names = {path.name.split(".")[0] for path in folder.glob("libggml-*.so*")}
+    return tuple(sorted(name.removeprefix("libggml-") for name in names - {"libggml-base"}))
+
+
+def _context_settings(profile: Profile) -> dict[str, str]:
+    settings = {
+        "n_ctx": str(profile.ctx_size),
+        "n_batch": str(profile.batch_size),
+        "n_ubatch": str(profile.ubatch_size),
+        "type_k": str(_TYPE_NUMBERS[profile.cache_type_k]),
+        "type_v": str(_TYPE_NUMBERS[profile.cache_type_v]),
+        "flash_attn": _word(value=profile.flash_attn == "on"),
+    }
+    if profile.threads is not None:
+        settings |= dict.fromkeys(("n_threads", "n_threads_batch"), str(profile.threads))
+    return settings
+
+
+def _device_settings(profile: Profile) -> dict[str, str]:
+    layers = 0 if profile.device == "cpu" else profile.n_gpu_layers
+    use_mmap, use_mlock = _LOAD_MODES[profile.load_mode]
+    return {
+        "n_gpu_layers": str(layers if isinstance(layers, int) else -1),
+        "use_mmap": use_mmap,
+        "use_mlock": use_mlock,
+    }
+
+
+def _word(*, value: bool) -> str:
+    return str(value).lower()
+
+
+def _value_problems(profile: Profile) -> dict[str, str]:
+    """Return the fields whose value is not one that it can take."""
+    problems = {}
+    for field, (only, reason) in _FIXED.items():
+        value = getattr(profile, field)
+        if value != only:
+            wanted = f"{_shown(only)}, not {_shown(value)}"
+            problems[field] = f"with {NAME} it must be {wanted}: {reason}"
+    for field, (refused, wanted) in _REFUSED.items():
+        if field in profile.model_fields_set and getattr(profile, field) == refused:
+            problems[field] = f"with {NAME} it must be {wanted}, not {refused}"
+    return problems
+
+
+def _shown(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _batch_problems(resolved: ResolvedModel) -> dict[str, str]:
+    """Return what makes it abort while it loads (GGML_ASSERT in llama.cpp's pooling).
+
+    It embeds as many sequences at a time as a batch has tokens, 256 at most.
+    """
+    profile = resolved.profile
+    batch = min(profile.batch_size, profile.ctx_size or profile.batch_size)
+    ubatch, sequences = min(profile.ubatch_size, batch), min(batch, _SEQUENCES)
+    if resolved.mode is not Mode.EMBEDDING or ubatch % sequences == 0:
+        return {}
+    wanted = f"a multiple of {sequences} for embedding, not {ubatch}"
+    return {"ubatch_size": f"with {NAME} it must be {wanted}"}

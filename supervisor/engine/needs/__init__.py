@@ -1,0 +1,1 @@
+"""What models need on a device: estimated, stated, learned."""

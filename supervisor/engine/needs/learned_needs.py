@@ -1,0 +1,123 @@
+"""Where learned needs are kept over restarts: `learned-needs.sqlite` in the data folder.
+
+One row for each (model's files, effective profile, engine build, device), named by its identity
+(`need_identity()`): what changes any of them is another server, of which nothing is known yet.
+"""
+
+import sqlite3
+import threading
+import time
+from pathlib import Path
+
+import structlog
+
+from supervisor.core.sizing.learned_need import LearnedNeed
+
+log = structlog.get_logger()
+
+FILE_NAME = "learned-needs.sqlite"
+MOST_ENTRIES = 1000
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS needs (
+    identity TEXT PRIMARY KEY,
+    peak_bytes INTEGER NOT NULL,
+    seen_on TEXT NOT NULL,
+    noted_at REAL NOT NULL
+)
+"""
+_NOTE = """
+INSERT INTO needs (identity, peak_bytes, seen_on, noted_at) VALUES (?, ?, ?, ?)
+ON CONFLICT (identity) DO UPDATE SET
+    seen_on = CASE WHEN excluded.peak_bytes > peak_bytes THEN excluded.seen_on ELSE seen_on END,
+    peak_bytes = MAX(peak_bytes, excluded.peak_bytes),
+    noted_at = excluded.noted_at
+"""
+_SHRINK = """
+DELETE FROM needs WHERE identity NOT IN (
+    SELECT identity FROM needs ORDER BY noted_at DESC LIMIT ?
+)
+"""
+
+
+class LearnedNeeds:
+    """The peaks that were seen, by identity; those noted least lately make room beyond 1,000.
+
+    May be used from any thread, and by several processes at a time; every call may block for the
+    disk. None of them raises: without the file nothing is learned, and needs are estimated.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open the file. A damaged one is reported, put aside, and a new one begun."""
+        self._path = path
+        self._lock = threading.Lock()
+        self._database: sqlite3.Connection | None = None
+        try:
+            try:
+                self._database = _open(path)
+            except sqlite3.OperationalError:
+                raise  # locked, or not to be written: no reason to put it aside
+            except sqlite3.DatabaseError as error:
+                aside = path.with_name(f"{path.name}.damaged")
+                path.replace(aside)
+                log.warning("needs.damaged", path=str(path), kept_as=str(aside), reason=str(error))
+                self._database = _open(path)
+        except (sqlite3.Error, OSError) as error:
+            self._report(error)
+
+    def get(self, identity: str) -> LearnedNeed | None:
+        """Return what was learned, or None."""
+        query = "SELECT peak_bytes, seen_on FROM needs WHERE identity = ?"
+        with self._lock:
+            if self._database is None:
+                return None
+            try:
+                row = self._database.execute(query, (identity,)).fetchone()
+            except sqlite3.Error as error:
+                self._report(error)
+                return None
+        return None if row is None else LearnedNeed(peak_bytes=row[0], seen_on=row[1])
+
+    def note(self, identity: str, need: LearnedNeed) -> None:
+        """Keep a peak where it is higher than the one that is kept."""
+        row = (identity, need.peak_bytes, need.seen_on, time.time())
+        self._write((_NOTE, row), (_SHRINK, (MOST_ENTRIES,)))
+
+    def forget(self, identity: str) -> bool:
+        """Drop what was learned; tell whether that was anything."""
+        return self._write(("DELETE FROM needs WHERE identity = ?", (identity,))) > 0
+
+    def close(self) -> None:
+        """Close the file. Safe to call twice."""
+        with self._lock:
+            if self._database is not None:
+                self._database.close()
+                self._database = None
+
+    def _write(self, *statements: tuple[str, tuple[object, ...]]) -> int:
+        """Carry them out together; return the rows that the last one changed."""
+        with self._lock:
+            if self._database is None:
+                return 0
+            try:
+                with self._database as database:
+                    changed = [database.execute(*statement).rowcount for statement in statements]
+            except sqlite3.Error as error:
+                self._report(error)
+                return 0
+        return changed[-1]
+
+    def _report(self, error: Exception) -> None:
+        log.warning("needs.unusable", path=str(self._path), reason=str(error))
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(path, check_same_thread=False)
+    try:
+        database.execute(_SCHEMA)
+        database.execute("SELECT identity, peak_bytes, seen_on, noted_at FROM needs LIMIT 1")
+        database.commit()
+    except sqlite3.Error:
+        database.close()
+        raise
+    return database

@@ -1,0 +1,224 @@
+"""Saves the prompts of a server's slots to files, and restores them, over HTTP.
+
+A save waits until the slot is idle, and a server that is wedged never answers: both are bounded in
+time. Nothing here fails a stop or a start; what went wrong is told as the reason.
+
+Source of the routes and their answers: tools/server/server-context.cpp of llama.cpp.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from supervisor.engine.prompts.prompt_cache import PromptFiles, SavedSlot, slot_file_name
+from supervisor.errors import EngineError
+
+LEAST_TIME_S = 10.0
+BYTES_PER_S = 50e6
+"""All slots together get the least time, and as much more as their bytes take on a slow disk."""
+
+_OTHER_FORM = (ValueError, LookupError, TypeError, AttributeError)
+_FAILURES = (EngineError, aiohttp.ClientError, OSError, *_OTHER_FORM)  # OSError: TimeoutError, too
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptPrompts:
+    """What was saved or restored, how long it took, and why it was not all, where it was not."""
+
+    slots: tuple[SavedSlot, ...] = ()
+    took_s: float = 0.0
+    reason: str | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that need not be computed again."""
+        return sum(slot.tokens for slot in self.slots)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes on disk."""
+        return sum(slot.size_bytes for slot in self.slots)
+
+
+class SlotClient:
+    """The slots of one server.
+
+    Every method raises EngineError when the server refuses, ClientError or OSError when it cannot
+    be reached, and any of `_OTHER_FORM` when its answer is not what llama-server answers. `url` is
+    where it lists them, such as `http://localhost/slots`.
+    """
+
+    def __init__(self, session: aiohttp.ClientSession, url: str, authorization: str) -> None:
+        self._session = session
+        self._url = url
+        self._headers = {"Authorization": authorization}
+
+    async def list(self) -> list[dict[str, Any]]:
+        """Return the slots as the server tells them: `id`, `n_ctx`, and once used its tokens."""
+        listed: list[dict[str, Any]] = await self._ask("GET", self._url, None)
+        return listed
+
+    async def save(self, slot: int) -> int:
+        """Save a slot to its file, and return how many tokens it held."""
+        return int((await self._act(slot, "save"))["n_saved"])
+
+    async def restore(self, slot: int) -> int:
+        """Restore a slot from its file, and return how many tokens it holds."""
+        return int((await self._act(slot, "restore"))["n_restored"])
+
+    async def erase(self, slot: int) -> None:
+        """Empty a slot."""
+        await self._act(slot, "erase")
+
+    async def _act(self, slot: int, action: str) -> dict[str, Any]:
+        url = f"{self._url}/{slot}?action={action}"
+        answer: dict[str, Any] = await self._ask("POST", url, {"filename": slot_file_name(slot)})
+        return answer
+
+    async def _ask(self, method: str, url: str, body: Any) -> Any:
+        if self._session.closed:  # the server is being stopped
+            raise aiohttp.ClientConnectionError("the connections to the server were cut")
+        async with self._session.request(method, url, json=body, headers=self._headers) as answer:
+            told = await answer.json(content_type=None)
+            if answer.status != HTTPStatus.OK:
+                raise EngineError(f"it answered {answer.status}: {_message(told)}")
+            return told
+
+
+async def save_prompts(
+    slots: SlotClient,
+    files: PromptFiles,
+    restored: KeptPrompts | None,
+    *,
+    least_time_s: float = LEAST_TIME_S,
+) -> KeptPrompts:
+    """Save every slot that holds a prompt, in `least_time_s` and what their bytes take.
+
+    `restored`: what slots that nobody used since hold.
+    """
+    begun_at = time.monotonic()
+    saved: list[SavedSlot] = []
+    reason: str | None = None
+    has_begun = False
+    try:
+        async with asyncio.timeout(least_time_s) as bound:
+            used = _used_slots(await slots.list(), restored)
+            expected_bytes = sum(int(files.slot_kv_bytes * fraction) for fraction in used.values())
+            bound.reschedule(_deadline(least_time_s, expected_bytes))
+            reason = "no slot holds a prompt"
+            if used:
+                has_begun = True  # what a thread began goes on when the time is over
+                reason = await asyncio.to_thread(files.begin, expected_bytes)
+                has_begun = reason is None
+            if has_begun:
+                reason = await _save_each(slots, files.path, tuple(used), saved)
+    except _FAILURES as error:
+        reason = _words(error)
+    finally:
+        if has_begun:
+            dropped = _finish(files, tuple(saved))
+            saved, reason = ([], dropped) if dropped else (saved, reason)
+    took_s = time.monotonic() - begun_at
+    return KeptPrompts(slots=tuple(saved), took_s=took_s, reason=reason)
+
+
+async def _save_each(
+    slots: SlotClient, folder: Path, used: tuple[int, ...], saved: list[SavedSlot]
+) -> str | None:
+    """Save slot after slot, and note those that are whole. Returns why one of them is not."""
+    reason = None
+    for slot in used:
+        try:
+            tokens = await slots.save(slot)
+        except EngineError as error:  # this one only: the next may be sound
+            reason = f"slot {slot}: {error}"
+            continue
+        size_bytes = (folder / slot_file_name(slot)).stat().st_size
+        if tokens:
+            saved.append(SavedSlot(slot=slot, tokens=tokens, size_bytes=size_bytes))
+    return reason
+
+
+async def restore_prompts(
+    slots: SlotClient, files: PromptFiles, *, least_time_s: float = LEAST_TIME_S
+) -> KeptPrompts | None:
+    """Restore every slot that was saved, in the same time; None where there is nothing.
+
+    A slot that cannot be restored is empty, and its file removed.
+    """
+    begun_at = time.monotonic()
+    kept = await asyncio.to_thread(files.take)
+    if not kept:
+        return None
+    restored: list[SavedSlot] = []
+    reason: str | None = None
+    try:
+        size_bytes = sum(slot.size_bytes for slot in kept)
+        async with asyncio.timeout_at(_deadline(least_time_s, size_bytes)):
+            for saved in kept:
+                problem = await _restore_one(slots, saved)
+                reason = problem or reason
+                restored += [] if problem else [saved]
+    except _FAILURES as error:
+        reason = _words(error)
+    finally:
+        reason = _finish(files, tuple(restored)) or reason
+    took_s = time.monotonic() - begun_at
+    return KeptPrompts(slots=tuple(restored), took_s=took_s, reason=reason)
+
+
+async def _restore_one(slots: SlotClient, saved: SavedSlot) -> str | None:
+    """Restore a slot; return why it is empty instead. The server empties one that it refuses."""
+    try:
+        tokens = await slots.restore(saved.slot)
+    except EngineError as error:
+        return f"slot {saved.slot}: {error}"
+    if tokens == saved.tokens:
+        return None
+    await slots.erase(saved.slot)
+    return f"slot {saved.slot}: {tokens} tokens were restored of {saved.tokens}"
+
+
+def _used_slots(listed: list[dict[str, Any]], restored: KeptPrompts | None) -> Mapping[int, float]:
+    """Return the slots that may hold a prompt, and which share of their context it fills.
+
+    A slot tells of a task once it has had one; its tokens are told by newer builds only.
+    """
+    kept = {saved.slot: saved.tokens for saved in restored.slots} if restored else {}
+    used: dict[int, float] = {}
+    for slot in listed:
+        number, context = int(slot["id"]), max(1, int(slot.get("n_ctx", 1)))
+        tokens = slot.get("n_prompt_tokens", context) if "id_task" in slot else kept.get(number, 0)
+        if tokens:
+            used[number] = min(1.0, int(tokens) / context)
+    return used
+
+
+def _finish(files: PromptFiles, slots: tuple[SavedSlot, ...]) -> str | None:
+    try:
+        return files.finish(slots)
+    except OSError as error:
+        return _words(error)
+
+
+def _deadline(least_time_s: float, size_bytes: int) -> float:
+    return asyncio.get_running_loop().time() + least_time_s + size_bytes / BYTES_PER_S
+
+
+def _message(told: Any) -> str:
+    error = told.get("error") if isinstance(told, dict) else None
+    return str(error.get("message") if isinstance(error, dict) else told)[:300]
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "the server did not answer in time"
+    if isinstance(error, _OTHER_FORM):
+        return f"the server answered in a form of its own ({type(error).__name__}: {error})"
+    return str(error) or type(error).__name__

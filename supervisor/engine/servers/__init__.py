@@ -1,0 +1,1 @@
+"""Running servers: processes, and the one way to talk to them."""

@@ -1,0 +1,278 @@
+"""A running backend: its process, and the one way to talk to it.
+
+Whoever answers is checked to be the process that we started: the socket stands in a folder that
+only we can enter, and the peer's process must belong to the child's group. A fresh random key for
+each start keeps strangers from calling it.
+"""
+
+import asyncio
+import contextlib
+import os
+import socket
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psutil
+import structlog
+
+from supervisor.engine.port import Address, Launch
+from supervisor.engine.prompts.prompt_slots import (
+    KeptPrompts,
+    SlotClient,
+    restore_prompts,
+    save_prompts,
+)
+from supervisor.engine.servers.process import ChildProcess, ProcessExit
+from supervisor.engine.servers.stall import Activity
+
+log = structlog.get_logger()
+
+_FIRST_POLL_S = 0.01
+_MAX_POLL_S = 0.25
+_POLL_GROWTH = 1.1  # 250 ms after some three seconds, and sooner whenever the child says something
+
+_DEATH_NOTICE_S = 0.5
+
+KEEPALIVE_S = 4.0
+"""Idle seconds after which a connection is not used again: llama-server closes it after 5."""
+
+
+OnLine = Callable[[str, bool], None]
+"""Takes a line of a server's output, and whether the server was ready when it came."""
+
+
+class Backend:
+    """One spawned server, from its start until its group is reaped."""
+
+    def __init__(self, launch: Launch, on_line: OnLine) -> None:
+        """Spawn it. Raises EngineError when the program cannot be executed."""
+        self.launch = launch
+        self.epoch = launch.epoch
+        self.model = launch.model
+        if launch.address.socket_path is not None:
+            launch.address.socket_path.unlink(missing_ok=True)  # a stale one fails the bind
+        self._has_spoken = asyncio.Event()
+
+        self.is_ready = False
+
+        def hear(line: str) -> None:
+            self._has_spoken.set()
+            on_line(line, self.is_ready)
+
+        self.process = ChildProcess.spawn(launch, hear)
+        self.session = open_session(launch.address)
+        self.base_url = base_url(launch.address)
+        self.authorization = f"Bearer {launch.api_key}"
+        self.turns = asyncio.Semaphore(launch.abilities.requests_at_once)
+        """One is held for each request, from before it is sent until its answer has ended."""
+        self._is_stopping = False
+        self.is_gone = asyncio.Event()
+        """Set once its end is reported: whoever asks for a lease then gets none on it."""
+        self.open_answers: set[aiohttp.ClientResponse] = set()
+        self.activity = Activity()
+        self._is_replaced = False
+        self.prompts_saved: KeptPrompts | None = None
+        """What `stop` kept for the next start; None where nothing was to be kept."""
+        self.prompts_restored: KeptPrompts | None = None
+        """What was there from the last stop when it became ready; None where nothing was."""
+
+    async def become_ready(self) -> None:
+        """Return once our own child answers on its readiness path, its kept prompts restored.
+
+        The caller sets the deadline.
+        """
+        await self._become_healthy()
+        await self._restore_prompts()
+        self.is_ready = True
+
+    async def _become_healthy(self) -> None:
+        """Ask at growing pauses, and at once after each line of output.
+
+        Servers tell when they listen, and what they tell is only a hint to look.
+        """
+        pause_s = _FIRST_POLL_S
+        while not await self._is_healthy():
+            self._has_spoken.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._has_spoken.wait(), pause_s)
+            pause_s = min(_MAX_POLL_S, pause_s * _POLL_GROWTH)
+
+    async def _is_healthy(self) -> bool:
+        if self.session.closed:  # it is being stopped, or has died
+            return False
+        abilities = self.launch.abilities
+        url = self.base_url + abilities.readiness_path
+        headers = {"Authorization": self.authorization}
+        try:
+            if not self._is_our_child_listening():  # a stranger must not even learn the key
+                return False
+            async with self.session.get(url, headers=headers) as answer:
+                return answer.status == abilities.readiness_status
+        except (aiohttp.ClientError, OSError):
+            return False
+
+    def _is_our_child_listening(self) -> bool:
+        """Whether whoever listens at the address belongs to the process group we started."""
+        path, port = self.launch.address.socket_path, self.launch.address.port
+        if path is not None:
+            return _is_in_group(_listener_pid(path), self.process.pid)
+        try:
+            child = psutil.Process(self.process.pid)
+            return any(
+                connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+                for member in (child, *child.children(recursive=True))
+                for connection in member.net_connections("tcp")
+            )
+        except psutil.Error:
+            return False
+
+    async def close_connections(self) -> None:
+        """Cut every connection to the child, so that it does not wait for their clients.
+
+        Closing the session ends those who wait for an answer. aiohttp leaves those who read one
+        waiting for ever, so each of the `open_answers` is told.
+        """
+        for answer in self.open_answers:
+            if not answer.content.is_eof():
+                answer.content.set_exception(aiohttp.ClientConnectionError("the server stops"))
+        await self.session.close()
+
+    async def stop(
+        self, grace_s: float, *, keeps_prompts: bool = False, is_replaced: bool = False
+    ) -> ProcessExit:
+        """Cut connections, end the group, and return when it is reaped and its socket gone.
+
+        `is_replaced`: a successor is to come, which may serve its requests as after a death.
+
+        With `keeps_prompts` its prompts are saved in between, where `launch.prompt_files` says
+        whither. That takes bounded time, and `prompts_saved` tells what came of it.
+        """
+        self._is_stopping = True
+        self._is_replaced = is_replaced
+        await self.close_connections()
+        if keeps_prompts and self.is_ready:
+            await self._save_prompts()
+        ended = await self.process.stop(grace_s)
+        self._remove_socket()
+        return ended
+
+    async def _save_prompts(self) -> None:
+        files = self.launch.prompt_files
+        if files is None:
+            return
+        async with open_session(self.launch.address) as session:
+            slots = self._slots(session)
+            self.prompts_saved = await save_prompts(slots, files, self.prompts_restored)
+        self._tell("prompts.saved", self.prompts_saved)
+
+    async def _restore_prompts(self) -> None:
+        files = self.launch.prompt_files
+        if files is None:
+            return
+        self.prompts_restored = await restore_prompts(self._slots(self.session), files)
+        if self.prompts_restored is not None:
+            self._tell("prompts.restored", self.prompts_restored)
+            await self._become_healthy()  # a server that broke on them is not ready
+
+    def _slots(self, session: aiohttp.ClientSession) -> SlotClient:
+        url = f"{self.base_url}{self.launch.abilities.slots_path}"
+        return SlotClient(session, url, self.authorization)
+
+    def _tell(self, event: str, kept: KeptPrompts) -> None:
+        (log.warning if kept.reason else log.info)(
+            event,
+            model=self.model,
+            epoch=self.epoch,
+            slots=len(kept.slots),
+            tokens=kept.tokens,
+            size_bytes=kept.size_bytes,
+            took_s=round(kept.took_s, 3),
+            **({"reason": kept.reason} if kept.reason else {}),
+        )
+
+    async def wait(self) -> ProcessExit:
+        """Return how the process ended, once its group is reaped; for a death of its own."""
+        ended = await self.process.wait()
+        await self.close_connections()
+        self._remove_socket()
+        return ended
+
+    async def is_found_dead(self) -> bool:
+        """Tell, to one whose connection broke, whether the server died by itself.
+
+        Waits up to half a second until its end is reported; one that is told to stop, or that
+        runs on, is not dead, but for one that is being replaced because it hangs.
+        """
+        if self._is_stopping:
+            return self._is_replaced
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.is_gone.wait(), _DEATH_NOTICE_S)
+        return self.is_gone.is_set() and not self._is_stopping
+
+    def _remove_socket(self) -> None:
+        if self.launch.address.socket_path is not None:
+            self.launch.address.socket_path.unlink(missing_ok=True)
+
+
+def open_session(address: Address) -> aiohttp.ClientSession:
+    """Open a client session that relays: no limits, no cookies, no decompression, no time-outs."""
+    connector: aiohttp.BaseConnector
+    if address.socket_path is not None:
+        connector = aiohttp.UnixConnector(
+            str(address.socket_path), limit=0, keepalive_timeout=KEEPALIVE_S
+        )
+    else:
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S)
+    return aiohttp.ClientSession(
+        connector=connector,
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=5.0),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        trace_configs=[_note_reuse()],
+    )
+
+
+def _note_reuse() -> aiohttp.TraceConfig:
+    """Tell each request, in its `trace_request_ctx.is_reused`, that it got a pooled connection."""
+
+    async def note(_session: aiohttp.ClientSession, context: Any, _: Any) -> None:
+        if context.trace_request_ctx is not None:
+            context.trace_request_ctx.is_reused = True
+
+    trace = aiohttp.TraceConfig()
+    trace.on_connection_reuseconn.append(note)
+    return trace
+
+
+def base_url(address: Address) -> str:
+    """Return the URL under which the session reaches the child."""
+    return "http://localhost" if address.socket_path else f"http://127.0.0.1:{address.port}"
+
+
+def choose_address(run_dir: Path, epoch: int, *, has_unix_socket: bool) -> Address:
+    """Choose where a child listens: a socket in our private folder, else a fresh loopback port."""
+    if has_unix_socket:
+        return Address(socket_path=run_dir / f"backend-{epoch}.sock")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return Address(port=probe.getsockname()[1])
+
+
+def _listener_pid(path: Path) -> int:
+    """Return the process that listens on a unix socket, as the kernel tells (unix(7))."""
+    credentials = struct.Struct("3i")
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.connect(str(path))
+        raw = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size)
+    pid: int = credentials.unpack(raw)[0]
+    return pid
+
+
+def _is_in_group(pid: int, group: int) -> bool:
+    try:
+        return os.getpgid(pid) == group
+    except ProcessLookupError:
+        return False

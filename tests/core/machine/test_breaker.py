@@ -1,0 +1,184 @@
+"""A model that dies too often stays down until an operator asks for a restart."""
+
+import pytest
+
+from supervisor.core.machine.commands import (
+    CheckTarget,
+    RefuseRequest,
+    RefuseSwitch,
+    ScheduleRetry,
+)
+from supervisor.core.machine.events import RestartRequested, ShutdownRequested
+from tests.core.machine.story import (
+    CHAT,
+    EMBED,
+    GIB,
+    RERANK,
+    SHARED,
+    Story,
+    granted_in,
+    refused_in,
+    report_in,
+)
+
+RETRY_CHAT = ScheduleRetry(model="chat", attempt=1)
+
+
+def open_breaker(story: Story) -> None:
+    """Let `chat` die until its breaker opens; it is brought back each time before that."""
+    for attempt in range(1, 5):
+        retry = ScheduleRetry(model="chat", attempt=attempt)
+        assert story.crash(story.epoch_of("chat")) == (retry,)
+        story.recover(attempt=attempt)
+        story.now += 20
+    story.last = story.crash(story.epoch_of("chat"))
+
+
+@pytest.fixture
+def died() -> Story:
+    """`chat` served alone as epoch 1, and died."""
+    story = Story()
+    story.make_live(CHAT)
+    assert story.crash(1) == (RETRY_CHAT,)
+    return story
+
+
+@pytest.fixture
+def beside() -> Story:
+    """`chat` (epoch 1) and `embed` (2) share a device."""
+    story = Story(SHARED)
+    story.make_live(CHAT)
+    story.make_live(EMBED)
+    return story
+
+
+@pytest.fixture
+def broken() -> Story:
+    """`chat` died five times within 80 s, and stays down."""
+    story = Story()
+    story.make_live(CHAT)
+    open_breaker(story)
+    return story
+
+
+def test_fifth_death_in_two_minutes_opens_the_breaker(broken: Story) -> None:
+    assert broken.last == ()
+    (refused,) = broken.arrive("r1")
+    assert isinstance(refused, RefuseRequest)
+    assert refused.refusal.code == "backend_down"
+    assert "died while serving (signal 9), 5 times in 120 s" in refused.refusal.message
+    assert "POST /backend/restart" in refused.refusal.message
+
+
+def test_open_breaker_ignores_retries(broken: Story) -> None:
+    before = broken.snapshot
+    for attempt in range(7):
+        assert broken.retry(attempt=attempt) == ()
+    assert broken.snapshot is before
+
+
+@pytest.mark.parametrize(("pause_s", "is_open"), [(29.9, True), (30.1, False)])
+def test_breaker_counts_the_deaths_of_the_last_two_minutes_only(
+    pause_s: float, *, is_open: bool
+) -> None:
+    story = Story()
+    story.make_live(CHAT)
+    for number in range(1, 6):
+        story.crash(number)
+        recovery = story.snapshot.recovery("chat")
+        assert recovery is not None
+        assert recovery.is_open is (is_open and number == 5)
+        if not recovery.is_open:
+            story.recover(attempt=recovery.attempt)
+        story.now += pause_s - 0.01 * (number < 5)  # the gate takes 10 ms
+
+
+def test_breaker_that_opens_while_a_switch_runs_refuses_its_requests_at_the_end(
+    beside: Story,
+) -> None:
+    for attempt in range(1, 5):
+        beside.crash(beside.epoch_of("chat"))
+        beside.recover(attempt=attempt)
+    beside.ask_for(RERANK)
+    beside.accept(need_bytes=GIB)
+    assert beside.crash(beside.epoch_of("chat")) == ()
+    assert beside.arrive("r1", "chat") == ()
+    beside.start()
+    assert refused_in(beside.last) == [("r1", "backend_down")]
+    assert beside.snapshot.live_models() == ("rerank", "embed")
+
+
+def test_breakers_of_two_models_count_apart(beside: Story) -> None:
+    open_breaker(beside)
+
+    assert beside.crash(beside.epoch_of("embed")) == (ScheduleRetry(model="embed", attempt=1),)
+
+
+def test_manual_switch_to_what_is_broken_brings_it_back(broken: Story) -> None:
+    broken.ask_for(CHAT)
+    assert broken.arrive("r1") == ()
+    broken.accept()
+    broken.start()
+
+    assert broken.snapshot.recoveries == ()
+    assert granted_in(broken.last) == [("r1", 6)]
+
+
+def test_restart_closes_the_breaker_and_forgets_the_deaths(broken: Story) -> None:
+    assert broken.tell(RestartRequested, switch_id="manual") == (
+        CheckTarget(switch_id="manual", target=CHAT),
+    )
+    assert broken.arrive("r1") == ()
+    broken.accept()
+    broken.start()
+    assert report_in(broken.last).switch_id == "manual"
+    assert granted_in(broken.last) == [("r1", 6)]
+
+    assert broken.crash(6) == (RETRY_CHAT,)
+
+
+def test_restart_that_fails_is_retried_from_the_first_pause_on(broken: Story) -> None:
+    broken.tell(RestartRequested, switch_id="manual")
+    broken.accept()
+    broken.confirm()
+
+    assert broken.reap(6, exit_code=1)[0] == ScheduleRetry(model="chat", attempt=2)
+
+
+def test_restart_of_two_begins_with_one_and_schedules_the_other(beside: Story) -> None:
+    open_breaker(beside)
+    beside.crash(2)
+    commands = beside.tell(RestartRequested, switch_id="manual")
+
+    assert commands == (
+        ScheduleRetry(model="embed", attempt=1),
+        CheckTarget(switch_id="manual", target=CHAT),
+    )
+    assert beside.arrive("r1", "embed") == ()
+    beside.accept()
+    beside.start()
+    beside.recover("embed")
+    assert beside.snapshot.live_models() == ("embed", "chat")
+
+
+def test_restart_is_refused_while_nothing_is_down(beside: Story) -> None:
+    (refused,) = beside.tell(RestartRequested, switch_id="manual")
+
+    assert isinstance(refused, RefuseSwitch)
+    assert (refused.switch_id, refused.refusal.code) == ("manual", "nothing_is_down")
+
+
+def test_restart_is_refused_while_a_switch_runs(died: Story) -> None:
+    died.ask_for(EMBED)
+    (refused,) = died.tell(RestartRequested, switch_id="manual")
+
+    assert isinstance(refused, RefuseSwitch)
+    assert refused.refusal.code == "switch_in_progress"
+
+
+def test_restart_is_refused_after_the_shutdown(died: Story) -> None:
+    died.tell(ShutdownRequested, drain_timeout_s=30.0)
+    (refused,) = died.tell(RestartRequested, switch_id="manual")
+
+    assert isinstance(refused, RefuseSwitch)
+    assert refused.refusal.code == "shutting_down"

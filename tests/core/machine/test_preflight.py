@@ -1,0 +1,114 @@
+"""Targets that cannot fit are refused before anything is touched, with the arithmetic."""
+
+from dataclasses import replace
+
+from supervisor.core.machine.events import TargetAccepted
+from supervisor.core.machine.preflight import refuse_what_cannot_fit
+from supervisor.core.machine.residency import plan_residency
+from supervisor.core.machine.values import BackendState, Refusal, TargetNeed
+from supervisor.core.sizing.fitting import Alternative
+from tests.core.machine.story import (
+    CHAT,
+    EMBED,
+    EXCLUSIVE,
+    GIB,
+    SHARED,
+    TOTAL_BYTES,
+    Story,
+    facts_in,
+    failure_in,
+)
+
+SMALLER = (
+    Alternative(setting="cache_type_k: q8_0", need_bytes=19 * GIB),
+    Alternative(setting="ctx_size: 8192", need_bytes=18 * GIB),
+    Alternative(setting="ctx_size: 4096", need_bytes=9 * GIB),
+    Alternative(setting="ctx_size: 2048", need_bytes=5 * GIB),
+    Alternative(setting="parallel: 1", need_bytes=10 * GIB),
+)
+
+
+def judge(story: Story, need: TargetNeed, used_bytes: int) -> Refusal | None:
+    memory = story.reading(used_bytes)
+    plan = plan_residency(story.snapshot, EMBED, need.need_bytes, memory)
+    return refuse_what_cannot_fit(story.snapshot, EMBED, need, plan, memory)
+
+
+def test_target_that_others_leave_no_room_for_touches_nothing() -> None:
+    story = Story(EXCLUSIVE)
+    story.make_live(CHAT, used_bytes=12 * GIB)  # others' memory, from before
+    story.ask_for(EMBED)
+    story.tell(
+        TargetAccepted,
+        switch_id=story.running,
+        need=TargetNeed(need_bytes=14 * GIB, alternatives=SMALLER),
+        memory=story.reading(20 * GIB),
+    )
+    assert story.snapshot.switch is None
+    assert story.snapshot.backends[0].state is BackendState.READY
+    assert story.snapshot.last_failure is not None
+    assert story.snapshot.last_failure.code == "target_does_not_fit"
+
+
+def test_refusal_has_the_arithmetic_and_the_mildest_settings_that_fit() -> None:
+    story = Story(EXCLUSIVE)
+    story.make_live(CHAT, used_bytes=12 * GIB)
+    story.ask_for(EMBED)
+    commands = story.tell(
+        TargetAccepted,
+        switch_id=story.running,
+        need=TargetNeed(need_bytes=20 * GIB, explanation="weights", alternatives=SMALLER),
+        memory=story.reading(20 * GIB),
+    )
+    _, message = failure_in(commands)
+    assert "needs about 20.0 GiB (weights)" in message
+    assert "gpu0 has 4.0 GiB free, and 12.0 GiB once 'chat' has stopped" in message
+    facts = facts_in(commands)
+    assert facts["fits_with"] == ("ctx_size: 4096", "parallel: 1")
+    assert (facts["need_bytes"], facts["available_bytes"]) == (20 * GIB, 12 * GIB)
+
+
+def test_what_gives_way_is_counted_as_free() -> None:
+    story = Story(EXCLUSIVE)
+    story.make_live(CHAT, need_bytes=16 * GIB)
+    assert judge(story, TargetNeed(need_bytes=23 * GIB), used_bytes=17 * GIB) is None
+
+
+def test_use_from_before_counts_where_the_need_was_estimated_too_low() -> None:
+    story = Story(EXCLUSIVE)
+    story.make_live(CHAT, need_bytes=1 * GIB)
+    assert judge(story, TargetNeed(need_bytes=20 * GIB), used_bytes=16 * GIB) is None
+
+
+def test_what_does_not_give_way_is_not_counted_as_free() -> None:
+    story = Story(SHARED)
+    story.make_live(CHAT, need_bytes=4 * GIB)
+    refusal = judge(story, TargetNeed(need_bytes=10 * GIB), used_bytes=16 * GIB)
+    assert refusal is not None
+    assert "gpu0 has 8.0 GiB free;" in refusal.message
+    assert "no smaller setting makes it fit" in refusal.message
+
+
+def test_operators_budget_is_named_with_what_would_raise_it() -> None:
+    story = Story(replace(SHARED, budget_bytes=8 * GIB))
+    refusal = judge(story, TargetNeed(need_bytes=8 * GIB + 1), used_bytes=0)
+    assert refusal is not None
+    assert "devices.gpu0.budget_bytes" in refusal.message
+    assert dict(refusal.details)["available_bytes"] == 8 * GIB
+
+
+def test_unread_memory_is_left_to_the_gate() -> None:
+    story = Story(EXCLUSIVE)
+    need = TargetNeed(need_bytes=20 * GIB)
+    plan = plan_residency(story.snapshot, EMBED, need.need_bytes, None)
+    assert refuse_what_cannot_fit(story.snapshot, EMBED, need, plan, None) is None
+
+
+def test_memory_of_one_that_died_just_now_may_still_come_back() -> None:
+    story = Story(EXCLUSIVE)
+    epoch = story.make_live(CHAT)
+    story.crash(epoch)
+    need = TargetNeed(need_bytes=20 * GIB)
+    assert judge(story, need, used_bytes=TOTAL_BYTES) is None
+    story.now += EMBED.memory.release_timeout_s
+    assert judge(story, need, used_bytes=TOTAL_BYTES) is not None

@@ -1,0 +1,97 @@
+"""Servers in which nothing moves: reported, and replaced where the operator wants it."""
+
+from dataclasses import replace
+
+import pytest
+
+from supervisor.core.machine.commands import ScheduleRetry, StopBackend
+from supervisor.core.machine.events import BackendMoved, BackendStalled
+from supervisor.core.machine.values import BackendState
+from tests.core.machine.story import CHAT, EMBED, Story, failure_in, granted_in, refused_in
+
+PATIENT = replace(CHAT, restart_on_stall=False)
+IMPATIENT = replace(CHAT, restart_on_stall=True)
+
+
+@pytest.fixture
+def story() -> Story:
+    """Chat is live, and is to be replaced when it stalls; a request is in flight."""
+    made = Story()
+    made.make_live(IMPATIENT)
+    made.arrive("r1")
+    return made
+
+
+def stall(story: Story, epoch: int = 1) -> tuple[object, ...]:
+    return story.tell(BackendStalled, epoch=epoch, stalled_s=60.0)
+
+
+def test_stall_is_told_until_something_moves_again() -> None:
+    story = Story()
+    story.make_live(PATIENT)
+    assert stall(story) == ()
+    assert story.snapshot.backends[0].stalled_s == 60.0
+    assert granted_in(story.arrive("r2")) == [("r2", 1)]
+    story.tell(BackendMoved, epoch=1)
+    assert story.snapshot.backends[0].stalled_s is None
+
+
+def test_stalled_server_is_stopped_as_one_that_will_be_followed(story: Story) -> None:
+    stop = StopBackend(epoch=1, grace_s=CHAT.stop_grace_s, is_replaced=True)
+    assert stall(story) == (stop,)
+
+
+def test_requests_wait_for_the_successor(story: Story) -> None:
+    stall(story)
+    story.end("r1")
+    assert story.arrive("r1 again") == ()
+    (retry,) = story.reap(1, exit_code=None, signal=9)
+    assert retry == ScheduleRetry(model="chat", attempt=1)
+    assert story.recover() == 2
+    assert granted_in(story.last) == [("r1 again", 2)]
+
+
+def test_stalls_count_as_deaths(story: Story) -> None:
+    for epoch in range(1, 5):
+        stall(story, epoch)
+        story.crash(epoch)
+        story.recover(attempt=epoch)
+    stall(story, 5)
+    story.crash(5)
+    (recovery,) = story.snapshot.recoveries
+    assert recovery.is_open
+    assert "nothing had moved in it for 60 s" in recovery.reason
+    assert refused_in(story.arrive("late")) == [("late", "backend_down")]
+
+
+def test_stalled_server_that_leaves_for_a_switch_just_leaves(story: Story) -> None:
+    story.ask_for(EMBED)
+    story.accept()
+    assert stall(story) == ()
+    assert story.snapshot.backends[0].state is BackendState.DRAINING
+    story.wake()
+    story.reap(1)
+    story.start()
+    assert story.snapshot.live_models() == ("embed",)
+    assert story.snapshot.recoveries == ()
+
+
+def test_switch_that_finds_a_stalled_server_stopping_waits_for_its_end(story: Story) -> None:
+    stall(story)
+    story.ask_for(EMBED)
+    story.accept()
+    story.end("r1")
+    story.crash(1)
+    story.start()
+    assert story.snapshot.live_models() == ("embed",)
+
+
+def test_stalled_server_comes_back_when_the_switch_that_met_it_fails(story: Story) -> None:
+    stall(story)
+    story.ask_for(EMBED)
+    story.accept()
+    story.end("r1")
+    story.crash(1)
+    story.confirm()
+    failure_in(story.reap(2, exit_code=1))
+    assert story.recover() == 3

@@ -1,0 +1,233 @@
+"""Invariants of `step()` under random events, in any order, late, twice, and with every failure.
+
+`World` carries out the orders, in random order and with random luck, and keeps books of its own,
+against which the snapshot is checked after every event.
+"""
+
+from dataclasses import replace
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import initialize, precondition, rule
+
+from supervisor.core.machine.commands import StartBackend
+from supervisor.core.machine.events import (
+    BackendMoved,
+    BackendStalled,
+    MemorySampled,
+    MemoryUnreadable,
+    RequestArrived,
+    RestartRequested,
+    RetryDue,
+    ShutdownRequested,
+    SwitchRequested,
+    TargetRejected,
+    TimePassed,
+)
+from supervisor.core.machine.step import step
+from supervisor.core.machine.values import DrainPolicy, Mode, Phase, SwitchRules, Target
+from tests.core.machine.surroundings import TARGETS
+from tests.core.machine.world import Fate, World
+
+REPEATABLE = (
+    MemorySampled | MemoryUnreadable | TimePassed | RetryDue | BackendStalled | BackendMoved
+)
+REQUESTS = SwitchRequested | RequestArrived | RestartRequested | ShutdownRequested
+
+targets = st.sampled_from(TARGETS)
+models = st.sampled_from(["chat", "live", "target", "down", None, "embed", "unknown"])
+pauses_s = st.sampled_from([0.0, 0.0, 0.005, 0.3, 2.0, 31.0, 121.0])
+luck = st.sampled_from([True, True, False])
+picks = st.lists(st.integers(0, 5), min_size=1, max_size=12)
+needs = st.integers(20, 60)
+bodies = st.integers(0, 40)
+
+
+class Happenings(World):
+    """What happens around the core."""
+
+    @initialize(replaces=st.booleans(), warms=st.booleans())
+    def operator_chooses_rules(self, *, replaces: bool, warms: bool) -> None:
+        rules = SwitchRules(replaces=replaces, warms=warms)
+        self.snapshot = replace(self.snapshot, rules=rules)
+
+    @rule(pause_s=pauses_s, wanted=st.none() | targets, policy=st.sampled_from(DrainPolicy))
+    def somebody_requests_a_switch(
+        self, pause_s: float, wanted: Target | None, policy: DrainPolicy
+    ) -> None:
+        self.pass_time(pause_s)
+        self.switch_count += 1
+        switch_id = f"s{self.switch_count}"
+        self.callers[switch_id] = switch_id
+        self.policies[switch_id] = policy
+        self.tell(
+            SwitchRequested(
+                at=self.now,
+                switch_id=switch_id,
+                target=wanted,
+                requested_by="test",
+                drain_policy=policy,
+            )
+        )
+
+    @rule(pause_s=pauses_s)
+    def operator_wants_a_restart(self, pause_s: float) -> None:
+        self.pass_time(pause_s)
+        self.switch_count += 1
+        switch_id = f"s{self.switch_count}"
+        self.callers[switch_id] = switch_id
+        self.tell(RestartRequested(at=self.now, switch_id=switch_id))
+
+    @rule(pause_s=pauses_s, model=models, hint=st.sampled_from([None, *Mode]), body_bytes=bodies)
+    def request_arrives(
+        self, pause_s: float, model: str | None, hint: Mode | None, body_bytes: int
+    ) -> None:
+        self.pass_time(pause_s)
+        request_id = f"r{len(self.requests)}"
+        self.requests[request_id] = Fate.WAITING
+        live, running = self.snapshot.live_models(), self.snapshot.switch
+        if model == "live" and live:
+            model = live[-1]
+        elif model == "target" and running and running.target:
+            model = running.target.model
+        elif model == "down" and self.snapshot.recoveries:
+            model = self.snapshot.recoveries[0].target.model
+        self.asked_for[request_id] = model
+        self.bodies[request_id] = body_bytes
+        self.tell(
+            RequestArrived(
+                at=self.now,
+                request_id=request_id,
+                model=model,
+                mode_hint=hint,
+                body_bytes=body_bytes,
+            )
+        )
+
+    @precondition(lambda self: self.requests)
+    @rule(pause_s=pauses_s, pick=st.integers(0))
+    def request_ends(self, pause_s: float, pick: int) -> None:
+        """Let the client leave, or the answer be complete; both may be told a second time."""
+        self.pass_time(pause_s)
+        self.end_request(f"r{pick % len(self.requests)}")
+
+    @precondition(lambda self: self.orders)
+    @rule(pause_s=pauses_s, picks=picks, is_well=luck, need=st.integers(1, 110))
+    def orders_are_performed(
+        self, pause_s: float, picks: list[int], *, is_well: bool, need: int
+    ) -> None:
+        """Carry some out, the last one perhaps without luck."""
+        self.pass_time(pause_s)
+        for done, pick in enumerate(picks):
+            if self.orders:
+                order = self.orders.pop(pick % len(self.orders))
+                self.perform(order, is_well=is_well or done + 1 < len(picks), need=need)
+            elif self.phase in {Phase.CONFIRMING, Phase.ROLLING_BACK}:
+                self.pass_time(0.05)
+
+    @rule(wanted=targets, need=needs)
+    def switch_goes_well(self, wanted: Target, need: int) -> None:
+        self.somebody_requests_a_switch(0.0, wanted, DrainPolicy.CANCEL)
+        self.everything_goes_well_for_a_while(need)
+
+    @rule(wanted=targets, need=st.integers(50, 90), is_well=luck)
+    def switch_fails_after_it_stopped_something(
+        self, wanted: Target, need: int, *, is_well: bool
+    ) -> None:
+        self.somebody_requests_a_switch(0.0, wanted, DrainPolicy.CANCEL)
+        for _ in range(30):
+            self.residue = dict.fromkeys(self.residue, 0)
+            order = self.orders.pop(0) if self.orders else None
+            if isinstance(order, StartBackend):
+                self.perform(order, is_well=False, need=need)
+                break
+            if order is not None:
+                self.perform(order, is_well=True, need=need)
+            else:
+                self.pass_time(0.25)
+        if is_well and self.orders:
+            self.everything_goes_well_for_a_while(need)
+
+    @precondition(lambda self: self.orders)
+    @rule(need=needs)
+    def everything_goes_well_for_a_while(self, need: int) -> None:
+        for _ in range(30):
+            self.residue = dict.fromkeys(self.residue, 0)
+            if self.orders:
+                self.perform(self.orders.pop(0), is_well=True, need=need)
+            elif self.phase in {Phase.CONFIRMING, Phase.ROLLING_BACK}:
+                self.pass_time(0.25)
+
+    @precondition(lambda self: self.alive)
+    @rule(pause_s=pauses_s, pick=st.integers(0))
+    def backend_crashes(self, pause_s: float, pick: int) -> None:
+        self.pass_time(pause_s)
+        epochs = sorted(self.alive)
+        self.reap(epochs[pick % len(epochs)], signal=11)
+
+    @precondition(lambda self: self.snapshot.live_models())
+    @rule(pause_s=st.sampled_from([4.0, 20.0, 31.0]), times=st.integers(2, 6))
+    def backend_crashes_again_and_again(self, pause_s: float, times: int) -> None:
+        """It is restarted in between, as long as the core tries."""
+        model = self.snapshot.live_models()[0]
+        for _ in range(times):
+            serving = [b for b in self.snapshot.ready_backends() if b.target.model == model]
+            if serving:
+                self.reap(serving[0].epoch, signal=11)
+                self.pass_time(pause_s)
+                self.everything_goes_well_for_a_while(30)
+
+    @precondition(lambda self: self.alive)
+    @rule(pause_s=pauses_s, pick=st.integers(0), moves=luck)
+    def backend_stalls(self, pause_s: float, pick: int, *, moves: bool) -> None:
+        """Nothing moves in it for a while; those that are not replaced may move again."""
+        self.pass_time(pause_s)
+        epochs = sorted(self.alive)
+        epoch = epochs[pick % len(epochs)]
+        self.tell(BackendStalled(at=self.now, epoch=epoch, stalled_s=30.0))
+        if moves:
+            self.tell(BackendMoved(at=self.now, epoch=epoch))
+
+    @rule(device=st.sampled_from(["alone", "shared"]), used=st.integers(0, 60))
+    def foreign_tenant_comes_or_goes(self, device: str, used: int) -> None:
+        self.foreign[device] = used
+
+    @precondition(lambda self: self.told)
+    @rule(pause_s=pauses_s, pick=st.integers(0))
+    def answer_is_told_again(self, pause_s: float, pick: int) -> None:
+        self.pass_time(pause_s)
+        event = replace(self.told[-1 - pick % len(self.told)], at=self.now)
+        if isinstance(event, REPEATABLE):
+            self.tell(event)
+        elif not isinstance(event, REQUESTS):
+            assert step(self.snapshot, event) == (self.snapshot, ())
+
+    @precondition(lambda self: self.phase not in {None, Phase.PREFLIGHT})
+    @rule()
+    def target_is_rejected_after_it_was_accepted(self) -> None:
+        switch_id = self.snapshot.switch.switch_id if self.snapshot.switch else ""
+        late = TargetRejected(at=self.now, switch_id=switch_id, message="changed its mind")
+        assert step(self.snapshot, late) == (self.snapshot, ())
+
+    @precondition(lambda self: len(self.told) > 80 or self.snapshot.is_closing)
+    @rule(drain_timeout_s=st.sampled_from([0.0, 30.0]))
+    def shutdown_is_requested(self, drain_timeout_s: float) -> None:
+        self.tell(ShutdownRequested(at=self.now, drain_timeout_s=drain_timeout_s))
+
+    def teardown(self) -> None:
+        """Answer every order: then the switch ends, and after a shutdown everything does."""
+        self.foreign = dict.fromkeys(self.foreign, 0)
+        self.perform_all(is_well=True)
+        assert self.snapshot.switch is None
+        assert all(recovery.is_open for recovery in self.snapshot.recoveries)
+        assert not self.snapshot.waiters
+        self.tell(ShutdownRequested(at=self.now, drain_timeout_s=30.0))
+        self.perform_all(is_well=False)
+        assert self.snapshot.backends == ()
+        assert self.completions == 1
+        assert not self.callers
+        assert Fate.WAITING not in self.requests.values()
+
+
+TestInvariants = Happenings.TestCase
+TestInvariants.settings = settings(max_examples=300, stateful_step_count=50, deadline=None)

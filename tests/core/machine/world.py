@@ -1,0 +1,446 @@
+"""What surrounds the core in the property tests: it carries out orders and keeps books.
+
+The books are its own; the snapshot is checked against them after every event.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import cast
+
+from hypothesis.stateful import RuleBasedStateMachine
+from immutables import Map
+
+from supervisor.core.machine.commands import (
+    CheckTarget,
+    Command,
+    CompleteShutdown,
+    FinishSwitch,
+    GrantLease,
+    JoinSwitch,
+    RefuseRequest,
+    RefuseSwitch,
+    SampleMemory,
+    ScheduleRetry,
+    StartBackend,
+    StopBackend,
+    WarmFile,
+)
+from supervisor.core.machine.deadlines import next_wakeup
+from supervisor.core.machine.events import (
+    BackendExited,
+    BackendReady,
+    BackendSpawned,
+    Event,
+    MemorySampled,
+    MemoryUnreadable,
+    RequestEnded,
+    RestartRequested,
+    RetryDue,
+    TargetAccepted,
+    TargetRejected,
+    TimePassed,
+    WarmingBegun,
+)
+from supervisor.core.machine.memory import GateState, MemorySample, judge_release
+from supervisor.core.machine.step import step
+from supervisor.core.machine.values import (
+    BackendState,
+    DrainPolicy,
+    Outcome,
+    Phase,
+    Snapshot,
+    Switch,
+    SwitchReport,
+    Target,
+    TargetNeed,
+)
+from tests.core.machine.surroundings import DEVICES, LIMITS, TOTAL
+
+
+class Fate(Enum):
+    """Where the world believes a request to stand."""
+
+    WAITING = auto()
+    LEASED = auto()
+    OVER = auto()
+
+
+@dataclass(frozen=True)
+class AwaitReady(Command):
+    """What the performer does by itself after a spawn."""
+
+    epoch: int
+
+
+class World(RuleBasedStateMachine):
+    """Carries out orders and keeps books. Its processes, unlike the core's, really exist."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 1000.0
+        self.snapshot = Snapshot(devices=Map({d.name: d for d in DEVICES}), limits=LIMITS)
+        self.told: list[Event] = []
+        self.orders: list[Command] = []
+        self.requests: dict[str, Fate] = {}
+        self.asked_for: dict[str, str | None] = {}
+        self.leases: dict[str, int] = {}
+        self.callers: dict[str, str] = {}  # who waits, and for the end of which switch
+        self.switch_count = 0
+        self.needs: dict[str, int] = {}
+        self.alive: dict[int, Target] = {}
+        self.targets: dict[int, Target] = {}
+        self.held: dict[int, int] = {}
+        self.reaped_at: dict[int, float] = {}
+        self.residue = dict.fromkeys(("alone", "shared"), 0)
+        self.foreign = dict.fromkeys(("alone", "shared"), 0)
+        self.completions = 0
+        self.policies: dict[str, DrainPolicy] = {}
+        self.bodies: dict[str, int] = {}
+        self.retries: list[tuple[float, ScheduleRetry]] = []
+        self.recovering: set[str] = set()  # switches that bring back what died
+        self.started_by: dict[int, str] = {}
+        self.was_ready: set[int] = set()
+        self.live_before: dict[str, frozenset[Target]] = {}
+        self.deaths: dict[str, list[float]] = {}
+        self.broken: set[str] = set()
+
+    # How orders are carried out.
+
+    def perform_all(self, *, is_well: bool) -> None:
+        for _ in range(300):
+            moment = self.next_moment()
+            if self.orders:
+                self.perform(self.orders.pop(0), is_well=is_well, need=30)
+            elif self.drains_without_a_deadline() and self.leases:
+                self.end_request(min(self.leases))
+            elif moment is not None:
+                self.pass_time(max(0.0, moment - self.now))
+            else:
+                return
+        raise AssertionError("the core neither rests nor ends")
+
+    def drains_without_a_deadline(self) -> bool:
+        switch = self.snapshot.switch
+        is_draining = switch is not None and switch.phase is Phase.DRAINING
+        return is_draining and switch is not None and switch.drain_deadline is None
+
+    def perform(self, order: Command, *, is_well: bool, need: int) -> None:
+        match order:
+            case CheckTarget(switch_id=switch_id):
+                self.answer_check(switch_id, need if is_well else None)
+            case WarmFile(switch_id=switch_id):
+                self.tell(WarmingBegun(at=self.now, switch_id=switch_id))
+            case StartBackend(epoch=epoch) if epoch in self.alive and is_well:
+                self.orders.append(AwaitReady(epoch=epoch))
+                self.tell(BackendSpawned(at=self.now, epoch=epoch, pid=epoch, address="a.sock"))
+            case AwaitReady(epoch=epoch) if epoch in self.alive and is_well:
+                self.was_ready.add(epoch)
+                self.tell(BackendReady(at=self.now, epoch=epoch, memory=None))
+            case StartBackend(epoch=epoch) | AwaitReady(epoch=epoch) | StopBackend(epoch=epoch):
+                if epoch in self.alive:
+                    self.reap(epoch, signal=None)
+            case SampleMemory(switch_id=switch_id, device=device):
+                self.answer_sample(switch_id, device, is_well=is_well, still_held=need % 3)
+
+    def answer_check(self, switch_id: str, need: int | None) -> None:
+        if need is None:
+            self.tell(TargetRejected(at=self.now, switch_id=switch_id, message="no such file"))
+            return
+        self.needs.setdefault(switch_id, need)
+        switch = self.snapshot.switch
+        target = switch.target if switch and switch.switch_id == switch_id else None
+        self.tell(
+            TargetAccepted(
+                at=self.now,
+                switch_id=switch_id,
+                need=TargetNeed(need_bytes=need),
+                memory=self.reading(target.device, need % 3) if target and need % 4 else None,
+            )
+        )
+
+    def answer_sample(self, switch_id: str, device: str, *, is_well: bool, still_held: int) -> None:
+        if not is_well:
+            self.tell(MemoryUnreadable(at=self.now, switch_id=switch_id, reason="driver"))
+            return
+        sample = self.reading(device, still_held)
+        self.tell(MemorySampled(at=self.now, switch_id=switch_id, sample=sample))
+
+    def reading(self, device: str, still_held: int) -> MemorySample:
+        """Read the device; of what the dead had, so many thirds are held still."""
+        self.residue[device] = self.residue[device] * still_held // 3
+        ours = sum(self.held[e] for e, t in self.alive.items() if t.device == device)
+        used = min(TOTAL, ours + self.residue[device] + self.foreign[device])
+        return MemorySample(
+            device=device,
+            taken_at=self.now,
+            total_bytes=TOTAL,
+            used_bytes=used,
+            free_bytes=TOTAL - used,
+            source="test",
+        )
+
+    def reap(self, epoch: int, signal: int | None) -> None:
+        self.residue[self.alive.pop(epoch).device] += self.held[epoch]
+        self.reaped_at[epoch] = self.now
+        self.leases = {r: e for r, e in self.leases.items() if e != epoch}
+        self.tell(BackendExited(at=self.now, epoch=epoch, exit_code=None, signal=signal))
+
+    def end_request(self, request_id: str) -> None:
+        self.requests[request_id] = Fate.OVER
+        self.leases.pop(request_id, None)
+        self.tell(RequestEnded(at=self.now, request_id=request_id))
+
+    def next_moment(self) -> float | None:
+        """When the core is to be woken, or a retry is due."""
+        wakeup = next_wakeup(self.snapshot)
+        dues = [due_at for due_at, _ in self.retries]
+        return min(dues if wakeup is None else [*dues, wakeup], default=None)
+
+    def pass_time(self, seconds: float) -> None:
+        """Move the clock, waking the core at each moment it names. Every wakeup is progress."""
+        until = self.now + seconds
+        while (moment := self.next_moment()) is not None and moment <= until:
+            self.now = max(self.now, moment)
+            if moment == next_wakeup(self.snapshot):
+                self.tell(TimePassed(at=self.now))
+                following = next_wakeup(self.snapshot)
+                assert following is None or following > self.now
+            else:
+                self.retries.sort(key=lambda retry: retry[0])
+                _, retry = self.retries.pop(0)
+                self.tell(RetryDue(at=self.now, model=retry.model, attempt=retry.attempt))
+        self.now = until
+
+    # What the core orders, and what must hold.
+
+    @property
+    def phase(self) -> Phase | None:
+        return self.snapshot.switch.phase if self.snapshot.switch else None
+
+    def tell(self, event: Event) -> None:
+        before = self.snapshot
+        self.snapshot, commands = step(before, event)
+        self.told.append(event)
+        self.note(before, event)
+        for command in commands:
+            self.take(command, before, event)
+        self.check_devices()
+        self.check_requests()
+        self.check_switch()
+        self.check_recoveries()
+
+    def note(self, before: Snapshot, event: Event) -> None:
+        """Enter into the books what the event itself means."""
+        if isinstance(event, BackendExited):
+            self.note_death(before, event)
+        elif isinstance(event, RestartRequested) and self.is_running(event.switch_id):
+            self.deaths.clear()
+            self.broken.clear()
+            self.recovering.add(event.switch_id)
+        elif isinstance(event, RetryDue) and self.snapshot.switch != before.switch:
+            assert self.snapshot.switch is not None
+            switch_id = self.snapshot.switch.switch_id
+            assert event.model not in self.broken
+            self.recovering.add(switch_id)
+            self.callers[switch_id] = switch_id
+        switch = self.snapshot.switch
+        if switch is not None and switch.switch_id not in self.live_before:
+            live = frozenset(b.target for b in before.ready_backends())
+            self.live_before[switch.switch_id] = live
+
+    def note_death(self, before: Snapshot, event: BackendExited) -> None:
+        """The fifth death in the window breaks a model; fewer are followed by a restart."""
+        backend = before.backend(event.epoch)
+        if backend is None or before.is_closing or backend.is_retiring:
+            return
+        is_replaced = backend.is_replaced
+        if backend.state is not BackendState.READY and not is_replaced:
+            return
+        model, since = backend.target.model, self.now - LIMITS.breaker_window_s
+        recent = [at for at in self.deaths.get(model, []) if at > since]
+        self.deaths[model] = [*recent, self.now]
+        if len(self.deaths[model]) >= LIMITS.breaker_deaths:
+            self.broken.add(model)
+        recovery = self.snapshot.recovery(model)
+        if is_replaced and before.switch and before.switch.target is None:
+            return  # an unload wants nothing brought back
+        assert recovery is not None
+        assert recovery.is_open is (model in self.broken)
+
+    def is_running(self, switch_id: str) -> bool:
+        return self.snapshot.switch is not None and self.snapshot.switch.switch_id == switch_id
+
+    def take(self, command: Command, before: Snapshot, event: Event) -> None:
+        match command:
+            case GrantLease():
+                self.take_grant(command)
+            case RefuseRequest(request_id=request_id):
+                assert self.requests[request_id] is Fate.WAITING
+                self.requests[request_id] = Fate.OVER
+            case FinishSwitch(report=report):
+                assert self.callers[report.switch_id] == report.switch_id
+                self.callers = {c: s for c, s in self.callers.items() if s != report.switch_id}
+                self.check_outcome(report, before)
+            case JoinSwitch(switch_id=switch_id, running_id=running_id):
+                assert self.callers[running_id] == running_id
+                self.callers[switch_id] = running_id
+            case RefuseSwitch(switch_id=switch_id):
+                del self.callers[switch_id]
+            case CompleteShutdown():
+                self.completions += 1
+            case ScheduleRetry(attempt=attempt):
+                self.retries.append((self.now + 2.0 ** min(attempt, 6) / 4, command))
+            case StopBackend(epoch=epoch):
+                self.check_drain(epoch, before)
+                self.check_that_no_recovery_stops_others(epoch, before)
+                self.orders.append(command)
+            case StartBackend():
+                self.check_gate(command, before, event)
+                self.alive[command.epoch] = self.targets[command.epoch] = command.target
+                self.held[command.epoch] = self.need_of(command.target, before)
+                self.started_by[command.epoch] = cast("MemorySampled", event).switch_id
+                self.orders.append(command)
+            case _:
+                self.orders.append(command)
+
+    def take_grant(self, command: GrantLease) -> None:
+        assert self.requests[command.request_id] is Fate.WAITING
+        self.requests[command.request_id] = Fate.LEASED
+        self.leases[command.request_id] = command.epoch
+        backend = self.snapshot.backend(command.epoch)
+        assert backend is not None
+        assert backend.state is BackendState.READY
+        assert self.asked_for[command.request_id] in {None, backend.target.model}
+
+    def need_of(self, target: Target, before: Snapshot) -> int:
+        """What was estimated for it; what is brought back needs what it needed before."""
+        switch = before.switch
+        assert switch is not None
+        stopped = [e for e in switch.leaving if self.targets[e] == target]
+        is_rollback = switch.phase is Phase.ROLLING_BACK
+        return self.held[stopped[-1]] if is_rollback else self.needs[switch.switch_id]
+
+    def check_gate(self, command: StartBackend, before: Snapshot, event: Event) -> None:
+        """Nothing starts unless the gate confirms its device, from fresh readings of it."""
+        assert isinstance(event, MemorySampled)
+        switch = before.switch
+        assert switch is not None
+        assert switch.question is not None
+        readings = (*switch.samples, event.sample)
+        assert judge_release(switch.question, readings).state is GateState.CONFIRMED
+        assert switch.question.device == command.target.device
+        assert switch.question.need_bytes == self.need_of(command.target, before)
+        assert {r.device for r in readings} == {command.target.device}
+        assert len({r.taken_at for r in readings}) == len(readings)
+        assert not set(switch.leaving) & set(self.alive)
+        started = {e for e, s in self.started_by.items() if s == switch.switch_id}
+        gone = set(switch.leaving) | (started - self.was_ready)
+        reaped_at = max((self.reaped_at[e] for e in gone), default=0.0)
+        assert all(r.taken_at >= reaped_at for r in readings)
+        assert command.epoch not in self.held
+
+    def check_drain(self, epoch: int, before: Snapshot) -> None:
+        """No request is cut off before a deadline has passed, and only if the policy says so."""
+        switch = before.switch
+        may_cancel = switch and self.policies.get(switch.switch_id) is DrainPolicy.CANCEL
+        drain = switch.drain_deadline if switch and may_cancel else None
+        backend = before.backend(epoch)
+        retire = backend.retire_deadline if backend else None
+        deadlines = [d for d in (drain, retire, self.snapshot.close_deadline) if d is not None]
+        is_late = self.now >= min(deadlines, default=self.now + 1)
+        assert is_late or epoch not in self.leases.values() or self.is_replaced(epoch)
+
+    def is_replaced(self, epoch: int) -> bool:
+        backend = self.snapshot.backend(epoch)
+        return backend is not None and backend.is_replaced
+
+    def check_that_no_recovery_stops_others(self, epoch: int, before: Snapshot) -> None:
+        switch = before.switch
+        if switch is not None and switch.switch_id in self.recovering:
+            is_own = self.started_by[epoch] == switch.switch_id
+            backend = before.backend(epoch)
+            is_on_its_way = self.is_replaced(epoch) or (backend and backend.is_retiring)
+            assert is_own or self.snapshot.is_closing or is_on_its_way
+
+    def check_outcome(self, report: SwitchReport, before: Snapshot) -> None:
+        """What was live and did not give way to a success is live, or will be brought back."""
+        if report.outcome is Outcome.UNCHANGED or self.snapshot.is_closing:
+            return
+        switch = before.switch
+        assert switch is not None
+        live = {b.target for b in self.snapshot.ready_backends()}
+        lost = self.live_before[report.switch_id] - live
+        if report.outcome is Outcome.SWITCHED and switch.target:
+            self.broken.discard(switch.target.model)
+            lost = frozenset(t for t in lost if not self.gives_way(t, switch))
+        refusal = report.refusal
+        if switch.target or (refusal and refusal.code == "drain_refused"):
+            assert all(self.snapshot.recovery(t.model) for t in lost)
+        if refusal and dict(refusal.details).get("rolled_back"):
+            assert {t.model for t in lost} <= set(self.deaths)
+        if report.switch_id in self.recovering:
+            assert not switch.to_restore
+
+    def gives_way(self, before: Target, switch: Switch) -> bool:
+        """Whether it was stopped for the target, or died and finds its place taken."""
+        now = switch.target
+        assert now is not None
+        is_alone = before.device == now.device == "alone"
+        left = {self.targets[epoch].model for epoch in (*switch.leaving, *switch.retiring)}
+        is_replaced = self.snapshot.rules.replaces
+        return before.model in {*left, now.model} or is_alone or is_replaced
+
+    def check_recoveries(self) -> None:
+        """What is down is tried again, unless its breaker is open; nothing live is down."""
+        down = [r.target.model for r in self.snapshot.recoveries]
+        assert len(down) == len(set(down))
+        assert not set(down) & set(self.snapshot.live_models())
+        assert not (down and self.snapshot.is_closing)
+        coming = {(retry.model, retry.attempt) for _, retry in self.retries}
+        switch = self.snapshot.switch
+        for recovery in self.snapshot.recoveries:
+            is_tried = switch and switch.target and switch.target.is_same(recovery.target)
+            is_coming = (recovery.target.model, recovery.attempt) in coming
+            is_ending = any(
+                b.target.model == recovery.target.model and self.is_replaced(b.epoch)
+                for b in self.snapshot.backends
+            )
+            assert is_tried or is_coming or recovery.is_open or is_ending
+            assert not (recovery.is_open and recovery.may_hold)
+
+    def check_devices(self) -> None:
+        assert {b.epoch for b in self.snapshot.backends} == set(self.alive)
+        for device in DEVICES:
+            there = [b for b in self.snapshot.backends if b.target.device == device.name]
+            assert sum(b.need_bytes for b in there) <= device.budget_bytes
+            assert not (device.is_exclusive and len(there) > 1)
+        models_there = self.snapshot.live_models()
+        assert len(models_there) == len(set(models_there))
+        switch = self.snapshot.switch
+        for backend in self.snapshot.backends:
+            is_draining = backend.state is BackendState.DRAINING
+            is_leaving = switch is not None and backend.epoch in switch.leaving
+            assert not is_draining or is_leaving or backend.is_retiring or self.snapshot.is_closing
+
+    def check_requests(self) -> None:
+        waiting = [r for r, fate in self.requests.items() if fate is Fate.WAITING]
+        waiters = [w for _, w in sorted(self.snapshot.waiters.items())]
+        assert [w.request_id for w in waiters] == waiting
+        assert set(self.snapshot.waiter_numbers) == set(waiting)
+        assert len(waiting) <= LIMITS.hold_max_requests
+        assert all(self.now < w.arrived_at + LIMITS.hold_timeout_s for w in waiters)
+        held = sum(self.bodies[request_id] for request_id in waiting)
+        assert self.snapshot.held_bytes == held <= LIMITS.hold_max_bytes
+        assert dict(self.snapshot.leases) == self.leases
+        in_flight = {b.epoch: b.in_flight for b in self.snapshot.backends if b.in_flight}
+        assert in_flight == Counter(self.leases.values())
+
+    def check_switch(self) -> None:
+        running = {self.snapshot.switch.switch_id} if self.snapshot.switch else set()
+        assert set(self.callers.values()) == running
+        holding = {r.target.model for r in self.snapshot.recoveries if r.may_hold}
+        for waiter in self.snapshot.waiters.values():
+            assert running or waiter.model in holding or (holding and waiter.model is None)
+        is_over = self.snapshot.is_closing and not self.snapshot.backends
+        assert self.completions == int(is_over)

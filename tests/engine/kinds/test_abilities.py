@@ -1,0 +1,84 @@
+"""What each real engine says that its server can do is what its server does."""
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from supervisor.config.configuration import Configuration
+from supervisor.config.load import load
+from supervisor.core.machine.values import Mode, Target
+from supervisor.engine.kinds.engines import Engines
+from supervisor.engine.launcher import Launcher
+from supervisor.engine.servers.backend import Backend, open_session
+from tests.conftest import write_configuration
+
+CHAT = Target(model="demo-chat", mode=Mode.GENERATION, profile="any", device="host")
+ANY = {"mode": "generation", "ctx_size": 512, "memory": {"need_bytes": 1}}
+
+
+@pytest.fixture
+def anything(profiles_dir: Path, models_dir: Path, tmp_path: Path) -> Configuration:
+    """The shipped models, and a profile that every engine can honour."""
+    write_configuration(tmp_path, profiles_dir, None, {"any.yaml": ANY})
+    return load(tmp_path, models_dir, {})
+
+
+@pytest.fixture(params=["llama-server", "embedded", "llama-cpp-python"])
+async def backend(
+    request: pytest.FixtureRequest, anything: Configuration, llama_server_bin: Path, run_dir: Path
+) -> AsyncIterator[Backend]:
+    """Each engine's server with demo-chat, ready."""
+    launcher = Launcher(
+        configuration=anything,
+        engines=Engines(os.environ, llama_server_bin, request.param),
+        run_dir=run_dir,
+        device_env=lambda _: {},
+    )
+    assert launcher.check(CHAT).need_bytes == 1
+    started = launcher.launch(CHAT, 1)
+    try:
+        await started.become_ready()
+        yield started
+    finally:
+        await started.stop(5)
+
+
+async def ask(
+    backend: Backend, method: str, path: str, body: Any = None, *, key: str | None = None
+) -> tuple[int, str]:
+    """Ask the server, with its key unless another one is given. Returns status and body."""
+    headers = {"Authorization": f"Bearer {key or backend.launch.api_key}"}
+    async with (
+        open_session(backend.launch.address) as session,
+        session.request(method, backend.base_url + path, json=body, headers=headers) as answer,
+    ):
+        return answer.status, await answer.text()
+
+
+async def test_a_server_does_what_its_abilities_say(backend: Backend) -> None:
+    abilities = backend.launch.abilities
+    assert (await ask(backend, "GET", abilities.readiness_path))[0] == abilities.readiness_status
+    assert abilities.has_unix_socket == (backend.launch.address.socket_path is not None)
+
+    status, told = await ask(backend, "GET", abilities.slots_path or "/slots")
+    assert (status == 200 and "is_processing" in told) == (abilities.slots_path is not None)
+    status, told = await ask(backend, "GET", abilities.metrics_path or "/metrics")
+    assert (status == 200 and "llamacpp:" in told) == (abilities.metrics_path is not None)
+
+    assert abilities.tokenize is not None
+    text = {abilities.tokenize.text_field: "Hello there"}
+    status, told = await ask(backend, "POST", abilities.tokenize.path, text)
+    assert status == 200
+    assert '"tokens":[' in told.replace(" ", "")
+
+    path = "/v1/chat/completions"
+    body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 3}
+    status, told = await ask(backend, "POST", path, body | {"stream": True})
+    assert (status == 200 and told.rstrip().endswith("data: [DONE]")) == abilities.streams
+
+    assert abilities.api_key_variable is not None
+    assert backend.launch.env[abilities.api_key_variable] == backend.launch.api_key
+    assert (await ask(backend, "POST", path, body, key="other"))[0] == 401

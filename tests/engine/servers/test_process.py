@@ -1,0 +1,261 @@
+"""Child processes: what they print, how they end, and that nothing of them is left behind."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from supervisor.engine.servers.process import (
+    KEPT_LINES,
+    ChildProcess,
+    ProcessExit,
+    inherited_environment,
+)
+from supervisor.errors import EngineError
+
+Eventually = Callable[..., Awaitable[None]]
+Spawn = Callable[..., ChildProcess]
+
+IGNORES_SIGTERM = "trap '' TERM; echo up; while :; do sleep 1; done"
+
+
+def ended_by(number: signal.Signals) -> ProcessExit:
+    return ProcessExit(exit_code=None, signal=number)
+
+
+def ended_with(code: int) -> ProcessExit:
+    return ProcessExit(exit_code=code, signal=None)
+
+
+async def test_a_program_that_is_not_there_is_named(spawn: Spawn) -> None:
+    with pytest.raises(EngineError, match=r"/no/such/program cannot be executed: .*No such file"):
+        spawn("/no/such/program")
+
+
+async def test_a_file_that_is_no_program_is_named(spawn: Spawn, tmp_path: Path) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("not a program")
+    with pytest.raises(EngineError, match=r"notes\.txt cannot be executed: .*Permission denied"):
+        spawn(str(file))
+
+
+async def test_an_argument_that_no_program_can_take_is_an_engine_error(spawn: Spawn) -> None:
+    with pytest.raises(EngineError, match="null byte"):
+        spawn("/bin/true", "a\0b")
+
+
+async def test_output_is_handed_on_line_by_line_both_streams_in_order(spawn: Spawn) -> None:
+    lines: list[str] = []
+    child = spawn(sh="echo one; echo two >&2; echo; printf 'no end'", lines=lines)
+    assert await child.wait() == ended_with(0)
+    assert lines == ["one", "two", "no end"]
+    assert list(child.last_lines) == lines
+
+
+async def test_a_line_is_handed_on_while_the_process_runs(
+    spawn: Spawn, eventually: Eventually
+) -> None:
+    lines: list[str] = []
+    child = spawn(sh="echo hello; exec sleep 60", lines=lines)
+    await eventually(lambda: lines == ["hello"])
+    assert child.is_running
+
+
+async def test_only_the_last_lines_are_kept_for_error_messages(spawn: Spawn) -> None:
+    lines: list[str] = []
+    child = spawn(sh="seq 1 1000", lines=lines)
+    await child.wait()
+    assert len(lines) == 1000
+    assert list(child.last_lines) == [str(n) for n in range(1001 - KEPT_LINES, 1001)]
+
+
+async def test_a_line_without_end_is_cut_and_never_awaited(
+    spawn: Spawn, eventually: Eventually
+) -> None:
+    lines: list[str] = []
+    child = spawn(sh="head -c 300000 /dev/zero | tr '\\0' x; exec sleep 60", lines=lines)
+    await eventually(lambda: sum(map(len, lines)) > 280_000)
+    assert child.is_running
+    assert max(map(len, lines)) < 100_000
+    await child.stop(0)
+    assert "".join(lines) == "x" * 300_000
+
+
+async def test_output_that_is_not_utf8_is_kept_readable(spawn: Spawn) -> None:
+    child = spawn(sh=r"printf 'caf\351 ready\n'")
+    await child.wait()
+    assert list(child.last_lines) == ["caf\N{REPLACEMENT CHARACTER} ready"]
+
+
+async def test_stopping_asks_with_sigterm_and_hears_the_last_words(
+    spawn: Spawn, eventually: Eventually
+) -> None:
+    child = spawn(sh="trap 'echo bye; exit 3' TERM; echo up; sleep 60 & wait")
+    await eventually(lambda: child.last_lines)
+    assert await child.stop(30) == ended_with(3)
+    assert list(child.last_lines) == ["up", "bye"]
+    assert not child.is_running
+
+
+async def test_a_process_without_handler_ends_by_sigterm_at_once(spawn: Spawn) -> None:
+    child = spawn("/bin/sleep", "60")
+    started_at = time.monotonic()
+    assert await child.stop(30) == ended_by(signal.SIGTERM)
+    assert time.monotonic() - started_at < 5
+
+
+async def test_a_process_that_ignores_sigterm_is_killed_after_the_grace(
+    spawn: Spawn, eventually: Eventually
+) -> None:
+    child = spawn(sh=IGNORES_SIGTERM)
+    await eventually(lambda: child.last_lines)
+    started_at = time.monotonic()
+    assert await child.stop(0.2) == ended_by(signal.SIGKILL)
+    assert 0.2 <= time.monotonic() - started_at < 5
+
+
+async def test_a_second_stop_may_be_less_patient(spawn: Spawn, eventually: Eventually) -> None:
+    child = spawn(sh=IGNORES_SIGTERM)
+    await eventually(lambda: child.last_lines)
+    patient = asyncio.create_task(child.stop(60))
+    assert await child.stop(0) == ended_by(signal.SIGKILL)
+    assert await patient == ended_by(signal.SIGKILL)
+
+
+async def test_a_waiter_that_is_cancelled_leaves_the_watch_running(spawn: Spawn) -> None:
+    child = spawn("/bin/sleep", "60")
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(child.wait(), 0.01)
+    assert await child.stop(30) == ended_by(signal.SIGTERM)
+
+
+async def test_stopping_what_has_ended_tells_how_it_ended(spawn: Spawn) -> None:
+    child = spawn(sh="exit 7")
+    await child.wait()
+    assert await child.stop(30) == ended_with(7)
+
+
+async def test_what_the_child_leaves_in_its_group_dies_with_it(
+    spawn: Spawn, is_alive: Callable[[int], bool]
+) -> None:
+    child = spawn(sh="sleep 60 & echo $!; exit 1")
+    assert await child.wait() == ended_with(1)
+    assert not is_alive(int(child.last_lines[0]))
+
+
+async def test_grandchildren_that_ignore_sigterm_die_when_the_child_has_obeyed(
+    spawn: Spawn, eventually: Eventually, is_alive: Callable[[int], bool]
+) -> None:
+    child = spawn(sh=f"({IGNORES_SIGTERM}) & echo $!; trap 'exit 0' TERM; wait")
+    await eventually(lambda: len(child.last_lines) == 2)
+    grandchild = next(int(line) for line in child.last_lines if line.isdigit())
+    assert is_alive(grandchild)
+    await child.stop(30)
+    assert not is_alive(grandchild)
+
+
+async def test_a_pipe_held_open_by_a_stranger_does_not_hold_up_the_end(
+    spawn: Spawn, eventually: Eventually, is_alive: Callable[[int], bool], kill_later: list[int]
+) -> None:
+    child = spawn(sh="setsid sh -c 'echo $$; exec sleep 60' & wait")
+    await eventually(lambda: child.last_lines)
+    stranger = int(child.last_lines[0])
+    kill_later.append(stranger)
+    async with asyncio.timeout(5):
+        assert await child.stop(30) == ended_by(signal.SIGTERM)
+    assert is_alive(stranger)
+
+
+PARENT = """
+    import asyncio, ctypes, os, sys
+    from supervisor.engine.port import Address, Launch
+    from supervisor.engine.servers.process import ChildProcess
+
+    PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+
+
+    def say(line):
+        print(line, flush=True)
+
+
+    def adopt_orphans():
+        assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+
+
+    async def run(script):
+        launch = Launch(
+            argv=("/bin/sh", "-c", script), env=os.environ, address=Address(port=1), api_key="k",
+            model="stub", epoch=1,
+        )
+        async with asyncio.timeout(10):
+            return await ChildProcess.spawn(launch, say).wait()
+"""
+
+
+def start_parent(script: str) -> subprocess.Popen[str]:
+    """Start a Python process that has children of its own."""
+    program = textwrap.dedent(PARENT) + textwrap.dedent(script)
+    return subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+
+
+async def test_a_killed_parent_leaves_no_child(
+    eventually: Eventually, is_alive: Callable[[int], bool]
+) -> None:
+    with start_parent("""asyncio.run(run("trap '' TERM; echo $$; exec sleep 60"))""") as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        assert is_alive(child)
+        os.kill(parent.pid, signal.SIGKILL)
+    await eventually(lambda: not is_alive(child), within_s=2)
+
+
+async def test_process_1_reaps_the_orphans_that_it_adopts() -> None:
+    """A container's process 1 has nobody behind it: a zombie would stay for ever."""
+    with start_parent("""
+        import psutil
+
+        adopt_orphans()
+        print(asyncio.run(run("sleep 60 & sleep 60 & exit 1")), psutil.Process().children())
+    """) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.read() == "ProcessExit(exit_code=1, signal=None) []\n"
+
+
+async def test_orphans_that_process_1_never_reaps_do_not_hold_up_the_end() -> None:
+    """The middle process adopts the orphans in the place of process 1 and never reaps them."""
+    with start_parent("""
+        adopt_orphans()
+        controller = os.fork()
+        if controller == 0:
+            print(asyncio.run(run("sleep 60 & exit 1")), flush=True)
+            os._exit(0)
+        os.waitpid(controller, 0)
+    """) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.read() == "ProcessExit(exit_code=1, signal=None)\n"
+
+
+def test_foreign_settings_of_llama_cpp_do_not_reach_the_child() -> None:
+    base = {"PATH": "/bin", "LLAMA_ARG_HOST": "0.0.0.0", "AIP_MODE": "PREDICTION", "HOME": "/root"}
+    assert inherited_environment(base, {}) == {"PATH": "/bin", "HOME": "/root"}
+
+
+def test_a_child_sees_the_device_that_it_was_given() -> None:
+    base = {"A": "ours", "CUDA_VISIBLE_DEVICES": "ours"}
+    assert inherited_environment(base, {"CUDA_VISIBLE_DEVICES": "0"}) == {
+        "A": "ours",
+        "CUDA_VISIBLE_DEVICES": "0",
+    }
+
+
+async def test_the_child_sees_the_environment_of_its_launch_and_no_other(spawn: Spawn) -> None:
+    child = spawn("/usr/bin/env", env={"ONLY": "this"})
+    await child.wait()
+    assert list(child.last_lines) == ["ONLY=this"]
