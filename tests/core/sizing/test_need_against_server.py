@@ -49,7 +49,9 @@ def start_server(binary: Path, model: Path, settings: NeedSettings) -> Printed:
         "--fit": "off",
         "-lv": 4,
     }
-    switches = ["--kv-unified" if settings.kv_unified else "--no-kv-unified", "--no-warmup"]
+    # A CPU with AMX keeps a second copy of some weights in a form of its own, unless told not to.
+    switches = ["--no-warmup", "--no-repack"]
+    switches.append("--kv-unified" if settings.kv_unified else "--no-kv-unified")
     if settings.is_embedding:
         switches.append("--embeddings")
     words = [str(word) for flag in flags.items() for word in flag]
