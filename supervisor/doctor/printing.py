@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import msgspec
 from rich.console import Console
 from rich.text import Text
 
@@ -22,7 +23,7 @@ def describe_report(facts: Facts, findings: Sequence[Finding]) -> dict[str, Any]
     return {
         "well": is_well(tuple(findings)),
         "findings": [asdict(finding) for finding in findings],
-        "facts": asdict(facts),
+        "facts": msgspec.to_builtins(facts, enc_hook=str),
     }
 
 

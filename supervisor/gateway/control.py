@@ -2,11 +2,11 @@
 
 import asyncio
 import time
-from dataclasses import replace
 from typing import Any
 
 import pydantic
 from aiohttp import web
+from msgspec.structs import replace
 
 from supervisor.arbiter.arbiter import Arbiter, SwitchTicket, as_error
 from supervisor.config.configuration import Configuration

@@ -1,7 +1,8 @@
 """Switches and memory written as JSON: the form that callers, the history and the page share."""
 
-from dataclasses import asdict
 from typing import Any
+
+from msgspec.structs import asdict
 
 from supervisor.core.machine.memory import MemorySample
 from supervisor.core.machine.values import Outcome, Refusal, Switch, SwitchReport

@@ -5,9 +5,10 @@ import io
 import os
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
+
+from msgspec.structs import replace
 
 from supervisor.core.machine.memory import MemorySample
 from supervisor.errors import TelemetryError

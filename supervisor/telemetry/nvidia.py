@@ -4,11 +4,11 @@ import os
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pynvml
+from msgspec.structs import replace
 
 from supervisor.core.machine.memory import MemorySample
 from supervisor.errors import TelemetryError

@@ -1,13 +1,15 @@
 """All devices of this machine behind one face: what there is, and what memory it has now."""
 
 import asyncio
+import dataclasses
 import importlib.util
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
+
+from msgspec.structs import replace
 
 from supervisor.core.machine.memory import MemorySample
 from supervisor.errors import TelemetryError
@@ -109,7 +111,7 @@ class Telemetry:
         """
         self._number_devices()
         gpus = [
-            replace(sampler.devices[position], device=device)
+            dataclasses.replace(sampler.devices[position], device=device)
             for device, (sampler, position) in self._places.items()
         ]
         return (*gpus, *([self._host_info] if self._host_info is not None else []))
@@ -155,7 +157,7 @@ class Telemetry:
             return self._host.read(HOST, child_pids)
         sampler, position = self._find(device)
         reading = await sampler.read(position, tuple(child_pids))
-        return replace(reading, sample=replace(reading.sample, device=device))
+        return dataclasses.replace(reading, sample=replace(reading.sample, device=device))
 
     def _find(self, device: str) -> tuple[VendorSampler, int]:
         place = self._places.get(device) if self._is_open else None

@@ -3,13 +3,13 @@
 import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import yaml
+from msgspec.structs import replace
 from structlog.testing import capture_logs
 
 from supervisor.config.load import load

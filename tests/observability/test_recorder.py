@@ -1,11 +1,11 @@
 """What the recorder makes of the arbiter's events: log events, and the history of switches."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from immutables import Map
+from msgspec.structs import replace
 from structlog.testing import capture_logs
 
 from supervisor.core.machine.events import (

@@ -4,11 +4,12 @@ The library is chosen by LD_LIBRARY_PATH, which the loader reads when a process 
 tests that need another one talk to this program.
 """
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from supervisor.errors import TelemetryError
 from supervisor.telemetry.nvidia import NvidiaReader
@@ -21,13 +22,13 @@ class Probe:
         self._reader = NvidiaReader()
 
     def devices(self) -> Any:
-        return [dataclasses.asdict(info) for info in self._reader.devices()]
+        return [msgspec.to_builtins(info) for info in self._reader.devices()]
 
     def sample(self, device: str, child_pids: list[int]) -> Any:
-        return dataclasses.asdict(self._reader.sample(device, child_pids))
+        return msgspec.to_builtins(self._reader.sample(device, child_pids))
 
     def read(self, device: str) -> Any:
-        return dataclasses.asdict(self._reader.read(device))
+        return msgspec.to_builtins(self._reader.read(device))
 
     def close(self) -> Any:
         self._reader.close()

@@ -1,48 +1,42 @@
 """Orders that `step()` gives; the arbiter's performer carries them out."""
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from supervisor.core.machine.values import Refusal, SwitchReport, Target
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Command:
+class Command(Struct, frozen=True, kw_only=True):
     """An order. Its result comes back as an event."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckTarget(Command):
+class CheckTarget(Command, frozen=True, kw_only=True):
     """Check file, engine and flags, estimate the need → TargetAccepted or TargetRejected."""
 
     switch_id: str
     target: Target
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WarmFile(Command):
+class WarmFile(Command, frozen=True, kw_only=True):
     """Begin to read the target's file into the page cache → WarmingBegun."""
 
     switch_id: str
     target: Target
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StopWarming(Command):
+class StopWarming(Command, frozen=True, kw_only=True):
     """Read no further: the server itself reads now, or the switch is over."""
 
     switch_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StartBackend(Command):
+class StartBackend(Command, frozen=True, kw_only=True):
     """Spawn the target's server → BackendSpawned, then BackendReady or BackendExited."""
 
     epoch: int
     target: Target
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StopBackend(Command):
+class StopBackend(Command, frozen=True, kw_only=True):
     """Cut its upstream connections, end the process group, reap it → BackendExited.
 
     `keeps_prompts`: its prompt caches are saved first, where its profile says so. `is_replaced`:
@@ -55,61 +49,53 @@ class StopBackend(Command):
     is_replaced: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SampleMemory(Command):
+class SampleMemory(Command, frozen=True, kw_only=True):
     """Read the device → MemorySampled or MemoryUnreadable."""
 
     switch_id: str
     device: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GrantLease(Command):
+class GrantLease(Command, frozen=True, kw_only=True):
     """The request may use the backend of this epoch until it ends."""
 
     request_id: str
     epoch: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RefuseRequest(Command):
+class RefuseRequest(Command, frozen=True, kw_only=True):
     """The request gets an error answer."""
 
     request_id: str
     refusal: Refusal
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RefuseSwitch(Command):
+class RefuseSwitch(Command, frozen=True, kw_only=True):
     """The switch is not begun, and its caller learns why."""
 
     switch_id: str
     refusal: Refusal
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JoinSwitch(Command):
+class JoinSwitch(Command, frozen=True, kw_only=True):
     """The same target is under way already: its caller gets the running switch's result."""
 
     switch_id: str
     running_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FinishSwitch(Command):
+class FinishSwitch(Command, frozen=True, kw_only=True):
     """The switch ended as the report says: tell its callers, keep it in the history."""
 
     report: SwitchReport
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScheduleRetry(Command):
+class ScheduleRetry(Command, frozen=True, kw_only=True):
     """Wait a pause that grows with `attempt` (1, 2, …), jittered → RetryDue."""
 
     model: str
     attempt: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompleteShutdown(Command):
+class CompleteShutdown(Command, frozen=True, kw_only=True):
     """Every backend is gone: the controller may exit."""

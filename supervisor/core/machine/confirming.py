@@ -1,6 +1,6 @@
 """Asks telemetry whether a device has room for what is placed next, and weighs the answers."""
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from supervisor.core.machine.commands import SampleMemory
 from supervisor.core.machine.draft import Draft

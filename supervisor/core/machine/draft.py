@@ -3,8 +3,9 @@
 It lives for one event only: seen from outside, `step()` is a pure function.
 """
 
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from supervisor.core.machine.commands import Command
 from supervisor.core.machine.residency import without

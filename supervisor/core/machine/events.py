@@ -1,6 +1,6 @@
 """Past facts that reach the arbiter. Each carries the monotonic time at which it was true."""
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from supervisor.core.machine.memory import MemorySample
 from supervisor.core.machine.values import (
@@ -13,15 +13,13 @@ from supervisor.core.machine.values import (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
+class Event(Struct, frozen=True, kw_only=True):
     """A fact. `at` is monotonic, in seconds: the core has no clock of its own."""
 
     at: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SwitchRequested(Event):
+class SwitchRequested(Event, frozen=True, kw_only=True):
     """Somebody wants `target` live, or (None) the device freed."""
 
     switch_id: str
@@ -30,8 +28,7 @@ class SwitchRequested(Event):
     drain_policy: DrainPolicy = DrainPolicy.CANCEL
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TargetAccepted(Event):
+class TargetAccepted(Event, frozen=True, kw_only=True):
     """The target's file, flags and engine were checked, and its need is known.
 
     `memory` is a reading of its device; None where it cannot be read, for the reason in
@@ -44,30 +41,26 @@ class TargetAccepted(Event):
     memory_problem: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TargetRejected(Event):
+class TargetRejected(Event, frozen=True, kw_only=True):
     """The target cannot start, for the reason given; nothing was touched."""
 
     switch_id: str
     message: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceFound(Event):
+class DeviceFound(Event, frozen=True, kw_only=True):
     """A device that was not there at the start, or could not be read then, can be used."""
 
     device: Device
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WarmingBegun(Event):
+class WarmingBegun(Event, frozen=True, kw_only=True):
     """The target's file is being read into the page cache, in the background."""
 
     switch_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestArrived(Event):
+class RequestArrived(Event, frozen=True, kw_only=True):
     """A client asks for a model, or (None) for whatever is live, preferring `mode_hint`."""
 
     request_id: str
@@ -76,15 +69,13 @@ class RequestArrived(Event):
     body_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestEnded(Event):
+class RequestEnded(Event, frozen=True, kw_only=True):
     """A request was answered, failed, or its client left: its lease or place is free."""
 
     request_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BackendSpawned(Event):
+class BackendSpawned(Event, frozen=True, kw_only=True):
     """The process of an epoch exists and will listen at `address`; it is not ready yet."""
 
     epoch: int
@@ -92,8 +83,7 @@ class BackendSpawned(Event):
     address: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BackendReady(Event):
+class BackendReady(Event, frozen=True, kw_only=True):
     """The server of an epoch answers, and it is the one that we started.
 
     `prompts` tells what was restored for it.
@@ -104,23 +94,20 @@ class BackendReady(Event):
     prompts: KeptPrompts | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BackendStalled(Event):
+class BackendStalled(Event, frozen=True, kw_only=True):
     """Requests are in flight on a server, and nothing has moved in it for `stalled_s` seconds."""
 
     epoch: int
     stalled_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BackendMoved(Event):
+class BackendMoved(Event, frozen=True, kw_only=True):
     """A server that had stalled moves again, or has nothing left to do."""
 
     epoch: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BackendExited(Event):
+class BackendExited(Event, frozen=True, kw_only=True):
     """The whole process group of an epoch is reaped (or could not be spawned at all).
 
     `prompts` tells what was saved of it before.
@@ -133,44 +120,38 @@ class BackendExited(Event):
     prompts: KeptPrompts | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemorySampled(Event):
+class MemorySampled(Event, frozen=True, kw_only=True):
     """Telemetry read the device that the running switch waits for."""
 
     switch_id: str
     sample: MemorySample
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryUnreadable(Event):
+class MemoryUnreadable(Event, frozen=True, kw_only=True):
     """Telemetry could not read the device that the running switch waits for."""
 
     switch_id: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetryDue(Event):
+class RetryDue(Event, frozen=True, kw_only=True):
     """The pause before another attempt to bring a model back is over."""
 
     model: str
     attempt: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RestartRequested(Event):
+class RestartRequested(Event, frozen=True, kw_only=True):
     """An operator wants what died brought back now, also when its breaker is open."""
 
     switch_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TimePassed(Event):
+class TimePassed(Event, frozen=True, kw_only=True):
     """The moment named by `next_wakeup()` has come."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShutdownRequested(Event):
+class ShutdownRequested(Event, frozen=True, kw_only=True):
     """The controller shall end: drain until `drain_timeout_s` is over, then stop everything.
 
     Asked a second time with 0, it stops at once.

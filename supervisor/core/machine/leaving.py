@@ -4,7 +4,7 @@ What must give way to a target drains and stops before it starts. What it replac
 room, retires: it goes on serving until the target is ready, and ends its requests afterwards.
 """
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from supervisor.core.machine.commands import StopBackend
 from supervisor.core.machine.draft import Draft

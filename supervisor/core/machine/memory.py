@@ -7,8 +7,10 @@ the next mode, or when use is back at what it was before the old child started.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from enum import StrEnum
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from supervisor.core.byte_size import MIB, format_bytes
 
@@ -32,8 +34,7 @@ class HolderRole(StrEnum):
     UNSEEN = "unseen"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Holder:
+class Holder(Struct, frozen=True, kw_only=True):
     """A process that holds memory of a device; `used_bytes` None where the driver does not tell."""
 
     pid: int
@@ -47,8 +48,7 @@ class Holder:
         return f"{self.name or 'a process that is not seen from here'} (pid {self.pid}) {held}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemorySample:
+class MemorySample(Struct, frozen=True, kw_only=True):
     """One reading of one device. All sizes in bytes; `taken_at` in seconds on a monotonic clock.
 
     `children_bytes` is what this supervisor's own children hold there, None where the platform
@@ -88,8 +88,7 @@ class OnUnconfirmed(StrEnum):
     PROCEED = "proceed"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryPolicy:
+class MemoryPolicy(Struct, frozen=True, kw_only=True):
     """How much proof of release is asked for. Sizes in bytes, times in seconds."""
 
     margin_bytes: int = 256 * MIB
@@ -108,8 +107,7 @@ class GateState(StrEnum):
     UNPROVEN = "unproven"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GateDecision:
+class GateDecision(Struct, frozen=True, kw_only=True):
     """The gate's answer and the sentence that explains it to an operator.
 
     `is_settling`: enough is free, and only the repetition is missing that makes it certain.
@@ -120,8 +118,7 @@ class GateDecision:
     is_settling: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReleaseQuestion:
+class ReleaseQuestion(Struct, frozen=True, kw_only=True):
     """What must be true before the next backend may start on `device`.
 
     `need_bytes` is what the next backend will take (None when nothing follows: then the old

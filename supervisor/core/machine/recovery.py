@@ -4,7 +4,7 @@ Pauses grow with each attempt. A model that dies too often opens its breaker: it
 the reason, until an operator asks for a restart.
 """
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from supervisor.core.machine.commands import ScheduleRetry
 from supervisor.core.machine.draft import Draft

@@ -1,14 +1,15 @@
 """Which backends a device carries at once, and which must give way to a new one."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from supervisor.core.machine.memory import MemorySample, ReleaseQuestion
 from supervisor.core.machine.values import Backend, Device, Snapshot, SwitchRules, Target
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class Plan(Struct, frozen=True, kw_only=True):
     """What gives way to a target, oldest first: before it starts, or once it serves."""
 
     leaving: tuple[Backend, ...] = ()

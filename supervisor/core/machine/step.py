@@ -6,8 +6,9 @@ InvalidTransition, which is a bug of ours and never an answer to bad input.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
+
+from msgspec.structs import replace
 
 from supervisor.core.machine import leaving, recovery, requests, switch_requests, switching
 from supervisor.core.machine.commands import Command, CompleteShutdown, FinishSwitch, RefuseSwitch

@@ -1,6 +1,6 @@
 """What becomes of the wish for a switch: one begins, joins the running one, or is refused."""
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from supervisor.core.machine.commands import CheckTarget, FinishSwitch, JoinSwitch, RefuseSwitch
 from supervisor.core.machine.draft import Draft

@@ -6,7 +6,7 @@ confirmed the device's memory; a gate that cannot confirm in time fails the swit
 What fails after something was stopped leads to ROLLING_BACK, which brings that back.
 """
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from supervisor.core.machine.commands import (
     CheckTarget,

@@ -3,10 +3,10 @@
 All are frozen; `step()` alone makes the next snapshot out of the last one.
 """
 
-from dataclasses import dataclass, field
 from enum import StrEnum
 
 from immutables import Map
+from msgspec import Struct, field
 
 from supervisor.core.byte_size import MIB
 from supervisor.core.machine.memory import MemoryPolicy, MemorySample, ReleaseQuestion
@@ -58,8 +58,7 @@ class Outcome(StrEnum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
+class Target(Struct, frozen=True, kw_only=True):
     """A model in a mode with a profile on a device: what a switch makes live.
 
     `fallback` is tried instead where there is no room for it: the same model with another profile.
@@ -82,16 +81,14 @@ class Target:
         return (self.model, self.profile) == (other.model, other.profile)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Placement:
+class Placement(Struct, frozen=True, kw_only=True):
     """A target and the bytes that it is accounted for."""
 
     target: Target
     need_bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TargetNeed:
+class TargetNeed(Struct, frozen=True, kw_only=True):
     """What a target will take on its device, in bytes, why, and what would make it smaller.
 
     Of the alternatives for one field the mildest comes first.
@@ -102,8 +99,7 @@ class TargetNeed:
     alternatives: tuple[Alternative, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeptPrompts:
+class KeptPrompts(Struct, frozen=True, kw_only=True):
     """What of a model's prompt cache was saved or restored, and why not all, where not."""
 
     model: str
@@ -114,8 +110,7 @@ class KeptPrompts:
     reason: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recovery:
+class Recovery(Struct, frozen=True, kw_only=True):
     """A model that should be live and is not: it died, or could not be brought back.
 
     `attempt` counts from 1, and the pauses grow with it. `is_open`: the breaker has opened, and
@@ -133,8 +128,7 @@ class Recovery:
     beside: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Device:
+class Device(Struct, frozen=True, kw_only=True):
     """What a device may carry. `budget_bytes` is the operator's bound, by default its total.
 
     Devices with one `pool` have one memory between them: a GPU with unified memory, and the host.
@@ -148,8 +142,7 @@ class Device:
     is_host_memory: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Backend:
+class Backend(Struct, frozen=True, kw_only=True):
     """One spawned server. `epoch` is unique: an event of an older epoch changes nothing.
 
     `is_retiring`: its successor serves already; it ends its requests and stops, at
@@ -174,8 +167,7 @@ class Backend:
     is_replaced: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Waiter:
+class Waiter(Struct, frozen=True, kw_only=True):
     """A request that waits for the running switch. `model` None takes whatever is live then."""
 
     request_id: str
@@ -185,8 +177,7 @@ class Waiter:
     body_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
+class Refusal(Struct, frozen=True, kw_only=True):
     """Why somebody gets an error: a stable `code`, a sentence, and facts for the answer's body."""
 
     code: str
@@ -194,8 +185,7 @@ class Refusal:
     details: tuple[tuple[str, str | int | float | tuple[str, ...] | None], ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BackendExit:
+class BackendExit(Struct, frozen=True, kw_only=True):
     """How a backend's process ended. `signal` is the number that killed it, if one did."""
 
     epoch: int
@@ -216,8 +206,7 @@ class BackendExit:
         return "not spawned" if self.exit_code is None else f"exit code {self.exit_code}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Switch:
+class Switch(Struct, frozen=True, kw_only=True):
     """The one switch that runs. `target` None is an unload. Times monotonic, in seconds.
 
     `must_leave` stop before the target starts, and do so once they are `leaving`; `retiring` serve
@@ -258,8 +247,7 @@ class Switch:
     failure: Refusal | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SwitchReport:
+class SwitchReport(Struct, frozen=True, kw_only=True):
     """What callers and the history learn of a switch that ended. Seconds and bytes."""
 
     switch_id: str
@@ -283,8 +271,7 @@ class SwitchReport:
     refusal: Refusal | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class Limits(Struct, frozen=True, kw_only=True):
     """Bounds on requests that wait for a switch, and on restarts of a model that dies."""
 
     hold_max_requests: int = 10_000
@@ -294,8 +281,7 @@ class Limits:
     breaker_window_s: float = 120.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SwitchRules:
+class SwitchRules(Struct, frozen=True, kw_only=True):
     """How switches go about their work, as the operator chose.
 
     `replaces`: a switch leaves only its target live, also where more would fit. `warms`: the
@@ -308,8 +294,7 @@ class SwitchRules:
     keeps_prompts_at_exit: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot:
+class Snapshot(Struct, frozen=True, kw_only=True):
     """The whole state. Only the arbiter replaces it, and only by what `step()` returns.
 
     Waiters are keyed by arrival number, so that the oldest is found without searching:

@@ -1,10 +1,10 @@
 """A story of the core: facts are told one after another, and time moves only when told."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from immutables import Map
+from msgspec.structs import replace
 
 from supervisor.core.byte_size import MIB
 from supervisor.core.machine.commands import (

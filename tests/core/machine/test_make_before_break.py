@@ -1,8 +1,7 @@
 """A target that starts beside what it replaces: nobody waits, and the old one retires behind it."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from supervisor.core.machine.commands import SampleMemory, StartBackend, StopBackend
 from supervisor.core.machine.events import BackendReady

@@ -1,6 +1,6 @@
 """Targets that cannot fit are refused before anything is touched, with the arithmetic."""
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from supervisor.core.machine.events import TargetAccepted
 from supervisor.core.machine.preflight import refuse_what_cannot_fit

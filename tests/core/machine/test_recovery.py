@@ -1,8 +1,7 @@
 """A backend that dies while it serves is restarted, unless its place is taken by then."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from supervisor.core.machine.commands import (
     CheckTarget,

@@ -1,12 +1,12 @@
 """The release gate: when it opens, when it waits, and when it says no."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import accumulate
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from supervisor.core.byte_size import MIB
 from supervisor.core.machine.memory import (

@@ -1,10 +1,11 @@
 """Which backends give way to a target, and to what use the device must return."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from immutables import Map
+from msgspec.structs import replace
 
 from supervisor.core.byte_size import MIB
 from supervisor.core.machine.commands import Command, SampleMemory, StartBackend, StopBackend

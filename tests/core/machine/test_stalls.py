@@ -1,8 +1,7 @@
 """Servers in which nothing moves: reported, and replaced where the operator wants it."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from supervisor.core.machine.commands import ScheduleRetry, StopBackend
 from supervisor.core.machine.events import BackendMoved, BackendStalled

@@ -1,8 +1,7 @@
 """How switches move, told as stories: what happened, what is ordered next."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from supervisor.core.machine.commands import (
     CheckTarget,

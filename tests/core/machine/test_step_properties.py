@@ -4,11 +4,10 @@
 against which the snapshot is checked after every event.
 """
 
-from dataclasses import replace
-
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
+from msgspec.structs import replace
 
 from supervisor.core.machine.commands import StartBackend
 from supervisor.core.machine.events import (

@@ -1,10 +1,10 @@
 """Requests: who is served at once, who waits for the running switch, who is refused."""
 
 import time
-from dataclasses import replace
 
 import pytest
 from immutables import Map
+from msgspec.structs import replace
 
 from supervisor.core.machine.commands import Command, GrantLease, RefuseRequest, ScheduleRetry
 from supervisor.core.machine.deadlines import next_wakeup

@@ -1,9 +1,8 @@
 """Shutdown: drain, stop, and tell exactly once that everything is gone."""
 
-from dataclasses import replace
-
 import pytest
 from immutables import Map
+from msgspec.structs import replace
 
 from supervisor.core.machine.commands import (
     Command,

@@ -1,12 +1,12 @@
 """Events that come late, twice, or about something that is gone change nothing."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import count
 from typing import Any
 
 import pytest
 from immutables import Map
+from msgspec.structs import replace
 
 from supervisor.core.machine.commands import Command, FinishSwitch, SampleMemory
 from supervisor.core.machine.deadlines import next_wakeup

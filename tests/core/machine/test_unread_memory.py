@@ -1,8 +1,7 @@
 """Devices that cannot be read, and room that is not there: refused, gone around, or risked."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from supervisor.core.machine.commands import CheckTarget, Command, StartBackend
 from supervisor.core.machine.events import DeviceFound, MemoryUnreadable, TargetAccepted

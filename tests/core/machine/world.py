@@ -4,7 +4,6 @@ The books are its own; the snapshot is checked against them after every event.
 """
 
 from collections import Counter
-from dataclasses import dataclass
 from enum import Enum, auto
 from typing import cast
 
@@ -66,8 +65,7 @@ class Fate(Enum):
     OVER = auto()
 
 
-@dataclass(frozen=True)
-class AwaitReady(Command):
+class AwaitReady(Command, frozen=True, kw_only=True):
     """What the performer does by itself after a spawn."""
 
     epoch: int
