@@ -4,8 +4,6 @@ Only the header is read. It comes first, and all but the largest vocabularies fi
 read, so that a look takes some milliseconds however large the model is.
 """
 
-from supervisor.core.byte_size import MIB
-from supervisor.core.byte_size import format_bytes
 import os
 import re
 import stat
@@ -13,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from supervisor.core.byte_size import MIB, format_bytes
 from supervisor.core.sizing.gguf import GgufHeader, NeedMoreBytes, read_header
-
 from supervisor.errors import ModelFileError
 
 FIRST_READ_BYTES = 8 * MIB

@@ -13,7 +13,6 @@ preempted while it holds the interpreter's lock, and the event loop waits with i
 reading 1 GiB takes 20 s instead of 2.
 """
 
-from supervisor.core.byte_size import MIB
 import ctypes
 import os
 import threading
@@ -24,7 +23,7 @@ from dataclasses import dataclass
 from mmap import ACCESS_COPY, PAGESIZE, mmap
 from pathlib import Path
 
-
+from supervisor.core.byte_size import MIB
 
 CHUNK_BYTES = 8 * MIB
 """Read between two looks at the memory and at `should_stop`: some milliseconds from a fast disk."""
