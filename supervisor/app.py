@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -22,8 +23,10 @@ from immutables import Map
 from supervisor import __version__
 from supervisor.arbiter.arbiter import Arbiter
 from supervisor.config.configuration import Configuration
+from supervisor.config.holder import ConfigurationHolder
 from supervisor.config.settings import SwitchSettings
-from supervisor.core.machine.values import Limits, Snapshot, SwitchRules
+from supervisor.core.machine.events import DeviceFound, RulesChanged
+from supervisor.core.machine.values import Device, Snapshot
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.launcher import Launcher
 from supervisor.engine.needs.learned_needs import FILE_NAME as LEARNED_NEEDS_FILE
@@ -31,8 +34,9 @@ from supervisor.engine.needs.learned_needs import LearnedNeeds
 from supervisor.engine.needs.need_learner import NeedLearner, learn_needs
 from supervisor.engine.prompts.prompt_cache import PromptCache
 from supervisor.engine.servers.instance import Instance
+from supervisor.engine.targets import Targets, configured_device
 from supervisor.errors import ConfigError, SupervisorError
-from supervisor.gateway.control import Control, device_of
+from supervisor.gateway.control import Control
 from supervisor.gateway.devices import Devices
 from supervisor.gateway.server import Gateway, make_runner
 from supervisor.gateway.status import Status
@@ -67,9 +71,9 @@ class Controller:
     """The running parts: the arbiter, the HTTP application, and what they were built with."""
 
     arbiter: Arbiter
-    control: Control
+    targets: Targets
     application: web.Application
-    configuration: Configuration
+    configuration: ConfigurationHolder
 
 
 async def serve(configuration: Configuration, options: Options) -> None:
@@ -88,7 +92,7 @@ async def serve(configuration: Configuration, options: Options) -> None:
             gc.collect()
             gc.freeze()
             gc.set_threshold(*GC_THRESHOLD)
-            await _run_until_signalled(controller.arbiter, configuration)
+            await _run_until_signalled(controller)
         finally:
             await runner.cleanup()
     log.info("controller.stopped")
@@ -112,8 +116,9 @@ async def build(configuration: Configuration, options: Options) -> AsyncIterator
         engines.announce()
         for problem in telemetry.problems:
             log.warning("telemetry.problem", problem=problem)
+        holder = ConfigurationHolder(configuration)
         launcher = Launcher(
-            configuration=configuration,
+            configuration=holder,
             engines=engines,
             run_dir=run_dir,
             device_env=lambda device: child_environment(device, telemetry.devices()),
@@ -133,30 +138,48 @@ async def build(configuration: Configuration, options: Options) -> AsyncIterator
             record_devices(telemetry, child_pids=lambda: child_pids(arbiter.snapshot))
         )
         await owned.enter_async_context(learn_needs(learner, lambda: arbiter.snapshot.backends))
-        control = Control(
-            arbiter=arbiter,
-            configuration=configuration,
-            telemetry=telemetry,
-            history=stores.history,
-        )
+        targets = Targets(holder, telemetry, lambda device: note_device(arbiter, device))
+        push_rules(arbiter, targets, holder)
         gateway = Gateway(
             arbiter=arbiter,
-            configuration=configuration,
-            control=control,
+            configuration=holder,
+            control=Control(
+                arbiter=arbiter, configuration=holder, targets=targets, history=stores.history
+            ),
             status=Status(
-                arbiter=arbiter, configuration=configuration, telemetry=telemetry, engines=engines
+                arbiter=arbiter, configuration=holder, telemetry=telemetry, engines=engines
             ),
             devices=Devices(arbiter=arbiter, telemetry=telemetry, rings=rings),
         )
         try:
             yield Controller(
                 arbiter=arbiter,
-                control=control,
+                targets=targets,
                 application=gateway.application(),
-                configuration=configuration,
+                configuration=holder,
             )
         finally:
             await asyncio.shield(arbiter.shut_down(0))
+
+
+def note_device(arbiter: Arbiter, device: Device) -> None:
+    """Tell the core of a device where it differs from what the core knows of it."""
+    if device.budget_bytes and arbiter.snapshot.devices.get(device.name) != device:
+        arbiter.post(DeviceFound(at=time.monotonic(), device=device))
+
+
+def push_rules(arbiter: Arbiter, targets: Targets, holder: ConfigurationHolder) -> None:
+    """Tell the core of its limits, rules and budgets whenever the configuration is exchanged."""
+
+    def push(configuration: Configuration) -> None:
+        settings = configuration.settings
+        arbiter.post(
+            RulesChanged(at=time.monotonic(), limits=settings.limits(), rules=settings.rules())
+        )
+        for name in arbiter.snapshot.devices:
+            note_device(arbiter, targets.device(name))
+
+    holder.on_exchange(push)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,7 +219,7 @@ def first_snapshot(configuration: Configuration, devices: tuple[DeviceInfo, ...]
     """
     settings = configuration.settings
     known = {info.device: info for info in devices}
-    budgets = {name: device_of(info, settings) for name, info in known.items()}
+    budgets = {name: configured_device(info, settings) for name, info in known.items()}
     for name in settings.devices.keys() - known.keys():
         if not name.startswith("gpu"):
             raise ConfigError(
@@ -205,16 +228,8 @@ def first_snapshot(configuration: Configuration, devices: tuple[DeviceInfo, ...]
         log.info("device.absent", device=name)
     return Snapshot(
         devices=Map(budgets),
-        limits=Limits(
-            hold_max_requests=settings.queue.hold_max_requests,
-            hold_max_bytes=settings.queue.hold_max_bytes,
-            hold_timeout_s=settings.queue.hold_timeout_s,
-        ),
-        rules=SwitchRules(
-            replaces=settings.switch.residents == "replace",
-            warms=settings.switch.warm_start,
-            keeps_prompts_at_exit=settings.switch.keep_prompt_cache_at_exit,
-        ),
+        limits=settings.limits(),
+        rules=settings.rules(),
     )
 
 
@@ -298,20 +313,22 @@ def _listener_of(port: int) -> str:
 
 
 def _load_default_model(controller: Controller) -> None:
-    default = controller.configuration.catalogue.default_model
+    default = controller.configuration.current.catalogue.default_model
     if default is not None:
-        target = controller.control.target(default, None)
+        target = controller.targets.target(default)
+        controller.targets.require_device(target)
         controller.arbiter.request_switch(target, "startup")
 
 
-async def _run_until_signalled(arbiter: Arbiter, configuration: Configuration) -> None:
+async def _run_until_signalled(controller: Controller) -> None:
     """Wait for the first signal, drain; the second signal ends the draining."""
+    arbiter = controller.arbiter
     signals = asyncio.Queue[signal.Signals]()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signals.put_nowait, number)
     first = await signals.get()
-    drain_s = configuration.settings.switch.shutdown_drain_timeout_s
+    drain_s = controller.configuration.current.settings.switch.shutdown_drain_timeout_s
     log.info("controller.stopping", signal=first.name, drain_timeout_s=drain_s)
     draining = asyncio.create_task(arbiter.shut_down(drain_s), name="shutdown")
     again = asyncio.create_task(signals.get(), name="second-signal")

@@ -22,11 +22,12 @@ from supervisor.config.load import load
 from supervisor.doctor.gathering import Place, gather
 from supervisor.doctor.judging import is_well, judge
 from supervisor.doctor.printing import describe_report, print_report
-from supervisor.engine.fit import find_model, look_at_subject, report_fit
+from supervisor.engine.fit import look_at_subject, report_fit
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.model_check import model_problems
 from supervisor.engine.models.model_scan import scan_models
 from supervisor.engine.servers.backend import choose_address
+from supervisor.engine.targets import model_or_file
 from supervisor.errors import ConfigError, SupervisorError
 from supervisor.fit_table import describe_fit, print_fit
 from supervisor.observability.logs import set_up_logging
@@ -110,7 +111,7 @@ def fit(
     try:
         configuration = load(profiles, models.resolve(), os.environ, scan_models)
         engines = build_engines(configuration, engine.value)
-        subject = look_at_subject(find_model(configuration, model, profile), engines)
+        subject = look_at_subject(model_or_file(configuration, model, profile), engines)
         report = asyncio.run(report_fit(subject, configuration, data, forget=forget))
     except ConfigError as error:
         print(*error.problems, sep="\n", file=sys.stderr)
@@ -178,23 +179,15 @@ def doctor(
 def print_explanation(
     configuration: Configuration, engines: Engines, name: str, profile: str | None
 ) -> None:
-    """Print a model's fields with their origins, and the exact command line. Raises ConfigError."""
-    model = configuration.model_name(name)
-    if model is None or (profile is not None and profile not in configuration.profiles):
-        what, known = (
-            ("model", configuration.catalogue.models)
-            if model is None
-            else ("profile", configuration.profiles)
-        )
-        wanted = name if model is None else profile
-        raise ConfigError(
-            (f"there is no {what} '{wanted}'; there are: {', '.join(sorted(known))}",)
-        )
-    fields = list(explain_fields(configuration, model, profile))
+    """Print a model's fields with their origins, and the exact command line.
+
+    Raises RequestRefused for a name that is not known.
+    """
+    resolved = configuration.resolve(name, profile)
+    fields = list(explain_fields(configuration, resolved))
     widths = [max(len(getattr(f, column)) for f in fields) for column in ("name", "value")]
     for field in fields:
         print(f"{field.name:{widths[0]}}  {field.value:{widths[1]}}  {field.origin}")
-    resolved = configuration.resolve(model, profile)
     chosen = engines.choose(resolved.profile.engine)
     abilities = chosen.abilities(resolved)
     address = choose_address(Path("<data>"), 1, has_unix_socket=abilities.has_unix_socket)

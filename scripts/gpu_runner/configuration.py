@@ -16,7 +16,7 @@ from gpu_runner.check import Check
 from supervisor.config.configuration import Configuration
 from supervisor.config.load import load
 from supervisor.core.byte_size import MIB
-from supervisor.engine.fit import Subject, find_model, look_at_subject
+from supervisor.engine.fit import Subject, look_at_subject
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.needs.model_need import DeviceNeed
 
@@ -107,7 +107,7 @@ def look_at(check: Check, setting: Setting, model: str, profile: str | None = No
     """Return a model with a profile as the controller sees it. Raises SupervisorError."""
     configuration: Configuration = load(setting.profiles, setting.models, os.environ)
     engines = Engines(os.environ, check.server, "llama-server")
-    return look_at_subject(find_model(configuration, model, profile), engines)
+    return look_at_subject(configuration.resolve(model, profile), engines)
 
 
 def estimate(check: Check, subject: Subject, ctx_size: int | None = None) -> DeviceNeed:

@@ -8,10 +8,12 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from supervisor.config.layers import Layers
+from supervisor.config.problems import field_problems
 from supervisor.config.profile import Profile
 from supervisor.config.settings import Catalogue, SupervisorSettings
 from supervisor.config.source import Place, Source, dotted
 from supervisor.core.machine.values import Mode
+from supervisor.errors import RequestRefused
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,16 +35,9 @@ class ResolvedModel:
     projector_path: Path | None = None
 
 
-def cannot_run(name: str, profile_name: str, error: ValidationError) -> str:
-    """Say why a model's overrides do not fit a profile, from what `resolve()` raised."""
-    problem = error.errors()[0]
-    field_name = ".".join(str(part) for part in problem["loc"])
-    return f"'{name}' cannot run with profile '{profile_name}': {field_name}: {problem['msg']}"
-
-
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
-    """Everything operators wrote. Names resolve by `model_name()` and `resolve()`.
+    """Everything operators wrote. Names resolve by `named()` and `resolve()`.
 
     `layers` and `catalogue_source` hold what was written, each value with its file and line;
     `projectors` the multimodal projector files that a scan found beside their models.
@@ -62,9 +57,26 @@ class Configuration:
         aliases = {alias: name for name, entry in models.items() for alias in entry.aliases}
         return aliases | {name: name for name in models}
 
+    @cached_property
+    def _resolved(self) -> dict[tuple[str, str | None], ResolvedModel]:
+        """What `resolve()` has answered: a validation of all fields takes a millisecond."""
+        return {}
+
     def model_name(self, name_or_alias: str) -> str | None:
         """Return the catalogue's name for a name or an alias; None when it is unknown."""
         return self._name_by_alias.get(name_or_alias)
+
+    def named(self, name_or_alias: str) -> str:
+        """Return the catalogue's name for a name or an alias. Raises RequestRefused."""
+        name = self._name_by_alias.get(name_or_alias)
+        if name is not None:
+            return name
+        known = sorted(self.catalogue.models)
+        raise RequestRefused(
+            "model_not_found",
+            f"there is no model '{name_or_alias}'; there are: {', '.join(known) or 'none'}",
+            {"known_models": known},
+        )
 
     def located(self, place: Place, sentence: str) -> str:
         """Write a problem of the catalogue as `file:line: field: sentence`."""
@@ -89,21 +101,49 @@ class Configuration:
         """Return the names of the profiles that models of this mode can run with."""
         return tuple(sorted(name for name, p in self.profiles.items() if p.mode is mode))
 
-    def resolve(self, name: str, profile_name: str | None = None) -> ResolvedModel:
-        """Put a catalogued model and a profile together.
+    def profile_for(self, mode: Mode, name: str) -> Profile:
+        """Return a profile for models of a mode. Raises RequestRefused where that is not one."""
+        profile = self.profiles.get(name)
+        if profile is not None and profile.mode is mode:
+            return profile
+        fitting = ", ".join(self.profiles_for(mode)) or "none"
+        raise RequestRefused(
+            "unknown_profile", f"there is no profile '{name}' for {mode}; there are: {fitting}"
+        )
 
-        Raises KeyError for a name or a profile that is not there, pydantic's ValidationError for
-        overrides that do not fit a profile other than the model's own.
+    def resolve(self, name_or_alias: str, profile_name: str | None = None) -> ResolvedModel:
+        """Put a model of the catalogue and a profile (None: its own) together; computed once.
+
+        Raises RequestRefused: `model_not_found`, `unknown_profile`, or `profile_conflict`
+        where the model's overrides and a profile other than its own contradict each other.
         """
+        key = name_or_alias, profile_name
+        if key not in self._resolved:
+            self._resolved[key] = self._resolve(self.named(name_or_alias), profile_name)
+        return self._resolved[key]
+
+    def _resolve(self, name: str, profile_name: str | None) -> ResolvedModel:
         entry = self.catalogue.models[name]
         chosen = profile_name or entry.profile_name
+        self.profile_for(entry.type, chosen)
+        try:
+            profile = self.layers.overridden(chosen, entry.overrides)
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{dotted(place)}: {sentence}" for place, sentence in field_problems(error, Profile)
+            )
+            raise RequestRefused(
+                "profile_conflict",
+                f"'{name}' cannot run with profile '{chosen}', which its overrides contradict: "
+                f"{problems}; choose another profile, or change its overrides in models.yaml",
+            ) from error
         return ResolvedModel(
             name=name,
             path=self.models_dir / entry.path,
             reference=entry.path,
             mode=entry.type,
             profile_name=chosen,
-            profile=self.layers.overridden(chosen, entry.overrides),
+            profile=profile,
             aliases=entry.aliases,
             max_input_tokens=entry.max_input_tokens,
             projector_path=self.projectors.get(name),

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from supervisor.config.configuration import Configuration
+from supervisor.config.configuration import Configuration, ResolvedModel
 from supervisor.config.layers import leaves
 from supervisor.config.source import Place, dotted
 from supervisor.config.units import variables_in
@@ -21,15 +21,12 @@ class ExplainedField:
     origin: str
 
 
-def explain(
-    configuration: Configuration, model: str, profile_name: str | None = None
-) -> Iterator[ExplainedField]:
-    """Yield every field of the profile that the model runs with. Raises KeyError for a name.
+def explain(configuration: Configuration, resolved: ResolvedModel) -> Iterator[ExplainedField]:
+    """Yield every field of the profile that a model of the catalogue runs with.
 
     A value that comes from the environment is shown by its variable, for it may be a secret.
     """
-    resolved = configuration.resolve(model, profile_name)
-    entry = configuration.catalogue.models[model]
+    model, entry = resolved.name, configuration.catalogue.models[resolved.name]
     layer = configuration.layers.layer(resolved.profile_name)
     written = dict(leaves(layer.values)) | dict(leaves(entry.overrides))
     overridden = {place for place, _ in leaves(entry.overrides)}

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from supervisor.config.fields import Settings
 from supervisor.config.units import Bytes, EnvText, Seconds
 from supervisor.core.byte_size import MIB
-from supervisor.core.machine.values import DrainPolicy, Mode
+from supervisor.core.machine.values import DrainPolicy, Limits, Mode, SwitchRules
 
 
 class ModelEntry(Settings):
@@ -183,6 +183,22 @@ class SupervisorSettings(Settings):
     engines: EngineSettings = Field(default_factory=EngineSettings)
     queue: QueueSettings = Field(default_factory=QueueSettings)
     switch: SwitchSettings = Field(default_factory=SwitchSettings)
+
+    def limits(self) -> Limits:
+        """Return the bounds on waiting requests as the core takes them."""
+        return Limits(
+            hold_max_requests=self.queue.hold_max_requests,
+            hold_max_bytes=self.queue.hold_max_bytes,
+            hold_timeout_s=self.queue.hold_timeout_s,
+        )
+
+    def rules(self) -> SwitchRules:
+        """Return how switches go about their work, as the core takes it."""
+        return SwitchRules(
+            replaces=self.switch.residents == "replace",
+            warms=self.switch.warm_start,
+            keeps_prompts_at_exit=self.switch.keep_prompt_cache_at_exit,
+        )
 
     def budget_bytes(self, device: str, total_bytes: int) -> int:
         """Return what backends may take of a device in all: the operator's bound, or its total."""

@@ -9,10 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from supervisor.config.configuration import Configuration, ResolvedModel, cannot_run
-from supervisor.core.machine.values import Mode
+from supervisor.config.configuration import Configuration, ResolvedModel
 from supervisor.core.sizing.fitting import (
     Alternative,
     Largest,
@@ -21,10 +18,9 @@ from supervisor.core.sizing.fitting import (
     mildest_fitting,
 )
 from supervisor.core.sizing.learned_need import CountedNeed, LearnedNeed, count_need
-from supervisor.core.sizing.need import NeedSettings, is_embedding_model
+from supervisor.core.sizing.need import NeedSettings
 from supervisor.engine.kinds.engines import Engines
-from supervisor.engine.models.model_file import ModelFile, inspect_model_file
-from supervisor.engine.models.model_scan import safe_name
+from supervisor.engine.models.model_file import ModelFile
 from supervisor.engine.models.model_source import look_at_model, require_stated_need
 from supervisor.engine.needs.learned_needs import FILE_NAME, LearnedNeeds
 from supervisor.engine.needs.model_need import (
@@ -37,7 +33,7 @@ from supervisor.engine.needs.model_need import (
 )
 from supervisor.engine.port import EngineIdentity
 from supervisor.engine.servers.instance import running_children
-from supervisor.errors import ConfigError, TelemetryError
+from supervisor.errors import TelemetryError
 from supervisor.telemetry.telemetry import Telemetry
 
 
@@ -109,45 +105,6 @@ class DeviceFit:
     largest_ctx_size: Largest | None = None
     largest_parallel: Largest | None = None
     would_fit: tuple[Alternative, ...] = ()
-
-
-def find_model(
-    configuration: Configuration, name: str, profile_name: str | None = None
-) -> ResolvedModel:
-    """Return a model of the catalogue by name or alias, or a GGUF file by its path.
-
-    A file runs with the profile named after its type unless another is chosen. Raises ConfigError
-    and ModelFileError.
-    """
-    catalogued = configuration.model_name(name)
-    path = Path(name)
-    if catalogued is not None:
-        mode = configuration.catalogue.models[catalogued].type
-        chosen = profile_name or configuration.catalogue.models[catalogued].profile_name
-    elif path.suffix == ".gguf" or path.exists():
-        header = inspect_model_file(path).header
-        mode = Mode.EMBEDDING if is_embedding_model(header) else Mode.GENERATION
-        chosen = profile_name or mode.value
-    else:
-        known = ", ".join(sorted(configuration.catalogue.models)) or "none"
-        raise ConfigError((f"there is no model '{name}' and no such file; there are: {known}",))
-    profile = configuration.profiles.get(chosen)
-    if profile is None or profile.mode is not mode:
-        fitting = ", ".join(configuration.profiles_for(mode))
-        raise ConfigError((f"there is no profile '{chosen}' for {mode}; there are: {fitting}",))
-    if catalogued is None:
-        return ResolvedModel(
-            name=safe_name(path),
-            path=path.resolve(),
-            reference=name,
-            mode=mode,
-            profile_name=chosen,
-            profile=profile,
-        )
-    try:
-        return configuration.resolve(catalogued, chosen)
-    except ValidationError as error:
-        raise ConfigError((cannot_run(name, chosen, error),)) from error
 
 
 def look_at_subject(resolved: ResolvedModel, engines: Engines) -> Subject:

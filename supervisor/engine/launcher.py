@@ -12,9 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 import structlog
-from pydantic import ValidationError
 
-from supervisor.config.configuration import Configuration, ResolvedModel, cannot_run
+from supervisor.config.configuration import ResolvedModel
+from supervisor.config.holder import ConfigurationHolder
 from supervisor.core.byte_size import MIB
 from supervisor.core.machine.values import Target, TargetNeed
 from supervisor.engine.kinds.engines import Engines
@@ -63,7 +63,7 @@ class Launcher:
     def __init__(  # noqa: PLR0913 - the composition root names each of them
         self,
         *,
-        configuration: Configuration,
+        configuration: ConfigurationHolder,
         engines: Engines,
         run_dir: Path,
         device_env: Callable[[str], Mapping[str, str]],
@@ -85,7 +85,7 @@ class Launcher:
         """Return what the target will need on its device, and what would make it smaller.
 
         Blocks for some milliseconds (it reads the file's header, and asks a new binary for its
-        flags). Raises EngineError or ModelFileError when the target cannot start.
+        flags). Raises EngineError, ModelFileError or RequestRefused when the target cannot start.
         """
         resolved = self._resolve(target)
         engine = self._engines.choose(resolved.profile.engine)
@@ -181,10 +181,7 @@ class Launcher:
             return None
 
     def _resolve(self, target: Target) -> ResolvedModel:
-        try:
-            return self._configuration.resolve(target.model, target.profile)
-        except ValidationError as error:
-            raise EngineError(cannot_run(target.model, target.profile, error)) from error
+        return self._configuration.current.resolve(target.model, target.profile)
 
 
 def _expect(

@@ -1,26 +1,19 @@
 """Switching, unloading and the history of switches over HTTP."""
 
 import asyncio
-import time
 from typing import Any
 
 import pydantic
 from aiohttp import web
-from msgspec.structs import replace
 
 from supervisor.arbiter.arbiter import Arbiter, SwitchTicket, as_error
-from supervisor.config.configuration import Configuration
-from supervisor.config.profile import Profile
-from supervisor.config.settings import SupervisorSettings
-from supervisor.core.machine.events import DeviceFound
-from supervisor.core.machine.memory import OnUnconfirmed
-from supervisor.core.machine.values import Device, DrainPolicy, Mode, Target
+from supervisor.config.holder import ConfigurationHolder
+from supervisor.core.machine.values import DrainPolicy, Mode, Target
+from supervisor.engine.targets import Targets
 from supervisor.errors import RequestRefused
 from supervisor.gateway.error_responses import json_response
 from supervisor.observability.descriptions import describe_report, describe_running
 from supervisor.observability.history import SwitchHistory
-from supervisor.telemetry.port import HOST, DeviceInfo
-from supervisor.telemetry.telemetry import Telemetry
 
 
 class SwitchOrder(pydantic.BaseModel):
@@ -42,27 +35,27 @@ class Control:
         self,
         *,
         arbiter: Arbiter,
-        configuration: Configuration,
-        telemetry: Telemetry,
+        configuration: ConfigurationHolder,
+        targets: Targets,
         history: SwitchHistory,
     ) -> None:
         self._arbiter = arbiter
         self._configuration = configuration
-        self._telemetry = telemetry
+        self._targets = targets
         self._history = history
 
     async def switch_backend(self, request: web.Request) -> web.Response:
         """Make a model live; 200 with the report, or 202 with `wait=false`."""
         order = await _read_order(request)
-        target = self.target_of(order)
-        policy = order.drain_policy or self._configuration.settings.switch.drain_policy
+        target = self._target_of(order)
+        policy = order.drain_policy or self._configuration.current.settings.switch.drain_policy
         ticket = self._arbiter.request_switch(target, "manual", policy)
         return await _answer(ticket, wait=order.wait)
 
     async def unload(self, request: web.Request) -> web.Response:
         """Stop every backend; answers when the memory is confirmed free."""
         wait = request.query.get("wait", "true").lower() not in {"false", "0"}
-        policy = self._configuration.settings.switch.drain_policy
+        policy = self._configuration.current.settings.switch.drain_policy
         return await _answer(self._arbiter.request_switch(None, "manual", policy), wait=wait)
 
     async def restart(self, request: web.Request) -> web.Response:
@@ -90,85 +83,17 @@ class Control:
             )
         return json_response(record)
 
-    def target_of(self, order: SwitchOrder) -> Target:
+    def _target_of(self, order: SwitchOrder) -> Target:
         """Find what an order means. Raises RequestRefused when it cannot mean anything."""
-        name = self._configuration.model_name(order.model_name)
-        if name is None:
-            raise unknown_model(order.model_name, self._configuration)
-        entry = self._configuration.catalogue.models[name]
-        if order.model_type is not None and order.model_type is not entry.type:
+        target = self._targets.target(order.model_name, order.profile)
+        if order.model_type not in {None, target.mode}:
             raise RequestRefused(
                 "model_type_mismatch",
-                f"'{name}' is a model for {entry.type}, not for {order.model_type}; leave "
+                f"'{target.model}' is a model for {target.mode}, not for {order.model_type}; leave "
                 "model_type out, or correct the type in models.yaml",
             )
-        return self.target(name, order.profile)
-
-    def target(self, name: str, profile_name: str | None) -> Target:
-        """Build the target for a catalogued model. Raises RequestRefused for a wrong profile."""
-        entry = self._configuration.catalogue.models[name]
-        chosen = profile_name or entry.profile_name
-        profile = self._configuration.profiles.get(chosen)
-        if profile is None or profile.mode is not entry.type:
-            fitting = ", ".join(self._configuration.profiles_for(entry.type))
-            raise RequestRefused(
-                "unknown_profile",
-                f"there is no profile '{chosen}' for {entry.type}; there are: {fitting}",
-            )
-        target = self._build_target(name, chosen)
-        fallback = profile.fallback_profile
-        if fallback is None or fallback == chosen:
-            return target
-        return replace(target, fallback=self._build_target(name, fallback))
-
-    def _build_target(self, name: str, profile_name: str) -> Target:
-        resolved = self._configuration.resolve(name, profile_name)
-        profile = resolved.profile
-        return Target(
-            model=name,
-            mode=resolved.mode,
-            profile=profile_name,
-            device=self._device_for(profile),
-            start_timeout_s=profile.start_timeout_s,
-            drain_timeout_s=profile.drain_timeout_s,
-            stop_grace_s=profile.stop_grace_s,
-            stall_timeout_s=profile.stall_timeout_s,
-            restart_on_stall=profile.restart_on_stall,
-            memory=profile.memory.policy(),
-        )
-
-    def _device_for(self, profile: Profile) -> str:
-        """Name the device, and tell the arbiter of one that it does not know yet.
-
-        Raises RequestRefused where the GPU's driver is here and does not work: the host's memory
-        is no place for what was made for a GPU.
-        """
-        device = self._telemetry.device_for(profile.device)
-        problems = self._telemetry.problems
-        may_proceed = profile.memory.on_unconfirmed is OnUnconfirmed.PROCEED
-        if profile.device == "gpu" and device == HOST and problems and not may_proceed:
-            raise RequestRefused("telemetry_lost", "; ".join(problems))
-        self._announce(device)
-        return device
-
-    def _announce(self, device: str) -> None:
-        info = next(info for info in self._telemetry.devices() if info.device == device)
-        known = self._arbiter.snapshot.devices.get(device)
-        if info.total_bytes and (known is None or not known.budget_bytes):
-            found = device_of(info, self._configuration.settings)
-            self._arbiter.post(DeviceFound(at=time.monotonic(), device=found))
-
-
-def device_of(info: DeviceInfo, settings: SupervisorSettings) -> Device:
-    """Return what the arbiter needs to know of a device, with the operator's budget for it."""
-    given = settings.devices.get(info.device)
-    return Device(
-        name=info.device,
-        budget_bytes=settings.budget_bytes(info.device, info.total_bytes),
-        is_exclusive=given.exclusive if given else False,
-        pool=HOST if info.shares_host_memory else info.device,
-        is_host_memory=info.shares_host_memory or info.device == HOST,
-    )
+        self._targets.require_device(target)
+        return target
 
 
 async def _answer(ticket: SwitchTicket, *, wait: bool) -> web.Response:
@@ -209,13 +134,3 @@ async def _read_order(request: web.Request) -> SwitchOrder:
             for problem in error.errors()
         )
         raise RequestRefused("bad_request", problems) from error
-
-
-def unknown_model(name: str, configuration: Configuration) -> RequestRefused:
-    """Say that a name is not in the catalogue, and which names are."""
-    known = sorted(configuration.catalogue.models)
-    return RequestRefused(
-        "model_not_found",
-        f"there is no model '{name}'; there are: {', '.join(known) or 'none'}",
-        {"known_models": known},
-    )

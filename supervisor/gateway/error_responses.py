@@ -23,6 +23,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "body_too_large": 413,
     "model_type_mismatch": 422,
     "unknown_profile": 422,
+    "profile_conflict": 422,
     "target_cannot_start": 422,
     "target_does_not_fit": 422,
     "internal_error": 500,

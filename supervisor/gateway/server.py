@@ -11,10 +11,10 @@ import structlog
 from aiohttp import web
 
 from supervisor.arbiter.arbiter import Arbiter
-from supervisor.config.configuration import Configuration
+from supervisor.config.holder import ConfigurationHolder
 from supervisor.errors import RequestRefused
 from supervisor.gateway import relay
-from supervisor.gateway.control import Control, unknown_model
+from supervisor.gateway.control import Control
 from supervisor.gateway.devices import Devices
 from supervisor.gateway.early_answer import Forward, answer_early, describe_wait
 from supervisor.gateway.error_responses import error_response
@@ -47,7 +47,7 @@ class Gateway:
         self,
         *,
         arbiter: Arbiter,
-        configuration: Configuration,
+        configuration: ConfigurationHolder,
         control: Control,
         status: Status,
         devices: Devices,
@@ -57,7 +57,6 @@ class Gateway:
         self._control = control
         self._status = status
         self._devices = devices
-        self._max_body_bytes = configuration.settings.server.max_body_bytes
 
     def application(self) -> web.Application:
         """Build the aiohttp application."""
@@ -98,7 +97,7 @@ class Gateway:
     ) -> web.StreamResponse:
         request_id = given_request_id(request) or new_request_id()
         request[_REQUEST_ID] = request_id
-        after_s = self._configuration.settings.queue.early_answer_after_s
+        after_s = self._configuration.current.settings.queue.early_answer_after_s
         if after_s is None or not wants_stream(request, path, body, self._max_body_bytes):
             return await self._serve(request, model, path, body, relay.forward)
         return await answer_early(
@@ -132,14 +131,15 @@ class Gateway:
 
     def _may_repeat(self, method: str, path: str) -> bool:
         """Whether a request whose server died may be served once more by its successor."""
-        may_generate = self._configuration.settings.queue.retry_generation
+        may_generate = self._configuration.current.settings.queue.retry_generation
         return is_safe_to_repeat(method, path) or may_generate
 
     def _known(self, name: str) -> str:
-        found = self._configuration.model_name(name)
-        if found is None:
-            raise unknown_model(name, self._configuration)
-        return found
+        return self._configuration.current.named(name)
+
+    @property
+    def _max_body_bytes(self) -> int:
+        return self._configuration.current.settings.server.max_body_bytes
 
 
 MAX_REPEATS = 3

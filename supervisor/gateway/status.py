@@ -10,7 +10,7 @@ from aiohttp import web
 
 from supervisor import __version__
 from supervisor.arbiter.arbiter import Arbiter
-from supervisor.config.configuration import Configuration
+from supervisor.config.holder import ConfigurationHolder
 from supervisor.core.machine.values import Backend, BackendExit, Recovery, Snapshot
 from supervisor.engine.kinds.engines import Engines
 from supervisor.errors import SupervisorError, TelemetryError
@@ -27,7 +27,7 @@ class Status:
         self,
         *,
         arbiter: Arbiter,
-        configuration: Configuration,
+        configuration: ConfigurationHolder,
         telemetry: Telemetry,
         engines: Engines,
         clock: Callable[[], float] = time.monotonic,
@@ -84,7 +84,7 @@ class Status:
                         "max_input_tokens": entry.max_input_tokens,
                         "state": model_state(snapshot, name),
                     }
-                    for name, entry in self._configuration.catalogue.models.items()
+                    for name, entry in self._configuration.current.catalogue.models.items()
                 ],
             }
         )

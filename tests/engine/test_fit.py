@@ -11,7 +11,7 @@ from supervisor.config.load import load
 from supervisor.core.byte_size import MIB
 from supervisor.core.sizing.fitting import CTX_STEP
 from supervisor.core.sizing.learned_need import LearnedNeed
-from supervisor.engine.fit import DeviceFit, DeviceRoom, Subject, find_model, judge_fit
+from supervisor.engine.fit import DeviceFit, DeviceRoom, Subject, judge_fit
 from supervisor.engine.fit import look_at_subject as look
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.needs.learned_needs import FILE_NAME, LearnedNeeds
@@ -25,7 +25,7 @@ def subject(profiles_dir: Path, models_dir: Path, llama_server_bin: Path) -> Sub
     """demo-chat as shipped: 4 slots of 4096 tokens."""
     configuration = load(profiles_dir, models_dir, {})
     return look(
-        find_model(configuration, "chat"), Engines(os.environ, llama_server_bin, "llama-server")
+        configuration.resolve("chat"), Engines(os.environ, llama_server_bin, "llama-server")
     )
 
 

@@ -12,6 +12,7 @@ import yaml
 from msgspec.structs import replace
 from structlog.testing import capture_logs
 
+from supervisor.config.holder import ConfigurationHolder
 from supervisor.config.load import load
 from supervisor.core.byte_size import MIB
 from supervisor.core.machine.values import Mode, Target
@@ -53,7 +54,7 @@ def make_launcher(
         for name, content in (files or {}).items():
             (folder / name).write_text(yaml.safe_dump(content))
         return Launcher(
-            configuration=load(folder, models, {}),
+            configuration=ConfigurationHolder(load(folder, models, {})),
             engines=Engines(environ, binary),
             run_dir=run_dir,
             device_env=lambda _: device_env or {},

@@ -7,7 +7,9 @@ from supervisor.core.machine.values import (
     Device,
     DrainPolicy,
     KeptPrompts,
+    Limits,
     Mode,
+    SwitchRules,
     Target,
     TargetNeed,
 )
@@ -52,6 +54,13 @@ class DeviceFound(Event, frozen=True, kw_only=True):
     """A device that was not there at the start, or could not be read then, can be used."""
 
     device: Device
+
+
+class RulesChanged(Event, frozen=True, kw_only=True):
+    """The operator's settings were exchanged: what comes from now on is held to these."""
+
+    limits: Limits
+    rules: SwitchRules
 
 
 class WarmingBegun(Event, frozen=True, kw_only=True):

@@ -29,6 +29,7 @@ from supervisor.core.machine.events import (
     RequestEnded,
     RestartRequested,
     RetryDue,
+    RulesChanged,
     ShutdownRequested,
     SwitchRequested,
     TargetAccepted,
@@ -78,6 +79,10 @@ def _on_target_accepted(draft: Draft, event: TargetAccepted) -> None:
 
 def _on_device_found(draft: Draft, event: DeviceFound) -> None:
     draft.set(devices=draft.snapshot.devices.set(event.device.name, event.device))
+
+
+def _on_rules_changed(draft: Draft, event: RulesChanged) -> None:
+    draft.set(limits=event.limits, rules=event.rules)
 
 
 def _on_warming_begun(draft: Draft, event: WarmingBegun) -> None:
@@ -332,6 +337,7 @@ _REACTIONS: dict[type[Event], Callable[[Draft, Any], None]] = {
     TargetAccepted: _on_target_accepted,
     TargetRejected: _on_target_rejected,
     DeviceFound: _on_device_found,
+    RulesChanged: _on_rules_changed,
     WarmingBegun: _on_warming_begun,
     MemorySampled: _on_memory_sampled,
     MemoryUnreadable: _on_memory_unreadable,

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from supervisor.config.configuration import Configuration
+from supervisor.config.holder import ConfigurationHolder
 from supervisor.config.load import load
 from supervisor.core.machine.values import Mode, Target
 from supervisor.engine.kinds.engines import Engines
@@ -32,7 +33,7 @@ async def backend(
 ) -> AsyncIterator[Backend]:
     """Each engine's server with demo-chat, ready."""
     launcher = Launcher(
-        configuration=anything,
+        configuration=ConfigurationHolder(anything),
         engines=Engines(os.environ, llama_server_bin, request.param),
         run_dir=run_dir,
         device_env=lambda _: {},

@@ -15,6 +15,7 @@ import yaml
 from pydantic import ValidationError
 
 from supervisor.config.configuration import Configuration, ResolvedModel
+from supervisor.config.holder import ConfigurationHolder
 from supervisor.config.load import load
 from supervisor.core.machine.values import Mode, Target
 from supervisor.engine.kinds.command import CommandEngine
@@ -231,7 +232,7 @@ def test_a_section_for_another_engine_is_refused(
 
 def launcher_for(configuration: Configuration, run_dir: Path) -> Launcher:
     return Launcher(
-        configuration=configuration,
+        configuration=ConfigurationHolder(configuration),
         engines=Engines(os.environ, None),
         run_dir=run_dir,
         device_env=lambda _: {},

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from supervisor.config.configuration import ResolvedModel
+from supervisor.config.holder import ConfigurationHolder
 from supervisor.core.machine.values import Mode, Target
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.kinds.llama_server import LlamaServer
@@ -194,7 +195,7 @@ async def test_the_child_of_an_old_build_is_started_with_its_words(
 ) -> None:
     binary = build_of(OLD_HELP).binary
     launcher = Launcher(
-        configuration=configuration,
+        configuration=ConfigurationHolder(configuration),
         engines=Engines({}, binary),
         run_dir=run_dir,
         device_env=lambda _: {},

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from aiohttp import web
 
+from supervisor.config.holder import ConfigurationHolder
 from supervisor.config.load import load
 from supervisor.core.byte_size import MIB
 from supervisor.core.machine.values import Mode, Target
@@ -74,7 +75,7 @@ async def start(
         }
         (folder / "models.yaml").write_text(yaml.safe_dump({"models": {"demo-chat": entry}}))
         launcher = Launcher(
-            configuration=load(folder, models, {}),
+            configuration=ConfigurationHolder(load(folder, models, {})),
             engines=engines,
             run_dir=run_dir,
             device_env=lambda _: {},

@@ -16,6 +16,7 @@ import pytest
 
 from supervisor.app import make_data_dir, make_run_dir
 from supervisor.config.configuration import Configuration, ResolvedModel
+from supervisor.config.holder import ConfigurationHolder
 from supervisor.core.machine.values import Target
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.launcher import Launcher
@@ -117,7 +118,10 @@ async def test_a_real_server_refuses_whoever_lacks_the_key_of_this_start(
     engines: Engines, configuration: Configuration, run_dir: Path
 ) -> None:
     launcher = Launcher(
-        configuration=configuration, engines=engines, run_dir=run_dir, device_env=lambda _: {}
+        configuration=ConfigurationHolder(configuration),
+        engines=engines,
+        run_dir=run_dir,
+        device_env=lambda _: {},
     )
     target = Target(
         model="minilm",

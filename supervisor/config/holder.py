@@ -1,0 +1,41 @@
+"""The configuration in force: one place that holds it, so that it can be exchanged while we run."""
+
+from collections.abc import Callable
+
+import structlog
+
+from supervisor.config.configuration import Configuration
+
+log = structlog.get_logger()
+
+
+class ConfigurationHolder:
+    """Holds the current `Configuration`. Nobody else keeps one: they ask for `current` each time.
+
+    What is decided once, at the start (where to listen, the engines, the data folder), stays as it
+    was until the next start. Use `exchange()` on the event loop only; `current` from any thread.
+    """
+
+    def __init__(self, configuration: Configuration) -> None:
+        self._current = configuration
+        self._listeners: list[Callable[[Configuration], None]] = []
+
+    @property
+    def current(self) -> Configuration:
+        """The configuration in force now."""
+        return self._current
+
+    def on_exchange(self, listener: Callable[[Configuration], None]) -> None:
+        """Have `listener` called with each later configuration, for what must be pushed on."""
+        self._listeners.append(listener)
+
+    def exchange(self, configuration: Configuration) -> None:
+        """Put another configuration in force, at once and for everybody."""
+        self._current = configuration
+        for listener in self._listeners:
+            listener(configuration)
+        log.info(
+            "configuration.exchanged",
+            models=len(configuration.catalogue.models),
+            profiles=len(configuration.profiles),
+        )

@@ -1,0 +1,165 @@
+"""Targets: what a model's name and a profile's mean as something that a switch can make live.
+
+The configuration's part is computed once and kept until the configuration is exchanged. The device
+is asked for each time, because drivers come and go; whether it can be used, at each switch.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+from msgspec.structs import replace
+
+from supervisor.config.configuration import Configuration, ResolvedModel
+from supervisor.config.holder import ConfigurationHolder
+from supervisor.config.settings import SupervisorSettings
+from supervisor.core.machine.memory import OnUnconfirmed
+from supervisor.core.machine.values import Device, Mode, Target
+from supervisor.core.sizing.need import is_embedding_model
+from supervisor.engine.models.model_file import inspect_model_file
+from supervisor.engine.models.model_scan import safe_name
+from supervisor.errors import RequestRefused
+from supervisor.telemetry.port import HOST, DeviceInfo
+
+
+class DeviceSource(Protocol):
+    """What is asked of telemetry."""
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """One sentence for each vendor or device that cannot be read."""
+        ...
+
+    def devices(self) -> Sequence[DeviceInfo]:
+        """Give the devices that were found."""
+        ...
+
+    def device_for(self, kind: Literal["gpu", "cpu"]) -> str:
+        """Name the device that a backend of this kind uses."""
+        ...
+
+
+class Targets:
+    """Finds what is meant by a name, and where it would run.
+
+    `on_device` is called with each device that a switch is about to use, as it is configured now:
+    a driver may have come to life since the start.
+    """
+
+    def __init__(
+        self,
+        configuration: ConfigurationHolder,
+        devices: DeviceSource,
+        on_device: Callable[[Device], None] = lambda _: None,
+    ) -> None:
+        self._configuration = configuration
+        self._devices = devices
+        self._on_device = on_device
+        self._targets: dict[tuple[str, str | None, str], Target] = {}
+        self._targets_of: Configuration | None = None
+
+    def named(self, name_or_alias: str) -> str:
+        """Return the catalogue's name of a model. Raises RequestRefused `model_not_found`."""
+        return self._configuration.current.named(name_or_alias)
+
+    def resolved(self, target: Target) -> ResolvedModel:
+        """Return the target's model and profile as configured now. Raises as `target()`."""
+        return self._configuration.current.resolve(target.model, target.profile)
+
+    def target(self, name_or_alias: str, profile_name: str | None = None) -> Target:
+        """Return the target of a model with a profile (None: its own), and with its fallback.
+
+        Cheap enough for every request. Raises RequestRefused: `model_not_found`,
+        `unknown_profile` or `profile_conflict`.
+        """
+        configuration = self._configuration.current
+        if configuration is not self._targets_of:
+            self._targets, self._targets_of = {}, configuration
+        key = name_or_alias, profile_name, self._devices.device_for("gpu")
+        target = self._targets.get(key)
+        if target is None:
+            target = self._targets[key] = self._build(configuration, name_or_alias, profile_name)
+        return target
+
+    def require_device(self, target: Target) -> None:
+        """Ask telemetry whether the target's device can be used; to be called at each switch.
+
+        Raises RequestRefused `telemetry_lost` where a GPU's driver is here and does not work: the
+        host's memory is no place for what was made for a GPU.
+        """
+        for each in (target, target.fallback):
+            if each is not None:
+                self._require_device(each)
+
+    def device(self, name: str) -> Device:
+        """Return what the core must know of a device. Raises StopIteration for an unknown one."""
+        info = next(info for info in self._devices.devices() if info.device == name)
+        return configured_device(info, self._configuration.current.settings)
+
+    def _require_device(self, target: Target) -> None:
+        profile = self.resolved(target).profile
+        problems = self._devices.problems
+        may_proceed = profile.memory.on_unconfirmed is OnUnconfirmed.PROCEED
+        if profile.device == "gpu" and target.device == HOST and problems and not may_proceed:
+            raise RequestRefused("telemetry_lost", "; ".join(problems))
+        self._on_device(self.device(target.device))
+
+    def _build(self, configuration: Configuration, name: str, profile_name: str | None) -> Target:
+        resolved = configuration.resolve(name, profile_name)
+        target = self._target_of(resolved)
+        fallback = resolved.profile.fallback_profile
+        if fallback is None or fallback == resolved.profile_name:
+            return target
+        return replace(target, fallback=self._target_of(configuration.resolve(name, fallback)))
+
+    def _target_of(self, resolved: ResolvedModel) -> Target:
+        profile = resolved.profile
+        return Target(
+            model=resolved.name,
+            mode=resolved.mode,
+            profile=resolved.profile_name,
+            device=self._devices.device_for(profile.device),
+            start_timeout_s=profile.start_timeout_s,
+            drain_timeout_s=profile.drain_timeout_s,
+            stop_grace_s=profile.stop_grace_s,
+            stall_timeout_s=profile.stall_timeout_s,
+            restart_on_stall=profile.restart_on_stall,
+            memory=profile.memory.policy(),
+        )
+
+
+def configured_device(info: DeviceInfo, settings: SupervisorSettings) -> Device:
+    """Return what the core must know of a device, with the operator's budget for it."""
+    given = settings.devices.get(info.device)
+    return Device(
+        name=info.device,
+        budget_bytes=settings.budget_bytes(info.device, info.total_bytes),
+        is_exclusive=given.exclusive if given else False,
+        pool=HOST if info.shares_host_memory else info.device,
+        is_host_memory=info.shares_host_memory or info.device == HOST,
+    )
+
+
+def model_or_file(
+    configuration: Configuration, name: str, profile_name: str | None = None
+) -> ResolvedModel:
+    """Return a model of the catalogue by name or alias, or a GGUF file by its path.
+
+    A file runs with the profile named after its type unless another is chosen. Raises
+    RequestRefused as `Targets.target()`, and ModelFileError.
+    """
+    path = Path(name)
+    is_catalogued = configuration.model_name(name) is not None
+    if is_catalogued or not (path.suffix == ".gguf" or path.exists()):
+        return configuration.resolve(name, profile_name)
+    header = inspect_model_file(path).header
+    mode = Mode.EMBEDDING if is_embedding_model(header) else Mode.GENERATION
+    chosen = profile_name or mode.value
+    return ResolvedModel(
+        name=safe_name(path),
+        path=path.resolve(),
+        reference=name,
+        mode=mode,
+        profile_name=chosen,
+        profile=configuration.profile_for(mode, chosen),
+    )

@@ -1,0 +1,124 @@
+"""A configuration that is exchanged while the controller runs is used from then on, everywhere."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from supervisor.config.configuration import Configuration
+from supervisor.config.load import load
+from tests.conftest import RunningController, StartController, write_configuration
+from tests.gateway.conftest import ask_json, endless_stream, shipped, until
+
+CHAT = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
+
+
+@pytest.fixture
+def changed(tmp_path: Path, profiles_dir: Path, models_dir: Path) -> Any:
+    """Loads the shipped configuration with some files replaced."""
+
+    def read(files: Mapping[str, Any]) -> Configuration:
+        folder = tmp_path / "changed"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        write_configuration(folder, profiles_dir, None, files)
+        return load(folder, models_dir, {})
+
+    return read
+
+
+async def test_exchanged_configuration_is_used_without_a_restart(
+    start_controller: StartController, changed: Any
+) -> None:
+    """A new limit on waiting requests, a new model, a changed profile: each is seen at once."""
+    controller = await start_controller()
+    await controller.switch_to("bench-chat")
+    before = await props(controller)
+    assert (await switch(controller, "added"))[0] == 404
+
+    models = shipped("models.yaml")["models"]
+    added = models | {"added": {"path": "demo-chat.gguf", "aliases": ["new"]}}
+    files = {
+        "models.yaml": {"models": added},
+        "supervisor.yaml": shipped(
+            "supervisor.yaml", queue={"hold_max_requests": 0}, server={"max_body_bytes": 200}
+        ),
+        "generation.yaml": shipped("generation.yaml", parallel=2, drain_timeout_s=60),
+    }
+    controller.parts.configuration.exchange(changed(files))
+
+    status, answer = await ask_json(controller, "POST", "/v1/chat/completions", {"x": "y" * 300})
+    assert (status, answer["error"]["code"]) == (413, "body_too_large")
+    assert "added" in [
+        model["id"] for model in (await controller.json("GET", "/v1/models"))["data"]
+    ]
+    async with endless_stream(controller) as stream:
+        _, accepted = await switch(controller, "new", wait=False)
+        await until(lambda: is_draining(controller))
+        status, answer = await ask_json(
+            controller, "POST", "/v1/chat/completions", {**CHAT, "model": "added"}
+        )
+        assert (status, answer["error"]["code"]) == (503, "hold_queue_full")
+        stream.close()
+        await until(lambda: is_live(controller, "added"))
+    report = await controller.json("GET", accepted["location"])
+    assert (report["outcome"], report["model"]) == ("switched", "added")
+    assert (before, await props(controller)) == (4, 2)
+
+
+async def test_exchanged_budget_refuses_what_no_longer_fits(
+    start_controller: StartController, changed: Any
+) -> None:
+    controller = await start_controller()
+    await controller.switch_to("demo-chat")
+
+    small = {"devices": {"host": {"budget_bytes": "1MiB", "exclusive": True}}}
+    controller.parts.configuration.exchange(changed({"supervisor.yaml": small}))
+
+    status, answer = await switch(controller, "minilm")
+    assert (status, answer["error"]["code"]) == (422, "target_does_not_fit")
+
+
+async def test_profile_that_contradicts_a_models_overrides_is_refused(
+    start_controller: StartController,
+) -> None:
+    models = shipped("models.yaml")["models"]
+    models["demo-chat"] |= {
+        "profile": "plain",
+        "overrides": {"kv_unified": True, "cache_ram_mib": 64},
+    }
+    files = {
+        "models.yaml": {"models": models},
+        "plain.yaml": {"mode": "generation"},
+        "keeping.yaml": {"mode": "generation", "keep_prompt_cache": True},
+    }
+    controller = await start_controller(files=files)
+    await controller.switch_to("bench-chat")
+
+    status, answer = await switch(controller, "demo-chat", profile="keeping")
+
+    assert (status, answer["error"]["code"]) == (422, "profile_conflict")
+    assert "'demo-chat' cannot run with profile 'keeping'" in answer["error"]["message"]
+    assert "keep_prompt_cache" in answer["error"]["message"]
+    assert await is_live(controller, "bench-chat")
+
+
+async def switch(controller: RunningController, model: str, **order: Any) -> tuple[int, Any]:
+    return await ask_json(controller, "POST", "/switch-backend", {"model_name": model, **order})
+
+
+async def props(controller: RunningController) -> int:
+    """Return how many slots the live server has."""
+    slots: int = (await controller.json("GET", "/props"))["total_slots"]
+    return slots
+
+
+async def is_draining(controller: RunningController) -> bool:
+    running = (await controller.json("GET", "/status"))["switch"]
+    return running is not None and running["phase"] == "draining"
+
+
+async def is_live(controller: RunningController, model: str) -> bool:
+    return bool((await controller.json("GET", "/status"))["loaded_model"] == model)
