@@ -8,7 +8,7 @@ from itertools import count
 from secrets import token_hex
 
 import structlog
-from aiohttp import web
+from aiohttp import web, web_response
 
 from supervisor.arbiter.arbiter import Arbiter
 from supervisor.config.holder import ConfigurationHolder
@@ -28,6 +28,7 @@ from supervisor.gateway.request_reading import (
 )
 from supervisor.gateway.routes import RESERVED_ROUTES, Route
 from supervisor.gateway.status import Status
+from supervisor.observability.request_log import request_log
 
 log = structlog.get_logger()
 
@@ -160,6 +161,8 @@ def _slot_files_reserved() -> RequestRefused:
 
 def make_runner(application: web.Application) -> web.AppRunner:
     """Return what serves the application: clients that leave cancel, bodies stay as they came."""
+    # aiohttp's names its own version and Python's, also in what it answers before any handler.
+    web_response.SERVER_SOFTWARE = "llama-supervisor"  # type: ignore[attr-defined]
     return web.AppRunner(
         application,
         handler_cancellation=True,
@@ -196,15 +199,15 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
             response.headers[relay.REQUEST_ID] = request[_REQUEST_ID]
         return response
     finally:
-        log.info(
-            "request.done",
-            method=request.method,
-            path=request.path,
-            status=status,
+        request_log.done(
+            request.method,
+            request.path,
+            status,
             request_id=request.get(_REQUEST_ID),
             epoch=request.get(_EPOCH),
-            waited_s=round(request.get(_WAITED_S, 0.0), 4),
-            took_s=round(time.monotonic() - started_at, 4),
+            waited_s=request.get(_WAITED_S, 0.0),
+            took_s=time.monotonic() - started_at,
+            client=request.remote,
         )
 
 

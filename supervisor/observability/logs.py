@@ -1,69 +1,77 @@
 """Log lines: events with stable dotted names, for people or as JSON. Never prompts, never keys."""
 
-import json
+import atexit
+import logging
+import os
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
-from typing import IO, Any, BinaryIO, Literal, TextIO, cast
+from collections.abc import Callable
+from typing import BinaryIO, Literal, cast
 
-import msgspec
 import structlog
 
-_encoder = msgspec.json.Encoder(enc_hook=str)
+from supervisor.observability.library_logs import take_over_library_logs
+from supervisor.observability.log_forms import console_form, json_form
+from supervisor.observability.log_writer import LogWriter
+from supervisor.observability.request_log import request_log
 
 
-def set_up_logging(log_format: Literal["console", "json"], level: str = "info") -> None:
-    """Send log events to standard error, in the format asked for."""
-    stream = sys.stderr
-    shared: list[structlog.typing.Processor] = [
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
-    if log_format == "json":
-        structlog.configure(
-            processors=[
-                *shared,
-                structlog.processors.format_exc_info,
-                structlog.processors.JSONRenderer(serializer=_to_json),
-            ],
-            logger_factory=structlog.BytesLoggerFactory(cast("BinaryIO", _Lossy(stream.buffer))),
-            wrapper_class=structlog.make_filtering_bound_logger(level),
-            cache_logger_on_first_use=True,
-        )
-    else:
-        structlog.configure(
-            processors=[
-                *shared,
-                structlog.dev.ConsoleRenderer(
-                    colors=stream.isatty(),
-                    # The default prints local variables, and with them prompts and keys.
-                    exception_formatter=structlog.dev.plain_traceback,
-                ),
-            ],
-            logger_factory=structlog.PrintLoggerFactory(cast("TextIO", _Lossy(stream))),
-            wrapper_class=structlog.make_filtering_bound_logger(level),
-            cache_logger_on_first_use=True,
-        )
+def set_up_logging(
+    log_format: Literal["console", "json"], level: str = "info"
+) -> Callable[[], None]:
+    """Send log events to standard error, in the format asked for.
+
+    Those of libraries (the `logging` module, asyncio, warnings), too, each as one line. A thread
+    writes them, so that a stream which is slow, full or closed stops nobody. Returns a function
+    that ends the log: it writes what is left, and waits a second at most for a stream that does
+    not take it. It is called at the end of the process, too.
+    """
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    form = json_form() if log_format == "json" else console_form(has_colours=is_terminal)
+    writer = LogWriter(_error_descriptor(), _say_dropped)
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *form.processors,
+        ],
+        logger_factory=structlog.BytesLoggerFactory(cast("BinaryIO", _InOrder(writer))),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        cache_logger_on_first_use=True,
+    )
+    threshold = logging.getLevelNamesMapping()[level.upper()]
+    levels = [name for name in ("debug", "info") if getattr(logging, name.upper()) >= threshold]
+    request_log.set_up(lambda lines: writer.write(form.format_requests(lines)), levels)
+    take_over_library_logs(level)
+
+    def finish() -> None:
+        request_log.flush()
+        writer.close()
+
+    atexit.register(finish)
+    return finish
 
 
-class _Lossy:
-    """A stream that drops what it cannot write: a full disk must not stop the service."""
+class _InOrder:
+    """The file that structlog writes to: lines of requests that came before go before."""
 
-    def __init__(self, stream: IO[Any]) -> None:
-        self._stream = stream
+    def __init__(self, writer: LogWriter) -> None:
+        self._writer = writer
 
-    def write(self, line: Any) -> None:
-        with suppress(OSError):
-            self._stream.write(line)
+    def write(self, line: bytes) -> None:
+        request_log.flush()
+        self._writer.write(line)
 
     def flush(self) -> None:
-        with suppress(OSError):
-            self._stream.flush()
+        """Do nothing: the writer never waits with what it has."""
 
 
-def _to_json(event: Mapping[str, Any], **_: Any) -> bytes:
+def _error_descriptor() -> int:
+    """Return a descriptor of standard error's own, which stays what it is; else of nothing."""
     try:
-        return _encoder.encode(event)
-    except UnicodeEncodeError:
-        # A client's header may hold bytes that are no UTF-8; they stand in text as surrogates.
-        return json.dumps(event, default=str).encode()
+        return os.dup(sys.stderr.fileno())
+    except (AttributeError, OSError, ValueError):  # closed before we came, or not a file
+        return os.open(os.devnull, os.O_WRONLY)
+
+
+def _say_dropped(lines: int) -> None:
+    structlog.get_logger().warning("log.lines_dropped", lines=lines)
