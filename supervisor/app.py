@@ -143,6 +143,7 @@ async def build(configuration: Configuration, options: Options) -> AsyncIterator
         gateway = Gateway(
             arbiter=arbiter,
             configuration=holder,
+            targets=targets,
             control=Control(
                 arbiter=arbiter, configuration=holder, targets=targets, history=stores.history
             ),

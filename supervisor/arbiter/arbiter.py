@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from itertools import count
 
 import structlog
@@ -57,12 +56,22 @@ SwitchTicket = tuple[str, asyncio.Future[SwitchReport]]
 """A switch's id, and its report to come."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """Leave to use a backend, until the context of `Arbiter.lease()` ends."""
+    """Leave to use a backend until `end()`, which whoever got the lease must call."""
 
-    backend: Backend
-    waited_s: float
+    __slots__ = ("_end", "_request_id", "backend", "waited_s")
+
+    def __init__(
+        self, request_id: str, backend: Backend, waited_s: float, end: Callable[[str], None]
+    ) -> None:
+        self._request_id = request_id
+        self._end = end
+        self.backend = backend
+        self.waited_s = waited_s
+
+    def end(self) -> None:
+        """Give the lease back. A second time changes nothing."""
+        self._end(self._request_id)
 
 
 class Arbiter:
@@ -112,36 +121,67 @@ class Arbiter:
 
     @asynccontextmanager
     async def lease(
-        self, model: str | None, mode_hint: Mode | None, body_bytes: int = 0
+        self, target: Target | None, mode_hint: Mode | None, body_bytes: int = 0
     ) -> AsyncIterator[Lease]:
-        """Use a backend that serves `model` (None: whatever is live, preferring `mode_hint`).
+        """Use a backend of `target`'s model (None: whatever is live, preferring `mode_hint`).
 
         Waits while a switch that may bring it runs. Raises RequestRefused with the reason.
         """
-        request_id = f"r{next(self._request_numbers)}"
-        future = asyncio.get_running_loop().create_future()
-        self._requests[request_id] = future
         arrived_at = self._clock()
-        self.post(
-            RequestArrived(
-                at=arrived_at,
-                request_id=request_id,
-                model=model,
-                mode_hint=mode_hint,
-                body_bytes=body_bytes,
-            )
-        )
+        request_id, answer = self._announce_request(arrived_at, target, mode_hint, body_bytes)
         try:
-            epoch = future.result() if future.done() else await future
+            epoch = answer.result() if answer.done() else await answer
             backend = self._performer.backends.get(epoch)
             if backend is None:  # it died before this task's turn came
                 raise RequestRefused(
                     "backend_unreachable", "the model's server died; see /status for its last exit"
                 )
-            yield Lease(backend=backend, waited_s=self._clock() - arrived_at)
+            yield Lease(request_id, backend, self._clock() - arrived_at, self._end_request)
         finally:
-            self._requests.pop(request_id, None)
-            self.post(RequestEnded(at=self._clock(), request_id=request_id))
+            self._end_request(request_id)
+
+    def lease_at_once(self, target: Target | None, mode_hint: Mode | None) -> Lease | None:
+        """Return a lease as `lease()` gives, or None where that would wait or refuse.
+
+        Call its `end()` when the request is over. Nothing is kept of a request that gets None.
+        """
+        request_id, answer = self._announce_request(
+            self._clock(), target, mode_hint, 0, may_wait=False
+        )
+        backend = self._performer.backends.get(answer.result()) if answer.done() else None
+        if backend is None:
+            self._end_request(request_id)
+            return None
+        return Lease(request_id, backend, 0.0, self._end_request)
+
+    def _announce_request(
+        self,
+        at: float,
+        target: Target | None,
+        mode_hint: Mode | None,
+        body_bytes: int,
+        *,
+        may_wait: bool = True,
+    ) -> tuple[str, asyncio.Future[int]]:
+        """Post that a request arrived. Returns its id, and the epoch that it gets, to come."""
+        request_id = f"r{next(self._request_numbers)}"
+        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._requests[request_id] = answer
+        self.post(
+            RequestArrived(
+                at=at,
+                request_id=request_id,
+                target=target,
+                mode_hint=mode_hint,
+                body_bytes=body_bytes,
+                may_wait=may_wait,
+            )
+        )
+        return request_id, answer
+
+    def _end_request(self, request_id: str) -> None:
+        self._requests.pop(request_id, None)
+        self.post(RequestEnded(at=self._clock(), request_id=request_id))
 
     def request_switch(
         self,

@@ -12,6 +12,7 @@ from aiohttp import web, web_response
 
 from supervisor.arbiter.arbiter import Arbiter
 from supervisor.config.holder import ConfigurationHolder
+from supervisor.engine.targets import Targets
 from supervisor.errors import RequestRefused
 from supervisor.gateway import relay
 from supervisor.gateway.control import Control
@@ -44,17 +45,19 @@ _request_numbers = count(1)
 class Gateway:
     """Answers every request: by a reserved route, or by the backend that it leases."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts that the routes and the relay stand on
         self,
         *,
         arbiter: Arbiter,
         configuration: ConfigurationHolder,
+        targets: Targets,
         control: Control,
         status: Status,
         devices: Devices,
     ) -> None:
         self._arbiter = arbiter
         self._configuration = configuration
+        self._targets = targets
         self._control = control
         self._status = status
         self._devices = devices
@@ -115,9 +118,10 @@ class Gateway:
         """Lease a backend and forward to it, once more where it died before its first byte."""
         request_id = request[_REQUEST_ID]
         repeats_left = MAX_REPEATS if self._may_repeat(request.method, path) else 0
+        hint = mode_hint(request.path)
+        target = self._targets.target(model) if model is not None else None
         while True:
-            hint = mode_hint(request.path)
-            async with self._arbiter.lease(model, hint, len(body)) as lease:
+            async with self._arbiter.lease(target, hint, len(body)) as lease:
                 if lease.backend.launch.prompt_files is not None and acts_on_slot_files(path):
                     raise _slot_files_reserved()
                 request[_EPOCH] = lease.backend.epoch

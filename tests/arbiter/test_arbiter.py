@@ -14,17 +14,20 @@ from supervisor.core.machine.events import (
     BackendReady,
     RequestArrived,
     RequestEnded,
+    RulesChanged,
     SwitchRequested,
 )
 from supervisor.core.machine.values import (
     Backend,
     BackendState,
     Device,
+    Limits,
     Mode,
     Outcome,
     Phase,
     Snapshot,
     SwitchReport,
+    SwitchRules,
     Target,
 )
 from supervisor.errors import (
@@ -58,14 +61,14 @@ def refusal_of(report: SwitchReport) -> tuple[str, str]:
 class Client:
     """A request that holds its lease until it is told to let go."""
 
-    def __init__(self, world: World, model: str | None, hint: Mode | None = None) -> None:
+    def __init__(self, world: World, target: Target | None, hint: Mode | None = None) -> None:
         self._may_go = asyncio.Event()
         self.epoch: int | None = None
         self.waited_s: float | None = None
-        self.task = asyncio.create_task(self._ask(world, model, hint))
+        self.task = asyncio.create_task(self._ask(world, target, hint))
 
-    async def _ask(self, world: World, model: str | None, hint: Mode | None) -> None:
-        async with world.arbiter.lease(model, hint) as lease:
+    async def _ask(self, world: World, target: Target | None, hint: Mode | None) -> None:
+        async with world.arbiter.lease(target, hint) as lease:
             self.epoch, self.waited_s = lease.backend.epoch, lease.waited_s
             await self._may_go.wait()
 
@@ -83,7 +86,7 @@ async def test_a_live_model_is_leased_without_a_task_switch(
     await world.switch_to(make_target("chat"))
     turns: list[str] = []
     asyncio.get_running_loop().call_soon(turns.append, "another task's turn")
-    async with world.arbiter.lease("chat", None) as lease:
+    async with world.arbiter.lease(make_target("chat"), None) as lease:
         assert turns == []
         assert lease.backend is world.launcher.newest
         assert lease.waited_s < 0.05
@@ -96,7 +99,7 @@ async def test_a_lease_comes_back_when_its_request_fails(
 ) -> None:
     await world.switch_to(make_target("chat"))
     with pytest.raises(ZeroDivisionError):
-        async with world.arbiter.lease("chat", None):
+        async with world.arbiter.lease(make_target("chat"), None):
             raise ZeroDivisionError
     assert in_flight(world) == 0
     assert not world.snapshot.leases
@@ -115,7 +118,7 @@ async def test_a_request_for_what_is_not_live_is_refused_with_what_is(
 ) -> None:
     await world.switch_to(make_target("chat"))
     with pytest.raises(RequestRefused) as refusal:
-        async with world.arbiter.lease("other", None):
+        async with world.arbiter.lease(make_target("other"), None):
             pass
     assert refusal.value.code == "model_not_live"
     assert refusal.value.details == {"live_models": ("chat",)}
@@ -128,7 +131,7 @@ async def test_requests_that_arrive_during_a_switch_wait_and_are_served(
     world.launcher.is_slow = True
     switching = asyncio.create_task(world.switch_to(make_target("chat")))
     await eventually(lambda: world.launcher.backends)
-    clients = [Client(world, "chat"), Client(world, None)]
+    clients = [Client(world, make_target("chat")), Client(world, None)]
     await eventually(lambda: len(world.snapshot.waiters) == 2)
     began_at = time.monotonic()
     world.launcher.newest.ready.set()
@@ -148,7 +151,7 @@ async def test_a_client_that_leaves_while_it_waits_leaves_no_trace(
     world.launcher.is_slow = True
     switching = asyncio.create_task(world.switch_to(make_target("chat")))
     await eventually(lambda: world.launcher.backends)
-    client = Client(world, "chat")
+    client = Client(world, make_target("chat"))
     await eventually(lambda: world.snapshot.waiters)
     client.task.cancel()
     await asyncio.wait([client.task])
@@ -166,7 +169,7 @@ async def test_a_client_that_leaves_between_its_grant_and_its_turn_gives_the_lea
     world.launcher.is_slow = True
     switching = asyncio.create_task(world.switch_to(make_target("chat")))
     await eventually(lambda: world.launcher.backends)
-    client = Client(world, "chat")
+    client = Client(world, make_target("chat"))
     await eventually(lambda: world.snapshot.waiters)
     # The grant is decided inside post(); the client's task has its turn afterwards.
     world.arbiter.post(BackendReady(at=time.monotonic(), epoch=1, memory=None))
@@ -184,7 +187,7 @@ async def test_a_backend_that_dies_between_grant_and_turn_is_a_refusal_that_says
     world.launcher.is_slow = True
     switching = asyncio.create_task(world.switch_to(make_target("chat")))
     await eventually(lambda: world.launcher.backends)
-    client = Client(world, "chat")
+    client = Client(world, make_target("chat"))
     await eventually(lambda: world.snapshot.waiters)
     world.arbiter.post(BackendReady(at=time.monotonic(), epoch=1, memory=None))
     del world.arbiter._performer.backends[1]  # as when its exit is handled in the same turn
@@ -203,12 +206,75 @@ async def test_a_request_waits_no_longer_than_the_bound(
     world.launcher.is_slow = True
     switching = asyncio.create_task(world.switch_to(make_target("chat")))
     await eventually(lambda: world.launcher.backends)
-    client = Client(world, "chat")
+    client = Client(world, make_target("chat"))
     with pytest.raises(RequestRefused) as refusal:
         await client.task
     assert refusal.value.code == "hold_timeout"
     world.launcher.newest.ready.set()
     assert (await switching).outcome is Outcome.SWITCHED
+
+
+async def test_a_lease_at_once_holds_its_backend_until_it_is_ended(
+    world: World, make_target: MakeTarget
+) -> None:
+    await world.switch_to(make_target("chat"))
+    other_profile = make_target("chat", profile="another")
+    lease = world.arbiter.lease_at_once(other_profile, None)
+    assert lease.backend is world.launcher.newest
+    assert in_flight(world) == 1
+    lease.end()
+    lease.end()  # once more changes nothing
+    assert in_flight(world) == 0
+    assert not world.snapshot.leases
+    assert not world.arbiter._requests
+
+
+async def test_where_nothing_can_be_leased_at_once_no_trace_is_left(
+    world: World, make_target: MakeTarget, eventually: Eventually
+) -> None:
+    assert world.arbiter.lease_at_once(make_target("chat"), None) is None
+    world.launcher.is_slow = True
+    switching = asyncio.create_task(world.switch_to(make_target("chat")))
+    await eventually(lambda: world.launcher.backends)
+    assert world.arbiter.lease_at_once(make_target("chat"), None) is None
+    assert not world.snapshot.waiters
+    assert not world.arbiter._requests
+    world.launcher.newest.ready.set()
+    await switching
+    assert in_flight(world) == 0
+    assert world.arbiter.lease_at_once(make_target("other"), None) is None
+    assert world.arbiter.lease_at_once(None, Mode.EMBEDDING) is not None
+
+
+async def test_nothing_is_leased_at_once_of_a_server_that_is_gone(
+    world: World, make_target: MakeTarget
+) -> None:
+    await world.switch_to(make_target("chat"))
+    del world.arbiter._performer.backends[1]  # as when its exit is handled in the same turn
+    assert world.arbiter.lease_at_once(make_target("chat"), None) is None
+    assert in_flight(world) == 0
+    world.arbiter._performer.backends[1] = world.launcher.backends[1]
+
+
+async def test_new_rules_hold_for_requests_that_wait_already(
+    world: World, make_target: MakeTarget, eventually: Eventually
+) -> None:
+    world.launcher.is_slow = True
+    switching = asyncio.create_task(world.switch_to(make_target("chat")))
+    await eventually(lambda: world.launcher.backends)
+    client = Client(world, make_target("chat"))
+    await eventually(lambda: world.snapshot.waiters)
+    world.arbiter.post(
+        RulesChanged(
+            at=time.monotonic(), limits=Limits(hold_timeout_s=0.0), rules=SwitchRules(warms=False)
+        )
+    )
+    with pytest.raises(RequestRefused) as refusal:
+        await client.task
+    assert refusal.value.code == "hold_timeout"
+    assert world.snapshot.rules == SwitchRules(warms=False)
+    world.launcher.newest.ready.set()
+    await switching
 
 
 # Switches
@@ -246,7 +312,7 @@ async def test_the_old_backend_is_stopped_with_its_own_grace_after_its_requests(
     world: World, make_target: MakeTarget, eventually: Eventually
 ) -> None:
     await world.switch_to(make_target("chat", stop_grace_s=7.0, drain_timeout_s=60.0))
-    client = Client(world, "chat")
+    client = Client(world, make_target("chat"))
     await eventually(lambda: in_flight(world) == 1)
     switching = asyncio.create_task(world.switch_to(make_target("embed")))
     await eventually(lambda: phase(world) is Phase.DRAINING)
@@ -260,7 +326,7 @@ async def test_draining_ends_at_its_deadline(
     world: World, make_target: MakeTarget, eventually: Eventually
 ) -> None:
     await world.switch_to(make_target("chat", drain_timeout_s=0.05))
-    client = Client(world, "chat")
+    client = Client(world, make_target("chat"))
     await eventually(lambda: in_flight(world) == 1)
     report = await world.switch_to(make_target("embed"))
     assert dict(report.phase_seconds)[Phase.DRAINING] >= 0.05
@@ -378,7 +444,7 @@ async def test_a_server_that_dies_while_loading_fails_the_switch_with_its_last_w
     world.launcher.is_slow = True
     _, result = world.arbiter.request_switch(make_target("chat"), "test")
     await eventually(lambda: world.launcher.backends)
-    client = Client(world, "chat")
+    client = Client(world, make_target("chat"))
     await eventually(lambda: world.snapshot.waiters)
     world.launcher.newest.end(exit_code=1)
     report = await result
@@ -408,7 +474,7 @@ async def test_a_server_that_dies_while_serving_is_started_again_for_those_who_w
     world: World, make_target: MakeTarget, eventually: Eventually
 ) -> None:
     await world.switch_to(make_target("chat"))
-    client = Client(world, "chat")
+    client = Client(world, make_target("chat"))
     await eventually(lambda: in_flight(world) == 1)
     world.launcher.newest.end(signal=11)
     await eventually(lambda: world.snapshot.recovery("chat") is not None)
@@ -416,7 +482,7 @@ async def test_a_server_that_dies_while_serving_is_started_again_for_those_who_w
     assert (exit_record.signal, exit_record.was_wanted) == (11, False)
     assert exit_record.last_lines == ("first words", "last words")
     await client.let_go()  # its lease went with the backend
-    async with world.arbiter.lease("chat", None) as lease:
+    async with world.arbiter.lease(make_target("chat"), None) as lease:
         assert lease.backend.epoch == 2
     assert world.snapshot.recoveries == ()
 
@@ -502,7 +568,7 @@ async def test_an_event_posted_by_an_observer_is_handled_behind_the_one_observed
         memory=world.memory,
         observers=(observe,),
     )
-    arbiter.post(RequestArrived(at=0.0, request_id="r1", model="chat"))
+    arbiter.post(RequestArrived(at=0.0, request_id="r1", target=make_target("chat")))
     assert order == ["RequestArrived", "observed", "RequestEnded"]
 
 
@@ -526,12 +592,12 @@ async def test_shutting_down_drains_stops_and_refuses_what_comes(
     world: World, make_target: MakeTarget, eventually: Eventually
 ) -> None:
     await world.switch_to(make_target("chat", stop_grace_s=4.0))
-    client = Client(world, "chat")
+    client = Client(world, make_target("chat"))
     await eventually(lambda: in_flight(world) == 1)
     closing = asyncio.create_task(world.arbiter.shut_down(60))
     await eventually(lambda: world.snapshot.is_closing)
     with pytest.raises(RequestRefused) as request_refusal:
-        async with world.arbiter.lease("chat", None):
+        async with world.arbiter.lease(make_target("chat"), None):
             pass
     with pytest.raises(RequestRefused) as switch_refusal:
         world.arbiter.request_switch(make_target("embed"), "test")
@@ -547,7 +613,7 @@ async def test_shutting_down_waits_for_streams_no_longer_than_told(
     world: World, make_target: MakeTarget, eventually: Eventually
 ) -> None:
     await world.switch_to(make_target("chat"))
-    client = Client(world, "chat")
+    client = Client(world, make_target("chat"))
     await eventually(lambda: in_flight(world) == 1)
     async with asyncio.timeout(5):
         await world.arbiter.shut_down(0.05)
@@ -559,7 +625,7 @@ async def test_a_second_shutdown_stops_at_once(
     world: World, make_target: MakeTarget, eventually: Eventually
 ) -> None:
     await world.switch_to(make_target("chat"))
-    client = Client(world, "chat")
+    client = Client(world, make_target("chat"))
     await eventually(lambda: in_flight(world) == 1)
     patient = asyncio.create_task(world.arbiter.shut_down(60))
     await eventually(lambda: world.snapshot.is_closing)

@@ -145,7 +145,7 @@ def test_the_end_of_an_unknown_backend_is_not_told_again(recorder: Recorder) -> 
 
 def test_requests_are_left_to_the_gateways_log(recorder: Recorder) -> None:
     live, _ = play(recorder, EMPTY, *TO_CHAT)
-    arrived = RequestArrived(at=5.0, request_id="r1", model="chat")
+    arrived = RequestArrived(at=5.0, request_id="r1", target=CHAT)
     _, lines = play(recorder, live, arrived, RequestEnded(at=6.0, request_id="r1"))
     assert lines == []
 

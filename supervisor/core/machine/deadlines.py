@@ -11,22 +11,22 @@ file system that hangs must not hold every later switch up."""
 
 def next_wakeup(snapshot: Snapshot) -> float | None:
     """Return the monotonic time at which `TimePassed` is due, or None while nothing is."""
-    moments = [*_switch_moments(snapshot), *_closing_moments(snapshot)]
-    moments += [
-        b.retire_deadline
-        for b in snapshot.backends
-        if b.retire_deadline is not None and b.state is BackendState.DRAINING
-    ]
+    moments: list[float] = []  # filled without detours: it is asked twice per request
+    if snapshot.switch is not None:
+        moments += _switch_moments(snapshot, snapshot.switch)
+    for backend in snapshot.backends:
+        if backend.state is BackendState.DRAINING:
+            if backend.retire_deadline is not None:
+                moments.append(backend.retire_deadline)
+            if snapshot.close_deadline is not None:
+                moments.append(snapshot.close_deadline)
     oldest = oldest_waiter(snapshot)
     if oldest is not None:
         moments.append(oldest.arrived_at + snapshot.limits.hold_timeout_s)
-    return min(moments, default=None)
+    return min(moments) if moments else None
 
 
-def _switch_moments(snapshot: Snapshot) -> list[float]:
-    switch = snapshot.switch
-    if switch is None:
-        return []
+def _switch_moments(snapshot: Snapshot, switch: Switch) -> list[float]:
     moments = [_phase_deadline(snapshot, switch), switch.next_sample_at]
     backend = snapshot.backend(switch.epoch)
     if backend is not None and backend.state is BackendState.STARTING:
@@ -44,10 +44,3 @@ def _phase_deadline(snapshot: Snapshot, switch: Switch) -> float | None:
             return reap_deadline(snapshot)
         case _:
             return None
-
-
-def _closing_moments(snapshot: Snapshot) -> list[float]:
-    is_draining = any(b.state is BackendState.DRAINING for b in snapshot.backends)
-    if snapshot.close_deadline is None or not is_draining:
-        return []
-    return [snapshot.close_deadline]

@@ -77,9 +77,12 @@ class Draft:
         )
 
     def put_backend(self, backend: Backend) -> None:
-        """Add a backend, or replace the one of the same epoch; oldest first."""
-        others = [b for b in self.snapshot.backends if b.epoch != backend.epoch]
-        self.set(backends=tuple(sorted((*others, backend), key=lambda b: b.epoch)))
+        """Replace the backend of the same epoch, or add one, whose epoch is the highest so far."""
+        epoch, backends = backend.epoch, self.snapshot.backends
+        if backends and epoch <= backends[-1].epoch:
+            self.set(backends=tuple([backend if b.epoch == epoch else b for b in backends]))
+        else:
+            self.set(backends=(*backends, backend))
 
     def move_backend(self, backend: Backend, state: BackendState) -> Backend:
         """Move a backend on. Raises InvalidTransition for a move that the table forbids."""

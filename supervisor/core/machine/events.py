@@ -70,12 +70,22 @@ class WarmingBegun(Event, frozen=True, kw_only=True):
 
 
 class RequestArrived(Event, frozen=True, kw_only=True):
-    """A client asks for a model, or (None) for whatever is live, preferring `mode_hint`."""
+    """A client asks for a target, or (None) for whatever is live, preferring `mode_hint`.
+
+    A target is served by the live backend of its model, whatever that one's profile.
+    `may_wait` False: where no lease can be granted at once, nothing is ordered, and nothing kept.
+    """
 
     request_id: str
-    model: str | None
+    target: Target | None
     mode_hint: Mode | None = None
     body_bytes: int = 0
+    may_wait: bool = True
+
+    @property
+    def model(self) -> str | None:
+        """The name of the model that is asked for; None where none is."""
+        return None if self.target is None else self.target.model
 
 
 class RequestEnded(Event, frozen=True, kw_only=True):

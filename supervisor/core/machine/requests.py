@@ -9,18 +9,22 @@ from msgspec.structs import replace
 from supervisor.core.machine.commands import GrantLease, RefuseRequest
 from supervisor.core.machine.draft import Draft
 from supervisor.core.machine.events import RequestArrived
-from supervisor.core.machine.values import Backend, Mode, Refusal, Snapshot, Waiter
+from supervisor.core.machine.values import Backend, BackendState, Mode, Refusal, Snapshot, Waiter
 
 
 def admit(draft: Draft, request: RequestArrived) -> None:
-    """Grant the request a lease, let it wait for the running switch, or refuse it."""
+    """Grant the request a lease, let it wait for the running switch, or refuse it.
+
+    One that may not wait and gets no lease leaves everything as it is.
+    """
     snapshot = draft.snapshot
-    if snapshot.is_closing:
-        refuse(draft, request.request_id, SHUTTING_DOWN)
-        return
     backend = backend_for(snapshot, request.model, request.mode_hint)
-    if backend is not None:
-        grant(draft, request.request_id, backend)
+    if backend is not None and not snapshot.is_closing:
+        _grant(draft, request.request_id, backend)
+    elif not request.may_wait:
+        return
+    elif snapshot.is_closing:
+        refuse(draft, request.request_id, SHUTTING_DOWN)
     elif _may_wait(snapshot, request.model):
         _hold(draft, request)
     else:
@@ -33,16 +37,25 @@ def backend_for(snapshot: Snapshot, model: str | None, mode_hint: Mode | None) -
     A named model is served by its own backend only. A request that names none takes a backend of
     the hinted mode, else the one switched to last.
     """
-    ready = snapshot.ready_backends()
-    if model is not None:
-        return next((b for b in ready if b.target.model == model), None)
-    hinted = next((b for b in ready if b.target.mode is mode_hint), None)
-    return hinted or (ready[0] if ready else None)
+    newest = None
+    for backend in reversed(snapshot.backends):
+        if backend.state is not BackendState.READY:
+            continue
+        if model is not None:
+            if backend.target.model == model:
+                return backend
+        elif backend.target.mode is mode_hint:
+            return backend
+        elif newest is None:
+            newest = backend
+    return newest
 
 
-def grant(draft: Draft, request_id: str, backend: Backend) -> None:
-    """Lease the backend to the request."""
-    grant_all(draft, ((request_id, backend),))
+def _grant(draft: Draft, request_id: str, backend: Backend) -> None:
+    """Lease the backend to the request: on the way of every request, and so without detours."""
+    draft.put_backend(replace(backend, in_flight=backend.in_flight + 1))
+    draft.set(leases=draft.snapshot.leases.set(request_id, backend.epoch))
+    draft.order(GrantLease(request_id=request_id, epoch=backend.epoch))
 
 
 def grant_all(draft: Draft, granted: Sequence[tuple[str, Backend]]) -> None:
@@ -213,7 +226,7 @@ def _hold(draft: Draft, request: RequestArrived) -> None:
     number = snapshot.next_waiter
     waiter = Waiter(
         request_id=request.request_id,
-        model=request.model,
+        target=request.target,
         mode_hint=request.mode_hint,
         arrived_at=request.at,
         body_bytes=request.body_bytes,

@@ -168,13 +168,18 @@ class Backend(Struct, frozen=True, kw_only=True):
 
 
 class Waiter(Struct, frozen=True, kw_only=True):
-    """A request that waits for the running switch. `model` None takes whatever is live then."""
+    """A request that waits for the running switch. `target` None takes whatever is live then."""
 
     request_id: str
-    model: str | None
+    target: Target | None
     mode_hint: Mode | None
     arrived_at: float
     body_bytes: int = 0
+
+    @property
+    def model(self) -> str | None:
+        """The name of the model that it waits for; None where it named none."""
+        return None if self.target is None else self.target.model
 
 
 class Refusal(Struct, frozen=True, kw_only=True):
@@ -297,6 +302,7 @@ class SwitchRules(Struct, frozen=True, kw_only=True):
 class Snapshot(Struct, frozen=True, kw_only=True):
     """The whole state. Only the arbiter replaces it, and only by what `step()` returns.
 
+    `backends` stand in the order of their starts, which is that of their epochs.
     Waiters are keyed by arrival number, so that the oldest is found without searching:
     `oldest_waiter` is its number, or `next_waiter` when nobody waits. It only moves up.
     """
@@ -339,8 +345,7 @@ class Snapshot(Struct, frozen=True, kw_only=True):
 
     def ready_backends(self) -> tuple[Backend, ...]:
         """Backends that admit requests, the one switched to last first."""
-        ready = [b for b in self.backends if b.state is BackendState.READY]
-        return tuple(sorted(ready, key=lambda b: -b.epoch))
+        return tuple(b for b in reversed(self.backends) if b.state is BackendState.READY)
 
     def live_models(self) -> tuple[str, ...]:
         """Names of the models that admit requests now."""

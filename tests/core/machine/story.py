@@ -45,6 +45,7 @@ from supervisor.core.machine.values import (
     Target,
     TargetNeed,
 )
+from tests.core.machine.surroundings import asked_for
 
 GIB = 1024 * MIB
 TOTAL_BYTES = 24 * GIB
@@ -186,7 +187,12 @@ class Story:
     def arrive(
         self, request_id: str, model: str | None = "chat", body_bytes: int = 0
     ) -> tuple[Command, ...]:
-        return self.tell(RequestArrived, request_id=request_id, model=model, body_bytes=body_bytes)
+        return self.tell(
+            RequestArrived,
+            request_id=request_id,
+            target=asked_for(model),
+            body_bytes=body_bytes,
+        )
 
     def end(self, request_id: str) -> tuple[Command, ...]:
         return self.tell(RequestEnded, request_id=request_id)

@@ -18,6 +18,11 @@ def target(model: str, mode: Mode, device: str, profile: str = "default") -> Tar
     )
 
 
+def asked_for(model: str | None) -> Target | None:
+    """Return what a request names that names a model, whatever profile of it is live."""
+    return None if model is None else target(model, Mode.GENERATION, "alone")
+
+
 TARGETS = (
     target("chat", Mode.GENERATION, "alone"),
     target("chat", Mode.GENERATION, "alone", profile="long"),

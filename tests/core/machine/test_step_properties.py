@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 from msgspec.structs import replace
 
-from supervisor.core.machine.commands import StartBackend
+from supervisor.core.machine.commands import GrantLease, StartBackend
 from supervisor.core.machine.events import (
     BackendMoved,
     BackendStalled,
@@ -18,6 +18,7 @@ from supervisor.core.machine.events import (
     RequestArrived,
     RestartRequested,
     RetryDue,
+    RulesChanged,
     ShutdownRequested,
     SwitchRequested,
     TargetRejected,
@@ -25,7 +26,7 @@ from supervisor.core.machine.events import (
 )
 from supervisor.core.machine.step import step
 from supervisor.core.machine.values import DrainPolicy, Mode, Phase, SwitchRules, Target
-from tests.core.machine.surroundings import TARGETS
+from tests.core.machine.surroundings import LIMITS, TARGETS, asked_for
 from tests.core.machine.world import Fate, World
 
 REPEATABLE = (
@@ -48,7 +49,7 @@ class Happenings(World):
     @initialize(replaces=st.booleans(), warms=st.booleans())
     def operator_chooses_rules(self, *, replaces: bool, warms: bool) -> None:
         rules = SwitchRules(replaces=replaces, warms=warms)
-        self.snapshot = replace(self.snapshot, rules=rules)
+        self.tell(RulesChanged(at=self.now, limits=LIMITS, rules=rules))
 
     @rule(pause_s=pauses_s, wanted=st.none() | targets, policy=st.sampled_from(DrainPolicy))
     def somebody_requests_a_switch(
@@ -97,11 +98,27 @@ class Happenings(World):
             RequestArrived(
                 at=self.now,
                 request_id=request_id,
-                model=model,
+                target=asked_for(model),
                 mode_hint=hint,
                 body_bytes=body_bytes,
             )
         )
+
+    @rule(model=models, hint=st.sampled_from([None, *Mode]))
+    def request_arrives_that_may_not_wait(self, model: str | None, hint: Mode | None) -> None:
+        """It gets the lease that one that may wait would get at once, or leaves no trace."""
+        at_once = RequestArrived(
+            at=self.now,
+            request_id="at-once",
+            target=asked_for(model),
+            mode_hint=hint,
+            may_wait=False,
+        )
+        patient, commands = step(self.snapshot, replace(at_once, may_wait=True))
+        if any(isinstance(command, GrantLease) for command in commands):
+            assert step(self.snapshot, at_once) == (patient, commands)
+        else:
+            assert step(self.snapshot, at_once) == (self.snapshot, ())
 
     @precondition(lambda self: self.requests)
     @rule(pause_s=pauses_s, pick=st.integers(0))

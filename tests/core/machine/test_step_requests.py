@@ -33,6 +33,7 @@ from supervisor.core.machine.values import (
     TargetNeed,
 )
 from tests.core.machine.story import AT_ONCE
+from tests.core.machine.surroundings import asked_for
 
 DEVICE = Device(name="gpu0", budget_bytes=1000)
 CHAT = Target(model="chat", mode=Mode.GENERATION, profile="chat", device="gpu0")
@@ -93,7 +94,7 @@ def arrival(
     body_bytes: int = 0,
 ) -> RequestArrived:
     return RequestArrived(
-        at=at, request_id=request_id, model=model, mode_hint=hint, body_bytes=body_bytes
+        at=at, request_id=request_id, target=asked_for(model), mode_hint=hint, body_bytes=body_bytes
     )
 
 

@@ -37,6 +37,7 @@ from supervisor.core.machine.values import (
     Target,
     TargetNeed,
 )
+from tests.core.machine.surroundings import asked_for
 
 CHAT = Target(model="chat", mode=Mode.GENERATION, profile="chat", device="gpu0", stop_grace_s=3.0)
 EMBED = Target(model="embed", mode=Mode.EMBEDDING, profile="embed", device="gpu0", stop_grace_s=4.0)
@@ -87,7 +88,7 @@ def play(snapshot: Snapshot, *events: Event) -> tuple[Snapshot, Commands]:
 
 
 def arrival(request_id: str, model: str = "chat") -> RequestArrived:
-    return RequestArrived(at=99.0, request_id=request_id, model=model)
+    return RequestArrived(at=99.0, request_id=request_id, target=asked_for(model))
 
 
 def exited(epoch: int) -> BackendExited:

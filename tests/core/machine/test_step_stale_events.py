@@ -134,9 +134,9 @@ def test_answers_told_again_at_any_later_moment_change_nothing() -> None:
     history = History(is_repeating=True)
     history.make_live("s1", CHAT, epoch=1)
     history.make_live("s2", EMBED, epoch=2)
-    history.tell(RequestArrived, request_id="r1", model="chat")
+    history.tell(RequestArrived, request_id="r1", target=CHAT)
     history.switch("s3", replace(CHAT, profile="chat-long"))
-    history.tell(RequestArrived, request_id="r2", model="chat")
+    history.tell(RequestArrived, request_id="r2", target=CHAT)
     history.tell(RequestEnded, request_id="r1")
     history.tell(BackendExited, epoch=1, exit_code=0)
     history.confirm("s3", "gpu0")
@@ -162,7 +162,7 @@ def draining() -> History:
     """The switch s2 waits until the request r1 gives `chat` back."""
     history = History()
     history.make_live("s1", CHAT, epoch=1)
-    history.tell(RequestArrived, request_id="r1", model="chat")
+    history.tell(RequestArrived, request_id="r1", target=CHAT)
     history.switch("s2", replace(CHAT, profile="chat-long"))
     return history
 
