@@ -168,13 +168,17 @@ class Profile(Settings):
     threads_http: int | None = Field(
         default=None,
         ge=1,
-        description="Threads that answer HTTP; default: the engine's. Flag `--threads-http`.",
+        description="Threads that answer HTTP; default: 8 more than requests are sent at once "
+        "(120, or two for each slot). With fewer, 8 less than these are sent at once. "
+        "Flag `--threads-http`.",
     )
     load_mode: LoadMode = Field(
         default="auto", description="How the file is read. Flag `--load-mode`."
     )
     extra_args: tuple[str, ...] = Field(
-        default=(), description="Further arguments, passed as they are, without a shell."
+        default=(),
+        description="Further arguments, passed as they are, without a shell. Those that the "
+        "controller relies on (address, model, key and the like) are refused.",
     )
     env: dict[str, EnvText] = Field(
         default_factory=dict,

@@ -64,9 +64,6 @@ class Abilities:
     requests_at_once: int = 1024
     """Requests that it is sent at a time; further ones wait with us, the first come first."""
 
-    streams: bool = True
-    """Whether it can answer as a stream of events."""
-
     takes_request_id: bool = True
     """Whether any `X-Request-ID` may be sent to it; else it refuses those that are no UUID."""
 

@@ -236,9 +236,10 @@ async def test_the_childs_environment_is_ours_cleared_and_then_the_profiles(
     make_launcher: MakeLauncher, end_later: list[Backend]
 ) -> None:
     launcher = make_launcher(
-        {"env": {"LLAMA_ARG_VERBOSITY": "1", "LLAMA_API_KEY": "guessable", "MINE": "profile"}},
+        {"env": {"LLAMA_ARG_VERBOSITY": "1", "MINE": "profile"}},
         environ=os.environ
-        | {"LLAMA_ARG_HOST": "0.0.0.0", "AIP_HTTP_PORT": "80", "MINE": "ours", "OTHER": "ours"},
+        | {"LLAMA_ARG_HOST": "0.0.0.0", "LLAMA_API_KEY": "guessable", "AIP_HTTP_PORT": "80"}
+        | {"MINE": "ours", "OTHER": "ours"},
         device_env={"CUDA_VISIBLE_DEVICES": "GPU-1"},
     )
     backend = launcher.launch(CHAT, 1)

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from supervisor.config.configuration import ResolvedModel
-from supervisor.engine.kinds.embedded_server import flag_parser
+from supervisor.engine.kinds.embedded_server import flag_parser, joined, value_count
+from supervisor.engine.kinds.flag_table import requests_at_once
 from supervisor.engine.kinds.flags import (
     API_KEY_VARIABLE,
     SERVER_FIELDS,
-    requests_at_once,
+    ArgumentReading,
     server_environment,
     server_flags,
     unhonoured,
@@ -140,18 +141,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+_ARGUMENTS = ArgumentReading(
+    program="the embedded engine", count_of=value_count, otherwise="use engine: llama-server"
+)
+
+
 def _argument_problems(resolved: ResolvedModel) -> dict[str, str]:
-    """Return what the parser does not take; fields it all takes, so it can be extra_args only."""
-    try:
-        _, unknown = _parser().parse_known_args(server_flags(resolved, Address(port=0)))
-    except argparse.ArgumentError as error:
-        return {
-            "extra_args": f"the embedded engine cannot read {error.argument_name}: {error.message}"
-        }
-    unknown = [word for word in unknown if word not in {"--mmproj", str(resolved.projector_path)}]
-    if not unknown:
-        return {}
-    return {
-        "extra_args": f"the embedded engine does not know {' '.join(unknown)}; correct it, or use "
-        "engine: llama-server"
-    }
+    """Return what is wrong with extra_args; every field is taken, so it can be these only."""
+    words = resolved.profile.extra_args
+    problem = _ARGUMENTS.problem(words)
+    if problem is None:
+        try:
+            _parser().parse_args(["--model=m", "--host=h", *joined(words)])
+        except argparse.ArgumentError as error:
+            problem = f"the embedded engine cannot read {error.argument_name}: {error.message}"
+    return {} if problem is None else {"extra_args": problem}

@@ -17,8 +17,9 @@ from supervisor.config.configuration import ResolvedModel
 from supervisor.config.profile import Profile
 from supervisor.core.machine.values import Mode
 from supervisor.core.sizing.ggml_types import GGML_TYPES
+from supervisor.engine.kinds.arguments import Argument, read_arguments
 from supervisor.engine.kinds.cached_build import cached_llama_server
-from supervisor.engine.kinds.flags import flag_names, unhonoured
+from supervisor.engine.kinds.flags import ArgumentReading, unhonoured
 from supervisor.engine.kinds.probe import Probes, read_help
 from supervisor.engine.port import Abilities, Address, EngineIdentity, TokenizeRoute
 from supervisor.errors import EngineError, UnfitProfile
@@ -57,6 +58,26 @@ _LOAD_MODES = {  # use_mmap, use_mlock
     "mlock": ("false", "true"),
     "mmap+mlock": ("true", "true"),
 }
+_TAKEN_AWAY = {
+    **dict.fromkeys(
+        ("--model", "--hf_model_repo_id"),
+        "the model's `path` in models.yaml decides what is served; write it there",
+    ),
+    "--model_alias": "the name in models.yaml decides it",
+    "--embedding": "the model's `type` in models.yaml decides it; write it there",
+    **dict.fromkeys(("--host", "--port"), "the controller chooses where it listens; leave it out"),
+    "--api_key": "each start has a key of its own, which only the controller knows; leave it out",
+    "--root_path": "the controller asks for its routes at /; leave it out",
+    **dict.fromkeys(
+        ("--ssl_keyfile", "--ssl_certfile"),
+        "the controller reaches it on this machine without TLS; leave it out, and put a proxy "
+        "that speaks TLS in front of the controller",
+    ),
+    "--config_file": "it would replace the whole command line; write the fields of the profile",
+    "--interrupt_requests": "a request would end the answer before it; leave it out",
+    **dict.fromkeys(("--help", "-h"), "the server prints something and ends; leave it out"),
+}
+"""Options that would take from us what the controller relies on, with what to do instead."""
 _SEQUENCES = 256  # llama_max_parallel_sequences(): what it makes room for when it embeds
 _TYPE_NUMBERS = {kind.name: number for number, kind in GGML_TYPES.items()}
 
@@ -118,10 +139,12 @@ class LlamaCppPython:
                 f"{NAME} is given no multimodal projector ({resolved.projector_path}); use "
                 "engine: llama-server"
             )
-        known = read_help(self._help())
-        unknown = [f for f in flag_names(resolved.profile.extra_args) if f not in known]
-        if unknown:
-            problems["extra_args"] = f"{NAME} does not know {', '.join(unknown)}; correct it"
+        problem = self._arguments().problem(resolved.profile.extra_args)
+        if problem is not None:
+            problems["extra_args"] = problem
+        taken = {_variable(flag): remedy for flag, remedy in _TAKEN_AWAY.items()}
+        for name in sorted(resolved.profile.env.keys() & taken.keys()):
+            problems["env"] = f"{name} cannot be set here: {taken[name]}"
         if problems:
             raise UnfitProfile(resolved.profile_name, problems)
 
@@ -151,7 +174,9 @@ class LlamaCppPython:
         }
         words = (word for name, value in settings.items() for word in (f"--{name}", value))
         module = "llama_cpp.server"
-        return (sys.executable, "-P", "-m", module, *words, *profile.extra_args)
+        further = read_arguments(profile.extra_args, self._value_count, _as_written)
+        extra = (word for each in further for word in _for_argparse(each))
+        return (sys.executable, "-P", "-m", module, *words, *extra)
 
     def environment(
         self,
@@ -161,7 +186,7 @@ class LlamaCppPython:
         api_key: str,
     ) -> dict[str, str]:
         """Return what the child inherits without the server's settings, and those that it needs."""
-        settings = {flag.removeprefix("--").upper() for flag in read_help(self._help())}
+        settings = {_variable(flag) for flag in read_help(self._help())}
         kept = {name: value for name, value in inherited.items() if name.upper() not in settings}
         return {
             **kept,
@@ -171,6 +196,19 @@ class LlamaCppPython:
             "PORT": str(address.port),
             "API_KEY": api_key,
         }
+
+    def _arguments(self) -> ArgumentReading:
+        return ArgumentReading(
+            program=NAME,
+            count_of=self._value_count,
+            instead=_TAKEN_AWAY.get,
+            otherwise="use another engine",
+            spell=_as_written,
+        )
+
+    def _value_count(self, flag: str) -> int | None:
+        entry = read_help(self._help()).get(flag)
+        return None if entry is None else entry.value_count
 
     def _help(self) -> str:
         """Return the help of its server; every option in it is a variable, too."""
@@ -197,6 +235,22 @@ class LlamaCppPython:
             return own
         built = cached_llama_server()
         return built.parent if built else None
+
+
+def _variable(flag: str) -> str:
+    """Return the variable that stands for an option of its server."""
+    return flag.removeprefix("--").upper()
+
+
+def _as_written(flag: str) -> str:
+    return flag  # its options have underscores, and no other spelling
+
+
+def _for_argparse(argument: Argument) -> tuple[str, ...]:
+    """Write an argument so that a value may begin with a dash."""
+    if argument.is_joined or (argument.value_count == 1 and argument.values[0].startswith("-")):
+        return (f"{argument.written}={argument.values[0]}",)
+    return (argument.written, *argument.values)
 
 
 _NO_LIBRARY = (

@@ -3,20 +3,18 @@
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from supervisor.config.configuration import ResolvedModel
 from supervisor.engine.kinds.cached_build import CMAKE_FLAGS, cached_llama_server
 from supervisor.engine.kinds.dialect import Dialect, lists_slots
+from supervisor.engine.kinds.flag_table import PLACE, SETTINGS, Start, requests_at_once
 from supervisor.engine.kinds.flags import (
     API_KEY_VARIABLE,
     SERVER_FIELDS,
-    Setting,
-    place_settings,
-    profile_settings,
-    requests_at_once,
     server_environment,
     unhonoured,
 )
@@ -26,6 +24,7 @@ from supervisor.errors import EngineError, UnfitProfile
 
 NAME = "llama-server"
 
+_PLACE_NAMES = {flag.name for flag in PLACE}
 _DEVICE = re.compile(r"^\s+(\w+: .*?)(?:, \d+ MiB free)?(\)?)$", re.MULTILINE)
 
 
@@ -126,21 +125,24 @@ class LlamaServer:
     ) -> tuple[str, ...]:
         """Return the command line that serves the model at the address, in this build's words."""
         _ = api_key  # the environment carries it
-        place = place_settings(resolved, address)
-        strange = [each.words[0] for each in place if each.words[0] not in self.help_entries]
+        entries, profile = self.help_entries, resolved.profile
+        start = Start(model=resolved, address=address, slots_dir=slots_dir)
+        words = [str(self.binary), *(word for flag in PLACE for word in flag.words(start))]
+        strange = [word for word in words if word in _PLACE_NAMES and word not in entries]
         if strange:
             raise EngineError(
-                f"{self.binary} is no llama-server that can be used: it does not know "
+                f"{self.binary} is not a llama-server that can be used: it does not know "
                 f"{', '.join(strange)}"
             )
-        dialect = Dialect(self.binary, self.help_entries)
-        words = [str(self.binary), *(word for setting in place for word in setting.words)]
-        problems = unhonoured(NAME, resolved.profile, self.honoured)
-        for setting in profile_settings(resolved, slots_dir):
-            try:
-                words += dialect.words(setting, resolved.profile)
-            except EngineError as error:
-                _add(problems, setting, error)
+        dialect = Dialect(self.binary, entries)
+        problems = unhonoured(NAME, profile, self.honoured)
+        for flag in SETTINGS:
+            with _noting(problems, flag.field):
+                words += dialect.words(flag, start)
+        with _noting(problems, "extra_args"):
+            words += dialect.further(profile.extra_args)
+        with _noting(problems, "env"):
+            dialect.refuse_variables(profile.env.keys())
         if problems:
             raise UnfitProfile(resolved.profile_name, problems)
         return tuple(words)
@@ -160,9 +162,14 @@ class LlamaServer:
         return self._probes.ask((str(self.binary), flag), self.binary)
 
 
-def _add(problems: dict[str, str], setting: Setting, error: EngineError) -> None:
-    before = problems.get(setting.field)
-    problems[setting.field] = f"{before}; {error}" if before else str(error)
+@contextmanager
+def _noting(problems: dict[str, str], field: str) -> Iterator[None]:
+    """Add an EngineError to the field's problems."""
+    try:
+        yield
+    except EngineError as error:
+        before = problems.get(field)
+        problems[field] = f"{before}; {error}" if before else str(error)
 
 
 def _after(words: str, lines: list[str]) -> str:

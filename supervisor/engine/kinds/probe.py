@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 
+from supervisor.engine.kinds.arguments import MANY
 from supervisor.errors import EngineError
 
 PROBE_TIMEOUT_S = 60.0
@@ -15,15 +16,27 @@ PROBE_TIMEOUT_S = 60.0
 
 _HEAD = re.compile(r"^ {0,2}(-\S.*?)(?:(?<![,\s])\s{2,}|$)")
 _FLAG = re.compile(r"(?<![\w-])--?[A-Za-z][\w-]*")
+_TWO_VALUES = re.compile(r"[A-Z]+ [A-Z]+")  # `START END`; other hints with spaces are one value
+_ANY_VALUES = re.compile(r"\[\w+ \.\.\.\]")  # argparse's `[NAME ...]`
+_VARIABLE = re.compile(r"\(env: (\w+)\)")
 _REMOVED = "argument has been removed"  # llama.cpp lists such flags only to say so, and exits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HelpEntry:
-    """What the help says of a flag: whether a value follows it, and the words that explain it."""
+    """What the help says of a flag: how many values follow it, and the words that explain it.
 
-    has_value: bool
+    `variable`: the environment variable that stands for it.
+    """
+
+    value_count: int
     text: str
+    variable: str | None = None
+
+    @property
+    def has_value(self) -> bool:
+        """Whether a value follows it."""
+        return self.value_count > 0
 
 
 @lru_cache(maxsize=16)
@@ -45,9 +58,19 @@ def read_help(printed: str) -> Mapping[str, HelpEntry]:
         head = _HEAD.match(block[0])
         flags = list(_FLAG.finditer(head[1])) if head else []
         if flags and head and _REMOVED not in text:
-            entry = HelpEntry(has_value=bool(head[1][flags[-1].end() :].strip()), text=text)
+            entry = HelpEntry(
+                value_count=_value_count(head[1][flags[-1].end() :].strip()),
+                text=text,
+                variable=variable[1] if (variable := _VARIABLE.search(text)) else None,
+            )
             entries |= dict.fromkeys((flag[0] for flag in flags), entry)
     return MappingProxyType(entries)
+
+
+def _value_count(hint: str) -> int:
+    if _ANY_VALUES.fullmatch(hint):
+        return MANY
+    return 2 if _TWO_VALUES.fullmatch(hint) else int(bool(hint))
 
 
 @dataclass(frozen=True, slots=True)

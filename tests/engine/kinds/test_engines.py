@@ -317,7 +317,7 @@ def test_a_replaced_binary_is_checked_by_its_own_flags(
     server.check(resolve("demo-chat"))
     binary.rename(tmp_path / "old")
     program("llama-server", "echo '-m,    --model FNAME  the model'")
-    with pytest.raises(EngineError, match=r"no llama-server .* does not know --host, --port"):
+    with pytest.raises(EngineError, match=r"not a llama-server .* does not know --host, --port"):
         server.check(resolve("demo-chat"))
 
 

@@ -13,10 +13,11 @@ from supervisor.config.configuration import Configuration, ResolvedModel
 from supervisor.config.profile import Profile
 from supervisor.core.machine.values import Mode
 from supervisor.engine.kinds.embedded import EmbeddedEngine
-from supervisor.engine.kinds.flags import flag_names, server_flags
+from supervisor.engine.kinds.flag_table import FLAGS, requests_at_once
+from supervisor.engine.kinds.flags import SERVER_FIELDS, server_flags
 from supervisor.engine.kinds.llama_server import LlamaServer
 from supervisor.engine.port import Address, Engine
-from supervisor.errors import EngineError
+from supervisor.errors import EngineError, UnfitProfile
 
 Resolve = Callable[..., ResolvedModel]
 
@@ -101,7 +102,7 @@ def test_every_field_is_a_flag_or_meant_for_the_controller() -> None:
 
 def test_a_field_that_was_left_out_leaves_the_choice_to_the_engine() -> None:
     flags = server_flags(resolved(), SOCKET)
-    assert not {"--pooling", "--threads", "--threads-http"} & set(flags)
+    assert not {"--pooling", "--threads"} & set(flags)
 
 
 @pytest.mark.parametrize(("kv_unified", "tokens"), [(False, "4096"), (True, "1024")])
@@ -146,9 +147,139 @@ def test_slots_are_saved_to_the_folder_given_and_without_one_not_at_all() -> Non
     assert "--slot-save-path" not in server_flags(model, SOCKET)
 
 
-def test_flags_are_told_from_values() -> None:
-    words = ("--cache-ram", "-1", "-ngl", "99", "--temp=0.5", "--defrag-thold", "-0.5", "file.gguf")
-    assert flag_names(words) == ("--cache-ram", "-ngl", "--temp", "--defrag-thold")
+def test_the_table_has_one_row_for_each_field_that_the_servers_are_told() -> None:
+    fields = [flag.field for flag in FLAGS if flag.field != "engine"]
+    assert sorted({*fields} - {"mode"} | {"extra_args"}) == sorted(SERVER_FIELDS)
+    assert len(fields) == len(set(fields))
+    assert FLAG_OF_FIELD.keys() | {"keep_prompt_cache"} == SERVER_FIELDS
+
+
+# Threads for what is sent at once
+
+
+@pytest.mark.parametrize(
+    ("fields", "at_once", "threads"),
+    [
+        ({}, 120, "128"),
+        ({"parallel": 100}, 200, "208"),
+        ({"threads_http": 1000}, 120, "1000"),
+        ({"threads_http": 64}, 56, "64"),
+        ({"threads_http": 64, "parallel": 100}, 56, "64"),
+        ({"threads_http": 8}, 1, "8"),
+        ({"threads_http": 1}, 1, "1"),
+    ],
+)
+def test_a_server_has_a_thread_for_each_request_that_it_is_sent_at_once_and_eight_more(
+    server: Engine, fields: dict[str, Any], at_once: int, threads: str
+) -> None:
+    model = resolved(**fields)
+    assert value_of(server.argv(model, SOCKET, "key"), "--threads-http") == threads
+    assert server.abilities(model).requests_at_once == at_once
+    assert requests_at_once(model.profile) == at_once
+
+
+# Further arguments
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ("--grammar", "-1e-5"),
+        ("--reverse-prompt", "-END-", "--temp", "0.5"),
+        ("--grammar", "--flag=-x"),
+        ("--chat-template", "--host"),
+        ("--control-vector-layer-range", "1", "2"),
+        ("--backend_sampling", "--top_k", "4"),
+        ("-lv", "4"),
+        ("--xtc-threshold", "-1e-5"),
+    ],
+)
+def test_what_follows_a_flag_that_takes_a_value_is_a_value_whatever_it_looks_like(
+    llama_server_bin: Path, extra: tuple[str, ...]
+) -> None:
+    argv = LlamaServer(llama_server_bin).argv(resolved(extra_args=extra), SOCKET, "key")
+    assert argv[-len(extra) :] == extra
+
+
+@pytest.mark.parametrize(
+    ("extra", "reason"),
+    [
+        (("--temp=0.5",), "write the value of --temp as a word of its own"),
+        (("--temp",), "--temp needs a value"),
+        (("--control-vector-layer-range", "1"), "--control-vector-layer-range needs a value"),
+        (("--temp", "1", "stray"), "does not know stray"),
+        (("-backend_sampling",), "does not know -backend_sampling"),
+    ],
+)
+def test_arguments_at_which_llama_server_would_exit_are_refused(
+    llama_server_bin: Path, extra: tuple[str, ...], reason: str
+) -> None:
+    with pytest.raises(UnfitProfile) as refused:
+        LlamaServer(llama_server_bin).check(resolved(extra_args=extra))
+    assert reason in refused.value.problems["extra_args"]
+    run = subprocess.run(
+        [llama_server_bin, "--model", "none", *extra], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 1
+    assert "error" in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("extra", "remedy"),
+    [
+        (("--host", "0.0.0.0"), "server.host"),
+        (("--port", "1"), "server.port"),
+        (("--reuse_port",), "the controller chooses where it listens"),
+        (("--model", "other.gguf"), "`path` in models.yaml"),
+        (("-m", "other.gguf"), "`path` in models.yaml"),
+        (("-hf", "org/name"), "`path` in models.yaml"),
+        (("--hf_repo", "org/name"), "`path` in models.yaml"),
+        (("--gpt-oss-20b-default",), "`path` in models.yaml"),
+        (("--models-dir", "/m"), "`path` in models.yaml"),
+        (("-a", "other"), "`aliases`"),
+        (("--alias", "other"), "`aliases`"),
+        (("--api-key", "k"), "a key of its own"),
+        (("--api_key_file", "k"), "a key of its own"),
+        (("--api-prefix", "/x"), "its routes at /"),
+        (("--ssl-key-file", "k"), "TLS"),
+        (("--ssl_cert_file", "k"), "TLS"),
+        (("--slot-save-path", "/x"), "keep_prompt_cache"),
+        (("--slot_save_path=/x",), "keep_prompt_cache"),
+        (("--no-slots",), "reads the slots"),
+        (("--mmproj", "x"), "mmproj"),
+        (("-mm", "x"), "mmproj"),
+        (("--embedding",), "`type`"),
+        (("--rerank",), "`type`"),
+        (("--threads-http", "4"), "threads_http"),
+        (("--version",), "prints something and ends"),
+    ],
+)
+def test_extra_arguments_take_nothing_away_that_the_controller_relies_on(
+    server: Engine, extra: tuple[str, ...], remedy: str
+) -> None:
+    with pytest.raises(UnfitProfile) as refused:
+        server.check(resolved(extra_args=("--metrics", *extra)))
+    problem = refused.value.problems["extra_args"]
+    if remedy == "`path` in models.yaml" and isinstance(server, EmbeddedEngine):
+        assert remedy in problem or "does not know" in problem  # it has no models of its own
+    else:
+        assert remedy in problem
+    assert extra[0].split("=")[0] in problem
+
+
+def test_variables_take_nothing_away_either(llama_server_bin: Path) -> None:
+    native = LlamaServer(llama_server_bin)
+    for name in ("LLAMA_ARG_SSL_KEY_FILE", "LLAMA_ARG_HOST", "LLAMA_API_KEY"):
+        with pytest.raises(UnfitProfile) as refused:
+            native.check(resolved(env={name: "x"}))
+        assert f"{name} stands for --" in refused.value.problems["env"]
+    native.check(resolved(env={"LLAMA_ARG_TOP_K": "3", "GGML_CUDA_NO_VMM": "1"}))
+
+
+def test_the_embedded_engine_reads_values_that_begin_with_a_dash() -> None:
+    extra = ("--chat_template", "-END-", "--sse-ping-interval", "-1")
+    told = embedded_params(*server_flags(resolved(extra_args=extra), SOCKET))
+    assert (told["chat_template"], told["sse_ping_interval"]) == ("-END-", -1)
 
 
 def test_both_engines_know_every_flag_that_a_profile_can_become(server: Engine) -> None:
@@ -189,9 +320,9 @@ def test_the_embedded_engine_refuses_a_value_that_it_cannot_read(extra: tuple[st
 READ_PARAMS = """
 import json, sys
 import xllamacpp
-from supervisor.engine.kinds.embedded_server import build_params, flag_parser
+from supervisor.engine.kinds.embedded_server import build_params, flag_parser, joined
 
-params = build_params(flag_parser().parse_args(sys.argv[1:]), "the-key")
+params = build_params(flag_parser().parse_args(joined(sys.argv[1:])), "the-key")
 names = (
     "hostnames port api_keys embedding endpoint_metrics ui kv_unified n_ctx n_batch n_ubatch "
     "n_parallel cache_ram_mib n_cache_reuse n_threads_http n_gpu_layers fit_params slot_save_path "
