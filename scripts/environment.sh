@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by `serve` and `test`: numbered steps, and the Python environment they both work in.
+# Sourced by the other entries: numbered steps, and the Python environment they all work in.
 # Works on the checkout that it stands in, `root`, whatever the current folder is.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
@@ -59,4 +59,14 @@ install_packages() {
     "${pip[@]}" install --progress-bar off --require-hashes --requirement "$lock"
     "${pip[@]}" install --no-deps --editable "$root"
     printf '%s\n' "$wanted" >"$stamp"
+}
+
+# run_lab RUNNER ARGUMENTS...: make everything ready that a runner of scripts/lab needs, and run it.
+run_lab() {
+    local bin=$root/.venv/bin
+    step 1/4 "python environment … " prepare_python requirements-dev.lock
+    step 2/4 $'native llama-server …\n' "$bin/python" "$root/scripts/build_llama_server.py"
+    step 3/4 $'demo models …\n' "$bin/python" "$root/scripts/make_demo_models.py"
+    printf '[4/4] %s\n' "$1"
+    PYTHONPATH=$root/scripts exec "$bin/python" -m "lab.$1" "${@:2}"
 }

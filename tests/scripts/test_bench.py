@@ -11,12 +11,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import yaml
+from lab.bench import prompt_cache, steady, warm_start
+from lab.bench.streams import chat_load
+from lab.harness import connection, large_model, servers, setting
+from lab.harness.load import Load, run
 
 from supervisor.engine.models.model_file import inspect_model_file
 from supervisor.engine.models.page_cache import look_at_chunks
@@ -46,11 +49,11 @@ LAST_CHUNK = b"0\r\n\r\n"
 
 def run_bench(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, SCRIPTS / "bench.py", *arguments],
+        [sys.executable, "-m", "lab.bench", *arguments],
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, **environment},
+        env={**os.environ, "PYTHONPATH": str(SCRIPTS), **environment},
     )
 
 
@@ -133,11 +136,8 @@ def test_a_run_that_cannot_be_measured_fails_and_says_why(tmp_path: Path) -> Non
 
 
 @pytest.fixture
-def failures_of_streams(
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[Callable[[bytes], tuple[int, dict[str, int]]]]:
+def failures_of_streams() -> Iterator[Callable[[bytes], tuple[int, dict[str, int]]]]:
     """Sends one chat to a server that answers with these bytes and hangs up."""
-    monkeypatch.syspath_prepend(SCRIPTS)
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def answer(content: bytes) -> None:
@@ -147,14 +147,10 @@ def failures_of_streams(
                 connection.sendall(content)
 
         def measure(content: bytes) -> tuple[int, dict[str, int]]:
-            from bench_runner.load import run  # noqa: PLC0415 - found by the path set above
-            from bench_runner.servers import Endpoint  # noqa: PLC0415
-            from bench_runner.streams import chat_load  # noqa: PLC0415
-
             server = threading.Thread(target=answer, args=(content,))
             server.start()
             load = chat_load(clients=1, seconds=10.0, requests_per_client=1)
-            tally = run(load, Endpoint(port=listener.getsockname()[1]))
+            tally = run(load, servers.Endpoint(port=listener.getsockname()[1]))
             server.join()
             return tally.units, dict(tally.failures)
 
@@ -217,17 +213,10 @@ def test_overhead_of_a_switch_is_judged_and_the_share_of_the_confirmation_told(
     assert any("confirm that memory is released" in note for note in figure["notes"])
 
 
-@pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
-    """Imports a module of the benchmark by its name."""
-    monkeypatch.syspath_prepend(SCRIPTS)
-    return lambda name: import_module(f"bench_runner.{name}")
-
-
 def test_figure_changes_the_configuration_only_in_what_it_names(
-    bench: Callable[[str], Any], tmp_path: Path, profiles_dir: Path
+    tmp_path: Path, profiles_dir: Path
 ) -> None:
-    settings = bench("setting").Setting(
+    settings = setting.Setting(
         profiles=profiles_dir,
         models=tmp_path,
         work_dir=tmp_path,
@@ -237,11 +226,11 @@ def test_figure_changes_the_configuration_only_in_what_it_names(
         starts=1,
         switches=2,
     )
-    changes = {
+    changes: dict[str, dict[str, Any]] = {
         "supervisor.yaml": {"devices": {"host": {"exclusive": False}}},
         "other.yaml": {"extends": "generation"},
     }
-    changed = bench("configuration").with_changes(settings, "changed", changes).profiles
+    changed = setting.with_changes(settings, "changed", changes).profiles
     shipped = yaml.safe_load((profiles_dir / "supervisor.yaml").read_text())
     shipped["devices"]["host"]["exclusive"] = False
     assert yaml.safe_load((changed / "supervisor.yaml").read_text()) == shipped
@@ -270,23 +259,19 @@ class SlowAtFirst(BaseHTTPRequestHandler):
         pass
 
 
-def test_steady_client_counts_the_wait_of_the_requests_that_it_could_not_send(
-    bench: Callable[[str], Any],
-) -> None:
+def test_steady_client_counts_the_wait_of_the_requests_that_it_could_not_send() -> None:
     async def exchange(connection: Any, request: bytes, tally: Any) -> None:
         await connection.exchange(request)
         tally.add(1)
 
     SlowAtFirst.has_served = threading.Event()
-    request = bench("connection").post("/", {}, {"X-Request-ID": "one"})
+    request = connection.post("/", {}, {"X-Request-ID": "one"})
     assert b"\r\nX-Request-ID: one\r\n" in request
-    load = bench("load").Load(
-        name="steady", requests=[request], exchange=exchange, clients=1, seconds=0.0
-    )
+    load = Load(name="steady", requests=[request], exchange=exchange, clients=1, seconds=0.0)
     with ThreadingHTTPServer(("127.0.0.1", 0), SlowAtFirst) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,)).start()
-        endpoint = bench("servers").Endpoint(port=server.server_port)
-        with bench("steady").steady(load, endpoint, requests_per_s=20.0) as tally:
+        endpoint = servers.Endpoint(port=server.server_port)
+        with steady.steady(load, endpoint, requests_per_s=20.0) as tally:
             deadline_at = time.monotonic() + 10.0
             while tally.units < 4:
                 assert time.monotonic() < deadline_at
@@ -299,43 +284,35 @@ def test_steady_client_counts_the_wait_of_the_requests_that_it_could_not_send(
     )
 
 
-def test_conversations_are_long_begin_differently_and_take_turns(
-    bench: Callable[[str], Any],
-) -> None:
-    module = bench("prompt_cache")
+def test_conversations_are_long_begin_differently_and_take_turns() -> None:
+    module = prompt_cache
     first, second = module.conversation_of(0), module.conversation_of(1)
     assert [message["role"] for message in first] == ["user", "assistant"] * (module.TURNS // 2)
     assert sum(len(message["content"].split()) for message in first) == module.WORDS
     assert first[0]["content"][:80] != second[0]["content"][:80]
 
 
-def test_timings_are_those_of_the_last_event_of_a_stream(bench: Callable[[str], Any]) -> None:
-    timings_of = bench("prompt_cache").timings_of
+def test_timings_are_those_of_the_last_event_of_a_stream() -> None:
+    timings_of = prompt_cache.timings_of
     last = b'data: {"choices":[],"timings":{"cache_n":7,"prompt_n":1}}\n\n'
     assert timings_of(TOKEN + last + END_MARK) == {"cache_n": 7, "prompt_n": 1}
     assert timings_of(TOKEN + END_MARK) is None
 
 
-def test_log_gives_the_lines_of_an_event_and_no_others(
-    bench: Callable[[str], Any], tmp_path: Path
-) -> None:
+def test_log_gives_the_lines_of_an_event_and_no_others(tmp_path: Path) -> None:
     log = tmp_path / "controller.log"
     lines = ('{"event":"request.done","waited_s":0.5}', "no JSON", '{"event":"of request.done"}')
     log.write_text("\n".join(lines))
-    assert bench("servers").events_in(log, "request.done") == [
-        {"event": "request.done", "waited_s": 0.5}
-    ]
+    assert servers.events_in(log, "request.done") == [{"event": "request.done", "waited_s": 0.5}]
 
 
-def test_time_without_service_is_what_comes_after_the_drain(bench: Callable[[str], Any]) -> None:
+def test_time_without_service_is_what_comes_after_the_drain() -> None:
     phases = {"preflight": 0.1, "draining": 3.0, "stopping": 0.5, "starting": 1.0, "total": 4.6}
-    assert bench("warm_start").after_the_drain_s(phases) == pytest.approx(1.5)
+    assert warm_start.after_the_drain_s(phases) == pytest.approx(1.5)
 
 
-def test_large_model_is_a_whole_model_of_more_than_a_gigabyte(
-    bench: Callable[[str], Any], tmp_path: Path
-) -> None:
-    module = bench("large_model")
+def test_large_model_is_a_whole_model_of_more_than_a_gigabyte(tmp_path: Path) -> None:
+    module = large_model
     small = type(module.SHAPE)(
         context_tokens=64, layers=2, width=64, feed_forward=128, heads=1, head_size=64
     )
@@ -348,11 +325,9 @@ def test_large_model_is_a_whole_model_of_more_than_a_gigabyte(
     assert 2 * weights > 1_000_000_000
 
 
-def test_file_is_cold_after_it_was_dropped_from_the_page_cache(
-    bench: Callable[[str], Any], tmp_path: Path
-) -> None:
+def test_file_is_cold_after_it_was_dropped_from_the_page_cache(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(os.urandom(1 << 20))
-    bench("warm_start").drop_from_page_cache(path)
+    warm_start.drop_from_page_cache(path)
     with path.open("rb") as file:
         assert sum(chunk.resident_bytes for chunk in look_at_chunks(path, file.fileno())) == 0

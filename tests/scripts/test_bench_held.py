@@ -1,29 +1,20 @@
 """The figure of the held requests: a crowd waits for a switch, and each answer is looked at."""
 
-from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+from lab.bench import held
+from lab.harness.servers import Controller
+from lab.harness.setting import Setting
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 REQUESTS = 40
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch, llama_server_bin: Path) -> Callable[[str], Any]:
-    """Imports a module of the benchmark by its name."""
-    monkeypatch.setenv("LLAMA_SERVER_BIN", str(llama_server_bin))
-    monkeypatch.syspath_prepend(SCRIPTS)
-    return lambda name: import_module(f"bench_runner.{name}")
-
-
-@pytest.fixture
-def setting(
-    bench: Callable[[str], Any], tmp_path: Path, profiles_dir: Path, models_dir: Path
-) -> Any:
-    return bench("setting").Setting(
+def setting(tmp_path: Path, profiles_dir: Path, models_dir: Path) -> Any:
+    return Setting(
         profiles=profiles_dir,
         models=models_dir,
         work_dir=tmp_path,
@@ -36,9 +27,9 @@ def setting(
 
 
 def test_all_requests_wait_for_one_switch_and_each_gets_the_answer_to_its_own_text(
-    bench: Callable[[str], Any], setting: Any
+    setting: Any,
 ) -> None:
-    figure = bench("held").measure(setting, REQUESTS)
+    figure = held.measure(setting, REQUESTS)
 
     failed, memory, health = figure.rows
     assert (failed.quantity, failed.controller) == (f"{REQUESTS} requests, failed", 0)
@@ -48,12 +39,11 @@ def test_all_requests_wait_for_one_switch_and_each_gets_the_answer_to_its_own_te
     assert 0 < health.controller < 1000
 
 
-def test_answer_to_another_text_is_a_failure(bench: Callable[[str], Any], setting: Any) -> None:
-    held, servers = bench("held"), bench("servers")
-    with servers.Controller(setting) as controller:
+def test_answer_to_another_text_is_a_failure(setting: Any) -> None:
+    with Controller(setting) as controller:
         controller.load("minilm")
         right = held._right_vectors(controller)
-        swapped = dict(zip(right, reversed(right.values()), strict=True))
+        swapped = dict(zip(right, reversed(list(right.values())), strict=True))
         answered, failures = held.send_crowd(controller.endpoint, swapped, REQUESTS)
 
     assert (answered, sum(failures.values())) == (0, REQUESTS)

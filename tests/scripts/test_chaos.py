@@ -17,19 +17,15 @@ from typing import Any
 
 import psutil
 import pytest
+from lab.chaos import balance, facts, faults, history, judging, operators
+from lab.chaos.clients import INFERENCE_REFUSALS, crowd
+from lab.chaos.exchange import Answer, Exchanger, Request, Temper
+from lab.chaos.judging import Scene, Verdict
+from lab.chaos.known import Known, vector_difference
+from lab.chaos.ledger import End, Entry, Fault, Ledger, Order, Seen, Weapon
+from lab.chaos.setting import Setting
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-sys.path.insert(0, str(SCRIPTS))
-
-from chaos_runner import balance, facts, faults, history, judging, operators  # noqa: E402
-from chaos_runner.clients import INFERENCE_REFUSALS, crowd  # noqa: E402
-from chaos_runner.exchange import Answer, Exchanger, Request, Temper  # noqa: E402
-from chaos_runner.judging import Scene, Verdict  # noqa: E402
-from chaos_runner.known import Known, vector_difference  # noqa: E402
-from chaos_runner.ledger import End, Entry, Fault, Ledger, Order, Seen, Weapon  # noqa: E402
-from chaos_runner.setting import Setting  # noqa: E402
-
-sys.path.remove(str(SCRIPTS))
 
 STATUSES = {"model_not_live": 409, "hold_timeout": 503, "internal_error": 500}
 PROMPT = "Tell me of memory."
@@ -355,7 +351,7 @@ def test_each_weapon_is_aimed_at_each_phase_before_any_comes_again() -> None:
 
 def storm(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "chaos_runner", *arguments],
+        [sys.executable, "-m", "lab.chaos", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -7,11 +7,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
+from lab.gpu import building, check, models, packing, switches
+from lab.gpu.watch import Point
 
 from supervisor.core.machine.memory import (
     GateState,
@@ -20,11 +22,13 @@ from supervisor.core.machine.memory import (
     ReleaseQuestion,
     judge_release,
 )
+from supervisor.engine.kinds.cached_build import CMAKE_FLAGS
 from tests.telemetry.simulated_driver import C_FLAGS
 from tests.telemetry.simulated_gpu import DeviceState, MachineState, SimulatedGpu, build_library
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "scripts"
+SVG = "{http://www.w3.org/2000/svg}"
 FAKE_LIBCUDA = Path(__file__).with_name("fake_libcuda.c")
 
 RELEASE_S = 0.2
@@ -42,6 +46,8 @@ if "--model" in sys.argv:
 
     gpu = SimulatedGpu.attached()
     gpu.allocate(os.getpid(), {held}, release_after_s={release_s}, release_steps=3)
+    # A CPU with AMX would keep a second copy of some weights; a GPU does not.
+    sys.argv.append("--no-repack")
 # The name of this file stays that of the program: whoever starts the same again starts this.
 os.execv({binary!r}, sys.argv)
 """
@@ -66,7 +72,7 @@ class Machine:
         named = [word for name, path in self.models.items() for word in (f"--{name}-model", path)]
         return subprocess.run(
             [
-                *(sys.executable, "-m", "gpu_runner", "--no-picture"),
+                *(sys.executable, "-m", "lab.gpu"),
                 *("--out", self.folder / "hardware", *named, "--libcuda", self.libcuda, *arguments),
             ],
             capture_output=True,
@@ -102,7 +108,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of the large embedding model's architecture, and as small as can be."""
     path = tmp_path_factory.mktemp("models") / "bert.gguf"
     write = (
-        "import sys; from pathlib import Path; from gpu_runner.models import LlamaShape, write_bert"
+        "import sys; from pathlib import Path; from lab.gpu.models import LlamaShape, write_bert"
         "; write_bert(Path(sys.argv[1]), LlamaShape(context_tokens=512, layers=1, width=64,"
         " feed_forward=64, heads=1, head_size=64))"
     )
@@ -172,13 +178,6 @@ def finished(
     run = machine.check("--parking", "--switches", "5", "--embedding-seconds", "1")
     assert run.returncode == 0, run.stderr
     return machine, machine.report()
-
-
-@pytest.fixture
-def gpu_runner(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
-    """Imports a module of the check by its name."""
-    monkeypatch.syspath_prepend(SCRIPTS)
-    return lambda name: import_module(f"gpu_runner.{name}")
 
 
 def figures_of(finished: tuple[Machine, dict[str, Any]], part: str) -> dict[str, Any]:
@@ -348,8 +347,7 @@ def test_without_a_server_and_a_cuda_compiler_both_remedies_are_named(
     assert "LLAMA_SERVER_BIN=" in run.stderr
 
 
-def test_part_that_hangs_ends_with_its_time(gpu_runner: Callable[[str], Any]) -> None:
-    check = gpu_runner("check")
+def test_part_that_hangs_ends_with_its_time() -> None:
     with (
         pytest.raises(check.OutOfTimeError, match="sleeping did not end within"),
         check.time_limit(0.05, "sleeping"),
@@ -357,19 +355,19 @@ def test_part_that_hangs_ends_with_its_time(gpu_runner: Callable[[str], Any]) ->
         subprocess.run(["sleep", "60"], check=True)
 
 
-def test_release_is_the_first_sample_after_the_reap_that_shows_it(
-    gpu_runner: Callable[[str], Any],
-) -> None:
-    find_release, point = gpu_runner("switches").find_release, gpu_runner("watch").Point
+def test_release_is_the_first_sample_after_the_reap_that_shows_it() -> None:
+    find_release, point = switches.find_release, Point
     points = [
         point(at=at, used_bytes=used, free_bytes=0) for at, used in ((1.01, 9), (1.3, 5), (1.5, 0))
     ]
-    assert find_release(points, 1.0, 2) == (pytest.approx(0.5), True)
-    assert find_release(points[2:], 1.0, 2) == (pytest.approx(0.5), False)
+    for seen, is_held in ((points, True), (points[2:], False)):
+        released_s, was_held = find_release(seen, 1.0, 2)
+        assert released_s == pytest.approx(0.5)
+        assert was_held is is_held
     assert find_release(points[:2], 1.0, 2) == (None, True)
 
 
-def test_rules_of_the_gate_are_told_by_its_own_sentences(gpu_runner: Callable[[str], Any]) -> None:
+def test_rules_of_the_gate_are_told_by_its_own_sentences() -> None:
     def reason(used_bytes: int, need_bytes: int | None, baseline_bytes: int | None) -> str:
         question = ReleaseQuestion(
             device="gpu0",
@@ -392,43 +390,37 @@ def test_rules_of_the_gate_are_told_by_its_own_sentences(gpu_runner: Callable[[s
         assert decision.state is GateState.CONFIRMED
         return decision.reason
 
-    rule_of = gpu_runner("switches").rule_of
+    rule_of = switches.rule_of
     assert rule_of(reason(0, 1, 0)) == "free ≥ need + margin"
     assert rule_of(reason(0, 10 * 1024**3, 0)) == "use is back at the baseline"
     assert rule_of(reason(0, None, None)) == "our children hold nothing"
 
 
-def test_distribution_takes_ranks_that_were_really_seen(gpu_runner: Callable[[str], Any]) -> None:
-    distribution = gpu_runner("check").distribution
+def test_distribution_takes_ranks_that_were_really_seen() -> None:
+    distribution = check.distribution
     told = distribution([float(number) for number in range(1, 101)])
     assert told == {"count": 100, "p50": 50, "p90": 90, "p99": 99, "max": 100}
     assert distribution([]) is None
 
 
-def test_generation_model_has_the_size_that_is_asked_for(gpu_runner: Callable[[str], Any]) -> None:
-    shape = gpu_runner("models").generation_shape(8.0)
+def test_generation_model_has_the_size_that_is_asked_for() -> None:
+    shape = models.generation_shape(8.0)
     weights = shape.layers * (4 * shape.width**2 + 3 * shape.width * shape.feed_forward)
     assert 2 * weights == pytest.approx(8e9, rel=0.05)
 
 
-def test_gpu_build_is_another_than_the_cpus_and_takes_further_flags(
-    gpu_runner: Callable[[str], Any],
-) -> None:
-    building = gpu_runner("building")
+def test_gpu_build_is_another_than_the_cpus_and_takes_further_flags() -> None:
     plain = building.cuda_flags({"CUDACXX": "/cuda/bin/nvcc"})
     more = building.cuda_flags({"CUDACXX": "/cuda/bin/nvcc", "CMAKE_ARGS": "-DA=1 '-DB=2 3'"})
     assert {"-DGGML_CUDA=ON", "-DCMAKE_CUDA_COMPILER=/cuda/bin/nvcc"} <= set(plain)
     assert more == (*plain, "-DA=1", "-DB=2 3")
     elsewhere = building.cuda_flags({"CUDACXX": "/cuda/bin/nvcc", "PATH": ""})
     assert "-DCUDAToolkit_ROOT=/cuda" in elsewhere
-    folders = {building.cuda_build_dir(flags) for flags in (plain, more, building.CMAKE_FLAGS)}
+    folders = {building.cuda_build_dir(flags) for flags in (plain, more, CMAKE_FLAGS)}
     assert len(folders) == 3
 
 
-def test_what_is_carried_leaves_out_what_the_check_can_do_without(
-    gpu_runner: Callable[[str], Any],
-) -> None:
-    packing = gpu_runner("packing")
+def test_what_is_carried_leaves_out_what_the_check_can_do_without() -> None:
     lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
     left = packing.without(lock, packing.LEFT_OUT_WHEELS)
     assert "aiohttp==" in left
@@ -438,14 +430,22 @@ def test_what_is_carried_leaves_out_what_the_check_can_do_without(
     assert packing.LEFT_OUT_SOURCES.match("models/ggml-vocab.gguf")
 
 
-def test_picture_is_drawn_from_a_report_alone(
+def test_picture_shows_the_memory_of_each_part_and_the_phases_of_its_switches(
     finished: tuple[Machine, dict[str, Any]],
-    gpu_runner: Callable[[str], Any],
-    tmp_path: Path,
 ) -> None:
-    pytest.importorskip("matplotlib", reason="it is installed when a picture is first drawn")
-    folder = gpu_runner("report").Folder(path=tmp_path / "report")
-    folder.write(finished[1])
-    gpu_runner("drawing").draw(folder)
-    assert (folder.path / "timeline.png").read_bytes().startswith(b"\x89PNG")
-    assert "timeline.png" in (folder.path / "README.md").read_text(encoding="utf-8")
+    (folder,) = finished[0].folder.glob("hardware/*")
+    picture = ET.parse(folder / "timeline.svg").getroot()
+    parts = picture.findall(f"{SVG}g")
+    measured = finished[1]["parts"]
+    assert len(parts) == len(measured)
+    colours = {"stopping": "#e4572e", "confirming": "#9b5de5", "starting": "#3a86ff"}
+    for drawn, part in zip(parts, measured.values(), strict=True):
+        marked = [mark["label"] for mark in part["marks"]]
+        for phase, colour in colours.items():
+            bands = [band for band in drawn.findall(f"{SVG}rect") if band.get("fill") == colour]
+            assert len(bands) == marked.count(phase)
+        curves = [line.get("points", "").split() for line in drawn.findall(f"{SVG}polyline")]
+        assert 2 * len(part["timeline"]) - 1 in map(len, curves)
+        heights = {float(point.split(",")[1]) for curve in curves for point in curve}
+        assert 0.0 in heights  # the largest use reaches the top
+    assert "timeline.svg" in (folder / "README.md").read_text(encoding="utf-8")

@@ -1,0 +1,122 @@
+"""Measure the product against the bare server that it supervises; `scripts/bench` runs this.
+
+    python -m lab.bench serve|switch [--only NAME ...] [--rounds N] [--json FILE]
+
+Prints a table and writes the same as JSON, with every sample. A target that is missed is marked
+and is not an error: the exit status says whether everything could be measured.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lab.bench import (
+    embeddings,
+    held,
+    listening,
+    make_before_break,
+    prompt_cache,
+    streams,
+    switching,
+    warm_start,
+)
+from lab.bench.report import Figure, as_json, table
+from lab.harness import command
+from lab.harness.command import MODELS, PROFILES, ROOT, at_least, say, write_json
+from lab.harness.machine import describe_machine
+from lab.harness.servers import Controller
+from lab.harness.setting import Setting
+
+FIGURES: Mapping[str, Mapping[str, Callable[[Setting], Figure]]] = {
+    "serve": {each.NAME: each.measure for each in (listening, switching, embeddings, streams)},
+    "switch": {
+        "overhead": partial(switching.measure, name="overhead"),
+        **{each.NAME: each.measure for each in (make_before_break, prompt_cache, warm_start, held)},
+    },
+}
+"""The figures of each subcommand, in the order of the table."""
+
+AMOUNTS: Mapping[str, tuple[Mapping[str, float], Callable[[str], float], str]] = {
+    "seconds": ({"serve": 30.0}, command.positive, "of load in a round of a side"),
+    "rounds": ({"serve": 3, "switch": 3}, at_least(1), "of each side"),
+    "starts": ({"serve": 7}, at_least(1), "measured"),
+    "switches": ({"serve": 20, "switch": 20}, at_least(2), "measured for the overhead of one"),
+}
+"""How much is measured: the default by subcommand that takes the option, its type, its meaning."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure what is asked for. Returns the exit status: 0, or 1 with the reason said."""
+    asked = _parse(arguments)
+    return command.run("bench", lambda: _bench(asked))
+
+
+def _bench(asked: argparse.Namespace) -> int:
+    target: Path = asked.json or ROOT / "bench-results" / f"{asked.suite}.json"
+    started_at = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        named = {name: getattr(asked, name) for name in ("profiles", "models", "engine", *AMOUNTS)}
+        setting = Setting(work_dir=Path(folder), **named)
+        context = _context(asked, setting)
+        figures = []
+        for name in asked.only or FIGURES[asked.suite]:
+            say(f"{name} …")
+            figures.append(FIGURES[asked.suite][name](setting))
+    took_s = time.monotonic() - started_at
+    write_json(target, as_json(figures, {**context, "took_s": took_s}))
+    print(table(figures))
+    say(f"\nwritten to {target}")
+    return 0
+
+
+def _context(asked: argparse.Namespace, setting: Setting) -> dict[str, Any]:
+    """Describe what is measured; starts the controller once to ask it.
+
+    That start also fills the caches of the file system and of Python, so that the measured ones
+    are alike.
+    """
+    machine = describe_machine()
+    with Controller(setting) as controller:
+        controller.wait_until_settled()
+        status = controller.status()
+    taken = [name for name, (defaults, _, _) in AMOUNTS.items() if asked.suite in defaults]
+    return {
+        "suite": asked.suite,
+        "options": {name: getattr(setting, name) for name in ("engine", *taken)},
+        "measured_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "version": status["version"],
+        "engine": status["engine"],
+        "machine": machine,
+    }
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench", description=__doc__.partition("\n")[0])
+    suites = parser.add_subparsers(dest="suite", required=True, metavar="SUITE")
+    for suite, figures in FIGURES.items():
+        options = suites.add_parser(suite, help=f"figures: {', '.join(figures)}")
+        _add_options(options, suite, tuple(figures))
+    return parser.parse_args(arguments)
+
+
+def _add_options(parser: argparse.ArgumentParser, suite: str, figures: tuple[str, ...]) -> None:
+    add = parser.add_argument
+    add("--only", nargs="+", choices=figures, metavar="NAME", help="%(choices)s")
+    for name, (defaults, kind, meaning) in AMOUNTS.items():
+        parser.set_defaults(**{name: 0})
+        if suite in defaults:
+            default, text = defaults[suite], f"{meaning} (%(default)g)"
+            add(f"--{name}", type=kind, default=default, metavar="N", help=text)
+    add("--engine", default="llama-server", choices=("llama-server", "embedded"))
+    add("--profiles", type=Path, default=PROFILES, metavar="DIR")
+    add("--models", type=Path, default=MODELS, metavar="DIR")
+    add("--json", type=Path, metavar="FILE", help="default: bench-results/SUITE.json")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

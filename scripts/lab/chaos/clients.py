@@ -1,0 +1,214 @@
+"""Clients of models: ordinary ones, some that leave, read slowly or send what cannot be read."""
+
+import asyncio
+import json
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from lab.chaos.controller import Controller
+from lab.chaos.exchange import PATIENT, Answer, Exchanger, Request, Temper
+from lab.chaos.known import PROMPTS, TEXTS, Known, chat_content
+from lab.chaos.setting import EMBEDDING_MODEL, GENERATION_MODELS, Setting
+
+INFERENCE_REFUSALS = frozenset(
+    {
+        "model_not_live",
+        "no_model_loaded",
+        "switch_failed",
+        "hold_timeout",
+        "hold_queue_full",
+        "backend_down",
+        "shutting_down",
+    }
+)
+"""What a request for a model may be told in a storm: another one is live, or none."""
+
+_LONG_TOKENS = 160
+_REFUSED_PAUSE_S = 0.15
+_CHAT_PATH = "/v1/chat/completions"
+_BROKEN_STATUSES = frozenset({400, 404, 500, 501})
+_WHATEVER_IS_LIVE = frozenset({200, 500, 501})
+"""500 and 501: those of llama-server, where the embedding model is live."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One thing that a client does, and how long it rests afterwards."""
+
+    request: Request
+    temper: Temper
+    pause_s: float
+
+
+Steps = Iterator[Step]
+
+
+def chat(known: Known, model: str | None, prompt: str, kind: str, **more: Any) -> Request:
+    """Build a chat whose answer is held against what is known."""
+
+    def find_fault(answer: Answer) -> str | None:
+        if answer.status != 200:
+            return _fault_of_refusal(answer)
+        return known.chat_fault(model, prompt, answer)
+
+    return Request(
+        kind=kind,
+        path=_CHAT_PATH,
+        model=model,
+        body=json.dumps(chat_content(prompt, model=model, **more)).encode(),
+        right_statuses=frozenset({200}) if model else _WHATEVER_IS_LIVE,
+        may_refuse=INFERENCE_REFUSALS,
+        find_fault=find_fault,
+    )
+
+
+def embedding(known: Known, text: str) -> Request:
+    """Build an embedding whose vector is held against what is known."""
+    return Request(
+        kind="embedding",
+        path="/v1/embeddings",
+        model=EMBEDDING_MODEL,
+        body=json.dumps({"model": EMBEDDING_MODEL, "input": text}).encode(),
+        may_refuse=INFERENCE_REFUSALS,
+        find_fault=partial(known.vector_fault, text),
+    )
+
+
+def slow_stream(known: Known, model: str, prompt: str) -> Request:
+    """Build a long stream of fat events, so that a slow reader fills every buffer on the way."""
+    more = {"stream": True, "tokens": _LONG_TOKENS, "logprobs": True, "top_logprobs": 20}
+    return chat(known, model, prompt, "slow reader", **more)
+
+
+def chats(
+    known: Known, model: str | None, choices: random.Random, *, is_stream: bool = False
+) -> Steps:
+    """Chat with one model (None: with whatever is live), for ever."""
+    kind = "stream" if is_stream else "chat"
+    more = {"stream": True} if is_stream else {}
+    while True:
+        request = chat(known, model, choices.choice(PROMPTS), kind, **more)
+        yield Step(request=request, temper=PATIENT, pause_s=choices.uniform(0, 0.1))
+
+
+def embeddings(known: Known, choices: random.Random) -> Steps:
+    """Embed texts, for ever."""
+    while True:
+        request = embedding(known, choices.choice(TEXTS))
+        yield Step(request=request, temper=PATIENT, pause_s=choices.uniform(0, 0.05))
+
+
+def leavers(known: Known, choices: random.Random) -> Steps:
+    """Leave: before the head, or in the stream, or in the middle of the own body."""
+    while True:
+        model, prompt = choices.choice(GENERATION_MODELS), choices.choice(PROMPTS)
+        after_s, events = choices.uniform(0.001, 0.4), choices.randint(1, 12)
+        temper = choices.choice(
+            (
+                Temper(leave_after_s=after_s),
+                Temper(leave_after_events=events),
+                Temper(leave_after_s=after_s, sends_half=True),
+            )
+        )
+        request = chat(known, model, prompt, "leaver", stream=True, tokens=_LONG_TOKENS)
+        yield Step(request=request, temper=temper, pause_s=choices.uniform(0, 0.2))
+
+
+def slow_readers(known: Known, choices: random.Random) -> Steps:
+    """Read long streams slowly."""
+    while True:
+        model, prompt = choices.choice(GENERATION_MODELS), choices.choice(PROMPTS)
+        temper = Temper(pause_per_event_s=choices.uniform(0.005, 0.05))
+        request = slow_stream(known, model, prompt)
+        yield Step(request=request, temper=temper, pause_s=choices.uniform(0, 0.3))
+
+
+def broken_bodies(choices: random.Random) -> Steps:
+    """Send what cannot be understood; it must be refused by us or by the live server."""
+    bodies: tuple[tuple[bytes, str], ...] = (
+        (b'{"messages": [{"role": "user", "con', ""),
+        (b'{"messages": 7, "model": "demo-chat"}', ""),
+        (b"\xff\xfe\x00 no text", ""),
+        (b"", ""),
+        (b'{"model": "nobody-knows-it", "messages": []}', "model_not_found"),
+        (b'{"model": {"name": "demo-chat"}, "messages": "x"}', ""),
+        (b"[" * 5000, ""),
+    )
+    while True:
+        body, code = choices.choice(bodies)
+        path = choices.choice((_CHAT_PATH, "/v1/embeddings", "/tokenize"))
+        statuses = _BROKEN_STATUSES | ({200} if path == "/tokenize" else set())  # {} has no tokens
+        yield Step(
+            request=Request(
+                kind="broken body",
+                path=path,
+                body=body,
+                right_statuses=statuses if not code else frozenset({404}),
+                may_refuse=INFERENCE_REFUSALS,
+                find_fault=_fault_of_refusal,
+            ),
+            temper=PATIENT,
+            pause_s=choices.uniform(0.1, 0.4),
+        )
+
+
+def _fault_of_refusal(answer: Answer) -> str | None:
+    """The controller may fail on no body, however broken."""
+    error = answer.content.get("error", {}) if isinstance(answer.content, dict) else {}
+    return "the controller failed" if error.get("code") == "internal_error" else None
+
+
+def readers_of_state(choices: random.Random) -> Steps:
+    """Read what operators and probes read; it must always be there."""
+    while True:
+        path = choices.choice(
+            ("/status", "/switches", "/v1/models", "/health", "/ready", "/management/health")
+        )
+        may_refuse = frozenset({"shutting_down"}) if path == "/ready" else frozenset[str]()
+        statuses = frozenset({200, 503}) if path == "/ready" else frozenset({200})
+        yield Step(
+            request=Request(
+                kind="state",
+                path=path,
+                method="GET",
+                right_statuses=statuses,
+                may_refuse=may_refuse,
+            ),
+            temper=PATIENT,
+            pause_s=choices.uniform(0.1, 0.5),
+        )
+
+
+def crowd(known: Known, setting: Setting) -> dict[str, Steps]:
+    """Return every client of a run by its name, which is the seed of its choices."""
+    choose = setting.choices
+    crowd: dict[str, Steps] = {}
+    for model in GENERATION_MODELS:
+        for name, is_stream in (("chat", False), ("stream", True)):
+            actor = f"{model} {name}"
+            crowd[actor] = chats(known, model, choose(actor), is_stream=is_stream)
+    crowd["nameless"] = chats(known, None, choose("nameless"))
+    for number in (1, 2):
+        actor = f"embedding {number}"
+        crowd[actor] = embeddings(known, choose(actor))
+    crowd["leaver"] = leavers(known, choose("leaver"))
+    crowd["slow reader"] = slow_readers(known, choose("slow reader"))
+    crowd["broken body"] = broken_bodies(choose("broken body"))
+    crowd["state"] = readers_of_state(choose("state"))
+    return crowd
+
+
+async def play(
+    steps: Steps, exchanger: Exchanger, controller: Controller, is_over: Callable[[], bool]
+) -> None:
+    """Let a client do its steps one after the other until the storm is over."""
+    for step in steps:
+        await controller.is_up.wait()
+        if is_over():
+            return
+        entry, _ = await exchanger.exchange(step.request, step.temper)
+        was_served = entry.seen.status == 200
+        await asyncio.sleep(step.pause_s + (0 if was_served else _REFUSED_PAUSE_S))

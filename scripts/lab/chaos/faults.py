@@ -1,0 +1,268 @@
+"""Faults: servers and controllers are hit, aimed at each phase of a switch in turn."""
+
+import asyncio
+import contextlib
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import aiohttp
+
+from lab.chaos import history
+from lab.chaos.clients import slow_stream
+from lab.chaos.controller import Controller
+from lab.chaos.exchange import Exchanger, Temper
+from lab.chaos.facts import SERVING
+from lab.chaos.known import PROMPTS, Known
+from lab.chaos.layout import PROFILES
+from lab.chaos.ledger import Fault, Ledger, Weapon
+from lab.chaos.operators import Operator
+from lab.chaos.setting import GENERATION_MODELS, MODELS
+from lab.harness import processes
+from supervisor.core.machine.values import Phase
+
+PHASES = tuple(phase.value for phase in Phase if phase is not Phase.READY)
+"""The phases of a switch, as the product names them; `ready` is its end, and takes no time."""
+
+_WITHOUT_SERVER = {Phase.CONFIRMING}
+"""Where nothing runs on an exclusive device, so that only the controller can be hit."""
+
+_AIM_S = 3.0
+_TRIES = 2
+_SERVER_WITHIN_S = 1.0
+_LONG_STOP_S = 3.0  # longer than the drain and the grace of a stop
+_POLL_S = 0.002
+_TARGETS = tuple((model, profile) for model in MODELS for profile in PROFILES[model])
+_SIGNALS = {
+    Weapon.KILL: signal.SIGKILL,
+    Weapon.SEGV: signal.SIGSEGV,
+    Weapon.STOP: signal.SIGSTOP,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shot:
+    """A fault to come: with what, at which phase, and of a switch to what."""
+
+    weapon: Weapon
+    phase: str
+    model: str
+    profile: str
+    prompt: str
+    stopped_s: float
+    is_exclusive: bool
+    delay_s: float
+    pause_s: float
+
+
+def draw_shots(choices: random.Random) -> Iterator[Shot]:
+    """Yield shots for ever: each weapon at each phase once, in random order, then all again."""
+    while True:
+        aims = [
+            (weapon, phase)
+            for weapon, phase in product(Weapon, (*PHASES, SERVING))
+            if phase not in _WITHOUT_SERVER or weapon not in _SIGNALS
+        ]
+        choices.shuffle(aims)
+        for weapon, phase in aims:
+            model = choices.choice(MODELS)
+            yield Shot(
+                weapon=weapon,
+                phase=phase,
+                model=model,
+                profile=choices.choice(PROFILES[model]),
+                prompt=choices.choice(PROMPTS),
+                stopped_s=choices.uniform(0.2, 2.0),
+                is_exclusive=choices.random() < 0.65,
+                delay_s=choices.choice((0.0, 0.0, choices.uniform(0, 0.15))),
+                pause_s=choices.uniform(0.05, 0.6),
+            )
+
+
+class Marksman:
+    """Fires one shot after the other. A phase that did not come within a bound is a miss."""
+
+    def __init__(
+        self,
+        *,
+        controller: Controller,
+        ledger: Ledger,
+        operator: Operator,
+        exchanger: Exchanger,
+        known: Known,
+    ) -> None:
+        self._controller = controller
+        self._ledger = ledger
+        self._operator = operator
+        self._exchanger = exchanger
+        self._known = known
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def play(self, choices: random.Random, is_over: Callable[[], bool]) -> None:
+        """Fire until the storm is over; then everything that was stopped goes on."""
+        async with aiohttp.ClientSession() as client:
+            for shot in draw_shots(choices):
+                if is_over():
+                    break
+                if await self._aim(client, shot):
+                    await asyncio.sleep(shot.delay_s)
+                    await self._fire(client, shot)
+                await asyncio.sleep(shot.pause_s)
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _aim(self, client: aiohttp.ClientSession, shot: Shot) -> bool:
+        """Begin a switch, and wait for its phase. Returns whether it came.
+
+        A switch that does not come to the phase, because the target is live already or all went
+        well, is followed by one to another target.
+        """
+        deadline = time.monotonic() + _AIM_S
+        if shot.phase == SERVING:
+            return await self._until_phase(client, SERVING, deadline)
+        first = _TARGETS.index((shot.model, shot.profile))
+        for model, profile in (*_TARGETS[first:], *_TARGETS[:first])[::2][:_TRIES]:
+            await self._prepare(client, shot)
+            target = {"model_name": model, "profile": profile}
+            beginning = asyncio.create_task(self._operator.begin(target, "cancel"), name="begin")
+            is_met = await self._is_met(client, shot.phase, deadline, beginning)
+            await beginning
+            if is_met:
+                return True
+        self._ledger.note(f"{shot.phase} did not come for {shot.weapon}")
+        return False
+
+    async def _prepare(self, client: aiohttp.ClientSession, shot: Shot) -> None:
+        """Let phases last that would be over at once: idle servers drain and stop in no time."""
+        if shot.phase == Phase.STOPPING:
+            for pid in self._controller.servers()[-1:]:
+                self._hit(pid, Weapon.STOP, "serving, for a long stop")
+                self._continue(pid, _LONG_STOP_S)
+        elif shot.phase == Phase.DRAINING:
+            for model in GENERATION_MODELS:
+                request = slow_stream(self._known, model, shot.prompt)
+                stream = self._exchanger.exchange(request, Temper(pause_per_event_s=0.03))
+                self._keep(asyncio.create_task(stream, name="drained-stream"))
+            await self._until_in_flight(client)
+
+    async def _is_met(
+        self,
+        client: aiohttp.ClientSession,
+        phase: str,
+        deadline: float,
+        beginning: asyncio.Task[str | None],
+    ) -> bool:
+        """Wait for a phase of the switch that begins; a rollback is brought about."""
+        if phase == Phase.ROLLING_BACK:
+            if not await self._until_phase(client, Phase.STARTING, deadline, beginning):
+                return False
+            for pid in await self._await_servers():
+                self._hit(pid, Weapon.KILL, "starting, for a rollback")
+        return await self._until_phase(client, phase, deadline, beginning)
+
+    async def _until_phase(
+        self,
+        client: aiohttp.ClientSession,
+        phase: str,
+        deadline: float,
+        beginning: asyncio.Task[str | None] | None = None,
+    ) -> bool:
+        """Poll until a switch is in the phase; give up when it has begun, and runs no more.
+
+        The short phases are over when the order is answered, so that it cannot be awaited first.
+        """
+        while time.monotonic() < deadline:
+            switch_id = None
+            if beginning is not None and beginning.done():
+                switch_id = beginning.result()
+            is_last = beginning is None or beginning.done()
+            with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
+                now = await self._phase(client, switch_id)
+                if now == phase or (now == SERVING and is_last):
+                    return now == phase
+            await asyncio.sleep(_POLL_S)
+        return False
+
+    async def _phase(self, client: aiohttp.ClientSession, switch_id: str | None) -> str:
+        """Read the phase of a switch, or of the one that runs, whichever it is.
+
+        /switches/ID is answered several times as fast as /status, which reads the memory.
+        """
+        if switch_id is None:
+            switch = (await self._get(client, "/status")).get("switch")
+        else:
+            switch = await self._get(client, f"/switches/{switch_id}")
+        return str(switch["phase"]) if switch and "phase" in switch else SERVING
+
+    async def _until_in_flight(self, client: aiohttp.ClientSession) -> None:
+        """Wait until a server has something to do, if that comes soon."""
+        deadline = time.monotonic() + _SERVER_WITHIN_S
+        while time.monotonic() < deadline:
+            with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
+                requests = (await self._get(client, "/status")).get("requests", {})
+                if requests.get("in_flight"):
+                    return
+            await asyncio.sleep(_POLL_S)
+
+    async def _get(self, client: aiohttp.ClientSession, path: str) -> dict[str, Any]:
+        timeout = aiohttp.ClientTimeout(total=2)
+        async with client.get(self._controller.url + path, timeout=timeout) as answer:
+            content: dict[str, Any] = await answer.json()
+            return content
+
+    async def _fire(self, client: aiohttp.ClientSession, shot: Shot) -> None:
+        if shot.weapon not in _SIGNALS:
+            await self._replace_controller(client, shot)
+            return
+        for pid in await self._await_servers():
+            self._hit(pid, shot.weapon, shot.phase)
+            if shot.weapon is Weapon.STOP:
+                self._continue(pid, shot.stopped_s)
+
+    def _continue(self, pid: int, after_s: float) -> None:
+        self._keep(asyncio.create_task(_continue_later(pid, after_s), name=f"continue-{pid}"))
+
+    def _keep(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _await_servers(self) -> Sequence[int]:
+        """Return the newest server, as soon as there is one."""
+        deadline = time.monotonic() + _SERVER_WITHIN_S
+        while not (servers := self._controller.servers()):
+            if time.monotonic() > deadline:
+                return ()
+            await asyncio.sleep(_POLL_S)
+        return servers[-1:]
+
+    def _hit(self, pid: int, weapon: Weapon, aimed_at: str) -> None:
+        at = time.time()
+        if processes.send(pid, _SIGNALS[weapon]):
+            self._ledger.faults.append(Fault(at=at, weapon=weapon, pid=pid, aimed_at=aimed_at))
+
+    async def _replace_controller(self, client: aiohttp.ClientSession, shot: Shot) -> None:
+        """End the controller; its successor must know the history of switches."""
+        before = await self._history(client)
+        ended_at = time.time()
+        await self._controller.restart(shot.weapon, shot.phase, is_exclusive=shot.is_exclusive)
+        after = await self._history(client)
+        for problem in history.forgotten(before, after, ended_at):
+            self._ledger.violate("history", problem)
+
+    async def _history(self, client: aiohttp.ClientSession) -> list[dict[str, Any]]:
+        try:
+            return list((await self._get(client, "/switches")).get("switches", ()))
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            self._ledger.note(f"the history could not be read: {error!r}")
+            return []
+
+
+async def _continue_later(pid: int, after_s: float) -> None:
+    try:
+        await asyncio.sleep(after_s)
+    finally:
+        processes.send(pid, signal.SIGCONT)

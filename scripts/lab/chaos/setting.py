@@ -1,0 +1,49 @@
+"""What one run works with, and where its choices come from."""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+GENERATION_MODELS = ("demo-chat", "bench-chat")
+EMBEDDING_MODEL = "minilm"
+MODELS = (*GENERATION_MODELS, EMBEDDING_MODEL)
+
+DRAIN_TIMEOUT_S = 1.5
+STOP_GRACE_S = 1.0
+START_TIMEOUT_S = 6.0
+HOLD_TIMEOUT_S = 10.0
+SHUTDOWN_DRAIN_S = 1.5
+
+REQUEST_BOUND_S = 60.0
+"""A request without an answer is lost then: held four times (three repeats), and served slowly."""
+
+ORPHAN_BOUND_S = 2.0
+"""A server of ours that lives longer than this after its controller is an orphan."""
+
+START_BOUND_S = 20.0
+"""The controller must listen within this, whatever state its predecessor left."""
+
+CALM_BOUND_S = 45.0
+"""Each model must be served once more within this after the storm."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """Options of the command line and the folders; `work_dir` is temporary and ours alone.
+
+    `seconds` is the length of the storm; what comes before and after takes some seconds more.
+    """
+
+    seed: int
+    seconds: float
+    models: Path
+    work_dir: Path
+    llama_server: Path
+
+    def choices(self, actor: str) -> random.Random:
+        """Return the actor's own source of choices.
+
+        The n-th choice of an actor depends on the seed and on nothing that happens: actors must
+        draw the same number of choices in each round, whatever they meet.
+        """
+        return random.Random(f"{self.seed}:{actor}")

@@ -1,0 +1,1 @@
+"""What the runners share: servers, loads, processor time, and the command line."""
