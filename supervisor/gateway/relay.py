@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import aiohttp
 import msgspec
 import structlog
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
@@ -70,6 +70,8 @@ async def answer_afresh(
         await whole.write_eof()
         return whole
     response = web.StreamResponse(status=upstream.status, reason=upstream.reason, headers=headers)
+    if length is None and request.version < HttpVersion11:
+        response.force_close()  # without chunks, the end of the connection is that of the body
     await response.prepare(request)
     await stream_into(response, request, upstream, backend)
     return response
