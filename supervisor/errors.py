@@ -10,6 +10,7 @@
     │   └── VendorAbsentError  nothing of this vendor is here (telemetry/port.py)
     ├── InvalidTransition    a bug of ours; carries the recent history
     └── RequestRefused       a request or a switch gets an answer other than the one hoped for
+        └── BackendUnreachable  a server does not answer, or breaks off its answer
 
 `gateway/error_responses.py` alone maps these to HTTP.
 """
@@ -67,3 +68,16 @@ class RequestRefused(SupervisorError):
         self.message = message
         self.details = dict(details or {})
         super().__init__(message)
+
+
+class BackendUnreachable(RequestRefused):
+    """A server does not answer, or its answer broke off.
+
+    `may_repeat`: it cannot have read the request, so whatever that asks for, it may be sent again.
+    """
+
+    def __init__(
+        self, message: str, details: Mapping[str, Any] | None = None, *, may_repeat: bool
+    ) -> None:
+        self.may_repeat = may_repeat
+        super().__init__("backend_unreachable", message, details)

@@ -25,8 +25,12 @@ from supervisor.engine.prompts.prompt_slots import (
     restore_prompts,
     save_prompts,
 )
+from supervisor.engine.servers.answer import Answer
+from supervisor.engine.servers.channel import Channel, Exchange, Receiver
+from supervisor.engine.servers.framing import Request
 from supervisor.engine.servers.process import ChildProcess, ProcessExit
 from supervisor.engine.servers.stall import Activity
+from supervisor.errors import BackendUnreachable
 
 log = structlog.get_logger()
 
@@ -66,6 +70,13 @@ class Backend:
         self.session = open_session(launch.address)
         self.base_url = base_url(launch.address)
         self.authorization = f"Bearer {launch.api_key}"
+        self._channel = Channel(
+            launch.address,
+            self.authorization,
+            launch.abilities.requests_at_once,
+            fault=self._fault,
+            is_alive=lambda: self.process.is_running,
+        )
         self.turns = asyncio.Semaphore(launch.abilities.requests_at_once)
         """One is held for each request, from before it is sent until its answer has ended."""
         self._is_stopping = False
@@ -129,6 +140,21 @@ class Backend:
         except psutil.Error:
             return False
 
+    def send(self, request: Request, receiver: Receiver) -> Exchange:
+        """Send a request when its turn comes; see `Channel.send`. What comes is the receiver's."""
+        return self._channel.send(request, receiver)
+
+    def exchange(self, request: Request) -> Answer:
+        """Send a request, and read its answer: `async with backend.exchange(…) as answer`."""
+        return self._channel.exchange(request)
+
+    def _fault(self, reason: str, may_repeat: bool) -> BackendUnreachable:
+        return BackendUnreachable(
+            f"the server of '{self.model}' {reason}",
+            {"model": self.model, "epoch": self.epoch},
+            may_repeat=may_repeat,
+        )
+
     async def close_connections(self) -> None:
         """Cut every connection to the child, so that it does not wait for their clients.
 
@@ -138,6 +164,7 @@ class Backend:
         for answer in self.open_answers:
             if not answer.content.is_eof():
                 answer.content.set_exception(aiohttp.ClientConnectionError("the server stops"))
+        self._channel.close()
         await self.session.close()
 
     async def stop(

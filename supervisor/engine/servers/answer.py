@@ -1,0 +1,159 @@
+"""An answer to be waited for and read, over the form with callbacks."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import Protocol, Self
+
+from supervisor.engine.servers.framing import Head
+from supervisor.errors import BackendUnreachable
+
+BUFFER_BYTES = 1024 * 1024
+"""What is read ahead of a reader that cannot keep up. An answer that fits ends the request's turn
+at the server, however slowly it is read; beyond it nothing more is read until the reader is back.
+"""
+
+
+class Handle(Protocol):
+    """What an answer needs of its exchange."""
+
+    def pause(self) -> None:
+        """Ask for no more data."""
+
+    def resume(self) -> None:
+        """Ask for more data."""
+
+    def cancel(self) -> None:
+        """Cut the exchange."""
+
+
+class Answer:
+    """An answer: `async with channel.exchange(request) as answer`, which waits for its head.
+
+    Leaving it early cuts the connection, and so frees the server's slot. Entering and reading
+    raise BackendUnreachable.
+    """
+
+    def __init__(self, send: Callable[["Answer"], Handle]) -> None:
+        self._send = send
+        self._exchange: Handle | None = None
+        self._head: Head | None = None
+        self._chunks: deque[bytes] = deque()
+        self._buffered_bytes = 0
+        self._is_paused = False
+        self._is_over = False
+        self._error: BackendUnreachable | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def status(self) -> int:
+        """Its status."""
+        return self._known_head.status
+
+    @property
+    def reason(self) -> str:
+        """The words behind the status."""
+        return self._known_head.reason.decode("latin-1")
+
+    @property
+    def headers(self) -> tuple[tuple[bytes, bytes], ...]:
+        """Its headers as they came, duplicates kept."""
+        return self._known_head.headers
+
+    @property
+    def length(self) -> int | None:
+        """The stated length of its body; None where none is stated."""
+        return self._known_head.length
+
+    def value(self, name: bytes) -> bytes | None:
+        """Return the first value of a header; `name` in lower case."""
+        return self._known_head.value(name)
+
+    async def read(self) -> bytes:
+        """Return the rest of the body."""
+        return b"".join([chunk async for chunk in self])
+
+    async def __aenter__(self) -> Self:
+        self._exchange = self._send(self)
+        try:
+            while self._head is None and self._error is None:
+                await self._wait()
+        except BaseException:
+            self._exchange.cancel()
+            raise
+        if self._head is None and self._error is not None:
+            raise self._error
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._exchange is not None and not self._is_over:
+            self._exchange.cancel()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        while not self._chunks and not self._is_over:
+            await self._wait()
+        if self._chunks:
+            return self._take()
+        if self._error is not None:
+            raise self._error
+        raise StopAsyncIteration
+
+    def _take(self) -> bytes:
+        chunk = self._chunks.popleft()
+        self._buffered_bytes -= len(chunk)
+        if self._is_paused and not self._chunks and self._exchange is not None:
+            self._is_paused = False
+            self._exchange.resume()
+        return chunk
+
+    async def _wait(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    @property
+    def _known_head(self) -> Head:
+        assert self._head is not None  # noqa: S101 - entering it waits for the head
+        return self._head
+
+    # Receiver
+
+    def head(self, head: Head) -> None:
+        """See `Receiver`."""
+        self._head = head
+        self._wake()
+
+    def data(self, chunk: bytes) -> None:
+        """See `Receiver`."""
+        self._chunks.append(chunk)
+        self._buffered_bytes += len(chunk)
+        if self._buffered_bytes > BUFFER_BYTES and not self._is_paused and self._exchange:
+            self._is_paused = True
+            self._exchange.pause()
+        self._wake()
+
+    def end(self) -> None:
+        """See `Receiver`."""
+        self._is_over = True
+        self._wake()
+
+    def failed(self, error: BackendUnreachable) -> None:
+        """See `Receiver`."""
+        self._error = error
+        self._is_over = True
+        self._wake()

@@ -1,0 +1,298 @@
+"""The one way to talk to a server: whose turn it is, what is in flight, and what may be sent again.
+
+The form with callbacks (`send`) is the way of the relay: where a turn is free and a connection
+idle, the request is on the wire when it returns, without a task and without a wait. `exchange` is
+the same for whoever would rather wait for an answer and read it.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from supervisor.engine.port import Address
+from supervisor.engine.servers.answer import Answer
+from supervisor.engine.servers.connection import Connection
+from supervisor.engine.servers.framing import Head, Request, encode_head
+from supervisor.engine.servers.pool import KEEPALIVE_S, Pool
+from supervisor.errors import BackendUnreachable
+
+STOPPED = "is stopped, or has ended; see /status for its last exit"
+"""What is told of a server whose connections were cut by us."""
+
+
+class Receiver(Protocol):
+    """Takes an answer as it comes. Exactly one of `end` and `failed` comes, and comes last.
+
+    Nothing is called before `send` has returned, nor after `cancel`.
+    """
+
+    def head(self, head: Head) -> None:
+        """Take the head; only once."""
+
+    def data(self, chunk: bytes) -> None:
+        """Take a piece of the body, without the framing it came in."""
+
+    def end(self) -> None:
+        """The answer is complete."""
+
+    def failed(self, error: BackendUnreachable) -> None:
+        """The answer does not come, or breaks off."""
+
+
+Fault = Callable[[str, bool], BackendUnreachable]
+"""Makes the error of a reason ("the server" stands before it) and whether to repeat is safe."""
+
+
+class Activity:
+    """Requests that are with a server now, and the signs of life that it gives."""
+
+    __slots__ = ("held", "requests", "signs")
+
+    def __init__(self) -> None:
+        self.requests = 0
+        """Requests that are with the server, answered in part or not at all."""
+        self.held = 0
+        """Those of them that wait for who reads the answer, not for the server."""
+        self.signs = 0
+        """Counts up with each piece of an answer, and each request that begins or ends."""
+
+
+class Channel:
+    """All connections to one server, from its start until `close`.
+
+    `turns`: requests that are with the server at a time; further ones wait here, the first come
+    first. As each has a connection of its own, no more connections than that are opened, but for
+    those of our own questions. `fault` makes the errors, `is_alive` says whether the process runs.
+    An idle connection is closed after `keepalive_s`.
+    """
+
+    def __init__(  # noqa: PLR0913 - each is known to the backend alone
+        self,
+        address: Address,
+        authorization: str,
+        turns: int,
+        *,
+        fault: Fault = lambda reason, may_repeat: BackendUnreachable(
+            f"the server {reason}", may_repeat=may_repeat
+        ),
+        is_alive: Callable[[], bool] = lambda: True,
+        keepalive_s: float = KEEPALIVE_S,
+    ) -> None:
+        host = "localhost" if address.socket_path else f"127.0.0.1:{address.port}"
+        self._own_headers = f"Host: {host}\r\nAuthorization: {authorization}\r\n".encode()
+        self.fault = fault
+        self.is_alive = is_alive
+        self.activity = Activity()
+        self.is_closed = False
+        self._free_turns = turns
+        self._waiting: deque[Exchange] = deque()
+        self._begun: set[Exchange] = set()
+        self._pool = Pool(address, keepalive_s)
+
+    @property
+    def open_connections(self) -> int:
+        """Connections that stand, in use or idle."""
+        return self._pool.open_count
+
+    def send(self, request: Request, receiver: Receiver, *, takes_turn: bool = True) -> "Exchange":
+        """Send a request when its turn comes; what comes back is for the receiver.
+
+        `takes_turn=False` is for our own questions, which must not wait behind requests. Raises
+        ValueError where the request cannot be written as one.
+        """
+        exchange = Exchange(self, request, encode_head(request, self._own_headers), receiver)
+        if self.is_closed:
+            asyncio.get_running_loop().call_soon(exchange.fail, STOPPED, True)
+            return exchange
+        if takes_turn and not self._free_turns:
+            self._waiting.append(exchange)
+            return exchange
+        if takes_turn:
+            self._free_turns -= 1
+            exchange.has_turn = True
+        self._begin(exchange)
+        return exchange
+
+    def exchange(self, request: Request, *, takes_turn: bool = True) -> Answer:
+        """Return what sends the request, to be entered by `async with`; see `Answer`."""
+        return Answer(lambda receiver: self.send(request, receiver, takes_turn=takes_turn))
+
+    def close(self) -> None:
+        """Cut every connection, and fail what is in flight or waits for its turn."""
+        self.is_closed = True
+        waiting, self._waiting = self._waiting, deque()
+        for exchange in (*self._begun, *waiting):
+            exchange.cut()
+        self._pool.close()
+
+    def _begin(self, exchange: "Exchange") -> None:
+        self._begun.add(exchange)
+        self.activity.requests += 1
+        self.activity.signs += 1
+        self.connect(exchange)
+
+    def connect(self, exchange: "Exchange") -> None:
+        """Give an exchange an idle connection, or a new one."""
+        connection = self._pool.take()
+        if connection is not None:
+            exchange.go(connection)
+        else:
+            exchange.connecting = asyncio.create_task(self._open_for(exchange), name="connect")
+
+    async def _open_for(self, exchange: "Exchange") -> None:
+        try:
+            connection = await self._pool.open()
+        except OSError as error:
+            exchange.connecting = None
+            exchange.fail_to_connect(error)
+            return
+        exchange.connecting = None
+        exchange.go(connection)
+
+    def release(self, exchange: "Exchange") -> None:
+        """Give the turn of an exchange that is over to the next one."""
+        if exchange not in self._begun:
+            return
+        self._begun.discard(exchange)
+        self.activity.requests -= 1
+        self.activity.signs += 1
+        if not exchange.has_turn:
+            return
+        while self._waiting:
+            following = self._waiting.popleft()
+            if not following.is_over:
+                following.has_turn = True
+                self._begin(following)
+                return
+        self._free_turns += 1
+
+
+class Exchange:
+    """One request and its answer, from `send` until that has ended, failed or is cancelled."""
+
+    __slots__ = (
+        "_channel",
+        "_connection",
+        "_head",
+        "_is_paused",
+        "_may_be_read",
+        "_receiver",
+        "_request",
+        "connecting",
+        "has_turn",
+        "is_over",
+    )
+
+    def __init__(self, channel: Channel, request: Request, head: bytes, receiver: Receiver) -> None:
+        self._channel = channel
+        self._request = request
+        self._head = head
+        self._receiver = receiver
+        self._connection: Connection | None = None
+        self._is_paused = False
+        self._may_be_read = False
+        """Whether the server may have read the request."""
+        self.connecting: asyncio.Task[None] | None = None
+        self.has_turn = False
+        self.is_over = False
+
+    def pause(self) -> None:
+        """Ask for no more data until `resume`; the server is not blamed for the pause.
+
+        Once.
+        """
+        if self._is_paused or self.is_over:
+            return
+        self._is_paused = True
+        self._channel.activity.held += 1
+        if self._connection is not None:
+            self._connection.pause()
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        if not self._is_paused:
+            return
+        self._end_pause()
+        if self._connection is not None:
+            self._connection.resume()
+
+    def cancel(self) -> None:
+        """Cut it, which frees the server's slot. The receiver hears nothing more."""
+        if self.is_over:
+            return
+        self._cut_connection()
+        self._finish()
+
+    # What the channel and the connection call
+
+    def go(self, connection: Connection) -> None:
+        """Write the request on a connection."""
+        self._connection = connection
+        request = self._request
+        connection.send(self, self._head, request.body, wants_head_only=request.method == "HEAD")
+        if self._is_paused:
+            connection.pause()
+
+    def head_came(self, head: Head) -> None:
+        """See `Carried`."""
+        self._channel.activity.signs += 1
+        self._receiver.head(head)
+
+    def data_came(self, data: bytes) -> None:
+        """See `Carried`."""
+        self._channel.activity.signs += 1
+        self._receiver.data(data)
+
+    def ended(self) -> None:
+        """See `Carried`."""
+        self._finish()
+        self._receiver.end()
+
+    def broken(self, reason: str, *, is_stale: bool) -> None:
+        """See `Carried`; sends the request again where the server did not read it.
+
+        It closes a connection that was idle for 5 s, or had 100 requests, and may do so at the
+        moment when the next one is written.
+        """
+        self._connection = None
+        self._may_be_read = True
+        if is_stale and not self._channel.is_closed and self._channel.is_alive():
+            self._channel.connect(self)
+        else:
+            self.fail(reason, may_repeat=False)
+
+    def fail_to_connect(self, error: OSError) -> None:
+        """End it: no connection could be made."""
+        reason = f"cannot be reached ({error or type(error).__name__})"
+        self.fail(reason, may_repeat=not self._may_be_read)
+
+    def cut(self) -> None:
+        """End it: the connections to the server are cut."""
+        is_sent = self._connection is not None or self._may_be_read
+        self._cut_connection()
+        self.fail(STOPPED, may_repeat=not is_sent)
+
+    def fail(self, reason: str, may_repeat: bool) -> None:
+        """End it with an error."""
+        if not self.is_over:
+            self._finish()
+            self._receiver.failed(self._channel.fault(reason, may_repeat))
+
+    def _cut_connection(self) -> None:
+        if self.connecting is not None:
+            self.connecting.cancel()
+        if self._connection is not None:
+            self._connection.abort()
+
+    def _finish(self) -> None:
+        self.is_over = True
+        self._connection = None
+        if self._is_paused:
+            self._end_pause()
+        self._channel.release(self)
+
+    def _end_pause(self) -> None:
+        self._is_paused = False
+        self._channel.activity.held -= 1
+        self._channel.activity.signs += 1

@@ -1,0 +1,259 @@
+"""One connection to a server: writes a request, and reads its answer with llhttp.
+
+The parser is given every byte, so that the end of an answer is known by its framing alone. What
+cannot be used again is closed: llama-server closes a connection after a chunked answer although
+its head says keep-alive, so one that carried such an answer is never kept.
+"""
+
+import asyncio
+from typing import Protocol, cast
+
+import httptools
+
+from supervisor.engine.servers.framing import Head
+
+MAX_HEAD_BYTES = 64 * 1024
+"""A head that has not ended after so many bytes is an error; llhttp itself sets no bound."""
+
+_MAX_JOINED_BYTES = 64 * 1024  # a body up to this is copied behind its head, to be one write
+
+
+class Carried(Protocol):
+    """What a connection carries, and tells what comes. After `ended` or `broken` nothing comes."""
+
+    def head_came(self, head: Head) -> None:
+        """Take the head of the answer; interim ones (1xx) are passed over."""
+
+    def data_came(self, data: bytes) -> None:
+        """Take a piece of its body, decoded."""
+
+    def ended(self) -> None:
+        """Its answer is complete."""
+
+    def broken(self, reason: str, *, is_stale: bool) -> None:
+        """The connection is of no use any more. `is_stale`: it was used before, and no byte came.
+
+        `reason` continues a sentence that begins with the server.
+        """
+
+
+class Home(Protocol):
+    """Where a connection goes when its answer has ended."""
+
+    def put(self, connection: "Connection") -> None:
+        """Keep one that may be used again."""
+
+    def forget(self, connection: "Connection") -> None:
+        """The connection is closed."""
+
+
+class Connection(asyncio.Protocol):
+    """A connection to a server, from when it stands until it is closed; one exchange at a time."""
+
+    __slots__ = (
+        "_body",
+        "_carried",
+        "_has_begun",
+        "_has_surplus",
+        "_head",
+        "_head_bytes",
+        "_headers",
+        "_home",
+        "_is_chunked",
+        "_is_complete",
+        "_is_head_told",
+        "_is_parsed",
+        "_is_paused",
+        "_keeps_alive",
+        "_parser",
+        "_reason",
+        "_transport",
+        "_uses",
+        "_wants_head_only",
+        "idle_since",
+    )
+
+    _transport: asyncio.Transport
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._parser = httptools.HttpResponseParser(self)
+        self._carried: Carried | None = None
+        self._uses = 0
+        self._is_paused = False
+        self.idle_since = 0.0
+        """When its last answer ended, by the loop's clock."""
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it is not known to be closed."""
+        return not self._transport.is_closing()
+
+    def send(self, carried: Carried, head: bytes, body: bytes, *, wants_head_only: bool) -> None:
+        """Write a request; what comes is for `carried`. `wants_head_only`: it is a HEAD."""
+        self._carried = carried
+        self._uses += 1
+        self._wants_head_only = wants_head_only
+        self._head: Head | None = None
+        self._reason = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._head_bytes = 0
+        self._body: list[bytes] = []
+        self._has_begun = self._is_head_told = self._is_chunked = False
+        self._is_complete = self._is_parsed = self._has_surplus = self._keeps_alive = False
+        if len(body) <= _MAX_JOINED_BYTES:
+            self._transport.write(head + body)
+        else:
+            self._transport.writelines((head, body))
+
+    def pause(self) -> None:
+        """Read nothing more until `resume`: who reads the answer cannot keep up."""
+        self._is_paused = True
+        self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        self._is_paused = False
+        self._transport.resume_reading()
+
+    def abort(self) -> None:
+        """Close it at once; nothing more is told."""
+        self._carried = None
+        self._transport.abort()
+
+    def close(self) -> None:
+        """Close one that carries nothing."""
+        self._transport.close()
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the transport."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's only act like one
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came, and tell it."""
+        if self._carried is None:  # nobody asked for it
+            self._transport.abort()
+            return
+        self._has_begun = True
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            if not self._is_complete:
+                self._break(f"answered what is not HTTP/1.1 ({error})")
+                return
+            self._has_surplus = True
+        if self._head is None:
+            self._head_bytes += len(data)
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._break(f"answered with a head of more than {MAX_HEAD_BYTES} bytes")
+        elif self._head is not None:
+            self._tell(self._carried, self._head)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End what it carries: an answer that states no length ends so; any other is broken."""
+        self._home.forget(self)
+        carried, self._carried = self._carried, None
+        if carried is None:
+            return
+        if exc is None and self._ends_with_connection():
+            carried.ended()
+        else:
+            carried.broken(self._how_it_was_lost(exc), is_stale=self._is_stale())
+
+    # What the parser calls; an answer that nobody asked for is only noted.
+
+    def on_message_begin(self) -> None:
+        """Note an answer behind the answer."""
+        if self._is_complete:
+            self._has_surplus = True
+
+    def on_status(self, reason: bytes) -> None:
+        """Take the words behind the status, or a part of them."""
+        self._reason += reason
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header; those behind a chunked body (trailers) come too late."""
+        if self._head is None:
+            self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """Make the head, unless it is an interim one."""
+        if self._head is not None:
+            return
+        status = self._parser.get_status_code()
+        if status >= 200:
+            self._head = Head(status, self._reason, tuple(self._headers))
+            self._is_complete = self._wants_head_only
+        self._reason, self._headers = b"", []
+
+    def on_chunk_header(self) -> None:
+        """Note that the body is chunked."""
+        self._is_chunked = True
+
+    def on_body(self, data: bytes) -> None:
+        """Take a piece of the body."""
+        if not self._is_complete:
+            self._body.append(data)
+
+    def on_message_complete(self) -> None:
+        """Note the end of the answer, but of an interim one."""
+        if self._head is not None and not self._has_surplus:
+            self._is_complete = self._is_parsed = True
+            self._keeps_alive = self._parser.should_keep_alive()
+
+    # What follows from it
+
+    def _tell(self, carried: Carried, head: Head) -> None:
+        """Hand on what was parsed; whoever gets it may abort at each step."""
+        if not self._is_head_told:
+            self._is_head_told = True
+            carried.head_came(head)
+        if self._body and self._carried is carried:
+            data = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+            self._body = []
+            carried.data_came(data)
+        if self._is_complete and self._carried is carried:
+            self._finish(carried)
+
+    def _finish(self, carried: Carried) -> None:
+        self._carried = None
+        if self._is_paused:
+            self.resume()
+        if self._may_be_used_again():
+            self._home.put(self)
+        else:
+            self._transport.close()
+        carried.ended()
+
+    def _may_be_used_again(self) -> bool:
+        return (
+            self._is_parsed
+            and self._keeps_alive
+            and not self._is_chunked
+            and not self._has_surplus
+            and not self._transport.get_write_buffer_size()  # else it was answered half-read
+            and not self._transport.is_closing()
+        )
+
+    def _break(self, reason: str) -> None:
+        carried, self._carried = self._carried, None
+        self._transport.abort()
+        if carried is not None:
+            carried.broken(reason, is_stale=False)
+
+    def _is_stale(self) -> bool:
+        """Whether the server may have closed it before it read the request."""
+        return self._uses > 1 and not self._has_begun
+
+    def _ends_with_connection(self) -> bool:
+        head = self._head
+        if head is None or self._is_complete:
+            return False
+        return head.length is None and head.value(b"transfer-encoding") is None
+
+    def _how_it_was_lost(self, exc: Exception | None) -> str:
+        where = "in the middle of its answer" if self._has_begun else "without an answer"
+        how = f"broke the connection ({exc})" if exc else "closed the connection"
+        return f"{how} {where}"
