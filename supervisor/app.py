@@ -29,9 +29,9 @@ from supervisor.core.machine.events import DeviceFound, RulesChanged
 from supervisor.core.machine.values import Device, Snapshot
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.launcher import Launcher
-from supervisor.engine.needs.learned_needs import FILE_NAME as LEARNED_NEEDS_FILE
-from supervisor.engine.needs.learned_needs import LearnedNeeds
-from supervisor.engine.needs.need_learner import NeedLearner, learn_needs
+from supervisor.engine.needs.learned_store import FILE_NAME as LEARNED_NEEDS_FILE
+from supervisor.engine.needs.learned_store import LearnedStore
+from supervisor.engine.needs.learning import Learner, keep_learning
 from supervisor.engine.prompts.prompt_cache import PromptCache
 from supervisor.engine.servers.instance import Instance
 from supervisor.engine.targets import Targets, configured_device
@@ -123,11 +123,9 @@ async def build(configuration: Configuration, options: Options) -> AsyncIterator
             run_dir=run_dir,
             device_env=lambda device: child_environment(device, telemetry.devices()),
             prompt_cache=stores.prompt_cache,
-            learned_needs=stores.learned_needs,
+            learned_store=stores.learned_store,
         )
-        learner = NeedLearner(
-            needs=stores.learned_needs, devices=telemetry, expected_of=launcher.expected_of
-        )
+        learner = Learner(store=stores.learned_store, devices=telemetry, assessed=launcher.assessed)
         arbiter = Arbiter(
             snapshot=first_snapshot(configuration, telemetry.devices()),
             launcher=launcher,
@@ -137,7 +135,7 @@ async def build(configuration: Configuration, options: Options) -> AsyncIterator
         rings = await owned.enter_async_context(
             record_devices(telemetry, child_pids=lambda: child_pids(arbiter.snapshot))
         )
-        await owned.enter_async_context(learn_needs(learner, lambda: arbiter.snapshot.backends))
+        await owned.enter_async_context(keep_learning(learner, lambda: arbiter.snapshot.backends))
         targets = Targets(holder, telemetry, lambda device: note_device(arbiter, device))
         push_rules(arbiter, targets, holder)
         gateway = Gateway(
@@ -189,7 +187,7 @@ class Stores:
 
     history: SwitchHistory
     prompt_cache: PromptCache
-    learned_needs: LearnedNeeds
+    learned_store: LearnedStore
 
 
 def open_stores(settings: SwitchSettings, data_dir: Path, owned: AsyncExitStack) -> Stores:
@@ -202,9 +200,9 @@ def open_stores(settings: SwitchSettings, data_dir: Path, owned: AsyncExitStack)
         keeps_at_exit=settings.keep_prompt_cache_at_exit,
     )
     owned.callback(prompt_cache.close)
-    learned_needs = LearnedNeeds(data_dir / LEARNED_NEEDS_FILE)
-    owned.callback(learned_needs.close)
-    return Stores(history=history, prompt_cache=prompt_cache, learned_needs=learned_needs)
+    learned_store = LearnedStore(data_dir / LEARNED_NEEDS_FILE)
+    owned.callback(learned_store.close)
+    return Stores(history=history, prompt_cache=prompt_cache, learned_store=learned_store)
 
 
 def build_engines(configuration: Configuration, preferred: str) -> Engines:

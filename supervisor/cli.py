@@ -22,10 +22,11 @@ from supervisor.config.load import load
 from supervisor.doctor.gathering import Place, gather
 from supervisor.doctor.judging import is_well, judge
 from supervisor.doctor.printing import describe_report, print_report
-from supervisor.engine.fit import look_at_subject, report_fit
+from supervisor.engine.fit import report_fit
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.model_check import model_problems
 from supervisor.engine.models.model_scan import scan_models
+from supervisor.engine.needs.assessment import examine
 from supervisor.engine.servers.backend import choose_address
 from supervisor.engine.targets import model_or_file
 from supervisor.errors import ConfigError, SupervisorError
@@ -111,8 +112,9 @@ def fit(
     try:
         configuration = load(profiles, models.resolve(), os.environ, scan_models)
         engines = build_engines(configuration, engine.value)
-        subject = look_at_subject(model_or_file(configuration, model, profile), engines)
-        report = asyncio.run(report_fit(subject, configuration, data, forget=forget))
+        resolved = model_or_file(configuration, model, profile)
+        candidate = examine(resolved, engines.choose(resolved.profile.engine))
+        report = asyncio.run(report_fit(candidate, configuration, data, forget=forget))
     except ConfigError as error:
         print(*error.problems, sep="\n", file=sys.stderr)
         raise SystemExit(EXIT_BAD_CONFIGURATION) from error

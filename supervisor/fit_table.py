@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from supervisor.core.byte_size import format_bytes
+from supervisor.core.sizing.estimate import MemoryEstimate
 from supervisor.core.sizing.fitting import MOST_PARALLEL, Largest, trained_ctx_size
 from supervisor.engine.fit import DeviceFit, FitReport
 
@@ -17,10 +18,10 @@ NOT_TOLD = "–"
 def print_fit(report: FitReport) -> None:
     """Print the parts of the need and the room of every device, and what would fit."""
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    resolved = report.subject.resolved
+    resolved = report.candidate.resolved
     console.print(
         f"{resolved.name} with profile {resolved.profile_name} on {report.device}, by "
-        f"{report.subject.build.name} {report.subject.build.version}".rstrip()
+        f"{_build(report)}".rstrip()
     )
     if report.has_forgotten:
         console.print(f"What was learned of its need on {report.device} is forgotten.")
@@ -37,7 +38,7 @@ def print_fit(report: FitReport) -> None:
 
 def describe_fit(report: FitReport) -> dict[str, Any]:
     """Return the report as JSON values; sizes in bytes, what cannot be told is null."""
-    resolved = report.subject.resolved
+    resolved = report.candidate.resolved
     return {
         "model": resolved.name,
         "path": str(resolved.path),
@@ -51,8 +52,9 @@ def describe_fit(report: FitReport) -> dict[str, Any]:
 
 
 def _describe_device(fit: DeviceFit) -> dict[str, Any]:
-    parts = fit.parts
-    estimate = parts.estimate if parts else None
+    assessment = fit.assessment
+    parts, learned = assessment.estimate, assessment.learned
+    estimate = parts.memory if parts else None
     return {
         "device": fit.room.device,
         "name": fit.room.name,
@@ -63,8 +65,8 @@ def _describe_device(fit: DeviceFit) -> dict[str, Any]:
         "output_bytes": parts.output_bytes if parts else None,
         "context_bytes": parts.context_bytes if parts else None,
         "estimated_bytes": parts.total_bytes if parts else None,
-        "learned": asdict(fit.learned) if fit.learned else None,
-        "need_bytes": fit.need_bytes,
+        "learned": asdict(learned) if learned else None,
+        "need_bytes": assessment.need_bytes,
         "margin_bytes": fit.margin_bytes,
         "free_bytes": fit.room.free_bytes,
         "held_by_ours_bytes": fit.room.ours_bytes,
@@ -78,21 +80,37 @@ def _describe_device(fit: DeviceFit) -> dict[str, Any]:
     }
 
 
+def _build(report: FitReport) -> str:
+    build = report.candidate.build
+    return f"{build.name} {build.version}" if build else report.candidate.resolved.profile.engine
+
+
 def _size(count: int | None) -> str:
     return NOT_TOLD if count is None else format_bytes(count)
 
 
 def _part(name: str) -> Callable[[DeviceFit], str]:
-    return lambda fit: NOT_TOLD if fit.parts is None else _size(getattr(fit.parts, name))
+    return lambda fit: _size(getattr(fit.assessment.estimate, name, None))
+
+
+def _memory(fit: DeviceFit) -> MemoryEstimate | None:
+    estimate = fit.assessment.estimate
+    return None if estimate is None else estimate.memory
 
 
 def _estimated(name: str) -> Callable[[DeviceFit], str]:
-    return lambda fit: NOT_TOLD if fit.parts is None else _size(getattr(fit.parts.estimate, name))
+    return lambda fit: _size(getattr(_memory(fit), name, None))
 
 
 def _kv(fit: DeviceFit) -> str:
-    assumed = fit.parts is not None and fit.parts.estimate.kv_assumed_because is not None
-    return _estimated("kv_bytes")(fit) + (" (assumed)" if assumed else "")
+    memory = _memory(fit)
+    is_assumed = memory is not None and memory.kv_assumed_because is not None
+    return _estimated("kv_bytes")(fit) + (" (assumed)" if is_assumed else "")
+
+
+def _learned(fit: DeviceFit) -> str:
+    learned = fit.assessment.learned
+    return _size(learned.peak_bytes if learned else None)
 
 
 def _after_stop(fit: DeviceFit) -> str:
@@ -108,8 +126,8 @@ _ROWS: tuple[tuple[str, Callable[[DeviceFit], str]], ...] = (
     ("results", _part("output_bytes")),
     ("driver's context", _part("context_bytes")),
     ("estimated", _part("total_bytes")),
-    ("learned peak", lambda fit: _size(fit.learned.peak_bytes if fit.learned else None)),
-    ("needed", lambda fit: format_bytes(fit.need_bytes)),
+    ("learned peak", _learned),
+    ("needed", lambda fit: format_bytes(fit.assessment.need_bytes)),
     ("margin", lambda fit: format_bytes(fit.margin_bytes)),
     ("free now", lambda fit: _size(fit.room.free_bytes)),
     ("once ours have stopped", _after_stop),
@@ -119,7 +137,7 @@ _ROWS: tuple[tuple[str, Callable[[DeviceFit], str]], ...] = (
 
 
 def _sentences(report: FitReport) -> Iterator[str]:
-    subject = report.subject
+    candidate = report.candidate
     yield "* where this profile runs it"
     for fit in report.devices:
         if fit.room.problem is not None:
@@ -129,7 +147,7 @@ def _sentences(report: FitReport) -> Iterator[str]:
                 f"{fit.room.device}: the driver does not tell what our running servers hold there; "
                 "it is not counted as free"
             )
-    if subject.stated_bytes is not None:
+    if candidate.stated_bytes is not None:
         yield "The need is memory.need_bytes of the profile; no setting changes it."
     for fit in report.devices:
         if fit.room.device == report.device:
@@ -137,15 +155,17 @@ def _sentences(report: FitReport) -> Iterator[str]:
 
 
 def _device_sentences(report: FitReport, fit: DeviceFit) -> Iterator[str]:
-    if fit.learned_sentence:
-        yield f"{fit.learned_sentence[0].upper()}{fit.learned_sentence[1:]}"
-    reason = fit.parts.estimate.kv_assumed_because if fit.parts else None
+    learned = fit.assessment.learned_sentence
+    if learned:
+        yield f"{learned[0].upper()}{learned[1:]}"
+    memory = _memory(fit)
+    reason = memory.kv_assumed_because if memory else None
     if reason is not None:
         yield (
             f"The KV cache is assumed, because {reason}: run it once, and what it takes is "
             "learned; or set memory.need_bytes in its profile. No largest context is computed."
         )
-    profile = report.subject.resolved.profile
+    profile = report.candidate.resolved.profile
     if fit.largest_ctx_size is not None:
         slots = "shared by all slots" if profile.kv_unified else f"for each of {profile.parallel}"
         yield f"Largest ctx_size ({slots}): {_tell_ctx(report, fit.largest_ctx_size)}"
@@ -160,10 +180,10 @@ def _device_sentences(report: FitReport, fit: DeviceFit) -> Iterator[str]:
 def _tell_ctx(report: FitReport, largest: Largest) -> str:
     if largest.value is None:
         return "none fits"
-    file = report.subject.file
+    file = report.candidate.file
     is_trained = file is not None and trained_ctx_size(file.header) is not None
     bound = "what the model was trained for" if is_trained else "the most that is tried"
-    if is_trained and report.subject.resolved.profile.kv_unified:
+    if is_trained and report.candidate.resolved.profile.kv_unified:
         bound = "all that its slots can use together"
     return f"{largest.value} tokens" + (f", {bound}" if largest.is_most else "")
 

@@ -9,7 +9,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from supervisor.config.configuration import Configuration, ResolvedModel
+from supervisor.config.configuration import Configuration
+from supervisor.core.sizing.estimate import MemorySettings
 from supervisor.core.sizing.fitting import (
     Alternative,
     Largest,
@@ -17,21 +18,8 @@ from supervisor.core.sizing.fitting import (
     largest_parallel,
     mildest_fitting,
 )
-from supervisor.core.sizing.learned_need import CountedNeed, LearnedNeed, count_need
-from supervisor.core.sizing.need import NeedSettings
-from supervisor.engine.kinds.engines import Engines
-from supervisor.engine.models.model_file import ModelFile
-from supervisor.engine.models.model_source import look_at_model, require_stated_need
-from supervisor.engine.needs.learned_needs import FILE_NAME, LearnedNeeds
-from supervisor.engine.needs.model_need import (
-    DeviceNeed,
-    estimate_on,
-    need_identity,
-    need_settings,
-    refuse_uneven_slots,
-    smaller_settings,
-)
-from supervisor.engine.port import EngineIdentity
+from supervisor.engine.needs.assessment import Assessment, Candidate, assess
+from supervisor.engine.needs.learned_store import FILE_NAME, LearnedStore
 from supervisor.engine.servers.instance import running_children
 from supervisor.errors import TelemetryError
 from supervisor.telemetry.telemetry import Telemetry
@@ -59,36 +47,6 @@ class DeviceRoom:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
-    """What is to fit: a model with its profile, as the engine that will run it takes both.
-
-    `file` and `settings` are None where no GGUF header tells the need, and the profile states it.
-    """
-
-    resolved: ResolvedModel
-    build: EngineIdentity
-    file: ModelFile | None
-    settings: NeedSettings | None
-
-    @property
-    def stated_bytes(self) -> int | None:
-        """The need that the profile states."""
-        return self.resolved.profile.memory.need_bytes
-
-    def identity_on(self, device: str) -> str | None:
-        """Return the name under which its need on a device is learned; None: it is not."""
-        if self.file is None or self.stated_bytes is not None:
-            return None
-        return need_identity(self.resolved, self.file, self.build, device)
-
-    def estimate_on(self, device: str) -> DeviceNeed | None:
-        """Estimate the need on a device; None without a header. Raises EngineError."""
-        if self.file is None or self.settings is None:
-            return None
-        return estimate_on(self.file.headers, self.settings, device)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceFit:
     """Whether the model fits on one device. `fits` None: the device cannot be read.
 
@@ -96,36 +54,12 @@ class DeviceFit:
     """
 
     room: DeviceRoom
-    need_bytes: int
-    parts: DeviceNeed | None
-    learned: LearnedNeed | None
-    learned_sentence: str
+    assessment: Assessment
     margin_bytes: int
     fits: bool | None
     largest_ctx_size: Largest | None = None
     largest_parallel: Largest | None = None
     would_fit: tuple[Alternative, ...] = ()
-
-
-def look_at_subject(resolved: ResolvedModel, engines: Engines) -> Subject:
-    """Look at the model's file, and at how its engine takes the profile.
-
-    Raises EngineError and ModelFileError when it could not start.
-    """
-    engine = engines.choose(resolved.profile.engine)
-    engine.check(resolved)
-    abilities = engine.abilities(resolved)
-    file = look_at_model(resolved, abilities)
-    if file is None:
-        require_stated_need(resolved)
-    else:
-        refuse_uneven_slots(resolved, file)
-    return Subject(
-        resolved=resolved,
-        build=engine.identity,
-        file=file,
-        settings=need_settings(resolved, abilities) if file is not None else None,
-    )
 
 
 async def read_rooms(
@@ -157,7 +91,7 @@ async def read_rooms(
 class FitReport:
     """The answer of `fit`: `device` is the one that the profile chooses, of all in `devices`."""
 
-    subject: Subject
+    candidate: Candidate
     device: str
     devices: tuple[DeviceFit, ...]
     has_forgotten: bool = False
@@ -169,77 +103,59 @@ class FitReport:
 
 
 async def report_fit(
-    subject: Subject, configuration: Configuration, data_dir: Path, *, forget: bool = False
+    candidate: Candidate, configuration: Configuration, data_dir: Path, *, forget: bool = False
 ) -> FitReport:
     """Read the devices, and judge each. `data_dir` tells what was learned, and what runs now.
 
     With `forget` what was learned of the need on its device is dropped before. Raises EngineError
     for settings that the model cannot have.
     """
-    needs_path = data_dir / FILE_NAME
+    store_path = data_dir / FILE_NAME
     with (
-        contextlib.closing(LearnedNeeds(needs_path))
-        if needs_path.exists()
-        else (contextlib.nullcontext()) as needs
+        contextlib.closing(LearnedStore(store_path))
+        if store_path.exists()
+        else (contextlib.nullcontext()) as store
     ):
         async with Telemetry() as telemetry:
-            device = telemetry.device_for(subject.resolved.profile.device)
+            device = telemetry.device_for(candidate.resolved.profile.device)
             rooms = await read_rooms(telemetry, configuration, running_children(data_dir))
-        identity = subject.identity_on(device)
-        has_forgotten = bool(forget and needs and identity and needs.forget(identity))
+        identity = candidate.identity_on(device)
+        has_forgotten = bool(forget and store and identity and store.forget(identity))
         return FitReport(
-            subject=subject,
+            candidate=candidate,
             device=device,
-            devices=tuple(judge_fit(subject, room, needs) for room in rooms),
+            devices=tuple(judge_fit(assess(candidate, one.device, store), one) for one in rooms),
             has_forgotten=has_forgotten,
         )
 
 
-def judge_fit(subject: Subject, room: DeviceRoom, needs: LearnedNeeds | None) -> DeviceFit:
-    """Hold the model's need against the room. Raises EngineError for settings it cannot have."""
-    margin_bytes = subject.resolved.profile.memory.margin_bytes
+def judge_fit(assessment: Assessment, room: DeviceRoom) -> DeviceFit:
+    """Hold what was assessed on the room's device against the room."""
+    margin_bytes = assessment.candidate.resolved.profile.memory.margin_bytes
     room_bytes = room.room_bytes(margin_bytes)
-    parts = subject.estimate_on(room.device)
-    identity = subject.identity_on(room.device)
-    learned = needs.get(identity) if needs is not None and identity is not None else None
-    counted = _count(subject, parts, learned)
     fit = DeviceFit(
         room=room,
         margin_bytes=margin_bytes,
-        need_bytes=counted.need_bytes,
-        parts=parts,
-        learned=learned,
-        learned_sentence=counted.sentence,
-        fits=None if room_bytes is None else counted.need_bytes <= room_bytes,
+        assessment=assessment,
+        fits=None if room_bytes is None else assessment.need_bytes <= room_bytes,
     )
-    if room_bytes is None or subject.stated_bytes is not None or parts is None:
+    return fit if room_bytes is None else _with_what_would_fit(fit, room_bytes)
+
+
+def _with_what_would_fit(fit: DeviceFit, room_bytes: int) -> DeviceFit:
+    assessment = fit.assessment
+    file, settings = assessment.candidate.file, assessment.candidate.settings
+    estimate = assessment.estimate
+    if file is None or settings is None or estimate is None or assessment.is_stated:
         return fit
-    return _with_what_would_fit(fit, subject, parts, room_bytes)
-
-
-def _count(subject: Subject, parts: DeviceNeed | None, learned: LearnedNeed | None) -> CountedNeed:
-    if subject.stated_bytes is not None or parts is None:
-        return CountedNeed(need_bytes=require_stated_need(subject.resolved))
-    return count_need(parts.total_bytes, learned)
-
-
-def _with_what_would_fit(
-    fit: DeviceFit, subject: Subject, parts: DeviceNeed, room_bytes: int
-) -> DeviceFit:
-    file, settings = subject.file, subject.settings
-    if file is None or settings is None:
-        return fit
-    # What was seen beyond the estimate is taken for something that no setting changes.
-    unseen_bytes = fit.need_bytes - parts.total_bytes
-
-    def fits(changed: NeedSettings) -> bool:
-        need = estimate_on(file.headers, changed, fit.room.device)
-        return need.total_bytes + unseen_bytes <= room_bytes
-
-    smaller = smaller_settings(file.headers, settings, parts.beside_bytes + unseen_bytes)
+    smaller = assessment.smaller()
     fit = replace(fit, would_fit=() if fit.fits else mildest_fitting(smaller, room_bytes))
-    if parts.estimate.kv_assumed_because is not None:
+    if estimate.memory.kv_assumed_because is not None:
         return fit  # an assumed cache is as large for every context
+
+    def fits(changed: MemorySettings) -> bool:
+        return assessment.need_with(changed) <= room_bytes
+
     return replace(
         fit,
         largest_ctx_size=largest_ctx_size(file.header, settings, fits),

@@ -23,26 +23,21 @@ from supervisor.engine.models.model_file import (
     inspect_model_file,
     is_unchanged,
 )
-from supervisor.engine.models.model_source import look_at_model, require_stated_need
 from supervisor.engine.models.page_cache import FileWarmer, mapped_file_bytes
-from supervisor.engine.needs.learned_needs import LearnedNeeds
-from supervisor.engine.needs.model_need import (
-    DeviceNeed,
-    estimate_on,
-    need_identity,
-    need_of,
-    need_settings,
-    refuse_uneven_slots,
+from supervisor.engine.needs.assessment import (
+    Assessment,
+    assess,
+    examine,
+    memory_settings,
     slot_kv_bytes,
-    stated_need,
 )
-from supervisor.engine.needs.need_learner import Expectation
+from supervisor.engine.needs.learned_store import LearnedStore
 from supervisor.engine.needs.prompt_identity import prompt_identity
 from supervisor.engine.port import Abilities, Engine, Launch
 from supervisor.engine.prompts.prompt_cache import PromptCache, PromptFiles
 from supervisor.engine.servers.backend import Backend, OnLine, choose_address
 from supervisor.engine.servers.process import inherited_environment
-from supervisor.errors import EngineError, SupervisorError
+from supervisor.errors import SupervisorError
 from supervisor.telemetry.host import HostMemory
 from supervisor.telemetry.port import HOST
 
@@ -56,7 +51,7 @@ class Launcher:
     """Turns targets into running backends.
 
     `run_dir` is our private folder for sockets; `device_env` tells the variables that show a
-    child its device and no other. `prompt_cache` is where prompts are kept, `learned_needs` what
+    child its device and no other. `prompt_cache` is where prompts are kept, `learned_store` what
     servers were seen to take; None: they are not.
     """
 
@@ -68,7 +63,7 @@ class Launcher:
         run_dir: Path,
         device_env: Callable[[str], Mapping[str, str]],
         prompt_cache: PromptCache | None = None,
-        learned_needs: LearnedNeeds | None = None,
+        learned_store: LearnedStore | None = None,
         environ: Mapping[str, str] = os.environ,
     ) -> None:
         self._configuration = configuration
@@ -76,10 +71,10 @@ class Launcher:
         self._run_dir = run_dir
         self._device_env = device_env
         self._prompt_cache = prompt_cache
-        self._learned_needs = learned_needs
+        self._learned_store = learned_store
         self._environ = environ
         self._seen_files: dict[Path, ModelFile] = {}
-        self._expected: dict[tuple[str, str, str], Expectation | None] = {}
+        self._assessed: dict[tuple[str, str, str], Assessment] = {}
 
     def check(self, target: Target) -> TargetNeed:
         """Return what the target will need on its device, and what would make it smaller.
@@ -89,25 +84,12 @@ class Launcher:
         """
         resolved = self._resolve(target)
         engine = self._engines.choose(resolved.profile.engine)
-        engine.check(resolved)
-        abilities = engine.abilities(resolved)
-        file = self._known_file(resolved) or look_at_model(resolved, abilities)
-        if file is None:
-            return TargetNeed(need_bytes=require_stated_need(resolved))
-        self._seen_files[resolved.path] = file
-        refuse_uneven_slots(resolved, file)
-        stated = stated_need(resolved)
-        if stated is not None:
-            self._expected[_key(target)] = None
-            return stated
-        settings = need_settings(resolved, abilities)
-        need = estimate_on(file.headers, settings, target.device)
-        expected = _expect(resolved, file, engine, target.device, need)
-        self._expected[_key(target)] = expected
-        learned = None
-        if expected is not None and self._learned_needs is not None:
-            learned = self._learned_needs.get(expected.identity)
-        return need_of(file, settings, need, learned)
+        candidate = examine(resolved, engine, self._known_file(resolved))
+        if candidate.file is not None:
+            self._seen_files[resolved.path] = candidate.file
+        assessment = assess(candidate, target.device, self._learned_store)
+        self._assessed[_key(target)] = assessment
+        return assessment.need()
 
     def _known_file(self, resolved: ResolvedModel) -> ModelFile | None:
         """Return the model as it was looked at, while it is still the same.
@@ -117,9 +99,9 @@ class Launcher:
         file = self._seen_files.get(resolved.path)
         return file if file is not None and is_unchanged(file) else None
 
-    def expected_of(self, target: Target) -> Expectation | None:
-        """Return what a target was checked with last; None where there is nothing to learn."""
-        return self._expected.get(_key(target))
+    def assessed(self, target: Target) -> Assessment | None:
+        """Return what a target was checked with last; None before its first check."""
+        return self._assessed.get(_key(target))
 
     def warm(
         self, target: Target, child_pids: Collection[int], should_stop: threading.Event
@@ -174,7 +156,7 @@ class Launcher:
             file = self._known_file(resolved) or inspect_model_file(resolved.path)
             return cache.files_for(
                 prompt_identity(resolved, file, engine.identity),
-                slot_kv_bytes=slot_kv_bytes(file, need_settings(resolved, abilities)),
+                slot_kv_bytes=slot_kv_bytes(file, memory_settings(resolved, abilities)),
             )
         except (OSError, SupervisorError) as error:
             log.warning("prompts.not_kept", model=resolved.name, reason=str(error))
@@ -182,21 +164,6 @@ class Launcher:
 
     def _resolve(self, target: Target) -> ResolvedModel:
         return self._configuration.current.resolve(target.model, target.profile)
-
-
-def _expect(
-    resolved: ResolvedModel, file: ModelFile, engine: Engine, device: str, need: DeviceNeed
-) -> Expectation | None:
-    """Return what is to be learned of a start; nothing is of a build that cannot be told."""
-    try:
-        build = engine.identity
-    except EngineError:
-        return None
-    return Expectation(
-        identity=need_identity(resolved, file, build, device),
-        estimated_bytes=need.total_bytes,
-        weights_bytes=need.estimate.weights_bytes,
-    )
 
 
 def _key(target: Target) -> tuple[str, str, str]:

@@ -15,7 +15,7 @@ from supervisor.config.holder import ConfigurationHolder
 from supervisor.config.settings import SupervisorSettings
 from supervisor.core.machine.memory import OnUnconfirmed
 from supervisor.core.machine.values import Device, Mode, Target
-from supervisor.core.sizing.need import is_embedding_model
+from supervisor.core.sizing.estimate import is_embedding_model
 from supervisor.engine.models.model_file import inspect_model_file
 from supervisor.engine.models.model_scan import safe_name
 from supervisor.errors import RequestRefused
@@ -148,10 +148,14 @@ def model_or_file(
     A file runs with the profile named after its type unless another is chosen. Raises
     RequestRefused as `Targets.target()`, and ModelFileError.
     """
-    path = Path(name)
-    is_catalogued = configuration.model_name(name) is not None
-    if is_catalogued or not (path.suffix == ".gguf" or path.exists()):
+    if configuration.model_name(name) is not None:
         return configuration.resolve(name, profile_name)
+    path = Path(name)
+    if path.suffix != ".gguf" and not path.exists():
+        known = ", ".join(sorted(configuration.catalogue.models)) or "none"
+        raise RequestRefused(
+            "model_not_found", f"there is no model '{name}' and no such file; there are: {known}"
+        )
     header = inspect_model_file(path).header
     mode = Mode.EMBEDDING if is_embedding_model(header) else Mode.GENERATION
     chosen = profile_name or mode.value

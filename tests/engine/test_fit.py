@@ -10,78 +10,86 @@ import pytest
 from supervisor.config.load import load
 from supervisor.core.byte_size import MIB
 from supervisor.core.sizing.fitting import CTX_STEP
-from supervisor.core.sizing.learned_need import LearnedNeed
-from supervisor.engine.fit import DeviceFit, DeviceRoom, Subject, judge_fit
-from supervisor.engine.fit import look_at_subject as look
+from supervisor.core.sizing.learned import LearnedPeak
+from supervisor.engine.fit import DeviceFit, DeviceRoom, judge_fit
 from supervisor.engine.kinds.engines import Engines
-from supervisor.engine.needs.learned_needs import FILE_NAME, LearnedNeeds
+from supervisor.engine.needs.assessment import Candidate, assess, examine
+from supervisor.engine.needs.learned_store import FILE_NAME, LearnedStore
 
 MARGIN_BYTES = 256 * MIB  # of the shipped profile
 PLENTY = DeviceRoom(device="host", name="host", budget_bytes=10**12, free_bytes=10**12)
 
 
 @pytest.fixture
-def subject(profiles_dir: Path, models_dir: Path, llama_server_bin: Path) -> Subject:
+def candidate(profiles_dir: Path, models_dir: Path, llama_server_bin: Path) -> Candidate:
     """demo-chat as shipped: 4 slots of 4096 tokens."""
     configuration = load(profiles_dir, models_dir, {})
-    return look(
-        configuration.resolve("chat"), Engines(os.environ, llama_server_bin, "llama-server")
-    )
+    engines = Engines(os.environ, llama_server_bin, "llama-server")
+    return examine(configuration.resolve("chat"), engines.choose("auto"))
 
 
 @pytest.fixture
-def needs(tmp_path: Path) -> Iterator[LearnedNeeds]:
-    store = LearnedNeeds(tmp_path / FILE_NAME)
+def needs(tmp_path: Path) -> Iterator[LearnedStore]:
+    store = LearnedStore(tmp_path / FILE_NAME)
     yield store
     store.close()
 
 
-def need_of(subject: Subject) -> int:
-    return judge_fit(subject, PLENTY, None).need_bytes
+def judge(candidate: Candidate, room: DeviceRoom, store: LearnedStore | None = None) -> DeviceFit:
+    return judge_fit(assess(candidate, "host", store), room)
 
 
-def test_margin_must_be_free_beside_the_need(subject: Subject) -> None:
-    just_enough = need_of(subject) + MARGIN_BYTES
-
-    assert judge_fit(subject, replace(PLENTY, free_bytes=just_enough), None).fits is True
-    assert judge_fit(subject, replace(PLENTY, free_bytes=just_enough - 1), None).fits is False
+def need_of(candidate: Candidate) -> int:
+    return judge(candidate, PLENTY).assessment.need_bytes
 
 
-def test_what_our_servers_hold_counts_as_free(subject: Subject) -> None:
-    just_enough = need_of(subject) + MARGIN_BYTES
+def test_margin_must_be_free_beside_the_need(candidate: Candidate) -> None:
+    just_enough = need_of(candidate) + MARGIN_BYTES
+
+    assert judge(candidate, replace(PLENTY, free_bytes=just_enough)).fits is True
+    assert judge(candidate, replace(PLENTY, free_bytes=just_enough - 1)).fits is False
+
+
+def test_what_our_servers_hold_counts_as_free(candidate: Candidate) -> None:
+    just_enough = need_of(candidate) + MARGIN_BYTES
     held = replace(PLENTY, free_bytes=just_enough - 1000, ours_bytes=1000)
 
-    assert judge_fit(subject, held, None).fits is True
-    assert judge_fit(subject, replace(held, ours_bytes=None), None).fits is False
+    assert judge(candidate, held).fits is True
+    assert judge(candidate, replace(held, ours_bytes=None)).fits is False
 
 
-def test_budget_bounds_the_need_without_a_margin(subject: Subject) -> None:
-    need_bytes = need_of(subject)
+def test_budget_bounds_the_need_without_a_margin(candidate: Candidate) -> None:
+    need_bytes = need_of(candidate)
 
-    assert judge_fit(subject, replace(PLENTY, budget_bytes=need_bytes), None).fits is True
-    assert judge_fit(subject, replace(PLENTY, budget_bytes=need_bytes - 1), None).fits is False
+    assert judge(candidate, replace(PLENTY, budget_bytes=need_bytes)).fits is True
+    assert (
+        judge_fit(
+            assess(candidate, "host", None), replace(PLENTY, budget_bytes=need_bytes - 1)
+        ).fits
+        is False
+    )
 
 
-def test_a_device_that_cannot_be_read_is_not_said_to_fit(subject: Subject) -> None:
+def test_a_device_that_cannot_be_read_is_not_said_to_fit(candidate: Candidate) -> None:
     unread = replace(PLENTY, free_bytes=None, problem="the driver hangs")
 
-    assert judge_fit(subject, unread, None).fits is None
+    assert judge(candidate, unread).fits is None
 
 
 def test_what_was_learned_beyond_the_estimate_leaves_less_for_the_context(
-    subject: Subject, needs: LearnedNeeds
+    candidate: Candidate, needs: LearnedStore
 ) -> None:
-    estimated = need_of(subject)
+    estimated = need_of(candidate)
     room = replace(PLENTY, budget_bytes=estimated)
-    before = judge_fit(subject, room, needs)
+    before = judge(candidate, room, needs)
     assert largest_ctx(before) == 4096
 
-    identity = subject.identity_on("host")
+    identity = candidate.identity_on("host")
     assert identity is not None
-    needs.note(identity, LearnedNeed(peak_bytes=estimated + MIB, seen_on="2026-11-21"))
-    after = judge_fit(subject, room, needs)
+    needs.note(identity, LearnedPeak(peak_bytes=estimated + MIB, seen_on="2026-11-21"))
+    after = judge(candidate, room, needs)
 
-    assert (after.need_bytes, after.fits) == (estimated + MIB, False)
+    assert (after.assessment.need_bytes, after.fits) == (estimated + MIB, False)
     assert largest_ctx(after) <= 4096 - CTX_STEP
     assert all(one.need_bytes <= estimated for one in after.would_fit)
 

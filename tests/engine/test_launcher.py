@@ -16,11 +16,11 @@ from supervisor.config.holder import ConfigurationHolder
 from supervisor.config.load import load
 from supervisor.core.byte_size import MIB
 from supervisor.core.machine.values import Mode, Target
-from supervisor.core.sizing.learned_need import LearnedNeed
+from supervisor.core.sizing.learned import LearnedPeak
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.launcher import Launcher
-from supervisor.engine.needs.learned_needs import FILE_NAME, LearnedNeeds
-from supervisor.engine.needs.model_need import DRIVER_CONTEXT_BYTES
+from supervisor.engine.needs.assessment import DRIVER_CONTEXT_BYTES
+from supervisor.engine.needs.learned_store import FILE_NAME, LearnedStore
 from supervisor.engine.servers.backend import Backend
 from supervisor.errors import EngineError, ModelFileError
 
@@ -44,7 +44,7 @@ def make_launcher(
         environ: Mapping[str, str] = os.environ,
         device_env: Mapping[str, str] | None = None,
         files: Mapping[str, Any] | None = None,
-        learned_needs: LearnedNeeds | None = None,
+        learned_store: LearnedStore | None = None,
     ) -> Launcher:
         folder = tmp_path / "profiles"
         shutil.copytree(profiles_dir, folder)
@@ -58,7 +58,7 @@ def make_launcher(
             engines=Engines(environ, binary),
             run_dir=run_dir,
             device_env=lambda _: device_env or {},
-            learned_needs=learned_needs,
+            learned_store=learned_store,
             environ=environ,
         )
 
@@ -122,28 +122,29 @@ def test_a_start_on_a_gpu_counts_the_drivers_context_and_no_results(
 
 
 @pytest.fixture
-def learned_needs(tmp_path: Path) -> Iterator[LearnedNeeds]:
-    needs = LearnedNeeds(tmp_path / FILE_NAME)
+def learned_store(tmp_path: Path) -> Iterator[LearnedStore]:
+    needs = LearnedStore(tmp_path / FILE_NAME)
     yield needs
     needs.close()
 
 
-def learn(launcher: Launcher, needs: LearnedNeeds, peak_bytes: int) -> None:
-    expected = launcher.expected_of(CHAT)
-    assert expected is not None
-    needs.note(expected.identity, LearnedNeed(peak_bytes=peak_bytes, seen_on="2026-11-21"))
+def learn(launcher: Launcher, needs: LearnedStore, peak_bytes: int) -> None:
+    assessment = launcher.assessed(CHAT)
+    assert assessment is not None
+    assert assessment.identity is not None
+    needs.note(assessment.identity, LearnedPeak(peak_bytes=peak_bytes, seen_on="2026-11-21"))
 
 
 def test_a_start_is_held_against_the_larger_of_learned_and_estimated(
-    make_launcher: MakeLauncher, learned_needs: LearnedNeeds
+    make_launcher: MakeLauncher, learned_store: LearnedStore
 ) -> None:
-    launcher = make_launcher(learned_needs=learned_needs)
+    launcher = make_launcher(learned_store=learned_store)
     estimated = launcher.check(CHAT)
 
-    learn(launcher, learned_needs, estimated.need_bytes // 2)
+    learn(launcher, learned_store, estimated.need_bytes // 2)
     assert launcher.check(CHAT).need_bytes == estimated.need_bytes
 
-    learn(launcher, learned_needs, estimated.need_bytes + 5 * MIB)
+    learn(launcher, learned_store, estimated.need_bytes + 5 * MIB)
     need = launcher.check(CHAT)
     assert need.need_bytes == estimated.need_bytes + 5 * MIB
     assert " used at its peak on 2026-11-21, estimated " in need.explanation
@@ -152,30 +153,32 @@ def test_a_start_is_held_against_the_larger_of_learned_and_estimated(
 
 
 def test_what_was_learned_with_other_settings_or_another_device_does_not_count(
-    make_launcher: MakeLauncher, learned_needs: LearnedNeeds, tmp_path: Path
+    make_launcher: MakeLauncher, learned_store: LearnedStore, tmp_path: Path
 ) -> None:
-    launcher = make_launcher(learned_needs=learned_needs)
+    launcher = make_launcher(learned_store=learned_store)
     launcher.check(CHAT)
-    learn(launcher, learned_needs, 10**12)
+    learn(launcher, learned_store, 10**12)
     assert "learned" not in launcher.check(replace(CHAT, device="gpu0")).explanation
     shutil.rmtree(tmp_path / "profiles")
-    other = make_launcher({"ctx_size": 2048}, learned_needs=learned_needs)
+    other = make_launcher({"ctx_size": 2048}, learned_store=learned_store)
     assert "learned" not in other.check(CHAT).explanation
     shutil.rmtree(tmp_path / "profiles")
-    same = make_launcher({"drain_timeout_s": 7}, learned_needs=learned_needs)
+    same = make_launcher({"drain_timeout_s": 7}, learned_store=learned_store)
     assert "learned" in same.check(CHAT).explanation
 
 
 def test_a_stated_need_goes_before_what_was_learned_and_nothing_more_is_learned(
-    make_launcher: MakeLauncher, learned_needs: LearnedNeeds, tmp_path: Path
+    make_launcher: MakeLauncher, learned_store: LearnedStore, tmp_path: Path
 ) -> None:
-    launcher = make_launcher(learned_needs=learned_needs)
+    launcher = make_launcher(learned_store=learned_store)
     launcher.check(CHAT)
-    learn(launcher, learned_needs, 10**12)
+    learn(launcher, learned_store, 10**12)
     shutil.rmtree(tmp_path / "profiles")
-    stating = make_launcher({"memory": {"need_bytes": 12345}}, learned_needs=learned_needs)
+    stating = make_launcher({"memory": {"need_bytes": 12345}}, learned_store=learned_store)
     assert stating.check(CHAT).need_bytes == 12345
-    assert stating.expected_of(CHAT) is None
+    assessment = stating.assessed(CHAT)
+    assert assessment is not None
+    assert assessment.identity is None
 
 
 # Files and arguments

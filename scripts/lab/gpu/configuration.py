@@ -14,9 +14,8 @@ from lab.harness.setting import Setting, with_changes
 from supervisor.config.configuration import Configuration
 from supervisor.config.load import load
 from supervisor.core.byte_size import MIB
-from supervisor.engine.fit import Subject, look_at_subject
 from supervisor.engine.kinds.engines import Engines
-from supervisor.engine.needs.model_need import DeviceNeed
+from supervisor.engine.needs.assessment import Candidate, DeviceEstimate, examine
 
 GENERATION, EMBEDDING, LARGE_EMBEDDING = "check-generation", "check-embedding", "check-large"
 TALKATIVE: Mapping[str, Any] = {"extra_args": ["-lv", "4"]}
@@ -98,19 +97,20 @@ def _catalogue(check: Check) -> dict[str, Any]:
     }
 
 
-def look_at(check: Check, setting: Setting, model: str, profile: str | None = None) -> Subject:
+def look_at(check: Check, setting: Setting, model: str, profile: str | None = None) -> Candidate:
     """Return a model with a profile as the controller sees it. Raises SupervisorError."""
     configuration: Configuration = load(setting.profiles, setting.models, os.environ)
     engines = Engines(os.environ, check.server, "llama-server")
-    return look_at_subject(configuration.resolve(model, profile), engines)
+    resolved = configuration.resolve(model, profile)
+    return examine(resolved, engines.choose(resolved.profile.engine))
 
 
-def estimate(check: Check, subject: Subject, ctx_size: int | None = None) -> DeviceNeed:
+def estimate(check: Check, candidate: Candidate, ctx_size: int | None = None) -> DeviceEstimate:
     """Estimate a need on the device under check, with another context where one is given."""
-    if ctx_size is not None and subject.settings is not None:
-        larger = replace(subject.settings, ctx_size_per_slot=ctx_size)
-        subject = replace(subject, settings=larger)
-    need = subject.estimate_on(check.watch.info.device)
+    if ctx_size is not None and candidate.settings is not None:
+        larger = replace(candidate.settings, ctx_size_per_slot=ctx_size)
+        candidate = replace(candidate, settings=larger)
+    need = candidate.estimate_on(check.watch.info.device)
     assert need is not None
     return need
 

@@ -57,10 +57,10 @@ def measure(check: Check) -> PartResult:
 
 def _write_too_large(check: Check, setting: Setting) -> int:
     """Write the profile: the smallest context, of doubled ones, that needs more than there is."""
-    subject = look_at(check, setting, GENERATION)
+    candidate = look_at(check, setting, GENERATION)
     ctx_size = 4096
     for _ in range(_MOST_DOUBLINGS):
-        if estimate(check, subject, ctx_size).total_bytes > check.watch.info.total_bytes:
+        if estimate(check, candidate, ctx_size).total_bytes > check.watch.info.total_bytes:
             break
         ctx_size *= 2
     else:

@@ -37,9 +37,9 @@ def _compare(
     # What llama-server calls output stands in host memory.
     buffers_bytes = sum(size for kind, size in told.items() if kind != "output")
     parts = {
-        "weights": (need.estimate.weights_bytes, told.get("model", 0)),
-        "kv": (need.estimate.kv_bytes, told.get("KV", 0)),
-        "compute": (need.estimate.compute_bytes, told.get("compute", 0)),
+        "weights": (need.memory.weights_bytes, told.get("model", 0)),
+        "kv": (need.memory.kv_bytes, told.get("KV", 0)),
+        "compute": (need.memory.compute_bytes, told.get("compute", 0)),
         "context": (need.context_bytes, used_bytes - buffers_bytes),
         "total": (need.total_bytes, used_bytes),
     }

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from supervisor.core.sizing.estimate import MemorySettings, estimate_memory
 from supervisor.core.sizing.gguf import GgufHeader
 from supervisor.core.sizing.kv_cache import keeps_no_kv, pad_cells
-from supervisor.core.sizing.need import NeedSettings, estimate_need
 from supervisor.errors import EngineError
 
 SMALLEST_CTX_SIZE = 512
@@ -43,17 +43,19 @@ class Largest:
     is_most: bool
 
 
-def alternatives(headers: Sequence[GgufHeader], settings: NeedSettings) -> tuple[Alternative, ...]:
+def alternatives(
+    headers: Sequence[GgufHeader], settings: MemorySettings
+) -> tuple[Alternative, ...]:
     """Return what each smaller setting would need, of each field the mildest first.
 
     Fields: the type of the KV cache, the context (halved again and again), the number of slots,
     the micro-batch. Settings that the server would refuse for this model are left out.
     """
     found = []
-    now_bytes = estimate_need(headers, settings).total_bytes
+    now_bytes = estimate_memory(headers, settings).total_bytes
     for words, smaller in _smaller(headers[0], settings):
         try:
-            need_bytes = estimate_need(headers, smaller).total_bytes
+            need_bytes = estimate_memory(headers, smaller).total_bytes
         except EngineError:
             continue  # a quantised cache that this model cannot have
         if need_bytes < now_bytes:
@@ -61,7 +63,7 @@ def alternatives(headers: Sequence[GgufHeader], settings: NeedSettings) -> tuple
     return tuple(found)
 
 
-def _smaller(header: GgufHeader, settings: NeedSettings) -> Iterator[tuple[str, NeedSettings]]:
+def _smaller(header: GgufHeader, settings: MemorySettings) -> Iterator[tuple[str, MemorySettings]]:
     if settings.cache_type_k not in {"q8_0", "q4_0"}:
         quantised = replace(
             settings, cache_type_k="q8_0", cache_type_v="q8_0", flash_attention=True
@@ -98,11 +100,11 @@ def mildest_fitting(smaller: Sequence[Alternative], room_bytes: int) -> tuple[Al
     return tuple(by_field.values())
 
 
-Fits = Callable[[NeedSettings], bool]
+Fits = Callable[[MemorySettings], bool]
 """Whether a model fits with these settings. What fits does so with a smaller context, too."""
 
 
-def largest_ctx_size(header: GgufHeader, settings: NeedSettings, fits: Fits) -> Largest:
+def largest_ctx_size(header: GgufHeader, settings: MemorySettings, fits: Fits) -> Largest:
     """Return the largest `ctx_size` that fits, in steps of 256 tokens.
 
     It is no more than what the model was trained for (slots that share one context can each use as
@@ -120,7 +122,7 @@ def largest_ctx_size(header: GgufHeader, settings: NeedSettings, fits: Fits) -> 
     return Largest(value=value, most=most, is_most=value == most)
 
 
-def largest_parallel(header: GgufHeader, settings: NeedSettings, fits: Fits) -> Largest:
+def largest_parallel(header: GgufHeader, settings: MemorySettings, fits: Fits) -> Largest:
     """Return the largest number of slots that fits, 256 at most.
 
     Each is tried, from the top: where the slots share the model's own context (`ctx_size: 0`),

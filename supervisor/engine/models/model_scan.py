@@ -8,8 +8,8 @@ import structlog
 
 from supervisor.config.load import FoundModel
 from supervisor.core.machine.values import Mode
+from supervisor.core.sizing.estimate import is_embedding_model
 from supervisor.core.sizing.gguf import GgufHeader
-from supervisor.core.sizing.need import is_embedding_model
 from supervisor.engine.models.model_file import inspect_model_file
 from supervisor.errors import ModelFileError
 

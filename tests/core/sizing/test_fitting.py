@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supervisor.core.byte_size import MIB
+from supervisor.core.sizing.estimate import MemorySettings, estimate_memory
 from supervisor.core.sizing.fitting import (
     CTX_STEP,
     MOST_CTX_SIZE,
@@ -21,7 +22,6 @@ from supervisor.core.sizing.fitting import (
     mildest_fitting,
 )
 from supervisor.core.sizing.gguf import GgufHeader, MetadataValue, TensorSummary, read_header
-from supervisor.core.sizing.need import NeedSettings, estimate_need
 
 
 def header_of(architecture: str, **parameters: MetadataValue) -> GgufHeader:
@@ -49,13 +49,13 @@ def header_of(architecture: str, **parameters: MetadataValue) -> GgufHeader:
 
 
 def within(header: GgufHeader, room_bytes: int) -> Fits:
-    return lambda settings: estimate_need([header], settings).total_bytes <= room_bytes
+    return lambda settings: estimate_memory([header], settings).total_bytes <= room_bytes
 
 
 rooms = st.integers(0, 3000).map(lambda mib: mib * MIB)
 trained_contexts = st.none() | st.integers(1, 200_000)
 all_settings = st.builds(
-    NeedSettings,
+    MemorySettings,
     ctx_size_per_slot=st.integers(0, 40_000),
     parallel=st.integers(1, 40),
     kv_unified=st.booleans(),
@@ -73,7 +73,7 @@ headers = st.builds(
 
 @given(headers, all_settings, rooms)
 def test_largest_context_fits_and_the_next_step_does_not(
-    header: GgufHeader, settings: NeedSettings, room: int
+    header: GgufHeader, settings: MemorySettings, room: int
 ) -> None:
     fits = within(header, room)
 
@@ -92,7 +92,7 @@ def test_largest_context_fits_and_the_next_step_does_not(
 
 @given(headers, all_settings, rooms, rooms)
 def test_more_room_never_means_a_smaller_context_or_fewer_slots(
-    header: GgufHeader, settings: NeedSettings, room: int, more: int
+    header: GgufHeader, settings: MemorySettings, room: int, more: int
 ) -> None:
     for largest in (largest_ctx_size, largest_parallel):
         small = largest(header, settings, within(header, room)).value or 0
@@ -101,7 +101,7 @@ def test_more_room_never_means_a_smaller_context_or_fewer_slots(
 
 @given(headers, all_settings, rooms)
 def test_most_slots_fit_and_no_larger_number_does(
-    header: GgufHeader, settings: NeedSettings, room: int
+    header: GgufHeader, settings: MemorySettings, room: int
 ) -> None:
     fits = within(header, room)
 
@@ -114,11 +114,11 @@ def test_most_slots_fit_and_no_larger_number_does(
 
 @given(headers, all_settings, st.integers(1, 100))
 def test_a_larger_context_never_needs_less(
-    header: GgufHeader, settings: NeedSettings, steps: int
+    header: GgufHeader, settings: MemorySettings, steps: int
 ) -> None:
     """Bisection rests on this."""
     needs = [
-        estimate_need([header], replace(settings, ctx_size_per_slot=tokens)).total_bytes
+        estimate_memory([header], replace(settings, ctx_size_per_slot=tokens)).total_bytes
         for tokens in (steps * CTX_STEP, (steps + 1) * CTX_STEP)
     ]
     assert needs == sorted(needs)
@@ -127,16 +127,16 @@ def test_a_larger_context_never_needs_less(
 @pytest.mark.parametrize(
     ("trained", "settings", "value", "is_most"),
     [
-        (4096, NeedSettings(), 4096, True),
-        (1000, NeedSettings(), 1000, True),  # and not 1024
-        (100, NeedSettings(), 100, True),
-        (None, NeedSettings(), MOST_CTX_SIZE, True),
-        (512, NeedSettings(parallel=8, kv_unified=True), 8 * 512, True),  # each slot uses as much
-        (512, NeedSettings(parallel=8), 512, True),
+        (4096, MemorySettings(), 4096, True),
+        (1000, MemorySettings(), 1000, True),  # and not 1024
+        (100, MemorySettings(), 100, True),
+        (None, MemorySettings(), MOST_CTX_SIZE, True),
+        (512, MemorySettings(parallel=8, kv_unified=True), 8 * 512, True),  # each slot uses as much
+        (512, MemorySettings(parallel=8), 512, True),
     ],
 )
 def test_context_is_bounded_by_what_the_model_was_trained_for(
-    trained: int | None, settings: NeedSettings, value: int, is_most: bool
+    trained: int | None, settings: MemorySettings, value: int, is_most: bool
 ) -> None:
     header = header_of("llama", **({} if trained is None else {"context_length": trained}))
 
@@ -146,7 +146,7 @@ def test_context_is_bounded_by_what_the_model_was_trained_for(
 
 
 def test_an_encoder_takes_only_slots_that_divide_its_batch() -> None:
-    settings = NeedSettings(ubatch_size=1500, is_embedding=True)
+    settings = MemorySettings(ubatch_size=1500, is_embedding=True)
 
     assert largest_parallel(header_of("bert"), settings, lambda _: True).value == 250
     assert largest_parallel(header_of("llama"), settings, lambda _: True).value == MOST_PARALLEL
@@ -168,10 +168,10 @@ def test_alternatives_need_what_the_estimate_says_of_them(
 ) -> None:
     path = write_model("llama")
     header = read_header(path.read_bytes(), file_size=path.stat().st_size)
-    settings = NeedSettings(ctx_size_per_slot=4096, parallel=4)
+    settings = MemorySettings(ctx_size_per_slot=4096, parallel=4)
 
     smaller = {one.setting: one.need_bytes for one in alternatives([header], settings)}
 
     halved = replace(settings, ctx_size_per_slot=2048)
-    assert smaller["ctx_size: 2048"] == estimate_need([header], halved).total_bytes
-    assert smaller["ctx_size: 2048"] < estimate_need([header], settings).total_bytes
+    assert smaller["ctx_size: 2048"] == estimate_memory([header], halved).total_bytes
+    assert smaller["ctx_size: 2048"] < estimate_memory([header], settings).total_bytes

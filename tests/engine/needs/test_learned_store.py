@@ -9,29 +9,29 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from supervisor.core.sizing.learned_need import LearnedNeed
-from supervisor.engine.needs import learned_needs
-from supervisor.engine.needs.learned_needs import LearnedNeeds
+from supervisor.core.sizing.learned import LearnedPeak
+from supervisor.engine.needs import learned_store
+from supervisor.engine.needs.learned_store import LearnedStore
 
-OpenNeeds = Callable[[], LearnedNeeds]
+OpenNeeds = Callable[[], LearnedStore]
 
 
-def peak(peak_bytes: int, seen_on: str = "2026-11-21") -> LearnedNeed:
-    return LearnedNeed(peak_bytes=peak_bytes, seen_on=seen_on)
+def peak(peak_bytes: int, seen_on: str = "2026-11-21") -> LearnedPeak:
+    return LearnedPeak(peak_bytes=peak_bytes, seen_on=seen_on)
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / learned_needs.FILE_NAME
+    return tmp_path / learned_store.FILE_NAME
 
 
 @pytest.fixture
 def open_needs(path: Path) -> Iterator[OpenNeeds]:
     """Opens the file once more each time; all are closed at the end."""
-    opened: list[LearnedNeeds] = []
+    opened: list[LearnedStore] = []
 
-    def open_again() -> LearnedNeeds:
-        opened.append(LearnedNeeds(path))
+    def open_again() -> LearnedStore:
+        opened.append(LearnedStore(path))
         return opened[-1]
 
     yield open_again
@@ -87,7 +87,7 @@ def test_threads_may_note_at_the_same_time(open_needs: OpenNeeds) -> None:
 def test_those_noted_least_lately_make_room(
     open_needs: OpenNeeds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(learned_needs, "MOST_ENTRIES", 3)
+    monkeypatch.setattr(learned_store, "MOST_ENTRIES", 3)
     needs = open_needs()
     for name in ("a", "b", "c"):
         needs.note(name, peak(1))
@@ -128,7 +128,7 @@ def test_a_file_of_another_shape_is_reported_and_left_as_it_is(
 
 def test_without_a_place_to_write_nothing_is_learned_and_nothing_fails(tmp_path: Path) -> None:
     with capture_logs() as lines:
-        needs = LearnedNeeds(tmp_path / "missing" / learned_needs.FILE_NAME)
+        needs = LearnedStore(tmp_path / "missing" / learned_store.FILE_NAME)
         needs.note("chat", peak(100))
 
     assert (needs.get("chat"), needs.forget("chat")) == (None, False)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import structlog
 
-from supervisor.core.sizing.learned_need import LearnedNeed
+from supervisor.core.sizing.learned import LearnedPeak
 
 log = structlog.get_logger()
 
@@ -40,7 +40,7 @@ DELETE FROM needs WHERE identity NOT IN (
 """
 
 
-class LearnedNeeds:
+class LearnedStore:
     """The peaks that were seen, by identity; those noted least lately make room beyond 1,000.
 
     May be used from any thread, and by several processes at a time; every call may block for the
@@ -65,7 +65,7 @@ class LearnedNeeds:
         except (sqlite3.Error, OSError) as error:
             self._report(error)
 
-    def get(self, identity: str) -> LearnedNeed | None:
+    def get(self, identity: str) -> LearnedPeak | None:
         """Return what was learned, or None."""
         query = "SELECT peak_bytes, seen_on FROM needs WHERE identity = ?"
         with self._lock:
@@ -76,9 +76,9 @@ class LearnedNeeds:
             except sqlite3.Error as error:
                 self._report(error)
                 return None
-        return None if row is None else LearnedNeed(peak_bytes=row[0], seen_on=row[1])
+        return None if row is None else LearnedPeak(peak_bytes=row[0], seen_on=row[1])
 
-    def note(self, identity: str, need: LearnedNeed) -> None:
+    def note(self, identity: str, need: LearnedPeak) -> None:
         """Keep a peak where it is higher than the one that is kept."""
         row = (identity, need.peak_bytes, need.seen_on, time.time())
         self._write((_NOTE, row), (_SHRINK, (MOST_ENTRIES,)))

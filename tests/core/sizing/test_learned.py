@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.core.sizing.learned_need import (
+from supervisor.core.sizing.learned import (
     MOST_GROWTH,
     MOST_TIMES_ESTIMATED,
     SETTLING_READINGS,
-    LearnedNeed,
+    LearnedPeak,
     UseReading,
     UseSeen,
     count_need,
@@ -115,7 +115,7 @@ def test_growth_is_a_servers_own_only_where_nobody_else_can_have_grown(
 def test_counted_is_the_larger_of_both_and_bounded_by_the_estimate(
     estimated: int, peak: int
 ) -> None:
-    counted = count_need(estimated, LearnedNeed(peak_bytes=peak, seen_on="2026-11-21")).need_bytes
+    counted = count_need(estimated, LearnedPeak(peak_bytes=peak, seen_on="2026-11-21")).need_bytes
 
     assert estimated <= counted <= MOST_TIMES_ESTIMATED * estimated
     if peak <= MOST_TIMES_ESTIMATED * estimated:
@@ -131,7 +131,7 @@ def test_without_anything_learned_the_estimate_counts_and_nothing_is_said(estima
 
 def test_sentence_tells_both_figures_the_day_and_how_to_drop_it() -> None:
     gib = 1024**3
-    learned = LearnedNeed(peak_bytes=round(8.4 * gib), seen_on="2026-11-21")
+    learned = LearnedPeak(peak_bytes=round(8.4 * gib), seen_on="2026-11-21")
 
     sentence = count_need(round(7.9 * gib), learned).sentence
 

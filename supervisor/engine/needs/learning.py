@@ -17,8 +17,8 @@ import structlog
 
 from supervisor.core.machine.events import BackendExited, BackendSpawned, Event
 from supervisor.core.machine.values import Backend, BackendState, Snapshot, Target
-from supervisor.core.sizing.learned_need import (
-    LearnedNeed,
+from supervisor.core.sizing.learned import (
+    LearnedPeak,
     UseReading,
     UseSeen,
     exceeds_what_counts,
@@ -26,7 +26,8 @@ from supervisor.core.sizing.learned_need import (
     growth_of_device,
 )
 from supervisor.engine.models.page_cache import mapped_file_bytes
-from supervisor.engine.needs.learned_needs import LearnedNeeds
+from supervisor.engine.needs.assessment import Assessment
+from supervisor.engine.needs.learned_store import LearnedStore
 from supervisor.errors import TelemetryError
 from supervisor.telemetry.port import HOST, DeviceInfo, DeviceReading
 
@@ -34,15 +35,6 @@ log = structlog.get_logger()
 
 _NOTED_STEP = 1.01  # a peak is written again only when it has grown by a hundredth
 _SERVING = frozenset({BackendState.READY, BackendState.DRAINING})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Expectation:
-    """What a start was checked with: the identity of its need, the estimate, and the weights."""
-
-    identity: str
-    estimated_bytes: int
-    weights_bytes: int
 
 
 class DeviceReader(Protocol):
@@ -59,31 +51,31 @@ class DeviceReader(Protocol):
 
 @dataclass(slots=True, kw_only=True)
 class _Watched:
-    """A server that serves, what it was expected to take, and what was seen and noted of it."""
+    """A server that serves, what it was assessed with, and what was seen and noted of it."""
 
-    expected: Expectation | None
+    assessment: Assessment | None
     seen: UseSeen
     noted_bytes: int = 0
 
 
-class NeedLearner:
+class Learner:
     """Follows the servers that serve, and notes their peaks.
 
-    `expected_of` tells what a target was checked with; None where its need was stated, or no
-    header tells it: nothing is learned of it then.
+    `assessed` returns what a target was last checked with. Nothing is learned of one that has no
+    identity: its need is stated, or nobody can say which build runs it.
     """
 
     def __init__(
         self,
         *,
-        needs: LearnedNeeds,
+        store: LearnedStore,
         devices: DeviceReader,
-        expected_of: Callable[[Target], Expectation | None],
+        assessed: Callable[[Target], Assessment | None],
         today: Callable[[], str] = lambda: time.strftime("%Y-%m-%d"),
     ) -> None:
-        self._needs = needs
+        self._store = store
         self._devices = devices
-        self._expected_of = expected_of
+        self._assessed = assessed
         self._today = today
         self._watched: dict[int, _Watched] = {}
         self._had_company: set[int] = set()
@@ -110,10 +102,10 @@ class NeedLearner:
     async def _look_at(self, backend: Backend, pid: int) -> None:
         watched = self._watched.get(backend.epoch)
         if watched is None:
-            watched = _Watched(expected=self._expected_of(backend.target), seen=UseSeen())
+            watched = _Watched(assessment=self._assessed(backend.target), seen=UseSeen())
             self._watched[backend.epoch] = watched
-        expected = watched.expected
-        if expected is None:
+        assessment = watched.assessment
+        if assessment is None or assessment.identity is None or assessment.estimate is None:
             return
         device = backend.target.device
         try:
@@ -121,13 +113,16 @@ class NeedLearner:
         except TelemetryError:
             return  # telemetry has noted it
         if device == HOST:
-            use = _use_of_host(reading, pid, expected.weights_bytes)
+            use = _use_of_host(reading, pid, assessment.estimate.memory.weights_bytes)
         else:
             use = self._use_of_gpu(reading, backend)
         watched.seen = follow_use(watched.seen, use)
         peak_bytes = watched.seen.peak_bytes
         if peak_bytes is not None and peak_bytes > watched.noted_bytes * _NOTED_STEP:
-            await self._note(backend.target, watched, expected, peak_bytes)
+            is_first, watched.noted_bytes = watched.noted_bytes == 0, peak_bytes
+            peak = LearnedPeak(peak_bytes=peak_bytes, seen_on=self._today())
+            await asyncio.to_thread(self._store.note, assessment.identity, peak)
+            _report(backend.target, peak_bytes, assessment.estimate.total_bytes, is_first=is_first)
 
     def _use_of_gpu(self, reading: DeviceReading, backend: Backend) -> UseReading:
         sample = reading.sample
@@ -147,23 +142,19 @@ class NeedLearner:
             ),
         )
 
-    async def _note(
-        self, target: Target, watched: _Watched, expected: Expectation, peak_bytes: int
-    ) -> None:
-        is_first, watched.noted_bytes = watched.noted_bytes == 0, peak_bytes
-        need = LearnedNeed(peak_bytes=peak_bytes, seen_on=self._today())
-        await asyncio.to_thread(self._needs.note, expected.identity, need)
-        fields = {
-            "model": target.model,
-            "profile": target.profile,
-            "device": target.device,
-            "peak_bytes": peak_bytes,
-            "estimated_bytes": expected.estimated_bytes,
-        }
-        if exceeds_what_counts(peak_bytes, expected.estimated_bytes):
-            log.warning("need.far_beyond_estimate", **fields)
-        elif is_first:
-            log.info("need.learned", **fields)
+
+def _report(target: Target, peak_bytes: int, estimated_bytes: int, *, is_first: bool) -> None:
+    fields = {
+        "model": target.model,
+        "profile": target.profile,
+        "device": target.device,
+        "peak_bytes": peak_bytes,
+        "estimated_bytes": estimated_bytes,
+    }
+    if exceeds_what_counts(peak_bytes, estimated_bytes):
+        log.warning("need.far_beyond_estimate", **fields)
+    elif is_first:
+        log.info("need.learned", **fields)
 
 
 def _company(epoch: int, backends: Sequence[Backend]) -> set[int]:
@@ -181,8 +172,8 @@ def _use_of_host(reading: DeviceReading, pid: int, weights_bytes: int) -> UseRea
 
 
 @asynccontextmanager
-async def learn_needs(
-    learner: NeedLearner, backends: Callable[[], Iterable[Backend]], *, period_s: float = 1.0
+async def keep_learning(
+    learner: Learner, backends: Callable[[], Iterable[Backend]], *, period_s: float = 1.0
 ) -> AsyncIterator[None]:
     """Let the learner look at the backends each `period_s` seconds while the context lasts."""
     task = asyncio.create_task(_keep_looking(learner, backends, period_s), name="learn-needs")
@@ -194,7 +185,7 @@ async def learn_needs(
 
 
 async def _keep_looking(
-    learner: NeedLearner, backends: Callable[[], Iterable[Backend]], period_s: float
+    learner: Learner, backends: Callable[[], Iterable[Backend]], period_s: float
 ) -> None:
     while True:
         try:

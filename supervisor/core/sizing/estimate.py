@@ -35,7 +35,7 @@ _FLOAT_BYTES = 4  # intermediate results are f32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NeedSettings:
+class MemorySettings:
     """The settings of a server that decide how much memory it takes.
 
     `ctx_size_per_slot` is in tokens, or with `kv_unified` the tokens that all slots share; 0 is
@@ -57,7 +57,7 @@ class NeedSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryNeed:
+class MemoryEstimate:
     """What a server will take on its device, in bytes, and the sentence that explains it.
 
     `host_output_bytes` is not in the total: results are handed over in host memory, also when
@@ -84,7 +84,7 @@ def is_embedding_model(header: GgufHeader) -> bool:
     return header.architecture in EMBEDDING_ARCHITECTURES or pooling_type >= 1
 
 
-def estimate_need(headers: Sequence[GgufHeader], settings: NeedSettings) -> MemoryNeed:
+def estimate_memory(headers: Sequence[GgufHeader], settings: MemorySettings) -> MemoryEstimate:
     """Estimate the memory for a model whose shards have these headers, the first one first.
 
     Raises EngineError when the server would refuse the cache types for this model.
@@ -94,7 +94,7 @@ def estimate_need(headers: Sequence[GgufHeader], settings: NeedSettings) -> Memo
     kv_bytes, kv_reason = _estimate_kv(plan)
     compute_bytes = _estimate_compute(plan)
     total_bytes = weights_bytes + kv_bytes + compute_bytes
-    return MemoryNeed(
+    return MemoryEstimate(
         weights_bytes=weights_bytes,
         kv_bytes=kv_bytes,
         compute_bytes=compute_bytes,
@@ -111,14 +111,14 @@ class _Plan:
     """What header and settings mean together. `layout` is a reason where it cannot be told."""
 
     header: GgufHeader
-    settings: NeedSettings
+    settings: MemorySettings
     layout: CacheLayout | str
     cells: CacheCells
     tokens: int  # of one micro-batch
     has_flash: bool
 
 
-def _plan(header: GgufHeader, settings: NeedSettings) -> _Plan:
+def _plan(header: GgufHeader, settings: MemorySettings) -> _Plan:
     slots = 1 if settings.kv_unified else settings.parallel
     own_tokens = header.count_parameter("context_length") or 0
     ctx_tokens = pad_cells(settings.ctx_size_per_slot * slots or own_tokens)

@@ -63,7 +63,7 @@ class UseSeen:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LearnedNeed:
+class LearnedPeak:
     """The most that a server was seen to take, in bytes, and the day it was, as `2026-11-21`."""
 
     peak_bytes: int
@@ -119,7 +119,7 @@ def exceeds_what_counts(peak_bytes: int, estimated_bytes: int) -> bool:
     return peak_bytes > MOST_TIMES_ESTIMATED * estimated_bytes
 
 
-def count_need(estimated_bytes: int, learned: LearnedNeed | None) -> CountedNeed:
+def count_need(estimated_bytes: int, learned: LearnedPeak | None) -> CountedNeed:
     """Return the larger of estimate and learned peak, which counts as twice the estimate at most.
 
     The sentence is empty where nothing was learned.

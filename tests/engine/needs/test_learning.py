@@ -2,20 +2,24 @@
 
 import os
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from immutables import Map
 from structlog.testing import capture_logs
 
+from supervisor.config.configuration import ResolvedModel
+from supervisor.config.profile import Profile
 from supervisor.core.machine.events import BackendExited, BackendSpawned
 from supervisor.core.machine.memory import MemorySample
 from supervisor.core.machine.values import Backend, BackendState, Mode, Snapshot, Target
-from supervisor.core.sizing.learned_need import SETTLING_READINGS, LearnedNeed
+from supervisor.core.sizing.estimate import MemoryEstimate
+from supervisor.core.sizing.learned import SETTLING_READINGS, LearnedPeak
 from supervisor.engine.models.page_cache import mapped_file_bytes
-from supervisor.engine.needs.learned_needs import FILE_NAME, LearnedNeeds
-from supervisor.engine.needs.need_learner import Expectation, NeedLearner
+from supervisor.engine.needs.assessment import Assessment, Candidate, DeviceEstimate
+from supervisor.engine.needs.learned_store import FILE_NAME, LearnedStore
+from supervisor.engine.needs.learning import Learner
 from supervisor.errors import TelemetryError
 from supervisor.telemetry.host import HostMemory
 from supervisor.telemetry.port import HOST, DeviceInfo, DeviceReading, ProcessUse
@@ -24,7 +28,39 @@ from tests.telemetry.simulated_gpu import GIB, SimulatedGpu
 
 GPU = "gpu0"
 TODAY = "2026-11-21"
-EXPECTED = Expectation(identity="chat on gpu0", estimated_bytes=1000, weights_bytes=400)
+IDENTITY = "chat on gpu0"
+
+CANDIDATE = Candidate(
+    resolved=ResolvedModel(
+        name="chat",
+        path=Path("/models/chat.gguf"),
+        reference="chat.gguf",
+        mode=Mode.GENERATION,
+        profile_name="p",
+        profile=Profile(mode=Mode.GENERATION),
+    ),
+    build=None,
+    file=None,
+    settings=None,
+)
+
+
+def assessed(*, estimated_bytes: int = 1000, weights_bytes: int = 400) -> Assessment:
+    memory = MemoryEstimate(
+        weights_bytes=weights_bytes,
+        kv_bytes=0,
+        compute_bytes=estimated_bytes - weights_bytes,
+        total_bytes=estimated_bytes,
+        host_output_bytes=0,
+        explanation="",
+    )
+    return Assessment(
+        candidate=CANDIDATE,
+        device=GPU,
+        need_bytes=estimated_bytes,
+        identity=IDENTITY,
+        estimate=DeviceEstimate(memory=memory, output_bytes=0, context_bytes=0),
+    )
 
 
 @dataclass
@@ -96,11 +132,11 @@ def backend_of(
 class Learning:
     """The learner under test, and what it stands on."""
 
-    def __init__(self, needs: LearnedNeeds) -> None:
+    def __init__(self, needs: LearnedStore) -> None:
         self.needs = needs
         self.gpu = FakeDevices()
-        self.learner = NeedLearner(
-            needs=needs, devices=self.gpu, expected_of=lambda _: EXPECTED, today=lambda: TODAY
+        self.learner = Learner(
+            store=needs, devices=self.gpu, assessed=lambda _: assessed(), today=lambda: TODAY
         )
 
     async def look(self, *backends: Backend, times: int = 1) -> None:
@@ -113,7 +149,7 @@ class Learning:
         self.learner.observe(event, Snapshot(devices=Map()), snapshot_of(*backends))
 
     def learned(self) -> int | None:
-        found = self.needs.get(EXPECTED.identity)
+        found = self.needs.get(IDENTITY)
         return found.peak_bytes if found else None
 
 
@@ -122,14 +158,14 @@ def snapshot_of(*backends: Backend) -> Snapshot:
 
 
 @pytest.fixture
-def needs(tmp_path: Path) -> Iterator[LearnedNeeds]:
-    store = LearnedNeeds(tmp_path / FILE_NAME)
+def needs(tmp_path: Path) -> Iterator[LearnedStore]:
+    store = LearnedStore(tmp_path / FILE_NAME)
     yield store
     store.close()
 
 
 @pytest.fixture
-def learning(needs: LearnedNeeds) -> Learning:
+def learning(needs: LearnedStore) -> Learning:
     return Learning(needs)
 
 
@@ -138,7 +174,7 @@ async def test_peak_of_its_own_share_is_learned_with_its_day(learning: Learning)
         learning.gpu.own_bytes, learning.gpu.used_bytes = own, 9000
         await learning.look()
 
-    assert learning.needs.get(EXPECTED.identity) == LearnedNeed(peak_bytes=900, seen_on=TODAY)
+    assert learning.needs.get(IDENTITY) == LearnedPeak(peak_bytes=900, seen_on=TODAY)
     assert learning.gpu.asked == [(GPU, (os.getpid(),))] * 3
 
 
@@ -216,7 +252,7 @@ async def test_a_new_server_starts_without_what_was_seen_of_the_old_one(
 ) -> None:
     learning.gpu.own_bytes = 900
     await learning.look()
-    learning.needs.forget(EXPECTED.identity)
+    learning.needs.forget(IDENTITY)
 
     learning.gpu.own_bytes = 700
     await learning.look()
@@ -226,9 +262,9 @@ async def test_a_new_server_starts_without_what_was_seen_of_the_old_one(
     assert learning.learned() == 700
 
 
-async def test_a_need_that_is_stated_is_not_learned(needs: LearnedNeeds) -> None:
+async def test_a_need_that_is_stated_is_not_learned(needs: LearnedStore) -> None:
     gpu = FakeDevices(own_bytes=900)
-    learner = NeedLearner(needs=needs, devices=gpu, expected_of=lambda _: None)
+    learner = Learner(store=needs, devices=gpu, assessed=lambda _: None)
 
     await learner.look([backend_of()])
 
@@ -236,7 +272,7 @@ async def test_a_need_that_is_stated_is_not_learned(needs: LearnedNeeds) -> None
 
 
 async def test_far_more_than_estimated_is_learned_with_a_warning(learning: Learning) -> None:
-    learning.gpu.own_bytes = 2 * EXPECTED.estimated_bytes + 1
+    learning.gpu.own_bytes = 2 * 1000 + 1
     with capture_logs() as lines:
         await learning.look(times=2)
 
@@ -248,14 +284,14 @@ async def test_far_more_than_estimated_is_learned_with_a_warning(learning: Learn
 
 @pytest.mark.parametrize("weights_bytes", [4096, 10**15])
 async def test_on_the_host_a_share_counts_what_it_holds_and_its_mapped_weights(
-    needs: LearnedNeeds, weights_bytes: int
+    needs: LearnedStore, weights_bytes: int
 ) -> None:
-    expected = replace(EXPECTED, weights_bytes=weights_bytes)
-    learner = NeedLearner(needs=needs, devices=RealHost(), expected_of=lambda _: expected)
+    expected = assessed(estimated_bytes=1000, weights_bytes=weights_bytes)
+    learner = Learner(store=needs, devices=RealHost(), assessed=lambda _: expected)
 
     await learner.look([backend_of(device=HOST)])
 
-    found = needs.get(expected.identity)
+    found = needs.get(IDENTITY)
     held = HostMemory().sample(HOST, (os.getpid(),)).children_bytes
     assert found is not None
     assert held is not None
@@ -272,7 +308,7 @@ async def test_on_the_host_a_share_counts_what_it_holds_and_its_mapped_weights(
     ],
 )
 async def test_what_a_driver_tells_is_learned_through_the_real_bindings(
-    needs: LearnedNeeds,
+    needs: LearnedStore,
     tmp_path: Path,
     own_bytes: int | None,
     readings: int,
@@ -281,11 +317,11 @@ async def test_what_a_driver_tells_is_learned_through_the_real_bindings(
     gpu = SimulatedGpu(tmp_path)
     gpu.set_used(11 * GIB)
     gpu.add_process(os.getpid(), own_bytes)
-    expected = replace(EXPECTED, estimated_bytes=8 * GIB)
+    expected = assessed(estimated_bytes=8 * GIB)
     async with Telemetry(environ=gpu.full_environment(), vendors=("NVIDIA",)) as telemetry:
-        learner = NeedLearner(needs=needs, devices=telemetry, expected_of=lambda _: expected)
+        learner = Learner(store=needs, devices=telemetry, assessed=lambda _: expected)
         for _ in range(readings):
             await learner.look([backend_of()])
 
-    found = needs.get(expected.identity)
+    found = needs.get(IDENTITY)
     assert (found.peak_bytes if found else None) == learned

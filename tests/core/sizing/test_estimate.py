@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supervisor.core.byte_size import MIB
+from supervisor.core.sizing.estimate import MemorySettings, estimate_memory, is_embedding_model
 from supervisor.core.sizing.gguf import GgufHeader, MetadataValue, TensorSummary, read_header
-from supervisor.core.sizing.need import NeedSettings, estimate_need, is_embedding_model
 
 WIDTH, VOCABULARY = 256, 20_000  # of the models that conftest.py writes
 
@@ -24,18 +24,18 @@ def test_room_for_results_grows_with_the_vocabulary_and_the_batch_when_embedding
     write_model: Callable[..., Path],
 ) -> None:
     header = read(write_model("bert"))
-    chat = NeedSettings(parallel=2, ubatch_size=2048)
-    embedding = NeedSettings(parallel=2, ubatch_size=2048, is_embedding=True)
+    chat = MemorySettings(parallel=2, ubatch_size=2048)
+    embedding = MemorySettings(parallel=2, ubatch_size=2048, is_embedding=True)
 
-    assert estimate_need([header], chat).host_output_bytes == 2 * (VOCABULARY + WIDTH) * 4
-    assert estimate_need([header], embedding).host_output_bytes == 2048 * (VOCABULARY + WIDTH) * 4
+    assert estimate_memory([header], chat).host_output_bytes == 2 * (VOCABULARY + WIDTH) * 4
+    assert estimate_memory([header], embedding).host_output_bytes == 2048 * (VOCABULARY + WIDTH) * 4
 
 
 def test_weights_of_all_shards_count(write_model: Callable[..., Path]) -> None:
     header = read(write_model("llama"))
-    need = estimate_need([header], NeedSettings())
+    need = estimate_memory([header], MemorySettings())
 
-    sharded = estimate_need([header, header, header], NeedSettings())
+    sharded = estimate_memory([header, header, header], MemorySettings())
 
     assert sharded.weights_bytes == 3 * need.weights_bytes
     assert sharded.kv_bytes == need.kv_bytes
@@ -54,7 +54,7 @@ def test_cache_that_cannot_be_told_is_assumed_and_the_reason_given(
 ) -> None:
     header = header_of(architecture, block_count=2, context_length=512)
 
-    need = estimate_need([header], NeedSettings(kv_fallback_bytes=3 * 1024 * MIB))
+    need = estimate_memory([header], MemorySettings(kv_fallback_bytes=3 * 1024 * MIB))
 
     assert need.kv_bytes == 3 * 1024 * MIB
     assert f"KV cache 3.0 GiB assumed, because architecture {reason}" in need.explanation
@@ -75,15 +75,17 @@ def test_cache_that_cannot_be_told_is_assumed_and_the_reason_given(
 def test_cache_is_assumed_where_the_header_lacks_what_decides_it(
     parameters: Mapping[str, Any], reason: str
 ) -> None:
-    need = estimate_need([header_of("llama", **parameters)], NeedSettings(kv_fallback_bytes=7))
+    need = estimate_memory([header_of("llama", **parameters)], MemorySettings(kv_fallback_bytes=7))
 
     assert need.kv_bytes == 7
     assert reason in need.explanation
 
 
 def test_layers_for_prediction_have_no_cache(write_model: Callable[..., Path]) -> None:
-    own = estimate_need([read(write_model("llama"))], NeedSettings())
-    predicting = estimate_need([read(write_model("llama", nextn_predict_layers=1))], NeedSettings())
+    own = estimate_memory([read(write_model("llama"))], MemorySettings())
+    predicting = estimate_memory(
+        [read(write_model("llama", nextn_predict_layers=1))], MemorySettings()
+    )
 
     assert predicting.kv_bytes == own.kv_bytes / 2
 
@@ -105,13 +107,13 @@ def test_layers_that_look_into_the_cache_of_earlier_ones_have_none(
         },
     )
 
-    assert estimate_need([header], NeedSettings()).kv_bytes == kept * 1024 * 256 * 2 * 2
+    assert estimate_memory([header], MemorySettings()).kv_bytes == kept * 1024 * 256 * 2 * 2
 
 
 def test_explanation_tells_all_parts(write_model: Callable[..., Path]) -> None:
-    settings = NeedSettings(ctx_size_per_slot=2048, parallel=2, cache_type_k="q8_0")
+    settings = MemorySettings(ctx_size_per_slot=2048, parallel=2, cache_type_k="q8_0")
 
-    explanation = estimate_need([read(write_model("gemma3"))], settings).explanation
+    explanation = estimate_memory([read(write_model("gemma3"))], settings).explanation
 
     assert re.fullmatch(
         r"[\d.]+ MiB: weights [\d.]+ MiB; KV cache [\d.]+ MiB \(2 × 2048 cells, 10 layers, "
@@ -195,7 +197,7 @@ def test_no_header_breaks_the_estimate(
 ) -> None:
     header = header_of(architecture, **parameters)
 
-    need = estimate_need([header], NeedSettings(parallel=parallel))
+    need = estimate_memory([header], MemorySettings(parallel=parallel))
 
     assert min(need.weights_bytes, need.kv_bytes, need.compute_bytes, need.host_output_bytes) >= 0
     assert is_embedding_model(header) in {True, False}

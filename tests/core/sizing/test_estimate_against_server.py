@@ -13,8 +13,13 @@ from types import MappingProxyType
 import pytest
 
 from supervisor.core.byte_size import MIB
+from supervisor.core.sizing.estimate import (
+    MemoryEstimate,
+    MemorySettings,
+    estimate_memory,
+    is_embedding_model,
+)
 from supervisor.core.sizing.gguf import GgufHeader, read_header
-from supervisor.core.sizing.need import MemoryNeed, NeedSettings, estimate_need, is_embedding_model
 from supervisor.errors import EngineError
 
 
@@ -33,7 +38,7 @@ class Printed:
     output: float
 
 
-def start_server(binary: Path, model: Path, settings: NeedSettings) -> Printed:
+def start_server(binary: Path, model: Path, settings: MemorySettings) -> Printed:
     """Start llama-server until it has told the sizes of its buffers, and stop it then."""
     slots = 1 if settings.kv_unified else settings.parallel
     flags: Mapping[str, object] = {
@@ -84,7 +89,7 @@ def start_server(binary: Path, model: Path, settings: NeedSettings) -> Printed:
     )
 
 
-def assert_close(need: MemoryNeed, printed: Printed) -> None:
+def assert_close(need: MemoryEstimate, printed: Printed) -> None:
     """Weights and cache are exact but for rounding; compute is bounded, and not out of reach."""
     assert need.weights_bytes / MIB == pytest.approx(printed.weights, rel=0.01, abs=0.02)
     assert need.kv_bytes / MIB == pytest.approx(printed.kv, rel=0.01, abs=0.02)
@@ -100,33 +105,33 @@ def test_estimate_agrees_with_the_server_for_each_architecture(
     kv_unified: bool,
 ) -> None:
     path = write_model(each_architecture)
-    settings = NeedSettings(
+    settings = MemorySettings(
         ctx_size_per_slot=6000,
         parallel=2,
         kv_unified=kv_unified,
         is_embedding=is_embedding_model(read(path)),
     )
 
-    need = estimate_need([read(path)], settings)
+    need = estimate_memory([read(path)], settings)
 
     assert_close(need, start_server(llama_server_bin, path, settings))
 
 
-SETTINGS: Mapping[str, NeedSettings] = MappingProxyType(
+SETTINGS: Mapping[str, MemorySettings] = MappingProxyType(
     {
-        "the model's own context": NeedSettings(),
-        "own context, shared by separate slots": NeedSettings(parallel=3),
-        "cells are padded": NeedSettings(ctx_size_per_slot=1000, parallel=3),
-        "one pool": NeedSettings(ctx_size_per_slot=7000, parallel=3, kv_unified=True),
-        "large micro-batch": NeedSettings(ctx_size_per_slot=8192, ubatch_size=2048),
-        "micro-batch above the context": NeedSettings(ctx_size_per_slot=256, ubatch_size=512),
-        "quantised": NeedSettings(
+        "the model's own context": MemorySettings(),
+        "own context, shared by separate slots": MemorySettings(parallel=3),
+        "cells are padded": MemorySettings(ctx_size_per_slot=1000, parallel=3),
+        "one pool": MemorySettings(ctx_size_per_slot=7000, parallel=3, kv_unified=True),
+        "large micro-batch": MemorySettings(ctx_size_per_slot=8192, ubatch_size=2048),
+        "micro-batch above the context": MemorySettings(ctx_size_per_slot=256, ubatch_size=512),
+        "quantised": MemorySettings(
             ctx_size_per_slot=4096, parallel=2, cache_type_k="q8_0", cache_type_v="q4_0"
         ),
-        "unlike types": NeedSettings(
+        "unlike types": MemorySettings(
             ctx_size_per_slot=4096, cache_type_k="f32", cache_type_v="bf16"
         ),
-        "without flash attention": NeedSettings(
+        "without flash attention": MemorySettings(
             ctx_size_per_slot=4096, parallel=2, flash_attention=False
         ),
     }
@@ -140,7 +145,7 @@ def test_estimate_agrees_with_the_server_for_each_setting(
 ) -> None:
     path = write_model(architecture)
 
-    need = estimate_need([read(path)], SETTINGS[case])
+    need = estimate_memory([read(path)], SETTINGS[case])
 
     printed = start_server(llama_server_bin, path, SETTINGS[case])
     assert_close(need, printed)
@@ -152,11 +157,11 @@ def test_estimate_of_a_model_in_shards_agrees_with_the_server(
     write_model: Callable[..., Path], llama_server_bin: Path, architecture: str
 ) -> None:
     first = write_model(architecture, shards=3)
-    settings = NeedSettings(ctx_size_per_slot=4096, parallel=2)
+    settings = MemorySettings(ctx_size_per_slot=4096, parallel=2)
     headers = [read(path) for path in sorted(first.parent.glob("*.gguf"))]
     assert len(headers) == 3
 
-    need = estimate_need(headers, settings)
+    need = estimate_memory(headers, settings)
 
     assert_close(need, start_server(llama_server_bin, first, settings))
 
@@ -166,9 +171,9 @@ def test_where_a_cache_is_assumed_the_weights_are_exact_and_the_rest_is_enough(
     write_model: Callable[..., Path], llama_server_bin: Path, architecture: str
 ) -> None:
     path = write_model(architecture)
-    settings = NeedSettings(ctx_size_per_slot=4096, parallel=2)
+    settings = MemorySettings(ctx_size_per_slot=4096, parallel=2)
 
-    need = estimate_need([read(path)], settings)
+    need = estimate_memory([read(path)], settings)
 
     printed = start_server(llama_server_bin, path, settings)
     assert printed.kv + printed.state > 0
@@ -182,9 +187,9 @@ def test_odd_context_of_the_model_is_divided_as_the_server_does(
     write_model: Callable[..., Path], llama_server_bin: Path
 ) -> None:
     path = write_model("llama", context_length=769)
-    settings = NeedSettings(parallel=3)
+    settings = MemorySettings(parallel=3)
 
-    need = estimate_need([read(path)], settings)
+    need = estimate_memory([read(path)], settings)
 
     assert "3 × 512 cells" in need.explanation
     assert_close(need, start_server(llama_server_bin, path, settings))
@@ -194,9 +199,9 @@ def test_values_take_the_room_of_the_widest_layer_without_flash_attention(
     write_model: Callable[..., Path], llama_server_bin: Path
 ) -> None:
     path = write_model("mimo2")
-    settings = NeedSettings(flash_attention=False)
+    settings = MemorySettings(flash_attention=False)
 
-    need = estimate_need([read(path)], settings)
+    need = estimate_memory([read(path)], settings)
 
     assert_close(need, start_server(llama_server_bin, path, settings))
 
@@ -208,11 +213,11 @@ def test_estimate_agrees_with_the_server_for_the_demo_models(
     path = tmp_path / f"{name}.gguf"
     path.symlink_to(models_dir / path.name)
     header = read(path)
-    settings = NeedSettings(
+    settings = MemorySettings(
         ctx_size_per_slot=512, parallel=2, is_embedding=is_embedding_model(header)
     )
 
-    need = estimate_need([header], settings)
+    need = estimate_memory([header], settings)
 
     assert_close(need, start_server(llama_server_bin, path, settings))
 
@@ -223,7 +228,7 @@ def test_compute_bound_for_embedding_is_near_what_the_server_takes(
 ) -> None:
     """A qwen3 computes logits for every token, which is most of it; an encoder computes none."""
     path = write_model(architecture, pooling_type=3 if architecture == "qwen3" else 1)
-    settings = NeedSettings(
+    settings = MemorySettings(
         ctx_size_per_slot=8192,
         parallel=8,
         kv_unified=True,
@@ -231,7 +236,7 @@ def test_compute_bound_for_embedding_is_near_what_the_server_takes(
         is_embedding=True,
     )
 
-    need = estimate_need([read(path)], settings)
+    need = estimate_memory([read(path)], settings)
 
     printed = start_server(llama_server_bin, path, settings)
     assert printed.compute <= need.compute_bytes / MIB <= 3 * printed.compute
@@ -240,12 +245,12 @@ def test_compute_bound_for_embedding_is_near_what_the_server_takes(
 @pytest.mark.parametrize(
     ("architecture", "settings", "refusal"),
     [
-        ("llama", NeedSettings(cache_type_v="q9_9"), "there is no cache type 'q9_9'"),
-        ("mimo2", NeedSettings(cache_type_k="q8_0"), r"divide the keys .* \(48 numbers"),
-        ("deepseek2", NeedSettings(cache_type_k="f32"), "cache types f32 and f16 differ"),
+        ("llama", MemorySettings(cache_type_v="q9_9"), "there is no cache type 'q9_9'"),
+        ("mimo2", MemorySettings(cache_type_k="q8_0"), r"divide the keys .* \(48 numbers"),
+        ("deepseek2", MemorySettings(cache_type_k="f32"), "cache types f32 and f16 differ"),
         (
             "llama",
-            NeedSettings(cache_type_v="q8_0", flash_attention=False),
+            MemorySettings(cache_type_v="q8_0", flash_attention=False),
             "cached values of type q8_0 need flash attention",
         ),
     ],
@@ -254,13 +259,13 @@ def test_cache_types_that_the_server_refuses_are_refused_before_it_is_started(
     write_model: Callable[..., Path],
     llama_server_bin: Path,
     architecture: str,
-    settings: NeedSettings,
+    settings: MemorySettings,
     refusal: str,
 ) -> None:
     path = write_model(architecture)
 
     with pytest.raises(EngineError, match=refusal):
-        estimate_need([read(path)], settings)
+        estimate_memory([read(path)], settings)
 
     with pytest.raises(AssertionError, match=r"exiting due to|Unsupported"):
         start_server(llama_server_bin, path, settings)

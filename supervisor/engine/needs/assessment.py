@@ -1,0 +1,269 @@
+"""What a start is going to take on its device, assessed once for all who ask.
+
+Preflight, `fit`, `check` and the learner see the same: `examine()` looks at a model with its
+profile as the chosen engine takes both, `assess()` holds that against a device.
+
+What counts is, in this order: the need that the profile states; the learned peak of the same files,
+settings and build, where it is higher than the estimate; the estimate from the file's header.
+"""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from supervisor.config.configuration import ResolvedModel
+from supervisor.core.byte_size import MIB, format_bytes
+from supervisor.core.machine.values import Mode, TargetNeed
+from supervisor.core.sizing.estimate import MemoryEstimate, MemorySettings, estimate_memory
+from supervisor.core.sizing.fitting import Alternative, alternatives
+from supervisor.core.sizing.gguf import GgufHeader
+from supervisor.core.sizing.kv_cache import keeps_no_kv
+from supervisor.core.sizing.learned import LearnedPeak, count_need
+from supervisor.engine.models.model_file import ModelFile
+from supervisor.engine.models.model_source import look_at_model, require_stated_need
+from supervisor.engine.needs.learned_store import LearnedStore
+from supervisor.engine.needs.prompt_identity import prompt_identity
+from supervisor.engine.port import Abilities, Engine, EngineIdentity
+from supervisor.engine.prompts.prompt_cache import identity_of
+from supervisor.errors import EngineError
+from supervisor.telemetry.port import HOST
+
+DRIVER_CONTEXT_BYTES = 512 * MIB
+"""What a GPU driver takes for a process that computes there: kernels, queues, its own tables.
+
+About 500 MiB with CUDA and with HIP; the learned peak has the true figure.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceEstimate:
+    """What a model takes on one kind of device, in bytes, in parts.
+
+    `output_bytes` are results, which are handed over in host memory and so count there alone;
+    `context_bytes` is the driver's share for the process, on a GPU. `total_bytes` is their sum.
+    """
+
+    memory: MemoryEstimate
+    output_bytes: int
+    context_bytes: int
+
+    @property
+    def beside_bytes(self) -> int:
+        """What comes on top of weights, KV cache and compute."""
+        return self.output_bytes + self.context_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        """Everything, on this device."""
+        return self.memory.total_bytes + self.beside_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A start that is considered: a model with its profile, as the engine takes both.
+
+    `build` is None where the engine cannot say which it is: nothing is learned of such a start.
+    `file` and `settings` are None where the model has no GGUF header, and the profile states the
+    need.
+    """
+
+    resolved: ResolvedModel
+    build: EngineIdentity | None
+    file: ModelFile | None
+    settings: MemorySettings | None
+
+    @property
+    def stated_bytes(self) -> int | None:
+        """The need that the profile states."""
+        return self.resolved.profile.memory.need_bytes
+
+    def identity_on(self, device: str) -> str | None:
+        """Return the name under which its peak on a device is learned; None: it is not.
+
+        It changes with all that decides what a server takes there: what decides about its prompts
+        (`prompt_identity`), and the device.
+        """
+        if self.build is None or self.file is None or self.stated_bytes is not None:
+            return None
+        server = prompt_identity(self.resolved, self.file, self.build)
+        return identity_of({"server": server, "device": device})
+
+    def estimate_on(self, device: str) -> DeviceEstimate | None:
+        """Estimate the need on a device; None without a header. Raises EngineError."""
+        if self.file is None or self.settings is None:
+            return None
+        return estimate_on(self.file.headers, self.settings, device)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assessment:
+    """What a candidate will take on a device.
+
+    `need_bytes` is what counts; `estimate` and `learned` are what it was made from, None where
+    there is none (`learned_sentence` says how far the peak counts). `identity` is the name under
+    which its peak is learned.
+    """
+
+    candidate: Candidate
+    device: str
+    need_bytes: int
+    identity: str | None = None
+    estimate: DeviceEstimate | None = None
+    learned: LearnedPeak | None = None
+    learned_sentence: str = ""
+
+    @property
+    def is_stated(self) -> bool:
+        """Whether the profile states the need: no setting changes it then."""
+        return self.candidate.stated_bytes is not None
+
+    @property
+    def unseen_bytes(self) -> int:
+        """What was seen beyond the estimate; it is taken for something that no setting changes."""
+        return self.need_bytes - self.estimate.total_bytes if self.estimate else 0
+
+    @property
+    def explanation(self) -> str:
+        """How the need comes about, in one line."""
+        if self.estimate is None or self.is_stated:
+            return "memory.need_bytes of its profile"
+        sentences = [self.learned_sentence] if self.learned_sentence else []
+        sentences.append(self.estimate.memory.explanation)
+        if self.estimate.context_bytes:
+            context = format_bytes(self.estimate.context_bytes)
+            sentences.append(f"and {context} for the driver's context")
+        return "; ".join(sentences)
+
+    def need_with(self, settings: MemorySettings) -> int:
+        """Return what the same model would need with other settings. Raises EngineError."""
+        changed = replace(self.candidate, settings=settings).estimate_on(self.device)
+        return self.need_bytes if changed is None else changed.total_bytes + self.unseen_bytes
+
+    def smaller(self) -> tuple[Alternative, ...]:
+        """Return what each smaller setting would need; nothing where the need is stated."""
+        file, settings = self.candidate.file, self.candidate.settings
+        if file is None or settings is None or self.estimate is None or self.is_stated:
+            return ()
+        extra_bytes = self.estimate.beside_bytes + self.unseen_bytes
+        return tuple(
+            replace(one, need_bytes=one.need_bytes + extra_bytes)
+            for one in alternatives(file.headers, settings)
+        )
+
+    def need(self) -> TargetNeed:
+        """Return what the core asks: how much, why, and what would make it smaller."""
+        return TargetNeed(
+            need_bytes=self.need_bytes,
+            explanation=self.explanation,
+            alternatives=self.smaller(),
+        )
+
+
+def examine(resolved: ResolvedModel, engine: Engine, known: ModelFile | None = None) -> Candidate:
+    """Look at the model's file, and at how the engine takes the profile.
+
+    `known` is the file as it was looked at before, where that still holds. May block: it reads the
+    header, and asks a new binary for its flags. Raises EngineError and ModelFileError when the
+    candidate could not start.
+    """
+    engine.check(resolved)
+    abilities = engine.abilities(resolved)
+    file = known or look_at_model(resolved, abilities)
+    if file is None:
+        require_stated_need(resolved)
+    else:
+        _refuse_uneven_slots(resolved, file)
+    return Candidate(
+        resolved=resolved,
+        build=_build_of(engine),
+        file=file,
+        settings=memory_settings(resolved, abilities) if file is not None else None,
+    )
+
+
+def assess(candidate: Candidate, device: str, learned_store: LearnedStore | None) -> Assessment:
+    """Return what the candidate will take on a device. May block for the disk.
+
+    Raises EngineError for settings that the model cannot have; a stated need takes precedence.
+    """
+    if candidate.stated_bytes is not None:
+        estimate = None
+        with contextlib.suppress(EngineError):
+            estimate = candidate.estimate_on(device)
+        return Assessment(
+            candidate=candidate,
+            device=device,
+            need_bytes=candidate.stated_bytes,
+            estimate=estimate,
+        )
+    estimate = candidate.estimate_on(device)
+    if estimate is None:
+        raise EngineError("a model without a header needs memory.need_bytes")
+    identity = candidate.identity_on(device)
+    learned = learned_store.get(identity) if learned_store and identity else None
+    counted = count_need(estimate.total_bytes, learned)
+    return Assessment(
+        candidate=candidate,
+        device=device,
+        need_bytes=counted.need_bytes,
+        identity=identity,
+        estimate=estimate,
+        learned=learned,
+        learned_sentence=counted.sentence,
+    )
+
+
+def memory_settings(resolved: ResolvedModel, abilities: Abilities) -> MemorySettings:
+    """Return the settings that decide about memory, as this engine will take them."""
+    profile = resolved.profile
+    return MemorySettings(
+        ctx_size_per_slot=profile.ctx_size,
+        parallel=profile.parallel,
+        kv_unified=profile.kv_unified,
+        cache_type_k=profile.cache_type_k,
+        cache_type_v=profile.cache_type_v,
+        ubatch_size=min(profile.ubatch_size, profile.batch_size),
+        flash_attention=profile.flash_attn == "on"
+        or (profile.flash_attn == "auto" and abilities.chooses_flash_attention),
+        is_embedding=resolved.mode is Mode.EMBEDDING,
+    )
+
+
+def estimate_on(
+    headers: Sequence[GgufHeader], settings: MemorySettings, device: str
+) -> DeviceEstimate:
+    """Estimate what a model takes on a device. Raises EngineError for settings it cannot have."""
+    memory = estimate_memory(headers, settings)
+    is_host = device == HOST
+    return DeviceEstimate(
+        memory=memory,
+        output_bytes=memory.host_output_bytes if is_host else 0,
+        context_bytes=0 if is_host else DRIVER_CONTEXT_BYTES,
+    )
+
+
+def slot_kv_bytes(file: ModelFile, settings: MemorySettings) -> int:
+    """Estimate what the KV cache of one slot takes when its context is full.
+
+    Raises EngineError for settings that do not fit the model.
+    """
+    one_slot = replace(settings, parallel=1, kv_unified=False)
+    return estimate_memory(file.headers, one_slot).kv_bytes
+
+
+def _build_of(engine: Engine) -> EngineIdentity | None:
+    try:
+        return engine.identity
+    except EngineError:
+        return None
+
+
+def _refuse_uneven_slots(resolved: ResolvedModel, file: ModelFile) -> None:
+    """Refuse what makes llama-server abort while it loads (GGML_ASSERT in its pooling)."""
+    profile = resolved.profile
+    is_encoder = keeps_no_kv(file.header.architecture)
+    if resolved.mode is Mode.EMBEDDING and is_encoder and profile.ubatch_size % profile.parallel:
+        raise EngineError(
+            f"'{resolved.name}' ({file.header.architecture}) needs a ubatch_size that is a "
+            f"multiple of parallel; {profile.ubatch_size} is not a multiple of {profile.parallel}"
+        )
