@@ -135,15 +135,28 @@ def check(
     ] = None,
     profile: Annotated[str | None, typer.Option(help="With --explain: another profile.")] = None,
     engine: Annotated[EngineName, typer.Option(help="What `auto` means.")] = EngineName.AUTO,
+    configuration_only: Annotated[
+        bool,
+        typer.Option(
+            "--configuration-only", help="Check the YAML files alone: no models, no engine."
+        ),
+    ] = False,
 ) -> None:
     """Print every problem of the configuration as file:line: field: what is wrong; exit 2."""
+    if configuration_only and explain is not None:
+        raise typer.BadParameter(
+            "cannot be given with --explain", param_hint="--configuration-only"
+        )
+    problems: tuple[str, ...] = ()
     try:
-        configuration = load(folder, models.resolve(), os.environ, scan_models)
-        engines = build_engines(configuration, engine.value)
-        if explain is not None:
-            print_explanation(configuration, engines, explain, profile)
-            return
-        problems = tuple(model_problems(configuration, engines))
+        scan = None if configuration_only else scan_models
+        configuration = load(folder, models.resolve(), os.environ, scan)
+        if not configuration_only:
+            engines = build_engines(configuration, engine.value)
+            if explain is not None:
+                print_explanation(configuration, engines, explain, profile)
+                return
+            problems = tuple(model_problems(configuration, engines))
     except ConfigError as error:
         problems = error.problems
     except SupervisorError as error:

@@ -50,9 +50,13 @@ def load(
     folder: Path,
     models_dir: Path,
     environ: Mapping[str, str],
-    scan: ModelScan = lambda _: (),
+    scan: ModelScan | None = None,
 ) -> Configuration:
-    """Read and check the folder. Raises ConfigError that names every problem."""
+    """Read and check the folder. Raises ConfigError that names every problem.
+
+    Without a `scan`, the models that `models_dir` would add are unknown, and nothing is said of a
+    `default_model` that may be one of them.
+    """
     with _collector_paused():
         return _load(folder, models_dir, environ, scan)
 
@@ -70,7 +74,7 @@ def _collector_paused() -> Iterator[None]:
 
 
 def _load(
-    folder: Path, models_dir: Path, environ: Mapping[str, str], scan: ModelScan
+    folder: Path, models_dir: Path, environ: Mapping[str, str], scan: ModelScan | None
 ) -> Configuration:
     reader = _Reader(environ)
     if not folder.is_dir():
@@ -89,9 +93,12 @@ def _load(
     )
     projectors: dict[str, Path] = {}
     if catalogue is not None and catalogue_source is not None:
-        catalogue, projectors = _with_scanned(catalogue, models_dir, scan)
+        knows_all = scan is not None or catalogue.models_dir is None
+        if scan is not None:
+            catalogue, projectors = _with_scanned(catalogue, models_dir, scan)
         checker = _CatalogueChecker(catalogue_source, catalogue, layers, profiles)
-        reader.problems += [*checker.problems(), *checker.root_problems(models_dir)]
+        reader.problems += checker.problems(knows_all_models=knows_all)
+        reader.problems += checker.root_problems(models_dir)
     if reader.problems or catalogue is None or catalogue_source is None or settings is None:
         raise ConfigError(tuple(reader.problems))
     return Configuration(
@@ -197,10 +204,10 @@ class _CatalogueChecker:
         self._layers = layers
         self._profiles = profiles
 
-    def problems(self) -> Iterable[str]:
+    def problems(self, *, knows_all_models: bool) -> Iterable[str]:
         """Yield every problem of the catalogue as a whole."""
         default, models = self._catalogue.default_model, self._catalogue.models
-        if default is not None and default not in models:
+        if default is not None and default not in models and knows_all_models:
             hint = nearest(default, list(models)) or f"; there are: {', '.join(sorted(models))}"
             yield self._at(("default_model",), f"there is no model '{default}'{hint}")
         yield from self._name_clashes()

@@ -8,7 +8,7 @@ from typer.testing import CliRunner, Result
 
 from supervisor import __version__
 from supervisor.cli import cli
-from tests.e2e.conftest import COMMAND
+from tests.e2e.conftest import COMMAND, change
 
 
 def run(*words: str) -> Result:
@@ -55,3 +55,42 @@ def test_a_missing_configuration_folder_is_named(tmp_path: Path) -> None:
     told = run("serve", "--profiles", str(tmp_path / "none"))
     assert told.exit_code == 2
     assert f"{tmp_path}/none: there is no such folder; name it with --profiles" in told.output
+
+
+def check_files_alone(folder: Path, *words: str) -> Result:
+    """Check a folder where there is neither a model nor an engine."""
+    there_is_nothing = {"LLAMA_SERVER_BIN": "/nowhere", "PATH": ""}
+    arguments = ("check", str(folder), "--models", "/nowhere", "--configuration-only", *words)
+    return CliRunner().invoke(cli, arguments, env=there_is_nothing)
+
+
+def test_configuration_is_checked_without_models_or_an_engine(profiles: Path) -> None:
+    told = check_files_alone(profiles)
+
+    assert told.exit_code == 0, told.output
+    assert told.output == f"{profiles}: 3 models, 3 profiles, no problems\n"
+
+
+def test_configuration_that_is_checked_alone_has_its_problems_named(profiles: Path) -> None:
+    change(profiles / "generation.yaml", lambda fields: fields.update(paralel=4))
+    change(profiles / "models.yaml", lambda fields: fields.update(default_model="nobody"))
+
+    told = check_files_alone(profiles)
+
+    assert told.exit_code == 2
+    assert "paralel" in told.output
+    assert "there is no model 'nobody'" in told.output
+
+
+def test_default_model_that_only_a_scan_can_find_is_no_problem(profiles: Path) -> None:
+    scanned = {"models_dir": "more", "default_model": "nobody"}
+    change(profiles / "models.yaml", lambda fields: fields.update(scanned))
+
+    assert check_files_alone(profiles).exit_code == 0
+
+
+def test_explanation_needs_more_than_the_configuration(profiles: Path) -> None:
+    told = check_files_alone(profiles, "--explain", "demo-chat")
+
+    assert told.exit_code == 2
+    assert "--explain" in told.output
