@@ -45,7 +45,7 @@ from supervisor.observability.recorder import Recorder
 from supervisor.telemetry.port import DeviceInfo
 from supervisor.telemetry.ring import record_devices
 from supervisor.telemetry.telemetry import Telemetry
-from supervisor.telemetry.visible_devices import child_environment
+from supervisor.telemetry.vendors import child_environment
 
 log = structlog.get_logger()
 

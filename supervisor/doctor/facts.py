@@ -9,8 +9,6 @@ from supervisor.engine.port import EngineIdentity
 from supervisor.telemetry.cgroup import CgroupLimit
 from supervisor.telemetry.port import DeviceHealth, DeviceInfo
 
-VendorName = Literal["NVIDIA", "AMD"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceNode:
@@ -37,7 +35,7 @@ class VendorTraces:
     version of the Python package that asks them.
     """
 
-    vendor: VendorName
+    vendor: str
     pci_ids: tuple[str, ...] = ()
     kernel_driver: str | None = None
     libraries: tuple[tuple[str, str], ...] = ()

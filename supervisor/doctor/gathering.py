@@ -34,15 +34,7 @@ from supervisor.telemetry.cgroup import MemoryCgroup
 from supervisor.telemetry.host import HostMemory
 from supervisor.telemetry.port import HOST
 from supervisor.telemetry.telemetry import Telemetry
-
-VISIBILITY_VARIABLES = (
-    "NVIDIA_VISIBLE_DEVICES",
-    "NVIDIA_DRIVER_CAPABILITIES",
-    "CUDA_VISIBLE_DEVICES",
-    "CUDA_DEVICE_ORDER",
-    "ROCR_VISIBLE_DEVICES",
-    "HIP_VISIBLE_DEVICES",
-)
+from supervisor.telemetry.vendors import visibility_variables
 
 _PR_GET_PDEATHSIG = 2  # linux/prctl.h
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
@@ -76,7 +68,7 @@ async def gather(place: Place, telemetry: Telemetry) -> Facts:
         container=find_container(place.root, place.environ),
         vendors=find_traces(place.root, place.environ),
         visibility={
-            name: place.environ[name] for name in VISIBILITY_VARIABLES if name in place.environ
+            name: place.environ[name] for name in visibility_variables() if name in place.environ
         },
         devices=devices,
         engines=ask_engines(place, configured),

@@ -7,6 +7,7 @@ from supervisor.doctor.facts import Facts
 from supervisor.doctor.findings import Finding, Severity, error, warning
 from supervisor.doctor.judging_devices import judge_devices
 from supervisor.doctor.judging_engines import judge_engines
+from supervisor.telemetry.vendors import VENDORS
 
 FEW_OPEN_FILES = 4096
 """Below it fewer than 2,000 requests can be under way: each takes two descriptors."""
@@ -14,7 +15,9 @@ FEW_OPEN_FILES = 4096
 LITTLE_DISK_BYTES = 1024 * MIB
 """Below it, prompt caches will soon be skipped: they leave 512 MiB free."""
 
-SEE_THE_LOGS = "see the kernel log (`dmesg`) and `nvidia-smi` or `amd-smi`"
+SEE_THE_LOGS = "see the kernel log (`dmesg`) and " + " or ".join(
+    f"`{vendor.tool}`" for vendor in VENDORS.values()
+)
 
 
 def judge(facts: Facts) -> tuple[Finding, ...]:

@@ -1,35 +1,17 @@
 """Findings about engines: whether one runs, and whether its build computes on the device here."""
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 from supervisor.doctor.facts import Facts
 from supervisor.doctor.findings import Finding, error, warning
 from supervisor.doctor.judging_devices import devices_of
 from supervisor.engine.port import EngineIdentity
+from supervisor.telemetry.vendor import EngineBuild
+from supervisor.telemetry.vendors import VENDORS
 
 _BACKEND_WORD = re.compile(r"[A-Za-z]+")
 _ON_THE_CPU = frozenset({"cpu", "blas", "rpc"})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Build:
-    """The backends of ggml that compute on a vendor's devices, and how to come by one."""
-
-    backends: frozenset[str]
-    flag: str
-    image: str
-
-
-_BUILDS: Mapping[str, _Build] = {
-    "NVIDIA": _Build(
-        backends=frozenset({"cuda", "vulkan"}), flag="-DGGML_CUDA=ON", image="server-cuda"
-    ),
-    "AMD": _Build(
-        backends=frozenset({"rocm", "hip", "vulkan"}), flag="-DGGML_HIP=ON", image="server-rocm"
-    ),
-}
 
 
 def judge_engines(facts: Facts) -> Iterator[Finding]:
@@ -54,23 +36,24 @@ def judge_engines(facts: Facts) -> Iterator[Finding]:
 def _judge_build(facts: Facts, chosen: EngineIdentity) -> Iterator[Finding]:
     """Hold what the engine computes on against what is here."""
     backends = backends_of(chosen)
-    for vendor, build in _BUILDS.items():
-        devices = devices_of(facts, vendor)
-        if devices and chosen.problem is None and not backends & build.backends:
+    watched = " and ".join(f"{name}'s" for name in VENDORS)
+    for vendor in VENDORS.values():
+        devices = devices_of(facts, vendor.name)
+        if devices and chosen.problem is None and not backends & vendor.build.backends:
             yield warning(
                 f"{chosen.name} ({chosen.location}) computes on the CPU only, beside "
                 f"{devices[0].name} ({devices[0].device})",
-                _build_remedy(facts, build),
+                _build_remedy(facts, vendor.build),
             )
     if backends - _ON_THE_CPU and not devices_of(facts, "*"):
         yield warning(
             f"{chosen.name} computes on {', '.join(chosen.devices)}, whose memory telemetry "
             "cannot see: starts are not gated by it",
-            "see the other findings, if there are any; only NVIDIA's and AMD's devices are watched",
+            f"see the other findings, if there are any; only {watched} devices are watched",
         )
 
 
-def _build_remedy(facts: Facts, build: _Build) -> str:
+def _build_remedy(facts: Facts, build: EngineBuild) -> str:
     other = next((e for e in facts.engines.found if backends_of(e) & build.backends), None)
     if other is not None:
         return f"use the engine that can: --engine {other.name}, or `engine:` in the profiles"

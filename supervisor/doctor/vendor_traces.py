@@ -7,75 +7,38 @@ import grp
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
-from supervisor.doctor.facts import Container, DeviceNode, VendorName, VendorTraces
+from supervisor.doctor.facts import Container, DeviceNode, VendorTraces
+from supervisor.telemetry.vendor import TracePlaces
+from supervisor.telemetry.vendors import VENDORS
 
 _LIBRARY_FOLDERS = (
     "usr/lib/x86_64-linux-gnu",
     "usr/lib/aarch64-linux-gnu",
     "usr/lib64",
     "usr/lib",
-    "usr/local/nvidia/lib64",
     "usr/lib/wsl/lib",
     "run/opengl-driver/lib",
-    "opt/rocm/lib",
 )
 _GPU_CLASSES = ("0x03", "0x12")  # display controllers and processing accelerators (PCI ID list)
-_MOUNTS = re.compile(r"nvidia|libcuda|/dev/(kfd|dri)\b|rocm|amdgpu")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Places:
-    """Where a vendor's traces are, relative to the root."""
-
-    vendor: VendorName
-    pci_vendor: str
-    version_files: tuple[str, ...]
-    modules: tuple[str, ...]
-    libraries: tuple[str, ...]
-    nodes: tuple[str, ...]
-    package: str
-
-
-_PLACES = (
-    _Places(
-        vendor="NVIDIA",
-        pci_vendor="0x10de",
-        version_files=("sys/module/nvidia/version", "proc/driver/nvidia/version"),
-        modules=("sys/module/nvidia", "proc/driver/nvidia/version"),
-        libraries=("libnvidia-ml.so.1", "libcuda.so.1"),
-        # Not /dev/nvidia-caps: those are root's by design, and used by MIG's tools only.
-        nodes=("nvidiactl", "nvidia[0-9]*", "nvidia-uvm", "dxg"),
-        package="nvidia-ml-py",
-    ),
-    _Places(
-        vendor="AMD",
-        pci_vendor="0x1002",
-        version_files=("sys/module/amdgpu/version",),
-        modules=("sys/module/amdgpu",),
-        libraries=("libamd_smi.so", "libhsa-runtime64.so.1", "libamdhip64.so"),
-        nodes=("kfd", "dri/renderD*"),
-        package="amdsmi",
-    ),
-)
+_MOUNTS = re.compile("|".join(vendor.traces.mounts for vendor in VENDORS.values()))
 
 
 def find_traces(root: Path, environ: Mapping[str, str]) -> tuple[VendorTraces, ...]:
     """Look for every vendor under a root folder; `environ` names further folders of libraries."""
     return tuple(
         VendorTraces(
-            vendor=places.vendor,
+            vendor=vendor,
             pci_ids=tuple(_pci_ids(root, places.pci_vendor)),
             kernel_driver=_kernel_driver(root, places),
-            libraries=tuple(_libraries(root, places.libraries, environ)),
+            libraries=tuple(_libraries(root, places, environ)),
             nodes=tuple(_nodes(root, places)),
             bindings=_package_version(places.package),
         )
-        for places in _PLACES
+        for vendor, places in ((each.name, each.traces) for each in VENDORS.values())
     )
 
 
@@ -86,7 +49,7 @@ def _pci_ids(root: Path, vendor: str) -> Iterator[str]:
             yield folder.name
 
 
-def _kernel_driver(root: Path, places: _Places) -> str | None:
+def _kernel_driver(root: Path, places: TracePlaces) -> str | None:
     """Return the version of the loaded module; empty where only its presence shows."""
     if not any((root / module).exists() for module in places.modules):
         return None
@@ -98,18 +61,19 @@ def _kernel_driver(root: Path, places: _Places) -> str | None:
 
 
 def _libraries(
-    root: Path, names: tuple[str, ...], environ: Mapping[str, str]
+    root: Path, places: TracePlaces, environ: Mapping[str, str]
 ) -> Iterator[tuple[str, str]]:
     named = environ.get("LD_LIBRARY_PATH", "").split(":")
     folders = [*(folder.lstrip("/") for folder in named if folder), *_LIBRARY_FOLDERS]
-    for name in names:
+    folders += places.library_folders
+    for name in places.libraries:
         found = (root / folder / name for folder in folders)
         path = next((path for path in found if path.exists()), None)
         if path is not None:
             yield name, f"/{path.relative_to(root)}"
 
 
-def _nodes(root: Path, places: _Places) -> Iterator[DeviceNode]:
+def _nodes(root: Path, places: TracePlaces) -> Iterator[DeviceNode]:
     for pattern in places.nodes:
         for path in sorted((root / "dev").glob(pattern)):
             driver = _read(root / "sys/class/drm" / path.name / "device/vendor")
@@ -162,17 +126,19 @@ def _container_runtime(
 
 
 def _device_plugin(root: Path, environ: Mapping[str, str]) -> str | None:
-    """Return by which sign NVIDIA's device plugin is known to have granted a device.
+    """Return by which sign a vendor's device plugin is known to have granted a device.
 
-    It names devices by UUID in NVIDIA_VISIBLE_DEVICES, or as files in a folder that it mounts
-    (`DEVICE_LIST_STRATEGY` of k8s-device-plugin). AMD's leaves nothing but the device nodes.
+    Some leave nothing but the device nodes.
     """
-    granted = environ.get("NVIDIA_VISIBLE_DEVICES", "")
-    if granted.startswith(("GPU-", "MIG-")):
-        return f"NVIDIA_VISIBLE_DEVICES={granted}"
-    folder = root / "var/run/nvidia-container-devices"
-    names = sorted(path.name for path in folder.glob("*"))
-    return f"/var/run/nvidia-container-devices: {', '.join(names)}" if names else None
+    for places in (vendor.traces for vendor in VENDORS.values()):
+        granted = environ.get(places.plugin_variable or "", "")
+        if places.plugin_prefixes and granted.startswith(places.plugin_prefixes):
+            return f"{places.plugin_variable}={granted}"
+        if places.plugin_folder is not None:
+            names = sorted(path.name for path in (root / places.plugin_folder).glob("*"))
+            if names:
+                return f"/{places.plugin_folder}: {', '.join(names)}"
+    return None
 
 
 def _package_version(name: str) -> str | None:

@@ -10,7 +10,6 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from supervisor.errors import TelemetryError
@@ -28,6 +27,7 @@ from supervisor.telemetry.messages import (
     encode,
 )
 from supervisor.telemetry.port import DeviceReader, VendorAbsentError
+from supervisor.telemetry.vendors import VENDORS
 
 _SOCKET = 0
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -38,7 +38,7 @@ def main(vendor: str, parent_pid: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:
         return  # the controller died before the signal was armed
-    reader = _READERS[vendor]()
+    reader = VENDORS[vendor].open_reader()
     with suppress(BrokenPipeError, ConnectionResetError):
         _serve(reader)
     reader.close()
@@ -74,20 +74,6 @@ def _send(message: bytes) -> None:
     while message:
         message = message[os.write(_SOCKET, message) :]
 
-
-def _open_nvidia() -> DeviceReader:
-    from supervisor.telemetry.nvidia import NvidiaReader  # noqa: PLC0415 - of one vendor only
-
-    return NvidiaReader()
-
-
-def _open_amd() -> DeviceReader:
-    from supervisor.telemetry.amd import AmdReader  # noqa: PLC0415 - of one vendor only
-
-    return AmdReader()
-
-
-_READERS: Mapping[str, Callable[[], DeviceReader]] = {"NVIDIA": _open_nvidia, "AMD": _open_amd}
 
 if __name__ == "__main__":
     main(sys.argv[1], int(sys.argv[2]))

@@ -18,11 +18,9 @@ from msgspec import DecodeError
 from supervisor.errors import TelemetryError
 from supervisor.telemetry.messages import Answer, Failed, Request, decode_answer, encode
 from supervisor.telemetry.port import VendorAbsentError
+from supervisor.telemetry.vendors import VENDORS
 
 _PACKAGE_FOLDER = Path(__file__).parents[2]
-_REMEDY = (
-    "see the kernel log (NVRM, Xid, amdgpu); a driver that hangs needs a GPU reset or a reboot"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +66,15 @@ class SamplerProcess(asyncio.Protocol):
         except OSError as exc:
             ours.close()
             raise TelemetryError(f"cannot start a sampler for {vendor}: {exc}") from exc
-        _, process = await asyncio.get_running_loop().create_unix_connection(
-            lambda: cls(vendor, popen, reap_s), sock=ours
-        )
+        try:
+            _, process = await asyncio.get_running_loop().create_unix_connection(
+                lambda: cls(vendor, popen, reap_s), sock=ours
+            )
+        except BaseException:  # cancelled: nobody would end it
+            ours.close()
+            popen.kill()
+            popen.wait()  # it has not come to a driver yet, so that this does not take long
+            raise
         return process
 
     @property
@@ -182,7 +186,11 @@ class SamplerProcess(asyncio.Protocol):
         if self._deadline is not None:
             self._deadline.cancel()
         if not self.lost.done():
-            self.lost.set_result(f"{reason}; {_REMEDY}")
+            words = VENDORS[self._vendor].kernel_words
+            self.lost.set_result(
+                f"{reason}; see the kernel log ({words}); a driver that hangs needs a GPU reset or "
+                "a reboot"
+            )
         while self._questions:
             question = self._questions.popleft()
             if not question.answer.done():

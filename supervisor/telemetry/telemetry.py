@@ -2,10 +2,8 @@
 
 import asyncio
 import dataclasses
-import importlib.util
 import os
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
@@ -22,17 +20,7 @@ from supervisor.telemetry.port import (
     TelemetryState,
 )
 from supervisor.telemetry.vendor_sampler import SamplerPolicy, VendorSampler
-
-
-def find_vendors(root: Path = Path("/")) -> tuple[str, ...]:
-    """Name the vendors whose devices may be here, by what costs nothing to look at.
-
-    AMD's are where the kernel shows their memory, or where AMD SMI is installed. NVIDIA's library
-    can be in many places, so that only loading it tells.
-    """
-    has_cards = any((root / "sys/class/drm").glob("card*/device/mem_info_vram_total"))
-    has_amd = has_cards or importlib.util.find_spec("amdsmi") is not None
-    return ("NVIDIA", "AMD") if has_amd else ("NVIDIA",)
+from supervisor.telemetry.vendors import find_vendors
 
 
 class Telemetry:
@@ -50,13 +38,12 @@ class Telemetry:
         *,
         environ: Mapping[str, str] = os.environ,
         vendors: Sequence[str] | None = None,
-        host: HostMemory | None = None,
         policy: SamplerPolicy | None = None,
     ) -> None:
         policy = policy or SamplerPolicy()
         vendors = find_vendors() if vendors is None else vendors
         self._samplers = [VendorSampler(vendor, environ, policy) for vendor in vendors]
-        self._host = host or HostMemory()
+        self._host = HostMemory()
         self._host_info: DeviceInfo | None = None
         self._host_problem: str | None = None
         self._places: dict[str, tuple[VendorSampler, int]] = {}

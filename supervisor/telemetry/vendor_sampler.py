@@ -214,10 +214,13 @@ class VendorSampler:
         return process, answer.devices
 
     async def _retire(self, process: SamplerProcess) -> None:
+        """End a process; if this is cancelled, `close` sees to its end."""
+        self._leaving.append(process)
         await process.stop(_GRACE_S)
-        if not process.is_reaped:
+        if process.is_reaped:
+            self._leaving.remove(process)
+        else:
             log.warning("telemetry.sampler_abandoned", vendor=self.vendor, pid=process.pid)
-            self._leaving.append(process)
 
     def _lose(self, process: SamplerProcess, lost: asyncio.Future[str]) -> None:
         """Note that the process answers no more; one that was told to stop was replaced."""

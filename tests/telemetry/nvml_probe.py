@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from supervisor.errors import TelemetryError
-from supervisor.telemetry.nvidia import NvidiaReader
+from supervisor.telemetry.nvidia.reader import NvidiaReader
 
 
 class Probe:

@@ -26,7 +26,7 @@ from typing import Self
 
 import pytest
 
-from supervisor.telemetry.amd_cards import list_sysfs_cards
+from supervisor.telemetry.amd.cards import list_sysfs_cards
 from tests.telemetry.simulated_driver import (
     C_FLAGS,
     FAKES,

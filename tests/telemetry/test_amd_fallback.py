@@ -10,7 +10,7 @@ from tests.telemetry.simulated_amd import NO_PERM, SimulatedAmd
 READER = """
 import sys
 from pathlib import Path
-from supervisor.telemetry.amd import AmdReader
+from supervisor.telemetry.amd.reader import AmdReader
 
 reader = AmdReader(root=Path(sys.argv[1]))
 for info in reader.devices():

@@ -7,7 +7,7 @@ import pytest
 
 from supervisor.core.machine.memory import MemorySample
 from supervisor.errors import TelemetryError
-from supervisor.telemetry.amd import AmdReader
+from supervisor.telemetry.amd.reader import AmdReader
 from supervisor.telemetry.host import MachineMemory
 from supervisor.telemetry.port import VendorAbsentError
 

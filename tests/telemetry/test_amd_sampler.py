@@ -11,7 +11,7 @@ import pytest
 from supervisor.telemetry.port import HOST, TelemetryState
 from supervisor.telemetry.telemetry import Telemetry
 from supervisor.telemetry.vendor_sampler import SamplerPolicy
-from supervisor.telemetry.visible_devices import child_environment
+from supervisor.telemetry.vendors import child_environment
 from tests.conftest import StartController
 from tests.telemetry.sampling import (
     FAST,

@@ -9,7 +9,7 @@ import pytest
 from supervisor.core.machine.memory import HolderRole
 from supervisor.telemetry.port import HOST, DeviceInfo, TelemetryState
 from supervisor.telemetry.telemetry import Telemetry
-from supervisor.telemetry.visible_devices import child_environment
+from supervisor.telemetry.vendors import child_environment
 from tests.telemetry.sampling import FAST, OpenTelemetry, error_of
 from tests.telemetry.simulated_amd import (
     MEMORY_CALL,

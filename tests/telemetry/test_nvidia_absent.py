@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from supervisor.errors import TelemetryError
-from supervisor.telemetry.nvidia import NvidiaReader
+from supervisor.telemetry.nvidia.reader import NvidiaReader
 from supervisor.telemetry.port import VendorAbsentError
 
 

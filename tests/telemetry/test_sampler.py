@@ -263,3 +263,18 @@ def test_answer_that_came_while_the_event_loop_was_held_up_counts(gpu: Simulated
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         assert runner.run(hold_up()).device == "gpu0"
+
+
+@pytest.mark.parametrize("steps", range(8))
+async def test_opening_that_is_cancelled_at_any_step_leaves_no_process(
+    gpu: SimulatedGpu, steps: int
+) -> None:
+    before = psutil.Process().children()
+    telemetry = Telemetry(environ=gpu.full_environment(), vendors=("NVIDIA",), policy=FAST)
+    opening = asyncio.create_task(telemetry.__aenter__())
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    opening.cancel()
+    await asyncio.wait([opening])
+    await telemetry.close()
+    assert psutil.Process().children() == before

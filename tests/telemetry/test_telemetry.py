@@ -13,7 +13,8 @@ import pytest
 
 from supervisor.errors import TelemetryError
 from supervisor.telemetry.port import HOST, TelemetryState
-from supervisor.telemetry.telemetry import Telemetry, find_vendors
+from supervisor.telemetry.telemetry import Telemetry
+from supervisor.telemetry.vendors import find_vendors
 from tests.telemetry.sampling import (
     FAST,
     MEMORY_CALL,

@@ -3,12 +3,10 @@
 import pytest
 
 from supervisor.errors import TelemetryError
+from supervisor.telemetry.amd.visible import select_visible_amd
+from supervisor.telemetry.nvidia.visible import select_visible
 from supervisor.telemetry.port import HOST, DeviceInfo
-from supervisor.telemetry.visible_devices import (
-    child_environment,
-    select_visible,
-    select_visible_amd,
-)
+from supervisor.telemetry.vendors import child_environment
 
 UUIDS = ("GPU-aa11", "GPU-aa22", "MIG-bb33")
 

@@ -8,7 +8,7 @@ from typing import Any
 import pynvml
 
 from supervisor.errors import TelemetryError
-from supervisor.telemetry.nvidia_faults import explained
+from supervisor.telemetry.nvidia.faults import explained
 
 # NVML has no question for "integrated", so the parts are known by name.
 _INTEGRATED_PARTS = re.compile(r"\b(GB10|Thor|Orin|Xavier|Tegra|Jetson|nvgpu)\b", re.IGNORECASE)

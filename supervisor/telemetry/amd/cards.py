@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from supervisor.errors import TelemetryError
-from supervisor.telemetry.amd_faults import explain
+from supervisor.telemetry.amd.faults import explain
 
 Pool = Literal["vram", "gtt"]
 """The carve-out or the card's own memory, and the host's memory that the GPU can map."""

@@ -14,10 +14,10 @@ from supervisor.core.machine.memory import MemorySample
 from supervisor.errors import TelemetryError
 from supervisor.telemetry.holders import name_processes, sum_children, tell_holders
 from supervisor.telemetry.host import MachineMemory, read_machine_memory
-from supervisor.telemetry.nvidia_devices import NvidiaDevice, enumerate_devices
-from supervisor.telemetry.nvidia_faults import explained
+from supervisor.telemetry.nvidia.devices import NvidiaDevice, enumerate_devices
+from supervisor.telemetry.nvidia.faults import explained
+from supervisor.telemetry.nvidia.visible import CHILD_VARIABLE, select_visible
 from supervisor.telemetry.port import DeviceInfo, DeviceReading, VendorAbsentError
-from supervisor.telemetry.visible_devices import select_visible
 
 UNIFIED_SOURCE = "MemAvailable (unified memory)"
 """What a sample's `source` is where the device's memory is the host's."""
@@ -154,7 +154,7 @@ class NvidiaReader:
             mig_profile=found.mig_profile,
             driver_version=driver_version,
             shares_host_memory=source == UNIFIED_SOURCE,
-            visible_as=(("CUDA_VISIBLE_DEVICES", found.uuid),) if found.uuid else (),
+            visible_as=((CHILD_VARIABLE, found.uuid),) if found.uuid else (),
             fault=fault,
         )
 

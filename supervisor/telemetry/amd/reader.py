@@ -12,18 +12,18 @@ from msgspec.structs import replace
 
 from supervisor.core.machine.memory import MemorySample
 from supervisor.errors import TelemetryError
-from supervisor.telemetry.amd_cards import (
+from supervisor.telemetry.amd.cards import (
     Card,
     in_hip_order,
     keep_given_cards,
     list_smi_cards,
     list_sysfs_cards,
 )
-from supervisor.telemetry.amd_faults import explain
+from supervisor.telemetry.amd.faults import explain
+from supervisor.telemetry.amd.visible import CHILD_VARIABLE, select_visible_amd
 from supervisor.telemetry.holders import name_processes, sum_children, tell_holders
 from supervisor.telemetry.host import MachineMemory, read_machine_memory
 from supervisor.telemetry.port import DeviceInfo, DeviceReading, VendorAbsentError
-from supervisor.telemetry.visible_devices import select_visible_amd
 
 
 def open_amdsmi() -> Any | None:
@@ -164,7 +164,7 @@ class AmdReader:
             pci_id=card.identity.pci_id,
             driver_version=card.identity.driver_version,
             shares_host_memory=is_shared,
-            visible_as=(("HIP_VISIBLE_DEVICES", str(hip_index)),),
+            visible_as=((CHILD_VARIABLE, str(hip_index)),),
             fault=fault,
         )
 
