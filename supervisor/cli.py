@@ -27,7 +27,7 @@ from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.model_check import model_problems
 from supervisor.engine.models.model_scan import scan_models
 from supervisor.engine.needs.assessment import examine
-from supervisor.engine.servers.backend import choose_address
+from supervisor.engine.servers.addresses import choose_address
 from supervisor.engine.targets import model_or_file
 from supervisor.errors import ConfigError, SupervisorError
 from supervisor.fit_table import describe_fit, print_fit

@@ -35,7 +35,8 @@ from supervisor.engine.needs.learned_store import LearnedStore
 from supervisor.engine.needs.prompt_identity import prompt_identity
 from supervisor.engine.port import Abilities, Engine, Launch
 from supervisor.engine.prompts.prompt_cache import PromptCache, PromptFiles
-from supervisor.engine.servers.backend import Backend, OnLine, choose_address
+from supervisor.engine.servers.addresses import choose_address
+from supervisor.engine.servers.backend import Backend, OnLine
 from supervisor.engine.servers.process import inherited_environment
 from supervisor.errors import SupervisorError
 from supervisor.telemetry.host import HostMemory

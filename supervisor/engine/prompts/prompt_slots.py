@@ -7,24 +7,23 @@ Source of the routes and their answers: tools/server/server-context.cpp of llama
 """
 
 import asyncio
+import json
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-
 from supervisor.engine.prompts.prompt_cache import PromptFiles, SavedSlot, slot_file_name
-from supervisor.errors import EngineError
+from supervisor.errors import BackendUnreachable, EngineError
 
 LEAST_TIME_S = 10.0
 BYTES_PER_S = 50e6
 """All slots together get the least time, and as much more as their bytes take on a slow disk."""
 
 _OTHER_FORM = (ValueError, LookupError, TypeError, AttributeError)
-_FAILURES = (EngineError, aiohttp.ClientError, OSError, *_OTHER_FORM)  # OSError: TimeoutError, too
+_FAILURES = (EngineError, BackendUnreachable, OSError, *_OTHER_FORM)  # OSError: TimeoutError, too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,22 +45,28 @@ class KeptPrompts:
         return sum(slot.size_bytes for slot in self.slots)
 
 
+Ask = Callable[[str, str, bytes], Awaitable[tuple[int, bytes]]]
+"""Sends a method, a path and JSON to the server; gives the answer's status and body.
+
+Raises BackendUnreachable.
+"""
+
+
 class SlotClient:
     """The slots of one server.
 
-    Every method raises EngineError when the server refuses, ClientError or OSError when it cannot
-    be reached, and any of `_OTHER_FORM` when its answer is not what llama-server answers. `url` is
-    where it lists them, such as `http://localhost/slots`.
+    Every method raises EngineError when the server refuses, BackendUnreachable when it cannot be
+    reached, and any of `_OTHER_FORM` when its answer is not what llama-server answers. `path` is
+    where it lists them, such as `/slots`.
     """
 
-    def __init__(self, session: aiohttp.ClientSession, url: str, authorization: str) -> None:
-        self._session = session
-        self._url = url
-        self._headers = {"Authorization": authorization}
+    def __init__(self, ask: Ask, path: str) -> None:
+        self._ask_server = ask
+        self._path = path
 
     async def list(self) -> list[dict[str, Any]]:
         """Return the slots as the server tells them: `id`, `n_ctx`, and once used its tokens."""
-        listed: list[dict[str, Any]] = await self._ask("GET", self._url, None)
+        listed: list[dict[str, Any]] = await self._ask("GET", self._path, b"")
         return listed
 
     async def save(self, slot: int) -> int:
@@ -77,18 +82,17 @@ class SlotClient:
         await self._act(slot, "erase")
 
     async def _act(self, slot: int, action: str) -> dict[str, Any]:
-        url = f"{self._url}/{slot}?action={action}"
-        answer: dict[str, Any] = await self._ask("POST", url, {"filename": slot_file_name(slot)})
+        path = f"{self._path}/{slot}?action={action}"
+        body = json.dumps({"filename": slot_file_name(slot)}).encode()
+        answer: dict[str, Any] = await self._ask("POST", path, body)
         return answer
 
-    async def _ask(self, method: str, url: str, body: Any) -> Any:
-        if self._session.closed:  # the server is being stopped
-            raise aiohttp.ClientConnectionError("the connections to the server were cut")
-        async with self._session.request(method, url, json=body, headers=self._headers) as answer:
-            told = await answer.json(content_type=None)
-            if answer.status != HTTPStatus.OK:
-                raise EngineError(f"it answered {answer.status}: {_message(told)}")
-            return told
+    async def _ask(self, method: str, path: str, body: bytes) -> Any:
+        status, content = await self._ask_server(method, path, body)
+        told = json.loads(content)
+        if status != HTTPStatus.OK:
+            raise EngineError(f"it answered {status}: {_message(told)}")
+        return told
 
 
 async def save_prompts(

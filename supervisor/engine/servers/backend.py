@@ -7,15 +7,10 @@ each start keeps strangers from calling it.
 
 import asyncio
 import contextlib
-import os
-import socket
-import struct
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import aiohttp
-import psutil
 import structlog
 
 from supervisor.engine.port import Address, Launch
@@ -25,11 +20,11 @@ from supervisor.engine.prompts.prompt_slots import (
     restore_prompts,
     save_prompts,
 )
+from supervisor.engine.servers.addresses import is_listening, make_room
 from supervisor.engine.servers.answer import Answer
 from supervisor.engine.servers.channel import Channel, Exchange, Receiver
 from supervisor.engine.servers.framing import Request
 from supervisor.engine.servers.process import ChildProcess, ProcessExit
-from supervisor.engine.servers.stall import Activity
 from supervisor.errors import BackendUnreachable
 
 log = structlog.get_logger()
@@ -52,12 +47,11 @@ class Backend:
     """One spawned server, from its start until its group is reaped."""
 
     def __init__(self, launch: Launch, on_line: OnLine) -> None:
-        """Spawn it. Raises EngineError when the program cannot be executed."""
+        """Spawn it. Raises EngineError when it cannot be executed, or has no place to listen."""
         self.launch = launch
         self.epoch = launch.epoch
         self.model = launch.model
-        if launch.address.socket_path is not None:
-            launch.address.socket_path.unlink(missing_ok=True)  # a stale one fails the bind
+        make_room(launch.address)
         self._has_spoken = asyncio.Event()
 
         self.is_ready = False
@@ -70,20 +64,14 @@ class Backend:
         self.session = open_session(launch.address)
         self.base_url = base_url(launch.address)
         self.authorization = f"Bearer {launch.api_key}"
-        self._channel = Channel(
-            launch.address,
-            self.authorization,
-            launch.abilities.requests_at_once,
-            fault=self._fault,
-            is_alive=lambda: self.process.is_running,
-        )
+        self._channel = self._open_channel()
+        self.activity = self._channel.activity
         self.turns = asyncio.Semaphore(launch.abilities.requests_at_once)
         """One is held for each request, from before it is sent until its answer has ended."""
         self._is_stopping = False
         self.is_gone = asyncio.Event()
         """Set once its end is reported: whoever asks for a lease then gets none on it."""
         self.open_answers: set[aiohttp.ClientResponse] = set()
-        self.activity = Activity()
         self._is_replaced = False
         self.prompts_saved: KeptPrompts | None = None
         """What `stop` kept for the next start; None where nothing was to be kept."""
@@ -112,33 +100,39 @@ class Backend:
             pause_s = min(_MAX_POLL_S, pause_s * _POLL_GROWTH)
 
     async def _is_healthy(self) -> bool:
-        if self.session.closed:  # it is being stopped, or has died
+        if self._channel.is_closed:  # it is being stopped, or has died
             return False
         abilities = self.launch.abilities
-        url = self.base_url + abilities.readiness_path
-        headers = {"Authorization": self.authorization}
         try:
-            if not self._is_our_child_listening():  # a stranger must not even learn the key
-                return False
-            async with self.session.get(url, headers=headers) as answer:
-                return answer.status == abilities.readiness_status
-        except (aiohttp.ClientError, OSError):
+            if not is_listening(self.launch.address, self.process.pid):
+                return False  # a stranger must not even learn the key
+            status, _ = await self._channel.ask("GET", abilities.readiness_path, b"")
+        except (BackendUnreachable, OSError):
             return False
+        return status == abilities.readiness_status
 
-    def _is_our_child_listening(self) -> bool:
-        """Whether whoever listens at the address belongs to the process group we started."""
-        path, port = self.launch.address.socket_path, self.launch.address.port
-        if path is not None:
-            return _is_in_group(_listener_pid(path), self.process.pid)
+    async def ask_slots(self, patience_s: float) -> bytes | None:
+        """Return what the server tells of its slots, as it stands; None when it does not in time.
+
+        None, too, where it is not known to tell of any.
+        """
+        path = self.launch.abilities.slots_path
+        if path is None:
+            return None
         try:
-            child = psutil.Process(self.process.pid)
-            return any(
-                connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
-                for member in (child, *child.children(recursive=True))
-                for connection in member.net_connections("tcp")
-            )
-        except psutil.Error:
-            return False
+            async with asyncio.timeout(patience_s):
+                return (await self._channel.ask("GET", path, b""))[1]
+        except (BackendUnreachable, TimeoutError):
+            return None
+
+    def _open_channel(self) -> Channel:
+        return Channel(
+            self.launch.address,
+            self.authorization,
+            self.launch.abilities.requests_at_once,
+            fault=self._fault,
+            is_alive=lambda: self.process.is_running,
+        )
 
     def send(self, request: Request, receiver: Receiver) -> Exchange:
         """Send a request when its turn comes; see `Channel.send`. What comes is the receiver's."""
@@ -190,23 +184,25 @@ class Backend:
         files = self.launch.prompt_files
         if files is None:
             return
-        async with open_session(self.launch.address) as session:
-            slots = self._slots(session)
+        channel = self._open_channel()
+        try:
+            slots = self._slots(channel)
             self.prompts_saved = await save_prompts(slots, files, self.prompts_restored)
+        finally:
+            channel.close()
         self._tell("prompts.saved", self.prompts_saved)
 
     async def _restore_prompts(self) -> None:
         files = self.launch.prompt_files
         if files is None:
             return
-        self.prompts_restored = await restore_prompts(self._slots(self.session), files)
+        self.prompts_restored = await restore_prompts(self._slots(self._channel), files)
         if self.prompts_restored is not None:
             self._tell("prompts.restored", self.prompts_restored)
             await self._become_healthy()  # a server that broke on them is not ready
 
-    def _slots(self, session: aiohttp.ClientSession) -> SlotClient:
-        url = f"{self.base_url}{self.launch.abilities.slots_path}"
-        return SlotClient(session, url, self.authorization)
+    def _slots(self, channel: Channel) -> SlotClient:
+        return SlotClient(channel.ask, self.launch.abilities.slots_path or "")
 
     def _tell(self, event: str, kept: KeptPrompts) -> None:
         (log.warning if kept.reason else log.info)(
@@ -277,29 +273,3 @@ def _note_reuse() -> aiohttp.TraceConfig:
 def base_url(address: Address) -> str:
     """Return the URL under which the session reaches the child."""
     return "http://localhost" if address.socket_path else f"http://127.0.0.1:{address.port}"
-
-
-def choose_address(run_dir: Path, epoch: int, *, has_unix_socket: bool) -> Address:
-    """Choose where a child listens: a socket in our private folder, else a fresh loopback port."""
-    if has_unix_socket:
-        return Address(socket_path=run_dir / f"backend-{epoch}.sock")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return Address(port=probe.getsockname()[1])
-
-
-def _listener_pid(path: Path) -> int:
-    """Return the process that listens on a unix socket, as the kernel tells (unix(7))."""
-    credentials = struct.Struct("3i")
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.connect(str(path))
-        raw = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size)
-    pid: int = credentials.unpack(raw)[0]
-    return pid
-
-
-def _is_in_group(pid: int, group: int) -> bool:
-    try:
-        return os.getpgid(pid) == group
-    except ProcessLookupError:
-        return False

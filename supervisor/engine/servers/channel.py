@@ -57,6 +57,16 @@ class Activity:
         self.signs = 0
         """Counts up with each piece of an answer, and each request that begins or ends."""
 
+    def begin(self) -> None:
+        """A request is sent to the server."""
+        self.requests += 1
+        self.signs += 1
+
+    def end(self) -> None:
+        """A request is over, whatever came of it."""
+        self.requests -= 1
+        self.signs += 1
+
 
 class Channel:
     """All connections to one server, from its start until `close`.
@@ -118,6 +128,16 @@ class Channel:
         """Return what sends the request, to be entered by `async with`; see `Answer`."""
         return Answer(lambda receiver: self.send(request, receiver, takes_turn=takes_turn))
 
+    async def ask(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
+        """Ask a question of our own, with JSON or nothing; gives the answer's status and body.
+
+        Raises BackendUnreachable.
+        """
+        headers = ((b"Content-Type", b"application/json"),) if body else ()
+        request = Request(method=method, path=path, headers=headers, body=body)
+        async with self.exchange(request, takes_turn=False) as answer:
+            return answer.status, await answer.read()
+
     def close(self) -> None:
         """Cut every connection, and fail what is in flight or waits for its turn."""
         self.is_closed = True
@@ -128,8 +148,7 @@ class Channel:
 
     def _begin(self, exchange: "Exchange") -> None:
         self._begun.add(exchange)
-        self.activity.requests += 1
-        self.activity.signs += 1
+        self.activity.begin()
         self.connect(exchange)
 
     def connect(self, exchange: "Exchange") -> None:
@@ -155,8 +174,7 @@ class Channel:
         if exchange not in self._begun:
             return
         self._begun.discard(exchange)
-        self.activity.requests -= 1
-        self.activity.signs += 1
+        self.activity.end()
         if not exchange.has_turn:
             return
         while self._waiting:

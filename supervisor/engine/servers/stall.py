@@ -2,19 +2,16 @@
 
 What moves is a byte of an answer, a request that ends, or a slot: llama-server tells of each what
 it has processed. Its slots are asked only while no byte comes, and an answer that does not come is
-no movement either.
+no movement either. While a client is slow to read, nothing is said of the server: one that computes
+for a single request at a time holds all others up behind that client.
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-import aiohttp
-
-if TYPE_CHECKING:
-    from supervisor.engine.servers.backend import Backend
+from supervisor.engine.servers.channel import Activity
 
 _LOOKS_PER_TIMEOUT = 8
 _LEAST_LOOKS = 4
@@ -22,30 +19,18 @@ _LONGEST_PAUSE_S = 5.0
 _LEAST_PATIENCE_S = 1.0  # a server that computes answers between two batches
 
 
-class Activity:
-    """What the relay tells of a backend: requests that have begun, and signs of life."""
+class Watched(Protocol):
+    """What is looked at of a server."""
 
-    __slots__ = ("requests", "signs")
+    activity: Activity
 
-    def __init__(self) -> None:
-        self.requests = 0
-        """Requests that are with the server now."""
-        self.signs = 0
-        """Counts up with each piece of an answer, and each request that begins or ends."""
-
-    def begin(self) -> None:
-        """A request is sent to the server."""
-        self.requests += 1
-        self.signs += 1
-
-    def end(self) -> None:
-        """A request is over, whatever came of it."""
-        self.requests -= 1
-        self.signs += 1
+    async def ask_slots(self, patience_s: float) -> bytes | None:
+        """Return what it tells of its slots; None where it does not."""
+        ...
 
 
 async def watch_for_stalls(
-    backend: "Backend",
+    server: Watched,
     timeout_s: float,
     on_stalled: Callable[[float], None],
     on_moved: Callable[[], None],
@@ -60,11 +45,11 @@ async def watch_for_stalls(
     moved_at, still_looks, is_stalled = clock(), 0, False
     while True:
         await asyncio.sleep(pause_s)
-        signs = backend.activity.signs
-        slots = seen[1]
-        if backend.activity.requests and signs == seen[0]:
-            slots = await _ask_slots(backend, max(_LEAST_PATIENCE_S, pause_s)) or slots
-        if not backend.activity.requests or (signs, slots) != seen:
+        signs, slots = server.activity.signs, seen[1]
+        is_asked = server.activity.requests > 0 and not server.activity.held
+        if is_asked and signs == seen[0]:
+            slots = await server.ask_slots(max(_LEAST_PATIENCE_S, pause_s)) or slots
+        if not is_asked or (signs, slots) != seen:
             seen, moved_at, still_looks = (signs, slots), clock(), 0
             if is_stalled:
                 on_moved()
@@ -75,16 +60,3 @@ async def watch_for_stalls(
         if not is_stalled and still_looks >= _LEAST_LOOKS and stalled_s >= timeout_s:
             is_stalled = True
             on_stalled(stalled_s)
-
-
-async def _ask_slots(backend: "Backend", patience_s: float) -> bytes | None:
-    """Return what the server tells of its slots, as it stands; None when it does not in time."""
-    path = backend.launch.abilities.slots_path
-    if path is None or backend.session.closed:
-        return None
-    headers = {"Authorization": backend.authorization}
-    with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
-        async with asyncio.timeout(patience_s):
-            async with backend.session.get(backend.base_url + path, headers=headers) as answer:
-                return await answer.read()
-    return None

@@ -1,6 +1,7 @@
 """Prompts saved before a stop and restored after a start, with the real engines."""
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -28,7 +29,9 @@ from supervisor.engine.prompts.prompt_slots import (
     restore_prompts,
     save_prompts,
 )
-from supervisor.engine.servers.backend import Backend, open_session
+from supervisor.engine.servers.backend import Backend
+from supervisor.engine.servers.channel import Channel
+from supervisor.engine.servers.framing import Request
 from supervisor.errors import UnfitProfile
 from tests.conftest import ROOT
 
@@ -96,13 +99,15 @@ async def start(
 async def say(backend: Backend, slot: int, prompt: str) -> tuple[str, int]:
     """Continue a prompt in a slot. Returns the words, and how many tokens were cached."""
     body = {"prompt": prompt, "id_slot": slot, "n_predict": 8, "temperature": 0}
-    async with backend.session.post(
-        f"{backend.base_url}/completion",
-        json=body,
-        headers={"Authorization": backend.authorization},
-    ) as answer:
-        told = await answer.json()
+    async with backend.exchange(completion(body)) as answer:
+        told = json.loads(await answer.read())
         return told["content"], told["timings"]["cache_n"]
+
+
+def completion(body: Any) -> Request:
+    headers = ((b"Content-Type", b"application/json"),)
+    content = json.dumps(body).encode()
+    return Request(method="POST", path="/completion", headers=headers, body=content)
 
 
 async def converse(backend: Backend) -> dict[int, str]:
@@ -227,11 +232,8 @@ async def test_damaged_file_empties_its_slot_and_fails_nothing(start: Start) -> 
 async def test_request_that_is_cut_by_the_stop_leaves_its_prompt(start: Start) -> None:
     first = await start(ctx_size=4096)
     body = {"prompt": STORY, "id_slot": 1, "n_predict": 4000, "stream": True, "ignore_eos": True}
-    headers = {"Authorization": first.authorization}
-    async with first.session.post(
-        f"{first.base_url}/completion", json=body, headers=headers
-    ) as answer:
-        await answer.content.readany()
+    async with first.exchange(completion(body)) as answer:
+        await anext(answer)
         await first.stop(5, keeps_prompts=True)
     assert [slot.slot for slot in saved_by(first).slots] == [1]
     second = await start(ctx_size=4096)
@@ -247,8 +249,8 @@ async def test_server_that_hangs_holds_the_stop_for_a_bounded_time_only(
     files = cache.files_for("hanging", slot_kv_bytes=0)
     psutil.Process(backend.process.pid).send_signal(signal.SIGSTOP)
     try:
-        async with asyncio.timeout(5), open_session(backend.launch.address) as session:
-            slots = SlotClient(session, f"{backend.base_url}/slots", backend.authorization)
+        async with asyncio.timeout(5):
+            slots = SlotClient(backend._channel.ask, "/slots")
             kept = await save_prompts(slots, files, None, least_time_s=0.2)
     finally:
         os.kill(backend.process.pid, signal.SIGCONT)
@@ -265,16 +267,19 @@ async def serve(run_dir: Path) -> AsyncIterator[Serve]:
     """Serves an application on a socket; yields what opens its slots."""
     runners: list[web.AppRunner] = []
     address = Address(socket_path=run_dir / "odd.sock")
-    async with open_session(address) as session:
+    channel = Channel(address, "Bearer key", 1)
+    try:
 
         async def listen(application: web.Application) -> SlotClient:
             runner = web.AppRunner(application, handler_cancellation=True)
             runners.append(runner)
             await runner.setup()
             await web.UnixSite(runner, str(address.socket_path)).start()
-            return SlotClient(session, "http://localhost/slots", "Bearer key")
+            return SlotClient(channel.ask, "/slots")
 
         yield listen
+    finally:
+        channel.close()
         for runner in runners:
             await runner.cleanup()
 

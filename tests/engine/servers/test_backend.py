@@ -21,8 +21,10 @@ from supervisor.core.machine.values import Target
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.launcher import Launcher
 from supervisor.engine.port import Address, Launch
-from supervisor.engine.servers.backend import Backend, choose_address, open_session
+from supervisor.engine.servers.addresses import choose_address
+from supervisor.engine.servers.backend import Backend, open_session
 from supervisor.engine.servers.process import ProcessExit, inherited_environment
+from supervisor.errors import EngineError
 
 Eventually = Callable[..., Awaitable[None]]
 MakeLaunch = Callable[..., Launch]
@@ -363,6 +365,36 @@ def test_a_data_folder_with_a_long_path_has_its_sockets_elsewhere(tmp_path: Path
         for left in folder.iterdir():
             left.unlink()
         folder.rmdir()
+
+
+async def test_a_folder_of_sockets_that_was_swept_is_made_anew_for_us_alone(
+    server_of: ServerOf, run_dir: Path
+) -> None:
+    folder = run_dir / "run-1"
+    backend, _ = server_of("200", choose_address(folder, 1, has_unix_socket=True))
+    try:
+        async with asyncio.timeout(10):
+            await backend.become_ready()
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    finally:
+        await end(backend)
+
+
+@pytest.mark.parametrize("fault", ["others may enter", "a link", "a file"])
+async def test_a_folder_of_sockets_that_others_may_enter_is_not_used(
+    server_of: ServerOf, run_dir: Path, fault: str
+) -> None:
+    folder = run_dir / "run-1"
+    if fault == "a link":
+        (run_dir / "elsewhere").mkdir(mode=0o700)
+        folder.symlink_to(run_dir / "elsewhere")
+    elif fault == "a file":
+        folder.touch(mode=0o600)
+    else:
+        folder.mkdir()
+        folder.chmod(0o755)
+    with pytest.raises(EngineError, match="the folder of sockets"):
+        server_of("200", choose_address(folder, 1, has_unix_socket=True))
 
 
 def test_an_address_is_written_as_operators_would(run_dir: Path) -> None:

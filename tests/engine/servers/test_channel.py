@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from supervisor.engine.port import Address
+from supervisor.engine.servers.addresses import choose_address
 from supervisor.engine.servers.answer import BUFFER_BYTES
-from supervisor.engine.servers.backend import choose_address
 from supervisor.engine.servers.channel import Channel, Exchange
 from supervisor.engine.servers.connection import MAX_HEAD_BYTES
 from supervisor.engine.servers.framing import Head, Request

@@ -1,0 +1,82 @@
+"""Where a child listens, and who it is that listens there."""
+
+import os
+import socket
+import stat
+import struct
+from pathlib import Path
+
+import psutil
+
+from supervisor.engine.port import Address
+from supervisor.errors import EngineError
+
+
+def choose_address(run_dir: Path, epoch: int, *, has_unix_socket: bool) -> Address:
+    """Choose where a child listens: a socket in our private folder, else a fresh loopback port."""
+    if has_unix_socket:
+        return Address(socket_path=run_dir / f"backend-{epoch}.sock")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return Address(port=probe.getsockname()[1])
+
+
+def make_room(address: Address) -> None:
+    """Make a socket's folder where it is gone, and remove what stands in the socket's place.
+
+    Temporary folders are swept of what is old, and a stale socket fails the bind. Raises
+    EngineError where the folder cannot be made, or is not ours alone: whoever else can write there
+    could listen in the child's place.
+    """
+    path = address.socket_path
+    if path is None:
+        return
+    folder = path.parent
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.lstat()
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise EngineError(f"the folder of sockets cannot be used: {error}") from error
+    is_private = found.st_uid == os.geteuid() and not stat.S_IMODE(found.st_mode) & 0o077
+    if not stat.S_ISDIR(found.st_mode) or not is_private:
+        raise EngineError(
+            f"the folder of sockets, {folder}, belongs to somebody else or lets others in; "
+            "remove it, or choose another data folder with --data"
+        )
+
+
+def is_listening(address: Address, group: int) -> bool:
+    """Whether whoever listens at the address belongs to a process group of ours.
+
+    Raises OSError where nobody listens on a socket.
+    """
+    if address.socket_path is not None:
+        return _is_in_group(_listener_pid(address.socket_path), group)
+    try:
+        child = psutil.Process(group)
+        return any(
+            connection.status == psutil.CONN_LISTEN and connection.laddr.port == address.port
+            for member in (child, *child.children(recursive=True))
+            for connection in member.net_connections("tcp")
+        )
+    except psutil.Error:
+        return False
+
+
+def _listener_pid(path: Path) -> int:
+    """Return the process that listens on a unix socket, as the kernel tells (unix(7))."""
+    credentials = struct.Struct("3i")
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)  # where its queue is full this is EAGAIN, not a wait
+        probe.connect(str(path))
+        raw = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size)
+    pid: int = credentials.unpack(raw)[0]
+    return pid
+
+
+def _is_in_group(pid: int, group: int) -> bool:
+    try:
+        return os.getpgid(pid) == group
+    except ProcessLookupError:
+        return False
