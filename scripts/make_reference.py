@@ -25,7 +25,8 @@ from supervisor.config.settings import (
     SwitchSettings,
 )
 from supervisor.gateway.error_responses import STATUS_BY_CODE
-from supervisor.gateway.routes import RESERVED_ROUTES
+from supervisor.gateway.relayed_routes import RELAYED_ROUTES, RelayedRoute
+from supervisor.gateway.routes import RESERVED_ROUTES, Route
 
 SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`models.yaml`", Catalogue),
@@ -47,7 +48,8 @@ SCHEMAS = ROOT / "profiles" / "schema"
 
 def http_page() -> str:
     """Write the page of routes and error codes."""
-    routes = [f"| {r.method} | `{r.path}` | {r.purpose} |" for r in RESERVED_ROUTES]
+    routes = [route_row(route) for route in RESERVED_ROUTES]
+    relayed = [relayed_row(route) for route in RELAYED_ROUTES]
     codes = [
         f"| {status} | `{code}` |"
         for code, status in sorted(STATUS_BY_CODE.items(), key=lambda item: (item[1], item[0]))
@@ -60,11 +62,26 @@ def http_page() -> str:
             "",
             "These paths are ours, whatever the method. Everything else goes to the live backend",
             "unchanged: method, path, query, body, status and headers (hop-by-hop ones stripped,",
-            "`X-Request-ID` added). A JSON body that names a `model` goes to that model's backend.",
+            "`X-Request-ID` added). A request that names a `model` goes to its backend: the name",
+            "is read from any body that is a JSON object, whatever its Content-Type and with gzip",
+            "or deflate, from a multipart form, and from the query.",
             "",
-            "| Method | Path | What it does |",
-            "|---|---|---|",
+            "What a route takes stands in its path, its query or its JSON body, each field once; a",
+            "field that it does not know is refused. A field with `?` may be left out.",
+            "",
+            "| Method | Path | What it does | Takes | Answers | Refusals of its own |",
+            "|---|---|---|---|---|---|",
             *routes,
+            "",
+            "## Routes of backends",
+            "",
+            "Every path that is not above is relayed. Of these more is known: a request that may",
+            "be repeated is sent to the next server if its own dies before the first byte, as GET",
+            "and HEAD are.",
+            "",
+            "| Path | Answered by models for | May be repeated |",
+            "|---|---|---|",
+            *relayed,
             "",
             "## Errors",
             "",
@@ -77,6 +94,21 @@ def http_page() -> str:
             "",
         ]
     )
+
+
+def route_row(route: Route) -> str:
+    """Write a reserved route as a row of the table."""
+    fields = route.request.model_fields.items()
+    takes = ", ".join(f"`{name}`" + ("" if f.is_required() else "?") for name, f in fields)
+    answers = ", ".join(map(str, route.answers)) if route.handler else "the backend's"
+    refusals = ", ".join(f"`{code}`" for code in route.refusals)
+    cells = (f"`{route.path}`", route.purpose, takes or "–", answers, refusals or "–")
+    return f"| {route.method} | {' | '.join(cells)} |"
+
+
+def relayed_row(route: RelayedRoute) -> str:
+    """Write what is known of a path of the backends as a row of the table."""
+    return f"| `{route.path}` | {route.mode or 'any'} | {'yes' if route.may_repeat else 'no'} |"
 
 
 def configuration_page() -> str:

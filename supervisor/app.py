@@ -36,9 +36,11 @@ from supervisor.engine.prompts.prompt_cache import PromptCache
 from supervisor.engine.servers.instance import Instance
 from supervisor.engine.targets import Targets, configured_device
 from supervisor.errors import ConfigError, SupervisorError
+from supervisor.gateway.call_reader import CallReader
 from supervisor.gateway.control import Control
 from supervisor.gateway.devices import Devices
-from supervisor.gateway.server import Gateway, make_runner
+from supervisor.gateway.door import Door
+from supervisor.gateway.relay import Relay
 from supervisor.gateway.status import Status
 from supervisor.observability.history import SwitchHistory
 from supervisor.observability.recorder import Recorder
@@ -68,11 +70,11 @@ class Options:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Controller:
-    """The running parts: the arbiter, the HTTP application, and what they were built with."""
+    """The running parts: the arbiter, the door, and what they were built with."""
 
     arbiter: Arbiter
     targets: Targets
-    application: web.Application
+    door: Door
     configuration: ConfigurationHolder
 
 
@@ -83,7 +85,7 @@ async def serve(configuration: Configuration, options: Options) -> None:
     """
     raise_open_files_limit()
     async with build(configuration, options) as controller:
-        runner = make_runner(controller.application)
+        runner = controller.door.runner()
         await runner.setup()
         try:
             await _listen(runner, configuration, options)
@@ -138,23 +140,22 @@ async def build(configuration: Configuration, options: Options) -> AsyncIterator
         await owned.enter_async_context(keep_learning(learner, lambda: arbiter.snapshot.backends))
         targets = Targets(holder, telemetry, lambda device: note_device(arbiter, device))
         push_rules(arbiter, targets, holder)
-        gateway = Gateway(
-            arbiter=arbiter,
-            configuration=holder,
-            targets=targets,
-            control=Control(
-                arbiter=arbiter, configuration=holder, targets=targets, history=stores.history
+        door = Door(
+            reader=CallReader(holder),
+            relay=Relay(arbiter=arbiter, targets=targets, configuration=holder),
+            owners=(
+                Control(
+                    arbiter=arbiter, configuration=holder, targets=targets, history=stores.history
+                ),
+                Status(arbiter=arbiter, configuration=holder, telemetry=telemetry, engines=engines),
+                Devices(arbiter=arbiter, telemetry=telemetry, rings=rings),
             ),
-            status=Status(
-                arbiter=arbiter, configuration=holder, telemetry=telemetry, engines=engines
-            ),
-            devices=Devices(arbiter=arbiter, telemetry=telemetry, rings=rings),
         )
         try:
             yield Controller(
                 arbiter=arbiter,
                 targets=targets,
-                application=gateway.application(),
+                door=door,
                 configuration=holder,
             )
         finally:
@@ -278,7 +279,7 @@ def make_run_dir(data_dir: Path) -> Path:
     return Path(tempfile.mkdtemp(prefix=prefix, dir=home))
 
 
-async def _listen(runner: web.AppRunner, configuration: Configuration, options: Options) -> None:
+async def _listen(runner: web.BaseRunner, configuration: Configuration, options: Options) -> None:
     server = configuration.settings.server
     host = options.host or server.host
     port = server.port if options.port is None else options.port

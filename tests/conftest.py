@@ -17,7 +17,6 @@ from aiohttp import web
 from supervisor.app import Controller, Options, build
 from supervisor.config.load import load
 from supervisor.engine.kinds.cached_build import cached_llama_server
-from supervisor.gateway.server import make_runner
 
 ROOT = Path(__file__).parent.parent
 
@@ -113,7 +112,7 @@ async def start_controller(
             configuration = load(folder, models_dir, {})
             options = Options(data_dir=data_dir or folder / "data", engine=engine)
             parts = await own.enter_async_context(build(configuration, options))
-            runner = make_runner(parts.application)
+            runner = parts.door.runner()
             await runner.setup()
             own.push_async_callback(runner.cleanup)
             site = web.TCPSite(runner, "127.0.0.1", 0)

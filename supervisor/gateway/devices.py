@@ -1,18 +1,18 @@
 """What every device is, holds and carries, and its last hour, over HTTP."""
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
-from aiohttp import web
+from pydantic import field_validator
 
 from supervisor.arbiter.arbiter import Arbiter
 from supervisor.core.machine.memory import MemorySample
 from supervisor.core.machine.values import Backend, Snapshot
 from supervisor.errors import RequestRefused, TelemetryError
-from supervisor.gateway.error_responses import json_response
+from supervisor.gateway.answer import Answer, json_answer
+from supervisor.gateway.orders import NoOrder, Order
 from supervisor.telemetry.port import (
     HOST,
     DeviceHealth,
@@ -26,6 +26,20 @@ from supervisor.telemetry.telemetry import Telemetry
 
 _SOURCE_WITH_RESERVE = "nvml v2"
 _COLUMNS = tuple(field.name for field in fields(RingPoint) if field.name != "taken_at")
+
+
+class HistoryQuestion(Order):
+    """Which device `GET /gpu/{device}/history` asks for, and how many seconds back from now."""
+
+    device: str
+    since: float = HOUR_POINTS
+
+    @field_validator("since")
+    @classmethod
+    def _goes_back(cls, since: float) -> float:
+        if not since >= 0:
+            raise ValueError("give a number of seconds back from now, such as 60")
+        return since
 
 
 class Devices:
@@ -44,25 +58,25 @@ class Devices:
         self._rings = rings
         self._clock = clock
 
-    async def list_devices(self, request: web.Request) -> web.Response:
+    async def list_devices(self, order: NoOrder) -> Answer:
         """Show every device as it is now; one that cannot be read says why in its place."""
-        _ = request
+        _ = order
         described = [await self._describe(info) for info in self._telemetry.devices()]
-        return json_response({"devices": described, "telemetry_problems": self._telemetry.problems})
+        return json_answer({"devices": described, "telemetry_problems": self._telemetry.problems})
 
-    async def device_history(self, request: web.Request) -> web.Response:
+    async def device_history(self, asked: HistoryQuestion) -> Answer:
         """Show the last `since` seconds of a device (by default the hour), oldest first.
 
-        Raises RequestRefused for an unknown device and a `since` that is no number of seconds.
+        Raises RequestRefused for an unknown device.
         """
-        device = request.match_info["device"]
+        device = asked.device
         known = [info.device for info in self._telemetry.devices()]
         if device not in known:
             raise RequestRefused(
                 "device_not_found", f"there is no device '{device}'; there are: {', '.join(known)}"
             )
-        ring, since_s = self._rings.get(device), _read_since(request)
-        return json_response({"device": device, **describe_history(ring, self._clock(), since_s)})
+        described = describe_history(self._rings.get(device), self._clock(), asked.since)
+        return json_answer({"device": device, **described})
 
     async def _describe(self, info: DeviceInfo) -> dict[str, Any]:
         told = {"device": info.device, **describe_device(info)}
@@ -211,16 +225,3 @@ def describe_history(ring: Ring | None, now: float, since_s: float) -> dict[str,
     points = tuple(ring.points(now - since_s)) if ring is not None else ()
     ages = [round(now - point.taken_at, 2) for point in points]
     return {"age_s": ages} | {c: [getattr(point, c) for point in points] for c in _COLUMNS}
-
-
-def _read_since(request: web.Request) -> float:
-    given = request.query.get("since", str(HOUR_POINTS))
-    try:
-        since_s = float(given)
-    except ValueError:
-        since_s = math.nan
-    if not since_s >= 0:
-        raise RequestRefused(
-            "bad_request", f"since={given}: give a number of seconds back from now, such as 60"
-        )
-    return since_s

@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
-from aiohttp import web
-
 from supervisor.errors import RequestRefused
+from supervisor.gateway.answer import Answer, json_answer
+from supervisor.gateway.call import Headers
 
 STATUS_BY_CODE: Mapping[str, int] = {
     "bad_request": 400,
@@ -26,6 +25,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "profile_conflict": 422,
     "target_cannot_start": 422,
     "target_does_not_fit": 422,
+    "expectation_failed": 417,
     "internal_error": 500,
     "backend_died": 502,
     "backend_start_timeout": 502,
@@ -47,12 +47,14 @@ RETRY_AFTER_S = 5
 """What 503 answers tell clients to wait where nothing was measured: a switch of some GB."""
 
 
-def error_response(error: RequestRefused) -> web.Response:
+def error_answer(error: RequestRefused) -> Answer:
     """Answer with the error's status and envelope."""
     status = STATUS_BY_CODE.get(error.code, 500)
     retry_after_s = error.details.get("retry_after_s", RETRY_AFTER_S)
-    headers = {"Retry-After": str(retry_after_s)} if status == 503 else None
-    return json_response(error_body(error), status=status, headers=headers)
+    headers: Headers = (("Retry-After", str(retry_after_s)),) if status == 503 else ()
+    if "allowed" in error.details:
+        headers = (*headers, ("Allow", ", ".join(error.details["allowed"])))
+    return json_answer(error_body(error), status=status, headers=headers)
 
 
 def error_body(error: RequestRefused) -> dict[str, Any]:
@@ -60,15 +62,3 @@ def error_body(error: RequestRefused) -> dict[str, Any]:
     status = STATUS_BY_CODE.get(error.code, 500)
     kind = "server_error" if status >= 500 else "invalid_request_error"
     return {"error": {"message": error.message, "type": kind, "code": error.code, **error.details}}
-
-
-def json_response(
-    content: Any, *, status: int = 200, headers: Mapping[str, str] | None = None
-) -> web.Response:
-    """Answer with JSON."""
-    return web.Response(
-        body=msgspec.json.encode(content),
-        status=status,
-        content_type="application/json",
-        headers=headers,
-    )

@@ -1,30 +1,37 @@
-"""Relays requests to the leased backend: streams are passed on as they come, never collected.
+"""What becomes of a call after it was read: a lease, an exchange with the backend, a reply.
 
-A client that leaves cancels the handler, which cuts the upstream connection and so frees the slot.
-A backend that dies ends the client's stream visibly broken, never with a clean end.
+One implementation for every door. Streams are passed on as they come, never collected. A client
+that leaves cancels the call, which cuts the connection to the backend and so frees the slot.
 """
 
-import asyncio
-import errno
-from collections.abc import Awaitable, Callable
-from types import SimpleNamespace
+import time
+from collections.abc import Iterable
+from typing import Any
 
-import aiohttp
 import msgspec
 import structlog
-from aiohttp import HttpVersion11, web
-from multidict import CIMultiDict, CIMultiDictProxy
-from yarl import URL
 
+from supervisor.arbiter.arbiter import Arbiter
+from supervisor.config.holder import ConfigurationHolder
+from supervisor.core.machine.values import Snapshot, Target
 from supervisor.engine.servers.backend import Backend
+from supervisor.engine.targets import Targets
 from supervisor.errors import RequestRefused
-from supervisor.gateway.error_responses import error_body
+from supervisor.gateway.call import Call, Headers, header
+from supervisor.gateway.reply import EVENT_STREAM, REQUEST_ID, Reply, ReplyState
+from supervisor.gateway.upstream import BackendAnswer, exchange
 
 log = structlog.get_logger()
 
-REQUEST_ID = "X-Request-ID"
-EVENT_STREAM = "text/event-stream"
-EVENT_END = b"\n\n"
+MAX_REPEATS = 3
+"""Servers that one request may see die before its client is told."""
+
+COLLECT_UP_TO_BYTES = 1024 * 1024
+"""Answers up to this length are read whole before they are sent: a backend that dies in the middle
+of one is a 502, and its turn does not wait for a slow reader."""
+
+_SHOWN_BYTES = 64 * 1024
+"""How much of a backend's error a client is shown in an event."""
 
 _HOP_BY_HOP = frozenset(
     {
@@ -40,195 +47,172 @@ _HOP_BY_HOP = frozenset(
     }
 )  # RFC 9110, section 7.6.1
 _OURS = frozenset({"authorization", "x-api-key", "x-request-id", "content-length", "expect"})
-_COLLECT_UP_TO_BYTES = 1024 * 1024
-_CROWDED_PAUSE_S = 0.005
-_NO_DEFAULT_HEADERS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
+_OURS_IN_ANSWERS = frozenset({"x-request-id"})
 
 
-Answer = Callable[
-    [web.Request, aiohttp.ClientResponse, Backend, str], Awaitable[web.StreamResponse]
-]
-"""Passes a backend's answer, of which the head is there, to the client. The text is our id."""
+class Relay:
+    """Has calls answered by backends."""
 
+    def __init__(
+        self, *, arbiter: Arbiter, targets: Targets, configuration: ConfigurationHolder
+    ) -> None:
+        self._arbiter = arbiter
+        self._targets = targets
+        self._configuration = configuration
 
-async def answer_afresh(
-    request: web.Request, upstream: aiohttp.ClientResponse, backend: Backend, request_id: str
-) -> web.StreamResponse:
-    """Give the client the backend's answer as it is, status and headers included.
-
-    Raises RequestRefused `backend_unreachable` as long as the client has not got a byte.
-    """
-    headers = answer_headers(upstream.headers, request_id)
-    length = upstream.content_length
-    if request.method == "HEAD" or (length is not None and length <= _COLLECT_UP_TO_BYTES):
-        content = await _collect(upstream, backend)
-        whole = web.Response(
-            status=upstream.status, reason=upstream.reason, headers=headers, body=content
-        )
-        # Sent from here, so that the client need not wait for our bookkeeping behind it.
-        await whole.prepare(request)
-        await whole.write_eof()
-        return whole
-    response = web.StreamResponse(status=upstream.status, reason=upstream.reason, headers=headers)
-    if length is None and request.version < HttpVersion11:
-        response.force_close()  # without chunks, the end of the connection is that of the body
-    await response.prepare(request)
-    await stream_into(response, request, upstream, backend)
-    return response
-
-
-async def forward(  # noqa: PLR0913 - what is sent, to whom, and how it is answered
-    request: web.Request,
-    backend: Backend,
-    path: str,
-    body: bytes,
-    request_id: str,
-    *,
-    answer: Answer = answer_afresh,
-) -> web.StreamResponse:
-    """Send the request to the backend, when its turn comes, and the answer to the client.
-
-    Raises RequestRefused `backend_unreachable` as long as the client has not got a byte.
-    """
-    async with backend.turns:
-        backend.activity.begin()
+    async def answer(self, call: Call, reply: Reply) -> None:
+        """Answer the call by the backend of its model, or with the reason why not."""
         try:
-            upstream = await _send(request, backend, path, body, request_id)
-            backend.open_answers.add(upstream)
-            try:
-                return await answer(request, upstream, backend, request_id)
-            finally:
-                backend.open_answers.discard(upstream)
-                # Cuts the connection unless it was read to its end: that frees the slot.
-                upstream.close()
+            await self._lease_and_exchange(call, reply)
+        except RequestRefused as error:
+            await reply.refuse(error)
         finally:
-            backend.activity.end()
+            await reply.stop_comments()
+
+    async def _lease_and_exchange(self, call: Call, reply: Reply) -> None:
+        """Lease a backend and ask it, once more where it died before its first byte."""
+        target = self._targets.target(call.model) if call.model is not None else None
+        repeats_left = MAX_REPEATS if call.may_repeat else 0
+        after_s = self._configuration.current.settings.queue.early_answer_after_s
+        is_early = after_s is not None and call.streams
+        due_at = time.monotonic() + (after_s or 0.0)
+        while True:
+            if is_early:
+                reply.comment_from(
+                    due_at, lambda: describe_wait(self._arbiter.snapshot, call.model)
+                )
+            async with self._arbiter.lease(target, call.mode, len(call.body)) as lease:
+                refuse_slot_files(call, lease.backend)
+                reply.epoch, reply.model = lease.backend.epoch, lease.backend.model
+                reply.waited_s += lease.waited_s
+                try:
+                    return await ask_backend(call, lease.backend, reply)
+                except RequestRefused:  # the client has not got a byte of the answer yet
+                    if not repeats_left or not await lease.backend.is_found_dead():
+                        raise
+            repeats_left -= 1
+            log.info("request.repeated", request_id=call.request_id, epoch=lease.backend.epoch)
 
 
-async def _send(
-    request: web.Request, backend: Backend, path: str, body: bytes, request_id: str
-) -> aiohttp.ClientResponse:
-    """Return the answer's head, once more on a fresh connection if a pooled one was stale.
+async def ask_backend(call: Call, backend: Backend, reply: Reply) -> None:
+    """Send the call to a leased backend, and what it answers to the client.
 
-    llama-server closes a connection after 5 s or 100 requests. Resending is safe only because the
-    connection was reused and no byte of an answer came: the server never read the request.
+    Raises RequestRefused as long as the client has not got a byte of the answer.
     """
-    url = URL(backend.base_url + path, encoded=True)
-    headers = request_headers(request.headers, backend, request_id)
-    while True:
-        connection = SimpleNamespace(is_reused=False)
-        try:
-            return await backend.session.request(
-                request.method,
-                url,
-                headers=headers,
-                data=body or None,
-                allow_redirects=False,
-                skip_auto_headers=_NO_DEFAULT_HEADERS,
-                trace_request_ctx=connection,
-            )
-        except (aiohttp.ClientError, OSError, RuntimeError) as error:
-            is_crowded = _finds_no_room(error)
-            is_stale = connection.is_reused and not _has_begun_to_answer(error)
-            if not (is_crowded or is_stale) or not backend.process.is_running:
-                raise _unreachable(backend, error) from error
-            if is_crowded:
-                await asyncio.sleep(_CROWDED_PAUSE_S)
+    if reply.state is ReplyState.NOT_BEGUN:
+        await reply.stop_comments()
+    headers = request_headers(call, backend)
+    async with exchange(backend, call.method, call.target, headers, call.body) as answer:
+        await reply.stop_comments()
+        if reply.state is ReplyState.EARLY:
+            if not _is_event_stream(answer):
+                return await reply.break_off(await _other_answer(answer, backend))
+            reply.state = ReplyState.STREAMING
+            return await _stream(answer, reply)
+        kept = answer_headers(answer.headers)
+        if _is_short(call, answer):
+            return await reply.send_whole(answer.status, answer.reason, kept, await answer.read())
+        await reply.begin(answer.status, answer.reason, kept)
+        return await _stream(answer, reply)
 
 
-def _finds_no_room(error: Exception) -> bool:
-    """Whether the server's queue of connections was full: a unix socket refuses then (unix(7))."""
-    return isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno == errno.EAGAIN
+def _is_short(call: Call, answer: BackendAnswer) -> bool:
+    """Whether the whole answer is there soon, and is not long."""
+    is_short = answer.length is not None and answer.length <= COLLECT_UP_TO_BYTES
+    return is_short or call.method == "HEAD"
 
 
-def _has_begun_to_answer(error: Exception) -> bool:
-    """Whether the server may have acted on the request that this error ended."""
-    if isinstance(error, aiohttp.ServerDisconnectedError):
-        return not isinstance(error.message, str)  # else it is the head that had begun to come
-    return not isinstance(error, aiohttp.ClientOSError)
-
-
-async def _collect(upstream: aiohttp.ClientResponse, backend: Backend) -> bytes:
+async def _stream(answer: BackendAnswer, reply: Reply) -> None:
+    """Pass the backend's answer on into a reply that has begun, and end it as that ends."""
     try:
-        return await upstream.read()
-    except (aiohttp.ClientError, OSError) as error:
-        raise _unreachable(backend, error) from error
-
-
-async def stream_into(
-    response: web.StreamResponse,
-    request: web.Request,
-    upstream: aiohttp.ClientResponse,
-    backend: Backend,
-) -> None:
-    """Pass the backend's answer on into a response that has begun, and end it as that ends."""
-    tail = EVENT_END
-    try:
-        async for chunk in upstream.content.iter_any():
-            await response.write(chunk)
-            backend.activity.signs += 1
-            tail = (tail + chunk)[-4:]
-    except (aiohttp.ClientPayloadError, aiohttp.ClientConnectionError) as error:
-        if request.transport is None or request.transport.is_closing():
-            raise  # it is the client that left
-        await break_off(request, response, tail, _unreachable(backend, error))
+        async for chunk in answer:
+            await reply.pass_on(chunk)
+    except RequestRefused as error:
+        await reply.break_off(error)
     else:
-        await response.write_eof()
+        await reply.end()
 
 
-async def break_off(
-    request: web.Request, response: web.StreamResponse, tail: bytes, error: RequestRefused
-) -> None:
-    """End the client's stream so that it cannot be taken for complete.
-
-    The connection closes without the last chunk; an event stream that stands at an event boundary
-    gets one error event before. `tail` is what was sent last, four bytes of it.
-    """
-    log.warning("relay.broken", reason=error.message, path=request.path)
-    is_event_stream = response.content_type == EVENT_STREAM
-    if is_event_stream and tail.endswith((b"\n\n", b"\r\n\r\n")):
-        await response.write(b"data: " + msgspec.json.encode(error_body(error)) + EVENT_END)
-    if request.transport is not None:
-        request.transport.close()
-
-
-def request_headers(
-    headers: CIMultiDictProxy[str], backend: Backend, request_id: str
-) -> CIMultiDict[str]:
+def request_headers(call: Call, backend: Backend) -> Headers:
     """Return the client's headers for the backend: hop-by-hop ones out, its key and the id in."""
-    kept = _without_hop_by_hop(headers, _OURS)
-    kept["Authorization"] = backend.authorization
+    kept = [*_without_hop_by_hop(call.headers, _OURS), ("Authorization", backend.authorization)]
     if backend.launch.abilities.takes_request_id:
-        kept[REQUEST_ID] = request_id
-    return kept
+        kept.append((REQUEST_ID, call.request_id))
+    return tuple(kept)
 
 
-def answer_headers(headers: CIMultiDictProxy[str], request_id: str) -> CIMultiDict[str]:
-    """Return the backend's headers for the client: hop-by-hop ones out, the request's id in."""
-    kept = _without_hop_by_hop(headers, frozenset())
-    kept[REQUEST_ID] = request_id
-    return kept
+def answer_headers(headers: Headers) -> Headers:
+    """Return the backend's headers for the client, hop-by-hop ones out."""
+    return tuple(_without_hop_by_hop(headers, _OURS_IN_ANSWERS))
 
 
-def _without_hop_by_hop(headers: CIMultiDictProxy[str], others: frozenset[str]) -> CIMultiDict[str]:
-    named = headers.get("Connection", "")
+def _without_hop_by_hop(headers: Headers, others: frozenset[str]) -> Iterable[tuple[str, str]]:
     dropped = _HOP_BY_HOP | others
-    if named:
-        dropped |= {name.strip().lower() for name in named.split(",")}
-    return CIMultiDict(
-        (name, value) for name, value in headers.items() if name.lower() not in dropped
-    )
+    for name, value in headers:
+        if name.lower() == "connection":  # it may stand there twice
+            dropped |= {option.strip().lower() for option in value.split(",")}
+    return ((name, value) for name, value in headers if name.lower() not in dropped)
 
 
-def _unreachable(backend: Backend, error: BaseException) -> RequestRefused:
-    """Say that the backend's connection broke, and what became of its process."""
-    if backend.session.closed:
-        reason = "is stopped, or has ended; see /status for its last exit"
-    else:
-        state = "runs on" if backend.process.is_running else "has ended"
-        reason = f"broke the connection ({type(error).__name__}); its process {state}"
+def refuse_slot_files(call: Call, backend: Backend) -> None:
+    """Keep clients off the files of slots that the controller itself saves and restores.
+
+    Raises RequestRefused. A backend takes the last of repeated values: any of them counts.
+    """
+    acts_on_files = not {"save", "restore"}.isdisjoint(call.query_values("action"))
+    if backend.launch.prompt_files is None or not acts_on_files:
+        return
+    if call.path.startswith("/slots/"):
+        raise RequestRefused(
+            "slot_files_reserved",
+            "this model's prompts are kept over switches by the controller (keep_prompt_cache), "
+            "and its slots are saved and restored by nobody else; set keep_prompt_cache: false to "
+            "do it yourself",
+        )
+
+
+def describe_wait(snapshot: Snapshot, model: str | None) -> str:
+    """Say what a call for this model waits for: `loading embedding model minilm`."""
+    loading = _what_is_loading(snapshot, model)
+    if loading is not None:
+        return f"loading {loading.mode} model {loading.model}"
+    return "waiting for the answer" if snapshot.switch is None else "unloading"
+
+
+def _what_is_loading(snapshot: Snapshot, model: str | None) -> Target | None:
+    if snapshot.switch is not None:
+        return snapshot.switch.target
+    down = snapshot.recovery(model) or next(iter(snapshot.recoveries), None)
+    return down.target if down is not None else None
+
+
+def _is_event_stream(answer: BackendAnswer) -> bool:
+    """Whether the answer's bytes may follow in a reply that has begun as an event stream."""
+    is_plain = header(answer.headers, "content-encoding") in {None, "identity"}
+    content_type = (header(answer.headers, "content-type") or "").partition(";")[0]
+    return answer.status < 400 and is_plain and content_type.strip().lower() == EVENT_STREAM
+
+
+async def _other_answer(answer: BackendAnswer, backend: Backend) -> RequestRefused:
+    """Tell a client that has its 200 already what the backend answered instead of a stream."""
+    content = b""
+    try:
+        async for chunk in answer:
+            content += chunk
+            if len(content) >= _SHOWN_BYTES:
+                break
+    except RequestRefused:
+        content = b""  # it broke on the way; the status is told
     return RequestRefused(
-        "backend_unreachable",
-        f"the server of '{backend.model}' {reason}",
-        {"model": backend.model, "epoch": backend.epoch},
+        "no_event_stream",
+        f"the server of '{backend.model}' answered {answer.status} {answer.reason}, not with "
+        "an event stream; its answer is in `answer`",
+        {"status": answer.status, "answer": _as_json(content[:_SHOWN_BYTES])},
     )
+
+
+def _as_json(content: bytes) -> Any:
+    try:
+        return msgspec.json.decode(content)
+    except msgspec.MsgspecError:
+        return content.decode(errors="replace")

@@ -1,102 +1,222 @@
-"""The table of reserved routes: everything else goes to the live backend unchanged."""
+"""The table of reserved routes: everything else is relayed to a backend.
 
+The doors, the reading of orders and the generated reference all work from it.
+"""
+
+import re
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+from urllib.parse import unquote
+
+from pydantic import BaseModel
+
+from supervisor.gateway.answer import Answer
+from supervisor.gateway.control import Control, SwitchOrder, SwitchQuestion, UnloadOrder
+from supervisor.gateway.devices import Devices, HistoryQuestion
+from supervisor.gateway.orders import NoOrder
+from supervisor.gateway.status import Status
+
+
+class Scope(StrEnum):
+    """Whom a route is for. Nothing asks for it as long as there are no keys."""
+
+    PROBE = "probe"
+    INFERENCE = "inference"
+    READING = "reading"
+    CONTROL = "control"
+
+
+class ErrorForm(StrEnum):
+    """The shape in which a route answers errors."""
+
+    OPENAI = "openai"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """A path of ours, with the method it takes and what it is for (shown in the docs)."""
+    """A path of ours: who answers it, what it takes, and what it gives back.
+
+    `handler` is a method of `owner`, called with what was read as `request`; None: it is relayed.
+    A path's last variable may be `{…:path}`, which takes slashes, too.
+    `answers` are the statuses
+    of success, `refusals` the codes of errors beyond those that every route may answer.
+    """
 
     method: str
     path: str
-    handler: str
     purpose: str
+    owner: type = object
+    handler: Callable[[Any, Any], Awaitable[Answer]] | None = None
+    request: type[BaseModel] = NoOrder
+    answers: tuple[int, ...] = (200,)
+    refusals: tuple[str, ...] = ()
+    error_form: ErrorForm = ErrorForm.OPENAI
+    scope: Scope = Scope.READING
+
+    @property
+    def takes_body(self) -> bool:
+        """Whether a body is read."""
+        return self.method == "POST" and self.request is not NoOrder
 
 
 RESERVED_ROUTES: tuple[Route, ...] = (
     Route(
         method="GET",
         path="/health",
-        handler="health",
         purpose="Liveness: the controller's event loop turns. Says nothing of models.",
+        owner=Status,
+        handler=Status.health,
+        scope=Scope.PROBE,
     ),
     Route(
         method="GET",
         path="/management/health",
-        handler="management_health",
         purpose="Status, `server_mode`, `loaded_model`, and memory and state of each device.",
+        owner=Status,
+        handler=Status.management_health,
     ),
     Route(
         method="GET",
         path="/api/management/health",
-        handler="management_health",
         purpose="The same, for gateways that prefix `/api`.",
+        owner=Status,
+        handler=Status.management_health,
     ),
     Route(
         method="GET",
         path="/ready",
-        handler="ready",
         purpose="Readiness: 200 also while a switch runs; 503 only while shutting down.",
+        owner=Status,
+        handler=Status.ready,
+        answers=(200, 503),
+        scope=Scope.PROBE,
     ),
     Route(
         method="GET",
         path="/status",
-        handler="status",
         purpose="The full snapshot: backends, switch, requests, last exit, memory, versions.",
+        owner=Status,
+        handler=Status.status,
     ),
     Route(
         method="GET",
         path="/v1/models",
-        handler="models",
         purpose="The catalogue with type and state, in OpenAI's list form.",
+        owner=Status,
+        handler=Status.models,
+        scope=Scope.INFERENCE,
     ),
     Route(
         method="POST",
         path="/switch-backend",
-        handler="switch_backend",
         purpose="Make a model live: `model_name`, optional `model_type`, `profile`, `wait`.",
+        owner=Control,
+        handler=Control.switch_backend,
+        request=SwitchOrder,
+        answers=(200, 202),
+        refusals=(
+            "model_not_found",
+            "model_type_mismatch",
+            "unknown_profile",
+            "profile_conflict",
+            "target_cannot_start",
+            "target_does_not_fit",
+            "switch_in_progress",
+            "drain_refused",
+            "switch_failed",
+        ),
+        scope=Scope.CONTROL,
     ),
     Route(
         method="POST",
         path="/unload",
-        handler="unload",
         purpose="Stop every backend and confirm that the device is free.",
+        owner=Control,
+        handler=Control.unload,
+        request=UnloadOrder,
+        answers=(200, 202),
+        refusals=("switch_in_progress", "memory_not_released", "backend_not_reaped"),
+        scope=Scope.CONTROL,
     ),
     Route(
         method="POST",
         path="/backend/restart",
-        handler="restart",
         purpose="Bring back a model that died, also when its breaker is open.",
+        owner=Control,
+        handler=Control.restart,
+        refusals=("nothing_is_down", "switch_failed"),
+        scope=Scope.CONTROL,
     ),
     Route(
         method="GET",
         path="/switches",
-        handler="switches",
         purpose="The last switches, newest first.",
+        owner=Control,
+        handler=Control.switches,
     ),
     Route(
         method="GET",
         path="/switches/{switch_id}",
-        handler="switch_by_id",
         purpose="One switch, running or ended.",
+        owner=Control,
+        handler=Control.switch_by_id,
+        request=SwitchQuestion,
+        refusals=("switch_not_found",),
     ),
     Route(
         method="GET",
         path="/gpu",
-        handler="list_devices",
         purpose="Each device: memory (ours, foreign, unattributed), load, processes, budget.",
+        owner=Devices,
+        handler=Devices.list_devices,
     ),
     Route(
         method="GET",
         path="/gpu/{device}/history",
-        handler="device_history",
         purpose="A device's last hour, a point a second: `since` seconds of it.",
+        owner=Devices,
+        handler=Devices.device_history,
+        request=HistoryQuestion,
+        refusals=("device_not_found",),
     ),
     Route(
         method="*",
-        path="/upstream/{model}/{tail:.*}",
-        handler="upstream",
+        path="/upstream/{model}/{target:path}",
         purpose="The raw server of a live model, whatever the path.",
+        scope=Scope.INFERENCE,
     ),
 )
 """Ours. A path that stands here never reaches a backend, whatever the method."""
+
+
+def methods_of(route: Route) -> tuple[str, ...]:
+    """Return the methods that a route takes: HEAD where there is a GET (RFC 9110, 9.1)."""
+    return ("GET", "HEAD") if route.method == "GET" else (route.method,)
+
+
+def find_route(target: str) -> tuple[Route | None, Mapping[str, str]]:
+    """Return the reserved route that a request's target means, with its path's values, decoded.
+
+    None for what is relayed.
+    """
+    raw_path = target.partition("?")[0]
+    path = unquote(raw_path) if "%" in raw_path else raw_path
+    route = _BY_PATH.get(path)
+    if route is not None:
+        return route, {}
+    for candidate, pattern in _PATTERNS:
+        found = pattern.fullmatch(raw_path)
+        if found is not None:
+            return candidate, {name: unquote(value) for name, value in found.groupdict().items()}
+    return None, {}
+
+
+def _pattern(path: str) -> re.Pattern[str]:
+    whole = re.sub(r"\{(\w+):path\}", r"(?P<\1>.*)", path)
+    return re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", whole), re.DOTALL)
+
+
+_BY_PATH: Mapping[str, Route] = {r.path: r for r in RESERVED_ROUTES if "{" not in r.path}
+_PATTERNS = tuple((r, _pattern(r.path)) for r in RESERVED_ROUTES if "{" in r.path)

@@ -6,15 +6,14 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from aiohttp import web
-
 from supervisor import __version__
 from supervisor.arbiter.arbiter import Arbiter
 from supervisor.config.holder import ConfigurationHolder
 from supervisor.core.machine.values import Backend, BackendExit, Recovery, Snapshot
 from supervisor.engine.kinds.engines import Engines
 from supervisor.errors import SupervisorError, TelemetryError
-from supervisor.gateway.error_responses import json_response
+from supervisor.gateway.answer import Answer, json_answer
+from supervisor.gateway.orders import NoOrder
 from supervisor.observability.descriptions import describe_memory, describe_running
 from supervisor.telemetry.port import TelemetryState
 from supervisor.telemetry.telemetry import Telemetry
@@ -39,24 +38,24 @@ class Status:
         self._clock = clock
         self._started_at = clock()
 
-    async def health(self, request: web.Request) -> web.Response:
+    async def health(self, order: NoOrder) -> Answer:
         """Answer as long as the event loop turns."""
-        _ = request
-        return json_response({"status": "healthy"})
+        _ = order
+        return json_answer({"status": "healthy"})
 
-    async def ready(self, request: web.Request) -> web.Response:
+    async def ready(self, order: NoOrder) -> Answer:
         """Answer 200, also while a switch runs; 503 while shutting down."""
-        _ = request
+        _ = order
         if self._arbiter.snapshot.is_closing:
-            return json_response({"status": "shutting_down"}, status=503)
-        return json_response({"status": "ready"})
+            return json_answer({"status": "shutting_down"}, status=503)
+        return json_answer({"status": "ready"})
 
-    async def management_health(self, request: web.Request) -> web.Response:
+    async def management_health(self, order: NoOrder) -> Answer:
         """Tell mode, model and the devices' memory."""
-        _ = request
+        _ = order
         snapshot = self._arbiter.snapshot
         live = snapshot.live_models()
-        return json_response(
+        return json_answer(
             {
                 "status": "healthy",
                 "server_mode": snapshot.server_mode(),
@@ -66,11 +65,11 @@ class Status:
             }
         )
 
-    async def models(self, request: web.Request) -> web.Response:
+    async def models(self, order: NoOrder) -> Answer:
         """List the catalogue."""
-        _ = request
+        _ = order
         snapshot = self._arbiter.snapshot
-        return json_response(
+        return json_answer(
             {
                 "object": "list",
                 "data": [
@@ -89,12 +88,12 @@ class Status:
             }
         )
 
-    async def status(self, request: web.Request) -> web.Response:
+    async def status(self, order: NoOrder) -> Answer:
         """Show the whole snapshot."""
-        _ = request
+        _ = order
         snapshot = self._arbiter.snapshot
         live = snapshot.live_models()
-        return json_response(
+        return json_answer(
             {
                 "state": overall_state(snapshot),
                 "server_mode": snapshot.server_mode(),

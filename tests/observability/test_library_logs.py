@@ -8,7 +8,7 @@ import warnings
 import pytest
 from aiohttp import web
 
-from supervisor.gateway.server import make_runner
+from supervisor.gateway.door import make_runner
 from tests.observability.conftest import Log, LogFormat
 
 SECRET = "sk-secret-4711"
@@ -27,7 +27,7 @@ MALFORMED = (
 )
 
 
-async def read_body(request: web.Request) -> web.Response:
+async def read_body(request: web.BaseRequest) -> web.Response:
     await request.read()
     return web.Response()
 
@@ -38,9 +38,7 @@ async def answers_to(malformed: tuple[bytes, ...], *, is_all: bool = True) -> li
     With `is_all` the client says that nothing will follow. Returns what came: the head of that
     answer, and all that followed.
     """
-    application = web.Application()
-    application.router.add_route("*", "/{tail:.*}", read_body)
-    runner = make_runner(application)
+    runner = make_runner(read_body)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     answers = []

@@ -1,0 +1,167 @@
+"""Reads the fields that routing looks at out of a body, as the backends will read them.
+
+llama-server takes a body for JSON whatever its Content-Type says, so the header decides nothing
+here either: else a request that names one model would be answered by another.
+"""
+
+import asyncio
+import re
+import time
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from supervisor.errors import RequestRefused
+from supervisor.gateway.call import Headers, header
+
+_BOM = b"\xef\xbb\xbf"
+_SLICE_BYTES = 64 * 1024
+_TURN_S = 0.001
+"""How long inflating holds the event loop at a time."""
+
+_MAX_MEMBERS = 1000
+"""Parts of a gzip body that are looked through; each costs a copy, however short it is."""
+
+_GZIP_OR_ZLIB = zlib.MAX_WBITS | 32  # the header tells which (zlib's inflateInit2)
+_CAN_INFLATE = frozenset({"gzip", "x-gzip", "deflate"})
+
+_BOUNDARY = re.compile(r';\s*boundary="?([^";,]+)"?', re.IGNORECASE)
+_IS_MODEL_PART = re.compile(
+    rb'content-disposition:[^\r\n]*;\s*name="?model"?\s*(;|\r|$)', re.IGNORECASE
+)
+
+
+class BodyFields(msgspec.Struct, frozen=True):
+    """What a body names; all other fields are skipped, not built."""
+
+    model: Any = None
+    stream: Any = False
+
+
+NO_FIELDS = BodyFields()
+
+_decode = msgspec.json.Decoder(BodyFields).decode
+
+
+def read_fields(headers: Headers, body: bytes) -> BodyFields:
+    """Read a body that is a JSON object or a multipart form; any other has no fields.
+
+    `model` is then a text that is not empty, or None. Raises RequestRefused `bad_request` where it
+    is something else, or cannot be read although a backend might.
+    """
+    if not body:
+        return NO_FIELDS
+    fields = _json_fields(body)
+    if fields is None:
+        content_type = header(headers, "content-type") or ""
+        if not content_type.lower().startswith("multipart/"):
+            return NO_FIELDS
+        fields = BodyFields(model=_model_in_form(content_type, body))
+    if not isinstance(fields.model, str | None):
+        raise RequestRefused("bad_request", "`model` must be a text: the name of a model")
+    return fields if fields.model != "" else BodyFields(stream=fields.stream)
+
+
+def _json_fields(body: bytes) -> BodyFields | None:
+    """Read the fields of a JSON object; None for what is not one, or not JSON at all."""
+    text = body.removeprefix(_BOM)
+    if not text[:64].lstrip(b" \t\r\n").startswith(b"{"):
+        return None
+    try:
+        return _decode(text)
+    except RecursionError as error:
+        raise RequestRefused("bad_request", "the JSON body is nested too deeply") from error
+    except UnicodeDecodeError as error:
+        raise RequestRefused("bad_request", "the JSON body is not UTF-8") from error
+    except msgspec.MsgspecError:
+        before_nul, nul, _ = text.partition(b"\0")  # where llama-server's parser takes it to end
+        return _json_fields(before_nul) if nul else None  # else the backend says what is wrong
+
+
+def _model_in_form(content_type: str, body: bytes) -> str | None:
+    """Return the `model` of a multipart form (RFC 7578); None where it has no such part."""
+    boundary = _BOUNDARY.search(content_type)
+    if boundary is None:
+        return None
+    delimiter = b"--" + boundary[1].strip().encode()
+    begin = body.find(delimiter)
+    named: str | None = None
+    while begin >= 0 and (end := body.find(delimiter, begin + len(delimiter))) >= 0:
+        head_end = body.find(b"\r\n\r\n", begin, end)
+        if head_end >= 0 and _IS_MODEL_PART.search(body[begin:head_end] + b"\r"):
+            named = _text(body[head_end + 4 : end].removesuffix(b"\r\n"), named)
+        begin = end
+    return named
+
+
+def _text(content: bytes, before: str | None) -> str:
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise RequestRefused("bad_request", "the form's `model` is not UTF-8") from error
+    if before not in {None, text}:
+        raise RequestRefused("bad_request", "the form names two models")
+    return text
+
+
+async def inflated(headers: Headers, body: bytes, max_bytes: int) -> bytes:
+    """Return a compressed body's content, for a look at its fields; any other body as it is.
+
+    Holds the event loop for a millisecond at a time. A body that cannot be inflated is returned
+    as it is: the backend says what is wrong with it. Raises RequestRefused `body_too_large` for one
+    that has more than `max_bytes` of content.
+    """
+    encodings = header(headers, "content-encoding")
+    if not body or encodings is None:
+        return body
+    content = body
+    for encoding in reversed(encodings.lower().split(",")):
+        name = encoding.strip()
+        if name in _CAN_INFLATE:
+            content = await _inflate(content, max_bytes)
+        elif name not in {"", "identity"}:
+            return body
+    return content
+
+
+async def _inflate(body: bytes, max_bytes: int) -> bytes:
+    pieces, size = [], 0
+    turn_began_at = time.monotonic()
+    try:
+        for piece in _pieces(body):
+            pieces.append(piece)
+            size += len(piece)
+            if size > max_bytes:
+                raise RequestRefused(
+                    "body_too_large",
+                    f"the inflated body is larger than {max_bytes} bytes (server.max_body_bytes)",
+                    {"max_body_bytes": max_bytes},
+                )
+            if time.monotonic() - turn_began_at > _TURN_S:
+                await asyncio.sleep(0)
+                turn_began_at = time.monotonic()
+    except zlib.error:
+        return body
+    return b"".join(pieces)
+
+
+def _pieces(body: bytes) -> Iterator[bytes]:
+    """Inflate a piece at a time, through every member of a gzip file (RFC 1952, 2.2)."""
+    rest = memoryview(body)
+    for _ in range(_MAX_MEMBERS):
+        inflater = zlib.decompressobj(wbits=_GZIP_OR_ZLIB)
+        while not inflater.eof:
+            given = inflater.unconsumed_tail
+            if not given:
+                given, rest = bytes(rest[:_SLICE_BYTES]), rest[_SLICE_BYTES:]
+            if not given:
+                yield inflater.flush()
+                return  # it ends in the middle; what there is has been read
+            yield inflater.decompress(given, _SLICE_BYTES)
+        left = len(rest) + len(inflater.unused_data)
+        rest = memoryview(body)[len(body) - left :]
+        if not rest:
+            return
+    raise RequestRefused("bad_request", f"the body has more than {_MAX_MEMBERS} gzip members")

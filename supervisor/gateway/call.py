@@ -1,0 +1,83 @@
+"""A call: what a client asks, read once at the door, in one form for all who decide on it.
+
+Nothing here knows by which door the call came in: every door builds the same value.
+"""
+
+import msgspec
+
+from supervisor.core.machine.values import Mode
+
+Headers = tuple[tuple[str, str], ...]
+"""Names and values as they came, repeated ones included."""
+
+
+class RequestHead(msgspec.Struct, frozen=True, kw_only=True):
+    """What stands before a body, from which a door decides whether to read that."""
+
+    request_id: str
+    """The client's own where it can be sent on, else ours."""
+
+    method: str
+
+    target: str
+    """Path and query as they came, in origin form."""
+
+    headers: Headers
+
+    caller: str
+    """The client's address."""
+
+    takes_chunks: bool
+    """Whether its client reads chunks (HTTP/1.1)."""
+
+
+class Call(msgspec.Struct, frozen=True, kw_only=True):
+    """One request, whole. Whoever needs a fact of it finds it here, and reads nothing again."""
+
+    request_id: str
+    """The client's own where it can be sent on, else ours."""
+
+    method: str
+
+    path: str
+    """Decoded and without the query: what decisions look at."""
+
+    target: str
+    """Path and query as they came, in origin form: what a backend is sent."""
+
+    query: tuple[tuple[str, str], ...]
+    """Decoded names and values, repeated ones included."""
+
+    headers: Headers
+
+    body: bytes
+
+    named: str | None
+    """The model as the client named it; None where it named none."""
+
+    model: str | None
+    """The catalogue's name for it."""
+
+    mode: Mode | None
+    """What the path belongs to; None where every backend has such a path."""
+
+    streams: bool
+    """Whether it asks for a stream of events, in a way in which it can get one."""
+
+    may_repeat: bool
+    """Whether it may be sent to a second server if the first one dies before its first byte."""
+
+    caller: str
+    """The client's address."""
+
+    deadline_at: float
+    """When it stops waiting for a server, on the monotonic clock."""
+
+    def query_values(self, name: str) -> list[str]:
+        """Return every value that the query gives a name, in their order."""
+        return [value for given, value in self.query if given == name]
+
+
+def header(headers: Headers, name: str) -> str | None:
+    """Return a header's first value. `name` is in lower case."""
+    return next((value for given, value in headers if given.lower() == name), None)

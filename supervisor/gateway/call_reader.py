@@ -1,0 +1,115 @@
+"""Reads a call out of a request's head and body, for every door in the same way."""
+
+import time
+from itertools import count
+from secrets import token_hex
+from urllib.parse import parse_qsl, unquote
+
+from supervisor.config.holder import ConfigurationHolder
+from supervisor.core.machine.values import Mode
+from supervisor.errors import RequestRefused
+from supervisor.gateway.body_fields import read_fields
+from supervisor.gateway.call import Call, Headers, RequestHead, header
+from supervisor.gateway.relayed_routes import relayed_route
+
+_request_id_prefix = token_hex(4)
+_request_numbers = count(1)
+
+
+UPSTREAM = "/upstream/"
+"""What the model's name follows in the path of a request to the raw server of a model."""
+
+_MAX_NAME_SEGMENTS = 8
+"""How many slashes a model's name in a path may have; each is looked up."""
+
+_SAFE_METHODS = frozenset({"GET", "HEAD"})
+
+
+class CallReader:
+    """Makes calls, and knows what they may name."""
+
+    def __init__(self, configuration: ConfigurationHolder) -> None:
+        self._configuration = configuration
+
+    @property
+    def max_body_bytes(self) -> int:
+        """The longest body that is taken."""
+        return self._configuration.current.settings.server.max_body_bytes
+
+    def read(
+        self, head: RequestHead, body: bytes, content: bytes | None = None, *, is_raw: bool = False
+    ) -> Call:
+        """Read everything that is decided upon.
+
+        `content` is the inflated body where it came compressed. `is_raw`: the target begins with
+        `/upstream/` and a model's name, and the backend is sent what follows. Raises RequestRefused
+        for a model that is unknown or cannot be read.
+        """
+        model_in_path, target = self._behind_upstream(head) if is_raw else (None, head.target)
+        raw_path, _, raw_query = target.partition("?")
+        path = unquote(raw_path)
+        route = relayed_route(path)
+        configuration = self._configuration.current
+        queue = configuration.settings.queue
+        query = tuple(parse_qsl(raw_query, keep_blank_values=True)) if raw_query else ()
+        fields = read_fields(head.headers, body if content is None else content)
+        named = model_in_path or _one_model(fields.model, query)
+        is_repeatable = route.may_repeat or head.method in _SAFE_METHODS or queue.retry_generation
+        is_generation = route.mode is Mode.GENERATION and head.method == "POST"
+        return Call(
+            request_id=head.request_id,
+            method=head.method,
+            path=path,
+            target=target,
+            query=query,
+            headers=head.headers,
+            body=body,
+            named=named,
+            model=None if named is None else configuration.named(named),
+            mode=route.mode,
+            streams=is_generation and head.takes_chunks and fields.stream is True,
+            may_repeat=is_repeatable,
+            caller=head.caller,
+            deadline_at=time.monotonic() + queue.hold_timeout_s,
+        )
+
+    def too_large(self) -> RequestRefused:
+        """Say that a body is longer than is taken."""
+        return RequestRefused(
+            "body_too_large",
+            f"the body is larger than {self.max_body_bytes} bytes (server.max_body_bytes)",
+            {"max_body_bytes": self.max_body_bytes},
+        )
+
+    def _behind_upstream(self, head: RequestHead) -> tuple[str, str]:
+        """Return the model that the target names, and what follows. Names may have slashes."""
+        path, question_mark, query = head.target.removeprefix(UPSTREAM).partition("?")
+        segments = path.split("/")
+        for size in range(min(len(segments) - 1, _MAX_NAME_SEGMENTS), 1, -1):
+            name = unquote("/".join(segments[:size]))
+            if self._configuration.current.model_name(name) is not None:
+                break
+        else:
+            size, name = 1, unquote(segments[0])
+        return name, f"/{'/'.join(segments[size:])}{question_mark}{query}"
+
+
+def _one_model(in_body: str | None, query: tuple[tuple[str, str], ...]) -> str | None:
+    """Return the model that a call names in its body or its query, which may not disagree."""
+    named = {value for name, value in query if name == "model" and value}
+    if in_body:
+        named.add(in_body)
+    if len(named) > 1:
+        raise RequestRefused("bad_request", f"two models are named: {', '.join(sorted(named))}")
+    return next(iter(named), None)
+
+
+def request_id_of(headers: Headers) -> str:
+    """Return the id that the client gave, if it can be sent on as it is, else one of ours.
+
+    Ours is unique over this run, and unlikely to repeat over others.
+    """
+    given = header(headers, "x-request-id")
+    if given and given.isprintable() and given.isascii():
+        return given
+    return f"{_request_id_prefix}-{next(_request_numbers)}"

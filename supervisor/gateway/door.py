@@ -1,0 +1,156 @@
+"""The door for all HTTP: aiohttp's server in front of the route table and the relay.
+
+Nothing behind this module knows of aiohttp: a request becomes a `Call` here, and what the client
+sees goes out through a `Reply`, whose wire is here.
+"""
+
+from collections.abc import Awaitable, Callable
+
+from aiohttp import HttpVersion11, web, web_response
+from multidict import CIMultiDict
+
+from supervisor.errors import RequestRefused
+from supervisor.gateway.body_fields import inflated
+from supervisor.gateway.call import Headers, RequestHead, header
+from supervisor.gateway.call_reader import CallReader, request_id_of
+from supervisor.gateway.orders import read_order
+from supervisor.gateway.relay import Relay
+from supervisor.gateway.reply import Reply
+from supervisor.gateway.routes import Route, find_route, methods_of
+
+LAST_ANSWERS_S = 2.0
+"""Seconds that open handlers get once every backend is stopped; what is left cannot be answered."""
+
+
+class Door:
+    """Lets requests in. `owners` are the objects whose methods the route table names."""
+
+    def __init__(self, *, reader: CallReader, relay: Relay, owners: tuple[object, ...]) -> None:
+        self._reader = reader
+        self._relay = relay
+        self._owners = {type(owner): owner for owner in owners}
+
+    def runner(self) -> web.BaseRunner:
+        """Return what serves."""
+        return make_runner(self._let_in)
+
+    async def _let_in(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Have a request answered, errors and the closing line included."""
+        head = _read_head(request)
+        wire = AiohttpWire(request)
+        reply = Reply(wire, head)
+        await reply.given_by(self._answer(request, head, reply))
+        return wire.response
+
+    async def _answer(self, request: web.BaseRequest, head: RequestHead, reply: Reply) -> None:
+        """Answer by the route that the target means, or by a backend."""
+        route, values = find_route(head.target)
+        if route is None or route.handler is None:
+            body = await self._read_body(request)
+            content = await inflated(head.headers, body, self._reader.max_body_bytes)
+            is_raw = route is not None
+            await self._relay.answer(self._reader.read(head, body, content, is_raw=is_raw), reply)
+        elif head.method in methods_of(route):
+            body = await self._read_body(request) if route.takes_body else b""
+            order = read_order(route.request, head.target.partition("?")[2], values, body)
+            await reply.send(await route.handler(self._owners[route.owner], order))
+        else:
+            raise _method_not_allowed(route)
+
+    async def _read_body(self, request: web.BaseRequest) -> bytes:
+        """Return the whole body as it came. Raises RequestRefused."""
+        length = request.content_length
+        if length is not None and length > self._reader.max_body_bytes:
+            raise self._reader.too_large()
+        if not request.can_read_body:
+            return b""
+        await _meet_expectation(request)
+        pieces: list[bytes] = []
+        size = 0
+        try:
+            while piece := await request.content.readany():
+                pieces.append(piece)
+                size += len(piece)
+                if size > self._reader.max_body_bytes:
+                    raise self._reader.too_large()
+        except web.RequestPayloadError as error:
+            raise RequestRefused("bad_request", f"the body cannot be read: {error}") from error
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _method_not_allowed(route: Route) -> RequestRefused:
+    allowed = methods_of(route)
+    return RequestRefused(
+        "method_not_allowed", f"{route.path} takes {' or '.join(allowed)}", {"allowed": allowed}
+    )
+
+
+def make_runner(
+    handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+) -> web.BaseRunner:
+    """Return what serves: clients that leave cancel, bodies stay as they came."""
+    # aiohttp's names its own version and Python's, also in what it answers before any handler.
+    web_response.SERVER_SOFTWARE = "llama-supervisor"  # type: ignore[attr-defined]
+    server = web.Server(handler, handler_cancellation=True, auto_decompress=False, access_log=None)
+    return web.ServerRunner(server, shutdown_timeout=LAST_ANSWERS_S)
+
+
+class AiohttpWire:
+    """The way to a client that came through this door."""
+
+    def __init__(self, request: web.BaseRequest) -> None:
+        self._request = request
+        self.response = web.StreamResponse()
+        """What the server of aiohttp is handed at the end: the answer that was sent."""
+
+    async def send(self, status: int, reason: str | None, headers: Headers, body: bytes) -> None:
+        """Send a whole answer now, so that its client need not wait for our bookkeeping."""
+        whole = web.Response(status=status, reason=reason, headers=CIMultiDict(headers), body=body)
+        self.response = whole
+        await whole.prepare(self._request)
+        await whole.write_eof()
+
+    async def begin(self, status: int, reason: str | None, headers: Headers) -> None:
+        """Send the head of an answer whose body follows by `write`."""
+        self.response = web.StreamResponse(
+            status=status, reason=reason, headers=CIMultiDict(headers)
+        )
+        if header(headers, "content-length") is None and self._request.version < HttpVersion11:
+            self.response.force_close()  # without chunks, the end of the connection ends the body
+        await self.response.prepare(self._request)
+
+    async def write(self, content: bytes) -> None:
+        """Send a piece of the body; returns when the client keeps up."""
+        await self.response.write(content)
+
+    async def end(self) -> None:
+        """End the body so that it is complete."""
+        await self.response.write_eof()
+
+    def cut(self) -> None:
+        """Close the connection, so that what was sent cannot be taken for complete."""
+        if self._request.transport is not None:
+            self._request.transport.close()
+
+
+def _read_head(request: web.BaseRequest) -> RequestHead:
+    headers = tuple(request.headers.items())
+    return RequestHead(
+        request_id=request_id_of(headers),
+        method=request.method,
+        target=request.raw_path,
+        headers=headers,
+        caller=request.remote or "",
+        takes_chunks=request.version >= HttpVersion11,
+    )
+
+
+async def _meet_expectation(request: web.BaseRequest) -> None:
+    """Have a client send the body that it holds back (RFC 9110, 10.1.1)."""
+    expected = request.headers.get("Expect")
+    if expected is None or request.version < HttpVersion11:
+        return
+    if expected.lower() != "100-continue":
+        raise RequestRefused("expectation_failed", f"Expect: {expected} cannot be met")
+    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    request.writer.output_size = 0  # what follows is the answer's first byte

@@ -1,0 +1,60 @@
+"""One strict reading of what a reserved route is asked: its path, its query and its body."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl
+
+import msgspec
+import pydantic
+
+from supervisor.errors import RequestRefused
+
+
+class NoOrder(pydantic.BaseModel):
+    """What routes are asked that take nothing; whatever is given is not looked at."""
+
+
+class Order(pydantic.BaseModel):
+    """What a route is asked. Each field stands once: in the path, the query or the body."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+
+_Asked = TypeVar("_Asked", bound=pydantic.BaseModel)
+
+
+def read_order(kind: type[_Asked], query: str, values: Mapping[str, str], body: bytes) -> _Asked:
+    """Read what is asked out of the values in the path, the query and the JSON body.
+
+    Raises RequestRefused `bad_request`, naming every field that is wrong.
+    """
+    if kind is NoOrder:
+        return kind()
+    fields: dict[str, Any] = dict(values)
+    for name, value in (*parse_qsl(query, keep_blank_values=True), *_fields_of(body).items()):
+        if name in fields:
+            raise RequestRefused("bad_request", f"{name} is given more than once")
+        fields[name] = value
+    try:
+        return kind.model_validate(fields)
+    except pydantic.ValidationError as error:
+        problems = "; ".join(_describe(problem) for problem in error.errors())
+        raise RequestRefused("bad_request", problems) from error
+
+
+def _fields_of(body: bytes) -> dict[str, Any]:
+    if not body:
+        return {}
+    try:
+        return msgspec.json.decode(body, type=dict[str, Any])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise RequestRefused(
+            "bad_request", 'the body must be a JSON object such as {"model_name": "…"}'
+        ) from error
+
+
+def _describe(problem: Any) -> str:
+    name = ".".join(str(part) for part in problem["loc"])
+    given = problem["input"]
+    shown = f"{name}={given}" if isinstance(given, str) and problem["type"] != "missing" else name
+    return f"{shown}: {problem['msg']}"

@@ -1,0 +1,209 @@
+"""A reply: what one client sees of its call, from before the first byte to the end.
+
+    NOT_BEGUN ── EARLY ──┐
+        └────────────────┴─ STREAMING ── ENDED
+
+Whatever fails before the first byte is answered with its status. An early answer has begun as an
+event stream because its client has waited long: comment lines follow each second (server-sent
+events: lines that begin with a colon are ignored) until its backend's events follow in the same
+response. Its status is spent, as that of a stream that has begun: what fails then ends the stream
+visibly broken, with one error event at an event boundary, never with a clean end.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from enum import StrEnum
+from typing import Protocol
+
+import msgspec
+import structlog
+
+from supervisor.errors import RequestRefused
+from supervisor.gateway.answer import Answer
+from supervisor.gateway.call import Headers, RequestHead, header
+from supervisor.gateway.error_responses import error_answer, error_body
+from supervisor.observability.request_log import request_log
+
+log = structlog.get_logger()
+
+REQUEST_ID = "X-Request-ID"
+EVENT_STREAM = "text/event-stream"
+COMMENT_PAUSE_S = 1.0
+
+_EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
+_CLIENT_LEFT = 499  # nginx's number, for want of a standard one
+
+
+class ReplyState(StrEnum):
+    """How far a reply has come."""
+
+    NOT_BEGUN = "not_begun"
+    EARLY = "early"
+    STREAMING = "streaming"
+    ENDED = "ended"
+
+
+class Wire(Protocol):
+    """The way to the client, as a door has it. Writes return when the client keeps up."""
+
+    async def send(self, status: int, reason: str | None, headers: Headers, body: bytes) -> None:
+        """Send a whole answer. To HEAD only its head is sent."""
+        ...
+
+    async def begin(self, status: int, reason: str | None, headers: Headers) -> None:
+        """Send the head of an answer whose body follows by `write`."""
+        ...
+
+    async def write(self, content: bytes) -> None:
+        """Send a piece of the body."""
+        ...
+
+    async def end(self) -> None:
+        """End the body so that it is complete."""
+        ...
+
+    def cut(self) -> None:
+        """Close the connection, so that what was sent cannot be taken for complete."""
+        ...
+
+
+class Reply:
+    """The answer to one request, and what its closing line says of it."""
+
+    def __init__(self, wire: Wire, head: RequestHead) -> None:
+        self._wire = wire
+        self._head = head
+        self._began_at = time.monotonic()
+        self._comments: asyncio.Task[None] | None = None
+        self._tail = b"\n\n"
+        """The last four bytes that were sent; a body begins at an event boundary."""
+        self._is_event_stream = False
+        self.state = ReplyState.NOT_BEGUN
+        self.status = _CLIENT_LEFT
+        self.model: str | None = None
+        self.epoch: int | None = None
+        self.waited_s = 0.0
+        """How long the call waited for leases."""
+
+    async def send(self, answer: Answer) -> None:
+        """Send an answer of ours, whole."""
+        await self.send_whole(answer.status, None, answer.headers, answer.body)
+
+    async def send_whole(
+        self, status: int, reason: str | None, headers: Headers, body: bytes
+    ) -> None:
+        """Send an answer at once; nothing may have begun."""
+        self.state, self.status = ReplyState.ENDED, status
+        await self._wire.send(status, reason, self._with_id(headers), body)
+
+    async def begin(self, status: int, reason: str | None, headers: Headers) -> None:
+        """Send the head of an answer; `pass_on` sends its body."""
+        content_type = header(headers, "content-type") or ""
+        self._is_event_stream = content_type.partition(";")[0].strip().lower() == EVENT_STREAM
+        self.state, self.status = ReplyState.STREAMING, status
+        await self._wire.begin(status, reason, self._with_id(headers))
+
+    async def pass_on(self, content: bytes) -> None:
+        """Send a piece of the body as it came."""
+        await self._wire.write(content)
+        self._tail = content[-4:] if len(content) >= 4 else (self._tail + content)[-4:]
+
+    async def end(self) -> None:
+        """End an answer that has begun so that it is complete."""
+        await self._wire.end()
+        self.state = ReplyState.ENDED
+
+    async def refuse(self, error: RequestRefused) -> None:
+        """Answer with an error, or end with it what has begun."""
+        await self.stop_comments()
+        if self.state is ReplyState.NOT_BEGUN:
+            await self.send(error_answer(error))
+        elif self.state is not ReplyState.ENDED:
+            await self.break_off(error)
+
+    async def break_off(self, error: RequestRefused) -> None:
+        """End what has begun so that it cannot be taken for complete.
+
+        The connection closes without the last chunk; an event stream that stands at an event
+        boundary gets one error event before.
+        """
+        log.warning("relay.broken", reason=error.message, path=self._path)
+        self.state = ReplyState.ENDED
+        if self._is_event_stream and self._tail.endswith(_EVENT_ENDS):
+            await self._wire.write(b"data: " + msgspec.json.encode(error_body(error)) + b"\n\n")
+        self._wire.cut()
+
+    def comment_from(self, due_at: float, what_is_awaited: Callable[[], str]) -> None:
+        """Begin the answer early if it has not begun at `due_at`, and write comments from then on.
+
+        `stop_comments` ends that.
+        """
+        if self._comments is None:
+            self._comments = asyncio.create_task(
+                self._comment(due_at, what_is_awaited), name=f"comments-{self._head.request_id}"
+            )
+
+    async def stop_comments(self) -> None:
+        """Return when the last comment is written; safe to call twice."""
+        comments, self._comments = self._comments, None
+        if comments is not None:
+            comments.cancel()  # between two comments: what a write has taken is sent whole
+            await asyncio.wait([comments])
+
+    async def given_by(self, answering: Awaitable[None]) -> None:
+        """Await what answers; turn errors into answers, and write the closing line in any case."""
+        try:
+            await answering
+        except RequestRefused as error:
+            await self.refuse(error)
+        except ConnectionResetError as error:
+            # The client left in the middle of the answer, and the cancellation is on its way.
+            raise asyncio.CancelledError from error
+        except Exception:
+            log.exception("request.failed", path=self._path)
+            await self.refuse(
+                RequestRefused("internal_error", "the controller failed; its log tells why")
+            )
+        finally:
+            self.close()
+
+    @property
+    def _path(self) -> str:
+        return self._head.target.partition("?")[0]
+
+    def close(self) -> None:
+        """Write the closing line; the last that is done with a reply, whatever came of it."""
+        request_log.done(
+            self._head.method,
+            self._path,
+            self.status,
+            request_id=self._head.request_id,
+            epoch=self.epoch,
+            waited_s=self.waited_s,
+            took_s=time.monotonic() - self._began_at,
+            model=self.model,
+            client=self._head.caller,
+        )
+
+    async def _comment(self, due_at: float, what_is_awaited: Callable[[], str]) -> None:
+        await asyncio.sleep(max(0.0, due_at - time.monotonic()))
+        if self.state is ReplyState.NOT_BEGUN:
+            await self._begin_early()
+        while True:
+            waited_s = int(time.monotonic() - self._began_at)
+            await self._wire.write(f": {what_is_awaited()} {waited_s} s\n\n".encode())
+            await asyncio.sleep(COMMENT_PAUSE_S)
+
+    async def _begin_early(self) -> None:
+        headers = (
+            ("Content-Type", EVENT_STREAM),
+            ("Cache-Control", "no-cache"),
+            ("X-Accel-Buffering", "no"),  # else nginx collects what is to keep its client waiting
+        )
+        self._is_event_stream = True
+        self.state, self.status = ReplyState.EARLY, 200
+        await self._wire.begin(200, None, self._with_id(headers))
+
+    def _with_id(self, headers: Headers) -> Headers:
+        return (*headers, (REQUEST_ID, self._head.request_id))
