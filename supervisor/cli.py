@@ -24,6 +24,7 @@ from supervisor.doctor.judging import is_well, judge
 from supervisor.doctor.printing import describe_report, print_report
 from supervisor.engine.fit import report_fit
 from supervisor.engine.kinds.engines import Engines
+from supervisor.engine.kinds.environment import withheld_names
 from supervisor.engine.model_check import model_problems
 from supervisor.engine.models.model_scan import scan_models
 from supervisor.engine.needs.assessment import examine
@@ -208,6 +209,8 @@ def print_explanation(
     address = choose_address(Path("<data>"), 1, has_unix_socket=abilities.has_unix_socket)
     keeps_prompts = resolved.profile.keep_prompt_cache and abilities.saves_slots
     slots_dir = Path("<data>/prompt-cache/<identity>") if keeps_prompts else None
+    withheld = withheld_names(os.environ, resolved.profile.env_passthrough)
+    print(f"\nnot passed on (see env_passthrough): {', '.join(withheld) or 'nothing'}")
     print(f"\n{shlex.join(chosen.argv(resolved, address, '<key>', slots_dir))}")
 
 

@@ -3,6 +3,7 @@
 Each field's description names its unit, and the llama-server flag that it becomes.
 """
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
@@ -27,6 +28,20 @@ def _layers(value: Any) -> Any:
     raise ValueError(f"must be all, auto or a number of layers, not {value!r}")
 
 
+def _variable_pattern(value: Any) -> Any:
+    if not isinstance(value, str) or not _VARIABLE_PATTERN.fullmatch(value):
+        raise ValueError(f"must be a variable's name, or HF_* for all that begin so, not {value!r}")
+    if value.startswith(("LLAMA_", "AIP_")):
+        raise ValueError(
+            f"{value} cannot be passed on: such variables change what the server is told; write "
+            "it into env"
+        )
+    return value
+
+
+_VARIABLE_PATTERN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\*?|\*")
+
+VariablePattern = Annotated[str, BeforeValidator(_variable_pattern)]
 GpuLayers = Annotated[int | Literal["auto", "all"], BeforeValidator(_layers)]
 OnOffAuto = Annotated[Literal["on", "off", "auto"], BeforeValidator(_switch_word)]
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
@@ -182,8 +197,14 @@ class Profile(Settings):
     )
     env: dict[str, EnvText] = Field(
         default_factory=dict,
-        description="Environment for the server, applied after `LLAMA_*` and `AIP_*` are cleared. "
-        "Values may name variables: `${HF_TOKEN}`.",
+        description="Environment for the server, over what it inherits. Values may name variables: "
+        "`${HF_TOKEN}`.",
+    )
+    env_passthrough: tuple[VariablePattern, ...] = Field(
+        default=(),
+        description="Further variables of the controller that the server inherits: `HF_TOKEN`, or "
+        "`HF_*` for all that begin so. It always gets those that programs, GPU drivers and their "
+        "libraries need (PATH, HOME, CUDA_*, GGML_* and so on); LLAMA_* and AIP_* never.",
     )
     start_timeout_s: Seconds = Field(
         default=120.0, gt=0, description="Seconds within which the server must be ready."

@@ -18,6 +18,7 @@ from supervisor.config.holder import ConfigurationHolder
 from supervisor.core.byte_size import MIB
 from supervisor.core.machine.values import Target, TargetNeed
 from supervisor.engine.kinds.engines import Engines
+from supervisor.engine.kinds.environment import inherited_environment
 from supervisor.engine.models.model_file import (
     ModelFile,
     inspect_model_file,
@@ -37,7 +38,6 @@ from supervisor.engine.port import Abilities, Engine, Launch
 from supervisor.engine.prompts.prompt_cache import PromptCache, PromptFiles
 from supervisor.engine.servers.addresses import choose_address
 from supervisor.engine.servers.backend import Backend, OnLine
-from supervisor.engine.servers.process import inherited_environment
 from supervisor.errors import SupervisorError
 from supervisor.telemetry.host import HostMemory
 from supervisor.telemetry.port import HOST
@@ -131,7 +131,9 @@ class Launcher:
         abilities = engine.abilities(resolved)
         address = choose_address(self._run_dir, epoch, has_unix_socket=abilities.has_unix_socket)
         key = secrets.token_urlsafe(32)
-        inherited = inherited_environment(self._environ, self._device_env(target.device))
+        inherited = inherited_environment(
+            self._environ, self._device_env(target.device), resolved.profile.env_passthrough
+        )
         prompt_files = self._prompt_files(resolved, engine, abilities)
         slots_dir = prompt_files.path if prompt_files else None
         launch = Launch(

@@ -387,6 +387,23 @@ def test_explain_tells_where_each_value_comes_from(run_check: CheckRunner, folde
     assert "--ctx-size 512" in lines[-1]
 
 
+def test_explain_names_the_variables_that_the_server_does_not_inherit_and_not_their_values(
+    run_check: CheckRunner, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_PASSWORD", "swordfish")
+    monkeypatch.setenv("HF_TOKEN", "swordfish")
+    (folder / "generation.yaml").write_text("mode: generation\nenv_passthrough: [HF_*]\n")
+    (folder / "models.yaml").write_text("models:\n  chat:\n    path: demo-chat.gguf\n")
+
+    code, lines = run_check(folder, "--explain", "chat")
+
+    [withheld] = [line for line in lines if line.startswith("not passed on")]
+    assert code == 0
+    assert "DATABASE_PASSWORD" in withheld
+    assert not {"HF_TOKEN", "PATH"} & set(withheld.replace(",", "").split())
+    assert "swordfish" not in "\n".join(lines)
+
+
 def test_explain_of_an_unknown_model_names_the_known_ones(
     run_check: CheckRunner, profiles_dir: Path
 ) -> None:

@@ -239,10 +239,13 @@ async def test_the_childs_environment_is_ours_cleared_and_then_the_profiles(
     make_launcher: MakeLauncher, end_later: list[Backend]
 ) -> None:
     launcher = make_launcher(
-        {"env": {"LLAMA_ARG_VERBOSITY": "1", "MINE": "profile"}},
+        {
+            "env": {"LLAMA_ARG_VERBOSITY": "1", "MINE": "profile"},
+            "env_passthrough": ["MINE", "OTH*"],
+        },
         environ=os.environ
         | {"LLAMA_ARG_HOST": "0.0.0.0", "LLAMA_API_KEY": "guessable", "AIP_HTTP_PORT": "80"}
-        | {"MINE": "ours", "OTHER": "ours"},
+        | {"MINE": "ours", "OTHER": "ours", "DATABASE_PASSWORD": "secret"},
         device_env={"CUDA_VISIBLE_DEVICES": "GPU-1"},
     )
     backend = launcher.launch(CHAT, 1)
@@ -252,6 +255,7 @@ async def test_the_childs_environment_is_ours_cleared_and_then_the_profiles(
     assert "AIP_HTTP_PORT" not in environment
     assert environment["LLAMA_ARG_VERBOSITY"] == "1"
     assert (environment["MINE"], environment["OTHER"]) == ("profile", "ours")
+    assert "DATABASE_PASSWORD" not in environment
     assert environment["CUDA_VISIBLE_DEVICES"] == "GPU-1"
     assert environment["LLAMA_API_KEY"] == backend.launch.api_key != "guessable"
 

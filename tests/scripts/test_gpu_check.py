@@ -44,7 +44,7 @@ sys.path.insert(0, {root!r})
 if "--model" in sys.argv:
     from tests.telemetry.simulated_gpu import SimulatedGpu
 
-    gpu = SimulatedGpu.attached()
+    gpu = SimulatedGpu.attached({state!r})
     gpu.allocate(os.getpid(), {held}, release_after_s={release_s}, release_steps=3)
     # A CPU with AMX would keep a second copy of some weights; a GPU does not.
     sys.argv.append("--no-repack")
@@ -135,6 +135,7 @@ def make_machine(
                 binary=str(llama_server_bin),
                 held=HELD_BYTES,
                 release_s=RELEASE_S,
+                state=gpu.environment(),
             )
         )
         server.chmod(0o755)

@@ -50,6 +50,7 @@ def profile(
         "device": device,
         "engine": "llama-server",
         "env": taken | dict(env or {}),
+        "env_passthrough": ["SIMULATED_*"],
         "memory": {"need_bytes": need_bytes, "release_timeout_s": 5.0} | memory,
         "fallback_profile": fallback_profile,
     }

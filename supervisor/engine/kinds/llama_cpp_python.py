@@ -19,6 +19,7 @@ from supervisor.core.machine.values import Mode
 from supervisor.core.sizing.ggml_types import GGML_TYPES
 from supervisor.engine.kinds.arguments import Argument, read_arguments
 from supervisor.engine.kinds.cached_build import cached_llama_server
+from supervisor.engine.kinds.environment import inherited_environment
 from supervisor.engine.kinds.flags import ArgumentReading, unhonoured
 from supervisor.engine.kinds.probe import Probes, read_help
 from supervisor.engine.port import Abilities, Address, EngineIdentity, TokenizeRoute
@@ -213,7 +214,8 @@ class LlamaCppPython:
     def _help(self) -> str:
         """Return the help of its server; every option in it is a variable, too."""
         # The help holds characters that not every locale can print.
-        environ = {**self._environ, **self._library_environment(), "PYTHONUTF8": "1"}
+        inherited = inherited_environment(self._environ, self._library_environment())
+        environ = {**inherited, "PYTHONUTF8": "1"}
         argv = (sys.executable, "-P", "-m", "llama_cpp.server", "--help")
         return self._probes.ask(argv, _package_dir() / "__init__.py", environ)
 

@@ -1,5 +1,6 @@
 """Asks programs about themselves, and reads the flags out of the help that they print."""
 
+import os
 import re
 import subprocess
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from supervisor.engine.kinds.arguments import MANY
+from supervisor.engine.kinds.environment import inherited_environment
 from supervisor.errors import EngineError
 
 PROBE_TIMEOUT_S = 60.0
@@ -84,8 +86,8 @@ class Probes:
     ) -> str:
         """Run a program to its end and return all that it prints.
 
-        `file` tells the program's identity. `environ` replaces our environment. Raises EngineError
-        when the file is gone, or the program fails or does not end.
+        `file` is the program's identity. `environ` replaces what a server inherits from us. Raises
+        EngineError when the file is gone, or the program fails or does not end.
         """
         try:
             status = file.stat()
@@ -101,7 +103,7 @@ def _run(argv: tuple[str, ...], environ: Mapping[str, str] | None) -> str:
     try:
         finished = subprocess.run(
             argv,
-            env=environ,
+            env=inherited_environment(os.environ, {}) if environ is None else environ,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             encoding="utf-8",

@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import psutil
@@ -227,13 +227,3 @@ async def _wait_for_exit(pid: int) -> None:
     finally:
         loop.remove_reader(pidfd)
         os.close(pidfd)
-
-
-def inherited_environment(base: Mapping[str, str], device_env: Mapping[str, str]) -> dict[str, str]:
-    """Return what a child inherits: our environment without `LLAMA_*` and `AIP_*`, and its device.
-
-    Container images set `LLAMA_ARG_HOST=0.0.0.0` and the like, which would put an unprotected
-    child on the pod's address.
-    """
-    kept = {k: v for k, v in base.items() if not k.startswith(("LLAMA_", "AIP_"))}
-    return {**kept, **device_env}

@@ -52,6 +52,7 @@ NO_FLAGS = {
     "command",  # of another engine
     "device",  # cpu: no layers on the GPU
     "env",
+    "env_passthrough",
     "start_timeout_s",
     "drain_timeout_s",
     "stop_grace_s",

@@ -19,11 +19,12 @@ from supervisor.config.configuration import Configuration, ResolvedModel
 from supervisor.config.holder import ConfigurationHolder
 from supervisor.core.machine.values import Target
 from supervisor.engine.kinds.engines import Engines
+from supervisor.engine.kinds.environment import inherited_environment
 from supervisor.engine.launcher import Launcher
 from supervisor.engine.port import Address, Launch
 from supervisor.engine.servers.addresses import choose_address
 from supervisor.engine.servers.backend import Backend, open_session
-from supervisor.engine.servers.process import ProcessExit, inherited_environment
+from supervisor.engine.servers.process import ProcessExit
 from supervisor.errors import EngineError
 
 Eventually = Callable[..., Awaitable[None]]

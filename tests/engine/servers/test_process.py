@@ -16,7 +16,6 @@ from supervisor.engine.servers.process import (
     KEPT_LINES,
     ChildProcess,
     ProcessExit,
-    inherited_environment,
 )
 from supervisor.errors import EngineError
 
@@ -240,19 +239,6 @@ async def test_orphans_that_process_1_never_reaps_do_not_hold_up_the_end() -> No
     """) as parent:
         assert parent.stdout is not None
         assert parent.stdout.read() == "ProcessExit(exit_code=1, signal=None)\n"
-
-
-def test_foreign_settings_of_llama_cpp_do_not_reach_the_child() -> None:
-    base = {"PATH": "/bin", "LLAMA_ARG_HOST": "0.0.0.0", "AIP_MODE": "PREDICTION", "HOME": "/root"}
-    assert inherited_environment(base, {}) == {"PATH": "/bin", "HOME": "/root"}
-
-
-def test_a_child_sees_the_device_that_it_was_given() -> None:
-    base = {"A": "ours", "CUDA_VISIBLE_DEVICES": "ours"}
-    assert inherited_environment(base, {"CUDA_VISIBLE_DEVICES": "0"}) == {
-        "A": "ours",
-        "CUDA_VISIBLE_DEVICES": "0",
-    }
 
 
 async def test_the_child_sees_the_environment_of_its_launch_and_no_other(spawn: Spawn) -> None:
