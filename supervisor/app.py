@@ -23,8 +23,9 @@ from immutables import Map
 from supervisor import __version__
 from supervisor.arbiter.arbiter import Arbiter
 from supervisor.config.configuration import Configuration
+from supervisor.config.exposure import describe_exposure
 from supervisor.config.holder import ConfigurationHolder
-from supervisor.config.settings import SwitchSettings
+from supervisor.config.settings import SupervisorSettings, SwitchSettings
 from supervisor.core.machine.events import DeviceFound, RulesChanged
 from supervisor.core.machine.values import Device, Snapshot
 from supervisor.engine.kinds.engines import Engines
@@ -35,7 +36,7 @@ from supervisor.engine.needs.learning import Learner, keep_learning
 from supervisor.engine.prompts.prompt_cache import PromptCache
 from supervisor.engine.servers.instance import Instance
 from supervisor.engine.targets import Targets, configured_device
-from supervisor.errors import ConfigError, SupervisorError
+from supervisor.errors import ConfigError, SupervisorError, TelemetryError
 from supervisor.gateway.call_reader import CallReader
 from supervisor.gateway.control import Control
 from supervisor.gateway.devices import Devices
@@ -104,7 +105,8 @@ async def serve(configuration: Configuration, options: Options) -> None:
 async def build(configuration: Configuration, options: Options) -> AsyncIterator[Controller]:
     """Wire the parts. When the context ends, no child is left and every device is given back.
 
-    Raises SupervisorError when another controller uses the data folder, or no engine is here.
+    Raises SupervisorError when another controller uses the data folder, no engine is here, or a
+    required device cannot be used.
     """
     async with AsyncExitStack() as owned:
         make_data_dir(options.data_dir)
@@ -113,11 +115,15 @@ async def build(configuration: Configuration, options: Options) -> AsyncIterator
         run_dir = make_run_dir(options.data_dir)
         owned.callback(shutil.rmtree, run_dir, ignore_errors=True)
         telemetry = await owned.enter_async_context(Telemetry())
+        require_devices(configuration.settings, telemetry)
         stores = open_stores(configuration.settings.switch, options.data_dir, owned)
         engines = build_engines(configuration, options.engine)
         engines.announce()
         for problem in telemetry.problems:
             log.warning("telemetry.problem", problem=problem)
+        exposure = describe_exposure([options.host or configuration.settings.server.host])
+        if exposure is not None:
+            log.warning("controller.exposed", problem=exposure)
         holder = ConfigurationHolder(configuration)
         launcher = Launcher(
             configuration=holder,
@@ -147,7 +153,13 @@ async def build(configuration: Configuration, options: Options) -> AsyncIterator
                 Control(
                     arbiter=arbiter, configuration=holder, targets=targets, history=stores.history
                 ),
-                Status(arbiter=arbiter, configuration=holder, telemetry=telemetry, engines=engines),
+                Status(
+                    arbiter=arbiter,
+                    configuration=holder,
+                    telemetry=telemetry,
+                    engines=engines,
+                    warnings=(exposure,) if exposure is not None else (),
+                ),
                 Devices(arbiter=arbiter, telemetry=telemetry, rings=rings),
             ),
         )
@@ -210,6 +222,22 @@ def build_engines(configuration: Configuration, preferred: str) -> Engines:
     """Find the engines of this machine. Raises EngineError when there is none."""
     named = configuration.settings.engines.llama_server_bin
     return Engines(os.environ, Path(named) if named else None, preferred)
+
+
+def require_devices(settings: SupervisorSettings, telemetry: Telemetry) -> None:
+    """Raise TelemetryError, with the reason, where a required device cannot be used."""
+    usable = {info.device for info in telemetry.devices() if info.fault is None}
+    missing = [
+        name for name, given in settings.devices.items() if given.required and name not in usable
+    ]
+    if missing:
+        reason = "; ".join(telemetry.problems) or (
+            f"no such device is seen here; found: {', '.join(sorted(usable))}"
+        )
+        raise TelemetryError(
+            f"{', '.join(missing)} is required (devices.{missing[0]}.required) and cannot be used: "
+            f"{reason}. `llama-supervisor doctor` says what is here and what to do"
+        )
 
 
 def first_snapshot(configuration: Configuration, devices: tuple[DeviceInfo, ...]) -> Snapshot:

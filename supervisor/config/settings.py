@@ -100,6 +100,11 @@ class DeviceSettings(Settings):
         default=None, gt=0, description="Bytes that backends may take in all; default: its total."
     )
     exclusive: bool = Field(default=False, description="Only one backend at a time.")
+    required: bool = Field(
+        default=False,
+        description="The controller does not start without this device: where it is not seen or "
+        "cannot be used, it ends with the reason. Else models run on what is there.",
+    )
 
 
 class QueueSettings(Settings):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from supervisor.core.machine.memory import MemorySample
@@ -115,6 +116,20 @@ class ProcessFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigurationFacts:
+    """What of the configuration concerns the machine. `problem` says why it cannot be used.
+
+    `required_devices` are those without which the controller does not start, `host` the address
+    that it listens on.
+    """
+
+    llama_server_bin: Path | None = None
+    required_devices: tuple[str, ...] = ()
+    host: str = "127.0.0.1"
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """All of it. `visibility` holds the variables that decide which devices are seen, as set."""
 
@@ -126,4 +141,4 @@ class Facts:
     engines: EngineFacts
     host: HostFacts
     data: DataFolder
-    configuration_problem: str | None = None
+    configuration: ConfigurationFacts = ConfigurationFacts()

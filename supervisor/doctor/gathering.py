@@ -19,6 +19,7 @@ from pathlib import Path
 
 from supervisor.config.load import load
 from supervisor.doctor.facts import (
+    ConfigurationFacts,
     DataFolder,
     DeviceFacts,
     EngineFacts,
@@ -62,7 +63,7 @@ async def gather(place: Place, telemetry: Telemetry) -> Facts:
     Raises nothing: what cannot be found out is a fact, too.
     """
     devices = await ask_telemetry(telemetry)
-    configured, configuration_problem = _read_configuration(place)
+    configuration = read_configuration(place)
     return Facts(
         process=look_at_process(),
         container=find_container(place.root, place.environ),
@@ -71,10 +72,10 @@ async def gather(place: Place, telemetry: Telemetry) -> Facts:
             name: place.environ[name] for name in visibility_variables() if name in place.environ
         },
         devices=devices,
-        engines=ask_engines(place, configured),
+        engines=ask_engines(place, configuration.llama_server_bin),
         host=look_at_host(place),
         data=look_at_data_folder(place.data),
-        configuration_problem=configuration_problem,
+        configuration=configuration,
     )
 
 
@@ -176,14 +177,19 @@ def _try_prctl() -> str | None:
     return os.strerror(ctypes.get_errno())
 
 
-def _read_configuration(place: Place) -> tuple[Path | None, str | None]:
-    """Return the llama-server that the configuration names, and why it could not be read."""
+def read_configuration(place: Place) -> ConfigurationFacts:
+    """Read what of the configuration concerns the machine, or why it cannot be read."""
     try:
         configuration = load(place.profiles, place.models.resolve(), place.environ, scan_models)
     except ConfigError as error:
-        return None, "; ".join(error.problems)
-    named = configuration.settings.engines.llama_server_bin
-    return (Path(named) if named else None), None
+        return ConfigurationFacts(problem="; ".join(error.problems))
+    settings = configuration.settings
+    named = settings.engines.llama_server_bin
+    return ConfigurationFacts(
+        llama_server_bin=Path(named) if named else None,
+        required_devices=tuple(name for name, given in settings.devices.items() if given.required),
+        host=settings.server.host,
+    )
 
 
 def _read_meminfo(file: Path) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
+from supervisor.config.exposure import describe_exposure
 from supervisor.core.byte_size import MIB, format_bytes
 from supervisor.doctor.facts import Facts
 from supervisor.doctor.findings import Finding, Severity, error, warning
@@ -40,11 +41,19 @@ def judge_telemetry(facts: Facts) -> Iterator[Finding]:
 
 def judge_configuration(facts: Facts) -> Iterator[Finding]:
     """`check` judges the configuration; here it only could not be asked for the engine."""
-    if facts.configuration_problem is not None:
+    if facts.configuration.problem is not None:
         yield warning(
-            f"the configuration cannot be used: {facts.configuration_problem}",
+            f"the configuration cannot be used: {facts.configuration.problem}",
             "name its folder with --profiles; `llama-supervisor check` names every problem by line",
         )
+
+
+def judge_exposure(facts: Facts) -> Iterator[Finding]:
+    """Whoever reaches the controller is allowed everything."""
+    exposure = describe_exposure([facts.configuration.host])
+    if exposure is not None:
+        what, _, remedy = exposure.partition("; ")
+        yield warning(what, remedy)
 
 
 def judge_data_folder(facts: Facts) -> Iterator[Finding]:
@@ -127,4 +136,5 @@ _RULES: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     judge_process,
     judge_host,
     judge_configuration,
+    judge_exposure,
 )

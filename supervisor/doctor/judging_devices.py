@@ -20,6 +20,21 @@ def judge_devices(facts: Facts) -> Iterator[Finding]:
         if devices:
             yield from _judge_libraries(facts, vendor, traces)
             yield from _judge_numbering(facts, vendor)
+    yield from _judge_required(facts)
+
+
+def _judge_required(facts: Facts) -> Iterator[Finding]:
+    """The controller does not start without them."""
+    usable = {info.device for info in facts.devices.devices if info.fault is None}
+    grants = (v.grants[facts.container.runtime or ""] for v in VENDORS.values())
+    for name in facts.configuration.required_devices:
+        if name not in usable:
+            yield error(
+                f"{name} is required (devices.{name}.required) and cannot be used: the controller "
+                "does not start",
+                "see the other findings; or " + "; or ".join(grants) + "; or set it to false, and "
+                "models run on what is here",
+            )
 
 
 def devices_of(facts: Facts, vendor: str) -> tuple[DeviceInfo, ...]:

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -29,14 +28,15 @@ class Status:
         configuration: ConfigurationHolder,
         telemetry: Telemetry,
         engines: Engines,
-        clock: Callable[[], float] = time.monotonic,
+        warnings: tuple[str, ...] = (),
     ) -> None:
         self._arbiter = arbiter
         self._configuration = configuration
         self._telemetry = telemetry
         self._engines = engines
-        self._clock = clock
-        self._started_at = clock()
+        self._warnings = warnings
+        self._clock = time.monotonic
+        self._started_at = time.monotonic()
 
     async def health(self, order: NoOrder) -> Answer:
         """Answer as long as the event loop turns."""
@@ -109,6 +109,7 @@ class Status:
                 "last_failure": snapshot.last_failure.message if snapshot.last_failure else None,
                 "memory": await self._memory(),
                 **self._telemetry_health(),
+                "warnings": self._warnings,
                 "engine": await asyncio.to_thread(self._engine),
                 "version": __version__,
                 "uptime_s": round(self._clock() - self._started_at, 1),

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields
 
 from supervisor.errors import TelemetryError
+from supervisor.observability.guarded_task import start_guarded
 from supervisor.telemetry.port import DeviceReading
 from supervisor.telemetry.telemetry import Telemetry
 
@@ -75,8 +76,8 @@ async def record_devices(
     A reading that fails leaves a gap. `child_pids` tells our processes, for their share.
     """
     rings: dict[str, Ring] = {}
-    task = asyncio.create_task(
-        _record(telemetry, rings, period_s, child_pids), name="record-devices"
+    task = start_guarded(
+        lambda: _record(telemetry, rings, period_s, child_pids), name="record-devices"
     )
     try:
         yield rings

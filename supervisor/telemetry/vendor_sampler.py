@@ -11,6 +11,7 @@ import structlog
 
 from supervisor.core.machine.memory import MemorySample
 from supervisor.errors import TelemetryError
+from supervisor.observability.guarded_task import start_guarded
 from supervisor.telemetry.messages import (
     Answer,
     DeviceRead,
@@ -99,7 +100,7 @@ class VendorSampler:
             await self._renew()
         except VendorAbsentError:
             return
-        self._keeper = asyncio.create_task(self._keep(), name=f"sampler-{self.vendor}")
+        self._keeper = start_guarded(self._keep, name=f"sampler-{self.vendor}")
 
     async def close(self) -> None:
         """End the sampler process, which gives the library back. Safe twice."""

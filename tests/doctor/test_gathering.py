@@ -1,6 +1,7 @@
 """What the doctor finds out by itself: folders, models, memory, engines, and what is allowed."""
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from supervisor.doctor.gathering import (
     look_at_data_folder,
     look_at_host,
     look_at_process,
+    read_configuration,
 )
 from supervisor.telemetry.telemetry import Telemetry
 from tests.conftest import ROOT
@@ -49,7 +51,7 @@ async def test_everything_is_gathered_without_leaving_a_trace(place: Place) -> N
 
     assert [info.device for info in facts.devices.devices] == ["host"]
     assert facts.engines.chosen == "llama-server"
-    assert facts.configuration_problem is None
+    assert facts.configuration.problem is None
     assert (facts.data.exists, facts.data.problem) == (False, None)
     assert not place.data.exists()
 
@@ -67,8 +69,22 @@ async def test_configuration_that_cannot_be_used_is_a_fact(place: Place, tmp_pat
 
     facts = await gather(missing, Telemetry(environ={}, vendors=()))
 
-    assert "there is no such folder" in (facts.configuration_problem or "")
+    assert "there is no such folder" in (facts.configuration.problem or "")
     assert facts.engines.chosen == "llama-server"
+
+
+async def test_what_of_the_configuration_concerns_the_machine_is_read(
+    place: Place, tmp_path: Path
+) -> None:
+    profiles = tmp_path / "profiles"
+    shutil.copytree(place.profiles, profiles)
+    (profiles / "supervisor.yaml").write_text(
+        "server: {host: 0.0.0.0}\ndevices: {gpu0: {required: true}, gpu1: {}}\n"
+    )
+
+    configuration = read_configuration(replace(place, profiles=profiles))
+
+    assert (configuration.host, configuration.required_devices) == ("0.0.0.0", ("gpu0",))
 
 
 def test_memory_limit_of_the_container_is_told_with_the_page_cache(place: Place) -> None:

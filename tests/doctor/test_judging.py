@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from supervisor.doctor.facts import Facts
+from supervisor.doctor.facts import ConfigurationFacts, Facts
 from supervisor.doctor.judging import is_well, judge
 from supervisor.telemetry.cgroup import CgroupLimit
 from tests.doctor.machines import (
@@ -42,6 +42,11 @@ def test_nothing_is_found_where_all_is_well(machine: Facts) -> None:
     assert judge(machine) == ()
 
 
+def test_required_device_that_works_is_well() -> None:
+    required = ConfigurationFacts(required_devices=("gpu0", "host"))
+    assert judge(replace(NVIDIA_MACHINE, configuration=required)) == ()
+
+
 @pytest.mark.parametrize(
     ("machine", "changes", "what", "remedy"),
     [
@@ -58,6 +63,23 @@ def test_nothing_is_found_where_all_is_well(machine: Facts) -> None:
             "fallen off the bus",
             "reboot",
             id="gpu lost",
+        ),
+        pytest.param(
+            CPU_MACHINE,
+            {
+                "configuration": ConfigurationFacts(required_devices=("gpu0",)),
+                "container": KUBERNETES,
+            },
+            "gpu0 is required (devices.gpu0.required)",
+            "nvidia.com/gpu",
+            id="required and not seen",
+        ),
+        pytest.param(
+            replace(NVIDIA_MACHINE, devices=found(gpu(fault="x"))),
+            {"configuration": ConfigurationFacts(required_devices=("gpu0",))},
+            "gpu0 is required (devices.gpu0.required)",
+            "see the other findings",
+            id="required and lost",
         ),
         pytest.param(
             CPU_MACHINE,
@@ -338,10 +360,17 @@ def test_what_stops_work_is_an_error(
         ),
         pytest.param(
             CPU_MACHINE,
-            {"configuration_problem": "profiles: there is no such folder"},
+            {"configuration": ConfigurationFacts(problem="profiles: there is no such folder")},
             "there is no such folder",
             "--profiles",
             id="no configuration",
+        ),
+        pytest.param(
+            CPU_MACHINE,
+            {"configuration": ConfigurationFacts(host="0.0.0.0")},
+            "requests are taken on 0.0.0.0 without a key",
+            "listen on 127.0.0.1",
+            id="exposed",
         ),
     ],
 )

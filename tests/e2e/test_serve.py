@@ -286,6 +286,33 @@ async def test_a_device_that_is_not_there_is_named(serve: Serve, profiles: Path)
     assert "devices.hsot: no such device; found: " in served.log()
 
 
+async def test_a_gpu_that_is_required_and_not_seen_ends_the_controller(
+    serve: Serve, profiles: Path
+) -> None:
+    required = {"gpu7": {"required": True}}
+    change(profiles / "supervisor.yaml", lambda settings: settings["devices"].update(required))
+    served = serve()
+    assert await served.exit_code() == 1
+    assert "gpu7 is required (devices.gpu7.required) and cannot be used: " in served.log()
+    assert "Traceback" not in served.log()
+
+
+async def test_listening_beyond_this_machine_without_keys_is_said(serve: Serve) -> None:
+    served = serve("--host", "0.0.0.0")
+    exposed = await served.until_logged("controller.exposed")
+    assert exposed["level"] == "warning"
+    assert "0.0.0.0" in exposed["problem"]
+    _, status = await served.json("GET", "/status")
+    assert status["warnings"] == [exposed["problem"]]
+
+
+async def test_listening_on_this_machine_only_is_no_reason_to_warn(serve: Serve) -> None:
+    served = serve()
+    _, status = await served.json("GET", "/status")
+    assert status["warnings"] == []
+    assert not served.events("controller.exposed")
+
+
 async def test_a_data_folder_that_cannot_be_made_is_named(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     served = serve("--data", str(tmp_path / "file" / "data"))

@@ -5,10 +5,12 @@ import os
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from supervisor.telemetry.port import HOST
 from supervisor.telemetry.ring import Ring, RingPoint, record_devices
 from supervisor.telemetry.telemetry import Telemetry
+from tests.telemetry.sampling import until
 from tests.telemetry.simulated_gpu import GIB, SimulatedGpu
 
 
@@ -103,3 +105,24 @@ async def test_recording_ends_with_its_context(period_s: float) -> None:
             assert "record-devices" in {task.get_name() for task in asyncio.all_tasks()}
 
         assert "record-devices" not in {task.get_name() for task in asyncio.all_tasks()}
+
+
+async def test_recording_goes_on_after_a_bug_and_says_so() -> None:
+    calls = 0
+
+    def child_pids() -> tuple[int, ...]:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise RuntimeError("a bug of ours")
+        return ()
+
+    with capture_logs() as lines:
+        async with (
+            Telemetry(vendors=()) as telemetry,
+            record_devices(telemetry, period_s=0.01, child_pids=child_pids) as rings,
+            asyncio.timeout(20),
+        ):
+            await until(lambda: HOST in rings)
+    [ended] = [line for line in lines if line["event"] == "task.ended"]
+    assert (ended["task"], ended["log_level"]) == ("record-devices", "error")
