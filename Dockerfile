@@ -45,8 +45,10 @@ LABEL org.opencontainers.image.title="llama-supervisor" \
       org.opencontainers.image.source=""
 COPY --from=builder /opt/llama-supervisor /opt/llama-supervisor
 COPY profiles /etc/llama-supervisor
-# A named volume at /data begins as a copy of this folder, and so belongs to the user.
-RUN install --directory --owner=10001 --group=10001 /data /models
+# A named volume at /data begins as a copy of this folder, and so belongs to the user. On PATH, so
+# that `kubectl exec … -- llama-supervisor doctor` works.
+RUN install --directory --owner=10001 --group=10001 /data /models \
+    && ln --symbolic /opt/llama-supervisor/bin/llama-supervisor /usr/local/bin/llama-supervisor
 # The base's LLAMA_ARG_HOST=0.0.0.0 stays set: the controller clears it for the servers it starts.
 ENV LLAMA_SERVER_BIN=/app/llama-server \
     HOME=/tmp

@@ -26,9 +26,14 @@ class Rendered:
 
     manifests: tuple[Manifest, ...]
 
-    def one(self, kind: str) -> Manifest:
-        """Return the only object of a kind."""
-        (found,) = (each for each in self.manifests if each["kind"] == kind)
+    def one(self, kind: str, *, is_hook: bool = False) -> Manifest:
+        """Return the only object of a kind that stays, or of those that hooks bring."""
+        (found,) = (
+            each
+            for each in self.manifests
+            if each["kind"] == kind
+            and ("helm.sh/hook" in each["metadata"].get("annotations", {})) is is_hook
+        )
         return found
 
     @property

@@ -3,9 +3,11 @@
 import json
 import math
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ import yaml
 
 from supervisor.config.configuration import Configuration
 from supervisor.config.load import load
-from tests.helm.conftest import ROOT, VALUES_FILES, Helm, Rendered
+from supervisor.engine.prompts.prompt_slots import BYTES_PER_S, LEAST_TIME_S
+from tests.helm.conftest import CHART, ROOT, VALUES_FILES, Helm, Rendered
 
 PRE_STOP_S = 5
 MARGIN_S = 10
@@ -40,10 +43,38 @@ def mount_files(tmp_path: Path) -> MountFiles:
     return mount
 
 
-def test_shipped_configuration_is_that_of_the_repository(helm: Helm) -> None:
-    shipped = {path.name: path.read_text() for path in (ROOT / "profiles").glob("*.yaml")}
+def test_profiles_of_the_chart_are_those_of_the_repository() -> None:
+    """Links get lost, so they are copies: `cp profiles/*.yaml helm/llama-supervisor/profiles/`."""
+    ours = CHART / "profiles"
 
-    assert helm.render().one("ConfigMap")["data"] == shipped
+    assert files_of(ours) == files_of(ROOT / "profiles")
+    assert not any(path.is_symlink() for path in (ours, *ours.iterdir()))
+
+
+def test_shipped_configuration_is_mounted(helm: Helm) -> None:
+    assert helm.render().one("ConfigMap")["data"] == files_of(ROOT / "profiles")
+
+
+def test_chart_that_lost_its_profiles_is_refused(newest_helm: Helm, tmp_path: Path) -> None:
+    chart = Path(shutil.copytree(CHART, tmp_path / "chart"))
+    shutil.rmtree(chart / "profiles")
+
+    ended = newest_helm.run("template", "llm", chart, "--values", CHART / "values-cpu.yaml")
+
+    assert ended.returncode != 0
+    assert "holds no profiles/*.yaml" in ended.stderr
+
+
+def test_packaged_chart_renders_as_the_folder_does(helm: Helm, tmp_path: Path) -> None:
+    packaged = helm.run("package", CHART, "--destination", tmp_path)
+    assert packaged.returncode == 0, packaged.stderr
+    (package,) = tmp_path.glob("*.tgz")
+
+    assert helm.render(chart=package) == helm.render()
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.glob("*.yaml")}
 
 
 @pytest.mark.parametrize("values_file", VALUES_FILES)
@@ -152,6 +183,19 @@ def test_pod_restarts_for_another_configuration_and_for_that_alone(helm: Helm) -
             id="override of one model",
         ),
         pytest.param({"models.yaml": {"models_dir": "."}}, id="no models named"),
+        *(
+            pytest.param(
+                {"supervisor.yaml": {"switch": {"keep_prompt_cache_at_exit": True} | sized}},
+                id=f"prompts saved at exit {sized}",
+            )
+            for sized in (
+                {},
+                {"prompt_cache_max_bytes": "1.5GiB"},
+                {"prompt_cache_max_bytes": "500 MB"},
+                {"prompt_cache_max_bytes": 68719476736},
+                {"prompt_cache_max_bytes": 0},
+            )
+        ),
     ],
 )
 def test_time_to_end_is_the_sum_of_what_the_product_may_take(
@@ -172,8 +216,45 @@ def seconds_to_stop(configuration: Configuration) -> float:
         *configuration.profiles.values(),
         *(configuration.resolve(name).profile for name in configuration.catalogue.models),
     ]
-    drain_s = configuration.settings.switch.shutdown_drain_timeout_s
-    return drain_s + max(profile.stop_grace_s for profile in profiles)
+    switch = configuration.settings.switch
+    saving_s = LEAST_TIME_S + switch.prompt_cache_max_bytes / BYTES_PER_S
+    return (
+        switch.shutdown_drain_timeout_s
+        + max(profile.stop_grace_s for profile in profiles)
+        + (saving_s if switch.keep_prompt_cache_at_exit else 0)
+    )
+
+
+def test_roll_out_gets_the_time_that_the_old_pod_the_image_and_the_model_may_take(
+    helm: Helm, mount_files: MountFiles
+) -> None:
+    rendered = helm.render(
+        {
+            "configuration": {
+                "generation.yaml": {"mode": "generation", "start_timeout_s": "30m"},
+                "supervisor.yaml": {"switch": {"shutdown_drain_timeout_s": "15m"}},
+            },
+            "probes": {"startup": {"periodSeconds": 3, "failureThreshold": 50}},
+        }
+    )
+
+    loading_s = load(mount_files(rendered), Path("/models"), {}).profiles["generation"]
+    assert rendered.one("Deployment")["spec"]["progressDeadlineSeconds"] == (
+        rendered.pod["terminationGracePeriodSeconds"] + 3 * 50 + loading_s.start_timeout_s + 600
+    )
+
+
+@pytest.mark.parametrize("size", [0, 1, "500 MB", "8GiB", "8.5GiB", 100 * 1024**3, "1TB"])
+def test_prompt_cache_at_its_largest_gets_no_pod_evicted(
+    helm: Helm, mount_files: MountFiles, size: int | str
+) -> None:
+    settings = {"switch": {"prompt_cache_max_bytes": size}}
+    rendered = helm.render({"configuration": {"supervisor.yaml": settings}})
+
+    cache_bytes = load(mount_files(rendered), Path(), {}).settings.switch.prompt_cache_max_bytes
+    (data,) = (volume for volume in rendered.pod["volumes"] if volume["name"] == "data")
+    limit_bytes = int(data["emptyDir"]["sizeLimit"].removesuffix("Gi")) * 1024**3
+    assert cache_bytes + 2 * 1024**3 <= limit_bytes < cache_bytes + 3 * 1024**3
 
 
 def test_controller_started_as_the_pod_starts_it_answers_its_probes(
@@ -215,3 +296,26 @@ def test_controller_started_as_the_pod_starts_it_answers_its_probes(
         finally:
             controller.send_signal(signal.SIGTERM)
     assert controller.returncode == 0
+
+
+def test_job_before_a_roll_out_checks_the_very_files(helm: Helm, tmp_path: Path) -> None:
+    def checked(files: Mapping[str, Any]) -> subprocess.CompletedProcess[str]:
+        rendered = helm.render({"configuration": files})
+        job = rendered.one("Job", is_hook=True)["spec"]["template"]["spec"]
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
+        for name, text in rendered.one("ConfigMap", is_hook=True)["data"].items():
+            (folder / name).write_text(text)
+        command, _, *options = job["containers"][0]["args"]
+        return subprocess.run(
+            [Path(sys.executable).with_name("llama-supervisor"), command, folder, *options],
+            env={"PATH": ""},  # neither models nor an engine
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    good, bad = checked({}), checked({"generation.yaml": {"mode": "generation", "paralel": 4}})
+
+    assert good.returncode == 0, good.stdout + good.stderr
+    assert bad.returncode == 2
+    assert "paralel" in bad.stdout

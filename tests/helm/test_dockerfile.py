@@ -54,6 +54,13 @@ def test_command_of_the_image_is_one_that_the_product_takes() -> None:
     assert ended.exit_code == 0, ended.output
 
 
+def test_command_is_on_the_path_of_the_image() -> None:
+    entrypoint = json.loads(re.findall(r"^ENTRYPOINT (\[.+\])$", DOCKERFILE, re.MULTILINE)[0])
+    links = dict(re.findall(r"ln --symbolic (\S+) (\S+)", DOCKERFILE))
+
+    assert links[entrypoint[-1]] == "/usr/local/bin/llama-supervisor"
+
+
 def test_image_and_chart_run_as_the_same_numeric_user() -> None:
     ids = yaml.safe_load((CHART / "values.yaml").read_text())["securityContext"]
     users = re.findall(r"^USER (.+)$", DOCKERFILE, re.MULTILINE)

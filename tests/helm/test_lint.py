@@ -64,6 +64,20 @@ def test_schema_and_values_name_the_same_keys() -> None:
     } == set(keys_of_values(values))
 
 
+def test_every_value_is_described_in_the_schema() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+
+    def undescribed(part: Any, name: str) -> Iterator[str]:
+        for key, value in part.get("properties", {}).items():
+            if not value.get("description"):
+                yield f"{name}.{key}"
+            yield from undescribed(value, f"{name}.{key}")
+        yield from undescribed(part["items"], f"{name}[]") if "items" in part else ()
+
+    parts = {"": schema, **schema["definitions"]}
+    assert [each for name, part in parts.items() for each in undescribed(part, name)] == []
+
+
 def keys_of_schema(
     schema: dict[str, Any], definitions: dict[str, Any], prefix: str = ""
 ) -> Iterator[str]:

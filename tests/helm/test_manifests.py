@@ -9,7 +9,6 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from supervisor.config.settings import SwitchSettings
 from tests.helm.conftest import (
     CHART,
     NEWEST_KUBERNETES,
@@ -52,7 +51,8 @@ def test_manifests_are_valid_to_oldest_and_newest_kubernetes(
 ) -> None:
     rendered = helm.render(values, values_file=values_file, kubernetes=kubernetes)
 
-    assert [each["kind"] for each in rendered.manifests] == ["ConfigMap", "Service", "Deployment"]
+    kinds = [each["kind"] for each in rendered.manifests]
+    assert kinds == ["ConfigMap", "Service", "Deployment", "ConfigMap", "Job"]
     for manifest in rendered.manifests:
         validated_against = kubernetes_validate.validate(manifest, kubernetes, strict=True)
         assert kubernetes.startswith(validated_against)
@@ -85,8 +85,112 @@ def test_amd_devices_are_reached_through_supplemental_groups(helm: Helm) -> None
 def test_old_pod_ends_before_the_new_one_asks_for_the_gpu(helm: Helm) -> None:
     deployment = helm.render().one("Deployment")["spec"]
 
-    assert deployment["strategy"] == {"type": "Recreate"}
+    assert deployment["strategy"] == {
+        "type": "RollingUpdate",
+        "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1},
+    }
     assert deployment["replicas"] == 1
+
+
+def test_configuration_is_checked_before_the_old_pod_is_touched(helm: Helm) -> None:
+    rendered = helm.render(EVERYTHING)
+    files, job = (rendered.one(kind, is_hook=True) for kind in ("ConfigMap", "Job"))
+
+    for each in (files, job):
+        about = each["metadata"]["annotations"]
+        assert about["helm.sh/hook"] == "pre-install,pre-upgrade"
+        # A Job that failed stays, so that its log can be read.
+        assert about["helm.sh/hook-delete-policy"] == "before-hook-creation,hook-succeeded"
+    assert files["data"] == rendered.one("ConfigMap")["data"]
+    assert int(files["metadata"]["annotations"]["helm.sh/hook-weight"]) < 0
+    assert job["spec"]["backoffLimit"] == 0
+
+
+def test_check_asks_for_no_gpu_and_no_models_and_runs_where_the_pod_will(helm: Helm) -> None:
+    rendered = helm.render(EVERYTHING)
+    pod = rendered.one("Job", is_hook=True)["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+
+    assert not [name for name in container["resources"]["limits"] if "/" in name]
+    assert "runtimeClassName" not in pod
+    assert [volume["name"] for volume in pod["volumes"]] == ["configuration", "tmp"]
+    for field in ("nodeSelector", "tolerations", "affinity", "imagePullSecrets", "securityContext"):
+        assert pod[field] == rendered.pod[field]
+    for field in ("image", "env", "securityContext"):
+        assert container[field] == rendered.container[field]
+
+
+def test_pod_of_the_check_is_selected_by_nobody(helm: Helm) -> None:
+    rendered = helm.render(EVERYTHING)
+    labels = rendered.one("Job", is_hook=True)["spec"]["template"]["metadata"]["labels"]
+    deployment, service = rendered.selectors
+
+    for selector in (deployment["matchLabels"], service):
+        assert not selector.items() <= labels.items()
+
+
+def test_check_can_be_left_out(helm: Helm) -> None:
+    rendered = helm.render({"check": {"enabled": False}})
+
+    assert [each["kind"] for each in rendered.manifests] == ["ConfigMap", "Service", "Deployment"]
+
+
+@pytest.mark.parametrize("release", ["true", "null", "1e3"])
+def test_names_that_yaml_would_read_as_something_else_stay_names(helm: Helm, release: str) -> None:
+    odd = {
+        "fullnameOverride": "on",
+        "models": {"existingClaim": 123},
+        "data": {"existingClaim": "123"},
+        "runtimeClassName": "yes",
+    }
+    rendered = helm.render(odd, release=release)
+    claims = {
+        volume["name"]: volume["persistentVolumeClaim"]["claimName"]
+        for volume in rendered.pod["volumes"]
+        if "persistentVolumeClaim" in volume
+    }
+
+    for manifest in rendered.manifests:
+        kubernetes_validate.validate(manifest, NEWEST_KUBERNETES, strict=True)
+    assert rendered.one("Service")["metadata"]["name"] == "on"
+    assert rendered.selectors[1]["app.kubernetes.io/instance"] == release
+    assert claims == {"models": "123", "data": "123"}
+    assert rendered.pod["runtimeClassName"] == "yes"
+
+
+def test_folder_of_the_node_is_taken_as_it_is_written(helm: Helm) -> None:
+    path = "/srv/models #1: mine"
+    rendered = helm.render({"models": {"existingClaim": "", "hostPath": path}})
+
+    (models,) = (each for each in rendered.pod["volumes"] if each["name"] == "models")
+    assert models["hostPath"]["path"] == path
+
+
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_chart_can_be_a_part_of_another_that_turns_it_off(
+    helm: Helm, tmp_path: Path, is_enabled: bool
+) -> None:
+    about = {
+        "apiVersion": "v2",
+        "name": "parent",
+        "version": "1.0.0",
+        "dependencies": [
+            {
+                "name": "llama-supervisor",
+                "version": "*",
+                "condition": "llama-supervisor.enabled",
+            }
+        ],
+    }
+    shutil.copytree(CHART, tmp_path / "charts" / "llama-supervisor")
+    (tmp_path / "Chart.yaml").write_text(yaml.safe_dump(about))
+    (tmp_path / "values.yaml").write_text("{}")
+    values = {"enabled": is_enabled, "models": {"existingClaim": "m"}}
+
+    ended = helm.run("template", "llm", tmp_path, values={"llama-supervisor": values})
+
+    assert ended.returncode == 0, ended.stderr
+    assert ("kind: Deployment" in ended.stdout) is is_enabled
 
 
 def test_selectors_do_not_follow_labels_names_or_versions(helm: Helm, tmp_path: Path) -> None:
@@ -167,12 +271,6 @@ def test_configuration_is_mounted_as_a_folder_that_follows_its_configmap(helm: H
     }
 
 
-def test_prompt_cache_at_its_largest_gets_no_pod_evicted(helm: Helm) -> None:
-    (data,) = (v for v in helm.render().pod["volumes"] if v["name"] == "data")
-    limit_bytes = int(data["emptyDir"]["sizeLimit"].removesuffix("Gi")) * 1024**3
-    assert limit_bytes > SwitchSettings().prompt_cache_max_bytes
-
-
 def test_volumes_come_from_claims_a_folder_of_the_node_or_the_pod_itself(helm: Helm) -> None:
     def volume(rendered: Rendered, name: str) -> Any:
         (found,) = (each for each in rendered.pod["volumes"] if each["name"] == name)
@@ -180,7 +278,9 @@ def test_volumes_come_from_claims_a_folder_of_the_node_or_the_pod_itself(helm: H
 
     shipped, everything = helm.render(), helm.render(EVERYTHING)
 
-    assert volume(shipped, "models") == {"persistentVolumeClaim": {"claimName": "llama-models"}}
+    assert volume(shipped, "models") == {
+        "persistentVolumeClaim": {"claimName": "llama-models", "readOnly": True}
+    }
     assert volume(shipped, "data") == {"emptyDir": {"sizeLimit": "10Gi"}}
     assert volume(everything, "models") == {
         "hostPath": {"path": "/srv/models", "type": "Directory"}

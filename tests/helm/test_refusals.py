@@ -30,6 +30,14 @@ from tests.helm.conftest import CHART, Helm
         ({"securityContext": {"runAsUser": 0}}, ["securityContext", "runAsUser"]),
         ({"securityContext": {"privileged": True}}, ["securityContext", "privileged"]),
         ({"labels": {"answer": 42}}, ["labels", "answer"]),
+        ({"labels": {"answer": "two words"}}, ["labels", "answer"]),
+        ({"podLabels": {"a/b/c": "x"}}, ["podLabels", "a/b/c"]),
+        ({"nodeSelector": {"kubernetes.io/hostname": "-a"}}, ["nodeSelector", "hostname"]),
+        ({"podAnnotations": {"two words": "x"}}, ["podAnnotations", "two words"]),
+        ({"resources": {"limits": {"memory": "32 GB"}}}, ["resources", "limits", "memory"]),
+        ({"resources": {"requests": {"cpu": -1}}}, ["resources", "requests", "cpu"]),
+        ({"models": {"existingClaim": "Not_A_Claim"}}, ["models", "existingClaim"]),
+        ({"check": {"enabled": "yes"}}, ["check", "enabled"]),
         ({"env": [{"value": "x"}]}, ["env", "name"]),
         ({"probes": {"liveness": {"exec": {}}}}, ["probes", "liveness", "exec"]),
         ({"termination": {"gracePeriodSeconds": 5}}, ["termination", "gracePeriodSeconds"]),
@@ -72,6 +80,18 @@ def test_schema_names_the_key_that_is_wrong(
         (
             {"configuration": {"supervisor.yaml": {"switch": {"shutdown_drain_timeout_s": "1y"}}}},
             "configuration.supervisor.yaml: shutdown_drain_timeout_s must be a duration",
+        ),
+        (
+            {"data": {"sizeLimit": "8Gi"}},
+            "data.sizeLimit: 8Gi does not hold the prompt cache",
+        ),
+        (
+            {
+                "configuration": {
+                    "supervisor.yaml": {"switch": {"prompt_cache_max_bytes": "8 GiBi"}}
+                }
+            },
+            "configuration.supervisor.yaml: prompt_cache_max_bytes must be a size",
         ),
         (
             {"configuration": {"generation.yaml": {"stop_grace_s": True}}},

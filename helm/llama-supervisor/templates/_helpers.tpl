@@ -14,15 +14,20 @@ What selects the Pod. A Deployment's selector can never change, so nothing stand
 value or a version could change.
 */}}
 {{- define "llama-supervisor.selectorLabels" -}}
-app.kubernetes.io/name: {{ .Chart.Name }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ .Chart.Name | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- define "llama-supervisor.labels" -}}
 {{ include "llama-supervisor.selectorLabels" . }}
+{{ include "llama-supervisor.commonLabels" . }}
+{{- end }}
+
+{{/* Labels of every object, none of which a selector knows. */}}
+{{- define "llama-supervisor.commonLabels" -}}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+app.kubernetes.io/managed-by: {{ .Release.Service | quote }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | quote }}
 {{- with .Values.labels }}
 {{ toYaml . }}
 {{- end }}
@@ -48,6 +53,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- $files := dict }}
 {{- range $path, $content := .Files.Glob "profiles/*.yaml" }}
 {{- $_ := set $files (base $path) (toString $content) }}
+{{- end }}
+{{- if not $files }}
+{{- fail "\n\nThis copy of the chart holds no profiles/*.yaml: it was packaged without them. Take the chart from the repository, or from a package that was made there\n" }}
 {{- end }}
 {{- range $name, $content := .Values.configuration }}
 {{- $_ := set $files $name (kindIs "string" $content | ternary $content (toYaml $content)) }}
@@ -88,22 +96,56 @@ What is no mapping is left to the product, which refuses it with a better messag
 {{- end }}
 {{- end }}
 
-{{/* The longest time between SIGTERM and SIGKILL of any model's server. */}}
-{{- define "llama-supervisor.stopGraceSeconds" -}}
+{{/* A size in bytes: a number, or a text with a unit (`8GiB`, `500 MB`). */}}
+{{- define "llama-supervisor.bytes" -}}
+{{- $units := dict "B" 1 "KiB" 1024 "MiB" 1048576 "GiB" 1073741824 "TiB" 1099511627776 "KB" 1000 "MB" 1000000 "GB" 1000000000 "TB" 1000000000000 }}
+{{- $unit := toString .value | regexFind "[A-Za-z]+$" }}
+{{- if has (kindOf .value) (list "float64" "int64" "int") }}
+{{- int64 .value }}
+{{- else if and (hasKey $units $unit) (regexMatch "^[0-9]+([.][0-9]+)?[ ]*[A-Za-z]+$" (toString .value)) }}
+{{- mulf (toString .value | regexFind "^[0-9.]+") (get $units $unit) | int64 }}
+{{- else }}
+{{- fail (printf "\n\n%s must be a size such as 8GiB or a number of bytes: the data volume's size is computed from it\n" .name) }}
+{{- end }}
+{{- end }}
+
+{{/* A field of supervisor.yaml's section `switch`, or the product's default of it. */}}
+{{- define "llama-supervisor.promptCacheBytes" -}}
+{{- $switch := get (index . "supervisor.yaml") "switch" | default dict }}
+{{- $value := kindIs "map" $switch | ternary (dig "prompt_cache_max_bytes" 8589934592 $switch) 8589934592 }}
+{{- include "llama-supervisor.bytes" (dict "name" "configuration.supervisor.yaml: prompt_cache_max_bytes" "value" $value) }}
+{{- end }}
+
+{{/* The longest value of a duration in any profile or override. `default`: of a profile without it. */}}
+{{- define "llama-supervisor.longestSeconds" -}}
+{{- $field := .field }}
 {{- $longest := 0.0 }}
-{{- range $file, $profile := omit . "supervisor.yaml" "models.yaml" }}
-{{- $default := hasKey $profile "extends" | ternary 0.0 5.0 }}
-{{- $seconds := include "llama-supervisor.seconds" (dict "file" $file "section" $profile "field" "stop_grace_s" "default" $default) }}
+{{- range $file, $profile := omit .configuration "supervisor.yaml" "models.yaml" }}
+{{- $default := hasKey $profile "extends" | ternary 0.0 $.default }}
+{{- $seconds := include "llama-supervisor.seconds" (dict "file" $file "section" $profile "field" $field "default" $default) }}
 {{- $longest = maxf $longest $seconds }}
 {{- end }}
-{{- $models := get (index . "models.yaml") "models" }}
+{{- $models := get (index .configuration "models.yaml") "models" }}
 {{- range $model := kindIs "map" $models | ternary $models dict }}
 {{- if kindIs "map" $model }}
-{{- $seconds := include "llama-supervisor.seconds" (dict "file" "models.yaml" "section" (get $model "overrides") "field" "stop_grace_s" "default" 0.0) }}
+{{- $seconds := include "llama-supervisor.seconds" (dict "file" "models.yaml" "section" (get $model "overrides") "field" $field "default" 0.0) }}
 {{- $longest = maxf $longest $seconds }}
 {{- end }}
 {{- end }}
 {{- $longest }}
+{{- end }}
+
+{{/*
+Seconds in which prompts are saved when the controller ends: 0 unless keep_prompt_cache_at_exit, else
+10 and what the largest cache takes at 50 MB/s, which is what the product gives them.
+*/}}
+{{- define "llama-supervisor.savingSeconds" -}}
+{{- $switch := get (index . "supervisor.yaml") "switch" | default dict }}
+{{- if and (kindIs "map" $switch) (get $switch "keep_prompt_cache_at_exit" | toString | eq "true") }}
+{{- addf 10 (divf (include "llama-supervisor.promptCacheBytes" .) 50000000) }}
+{{- else }}
+{{- 0 }}
+{{- end }}
 {{- end }}
 
 {{/*
@@ -114,9 +156,69 @@ before their memory is given back. The defaults here and above are the product's
 {{- $configuration := include "llama-supervisor.configuration" . | fromYaml }}
 {{- $switch := get (index $configuration "supervisor.yaml") "switch" }}
 {{- $drain := include "llama-supervisor.seconds" (dict "file" "supervisor.yaml" "section" $switch "field" "shutdown_drain_timeout_s" "default" 30.0) }}
-{{- $stop := include "llama-supervisor.stopGraceSeconds" $configuration }}
-{{- $ending := addf $drain $stop | ceil | int }}
+{{- $stop := include "llama-supervisor.longestSeconds" (dict "configuration" $configuration "field" "stop_grace_s" "default" 5.0) }}
+{{- $saving := include "llama-supervisor.savingSeconds" $configuration }}
+{{- $ending := addf $drain $stop $saving | ceil | int }}
 {{- add .Values.termination.preStopSeconds $ending .Values.termination.marginSeconds }}
+{{- end }}
+
+{{/*
+Seconds without progress after which a roll-out counts as failed: the old Pod may take all of its
+time to end, the image ten minutes to come, and the default model all of its time to load.
+*/}}
+{{- define "llama-supervisor.progressDeadlineSeconds" -}}
+{{- $configuration := include "llama-supervisor.configuration" . | fromYaml }}
+{{- $startup := mul .Values.probes.startup.periodSeconds .Values.probes.startup.failureThreshold }}
+{{- $loading := include "llama-supervisor.longestSeconds" (dict "configuration" $configuration "field" "start_timeout_s" "default" 120.0) | ceil | int }}
+{{- add (include "llama-supervisor.terminationGracePeriodSeconds" .) $startup $loading 600 }}
+{{- end }}
+
+{{/* The largest that an emptyDir for data may grow: the given size, or the prompt cache and 2 GiB. */}}
+{{- define "llama-supervisor.dataSizeLimit" -}}
+{{- $cache := include "llama-supervisor.configuration" . | fromYaml | include "llama-supervisor.promptCacheBytes" }}
+{{- $given := .Values.data.sizeLimit }}
+{{- if not $given }}
+{{- printf "%dGi" (addf (divf $cache 1073741824 | ceil) 2 | int64) }}
+{{- else }}
+{{- $unit := regexFind "[A-Za-z]+$" $given }}
+{{- $size := include "llama-supervisor.bytes" (dict "name" "data.sizeLimit" "value" (printf "%s%sB" (regexFind "^[0-9]+" $given) $unit)) }}
+{{- if le (int64 $size) (int64 $cache) }}
+{{- fail (printf "\n\ndata.sizeLimit: %s does not hold the prompt cache (switch.prompt_cache_max_bytes: %s bytes), and the kubelet evicts a Pod whose emptyDir is full: raise it, or lower prompt_cache_max_bytes\n" $given $cache) }}
+{{- end }}
+{{- $given }}
+{{- end }}
+{{- end }}
+
+{{/* What every Pod of this chart runs as. */}}
+{{- define "llama-supervisor.podSecurityContext" -}}
+{{- $ids := .Values.securityContext -}}
+runAsNonRoot: true
+runAsUser: {{ int64 $ids.runAsUser }}
+runAsGroup: {{ int64 $ids.runAsGroup }}
+fsGroup: {{ int64 $ids.fsGroup }}
+fsGroupChangePolicy: OnRootMismatch  # not through a whole volume of models at each start
+{{- with $ids.supplementalGroups }}
+supplementalGroups:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+seccompProfile:
+  type: RuntimeDefault
+{{- end }}
+
+{{- define "llama-supervisor.containerSecurityContext" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end }}
+
+{{/* Where the Pods of this chart may run, and with which image. */}}
+{{- define "llama-supervisor.placement" -}}
+{{- range $field := list "priorityClassName" "imagePullSecrets" "nodeSelector" "tolerations" "affinity" }}
+{{- with index $.Values $field }}
+{{ dict $field . | toYaml }}
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{/* What the schema cannot tell. The texts name the value, what is wrong, and what to do. */}}
