@@ -17,9 +17,9 @@ from typing import Any, ClassVar
 import pytest
 import yaml
 from lab.bench import prompt_cache, steady, warm_start
-from lab.bench.streams import chat_load
 from lab.harness import connection, large_model, servers, setting
-from lab.harness.load import Load, run
+from lab.harness.lean import LeanLoad, drive
+from lab.harness.load import Load
 
 from supervisor.engine.models.model_file import inspect_model_file
 from supervisor.engine.models.page_cache import look_at_chunks
@@ -32,11 +32,12 @@ QUANTITIES = {
     "switch": ["stop and start, seen by the caller"],
     "embeddings": [
         "8 clients",
-        "8 clients, failures",
+        "1 client",
         "1 client, median",
-        "1 client, failures",
+        "8 clients, processor time",
+        "failed",
     ],
-    "streams": ["8 clients", "8 clients, failures"],
+    "streams": ["8 clients", "64 clients", "8 clients, processor time", "failed"],
 }
 
 TOKEN = b'data: {"choices":[{"delta":{"content":" word"}}]}\n\n'
@@ -45,6 +46,12 @@ SWITCH_FIGURES = ["overhead", "make_before_break", "prompt_cache", "warm_start",
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
+CHAT = LeanLoad(
+    requests=[b"POST / HTTP/1.1\r\n\r\n"],
+    mark=b'"delta":{"content":"',
+    units_per_answer=64,
+    end=END_MARK,
+)
 
 
 def run_bench(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -102,10 +109,9 @@ def test_both_sides_worked_in_every_turn_and_nothing_failed(
 ) -> None:
     figures = finished[1]["figures"]
     embeddings, streams = figures["embeddings"]["samples"], figures["streams"]["samples"]
-    alternating = (embeddings["many_clients"], embeddings["one_client"], streams["many_clients"])
-    turns = [each for load in alternating for side in load.values() for each in side]
-    turns += [embeddings["sustained"], streams["sustained"]]
-    assert len(turns) == 2 * len(alternating) + 2
+    loads = (*embeddings.values(), *streams.values())
+    turns = [each for load in loads for side in load.values() for each in side]
+    assert len(turns) == 2 * 4
     for turn in turns:
         assert turn["failures"] == {}
         assert turn["requests"] > 0
@@ -123,8 +129,8 @@ def test_samples_tell_phases_of_each_switch_and_the_processor_time_of_each_turn(
     ]
     assert all({"stopping", "starting", "total"} <= each["phases_s"].keys() for each in switches)
     for side in ("direct", "controller"):
-        (measured,) = figures["streams"]["samples"]["many_clients"][side]
-        assert {"bare", "controller", "child", "client"} == measured["cpu"]["by_role_s"].keys()
+        (measured,) = figures["streams"]["samples"]["8 clients"][side]
+        assert {"direct", "controller", "child", "client"} == measured["cpu"]["by_role_s"].keys()
 
 
 def test_a_run_that_cannot_be_measured_fails_and_says_why(tmp_path: Path) -> None:
@@ -149,10 +155,9 @@ def failures_of_streams() -> Iterator[Callable[[bytes], tuple[int, dict[str, int
         def measure(content: bytes) -> tuple[int, dict[str, int]]:
             server = threading.Thread(target=answer, args=(content,))
             server.start()
-            load = chat_load(clients=1, seconds=10.0, requests_per_client=1)
-            tally = run(load, servers.Endpoint(port=listener.getsockname()[1]))
+            tally = drive(CHAT, servers.Endpoint(port=listener.getsockname()[1]), 1, seconds=0.0)
             server.join()
-            return tally.units, dict(tally.failures)
+            return tally.all_units, dict(tally.failures)
 
         yield measure
 
@@ -183,6 +188,79 @@ def test_a_stream_that_is_not_whole_is_a_failure(
 ) -> None:
     _, failures = failures_of_streams(HEAD + content)
     assert sum(failures.values()) == 1
+
+
+def test_stream_behind_which_the_server_closes_is_followed_by_another_and_is_not_a_failure() -> (
+    None
+):
+    whole = HEAD + chunked(TOKEN * 64 + END_MARK) + LAST_CHUNK
+    answers, ends_at = 0, time.monotonic() + 0.2
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0.1)
+
+        def serve() -> None:
+            nonlocal answers
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except TimeoutError:
+                    if time.monotonic() > ends_at + 0.5:
+                        return
+                    continue
+                with connection:
+                    connection.recv(65536)
+                    connection.sendall(whole)
+                    answers += 1
+
+        server = threading.Thread(target=serve)
+        server.start()
+        tally = drive(CHAT, servers.Endpoint(port=listener.getsockname()[1]), 2, seconds=0.2)
+        server.join()
+    assert dict(tally.failures) == {}
+    assert len(tally.latencies_s) == answers > 2
+    assert tally.all_units == 64 * answers
+
+
+def test_peer_is_a_side_of_its_own_and_judged_by_how_often_the_relay_outdoes_it(
+    tmp_path: Path, llama_server_bin: Path, models_dir: Path, serve: Callable[..., str]
+) -> None:
+    report = tmp_path / "relay.json"
+    peer = serve(models_dir / "minilm.gguf", "--embeddings")
+    run = run_bench(
+        *("relay", "--only", "tokenize", "--seconds", "0.3", "--rounds", "2"),
+        *("--peer", f"bare={peer}", "--json", report, "--models", models_dir),
+        LLAMA_SERVER_BIN=str(llama_server_bin),
+    )
+    assert run.returncode == 0, run.stderr
+    rows = json.loads(report.read_text(encoding="utf-8"))["figures"]["tokenize"]["rows"]
+    many, over, one, cost, failed = rows
+    assert [row["target"]["bound"] for row in rows] == [12_000, 1.5, 4_500, 75, 0]
+    assert over["quantity"] == "8 clients, over bare"
+    assert over["direct"] == many["peers"]["bare"] > 0
+    assert over["controller"] == many["controller"] == many["judged"]
+    assert one["peers"]["bare"] > 0
+    assert cost["controller"] > cost["direct"] > 0
+    assert failed["peers"] == {"bare": 0}
+    heads = run.stdout.splitlines()[0].split()
+    assert heads == [
+        "figure",
+        "quantity",
+        "direct",
+        "controller",
+        "bare",
+        "judged",
+        "range",
+        "target",
+    ]
+
+
+def test_peer_that_does_not_run_is_named(tmp_path: Path, models_dir: Path) -> None:
+    run = run_bench(
+        *("relay", "--only", "tokenize", "--peer", "swap=http://127.0.0.1:9/upstream/{model}"),
+        *("--json", tmp_path / "relay.json", "--models", models_dir),
+    )
+    assert run.returncode == 1
+    assert "no process of this machine listens at http://127.0.0.1:9/" in run.stderr
 
 
 def test_suite_of_the_switch_names_its_figures_and_takes_only_the_options_it_uses() -> None:

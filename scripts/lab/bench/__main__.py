@@ -1,6 +1,6 @@
 """Measure the product against the bare server that it supervises; `scripts/bench` runs this.
 
-    python -m lab.bench serve|switch [--only NAME ...] [--rounds N] [--json FILE]
+    python -m lab.bench serve|relay|switch [--only NAME ...] [--rounds N] [--json FILE]
 
 Prints a table and writes the same as JSON, with every sample. A target that is missed is marked
 and is not an error: the exit status says whether everything could be measured.
@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from lab.bench import (
-    embeddings,
     held,
     listening,
     make_before_break,
     prompt_cache,
-    streams,
+    relay,
     switching,
     warm_start,
 )
@@ -33,7 +32,16 @@ from lab.harness.servers import Controller
 from lab.harness.setting import Setting
 
 FIGURES: Mapping[str, Mapping[str, Callable[[Setting], Figure]]] = {
-    "serve": {each.NAME: each.measure for each in (listening, switching, embeddings, streams)},
+    "serve": {
+        **{each.NAME: each.measure for each in (listening, switching)},
+        "embeddings": relay.embeddings,
+        "streams": relay.streams,
+    },
+    "relay": {
+        **{each.__name__: each for each in (relay.tokenize, relay.embeddings, relay.streams)},
+        held.NAME: held.measure,
+        "overhead": partial(switching.measure, name="overhead", at_most_ms=40),
+    },
     "switch": {
         "overhead": partial(switching.measure, name="overhead"),
         **{each.NAME: each.measure for each in (make_before_break, prompt_cache, warm_start, held)},
@@ -42,12 +50,21 @@ FIGURES: Mapping[str, Mapping[str, Callable[[Setting], Figure]]] = {
 """The figures of each subcommand, in the order of the table."""
 
 AMOUNTS: Mapping[str, tuple[Mapping[str, float], Callable[[str], float], str]] = {
-    "seconds": ({"serve": 30.0}, command.positive, "of load in a round of a side"),
-    "rounds": ({"serve": 3, "switch": 3}, at_least(1), "of each side"),
+    "seconds": ({"serve": 5.0, "relay": 5.0}, command.positive, "of load in a round of a side"),
+    "rounds": ({"serve": 5, "relay": 5, "switch": 3}, at_least(1), "of each side"),
     "starts": ({"serve": 7}, at_least(1), "measured"),
-    "switches": ({"serve": 20, "switch": 20}, at_least(2), "measured for the overhead of one"),
+    "switches": (
+        {"serve": 20, "relay": 20, "switch": 20},
+        at_least(2),
+        "measured for the overhead of one",
+    ),
 }
 """How much is measured: the default by subcommand that takes the option, its type, its meaning."""
+
+PEER_HELP = (
+    "another supervisor, running here with the same models; its URL leads to llama-server's own "
+    "routes, {model} in it stands for the model: llama-swap=http://127.0.0.1:9292/upstream/{model}"
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,7 +78,7 @@ def _bench(asked: argparse.Namespace) -> int:
     started_at = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         named = {name: getattr(asked, name) for name in ("profiles", "models", "engine", *AMOUNTS)}
-        setting = Setting(work_dir=Path(folder), **named)
+        setting = Setting(work_dir=Path(folder), peers=dict(asked.peer), **named)
         context = _context(asked, setting)
         figures = []
         for name in asked.only or FIGURES[asked.suite]:
@@ -112,10 +129,20 @@ def _add_options(parser: argparse.ArgumentParser, suite: str, figures: tuple[str
         if suite in defaults:
             default, text = defaults[suite], f"{meaning} (%(default)g)"
             add(f"--{name}", type=kind, default=default, metavar="N", help=text)
+    parser.set_defaults(peer=[])
+    if suite == "relay":
+        add("--peer", action="append", type=_peer, metavar="NAME=URL", help=PEER_HELP)
     add("--engine", default="llama-server", choices=("llama-server", "embedded"))
     add("--profiles", type=Path, default=PROFILES, metavar="DIR")
     add("--models", type=Path, default=MODELS, metavar="DIR")
     add("--json", type=Path, metavar="FILE", help="default: bench-results/SUITE.json")
+
+
+def _peer(text: str) -> tuple[str, str]:
+    name, _, url = text.partition("=")
+    if not name or not url.startswith("http://"):
+        raise argparse.ArgumentTypeError("is written NAME=http://HOST:PORT/PATH")
+    return name, url
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """How soon the controller listens, and how much memory it holds."""
 
-from lab.bench.embeddings import embedding_load
+from concurrent.futures import ThreadPoolExecutor
+
 from lab.bench.report import Figure, compare
-from lab.harness.command import LabError, say
-from lab.harness.load import Load, run
+from lab.harness.command import say
 from lab.harness.servers import Controller, Endpoint, Server
 from lab.harness.setting import CLIENTS, EMBEDDING_MODEL, Setting
+from lab.harness.texts import short_texts
 
 NAME = "listening"
 
@@ -58,18 +59,17 @@ def measure(setting: Setting) -> Figure:
 
 def _resident_bytes(setting: Setting) -> tuple[int, int]:
     """Return what the bare server and the controller hold after the same requests."""
-    load = embedding_load(
-        clients=CLIENTS, seconds=60.0, requests_per_client=REQUESTS_BEFORE_MEMORY // CLIENTS
-    )
     with Controller(setting) as controller:
         command = controller.load(EMBEDDING_MODEL)
-        supervised = _resident_after(load, controller)
+        supervised = _resident_after_requests(controller)
     with command.start(Endpoint.on_free_port(), setting) as bare:
-        return _resident_after(load, bare), supervised
+        return _resident_after_requests(bare), supervised
 
 
-def _resident_after(load: Load, server: Server) -> int:
-    failures = run(load, server.endpoint).failures
-    if failures:
-        raise LabError(f"requests before the memory was read failed: {dict(failures)}")
+def _resident_after_requests(server: Server) -> int:
+    def embed(text: str) -> None:
+        server.call("POST", "/v1/embeddings", {"model": EMBEDDING_MODEL, "input": text})
+
+    with ThreadPoolExecutor(CLIENTS) as clients:
+        list(clients.map(embed, short_texts(REQUESTS_BEFORE_MEMORY, min_words=3, max_words=40)))
     return server.resident_bytes()

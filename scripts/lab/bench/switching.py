@@ -19,7 +19,7 @@ DWELL_S = 0.2
 MS = 1000
 
 
-def measure(setting: Setting, name: str = NAME) -> Figure:
+def measure(setting: Setting, name: str = NAME, at_most_ms: float = 60) -> Figure:
     """Switch to and fro; before each switch, start and stop the bare server that will leave.
 
     The bare server listens on a unix socket, as the controller's child does, so that only the
@@ -51,7 +51,7 @@ def measure(setting: Setting, name: str = NAME) -> Figure:
                 direct=[each * MS for each in bare_s],
                 controller=[each * MS for each in seen_s],
                 judged_as="difference",
-                at_most=60,
+                at_most=at_most_ms,
             ),
         ),
         notes=(

@@ -16,12 +16,11 @@ class CpuUse:
 
 
 class CpuMeter:
-    """Measures from its making to `stop()`. This process is watched as `client`."""
+    """Measures from its making to `stop()`."""
 
     def __init__(self, pids: Mapping[str, int]) -> None:
         """Watch the processes, given by their role."""
         self._watched = {role: psutil.Process(pid) for role, pid in pids.items()}
-        self._watched["client"] = psutil.Process()
         self._used_before = self._used_s()
         self._machine_before = psutil.cpu_times()
 

@@ -34,10 +34,11 @@ LOG_TAIL_LINES = 15
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """Where a server listens: a loopback port, or a unix socket."""
+    """Where a server listens: a port, of this machine unless said otherwise, or a unix socket."""
 
     port: int | None = None
     socket_path: Path | None = None
+    host: str = "127.0.0.1"
 
     @classmethod
     def on_free_port(cls) -> Self:
@@ -48,7 +49,7 @@ class Endpoint:
     def connect(self, timeout_s: float) -> socket.socket:
         """Open a blocking connection. Raises OSError while nobody listens."""
         if self.socket_path is None:
-            return socket.create_connection(("127.0.0.1", self.port or 0), timeout_s)
+            return socket.create_connection((self.host, self.port or 0), timeout_s)
         connection = socket.socket(socket.AF_UNIX)
         connection.settimeout(timeout_s)
         try:

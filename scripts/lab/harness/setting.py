@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ CHAT_MODEL, EMBEDDING_MODEL = "bench-chat", "minilm"
 CLIENTS = 8
 """Closed-loop clients of the loaded figures: twice the slots of the generation profile."""
 
-_TURN_SECONDS = 3.0
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """Options of the command line and the folders; `work_dir` is temporary and ours alone."""
+    """Options of the command line and the folders; `work_dir` is temporary and ours alone.
+
+    `peers` are the URLs of further supervisors by their names (`lab.bench.relay.Peer`).
+    """
 
     profiles: Path
     models: Path
@@ -28,25 +29,7 @@ class Setting:
     rounds: int
     starts: int
     switches: int
-
-    @property
-    def turn_seconds(self) -> float:
-        """How long a side is under load before the other has its turn.
-
-        Shared machines change their pace by a quarter within tens of seconds, unseen from inside;
-        short turns let that meet both sides alike.
-        """
-        return min(self.seconds, _TURN_SECONDS)
-
-    @property
-    def turns(self) -> int:
-        """How many turns each side has: `rounds` × `seconds` in all."""
-        return max(1, round(self.rounds * self.seconds / self.turn_seconds))
-
-    @property
-    def single_client_turn_seconds(self) -> float:
-        """How long a turn of one client alone is: a median needs less than a rate."""
-        return self.turn_seconds / 3
+    peers: Mapping[str, str] = field(default_factory=dict)
 
 
 def with_changes(setting: Setting, name: str, changes: Mapping[str, Mapping[str, Any]]) -> Setting:
