@@ -45,7 +45,10 @@ Fault = Callable[[str, bool], BackendUnreachable]
 
 
 class Activity:
-    """Requests that are with a server now, and the signs of life that it gives."""
+    """Requests that are with a server now, and the signs of life that it gives.
+
+    Our own questions count for nothing here: a server that hangs may well answer them.
+    """
 
     __slots__ = ("held", "requests", "signs")
 
@@ -148,7 +151,8 @@ class Channel:
 
     def _begin(self, exchange: "Exchange") -> None:
         self._begun.add(exchange)
-        self.activity.begin()
+        if exchange.has_turn:
+            self.activity.begin()
         self.connect(exchange)
 
     def connect(self, exchange: "Exchange") -> None:
@@ -174,9 +178,9 @@ class Channel:
         if exchange not in self._begun:
             return
         self._begun.discard(exchange)
-        self.activity.end()
         if not exchange.has_turn:
             return
+        self.activity.end()
         while self._waiting:
             following = self._waiting.popleft()
             if not following.is_over:
@@ -254,12 +258,12 @@ class Exchange:
 
     def head_came(self, head: Head) -> None:
         """See `Carried`."""
-        self._channel.activity.signs += 1
+        self._note_sign()
         self._receiver.head(head)
 
     def data_came(self, data: bytes) -> None:
         """See `Carried`."""
-        self._channel.activity.signs += 1
+        self._note_sign()
         self._receiver.data(data)
 
     def ended(self) -> None:
@@ -313,4 +317,8 @@ class Exchange:
     def _end_pause(self) -> None:
         self._is_paused = False
         self._channel.activity.held -= 1
-        self._channel.activity.signs += 1
+        self._note_sign()
+
+    def _note_sign(self) -> None:
+        if self.has_turn:
+            self._channel.activity.signs += 1

@@ -598,3 +598,9 @@ async def test_activity_counts_what_is_with_the_server_and_what_moves(
     await receiver.is_over.wait()
     assert channel.activity.signs > seen
     assert channel.activity.requests == 0
+
+
+async def test_our_own_questions_are_no_signs_of_life(open_channel: OpenChannel) -> None:
+    channel = await open_channel()
+    assert await channel.ask("GET", "/hello") == (200, b"hello")
+    assert (channel.activity.signs, channel.activity.requests) == (0, 0)
