@@ -119,6 +119,8 @@ async def build(configuration: Configuration, options: Options) -> AsyncIterator
         stores = open_stores(configuration.settings.switch, options.data_dir, owned)
         engines = build_engines(configuration, options.engine)
         engines.announce()
+        for left_out in configuration.left_out:
+            log.warning("scan.left_out", path=left_out.path, reason=left_out.reason)
         for problem in telemetry.problems:
             log.warning("telemetry.problem", problem=problem)
         exposure = describe_exposure([options.host or configuration.settings.server.host])

@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -18,14 +19,14 @@ from supervisor.app import Options, build_engines
 from supervisor.app import serve as run_controller
 from supervisor.config.configuration import Configuration
 from supervisor.config.explain import explain as explain_fields
-from supervisor.config.load import load
+from supervisor.config.load import load, read
 from supervisor.doctor.gathering import Place, gather
 from supervisor.doctor.judging import is_well, judge
 from supervisor.doctor.printing import describe_report, print_report
 from supervisor.engine.fit import report_fit
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.kinds.environment import withheld_names
-from supervisor.engine.model_check import model_problems
+from supervisor.engine.model_check import model_problems, require_models_dir
 from supervisor.engine.models.model_scan import scan_models
 from supervisor.engine.needs.assessment import examine
 from supervisor.engine.servers.addresses import choose_address
@@ -83,6 +84,7 @@ def serve(
     """Run the controller until SIGTERM or SIGINT."""
     try:
         configuration = load(profiles, models.resolve(), os.environ, scan_models)
+        require_models_dir(configuration)
         server = configuration.settings.server
         set_up_logging(server.log_format, server.log_level)
         options = Options(data_dir=data, host=host, port=port, engine=engine.value)
@@ -148,23 +150,20 @@ def check(
         raise typer.BadParameter(
             "cannot be given with --explain", param_hint="--configuration-only"
         )
-    problems: tuple[str, ...] = ()
-    try:
-        scan = None if configuration_only else scan_models
-        configuration = load(folder, models.resolve(), os.environ, scan)
-        if not configuration_only:
-            engines = build_engines(configuration, engine.value)
-            if explain is not None:
-                print_explanation(configuration, engines, explain, profile)
-                return
-            problems = tuple(model_problems(configuration, engines))
-    except ConfigError as error:
-        problems = error.problems
-    except SupervisorError as error:
-        problems = (str(error),)
+    scan = None if configuration_only else scan_models
+    reading = read(folder, models.resolve(), os.environ, scan)
+    configuration, problems = reading.configuration, list(reading.problems)
+    if configuration is not None and not configuration_only:
+        engines = find_engines(configuration, engine.value, problems)
+        if explain is not None and engines is not None and not problems:
+            explain_or_exit(configuration, engines, explain, profile)
+            return
+        problems += all_model_problems(configuration, engines)
     print(*problems, sep="\n", end="\n" if problems else "")
-    if problems:
+    if problems or configuration is None:
         raise SystemExit(EXIT_BAD_CONFIGURATION)
+    for left_out in configuration.left_out:
+        print(left_out.describe())
     count = len(configuration.catalogue.models)
     print(f"{folder}: {count} models, {len(configuration.profiles)} profiles, no problems")
 
@@ -190,6 +189,38 @@ def doctor(
         print_report(facts, findings)
     if not is_well(findings):
         raise SystemExit(1)
+
+
+def find_engines(
+    configuration: Configuration, preferred: str, problems: list[str]
+) -> Engines | None:
+    """Return the engines; None, and why among the problems, where there is none to be used."""
+    try:
+        return build_engines(configuration, preferred)
+    except SupervisorError as error:
+        problems.append(str(error))
+        return None
+
+
+def explain_or_exit(
+    configuration: Configuration, engines: Engines, name: str, profile: str | None
+) -> None:
+    """Print the explanation of a model, or why there is none; exit 2."""
+    try:
+        print_explanation(configuration, engines, name, profile)
+    except SupervisorError as error:
+        print(error)
+        raise SystemExit(EXIT_BAD_CONFIGURATION) from error
+
+
+def all_model_problems(configuration: Configuration, engines: Engines | None) -> Iterator[str]:
+    """Yield what is wrong with the models folder, else with each model."""
+    try:
+        require_models_dir(configuration)
+    except ConfigError as error:
+        yield from error.problems
+    else:
+        yield from model_problems(configuration, engines)
 
 
 def print_explanation(

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from supervisor.config.layers import Layers
 from supervisor.config.problems import field_problems
 from supervisor.config.profile import Profile
+from supervisor.config.scanned import LeftOut
 from supervisor.config.settings import Catalogue, SupervisorSettings
 from supervisor.config.source import Place, Source, dotted
 from supervisor.core.machine.values import Mode
@@ -40,7 +41,8 @@ class Configuration:
     """Everything operators wrote. Names resolve by `named()` and `resolve()`.
 
     `layers` and `catalogue_source` hold what was written, each value with its file and line;
-    `projectors` the multimodal projector files that a scan found beside their models.
+    `projectors` the files of the models' multimodal projectors, `left_out` what a scan of the
+    models folder met and did not use.
     """
 
     settings: SupervisorSettings
@@ -50,6 +52,7 @@ class Configuration:
     catalogue_source: Source
     models_dir: Path
     projectors: Mapping[str, Path] = field(default_factory=dict)
+    left_out: tuple[LeftOut, ...] = ()
 
     @cached_property
     def _name_by_alias(self) -> Mapping[str, str]:

@@ -5,60 +5,65 @@ the controller's settings, every other `*.yaml` is the profile of that name.
 """
 
 import gc
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from supervisor.config.catalogue_checker import CatalogueChecker
 from supervisor.config.configuration import Configuration
 from supervisor.config.layers import Layers, leaves
-from supervisor.config.problems import field_problems, nearest
+from supervisor.config.problems import field_problems
 from supervisor.config.profile import Profile
+from supervisor.config.scanned import ModelScan, add_scanned
 from supervisor.config.settings import Catalogue, ModelEntry, SupervisorSettings
-from supervisor.config.source import Place, Source, dotted, read_source
+from supervisor.config.source import Source, dotted, read_source
 from supervisor.config.units import variables_in
-from supervisor.core.machine.values import Mode
 from supervisor.errors import ConfigError
 
 CATALOGUE_FILE = "models.yaml"
 SETTINGS_FILE = "supervisor.yaml"
 
-_FIXED = frozenset({"mode", "extends"})
 _EXPANDED_FIELDS = frozenset({"path", "models_dir", "allowed_roots", "llama_server_bin", "env"})
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FoundModel:
-    """A GGUF file that a folder scan found, with what its header says."""
+class Reading:
+    """What came of reading a folder: everything that is wrong, and what is sound of the rest.
 
-    name: str
-    path: Path
-    mode: Mode
-    projector_path: Path | None = None
+    `configuration` is for further checks where there are problems: faulty models and profiles are
+    missing from it. None: there is no folder, or no catalogue in it.
+    """
 
-
-ModelScan = Callable[[Path], Iterable[FoundModel]]
-"""Looks through a folder for models; injected, because reading headers is the engine's room."""
+    configuration: Configuration | None
+    problems: tuple[str, ...]
 
 
 def load(
-    folder: Path,
-    models_dir: Path,
-    environ: Mapping[str, str],
-    scan: ModelScan | None = None,
+    folder: Path, models_dir: Path, environ: Mapping[str, str], scan: ModelScan | None = None
 ) -> Configuration:
     """Read and check the folder. Raises ConfigError that names every problem.
 
     Without a `scan`, the models that `models_dir` would add are unknown, and nothing is said of a
     `default_model` that may be one of them.
     """
+    reading = read(folder, models_dir, environ, scan)
+    if reading.problems or reading.configuration is None:
+        raise ConfigError(reading.problems)
+    return reading.configuration
+
+
+def read(
+    folder: Path, models_dir: Path, environ: Mapping[str, str], scan: ModelScan | None = None
+) -> Reading:
+    """Read and check the folder as `load()`. Problems do not end it: what can be checked is."""
     with _collector_paused():
-        return _load(folder, models_dir, environ, scan)
+        return _read(folder, models_dir, environ, scan)
 
 
 @contextmanager
@@ -73,43 +78,55 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _load(
+def _read(
     folder: Path, models_dir: Path, environ: Mapping[str, str], scan: ModelScan | None
-) -> Configuration:
+) -> Reading:
     reader = _Reader(environ)
     if not folder.is_dir():
-        raise ConfigError((f"{folder}: there is no such folder; name it with --profiles",))
+        problem = f"{folder}: there is no such folder; name it with --profiles"
+        return Reading(configuration=None, problems=(problem,))
     catalogue_path = Path(environ.get("MODEL_CONFIG_PATH") or folder / CATALOGUE_FILE)
-    catalogue_source, catalogue = reader.read(catalogue_path, Catalogue)
+    catalogue_source, catalogue = reader.read_catalogue(catalogue_path)
     settings_path = folder / SETTINGS_FILE
-    settings: SupervisorSettings | None = SupervisorSettings()
+    settings: SupervisorSettings | None = None
     if settings_path.exists():
         _, settings = reader.read(settings_path, SupervisorSettings)
-    layers, profiles = reader.read_profiles(
-        path
-        for path in sorted(folder.glob("*.yaml"))
-        if path.name not in {SETTINGS_FILE, CATALOGUE_FILE}
-        and path.resolve() != catalogue_path.resolve()
-    )
-    projectors: dict[str, Path] = {}
+    layers, profiles = reader.read_profiles(_profile_paths(folder, catalogue_path, reader))
+    configuration = None
     if catalogue is not None and catalogue_source is not None:
         knows_all = scan is not None or catalogue.models_dir is None
-        if scan is not None:
-            catalogue, projectors = _with_scanned(catalogue, models_dir, scan)
-        checker = _CatalogueChecker(catalogue_source, catalogue, layers, profiles)
+        full = add_scanned(catalogue, models_dir, scan)
+        checker = CatalogueChecker(catalogue_source, full.catalogue, layers, profiles)
         reader.problems += checker.problems(knows_all_models=knows_all)
         reader.problems += checker.root_problems(models_dir)
-    if reader.problems or catalogue is None or catalogue_source is None or settings is None:
-        raise ConfigError(tuple(reader.problems))
-    return Configuration(
-        settings=settings,
-        catalogue=catalogue,
-        profiles=profiles,
-        layers=layers,
-        catalogue_source=catalogue_source,
-        models_dir=models_dir,
-        projectors=projectors,
-    )
+        configuration = Configuration(
+            settings=settings or SupervisorSettings(),
+            catalogue=full.catalogue,
+            profiles=profiles,
+            layers=layers,
+            catalogue_source=catalogue_source,
+            models_dir=models_dir,
+            projectors=full.projectors,
+            left_out=full.left_out,
+        )
+    return Reading(configuration=configuration, problems=tuple(dict.fromkeys(reader.problems)))
+
+
+def _profile_paths(folder: Path, catalogue_path: Path, reader: "_Reader") -> Iterator[Path]:
+    """Yield the files of profiles, hidden ones (`._generation.yaml`) left out."""
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        reader.problems.append(f"{folder}: cannot be read: {error.strerror}")
+        return
+    for path in paths:
+        is_catalogue = path.name == CATALOGUE_FILE or path.resolve() == catalogue_path.resolve()
+        if path.name.startswith(".") or path.name == SETTINGS_FILE or is_catalogue:
+            continue
+        if path.suffix == ".yaml":
+            yield path
+        elif path.suffix == ".yml":
+            reader.problems.append(f"{path}:1: file: is not read; rename it {path.stem}.yaml")
 
 
 class _Reader:
@@ -133,6 +150,18 @@ class _Reader:
                 for place, sentence in field_problems(error, kind)
             ]
             return source, None
+
+    def read_catalogue(self, path: Path) -> tuple[Source | None, Catalogue | None]:
+        """Return the catalogue as `read()` does, and after problems without the faulty models."""
+        source, catalogue = self.read(path, Catalogue)
+        if source is None or catalogue is not None:
+            return source, catalogue
+        models = source.content.get("models")
+        sound: dict[str, ModelEntry] = {}
+        for name, entry in models.items() if isinstance(models, dict) else ():
+            with suppress(ValidationError):
+                sound[name] = ModelEntry.model_validate(entry, context={"environ": self._environ})
+        return source, Catalogue(models=sound)
 
     def read_profiles(self, paths: Iterable[Path]) -> tuple[Layers, dict[str, Profile]]:
         """Read the files as profiles, each over what it extends."""
@@ -169,123 +198,3 @@ def _misplaced_variables(source: Source) -> Iterable[str]:
                 f"{source.at(place)}: {dotted(place)}: variables are put in for paths and "
                 "secrets only; write the value itself"
             )
-
-
-def _with_scanned(
-    catalogue: Catalogue, models_dir: Path, scan: ModelScan
-) -> tuple[Catalogue, dict[str, Path]]:
-    """Add the models that a scan of `models_dir` finds and that no entry names."""
-    if catalogue.models_dir is None:
-        return catalogue, {}
-    named = {(models_dir / entry.path).resolve() for entry in catalogue.models.values()}
-    models = dict(catalogue.models)
-    projectors: dict[str, Path] = {}
-    for found in scan(models_dir / catalogue.models_dir):
-        if found.path.resolve() in named or found.name in models:
-            continue
-        models[found.name] = ModelEntry(path=str(found.path), type=found.mode)
-        if found.projector_path is not None:
-            projectors[found.name] = found.projector_path
-    return catalogue.model_copy(update={"models": models}), projectors
-
-
-class _CatalogueChecker:
-    """Finds what single fields cannot show: names that clash, profiles that are not there."""
-
-    def __init__(
-        self,
-        source: Source,
-        catalogue: Catalogue,
-        layers: Layers,
-        profiles: Mapping[str, Profile],
-    ) -> None:
-        self._source = source
-        self._catalogue = catalogue
-        self._layers = layers
-        self._profiles = profiles
-
-    def problems(self, *, knows_all_models: bool) -> Iterable[str]:
-        """Yield every problem of the catalogue as a whole."""
-        default, models = self._catalogue.default_model, self._catalogue.models
-        if default is not None and default not in models and knows_all_models:
-            hint = nearest(default, list(models)) or f"; there are: {', '.join(sorted(models))}"
-            yield self._at(("default_model",), f"there is no model '{default}'{hint}")
-        yield from self._name_clashes()
-        for name, entry in models.items():
-            yield from self._entry_problems(name, entry)
-
-    def root_problems(self, models_dir: Path) -> Iterable[str]:
-        """Yield the models whose file lies outside `allowed_roots`, links followed."""
-        roots = [(models_dir / root).resolve() for root in self._catalogue.allowed_roots]
-        if not roots:
-            return
-        for name, entry in self._catalogue.models.items():
-            path = (models_dir / entry.path).resolve()
-            if not any(path.is_relative_to(root) for root in roots):
-                allowed = ", ".join(str(root) for root in roots)
-                yield self._at(
-                    ("models", name, "path"),
-                    f"{path} lies outside allowed_roots ({allowed}); move it, or add its folder",
-                )
-
-    def _name_clashes(self) -> Iterable[str]:
-        owner = {name: name for name in self._catalogue.models}
-        for name, entry in self._catalogue.models.items():
-            for alias in entry.aliases:
-                if owner.setdefault(alias, name) != name:
-                    yield self._at(
-                        ("models", name, "aliases"),
-                        f"'{alias}' already names '{owner[alias]}'; a name can stand for one "
-                        "model only",
-                    )
-
-    def _entry_problems(self, name: str, entry: ModelEntry) -> Iterable[str]:
-        place: Place = ("models", name, "profile")
-        chosen = entry.profile_name
-        if chosen not in self._layers.names():
-            known = self._layers.names()
-            hint = nearest(chosen, known) or f"; there are: {', '.join(known) or 'none'}"
-            yield self._at(place, f"there is no profile '{chosen}'{hint}")
-            return
-        profile = self._profiles.get(chosen)
-        if profile is None:
-            return  # its own problems are reported
-        yield from self._fallback_problems(chosen, profile)
-        if profile.mode is not entry.type:
-            yield self._at(
-                place, f"'{chosen}' is for {profile.mode}, and the model's type is {entry.type}"
-            )
-        yield from self._override_problems(name, entry)
-
-    def _fallback_problems(self, name: str, profile: Profile) -> Iterable[str]:
-        fallback = profile.fallback_profile
-        if fallback is None:
-            return
-        other = self._profiles.get(fallback)
-        layer = self._layers.layer(name)
-        place = layer.origin(("fallback_profile",), name)
-        if fallback not in self._layers.names():
-            known = self._layers.names()
-            hint = nearest(fallback, known) or f"; there are: {', '.join(known)}"
-            yield f"{place}: fallback_profile: there is no profile '{fallback}'{hint}"
-        elif other is not None and other.mode is not profile.mode:
-            yield (
-                f"{place}: fallback_profile: '{fallback}' is for {other.mode}, and '{name}' for "
-                f"{profile.mode}"
-            )
-
-    def _override_problems(self, name: str, entry: ModelEntry) -> Iterable[str]:
-        place: Place = ("models", name, "overrides")
-        for fixed in _FIXED & entry.overrides.keys():
-            yield self._at((*place, fixed), "cannot be overridden; choose another profile")
-        overrides = {k: v for k, v in entry.overrides.items() if k not in _FIXED}
-        if not overrides:
-            return
-        try:
-            self._layers.overridden(entry.profile_name, overrides)
-        except ValidationError as error:
-            for inner, sentence in field_problems(error, Profile):
-                yield self._at((*place, *inner), sentence)
-
-    def _at(self, place: Place, sentence: str) -> str:
-        return f"{self._source.at(place)}: {dotted(place)}: {sentence}"

@@ -17,6 +17,12 @@ class ModelEntry(Settings):
         description="The GGUF file, relative to the models folder, or absolute. May name "
         "variables: `${MODELS}/chat.gguf`, `${MODELS:-/models}/chat.gguf`."
     )
+    mmproj: EnvText | None = Field(
+        default=None,
+        description="The GGUF file of its multimodal projector, relative to the models folder, or "
+        "absolute; for generation. Default: none; a scanned model has the projector beside it that "
+        "bears its name (`mmproj-NAME.gguf`).",
+    )
     type: Mode = Field(
         default=Mode.GENERATION,
         description="`generation` or `embedding` (`embedding: true` is the older spelling).",

@@ -1,52 +1,101 @@
 """What can be wrong with a model beyond the YAML: its file, and what its engine can honour."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from supervisor.config.configuration import Configuration, ResolvedModel
 from supervisor.config.source import Place
 from supervisor.engine.kinds.engines import Engines
+from supervisor.engine.models.model_file import inspect_model_file
 from supervisor.engine.models.model_source import look_at_model, require_stated_need
+from supervisor.engine.needs.assessment import assess, examine
 from supervisor.engine.port import Engine
-from supervisor.errors import EngineError, ModelFileError, UnfitProfile
+from supervisor.errors import ConfigError, EngineError, ModelFileError, RequestRefused, UnfitProfile
+from supervisor.telemetry.port import HOST
 
 
-def model_problems(configuration: Configuration, engines: Engines) -> Iterator[str]:
+def require_models_dir(configuration: Configuration) -> None:
+    """Raise ConfigError when models are to be found in a models folder that is not there."""
+    folder = configuration.models_dir
+    catalogue = configuration.catalogue
+    relative = [
+        name
+        for name, entry in catalogue.models.items()
+        if Path(entry.path).suffix == ".gguf" and not Path(entry.path).is_absolute()
+    ]
+    scans = catalogue.models_dir is not None and not Path(catalogue.models_dir).is_absolute()
+    if folder.is_dir() or not (relative or scans):
+        return
+    whose = f"the files of {', '.join(sorted(relative))}" if relative else "the models to be found"
+    raise ConfigError((f"--models {folder}: there is no such folder; it should hold {whose}",))
+
+
+def model_problems(configuration: Configuration, engines: Engines | None) -> Iterator[str]:
     """Yield `file:line: field: what is wrong` for every model that cannot start as it stands.
 
-    What stands in a profile is told once, whatever the number of models that run with it.
+    What stands in a profile is said once, whatever the number of models that run with it. Models
+    whose profile is faulty are passed over: that has been said. Without engines the files alone
+    are looked at.
     """
-    told: set[str] = set()
+    said: set[str] = set()
     for name in configuration.catalogue.models:
-        for problem in _problems_of(configuration, engines, name):
-            if problem not in told:
-                told.add(problem)
+        try:
+            resolved = configuration.resolve(name)
+        except (RequestRefused, ConfigError):
+            continue
+        for problem in _problems_of(configuration, engines, resolved):
+            if problem not in said:
+                said.add(problem)
                 yield problem
 
 
-def _problems_of(configuration: Configuration, engines: Engines, name: str) -> Iterator[str]:
-    resolved = configuration.resolve(name)
+def _problems_of(
+    configuration: Configuration, engines: Engines | None, resolved: ResolvedModel
+) -> Iterator[str]:
+    name = resolved.name
     place: Place = ("models", name)
     try:
-        engine = engines.choose(resolved.profile.engine)
+        engine = engines.choose(resolved.profile.engine) if engines else None
     except EngineError as error:
         yield configuration.located_field(name, "engine", str(error))
         return
-    for look in (_check_model, _check_profile):
+    is_sound = True
+    for look in (_check_model, _check_projector, _check_profile, _check_start):
+        if look is _check_start and not is_sound:
+            return  # the start would fail of what has been said
         try:
             look(resolved, engine)
         except ModelFileError as error:
-            yield configuration.located((*place, "path"), str(error))
+            field = "mmproj" if look is _check_projector else "path"
+            yield configuration.located((*place, field), str(error))
         except UnfitProfile as error:
             for field, sentence in error.problems.items():
                 yield configuration.located_field(name, field, sentence)
         except EngineError as error:
             yield configuration.located((*place, "profile"), str(error))
+        else:
+            continue
+        is_sound = False
 
 
-def _check_model(resolved: ResolvedModel, engine: Engine) -> None:
-    if look_at_model(resolved, engine.abilities(resolved)) is None:
+def _check_model(resolved: ResolvedModel, engine: Engine | None) -> None:
+    if engine is None:
+        if resolved.path.suffix == ".gguf":
+            inspect_model_file(resolved.path)
+    elif look_at_model(resolved, engine.abilities(resolved)) is None:
         require_stated_need(resolved)
 
 
-def _check_profile(resolved: ResolvedModel, engine: Engine) -> None:
-    engine.check(resolved)
+def _check_projector(resolved: ResolvedModel, _engine: Engine | None) -> None:
+    if resolved.projector_path is not None:
+        inspect_model_file(resolved.projector_path)
+
+
+def _check_profile(resolved: ResolvedModel, engine: Engine | None) -> None:
+    if engine is not None:
+        engine.check(resolved)
+
+
+def _check_start(resolved: ResolvedModel, engine: Engine | None) -> None:
+    if engine is not None:
+        assess(examine(resolved, engine), HOST, None)

@@ -9,7 +9,8 @@ import yaml
 from typer.testing import CliRunner
 
 from supervisor.cli import cli
-from supervisor.config.load import FoundModel, load
+from supervisor.config.load import load
+from supervisor.config.scanned import FoundModel, Scan
 from supervisor.core.machine.values import Mode
 from supervisor.errors import ConfigError
 
@@ -291,7 +292,7 @@ def test_scanned_model_does_not_hide_one_that_an_entry_names(folder: Path) -> No
         FoundModel(name="more", path=folder / "more.gguf", mode=Mode.EMBEDDING),
     ]
 
-    configuration = load(folder, folder, {}, lambda _: found)
+    configuration = load(folder, folder, {}, lambda _: Scan(models=tuple(found)))
 
     assert sorted(configuration.catalogue.models) == ["chat", "more"]
     assert configuration.resolve("more").profile_name == "embedding"

@@ -325,7 +325,7 @@ SETTINGS = (
         name="--mmproj",
         synonyms=("-mm", "--mmproj-url", "-mmu"),
         value=lambda start: start.model.projector_path,
-        instead="the projector stands beside the model's file as mmproj-*.gguf; put it there",
+        instead="write its path as `mmproj` of the model in models.yaml",
     ),
 )
 """What the profile decides, and our own wishes, in the order of the command line."""

@@ -1,0 +1,132 @@
+"""Finds what is wrong with the catalogue as a whole: what single fields cannot show."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from supervisor.config.layers import Layers
+from supervisor.config.problems import field_problems, nearest
+from supervisor.config.profile import Profile
+from supervisor.config.settings import Catalogue, ModelEntry
+from supervisor.config.source import Place, Source, dotted
+from supervisor.core.machine.values import Mode
+
+_FIXED = frozenset({"mode", "extends"})
+
+
+class CatalogueChecker:
+    """Looks for names that clash or cannot be said, and for profiles that are not there."""
+
+    def __init__(
+        self,
+        source: Source,
+        catalogue: Catalogue,
+        layers: Layers,
+        profiles: Mapping[str, Profile],
+    ) -> None:
+        self._source = source
+        self._catalogue = catalogue
+        self._layers = layers
+        self._profiles = profiles
+
+    def problems(self, *, knows_all_models: bool) -> Iterable[str]:
+        """Yield every problem of the catalogue as a whole."""
+        default, models = self._catalogue.default_model, self._catalogue.models
+        if default is not None and default not in models and knows_all_models:
+            hint = nearest(default, list(models)) or f"; there are: {', '.join(sorted(models))}"
+            yield self._at(("default_model",), f"there is no model '{default}'{hint}")
+        yield from self._bad_names()
+        yield from self._name_clashes()
+        for name, entry in models.items():
+            yield from self._entry_problems(name, entry)
+
+    def root_problems(self, models_dir: Path) -> Iterable[str]:
+        """Yield the models whose file lies outside `allowed_roots`, links followed."""
+        roots = [(models_dir / root).resolve() for root in self._catalogue.allowed_roots]
+        if not roots:
+            return
+        allowed = ", ".join(str(root) for root in roots)
+        for name, entry in self._catalogue.models.items():
+            for field, written in (("path", entry.path), ("mmproj", entry.mmproj)):
+                path = (models_dir / (written or "")).resolve()
+                if written and not any(path.is_relative_to(root) for root in roots):
+                    yield self._at(
+                        ("models", name, field),
+                        f"{path} lies outside allowed_roots ({allowed}); move it, or add its "
+                        "folder",
+                    )
+
+    def _bad_names(self) -> Iterable[str]:
+        for name, entry in self._catalogue.models.items():
+            for field, words in (("", (name,)), (".aliases", entry.aliases)):
+                for word in words:
+                    if not word.strip() or not word.isprintable():
+                        at = self._source.at(("models", name))
+                        yield f"{at}: models{field}: {word!r} cannot be a model's name; write text"
+
+    def _name_clashes(self) -> Iterable[str]:
+        owner = {name: name for name in self._catalogue.models}
+        for name, entry in self._catalogue.models.items():
+            for alias in entry.aliases:
+                if owner.setdefault(alias, name) != name:
+                    yield self._at(
+                        ("models", name, "aliases"),
+                        f"'{alias}' already names '{owner[alias]}'; a name can stand for one "
+                        "model only",
+                    )
+
+    def _entry_problems(self, name: str, entry: ModelEntry) -> Iterable[str]:
+        place: Place = ("models", name, "profile")
+        chosen = entry.profile_name
+        if chosen not in self._layers.names():
+            known = self._layers.names()
+            hint = nearest(chosen, known) or f"; there are: {', '.join(known) or 'none'}"
+            yield self._at(place, f"there is no profile '{chosen}'{hint}")
+            return
+        profile = self._profiles.get(chosen)
+        if profile is None:
+            return  # its own problems are reported
+        yield from self._fallback_problems(chosen, profile)
+        if profile.mode is not entry.type:
+            yield self._at(
+                place, f"'{chosen}' is for {profile.mode}, and the model's type is {entry.type}"
+            )
+        if entry.mmproj is not None and entry.type is Mode.EMBEDDING:
+            yield self._at(
+                ("models", name, "mmproj"), "a projector is for generation; leave it out"
+            )
+        yield from self._override_problems(name, entry)
+
+    def _fallback_problems(self, name: str, profile: Profile) -> Iterable[str]:
+        fallback = profile.fallback_profile
+        if fallback is None:
+            return
+        other = self._profiles.get(fallback)
+        layer = self._layers.layer(name)
+        place = layer.origin(("fallback_profile",), name)
+        if fallback not in self._layers.names():
+            known = self._layers.names()
+            hint = nearest(fallback, known) or f"; there are: {', '.join(known)}"
+            yield f"{place}: fallback_profile: there is no profile '{fallback}'{hint}"
+        elif other is not None and other.mode is not profile.mode:
+            yield (
+                f"{place}: fallback_profile: '{fallback}' is for {other.mode}, and '{name}' for "
+                f"{profile.mode}"
+            )
+
+    def _override_problems(self, name: str, entry: ModelEntry) -> Iterable[str]:
+        place: Place = ("models", name, "overrides")
+        for fixed in _FIXED & entry.overrides.keys():
+            yield self._at((*place, fixed), "cannot be overridden; choose another profile")
+        overrides = {k: v for k, v in entry.overrides.items() if k not in _FIXED}
+        if not overrides:
+            return
+        try:
+            self._layers.overridden(entry.profile_name, overrides)
+        except ValidationError as error:
+            for inner, sentence in field_problems(error, Profile):
+                yield self._at((*place, *inner), sentence)
+
+    def _at(self, place: Place, sentence: str) -> str:
+        return f"{self._source.at(place)}: {dotted(place)}: {sentence}"
