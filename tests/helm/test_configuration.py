@@ -51,8 +51,42 @@ def test_profiles_of_the_chart_are_those_of_the_repository() -> None:
     assert not any(path.is_symlink() for path in (ours, *ours.iterdir()))
 
 
-def test_shipped_configuration_is_mounted(helm: Helm) -> None:
-    assert helm.render().one("ConfigMap")["data"] == files_of(ROOT / "profiles")
+def test_shipped_configuration_is_mounted(helm: Helm, mount_files: MountFiles) -> None:
+    rendered = helm.render()
+    mounted = rendered.one("ConfigMap")["data"]
+    shipped = files_of(ROOT / "profiles")
+
+    assert mounted.keys() == shipped.keys()
+    for name in shipped.keys() - {"supervisor.yaml"}:
+        assert mounted[name] == shipped[name]
+    ours, theirs = (
+        load(folder, Path("/models"), {}).settings
+        for folder in (mount_files(rendered), ROOT / "profiles")
+    )
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    ("count", "written", "required"),
+    [
+        (0, {}, {}),
+        (1, {}, {"gpu0": True}),
+        (2, {"gpu0": {"exclusive": True}}, {"gpu0": True, "gpu1": True}),
+        (1, {"gpu0": {"required": False}, "host": {}}, {"gpu0": False, "host": False}),
+    ],
+)
+def test_gpu_that_is_asked_for_must_be_seen_unless_the_operator_says_otherwise(
+    helm: Helm,
+    mount_files: MountFiles,
+    count: int,
+    written: Mapping[str, Any],
+    required: Mapping[str, bool],
+) -> None:
+    files = {"supervisor.yaml": {"devices": written}}
+    rendered = helm.render({"gpu": {"count": count}, "configuration": files})
+
+    devices = load(mount_files(rendered), Path("/models"), {}).settings.devices
+    assert {name: device.required for name, device in devices.items()} == required
 
 
 def test_chart_that_lost_its_profiles_is_refused(newest_helm: Helm, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- end }}
 
 {{/* The configuration folder as a mapping from file name to text: what is shipped, then values. */}}
-{{- define "llama-supervisor.files" -}}
+{{- define "llama-supervisor.writtenFiles" -}}
 {{- $files := dict }}
 {{- range $path, $content := .Files.Glob "profiles/*.yaml" }}
 {{- $_ := set $files (base $path) (toString $content) }}
@@ -61,6 +61,25 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- $_ := set $files $name (kindIs "string" $content | ternary $content (toYaml $content)) }}
 {{- end }}
 {{- toYaml $files }}
+{{- end }}
+
+{{/* The same, with what the chart knows put into supervisor.yaml beneath what is written there. */}}
+{{- define "llama-supervisor.files" -}}
+{{- $files := include "llama-supervisor.writtenFiles" . | fromYaml }}
+{{- $settings := get $files "supervisor.yaml" | fromYaml }}
+{{- if not (hasKey $settings "Error") }}
+{{- $_ := set $files "supervisor.yaml" (mergeOverwrite (include "llama-supervisor.ownSettings" . | fromYaml) $settings | toYaml) }}
+{{- end }}
+{{- toYaml $files }}
+{{- end }}
+
+{{/* A GPU that was asked for must be seen: without this, a Pod that sees none runs in host memory. */}}
+{{- define "llama-supervisor.ownSettings" -}}
+{{- $devices := dict }}
+{{- range $number := until (int .Values.gpu.count) }}
+{{- $_ := set $devices (printf "gpu%d" $number) (dict "required" true) }}
+{{- end }}
+{{- toYaml (dict "devices" $devices) }}
 {{- end }}
 
 {{/* The same as a mapping from file name to the file's fields. */}}
