@@ -44,6 +44,7 @@ from supervisor.gateway.door import Door
 from supervisor.gateway.relay import Relay
 from supervisor.gateway.status import Status
 from supervisor.observability.history import SwitchHistory
+from supervisor.observability.impairments import Impairments
 from supervisor.observability.recorder import Recorder
 from supervisor.telemetry.port import DeviceInfo
 from supervisor.telemetry.ring import record_devices
@@ -110,13 +111,14 @@ async def build(configuration: Configuration, options: Options) -> AsyncIterator
     """
     async with AsyncExitStack() as owned:
         make_data_dir(options.data_dir)
-        instance = Instance(options.data_dir)
+        impairments = Impairments()
+        instance = Instance(options.data_dir, impairments)
         owned.callback(instance.release)
         run_dir = make_run_dir(options.data_dir)
         owned.callback(shutil.rmtree, run_dir, ignore_errors=True)
         telemetry = await owned.enter_async_context(Telemetry())
         require_devices(configuration.settings, telemetry)
-        stores = open_stores(configuration.settings.switch, options.data_dir, owned)
+        stores = open_stores(configuration.settings.switch, options.data_dir, owned, impairments)
         engines = build_engines(configuration, options.engine)
         engines.announce()
         for left_out in configuration.left_out:
@@ -140,12 +142,14 @@ async def build(configuration: Configuration, options: Options) -> AsyncIterator
             snapshot=first_snapshot(configuration, telemetry.devices()),
             launcher=launcher,
             memory=telemetry,
+            impairments=impairments,
             observers=(Recorder(stores.history).observe, instance.observe, learner.observe),
         )
         rings = await owned.enter_async_context(
             record_devices(telemetry, child_pids=lambda: child_pids(arbiter.snapshot))
         )
         await owned.enter_async_context(keep_learning(learner, lambda: arbiter.snapshot.backends))
+        await owned.enter_async_context(impairments.retried())
         targets = Targets(holder, telemetry, lambda device: note_device(arbiter, device))
         push_rules(arbiter, targets, holder)
         door = Door(
@@ -161,6 +165,7 @@ async def build(configuration: Configuration, options: Options) -> AsyncIterator
                     telemetry=telemetry,
                     engines=engines,
                     warnings=(exposure,) if exposure is not None else (),
+                    impairments=impairments,
                 ),
                 Devices(arbiter=arbiter, telemetry=telemetry, rings=rings),
             ),
@@ -205,9 +210,11 @@ class Stores:
     learned_store: LearnedStore
 
 
-def open_stores(settings: SwitchSettings, data_dir: Path, owned: AsyncExitStack) -> Stores:
+def open_stores(
+    settings: SwitchSettings, data_dir: Path, owned: AsyncExitStack, impairments: Impairments
+) -> Stores:
     """Open what stands in the data folder; `owned` closes it."""
-    history = SwitchHistory(data_dir / "history.sqlite", settings.history_size)
+    history = SwitchHistory(data_dir / "history.sqlite", settings.history_size, impairments)
     owned.callback(history.close)
     prompt_cache = PromptCache(
         data_dir.resolve() / "prompt-cache",
@@ -215,7 +222,7 @@ def open_stores(settings: SwitchSettings, data_dir: Path, owned: AsyncExitStack)
         keeps_at_exit=settings.keep_prompt_cache_at_exit,
     )
     owned.callback(prompt_cache.close)
-    learned_store = LearnedStore(data_dir / LEARNED_NEEDS_FILE)
+    learned_store = LearnedStore(data_dir / LEARNED_NEEDS_FILE, impairments)
     owned.callback(learned_store.close)
     return Stores(history=history, prompt_cache=prompt_cache, learned_store=learned_store)
 

@@ -45,11 +45,15 @@ from supervisor.core.machine.values import (
 )
 from supervisor.engine.servers.backend import Backend
 from supervisor.errors import InvalidTransition, RequestRefused
+from supervisor.observability.impairments import Impairments
 
 log = structlog.get_logger()
 
 Observer = Callable[[Event, Snapshot, Snapshot, tuple[Command, ...]], None]
-"""Called after each event with the snapshot before and after; decides nothing."""
+"""Called after each event with the snapshot before and after; decides nothing.
+
+One that raises is a bug of ours, which is noted as an impairment; the machine goes on.
+"""
 
 
 SwitchTicket = tuple[str, asyncio.Future[SwitchReport]]
@@ -77,17 +81,19 @@ class Lease:
 class Arbiter:
     """Grants leases, runs switches, and keeps the snapshot. Use it on one event loop only."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the world is injected
         self,
         *,
         snapshot: Snapshot,
         launcher: BackendLauncher,
         memory: MemorySource,
         observers: Sequence[Observer],
+        impairments: Impairments | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._snapshot = snapshot
         self._observers = observers
+        self._impairments = impairments or Impairments()
         self._clock = clock
         self._performer = Performer(launcher=launcher, memory=memory, clock=clock, post=self.post)
         self._mailbox: deque[Event] = deque()
@@ -236,9 +242,21 @@ class Arbiter:
             history = "\n".join(repr(past) for past in self._recent)
             raise InvalidTransition(f"{error}; the last events were:\n{history}") from error
         for observe in self._observers:
-            observe(event, before, self._snapshot, commands)
+            try:
+                observe(event, before, self._snapshot, commands)
+            except Exception as error:  # noqa: BLE001 - whoever watches never stops the machine
+                self._note_failed_observer(observe, event, error)
         for command in commands:
-            self._perform(command)
+            try:
+                self._perform(command)
+            except Exception:  # one that cannot be carried out takes no other along
+                log.exception("arbiter.command_failed", command=type(command).__name__)
+
+    def _note_failed_observer(self, observe: Observer, event: Event, error: Exception) -> None:
+        name = getattr(observe, "__qualname__", repr(observe))
+        reason = f"failed at {type(event).__name__} ({type(error).__name__}: {error})"
+        if self._impairments.note(name, f"{reason}; what it keeps may be untrue until a restart"):
+            log.error("arbiter.observer_failed", observer=name, exc_info=error)
 
     def _perform(self, command: Command) -> None:
         match command:

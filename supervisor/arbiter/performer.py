@@ -1,13 +1,13 @@
 """Carries out the core's commands and reports back what came of them, as events."""
 
 import asyncio
+import random
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine
 from typing import Any, Protocol
 
 import structlog
-import tenacity
 
 from supervisor.core.machine.commands import (
     CheckTarget,
@@ -43,8 +43,10 @@ from supervisor.errors import SupervisorError
 log = structlog.get_logger()
 
 
-RETRY_PAUSES = tenacity.wait_exponential_jitter(multiplier=0.2, max=60.0, jitter=0.2)
-"""Seconds before attempt 1, 2, …: 0.2, 0.4, 0.8, … up to a minute, and up to 0.2 more."""
+FIRST_RETRY_PAUSE_S = 0.2
+LONGEST_RETRY_PAUSE_S = 60.0
+RETRY_JITTER_S = 0.2
+"""Up to so much longer is each pause, so that models that died together do not start together."""
 
 
 FORMER_SESSIONS = 8
@@ -242,9 +244,7 @@ class Performer:
         self._post(MemorySampled(at=self._clock(), switch_id=command.switch_id, sample=sample))
 
     async def _retry_later(self, command: ScheduleRetry) -> None:
-        attempts = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
-        attempts.attempt_number = command.attempt
-        pause_s = RETRY_PAUSES(attempts)
+        pause_s = retry_pause_s(command.attempt) + random.uniform(0, RETRY_JITTER_S)  # noqa: S311
         log.info(
             "backend.retry_scheduled",
             model=command.model,
@@ -284,6 +284,12 @@ class Performer:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("arbiter.task_failed", task=task.get_name(), exc_info=error)
+
+
+def retry_pause_s(attempt: int) -> float:
+    """Seconds before attempt 1, 2, …: 0.2, 0.4, 0.8, … up to a minute."""
+    doubled_s = FIRST_RETRY_PAUSE_S * 2.0 ** min(attempt - 1, 30)
+    return min(doubled_s, LONGEST_RETRY_PAUSE_S)
 
 
 def _described(model: str, kept: engine_prompts.KeptPrompts | None) -> KeptPrompts | None:

@@ -73,7 +73,8 @@ RESERVED_ROUTES: tuple[Route, ...] = (
     Route(
         method="GET",
         path="/management/health",
-        purpose="Status, `server_mode`, `loaded_model`, and memory and state of each device.",
+        purpose="Status (`healthy`, or `degraded` with `impairments`), `server_mode`, "
+        "`loaded_model`, and memory and state of each device.",
         owner=Status,
         handler=Status.management_health,
     ),
@@ -96,7 +97,7 @@ RESERVED_ROUTES: tuple[Route, ...] = (
     Route(
         method="GET",
         path="/status",
-        purpose="The full snapshot: backends, switch, requests, last exit, memory, versions.",
+        purpose="The full snapshot: backends, switch, requests, last exit, impairments, memory.",
         owner=Status,
         handler=Status.status,
     ),
@@ -152,14 +153,14 @@ RESERVED_ROUTES: tuple[Route, ...] = (
     Route(
         method="GET",
         path="/switches",
-        purpose="The last switches, newest first.",
+        purpose="The last switches that changed something, newest first.",
         owner=Control,
         handler=Control.switches,
     ),
     Route(
         method="GET",
         path="/switches/{switch_id}",
-        purpose="One switch, running or ended.",
+        purpose="One switch, running or ended; for a while also one that changed nothing.",
         owner=Control,
         handler=Control.switch_by_id,
         request=SwitchQuestion,

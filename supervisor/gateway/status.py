@@ -14,6 +14,7 @@ from supervisor.errors import SupervisorError, TelemetryError
 from supervisor.gateway.answer import Answer, json_answer
 from supervisor.gateway.orders import NoOrder
 from supervisor.observability.descriptions import describe_memory, describe_running
+from supervisor.observability.impairments import Impairments
 from supervisor.telemetry.port import TelemetryState
 from supervisor.telemetry.telemetry import Telemetry
 
@@ -21,7 +22,7 @@ from supervisor.telemetry.telemetry import Telemetry
 class Status:
     """Handlers of the routes that only tell."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what there is to show
         self,
         *,
         arbiter: Arbiter,
@@ -29,12 +30,14 @@ class Status:
         telemetry: Telemetry,
         engines: Engines,
         warnings: tuple[str, ...] = (),
+        impairments: Impairments,
     ) -> None:
         self._arbiter = arbiter
         self._configuration = configuration
         self._telemetry = telemetry
         self._engines = engines
         self._warnings = warnings
+        self._impairments = impairments
         self._clock = time.monotonic
         self._started_at = time.monotonic()
 
@@ -57,10 +60,11 @@ class Status:
         live = snapshot.live_models()
         return json_answer(
             {
-                "status": "healthy",
+                "status": "degraded" if self._impairments.describe() else "healthy",
                 "server_mode": snapshot.server_mode(),
                 "loaded_model": live[0] if live else None,
                 "gpu_memory_usage": await self._memory(),
+                "impairments": self._impairments.describe(),
                 **self._telemetry_health(),
             }
         )
@@ -107,6 +111,7 @@ class Status:
                 "last_exit": describe_exit(snapshot.last_exit, self._clock()),
                 "recoveries": [describe_recovery(r) for r in snapshot.recoveries],
                 "last_failure": snapshot.last_failure.message if snapshot.last_failure else None,
+                "impairments": self._impairments.describe(),
                 "memory": await self._memory(),
                 **self._telemetry_health(),
                 "warnings": self._warnings,

@@ -22,6 +22,8 @@ from supervisor.observability.history import SwitchHistory
 
 log = structlog.get_logger()
 
+_OF_REQUESTS = (RequestArrived, RequestEnded)
+
 
 class Recorder:
     """Observer of the arbiter: hands every switch that ends to the history."""
@@ -38,16 +40,20 @@ class Recorder:
         """Note what the event changed."""
         if after.switch is not before.switch:
             _log_phase(before, after)
+        if not isinstance(event, _OF_REQUESTS):
+            _log_backend(event, after)
         for command in commands:
             if isinstance(command, FinishSwitch):
                 self._keep(command.report)
         if isinstance(event, BackendReady):
             _log_retiring(before, after)
-        if not isinstance(event, RequestArrived | RequestEnded):
-            _log_backend(event, after)
 
     def _keep(self, report: SwitchReport) -> None:
-        self._history.add(describe_report(report) | {"ended_at": self._wall_clock()})
+        record = describe_report(report) | {"ended_at": self._wall_clock()}
+        if report.outcome is Outcome.UNCHANGED:  # thousands of these would push the others out
+            self._history.add_passing(record)
+        else:
+            self._history.add(record)
         _log_switch(report)
 
 

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 from immutables import Map
+from structlog.testing import capture_logs
 
 from supervisor.arbiter.arbiter import Arbiter
+from supervisor.core.machine.commands import WarmFile
 from supervisor.core.machine.events import (
     BackendExited,
     BackendReady,
@@ -37,6 +39,7 @@ from supervisor.errors import (
     RequestRefused,
     TelemetryError,
 )
+from supervisor.observability.impairments import Impairments
 
 Eventually = Callable[..., Awaitable[None]]
 MakeTarget = Callable[..., Target]
@@ -583,6 +586,41 @@ async def test_the_observer_sees_each_event_with_the_state_before_and_after(
         world.observed, world.observed[1:], strict=False
     ):
         assert before is after
+
+
+async def test_an_observer_that_raises_stops_nothing_and_is_named_once(
+    world: World, make_target: MakeTarget
+) -> None:
+    def observe(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    world.arbiter._observers = (observe,)
+    world.arbiter._impairments = impairments = Impairments()
+    with capture_logs() as lines:
+        report = await world.switch_to(make_target("chat"))
+        assert report.outcome is Outcome.SWITCHED
+        lease = world.arbiter.lease_at_once(make_target("chat"), None)
+        assert lease is not None
+        lease.end()
+        assert (await world.switch_to(None)).outcome is Outcome.SWITCHED
+    failed = [line for line in lines if line["event"] == "arbiter.observer_failed"]
+    assert len(failed) == 1
+    assert "observe" in failed[0]["observer"]
+    (sentence,) = impairments.describe()
+    assert "(OSError: [Errno 28] No space left on device)" in sentence
+
+
+async def test_a_command_that_cannot_be_carried_out_takes_no_other_along(
+    world: World, make_target: MakeTarget, eventually: Eventually
+) -> None:
+    warms = world.arbiter._performer._warm
+    world.arbiter._performer._warm = lambda _: 1 / 0
+    with capture_logs() as lines:
+        _, result = world.arbiter.request_switch(make_target("chat"), "test")
+        await eventually(lambda: lines)
+        warms(WarmFile(switch_id=world.snapshot.switch.switch_id, target=make_target("chat")))
+        assert (await result).outcome is Outcome.SWITCHED
+    assert (lines[0]["event"], lines[0]["command"]) == ("arbiter.command_failed", "WarmFile")
 
 
 # The shutdown

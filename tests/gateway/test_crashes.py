@@ -122,6 +122,37 @@ async def test_history_of_switches_outlives_the_controller(
     assert (kept["model"], kept["outcome"]) == ("demo-chat", "switched")
 
 
+async def test_disk_that_takes_nothing_stops_no_switch_and_is_shown_until_it_does(
+    start_controller: StartController, tmp_path: Path
+) -> None:
+    data_dir = tmp_path / "kept"
+    controller = await start_controller(data_dir=data_dir)
+    for name in ("history.sqlite", "learned-needs.sqlite"):
+        (data_dir / name).unlink()
+        (data_dir / name).mkdir()  # a file cannot be made there
+    (data_dir / "children.tmp").mkdir()
+    report = await controller.switch_to("demo-chat")
+    await until(lambda: has_status(controller, "degraded"))
+    kill(controller)
+    await until(lambda: is_live_after(controller, report["epoch"]))
+
+    impairments = (await controller.json("GET", "/status"))["impairments"]
+    assert {sentence.partition(":")[0] for sentence in impairments} >= {"history", "children.json"}
+
+    for name in ("history.sqlite", "learned-needs.sqlite", "children.tmp"):
+        (data_dir / name).rmdir()
+    await until(lambda: has_status(controller, "healthy"))
+    await controller.stop()
+    again = await start_controller(data_dir=data_dir)
+    kept = await again.json("GET", f"/switches/{report['switch_id']}")
+    assert (kept["model"], kept["outcome"]) == ("demo-chat", "switched")
+
+
+async def has_status(controller: RunningController, status: str) -> bool:
+    answer = await controller.json("GET", "/management/health")
+    return bool(answer["status"] == status)
+
+
 def kill(controller: RunningController) -> None:
     os.kill(backend_of(controller).process.pid, signal.SIGKILL)
 

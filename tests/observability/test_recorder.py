@@ -91,7 +91,7 @@ def test_a_switch_is_told_phase_by_phase(recorder: Recorder) -> None:
         "starting",
     ]
     assert {(line["switch_id"], line["model"]) for line in phases} == {("s1", "chat")}
-    assert names(lines)[-2:] == ["switch.finished", "backend.ready"]
+    assert names(lines)[-2:] == ["backend.ready", "switch.finished"]
 
 
 def test_a_finished_switch_is_told_with_who_asked_and_how_long_it_took(recorder: Recorder) -> None:
@@ -172,3 +172,14 @@ def test_memory_samples_alone_are_not_logged(recorder: Recorder) -> None:
     held = replace(FREE, free_bytes=0, used_bytes=1000, children_bytes=1000)
     _, lines = play(recorder, snapshot, MemorySampled(at=2.0, switch_id="s1", sample=held))
     assert lines == []
+
+
+def test_a_switch_that_changes_nothing_is_told_and_takes_no_place_in_the_history(
+    recorder: Recorder, history: SwitchHistory
+) -> None:
+    again = SwitchRequested(at=5.0, switch_id="s2", target=CHAT, requested_by="manual")
+    _, lines = play(recorder, EMPTY, *TO_CHAT, again)
+
+    assert lines[-1]["outcome"] == "unchanged"
+    assert [kept["switch_id"] for kept in history.newest_first()] == ["s1"]
+    assert (history.get("s2") or {})["outcome"] == "unchanged"

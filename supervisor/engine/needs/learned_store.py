@@ -12,11 +12,13 @@ from pathlib import Path
 import structlog
 
 from supervisor.core.sizing.learned import LearnedPeak
+from supervisor.observability.impairments import Impairments
 
 log = structlog.get_logger()
 
 FILE_NAME = "learned-needs.sqlite"
 MOST_ENTRIES = 1000
+PART = "learned needs"
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS needs (
@@ -47,21 +49,16 @@ class LearnedStore:
     disk. None of them raises: without the file nothing is learned, and needs are estimated.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, impairments: Impairments | None = None) -> None:
         """Open the file. A damaged one is reported, put aside, and a new one begun."""
         self._path = path
+        self._impairments = impairments or Impairments()
+        self._is_closed = False
         self._lock = threading.Lock()
         self._database: sqlite3.Connection | None = None
+        self._unwritten: dict[str, LearnedPeak] = {}
         try:
-            try:
-                self._database = _open(path)
-            except sqlite3.OperationalError:
-                raise  # locked, or not to be written: no reason to put it aside
-            except sqlite3.DatabaseError as error:
-                aside = path.with_name(f"{path.name}.damaged")
-                path.replace(aside)
-                log.warning("needs.damaged", path=str(path), kept_as=str(aside), reason=str(error))
-                self._database = _open(path)
+            self._database = _open_or_begin_anew(path)
         except (sqlite3.Error, OSError) as error:
             self._report(error)
 
@@ -74,41 +71,76 @@ class LearnedStore:
             try:
                 row = self._database.execute(query, (identity,)).fetchone()
             except sqlite3.Error as error:
+                self._forget_database()
                 self._report(error)
                 return None
         return None if row is None else LearnedPeak(peak_bytes=row[0], seen_on=row[1])
 
     def note(self, identity: str, need: LearnedPeak) -> None:
         """Keep a peak where it is higher than the one that is kept."""
-        row = (identity, need.peak_bytes, need.seen_on, time.time())
-        self._write((_NOTE, row), (_SHRINK, (MOST_ENTRIES,)))
+        with self._lock:
+            self._unwritten[identity] = need
+        self._write_what_is_left()
 
     def forget(self, identity: str) -> bool:
         """Drop what was learned; tell whether that was anything."""
-        return self._write(("DELETE FROM needs WHERE identity = ?", (identity,))) > 0
+        with self._lock:
+            self._unwritten.pop(identity, None)
+            return self._write(("DELETE FROM needs WHERE identity = ?", (identity,))) > 0
 
     def close(self) -> None:
         """Close the file. Safe to call twice."""
         with self._lock:
+            self._is_closed = True
+            self._forget_database()
+
+    def _write_what_is_left(self) -> None:
+        """Write the peaks that are not written yet: at each one, and again after a failure."""
+        now = time.time()
+        with self._lock:
+            rows = [(i, need.peak_bytes, need.seen_on, now) for i, need in self._unwritten.items()]
+            self._write(*((_NOTE, row) for row in rows), (_SHRINK, (MOST_ENTRIES,)))
             if self._database is not None:
-                self._database.close()
-                self._database = None
+                self._unwritten.clear()
 
     def _write(self, *statements: tuple[str, tuple[object, ...]]) -> int:
-        """Carry them out together; return the rows that the last one changed."""
-        with self._lock:
+        """Carry them out together; return the rows that the last one changed. Call it locked."""
+        if self._is_closed:
+            return 0
+        try:
             if self._database is None:
-                return 0
-            try:
-                with self._database as database:
-                    changed = [database.execute(*statement).rowcount for statement in statements]
-            except sqlite3.Error as error:
-                self._report(error)
-                return 0
+                self._database = _open_or_begin_anew(self._path)
+            with self._database as database:
+                changed = [database.execute(*statement).rowcount for statement in statements]
+        except (sqlite3.Error, OSError) as error:
+            self._forget_database()
+            self._report(error)
+            return 0
+        self._impairments.clear(PART)
         return changed[-1]
 
+    def _forget_database(self) -> None:
+        database, self._database = self._database, None
+        if database is not None:
+            database.close()
+
     def _report(self, error: Exception) -> None:
-        log.warning("needs.unusable", path=str(self._path), reason=str(error))
+        reason = f"{self._path} cannot be used ({error}); needs are estimated meanwhile"
+        if self._impairments.note(PART, reason, retry=self._write_what_is_left):
+            log.warning("needs.unusable", path=str(self._path), reason=str(error))
+
+
+def _open_or_begin_anew(path: Path) -> sqlite3.Connection:
+    """Open the file; a damaged one is put aside first. Raises sqlite3.Error and OSError."""
+    try:
+        return _open(path)
+    except sqlite3.OperationalError:
+        raise  # locked, or not to be written: no reason to put it aside
+    except sqlite3.DatabaseError as error:
+        aside = path.with_name(f"{path.name}.damaged")
+        path.replace(aside)
+        log.warning("needs.damaged", path=str(path), kept_as=str(aside), reason=str(error))
+        return _open(path)
 
 
 def _open(path: Path) -> sqlite3.Connection:

@@ -29,6 +29,7 @@ from supervisor.engine.models.page_cache import mapped_file_bytes
 from supervisor.engine.needs.assessment import Assessment
 from supervisor.engine.needs.learned_store import LearnedStore
 from supervisor.errors import TelemetryError
+from supervisor.observability.guarded_task import start_guarded
 from supervisor.telemetry.port import HOST, DeviceInfo, DeviceReading
 
 log = structlog.get_logger()
@@ -176,20 +177,15 @@ async def keep_learning(
     learner: Learner, backends: Callable[[], Iterable[Backend]], *, period_s: float = 1.0
 ) -> AsyncIterator[None]:
     """Let the learner look at the backends each `period_s` seconds while the context lasts."""
-    task = asyncio.create_task(_keep_looking(learner, backends, period_s), name="learn-needs")
+
+    async def keep_looking() -> None:
+        while True:
+            await learner.look(backends())
+            await asyncio.sleep(period_s)
+
+    task = start_guarded(keep_looking, name="learn-needs")
     try:
         yield
     finally:
         task.cancel()
         await asyncio.wait([task])
-
-
-async def _keep_looking(
-    learner: Learner, backends: Callable[[], Iterable[Backend]], period_s: float
-) -> None:
-    while True:
-        try:
-            await learner.look(backends())
-        except Exception:
-            log.exception("need.not_learned")  # a bug of ours; the servers go on
-        await asyncio.sleep(period_s)

@@ -26,6 +26,10 @@ _OTHER_FORM = (ValueError, LookupError, TypeError, AttributeError)
 _FAILURES = (EngineError, BackendUnreachable, OSError, *_OTHER_FORM)  # OSError: TimeoutError, too
 
 
+NOTHING_TO_SAVE = "no slot holds a prompt"
+"""The reason where nothing was saved, and nothing is lost."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptPrompts:
     """What was saved or restored, how long it took, and why it was not all, where it was not."""
@@ -33,6 +37,11 @@ class KeptPrompts:
     slots: tuple[SavedSlot, ...] = ()
     took_s: float = 0.0
     reason: str | None = None
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether something that was there could not be kept."""
+        return self.reason not in {None, NOTHING_TO_SAVE}
 
     @property
     def tokens(self) -> int:
@@ -115,7 +124,7 @@ async def save_prompts(
             used = _used_slots(await slots.list(), restored)
             expected_bytes = sum(int(files.slot_kv_bytes * fraction) for fraction in used.values())
             bound.reschedule(_deadline(least_time_s, expected_bytes))
-            reason = "no slot holds a prompt"
+            reason = NOTHING_TO_SAVE
             if used:
                 has_begun = True  # what a thread began goes on when the time is over
                 reason = await asyncio.to_thread(files.begin, expected_bytes)

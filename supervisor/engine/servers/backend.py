@@ -205,7 +205,7 @@ class Backend:
         return SlotClient(channel.ask, self.launch.abilities.slots_path or "")
 
     def _tell(self, event: str, kept: KeptPrompts) -> None:
-        (log.warning if kept.reason else log.info)(
+        (log.warning if kept.has_failed else log.info)(
             event,
             model=self.model,
             epoch=self.epoch,

@@ -5,10 +5,12 @@ that ends. `children.json` names the servers that run; a controller that finds o
 alive ends it before it starts anything.
 """
 
+import contextlib
 import fcntl
 import json
 import os
 import signal
+import threading
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,6 +19,7 @@ import structlog
 
 from supervisor.core.machine.events import BackendExited, BackendSpawned, Event
 from supervisor.errors import SupervisorError
+from supervisor.observability.impairments import Impairments
 
 log = structlog.get_logger()
 
@@ -26,9 +29,12 @@ _WAIT_FOR_DEATH_S = 5.0
 class Instance:
     """A controller's claim on a data folder, from construction until `release()`."""
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, impairments: Impairments | None = None) -> None:
         """Claim the folder. Raises SupervisorError, with the other's pid, when it is taken."""
-        self._lock = _claim(data_dir / "controller.lock")
+        self._lock_path = data_dir / "controller.lock"
+        self._lock = _claim(self._lock_path)
+        self._impairments = impairments or Impairments()
+        self._writing = threading.Lock()
         self._children_path = data_dir / "children.json"
         self._children: dict[int, dict[str, Any]] = {}
         _end_orphans(data_dir)
@@ -58,13 +64,46 @@ class Instance:
 
     def release(self) -> None:
         """Give the folder back."""
-        self._children_path.unlink(missing_ok=True)
+        if self._is_claimed():  # else it is another controller's by now
+            with contextlib.suppress(OSError):  # what it names has ended: no harm if it stays
+                self._children_path.unlink(missing_ok=True)
         self._lock.close()
 
     def _write(self) -> None:
-        temporary = self._children_path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(list(self._children.values())), encoding="utf-8")
-        temporary.replace(self._children_path)
+        """Write `children.json`; a disk that is full or gone is noted, and it is tried again."""
+        try:
+            with self._writing:
+                self._keep_claim()
+                temporary = self._children_path.with_suffix(".tmp")
+                temporary.write_text(json.dumps(list(self._children.values())), encoding="utf-8")
+                temporary.replace(self._children_path)
+        except (OSError, SupervisorError) as error:
+            reason = (
+                f"{self._children_path} cannot be written ({error}); were this controller killed "
+                "now, the next one would not find its servers"
+            )
+            if self._impairments.note("children.json", reason, retry=self._write):
+                log.warning("instance.not_written", reason=str(error))
+        else:
+            self._impairments.clear("children.json")
+
+    def _keep_claim(self) -> None:
+        """Claim the folder anew where it was deleted. Raises OSError, SupervisorError as at first.
+
+        Without that a second controller could claim it, and would end our servers as orphans.
+        """
+        if self._is_claimed():
+            return
+        self._lock_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock, lost = _claim(self._lock_path), self._lock
+        lost.close()
+
+    def _is_claimed(self) -> bool:
+        """Whether the file that we locked is still the one that stands there."""
+        try:
+            return os.path.samestat(self._lock_path.stat(), os.fstat(self._lock.fileno()))
+        except FileNotFoundError:
+            return False
 
 
 def _claim(path: Path) -> IO[str]:

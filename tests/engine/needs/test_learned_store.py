@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 from supervisor.core.sizing.learned import LearnedPeak
 from supervisor.engine.needs import learned_store
 from supervisor.engine.needs.learned_store import LearnedStore
+from supervisor.observability.impairments import Impairments
 
 OpenNeeds = Callable[[], LearnedStore]
 
@@ -133,3 +134,37 @@ def test_without_a_place_to_write_nothing_is_learned_and_nothing_fails(tmp_path:
 
     assert (needs.get("chat"), needs.forget("chat")) == (None, False)
     assert [line["event"] for line in lines] == ["needs.unusable"]
+
+
+def test_what_was_learned_while_nothing_could_be_written_is_kept_once_it_can_be(
+    tmp_path: Path,
+) -> None:
+    impairments = Impairments()
+    folder = tmp_path / "data"
+    needs = LearnedStore(folder / learned_store.FILE_NAME, impairments)
+    needs.note("chat", peak(100))
+    needs.note("embed", peak(50))
+    assert "needs are estimated meanwhile" in impairments.describe()[0]
+
+    folder.mkdir()
+    impairments._current[learned_store.PART].retry()  # type: ignore[misc]
+
+    assert impairments.describe() == []
+    assert (needs.get("chat"), needs.get("embed")) == (peak(100), peak(50))
+    needs.close()
+    needs.note("chat", peak(200))  # a reading that ends after the store's
+    assert needs.get("chat") is None
+
+
+def test_file_that_was_deleted_under_it_is_begun_anew(tmp_path: Path) -> None:
+    path = tmp_path / learned_store.FILE_NAME
+    needs = LearnedStore(path)
+    needs.note("chat", peak(100))
+    path.unlink()
+    needs.note("embed", peak(50))
+    needs.note("embed", peak(50))
+    needs.close()
+
+    again = LearnedStore(path)
+    assert again.get("embed") == peak(50)
+    again.close()

@@ -14,6 +14,7 @@ import psutil
 import pytest
 import yaml
 from aiohttp import web
+from structlog.testing import capture_logs
 
 from supervisor.config.holder import ConfigurationHolder
 from supervisor.config.load import load
@@ -208,7 +209,10 @@ async def test_profile_that_does_not_ask_for_it_gets_no_folder(start: Start) -> 
 
 async def test_server_that_was_never_asked_leaves_nothing(start: Start) -> None:
     backend = await start()
-    await backend.stop(5, keeps_prompts=True)
+    with capture_logs() as lines:
+        await backend.stop(5, keeps_prompts=True)
+    (line,) = [line for line in lines if line["event"] == "prompts.saved"]
+    assert line["log_level"] == "info"
     assert saved_by(backend).slots == ()
     assert not any(file.is_file() for file in backend.launch.prompt_files.path.iterdir())
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,10 +10,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from structlog.testing import capture_logs
 
 from supervisor.core.machine.events import BackendExited, BackendSpawned
 from supervisor.engine.servers.instance import Instance
 from supervisor.errors import SupervisorError
+from supervisor.observability.impairments import Impairments
 
 
 @pytest.fixture
@@ -84,3 +87,59 @@ def test_damaged_note_of_children_is_passed_over(tmp_path: Path) -> None:
     Instance(tmp_path).release()
 
     assert not (tmp_path / "children.json").exists()
+
+
+def test_disk_that_takes_nothing_is_noted_and_what_runs_is_written_when_it_does(
+    tmp_path: Path, sleeper: "subprocess.Popen[bytes]"
+) -> None:
+    impairments = Impairments()
+    instance = Instance(tmp_path, impairments)
+    (tmp_path / "children.tmp").mkdir()  # where the file is written first
+
+    with capture_logs() as lines:
+        instance.observe(BackendSpawned(at=0.0, epoch=1, pid=sleeper.pid, address="a"))
+        instance.observe(BackendSpawned(at=0.0, epoch=2, pid=os.getpid(), address="b"))
+
+    assert [line["event"] for line in lines] == ["instance.not_written"]
+    assert "children.json" in impairments.describe()[0]
+    (tmp_path / "children.tmp").rmdir()
+    impairments._current["children.json"].retry()  # type: ignore[misc]
+    assert impairments.describe() == []
+    assert children(tmp_path) == [sleeper.pid, os.getpid()]
+    instance.release()
+
+
+def test_folder_that_was_deleted_is_claimed_anew_before_anything_is_written_there(
+    tmp_path: Path, sleeper: "subprocess.Popen[bytes]"
+) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    instance = Instance(folder)
+    shutil.rmtree(folder)
+
+    instance.observe(BackendSpawned(at=0.0, epoch=1, pid=sleeper.pid, address="a"))
+
+    assert children(folder) == [sleeper.pid]
+    with pytest.raises(SupervisorError, match="in use by the controller"):
+        Instance(folder)
+    assert sleeper.poll() is None
+    instance.release()
+
+
+def test_folder_that_another_claimed_after_it_was_deleted_is_left_to_that_one(
+    tmp_path: Path, sleeper: "subprocess.Popen[bytes]"
+) -> None:
+    impairments = Impairments()
+    folder = tmp_path / "data"
+    folder.mkdir()
+    first = Instance(folder, impairments)
+    shutil.rmtree(folder)
+    folder.mkdir()
+    second = Instance(folder)
+
+    first.observe(BackendSpawned(at=0.0, epoch=1, pid=sleeper.pid, address="a"))
+
+    assert children(folder) == []
+    assert "in use by the controller" in impairments.describe()[0]
+    first.release()
+    second.release()
