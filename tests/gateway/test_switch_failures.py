@@ -19,7 +19,8 @@ def unloadable(tmp_path: Path, models_dir: Path) -> dict[str, Any]:
     name, value = b"general.architecture", b"\x08\0\0\0\x05\0\0\0\0\0\0\0llama"
     assert content.count(name + value) == 1
     path = tmp_path / "unloadable.gguf"
-    path.write_bytes(content.replace(name + value, name + value.replace(b"llama", b"lemma")))
+    renamed = content.replace(name + value, name + value.replace(b"llama", b"lemma"))
+    path.write_bytes(renamed.replace(b"llama.", b"lemma."))
     return {"models": shipped("models.yaml")["models"] | {"unloadable": {"path": str(path)}}}
 
 
@@ -34,6 +35,7 @@ async def test_server_that_dies_before_it_is_ready_is_told_with_its_last_lines(
     error = answer["error"]
     assert (status, error["code"], error["type"]) == (502, "backend_died", "server_error")
     assert any("lemma" in line for line in error["last_lines"])
+    assert "before it was ready: unknown model architecture: 'lemma'" in error["message"]
     assert error["exit_code"] == 1
     assert error["switch"]["outcome"] == "failed"
     assert error["rolled_back"] is True

@@ -37,6 +37,7 @@ from supervisor.core.machine.events import (
     TimePassed,
     WarmingBegun,
 )
+from supervisor.core.machine.last_words import reason_in
 from supervisor.core.machine.reports import report_of, switch_is_running
 from supervisor.core.machine.residency import baselines_after
 from supervisor.core.machine.values import (
@@ -319,9 +320,11 @@ def _exit_record(backend: Backend, event: BackendExited) -> BackendExit:
 
 
 def _death_before_ready(record: BackendExit) -> Refusal:
+    reason = reason_in(record.last_lines)
     return Refusal(
         code="backend_died",
-        message=f"the server of '{record.model}' ended ({record.describe()}) before it was ready",
+        message=f"the server of '{record.model}' ended ({record.describe()}) before it was ready"
+        + (f": {reason}" if reason else ""),
         details=(
             ("exit_code", record.exit_code),
             ("signal", record.signal),

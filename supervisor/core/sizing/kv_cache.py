@@ -141,6 +141,11 @@ def keeps_no_kv(architecture: str) -> bool:
     return architecture in EMBEDDING_WITHOUT_KV or architecture in _OTHERS_WITHOUT_KV
 
 
+def keeps_recurrent_state(architecture: str) -> bool:
+    """Whether layers of this architecture keep state instead of, or beside, a KV cache."""
+    return architecture in _RECURRENT
+
+
 def read_layout(header: GgufHeader) -> CacheLayout | str:
     """Return what each layer keeps, or the reason why that cannot be told."""
     if header.architecture in _RECURRENT:

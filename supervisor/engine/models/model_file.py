@@ -13,6 +13,7 @@ from typing import BinaryIO, NamedTuple
 
 from supervisor.core.byte_size import MIB, format_bytes
 from supervisor.core.sizing.gguf import GgufHeader, NeedMoreBytes, read_header
+from supervisor.core.sizing.gguf_faults import find_fault
 from supervisor.errors import ModelFileError
 
 FIRST_READ_BYTES = 8 * MIB
@@ -84,6 +85,13 @@ def inspect_model_file(path: Path) -> ModelFile:
         headers=tuple(headers),
         identity=tuple(identities),
     )
+
+
+def require_loadable(file: ModelFile) -> None:
+    """Raise ModelFileError where the headers show that llama.cpp could not load the model."""
+    fault = find_fault(file.headers)
+    if fault is not None:
+        raise ModelFileError(f"{file.path}: {fault}")
 
 
 def _inspect_one(path: Path) -> tuple[GgufHeader, FileIdentity]:

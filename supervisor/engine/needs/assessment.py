@@ -19,7 +19,7 @@ from supervisor.core.sizing.fitting import Alternative, alternatives
 from supervisor.core.sizing.gguf import GgufHeader
 from supervisor.core.sizing.kv_cache import keeps_no_kv
 from supervisor.core.sizing.learned import LearnedPeak, count_need
-from supervisor.engine.models.model_file import ModelFile
+from supervisor.engine.models.model_file import ModelFile, require_loadable
 from supervisor.engine.models.model_source import look_at_model, require_stated_need
 from supervisor.engine.needs.learned_store import LearnedStore
 from supervisor.engine.needs.prompt_identity import prompt_identity
@@ -172,6 +172,8 @@ def examine(resolved: ResolvedModel, engine: Engine, known: ModelFile | None = N
     if file is None:
         require_stated_need(resolved)
     else:
+        if abilities.runs_gguf_only:
+            require_loadable(file)
         _refuse_uneven_slots(resolved, file)
     return Candidate(
         resolved=resolved,
