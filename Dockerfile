@@ -33,7 +33,7 @@ RUN pip --python /opt/llama-supervisor/bin/python install --no-cache-dir --no-de
 
 FROM python
 ARG LLAMA_IMAGE
-# The base's labels would tell of llama.cpp.
+# The base's labels would describe llama.cpp.
 LABEL org.opencontainers.image.title="llama-supervisor" \
       org.opencontainers.image.description="Switches llama-server between generation and embedding" \
       org.opencontainers.image.licenses="MIT" \

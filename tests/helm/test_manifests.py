@@ -361,11 +361,11 @@ def what_the_server_would_refuse(rendered: Rendered) -> Iterator[str]:
         yield "mounts and volumes differ"
     ports = {port["name"] for port in container["ports"]}
     if {port["targetPort"] for port in service["spec"]["ports"]} != ports:
-        yield "the Service's target is no port of the container"
+        yield "the Service's target is not a port of the container"
     resources = container["resources"]
     for name, count in resources.get("limits", {}).items():
         if "/" in name and not str(count).isdecimal():
-            yield f"{name}: {count} is no whole number"
+            yield f"{name}: {count} is not a whole number"
     for name, count in resources.get("requests", {}).items():
         if "/" in name and resources["limits"].get(name) != count:
             yield f"{name}: the request differs from the limit"

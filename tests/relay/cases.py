@@ -15,7 +15,7 @@ CHAT_MODEL, EMBEDDING_MODEL = "demo-chat", "minilm"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One request. `framing`: how its body's end is told: length | chunked | none.
+    """One request. `framing`: how the end of its body is marked: length | chunked | none.
 
     `chunks` are what a chunked body consists of; one chunk by default.
     """

@@ -90,7 +90,7 @@ def read_head(head: str) -> tuple[str, str, list[tuple[str, str]]]:
 
 
 async def read_body(reader: asyncio.StreamReader, headers: list[tuple[str, str]]) -> bytes:
-    """Return the body. Raises Malformed where its length is told twice, or not at all clearly."""
+    """Return the body. Raises Malformed where its length is given twice, or not clearly."""
     lengths = [value for name, value in headers if name.lower() == "content-length"]
     codings = [value for name, value in headers if name.lower() == "transfer-encoding"]
     if len(lengths) + len(codings) > 1 or codings not in ([], ["chunked"]):

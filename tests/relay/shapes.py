@@ -153,7 +153,7 @@ def _chunks() -> Iterator[Shape]:
         ("size with 0x", b"0x5\r\nhello\r\n"),
         ("size with an underscore", b"0_5\r\nhello\r\n"),
         ("size of no digits", b"\r\nhello\r\n"),
-        ("size that is no number", b"g\r\nhello\r\n"),
+        ("size that is not a number", b"g\r\nhello\r\n"),
         ("size beyond 64 bits", b"f" * 17 + b"\r\nhello\r\n"),
         ("blank before the size", b" 5\r\nhello\r\n"),
         ("line feed alone after the size", b"5\nhello\r\n"),
@@ -225,7 +225,7 @@ def _hosts() -> Iterator[Shape]:
     yield refused("two hosts", get(b"Host: y"))
     yield refused("one host twice", get(b"Host: x"))
     yield refused("no host", b"GET /shape HTTP/1.1\r\n\r\n")
-    yield refused("a host that is none", get().replace(b"Host: x", b"Host: a b"))
+    yield refused("a host that is not one", get().replace(b"Host: x", b"Host: a b"))
     yield refused("a list of hosts", get().replace(b"Host: x", b"Host: a, b"))
     yield relayed("no host in HTTP/1.0", b"GET /shape HTTP/1.0\r\n\r\n", closes=True)
 
@@ -257,7 +257,7 @@ def _sequences() -> Iterator[Shape]:
         closes=False,
     )
     yield Shape(
-        name="something that is no request behind one",
+        name="something that is not a request behind one",
         parts=(whole + b"\x00\x01rubbish\r\n\r\n",),
         answers=((200, 200), REFUSED),
         seen=seen[1:],

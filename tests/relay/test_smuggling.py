@@ -34,7 +34,7 @@ KNOWN: Mapping[str, str] = {
     "first line: a tunnel": "issue 10, 19: refused, and left open",
     "whole address": "issue 10, 19: the host stays in the target",
     "whole address of another host": "issue 10, 19: the host stays in the target",
-    "a host that is none": "issue 10, 19: any text passes for a host",
+    "a host that is not one": "issue 10, 19: any text passes for a host",
     "a list of hosts": "issue 10, 19: any text passes for a host",
     "a client that half-closes": "issue 10, 26: taken for one that has left",
     "a client that half-closes after a body": "issue 10, 26: taken for one that has left",

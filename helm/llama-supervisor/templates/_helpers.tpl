@@ -97,7 +97,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 
 {{/*
 A field of a section in seconds, or the default: a number, or a text with a unit (`90s`, `2m`).
-What is no mapping is left to the product, which refuses it with a better message.
+What is not a mapping is left to the product, which refuses it with a better message.
 */}}
 {{- define "llama-supervisor.seconds" -}}
 {{- $value := .default }}
@@ -240,7 +240,7 @@ capabilities:
 {{- end }}
 {{- end }}
 
-{{/* What the schema cannot tell. The texts name the value, what is wrong, and what to do. */}}
+{{/* What the schema cannot check. The texts name the value, what is wrong, and what to do. */}}
 {{- define "llama-supervisor.validate" -}}
 {{- $name := include "llama-supervisor.fullname" . }}
 {{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $name) }}
