@@ -4,6 +4,7 @@ import os
 import socket
 import stat
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -46,15 +47,15 @@ def make_room(address: Address) -> None:
         )
 
 
-def is_listening(address: Address, group: int) -> bool:
-    """Whether whoever listens at the address belongs to a process group of ours.
+def is_listening(address: Address, leader: int, owns: Callable[[int], bool]) -> bool:
+    """Whether whoever listens at the address is a server of ours, or comes from it.
 
     Raises OSError where nobody listens on a socket.
     """
     if address.socket_path is not None:
-        return _is_in_group(_listener_pid(address.socket_path), group)
+        return owns(_listener_pid(address.socket_path))
     try:
-        child = psutil.Process(group)
+        child = psutil.Process(leader)
         return any(
             connection.status == psutil.CONN_LISTEN and connection.laddr.port == address.port
             for member in (child, *child.children(recursive=True))
@@ -73,10 +74,3 @@ def _listener_pid(path: Path) -> int:
         raw = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size)
     pid: int = credentials.unpack(raw)[0]
     return pid
-
-
-def _is_in_group(pid: int, group: int) -> bool:
-    try:
-        return os.getpgid(pid) == group
-    except ProcessLookupError:
-        return False

@@ -104,7 +104,7 @@ class Backend:
             return False
         abilities = self.launch.abilities
         try:
-            if not is_listening(self.launch.address, self.process.pid):
+            if not is_listening(self.launch.address, self.process.pid, self.process.owns):
                 return False  # a stranger must not even learn the key
             status, _ = await self._channel.ask("GET", abilities.readiness_path, b"")
         except (BackendUnreachable, OSError):

@@ -1,7 +1,8 @@
 """One child process and its group: spawned so that it cannot outlive us, always reaped.
 
 The child gets a session and process group of its own, so that whatever it starts can be ended
-with it, and the kernel's parent-death signal, so that a killed controller leaves nothing behind.
+with it, a mark by which those are known that leave the group, and the kernel's parent-death signal,
+so that a killed controller leaves nothing behind.
 """
 
 import asyncio
@@ -10,24 +11,37 @@ import ctypes
 import os
 import signal
 import subprocess
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import psutil
+import structlog
 
 from supervisor.engine.port import Launch
+from supervisor.engine.servers.descendants import (
+    MARK_VARIABLE,
+    adopt_orphans,
+    children_of,
+    descendants_of,
+    has_mark,
+    name_of,
+    new_mark,
+    orphans_of,
+    reap,
+    send_signal,
+    state_of,
+)
+from supervisor.engine.servers.output import Output
 from supervisor.errors import EngineError
 
-KEPT_LINES = 200
-"""Lines of output that are kept for error messages."""
+log = structlog.get_logger()
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _SECOND_SIGNAL_AFTER_S = 0.5
 _SURVIVOR_POLL_S = 0.005
 _LAST_OUTPUT_S = 0.5
-_MAX_LINE_BYTES = 16 * 1024
-_MAX_CHUNK_BYTES = 64 * 1024
+_ORPHANS_TO_END_S = 5.0
+_REAPING_PAUSE_S = 30.0
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -46,13 +60,17 @@ class ChildProcess:
         self,
         popen: subprocess.Popen[bytes],
         on_line: Callable[[str], None],
-        stop_signal: signal.Signals,
+        launch: Launch,
+        mark: str,
     ) -> None:
         self._popen = popen
-        self._stop_signal = stop_signal
-        self._on_line = on_line
+        self._stop_signal = launch.abilities.stop_signal
+        self._mark = mark
+        self._output = Output(on_line)
+        self._descendants: set[int] = set()
+        """Processes that were seen to come from it."""
         self.pid = popen.pid
-        self.last_lines: deque[str] = deque(maxlen=KEPT_LINES)
+        self.last_lines = self._output.last_lines
         self._reaped = asyncio.create_task(self._watch(), name=f"watch-{popen.pid}")
 
     @classmethod
@@ -62,6 +80,8 @@ class ChildProcess:
         Call it on the main thread: the parent-death signal is tied to the spawning thread.
         """
         parent_pid = os.getpid()
+        adopt_orphans()
+        mark = new_mark(launch.epoch)
 
         def die_with_parent() -> None:
             _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -74,18 +94,31 @@ class ChildProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                env=dict(launch.env),
+                env={**launch.env, MARK_VARIABLE: mark},
                 start_new_session=True,
                 preexec_fn=die_with_parent,  # noqa: PLW1509 - it makes two system calls only
             )
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             raise EngineError(f"{launch.argv[0]} cannot be executed: {error}") from error
-        return cls(popen, on_line, launch.abilities.stop_signal)
+        return cls(popen, on_line, launch, mark)
 
     @property
     def is_running(self) -> bool:
         """Whether the group still has a process that is not reaped."""
         return not self._reaped.done()
+
+    def owns(self, pid: int) -> bool:
+        """Whether a process belongs to the group, or descends from it."""
+        try:
+            return os.getpgid(pid) == self.pid or has_mark(pid, self._mark)
+        except ProcessLookupError:
+            return False
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether it has ended, or gives its memory back; that may take a large one seconds."""
+        state = state_of(self.pid)
+        return not self.is_running or state is None or state.is_ending
 
     async def wait(self) -> ProcessExit:
         """Return how the process ended, once its whole group is gone and its output is read."""
@@ -99,7 +132,7 @@ class ChildProcess:
         """
         first_s = min(grace_s, _SECOND_SIGNAL_AFTER_S)
         for pause_s in (first_s, grace_s - first_s):
-            self._signal_group(self._stop_signal)
+            self._signal_all(self._stop_signal)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     return await self.wait()
@@ -107,10 +140,12 @@ class ChildProcess:
         return await self.wait()
 
     async def _watch(self) -> ProcessExit:
-        pump = asyncio.create_task(self._pump_output(), name=f"output-{self.pid}")
-        await _wait_for_exit(self.pid)
+        assert self._popen.stdout is not None  # noqa: S101 - spawned with a pipe
+        pump = asyncio.create_task(self._output.read(self._popen.stdout), name=f"output-{self.pid}")
+        await _wait_for_exit(self.pid, meanwhile=self._reap_orphans)
         return_code = self._popen.wait()  # returns at once: the pidfd said that it has ended
         await self._end_survivors()
+        await self._end_orphans()
         await _finish(pump)
         is_signal = return_code < 0
         return ProcessExit(
@@ -132,6 +167,51 @@ class ChildProcess:
                 return
             await asyncio.sleep(_SURVIVOR_POLL_S)
 
+    async def _end_orphans(self) -> None:
+        """Kill and reap what left the group; it comes to us as those above it end.
+
+        What cannot be ended within seconds is named, and left: it runs as somebody else, or waits
+        in the kernel.
+        """
+        deadline = asyncio.get_running_loop().time() + _ORPHANS_TO_END_S
+        while orphans := self._orphans():
+            for pid in orphans:
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)  # our child: its pid is its own until we reap it
+                self._reap(pid)
+            if asyncio.get_running_loop().time() > deadline:
+                self._name_left(orphans)
+                return
+            await asyncio.sleep(_SURVIVOR_POLL_S)
+
+    def _orphans(self) -> set[int]:
+        """Return what comes from the server and is our own child now; a zombie is remembered."""
+        self._descendants |= orphans_of(self.pid, self._mark)
+        return self._descendants & children_of(os.getpid()) - {self.pid}
+
+    def _reap_orphans(self) -> None:
+        """Reap those that have ended while their server runs on."""
+        for pid in self._orphans():
+            self._reap(pid)
+
+    def _reap(self, pid: int) -> None:
+        if reap(pid):
+            self._descendants.discard(pid)  # its pid may be another's from now on
+
+    def _name_left(self, pids: set[int]) -> None:
+        named = ", ".join(f"{name_of(pid)} (pid {pid})" for pid in sorted(pids))
+        self.last_lines.append(f"(the server is gone; what it started cannot be ended: {named})")
+        log.warning("backend.process_left", pid=self.pid, left=named)
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        """Signal the group, and what has left it but is known to come from it."""
+        self._descendants |= descendants_of(self.pid) | orphans_of(self.pid, self._mark)
+        self._signal_group(number)
+        for pid in self._descendants:
+            state = state_of(pid)
+            if state is not None and state.session != self.pid:
+                send_signal(pid, number, self._mark)
+
     def _signal_group(self, number: signal.Signals) -> bool:
         """Signal every process of the group. Returns whether there was one."""
         try:
@@ -139,59 +219,6 @@ class ChildProcess:
         except ProcessLookupError:
             return False
         return True
-
-    async def _pump_output(self) -> None:
-        """Hand the output on line by line; a line without end is cut, never awaited.
-
-        The pipe is read by hand: uvloop's own pipe transport closes the descriptor twice, and the
-        second time it may be one that another thread has just opened.
-        """
-        assert self._popen.stdout is not None  # noqa: S101 - spawned with a pipe
-        loop, is_over = asyncio.get_running_loop(), asyncio.Event()
-        lines = _Lines(self._keep)
-        with self._popen.stdout as pipe:
-            descriptor = pipe.fileno()
-            os.set_blocking(descriptor, False)
-
-            def read() -> None:
-                with contextlib.suppress(BlockingIOError):
-                    chunk = os.read(descriptor, _MAX_CHUNK_BYTES)
-                    lines.feed(chunk)
-                    if not chunk:
-                        is_over.set()
-                        loop.remove_reader(descriptor)
-
-            loop.add_reader(descriptor, read)
-            try:
-                await is_over.wait()
-            finally:
-                loop.remove_reader(descriptor)
-                lines.end()
-
-    def _keep(self, line: bytes) -> None:
-        text = line.decode("utf-8", errors="replace").rstrip()
-        if text:
-            self.last_lines.append(text)
-            self._on_line(text)
-
-
-class _Lines:
-    """Cuts output into lines."""
-
-    def __init__(self, keep: Callable[[bytes], None]) -> None:
-        self._keep = keep
-        self._rest = b""
-
-    def feed(self, chunk: bytes) -> None:
-        *lines, self._rest = (self._rest + chunk).split(b"\n")
-        if len(self._rest) > _MAX_LINE_BYTES:
-            lines, self._rest = [*lines, self._rest], b""
-        for line in lines:
-            self._keep(line)
-
-    def end(self) -> None:
-        self._keep(self._rest)
-        self._rest = b""
 
 
 def _reap_adopted(group: int) -> None:
@@ -216,14 +243,20 @@ async def _finish(pump: asyncio.Task[None]) -> None:
     pump.cancel()
 
 
-async def _wait_for_exit(pid: int) -> None:
-    """Wait until our child has ended; it stays a zombie until somebody reaps it."""
+async def _wait_for_exit(pid: int, meanwhile: Callable[[], None]) -> None:
+    """Wait until our child has ended; it stays a zombie until somebody reaps it.
+
+    `meanwhile` is called every half a minute.
+    """
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     pidfd = os.pidfd_open(pid)
     loop.add_reader(pidfd, ended.set)
     try:
-        await ended.wait()
+        while not ended.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(ended.wait(), _REAPING_PAUSE_S)
+            meanwhile()
     finally:
         loop.remove_reader(pidfd)
         os.close(pidfd)

@@ -10,13 +10,12 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
-from supervisor.engine.servers.process import (
-    KEPT_LINES,
-    ChildProcess,
-    ProcessExit,
-)
+from supervisor.engine.servers.descendants import MARK_VARIABLE
+from supervisor.engine.servers.output import KEPT_LINES
+from supervisor.engine.servers.process import ChildProcess, ProcessExit
 from supervisor.errors import EngineError
 
 Eventually = Callable[..., Awaitable[None]]
@@ -85,6 +84,15 @@ async def test_a_line_without_end_is_cut_and_never_awaited(
     assert max(map(len, lines)) < 100_000
     await child.stop(0)
     assert "".join(lines) == "x" * 300_000
+
+
+async def test_a_flood_of_lines_is_read_to_its_end_and_little_of_it_handed_on(spawn: Spawn) -> None:
+    lines: list[str] = []
+    child = spawn(sh="seq 1 200000", lines=lines)
+    async with asyncio.timeout(60):
+        await child.wait()
+    assert list(child.last_lines)[-1] == "200000"
+    assert len(lines) < 100_000
 
 
 async def test_output_that_is_not_utf8_is_kept_readable(spawn: Spawn) -> None:
@@ -163,13 +171,76 @@ async def test_grandchildren_that_ignore_sigterm_die_when_the_child_has_obeyed(
 async def test_a_pipe_held_open_by_a_stranger_does_not_hold_up_the_end(
     spawn: Spawn, eventually: Eventually, is_alive: Callable[[int], bool], kill_later: list[int]
 ) -> None:
-    child = spawn(sh="setsid sh -c 'echo $$; exec sleep 60' & wait")
+    child = spawn(sh="(env -i setsid sh -c 'echo $$; exec sleep 60' &); sleep 60 & wait")
     await eventually(lambda: child.last_lines)
     stranger = int(child.last_lines[0])
     kill_later.append(stranger)
     async with asyncio.timeout(5):
         assert await child.stop(30) == ended_by(signal.SIGTERM)
     assert is_alive(stranger)
+
+
+LEAVERS = {
+    "a session of its own": "setsid sh -c 'echo $$; exec sleep 60' & sleep 60 & wait",
+    "a daemon": "(setsid sh -c 'echo $$; exec sleep 60' &); exec sleep 60",
+    "a daemon that ignores SIGTERM": (
+        "(setsid sh -c 'trap \"\" TERM; echo $$; exec sleep 60' &); exec sleep 60"
+    ),
+    "a daemon with children": "(setsid sh -c 'sleep 60 & echo $!; sleep 60' &); exec sleep 60",
+    "a session of its own, its mark taken off": (
+        "env -i setsid sh -c 'echo $$; exec sleep 60' & sleep 60 & wait"
+    ),
+}
+
+
+@pytest.mark.parametrize("how", LEAVERS)
+async def test_what_left_the_group_of_the_child_is_ended_and_reaped_with_it(
+    spawn: Spawn, eventually: Eventually, kill_later: list[int], how: str
+) -> None:
+    child = spawn(sh=LEAVERS[how])
+    await eventually(lambda: child.last_lines)
+    leaver = int(child.last_lines[0])
+    kill_later.append(leaver)
+    assert child.owns(leaver) is ("mark" not in how)
+    async with asyncio.timeout(10):
+        await child.stop(5)
+    assert not psutil.pid_exists(leaver), "also no zombie of it"
+
+
+async def test_what_a_dead_child_left_outside_its_group_is_ended(
+    spawn: Spawn, eventually: Eventually, kill_later: list[int]
+) -> None:
+    """A launcher that starts a daemon and goes: on a GPU its memory would be held for ever."""
+    child = spawn(sh="(setsid sh -c 'echo $$; exec sleep 60' &); sleep 0.2; exit 3")
+    assert await child.wait() == ended_with(3)
+    leaver = int(child.last_lines[0])
+    kill_later.append(leaver)
+    assert not psutil.pid_exists(leaver)
+
+
+async def test_one_that_was_asked_to_stop_outside_the_group_may_say_its_last_words(
+    spawn: Spawn, eventually: Eventually
+) -> None:
+    script = "trap 'echo bye; exit' TERM; echo up; sleep 60 & wait"
+    child = spawn(sh=f"trap : TERM; setsid sh -c '{script.replace(chr(39), chr(34))}' & wait; wait")
+    await eventually(lambda: "up" in child.last_lines)
+    await child.stop(10)
+    assert "bye" in child.last_lines
+
+
+def start_unrelated(script: str) -> subprocess.Popen[bytes]:
+    """Start a process of ours that is not a server."""
+    return subprocess.Popen(["sh", "-c", script], start_new_session=True)
+
+
+async def test_nothing_of_another_child_is_touched(spawn: Spawn, eventually: Eventually) -> None:
+    other = spawn(sh="echo up; exec sleep 60")
+    await eventually(lambda: other.last_lines)
+    unrelated = start_unrelated("exit 7")
+    child = spawn(sh="(setsid sleep 60 &); exit 0")
+    await child.wait()
+    assert other.is_running
+    assert unrelated.wait() == 7, "somebody else has reaped it"
 
 
 PARENT = """
@@ -241,7 +312,9 @@ async def test_orphans_that_process_1_never_reaps_do_not_hold_up_the_end() -> No
         assert parent.stdout.read() == "ProcessExit(exit_code=1, signal=None)\n"
 
 
-async def test_the_child_sees_the_environment_of_its_launch_and_no_other(spawn: Spawn) -> None:
+async def test_the_child_sees_the_environment_of_its_launch_and_its_mark(spawn: Spawn) -> None:
     child = spawn("/usr/bin/env", env={"ONLY": "this"})
     await child.wait()
-    assert list(child.last_lines) == ["ONLY=this"]
+    only, mark = child.last_lines
+    assert only == "ONLY=this"
+    assert mark.startswith(f"{MARK_VARIABLE}=1-")
