@@ -136,7 +136,7 @@ class Telemetry:
             return self._host.sample(HOST, child_pids)
         sampler, position = self._find(device)
         sample = await sampler.sample(position, tuple(child_pids), tuple(former_pids))
-        return replace(sample, device=device)
+        return sample if sample.device == device else replace(sample, device=device)
 
     async def read(self, device: str, child_pids: Collection[int] = ()) -> DeviceReading:
         """Read all that a device tells now: memory, load, and who uses it. Raises as `sample`."""

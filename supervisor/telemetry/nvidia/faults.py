@@ -43,5 +43,10 @@ def explained(doing: str) -> Iterator[None]:
     try:
         yield
     except pynvml.NVMLError as exc:
-        reason = _EXPLANATIONS.get(exc.value, f"{exc} (NVML error {exc.value}); {_SEE_ALSO}")
-        raise TelemetryError(f"cannot {doing}: {reason}") from exc
+        raise explain(doing, exc) from exc
+
+
+def explain(doing: str, error: pynvml.NVMLError) -> TelemetryError:
+    """Return what an NVML error means: what could not be done, why, and what to do about it."""
+    reason = _EXPLANATIONS.get(error.value, f"{error} (NVML error {error.value}); {_SEE_ALSO}")
+    return TelemetryError(f"cannot {doing}: {reason}")
