@@ -134,6 +134,11 @@ class Backend:
             is_alive=lambda: self.process.is_running,
         )
 
+    @property
+    def open_connections(self) -> int:
+        """Connections to it that stand, in use or idle."""
+        return self._channel.open_connections
+
     def send(self, request: Request, receiver: Receiver) -> Exchange:
         """Send a request when its turn comes; see `Channel.send`. What comes is the receiver's."""
         return self._channel.send(request, receiver)
