@@ -64,6 +64,7 @@ def _describe_device(fit: DeviceFit) -> dict[str, Any]:
         "compute_bytes": estimate.compute_bytes if estimate else None,
         "output_bytes": parts.output_bytes if parts else None,
         "context_bytes": parts.context_bytes if parts else None,
+        "host_bytes": estimate.host_bytes if estimate else None,
         "estimated_bytes": parts.total_bytes if parts else None,
         "learned": asdict(learned) if learned else None,
         "need_bytes": assessment.need_bytes,
@@ -108,6 +109,11 @@ def _kv(fit: DeviceFit) -> str:
     return _estimated("kv_bytes")(fit) + (" (assumed)" if is_assumed else "")
 
 
+def _layers_in_host_memory(fit: DeviceFit) -> str:
+    memory = _memory(fit)
+    return _size((memory.host_bytes or None) if memory else None)
+
+
 def _learned(fit: DeviceFit) -> str:
     learned = fit.assessment.learned
     return _size(learned.peak_bytes if learned else None)
@@ -126,6 +132,7 @@ _ROWS: tuple[tuple[str, Callable[[DeviceFit], str]], ...] = (
     ("results", _part("output_bytes")),
     ("driver's context", _part("context_bytes")),
     ("estimated", _part("total_bytes")),
+    ("layers in host memory", _layers_in_host_memory),
     ("learned peak", _learned),
     ("needed", lambda fit: format_bytes(fit.assessment.need_bytes)),
     ("margin", lambda fit: format_bytes(fit.margin_bytes)),

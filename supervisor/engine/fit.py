@@ -5,7 +5,7 @@ stopped) less the margin that the release gate asks for, whichever is smaller.
 """
 
 import contextlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -44,6 +44,10 @@ class DeviceRoom:
         if self.free_bytes is None:
             return None
         return min(self.budget_bytes, self.free_bytes + (self.ours_bytes or 0) - margin_bytes)
+
+
+Rooms = Mapping[str, int | None]
+"""What a start may take of each device, in bytes; None where it cannot be read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,37 +128,53 @@ async def report_fit(
         return FitReport(
             candidate=candidate,
             device=device,
-            devices=tuple(judge_fit(assess(candidate, one.device, store), one) for one in rooms),
+            devices=tuple(
+                judge_fit(assess(candidate, room.device, store), room, rooms) for room in rooms
+            ),
             has_forgotten=has_forgotten,
         )
 
 
-def judge_fit(assessment: Assessment, room: DeviceRoom) -> DeviceFit:
-    """Hold what was assessed on the room's device against the room."""
+def judge_fit(
+    assessment: Assessment, room: DeviceRoom, rooms: Collection[DeviceRoom] = ()
+) -> DeviceFit:
+    """Hold what was assessed on the room's device against the room.
+
+    `rooms` are those of all devices, for layers that stay in host memory.
+    """
     margin_bytes = assessment.candidate.resolved.profile.memory.margin_bytes
-    room_bytes = room.room_bytes(margin_bytes)
+    room_bytes = {one.device: one.room_bytes(margin_bytes) for one in (*rooms, room)}
     fit = DeviceFit(
         room=room,
         margin_bytes=margin_bytes,
         assessment=assessment,
-        fits=None if room_bytes is None else assessment.need_bytes <= room_bytes,
+        fits=_holds(room_bytes, assessment.footprint),
     )
-    return fit if room_bytes is None else _with_what_would_fit(fit, room_bytes)
+    return fit if fit.fits is None else _with_what_would_fit(fit, room_bytes)
 
 
-def _with_what_would_fit(fit: DeviceFit, room_bytes: int) -> DeviceFit:
+def _holds(room_bytes: Rooms, footprint: Mapping[str, int]) -> bool | None:
+    """Whether each device has room for its part; None where one of them cannot be read."""
+    found = {device: room_bytes.get(device) for device in footprint}
+    if any(room is None for room in found.values()):
+        return None
+    return all(footprint[device] <= (room or 0) for device, room in found.items())
+
+
+def _with_what_would_fit(fit: DeviceFit, room_bytes: Rooms) -> DeviceFit:
     assessment = fit.assessment
     file, settings = assessment.candidate.file, assessment.candidate.settings
     estimate = assessment.estimate
     if file is None or settings is None or estimate is None or assessment.is_stated:
         return fit
     smaller = assessment.smaller()
-    fit = replace(fit, would_fit=() if fit.fits else mildest_fitting(smaller, room_bytes))
+    here_bytes = room_bytes[fit.room.device] or 0
+    fit = replace(fit, would_fit=() if fit.fits else mildest_fitting(smaller, here_bytes))
     if estimate.memory.kv_assumed_because is not None:
         return fit  # an assumed cache is as large for every context
 
     def fits(changed: MemorySettings) -> bool:
-        return assessment.need_with(changed) <= room_bytes
+        return bool(_holds(room_bytes, assessment.footprint_with(changed)))
 
     return replace(
         fit,

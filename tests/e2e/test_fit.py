@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from typer.testing import CliRunner, Result
@@ -146,9 +147,12 @@ def test_recurrent_models_say_that_their_cache_is_assumed_and_what_to_do(
     writer = gguf.GGUFWriter(path, "mamba")
     writer.add_context_length(8192)
     writer.add_block_count(2)
+    writer.add_embedding_length(32)
+    writer.add_tokenizer_model("none")
+    writer.add_tensor("token_embd.weight", np.zeros((4, 32), dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
+    writer.write_tensors_to_file()
     writer.close()
 
     told = fit(path)

@@ -98,3 +98,24 @@ def largest_ctx(fit: DeviceFit) -> int:
     assert fit.largest_ctx_size is not None
     assert fit.largest_ctx_size.value is not None
     return fit.largest_ctx_size.value
+
+
+def test_layers_in_host_memory_leave_room_on_the_gpu_and_need_it_on_the_host(
+    candidate: Candidate,
+) -> None:
+    assert candidate.settings is not None
+    partly = replace(candidate, settings=replace(candidate.settings, gpu_layers=1))
+    whole, part = (assess(one, "gpu0", None) for one in (candidate, partly))
+    assert [*whole.footprint] == ["gpu0"]
+    assert part.footprint["gpu0"] == part.need_bytes < whole.need_bytes
+    assert part.footprint["host"] > 0
+    assert assess(partly, "host", None).footprint == assess(candidate, "host", None).footprint
+
+    gpu, margin = replace(PLENTY, device="gpu0"), MARGIN_BYTES
+    tight = replace(PLENTY, free_bytes=part.footprint["host"] + margin)
+
+    assert judge_fit(part, gpu, (gpu, tight)).fits is True
+    short = replace(tight, free_bytes=part.footprint["host"] + margin - 1)
+    assert judge_fit(part, gpu, (gpu, short)).fits is False
+    assert judge_fit(part, gpu, (gpu, replace(tight, free_bytes=None))).fits is None
+    assert judge_fit(whole, gpu, (gpu, short)).fits is True

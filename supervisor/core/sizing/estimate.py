@@ -20,9 +20,9 @@ from supervisor.core.sizing.kv_cache import (
     EMBEDDING_WITHOUT_KV,
     CacheCells,
     CacheLayout,
-    cache_bytes,
     count_cells,
     keeps_no_kv,
+    layer_cache_bytes,
     pad_cells,
     read_layout,
 )
@@ -41,8 +41,9 @@ class MemorySettings:
     `ctx_size_per_slot` is in tokens, or with `kv_unified` the tokens that all slots share; 0 is
     the model's own (`-c 0`). `ubatch_size` is the smaller of `-ub` and `-b`, in tokens.
     `flash_attention` is False only where it is switched off. `is_embedding`: the server answers
-    with vectors (`--embeddings`). `kv_fallback_bytes` stands in for a KV cache that cannot be
-    told from the header.
+    with vectors (`--embeddings`). `gpu_layers` (`-ngl`) is how many layers a GPU takes, from the
+    last one backwards, the output being the first of them; None: all, or there is no GPU.
+    `kv_fallback_bytes` stands in for a KV cache that cannot be told from the header.
     """
 
     ctx_size_per_slot: int = 0
@@ -53,6 +54,7 @@ class MemorySettings:
     ubatch_size: int = 512
     flash_attention: bool = True
     is_embedding: bool = False
+    gpu_layers: int | None = None
     kv_fallback_bytes: int = 2048 * MIB
 
 
@@ -62,7 +64,8 @@ class MemoryEstimate:
 
     `host_output_bytes` is not in the total: results are handed over in host memory, also when
     the model is on a GPU. It is small for chat, and large for embedding with a large vocabulary,
-    because llama.cpp makes room for the logits of every token of a batch.
+    because llama.cpp makes room for the logits of every token of a batch. `host_bytes` is what the
+    layers take that stay in host memory; it is not in the total either.
     `kv_assumed_because` is why the KV cache could not be told from the header; None where it was.
     """
 
@@ -72,6 +75,7 @@ class MemoryEstimate:
     total_bytes: int
     host_output_bytes: int
     explanation: str
+    host_bytes: int = 0
     kv_assumed_because: str | None = None
 
 
@@ -90,20 +94,62 @@ def estimate_memory(headers: Sequence[GgufHeader], settings: MemorySettings) -> 
     Raises EngineError when the server would refuse the cache types for this model.
     """
     plan = _plan(headers[0], settings)
-    weights_bytes = sum(header.tensors.total_bytes for header in headers)
-    kv_bytes, kv_reason = _estimate_kv(plan)
+    weights = _split_weights(headers, plan)
+    kv, kv_reason = _estimate_kv(plan)
     compute_bytes = _estimate_compute(plan)
-    total_bytes = weights_bytes + kv_bytes + compute_bytes
+    total_bytes = weights.device_bytes + kv.device_bytes + compute_bytes
+    host_bytes = weights.host_bytes + kv.host_bytes
+    sentences = [
+        f"{format_bytes(total_bytes)}: weights {format_bytes(weights.device_bytes)}",
+        kv_reason,
+        f"compute at most {format_bytes(compute_bytes)}",
+    ]
+    if plan.host_layers:
+        host_bytes += compute_bytes  # the bound holds on either side
+        sentences.append(f"{plan.host_layers} layers in {format_bytes(host_bytes)} of host memory")
     return MemoryEstimate(
-        weights_bytes=weights_bytes,
-        kv_bytes=kv_bytes,
+        weights_bytes=weights.device_bytes,
+        kv_bytes=kv.device_bytes,
         compute_bytes=compute_bytes,
         total_bytes=total_bytes,
         host_output_bytes=_estimate_output(plan),
-        explanation=f"{format_bytes(total_bytes)}: weights {format_bytes(weights_bytes)}; "
-        f"{kv_reason}; compute at most {format_bytes(compute_bytes)}",
+        host_bytes=host_bytes,
+        explanation="; ".join(sentences),
         kv_assumed_because=plan.layout if isinstance(plan.layout, str) else None,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Split:
+    """Bytes on the device, and beside it in host memory."""
+
+    device_bytes: int
+    host_bytes: int = 0
+
+
+def _split_weights(headers: Sequence[GgufHeader], plan: "_Plan") -> _Split:
+    """Divide the weights as llama.cpp does: the input always stays on the host, then the layers do.
+
+    Where all layers are on the GPU the input counts there, too: it is small, and the bound safe.
+    Source: llama_model_base::load_tensors(), `i_gpu_start`.
+    """
+    tensors = [header.tensors for header in headers]
+    total_bytes = sum(one.total_bytes for one in tensors)
+    is_measured = any(one.layer_bytes for one in tensors)
+    if not plan.host_layers or not is_measured:
+        return _Split(device_bytes=total_bytes)
+    moved_bytes = sum(
+        size
+        for one in tensors
+        for number, size in one.layer_bytes.items()
+        if number >= plan.host_layers
+    )
+    copied_bytes = 0
+    if plan.settings.gpu_layers:
+        moved_bytes += sum(one.output_bytes for one in tensors)
+        if not any(one.has_output_weights for one in tensors):
+            copied_bytes = sum(one.embedding_bytes for one in tensors)
+    return _Split(device_bytes=moved_bytes + copied_bytes, host_bytes=total_bytes - moved_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +162,7 @@ class _Plan:
     cells: CacheCells
     tokens: int  # of one micro-batch
     has_flash: bool
+    host_layers: int  # from the first one on, with the input
 
 
 def _plan(header: GgufHeader, settings: MemorySettings) -> _Plan:
@@ -142,24 +189,31 @@ def _plan(header: GgufHeader, settings: MemorySettings) -> _Plan:
         cells=cells,
         tokens=tokens,
         has_flash=settings.flash_attention and header.architecture not in _WITHOUT_FLASH,
+        host_layers=_count_host_layers(header, settings),
     )
 
 
-def _estimate_kv(plan: _Plan) -> tuple[int, str]:
+def _count_host_layers(header: GgufHeader, settings: MemorySettings) -> int:
+    layers = header.count_parameter("block_count") or 0
+    return 0 if settings.gpu_layers is None else max(0, layers + 1 - settings.gpu_layers)
+
+
+def _estimate_kv(plan: _Plan) -> tuple[_Split, str]:
     settings, layout, cells = plan.settings, plan.layout, plan.cells
     key_type = _fitting_type(plan, "key", settings.cache_type_k)
     value_type = _fitting_type(plan, "value", settings.cache_type_v)
     if isinstance(layout, str):
         size = format_bytes(settings.kv_fallback_bytes)
-        return settings.kv_fallback_bytes, f"KV cache {size} assumed, because {layout}"
+        assumed = _Split(device_bytes=settings.kv_fallback_bytes)
+        return assumed, f"KV cache {size} assumed, because {layout}"
     if not layout.layers:
-        return 0, "no KV cache"
+        return _Split(device_bytes=0), "no KV cache"
     if key_type != value_type and not all(layer.value_length for layer in layout.layers):
         raise EngineError(
             f"cache types {key_type.name} and {value_type.name} differ, and this model's latent "
             "attention takes but one for both: set cache_type_v as cache_type_k"
         )
-    size_bytes = cache_bytes(
+    sizes = layer_cache_bytes(
         layout,
         cells,
         key_type=key_type,
@@ -168,8 +222,10 @@ def _estimate_kv(plan: _Plan) -> tuple[int, str]:
     )
     sliding = sum(layer.is_sliding for layer in layout.layers)
     window = f", {sliding} of them with {cells.sliding} cells" if sliding else ""
-    return size_bytes, (
-        f"KV cache {format_bytes(size_bytes)} ({cells.streams} × {cells.full} cells, "
+    host_bytes = sum(sizes[: plan.host_layers])
+    split = _Split(device_bytes=sum(sizes) - host_bytes, host_bytes=host_bytes)
+    return split, (
+        f"KV cache {format_bytes(split.device_bytes)} ({cells.streams} × {cells.full} cells, "
         f"{len(layout.layers)} layers{window}, {settings.cache_type_k}/{settings.cache_type_v})"
     )
 

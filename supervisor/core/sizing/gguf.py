@@ -19,6 +19,8 @@ from typing import NamedTuple, NoReturn, TypeAlias
 
 from supervisor.core.byte_size import format_bytes
 from supervisor.core.sizing.ggml_types import GGML_TYPES
+from supervisor.core.sizing.likeness import likeness
+from supervisor.core.sizing.tensor_parts import TensorParts, TensorSummary
 from supervisor.errors import ModelFileError, SupervisorError
 
 MetadataValue: TypeAlias = int | float | str | tuple[int | float, ...]
@@ -40,16 +42,6 @@ _LENGTH = struct.Struct("<Q")
 _MOST_DIMENSIONS = 4
 _TENSOR_LAYOUTS = tuple(struct.Struct(f"<{n}QIQ") for n in range(_MOST_DIMENSIONS + 1))
 _FIRST_UNHEARD_TYPE, _LAST_BELIEVABLE_TYPE = max(GGML_TYPES) + 1, 127
-
-_LIKENESSES = (
-    (rb"version https://git-lfs", "a git-lfs pointer, not the file itself: run `git lfs pull`"),
-    (rb"PK\x03\x04", "a zip archive, as PyTorch writes: convert the model to GGUF"),
-    (rb"\x80\x02", "a Python pickle, as PyTorch wrote: convert the model to GGUF"),
-    (rb".{5}\0{3}\{", "a safetensors file: convert the model to GGUF"),
-    (rb"(\xef\xbb\xbf)?\s*<(!doctype|html)", "an HTML page, perhaps of a login or an error"),
-    (rb"lmgg|tjgg|fmgg|algg", "a model in the format before GGUF: convert it again"),
-    (rb"\0+\Z", "a file of zeros, perhaps an unfinished download"),
-)
 
 _STRINGS_AT_ONCE = 64
 _SHORT_STRINGS = re.compile(
@@ -73,15 +65,6 @@ class NeedMoreBytes(SupervisorError):
     def __init__(self, wanted: int) -> None:
         self.wanted = wanted
         super().__init__(f"the header needs at least the first {wanted} bytes of the file")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorSummary:
-    """The tensor table in short: how many, their bytes without padding, how many of each type."""
-
-    count: int
-    total_bytes: int
-    types: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,9 +203,7 @@ def _read_version(cursor: _Cursor) -> int:
     if cursor.file_size == 0:
         raise ModelFileError("it is empty")
     if not MAGIC.startswith(bytes(cursor.view[: len(MAGIC)])):
-        raise ModelFileError(
-            f"not a GGUF file: it looks like {_likeness(bytes(cursor.view[:512]))}"
-        )
+        raise ModelFileError(f"not a GGUF file: it looks like {likeness(bytes(cursor.view[:512]))}")
     cursor.step(len(MAGIC))
     version = cursor.u32()
     if version and version & 0xFFFF == 0:
@@ -236,14 +217,6 @@ def _read_version(cursor: _Cursor) -> int:
             "convert the model again, or update"
         )
     return version
-
-
-def _likeness(start: bytes) -> str:
-    """Say what a file that is not GGUF seems to be, with the way out where there is one."""
-    for pattern, likeness in _LIKENESSES:
-        if re.match(pattern, start, re.DOTALL | re.IGNORECASE):
-            return likeness
-    return f"none of the usual formats (it begins with {start[:8]!r})"
 
 
 def _read_pairs(cursor: _Cursor, count: int) -> tuple[dict[str, MetadataValue], dict[str, int]]:
@@ -312,6 +285,7 @@ def _alignment(metadata: Mapping[str, MetadataValue]) -> int:
 def _read_tensors(cursor: _Cursor, count: int, alignment: int) -> tuple[TensorSummary, int]:
     """Read the tensor table; return its summary and the offset of the data, after the padding."""
     types: Counter[str] = Counter()
+    parts = TensorParts()
     total_bytes = data_end = 0
     next_offset: int | None = 0  # None behind a tensor whose size is not known
     is_measured = True
@@ -327,6 +301,7 @@ def _read_tensors(cursor: _Cursor, count: int, alignment: int) -> tuple[TensorSu
         next_offset = None if tensor.size_bytes is None else _padded(data_end, alignment)
         is_measured = is_measured and tensor.size_bytes is not None
         total_bytes += tensor.size_bytes or 0
+        parts.add(tensor.name, tensor.size_bytes or 0)
     data_offset = _padded(cursor.position, alignment) if count else cursor.position
     if count and data_offset + data_end > cursor.file_size:
         raise ModelFileError(
@@ -334,11 +309,9 @@ def _read_tensors(cursor: _Cursor, count: int, alignment: int) -> tuple[TensorSu
             f"{format_bytes(cursor.file_size)} in the file; fetch the file again"
         )
     if not is_measured:
+        parts = TensorParts()
         total_bytes = cursor.file_size - data_offset
-    return (
-        TensorSummary(count=count, total_bytes=total_bytes, types=MappingProxyType(dict(types))),
-        data_offset,
-    )
+    return parts.summary(count=count, total_bytes=total_bytes, types=types), data_offset
 
 
 class _Tensor(NamedTuple):

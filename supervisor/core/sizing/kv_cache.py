@@ -186,22 +186,22 @@ def count_cells(
     return CacheCells(full=full, sliding=sliding, streams=streams)
 
 
-def cache_bytes(
+def layer_cache_bytes(
     layout: CacheLayout,
     cells: CacheCells,
     *,
     key_type: GgmlType,
     value_type: GgmlType,
     has_flash_attention: bool,
-) -> int:
-    """Return the bytes of the whole cache.
+) -> tuple[int, ...]:
+    """Return the bytes of each layer's cache.
 
     Without flash attention values are kept transposed, and all layers get the widest one's room.
     """
     value_rows = [layer.heads * layer.value_length for layer in layout.layers]
     if not has_flash_attention:
         value_rows = [max(value_rows, default=0)] * len(value_rows)
-    return sum(
+    return tuple(
         cells.streams
         * (cells.sliding if layer.is_sliding else cells.full)
         * (key_type.row_bytes(layer.heads * layer.key_length) + value_type.row_bytes(value_row))

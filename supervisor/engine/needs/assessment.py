@@ -8,7 +8,7 @@ settings and build, where it is higher than the estimate; the estimate from the 
 """
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from supervisor.config.configuration import ResolvedModel
@@ -99,9 +99,9 @@ class Candidate:
 class Assessment:
     """What a candidate will take on a device.
 
-    `need_bytes` is what counts; `estimate` and `learned` are what it was made from, None where
-    there is none (`learned_sentence` says how far the peak counts). `identity` is the name under
-    which its peak is learned.
+    `need_bytes` is what counts there; `estimate` and `learned` are what it was made from, None
+    where there is none (`learned_sentence` says how far the peak counts). `identity` is the name
+    under which its peak is learned.
     """
 
     candidate: Candidate
@@ -134,10 +134,20 @@ class Assessment:
             sentences.append(f"and {context} for the driver's context")
         return "; ".join(sentences)
 
-    def need_with(self, settings: MemorySettings) -> int:
-        """Return what the same model would need with other settings. Raises EngineError."""
+    @property
+    def footprint(self) -> Mapping[str, int]:
+        """What it takes of each device, in bytes: its own, and the host's for layers left there."""
+        host_bytes = self.estimate.memory.host_bytes if self.estimate else 0
+        beside = {HOST: host_bytes} if host_bytes and not self.is_stated else {}
+        return {self.device: self.need_bytes, **beside}
+
+    def footprint_with(self, settings: MemorySettings) -> Mapping[str, int]:
+        """Return the footprint of the same model with other settings. Raises EngineError."""
         changed = replace(self.candidate, settings=settings).estimate_on(self.device)
-        return self.need_bytes if changed is None else changed.total_bytes + self.unseen_bytes
+        if changed is None:
+            return self.footprint
+        need_bytes = changed.total_bytes + self.unseen_bytes
+        return replace(self, estimate=changed, need_bytes=need_bytes).footprint
 
     def smaller(self) -> tuple[Alternative, ...]:
         """Return what each smaller setting would need; nothing where the need is stated."""
@@ -228,6 +238,7 @@ def memory_settings(resolved: ResolvedModel, abilities: Abilities) -> MemorySett
         flash_attention=profile.flash_attn == "on"
         or (profile.flash_attn == "auto" and abilities.chooses_flash_attention),
         is_embedding=resolved.mode is Mode.EMBEDDING,
+        gpu_layers=profile.n_gpu_layers if isinstance(profile.n_gpu_layers, int) else None,
     )
 
 
@@ -235,8 +246,8 @@ def estimate_on(
     headers: Sequence[GgufHeader], settings: MemorySettings, device: str
 ) -> DeviceEstimate:
     """Estimate what a model takes on a device. Raises EngineError for settings it cannot have."""
-    memory = estimate_memory(headers, settings)
     is_host = device == HOST
+    memory = estimate_memory(headers, replace(settings, gpu_layers=None) if is_host else settings)
     return DeviceEstimate(
         memory=memory,
         output_bytes=memory.host_output_bytes if is_host else 0,
@@ -249,7 +260,7 @@ def slot_kv_bytes(file: ModelFile, settings: MemorySettings) -> int:
 
     Raises EngineError for settings that do not fit the model.
     """
-    one_slot = replace(settings, parallel=1, kv_unified=False)
+    one_slot = replace(settings, parallel=1, kv_unified=False, gpu_layers=None)
     return estimate_memory(file.headers, one_slot).kv_bytes
 
 

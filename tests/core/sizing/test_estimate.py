@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from supervisor.core.byte_size import MIB
 from supervisor.core.sizing.estimate import MemorySettings, estimate_memory, is_embedding_model
-from supervisor.core.sizing.gguf import GgufHeader, MetadataValue, TensorSummary, read_header
+from supervisor.core.sizing.gguf import GgufHeader, MetadataValue, read_header
+from supervisor.core.sizing.tensor_parts import TensorSummary
 
 WIDTH, VOCABULARY = 256, 20_000  # of the models that conftest.py writes
 

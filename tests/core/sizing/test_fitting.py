@@ -21,7 +21,8 @@ from supervisor.core.sizing.fitting import (
     largest_parallel,
     mildest_fitting,
 )
-from supervisor.core.sizing.gguf import GgufHeader, MetadataValue, TensorSummary, read_header
+from supervisor.core.sizing.gguf import GgufHeader, MetadataValue, read_header
+from supervisor.core.sizing.tensor_parts import TensorSummary
 
 
 def header_of(architecture: str, **parameters: MetadataValue) -> GgufHeader:
