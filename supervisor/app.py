@@ -45,6 +45,7 @@ from supervisor.gateway.relay import Relay
 from supervisor.gateway.status import Status
 from supervisor.observability.history import SwitchHistory
 from supervisor.observability.impairments import Impairments
+from supervisor.observability.readiness import Readiness
 from supervisor.observability.recorder import Recorder
 from supervisor.telemetry.port import DeviceInfo
 from supervisor.telemetry.ring import record_devices
@@ -138,12 +139,20 @@ async def build(configuration: Configuration, options: Options) -> AsyncIterator
             learned_store=stores.learned_store,
         )
         learner = Learner(store=stores.learned_store, devices=telemetry, assessed=launcher.assessed)
+        default_model = configuration.catalogue.default_model
+        readiness = Readiness(has_default_model=default_model is not None)
+        recorder = Recorder(stores.history)
         arbiter = Arbiter(
             snapshot=first_snapshot(configuration, telemetry.devices()),
             launcher=launcher,
             memory=telemetry,
             impairments=impairments,
-            observers=(Recorder(stores.history).observe, instance.observe, learner.observe),
+            observers=(
+                recorder.observe,
+                instance.observe,
+                learner.observe,
+                readiness.observe,
+            ),
         )
         rings = await owned.enter_async_context(
             record_devices(telemetry, child_pids=lambda: child_pids(arbiter.snapshot))
@@ -166,6 +175,7 @@ async def build(configuration: Configuration, options: Options) -> AsyncIterator
                     engines=engines,
                     warnings=(exposure,) if exposure is not None else (),
                     impairments=impairments,
+                    readiness=readiness,
                 ),
                 Devices(arbiter=arbiter, telemetry=telemetry, rings=rings),
             ),

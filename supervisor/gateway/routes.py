@@ -73,10 +73,11 @@ RESERVED_ROUTES: tuple[Route, ...] = (
     Route(
         method="GET",
         path="/management/health",
-        purpose="Status (`healthy`, or `degraded` with `impairments`), `server_mode`, "
-        "`loaded_model`, and memory and state of each device.",
+        purpose="Status (`healthy`, `degraded`, or 503 with `unhealthy`: the last switch failed and "
+        "nothing serves), `server_mode`, `loaded_model`, and memory and state of each device.",
         owner=Status,
         handler=Status.management_health,
+        answers=(200, 503),
     ),
     Route(
         method="GET",
@@ -84,11 +85,13 @@ RESERVED_ROUTES: tuple[Route, ...] = (
         purpose="The same, for gateways that prefix `/api`.",
         owner=Status,
         handler=Status.management_health,
+        answers=(200, 503),
     ),
     Route(
         method="GET",
         path="/ready",
-        purpose="Readiness: 200 also while a switch runs; 503 only while shutting down.",
+        purpose="Readiness: 200 from the first model that serves (at once, where no default is "
+        "named) until the shutdown, also while a switch runs; 503 before and after.",
         owner=Status,
         handler=Status.ready,
         answers=(200, 503),

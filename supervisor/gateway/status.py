@@ -15,6 +15,7 @@ from supervisor.gateway.answer import Answer, json_answer
 from supervisor.gateway.orders import NoOrder
 from supervisor.observability.descriptions import describe_memory, describe_running
 from supervisor.observability.impairments import Impairments
+from supervisor.observability.readiness import Readiness
 from supervisor.telemetry.port import TelemetryState
 from supervisor.telemetry.telemetry import Telemetry
 
@@ -31,6 +32,7 @@ class Status:
         engines: Engines,
         warnings: tuple[str, ...] = (),
         impairments: Impairments,
+        readiness: Readiness,
     ) -> None:
         self._arbiter = arbiter
         self._configuration = configuration
@@ -38,6 +40,7 @@ class Status:
         self._engines = engines
         self._warnings = warnings
         self._impairments = impairments
+        self._readiness = readiness
         self._clock = time.monotonic
         self._started_at = time.monotonic()
 
@@ -47,26 +50,27 @@ class Status:
         return json_answer({"status": "healthy"})
 
     async def ready(self, order: NoOrder) -> Answer:
-        """Answer 200, also while a switch runs; 503 while shutting down."""
+        """Answer 200 from the first model on, also while a switch runs; 503 at start and end."""
         _ = order
-        if self._arbiter.snapshot.is_closing:
-            return json_answer({"status": "shutting_down"}, status=503)
-        return json_answer({"status": "ready"})
+        state = self._readiness.state(self._arbiter.snapshot)
+        return json_answer({"status": state}, status=200 if state == "ready" else 503)
 
     async def management_health(self, order: NoOrder) -> Answer:
-        """Tell mode, model and the devices' memory."""
+        """Show health, mode, model and the devices' memory; 503 when unhealthy."""
         _ = order
         snapshot = self._arbiter.snapshot
         live = snapshot.live_models()
+        health = self._readiness.health(snapshot, is_impaired=bool(self._impairments.describe()))
         return json_answer(
             {
-                "status": "degraded" if self._impairments.describe() else "healthy",
+                "status": health,
                 "server_mode": snapshot.server_mode(),
                 "loaded_model": live[0] if live else None,
                 "gpu_memory_usage": await self._memory(),
                 "impairments": self._impairments.describe(),
                 **self._telemetry_health(),
-            }
+            },
+            status=503 if health == "unhealthy" else 200,
         )
 
     async def models(self, order: NoOrder) -> Answer:

@@ -23,6 +23,35 @@ async def test_controller_is_healthy_and_ready_without_a_model(
     assert await ask_json(controller, "GET", "/ready") == (200, {"status": "ready"})
 
 
+async def test_controller_is_ready_once_its_default_model_serves_and_stays_so(
+    start_controller: StartController,
+) -> None:
+    controller = await start_controller(default_model="demo-chat")
+    assert await ask_json(controller, "GET", "/ready") == (503, {"status": "starting"})
+
+    await controller.switch_to("demo-chat")
+    await controller.json("POST", "/unload")
+
+    assert await ask_json(controller, "GET", "/ready") == (200, {"status": "ready"})
+
+
+async def test_controller_whose_default_model_cannot_load_is_unhealthy_until_one_serves(
+    start_controller: StartController,
+) -> None:
+    catalogue = shipped("models.yaml", default_model="broken")
+    catalogue["models"]["broken"] = {"path": "/no/such/file.gguf"}
+    controller = await start_controller(files={"models.yaml": catalogue})
+    await ask_json(controller, "POST", "/switch-backend", {"model_name": "broken"})
+
+    status, health = await ask_json(controller, "GET", "/management/health")
+    assert (status, health["status"], health["loaded_model"]) == (503, "unhealthy", None)
+    assert await ask_json(controller, "GET", "/ready") == (503, {"status": "starting"})
+
+    await controller.switch_to("demo-chat")
+    status, health = await ask_json(controller, "GET", "/management/health")
+    assert (status, health["status"], health["loaded_model"]) == (200, "healthy", "demo-chat")
+
+
 async def test_request_without_a_model_loaded_is_told_to_switch(
     start_controller: StartController,
 ) -> None:

@@ -300,7 +300,7 @@ def test_image_is_named_by_version_tag_or_digest(helm: Helm) -> None:
     assert image(tag="edge", digest=digest) == f"r/x@{digest}"
 
 
-def test_probes_ask_the_controller_and_never_wait_for_a_model(helm: Helm) -> None:
+def test_probes_ask_the_controller_and_only_readiness_waits_for_a_model(helm: Helm) -> None:
     container = helm.render().container
 
     assert container["startupProbe"]["httpGet"] == {"path": "/health", "port": "http"}

@@ -168,7 +168,8 @@ def readers_of_state(choices: random.Random) -> Steps:
             ("/status", "/switches", "/v1/models", "/health", "/ready", "/management/health")
         )
         may_refuse = frozenset({"shutting_down"}) if path == "/ready" else frozenset[str]()
-        statuses = frozenset({200, 503}) if path == "/ready" else frozenset({200})
+        may_be_unwell = path in {"/ready", "/management/health"}
+        statuses = frozenset({200, 503}) if may_be_unwell else frozenset({200})
         yield Step(
             request=Request(
                 kind="state",
