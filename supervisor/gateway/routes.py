@@ -73,8 +73,8 @@ RESERVED_ROUTES: tuple[Route, ...] = (
     Route(
         method="GET",
         path="/management/health",
-        purpose="Status (`healthy`, `degraded`, or 503 with `unhealthy`: the last switch failed and "
-        "nothing serves), `server_mode`, `loaded_model`, and memory and state of each device.",
+        purpose="Status (`healthy`, `degraded`, or 503 with `unhealthy`: the last switch failed "
+        "and nothing serves), `server_mode`, `loaded_model`, and memory and state of each device.",
         owner=Status,
         handler=Status.management_health,
         answers=(200, 503),

@@ -118,7 +118,8 @@ async def test_a_default_model_that_cannot_start_is_told_to_whoever_asks(
     status, answer = await served.json("POST", "/v1/chat/completions", HELLO)
     assert (status, answer["error"]["code"]) == (503, "no_model_loaded")
     assert "demo-chat.gguf" in answer["error"]["message"]
-    assert (await served.json("GET", "/ready"))[0] == 200
+    assert await served.json("GET", "/ready") == (503, {"status": "starting"})
+    assert (await served.json("GET", "/management/health"))[0] == 503
 
 
 async def test_settings_of_a_container_image_do_not_reach_the_server(
