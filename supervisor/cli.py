@@ -16,7 +16,6 @@ import uvloop
 
 from supervisor import __version__
 from supervisor.app import Options, build_engines
-from supervisor.app import serve as run_controller
 from supervisor.config.configuration import Configuration
 from supervisor.config.explain import explain as explain_fields
 from supervisor.config.load import load, read
@@ -34,6 +33,7 @@ from supervisor.engine.targets import model_or_file
 from supervisor.errors import ConfigError, SupervisorError
 from supervisor.fit_table import describe_fit, print_fit
 from supervisor.observability.logs import set_up_logging
+from supervisor.running import serve as run_controller
 from supervisor.telemetry.telemetry import Telemetry
 
 cli = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, help=__doc__)
@@ -72,13 +72,21 @@ def root(
 
 @cli.command()
 def serve(
-    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    host: Annotated[
+        list[str] | None, typer.Option(help="Address to listen on; may be given several times.")
+    ] = None,
     port: Annotated[
         int | None, typer.Option(help="Port to listen on; 0: any free one.", min=0, max=65535)
     ] = None,
     profiles: Annotated[Path, typer.Option(help="Folder with the YAML files.")] = Path("profiles"),
     models: Annotated[Path, typer.Option(help="Folder with the GGUF files.")] = Path("models"),
     data: Annotated[Path, typer.Option(help="Folder for what the product writes.")] = Path("data"),
+    data_wait: Annotated[
+        float,
+        typer.Option(
+            help="Seconds that another controller gets to leave the data folder.", min=0.0
+        ),
+    ] = 0.0,
     engine: Annotated[EngineName, typer.Option(help="What `auto` means.")] = EngineName.AUTO,
 ) -> None:
     """Run the controller until SIGTERM or SIGINT."""
@@ -87,7 +95,13 @@ def serve(
         require_models_dir(configuration)
         server = configuration.settings.server
         set_up_logging(server.log_format, server.log_level)
-        options = Options(data_dir=data, host=host, port=port, engine=engine.value)
+        options = Options(
+            data_dir=data,
+            data_wait_s=data_wait,
+            hosts=tuple(host or ()),
+            port=port,
+            engine=engine.value,
+        )
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(run_controller(configuration, options))
     except ConfigError as error:
@@ -245,8 +259,21 @@ def print_explanation(
     print(f"\n{shlex.join(chosen.argv(resolved, address, '<key>', slots_dir))}")
 
 
+def open_standard_streams() -> None:
+    """Open what was closed of standard input, output and error: a file would get its number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number is this one
+        if getattr(sys, name) is None:
+            mode = "r" if number == 0 else "w"
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
+
+
 def main() -> None:
     """Entry point of the `llama-supervisor` command."""
+    open_standard_streams()
     # Standard output is for answers; `serve` sets up more than this.
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     cli()

@@ -85,7 +85,11 @@ class Catalogue(Settings):
 class ServerSettings(Settings):
     """Where the controller listens and what it takes."""
 
-    host: str = Field(default="127.0.0.1", description="Address to listen on.")
+    host: str | tuple[str, ...] = Field(
+        default="127.0.0.1",
+        min_length=1,
+        description="Address to listen on, or a list of them; `::` serves IPv4, too.",
+    )
     port: int = Field(default=8000, ge=0, le=65535, description="Port; 0 = any free one.")
     max_body_bytes: Bytes = Field(
         default=64 * MIB, ge=1, description="Largest request body in bytes; above it: 413."
@@ -97,6 +101,11 @@ class ServerSettings(Settings):
     log_format: Literal["console", "json"] = Field(
         default="console", description="Log lines for people, or JSON for machines."
     )
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """All addresses to listen on."""
+        return (self.host,) if isinstance(self.host, str) else self.host
 
 
 class DeviceSettings(Settings):

@@ -119,13 +119,13 @@ class ProcessFacts:
 class ConfigurationFacts:
     """What of the configuration concerns the machine. `problem` says why it cannot be used.
 
-    `required_devices` are those without which the controller does not start, `host` the address
+    `required_devices` are those without which the controller does not start, `hosts` the addresses
     that it listens on.
     """
 
     llama_server_bin: Path | None = None
     required_devices: tuple[str, ...] = ()
-    host: str = "127.0.0.1"
+    hosts: tuple[str, ...] = ("127.0.0.1",)
     problem: str | None = None
 
 

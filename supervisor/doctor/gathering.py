@@ -188,7 +188,7 @@ def read_configuration(place: Place) -> ConfigurationFacts:
     return ConfigurationFacts(
         llama_server_bin=Path(named) if named else None,
         required_devices=tuple(name for name, given in settings.devices.items() if given.required),
-        host=settings.server.host,
+        hosts=settings.server.hosts,
     )
 
 

@@ -50,7 +50,7 @@ def judge_configuration(facts: Facts) -> Iterator[Finding]:
 
 def judge_exposure(facts: Facts) -> Iterator[Finding]:
     """Whoever reaches the controller is allowed everything."""
-    exposure = describe_exposure([facts.configuration.host])
+    exposure = describe_exposure(facts.configuration.hosts)
     if exposure is not None:
         what, _, remedy = exposure.partition("; ")
         yield warning(what, remedy)

@@ -20,7 +20,7 @@ from supervisor.core.sizing.fitting import (
 )
 from supervisor.engine.needs.assessment import Assessment, Candidate, assess
 from supervisor.engine.needs.learned_store import FILE_NAME, LearnedStore
-from supervisor.engine.servers.instance import running_children
+from supervisor.engine.servers.children import running_children
 from supervisor.errors import TelemetryError
 from supervisor.telemetry.telemetry import Telemetry
 

@@ -84,7 +84,8 @@ async def test_what_of_the_configuration_concerns_the_machine_is_read(
 
     configuration = read_configuration(replace(place, profiles=profiles))
 
-    assert (configuration.host, configuration.required_devices) == ("0.0.0.0", ("gpu0",))
+    assert configuration.hosts == ("0.0.0.0",)
+    assert configuration.required_devices == ("gpu0",)
 
 
 def test_memory_limit_of_the_container_is_told_with_the_page_cache(place: Place) -> None:

@@ -367,7 +367,7 @@ def test_what_stops_work_is_an_error(
         ),
         pytest.param(
             CPU_MACHINE,
-            {"configuration": ConfigurationFacts(host="0.0.0.0")},
+            {"configuration": ConfigurationFacts(hosts=("0.0.0.0",))},
             "requests are taken on 0.0.0.0 without a key",
             "listen on 127.0.0.1",
             id="exposed",

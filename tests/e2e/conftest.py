@@ -123,21 +123,29 @@ Serve = Callable[..., Served]
 def serve(
     tmp_path: Path, data_dir: Path, profiles: Path, models_dir: Path, llama_server_bin: Path
 ) -> Iterator[Serve]:
-    """Starts `llama-supervisor serve --port 0` with further arguments."""
+    """Starts `llama-supervisor serve --port 0` with further arguments and options of Popen.
+
+    `through`: the words of a program that runs it.
+    """
     with ExitStack() as stack:
 
         def start(
-            *arguments: str, env: Mapping[str, str] | None = None, log_file: Path | None = None
+            *arguments: str,
+            env: Mapping[str, str] | None = None,
+            log_file: Path | None = None,
+            through: tuple[str, ...] = (),
+            **options: Any,
         ) -> Served:
             log_path = log_file or tmp_path / "serve.log"
             log = stack.enter_context(log_path.open("wb"))
             folders = {"--profiles": profiles, "--models": models_dir, "--data": data_dir}
             named = [str(word) for pair in folders.items() for word in pair]
             process = subprocess.Popen(
-                [COMMAND, "serve", "--port", "0", *named, *arguments],
+                [*through, COMMAND, "serve", "--port", "0", *named, *arguments],
                 env=os.environ | {"LLAMA_SERVER_BIN": str(llama_server_bin)} | dict(env or {}),
                 stderr=log,
                 stdout=log,
+                **options,
             )
             stack.enter_context(process)
             stack.callback(process.kill)

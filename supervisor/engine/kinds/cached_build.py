@@ -15,6 +15,8 @@ import os
 import platform
 from pathlib import Path
 
+from supervisor.errors import EngineError
+
 LLAMA_CPP_PYTHON_VERSION = "0.3.36"
 """The release of llama-cpp-python whose `vendor/llama.cpp` is built.
 
@@ -47,18 +49,24 @@ def cached_build_dir() -> Path:
     """Tell where this machine's build of the pinned version stands or would stand.
 
     The XDG Base Directory specification decides the place: `$XDG_CACHE_HOME` when it is an
-    absolute path, else `~/.cache`.
+    absolute path, else `~/.cache`. Raises EngineError for a user who has no home.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if not cache.is_absolute():
-        cache = Path.home() / ".cache"
+        try:
+            cache = Path.home() / ".cache"
+        except RuntimeError as error:  # neither HOME nor an entry in passwd
+            raise EngineError("this user has no home folder; set XDG_CACHE_HOME") from error
     key = build_key(version=LLAMA_CPP_PYTHON_VERSION, machine=platform.machine(), flags=CMAKE_FLAGS)
     return cache / "llama-supervisor" / "llama-server" / key
 
 
 def cached_llama_server() -> Path | None:
     """Return the llama-server built on this machine, or None when no complete build stands."""
-    folder = cached_build_dir()
+    try:
+        folder = cached_build_dir()
+    except EngineError:
+        return None
     binary = folder / "bin" / "llama-server"
     if (folder / COMPLETE_STAMP).is_file() and os.access(binary, os.X_OK):
         return binary

@@ -68,11 +68,20 @@ def name_of(pid: int) -> str:
 
 def has_mark(pid: int, mark: str) -> bool:
     """Whether a process inherited the mark; not known, and so not, of one of another user."""
+    return mark_of(pid) == mark
+
+
+def mark_of(pid: int) -> str | None:
+    """Return the mark that a process inherited; None without one, or where it cannot be seen."""
     try:
         environment = (_PROC / str(pid) / "environ").read_bytes()
     except OSError:
-        return False
-    return f"{MARK_VARIABLE}={mark}".encode() in environment.split(b"\0")
+        return None
+    variables = (variable.partition(b"=") for variable in environment.split(b"\0"))
+    name = MARK_VARIABLE.encode()
+    return next(
+        (value.decode(errors="replace") for each, _, value in variables if each == name), None
+    )
 
 
 def children_of(pid: int) -> set[int]:

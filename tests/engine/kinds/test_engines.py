@@ -1,10 +1,11 @@
 """Which engine runs a profile, and what is said when there is none."""
 
 import os
+import pwd
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from structlog.testing import capture_logs
@@ -342,3 +343,14 @@ def test_the_command_line_of_an_engine_begins_with_its_program(
     assert embedded[0] == sys.executable
     assert native[1:] == embedded[embedded.index("--model") :]
     assert str(model.path) in native
+
+
+def test_a_user_without_a_home_has_no_build_of_his_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(_: int) -> NoReturn:
+        raise KeyError
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    assert cached_llama_server() is None
+    assert find_binary({"PATH": "/nowhere"}) is None

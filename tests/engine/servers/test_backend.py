@@ -14,10 +14,10 @@ import aiohttp
 import psutil
 import pytest
 
-from supervisor.app import make_data_dir, make_run_dir
 from supervisor.config.configuration import Configuration, ResolvedModel
 from supervisor.config.holder import ConfigurationHolder
 from supervisor.core.machine.values import Target
+from supervisor.data_folder import DataFolder, remove_run_dir
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.kinds.environment import inherited_environment
 from supervisor.engine.launcher import Launcher
@@ -342,30 +342,31 @@ def test_a_fresh_port_is_free_and_differs_from_start_to_start(run_dir: Path) -> 
             pass
 
 
-def test_each_start_has_a_socket_of_its_own_in_a_folder_that_only_we_can_enter(
+async def test_each_start_has_a_socket_of_its_own_in_a_folder_that_only_we_can_enter(
     tmp_path: Path,
 ) -> None:
-    make_data_dir(tmp_path / "data")
-    folder = make_run_dir(tmp_path / "data")
+    data = await DataFolder.claim(tmp_path / "data")
+    folder = data.make_run_dir()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert stat.S_IMODE((tmp_path / "data").stat().st_mode) == 0o700
     sockets = {choose_address(folder, epoch, has_unix_socket=True).socket_path for epoch in (1, 2)}
     assert len(sockets) == 2
     assert all(path is not None and path.parent == folder for path in sockets)
+    data.release()
 
 
-def test_a_data_folder_with_a_long_path_has_its_sockets_elsewhere(tmp_path: Path) -> None:
-    make_data_dir(tmp_path / ("long" * 40))
-    folder = make_run_dir(tmp_path / ("long" * 40))
+async def test_a_data_folder_with_a_long_path_has_its_sockets_elsewhere(tmp_path: Path) -> None:
+    data = await DataFolder.claim(tmp_path / ("long" * 40))
+    folder = data.make_run_dir()
     try:
         path = choose_address(folder, 10**9, has_unix_socket=True).socket_path
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(path))
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     finally:
-        for left in folder.iterdir():
-            left.unlink()
-        folder.rmdir()
+        remove_run_dir(folder)
+        data.release()
+    assert not folder.exists()
 
 
 async def test_a_folder_of_sockets_that_was_swept_is_made_anew_for_us_alone(

@@ -1,0 +1,119 @@
+"""Runs the controller: listens, loads the default model, and drains when it is asked to end."""
+
+import asyncio
+import contextlib
+import gc
+import os
+import resource
+import signal
+from collections.abc import Iterator
+
+import structlog
+from aiohttp import web
+
+from supervisor import __version__
+from supervisor.app import Controller, Options, build
+from supervisor.config.configuration import Configuration
+from supervisor.listening import BACKLOG, open_sockets, url_of
+
+log = structlog.get_logger()
+
+GC_THRESHOLD = (10_000, 10, 100)
+"""Objects until a young collection, and its multiples: while thousands of requests wait, each full
+collection looks through all of them, and holds every answer up meanwhile."""
+
+
+async def serve(configuration: Configuration, options: Options) -> None:
+    """Run the controller until SIGTERM or SIGINT, then drain, stop the children and return.
+
+    A second signal stops at once. Raises SupervisorError when it cannot start.
+    """
+    raise_open_files_limit()
+    async with build(configuration, options) as controller:
+        runner = controller.door.runner()
+        await runner.setup()
+        try:
+            await _listen(runner, configuration, options)
+            _load_default_model(controller)
+            # What stands now stays until the end: no collection need look through it again.
+            gc.collect()
+            gc.freeze()
+            gc.set_threshold(*GC_THRESHOLD)
+            await _run_until_signalled(controller)
+        finally:
+            await runner.cleanup()
+    log.info("controller.stopped")
+
+
+def raise_open_files_limit() -> None:
+    """Allow ourselves as many open files as we may: each request takes two, and 1024 is usual."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+async def _listen(runner: web.BaseRunner, configuration: Configuration, options: Options) -> None:
+    server = configuration.settings.server
+    hosts = options.hosts or server.hosts
+    port = server.port if options.port is None else options.port
+    for one in open_sockets(hosts, port):
+        await web.SockSite(runner, one, backlog=BACKLOG).start()
+        log.info("controller.listening", url=url_of(one), version=__version__, pid=os.getpid())
+
+
+def _load_default_model(controller: Controller) -> None:
+    default = controller.configuration.current.catalogue.default_model
+    if default is not None:
+        target = controller.targets.target(default)
+        controller.targets.require_device(target)
+        controller.arbiter.request_switch(target, "startup")
+
+
+async def _run_until_signalled(controller: Controller) -> None:
+    """Wait for the first signal, drain; the second signal ends the draining."""
+    arbiter = controller.arbiter
+    with _signals() as signals:
+        first = await signals.get()
+        drain_s = controller.configuration.current.settings.switch.shutdown_drain_timeout_s
+        log.info("controller.stopping", signal=first.name, drain_timeout_s=drain_s)
+        draining = asyncio.create_task(arbiter.shut_down(drain_s), name="shutdown")
+        again = asyncio.create_task(signals.get(), name="second-signal")
+        await asyncio.wait([draining, again], return_when=asyncio.FIRST_COMPLETED)
+        if not draining.done():
+            log.info("controller.stopping_now")
+            await arbiter.shut_down(0)
+        again.cancel()
+        await draining
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[asyncio.Queue[signal.Signals]]:
+    """Queue the signals that end us, as long as the context lasts.
+
+    A terminal that closes sends SIGHUP, which ends us, too. Where there was none when we began,
+    somebody means a daemon to read its configuration anew, which is noted and nothing more. One
+    that is ignored, as under nohup, stays so.
+    """
+    signals = asyncio.Queue[signal.Signals]()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signals.put_nowait, number)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        if _has_terminal():
+            loop.add_signal_handler(signal.SIGHUP, signals.put_nowait, signal.SIGHUP)
+        else:
+            loop.add_signal_handler(signal.SIGHUP, _note_hangup)
+    yield signals
+
+
+def _note_hangup() -> None:
+    log.info("controller.signal_ignored", signal="SIGHUP", hint="send SIGTERM to stop it")
+
+
+def _has_terminal() -> bool:
+    """Whether a terminal controls us, whatever our standard streams are."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
