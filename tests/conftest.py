@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import hypothesis
 import pytest
 import yaml
 from aiohttp import web
@@ -19,6 +20,12 @@ from supervisor.config.load import load
 from supervisor.engine.kinds.cached_build import cached_llama_server
 
 ROOT = Path(__file__).parent.parent
+
+# A machine that does other things at the same time is no reason to fail.
+hypothesis.settings.register_profile(
+    "any-machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any-machine")
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import os
 import signal
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.telemetry.simulated_gpu import GIB, SimulatedGpu
@@ -30,7 +31,8 @@ async def test_memory_given_back_at_once_costs_three_samples(start_on_gpu: Start
 
     report = await controller.switch_to("other")
 
-    assert 0.010 <= confirming_s(report) < 0.2
+    assert confirming_s(report) >= 0.010
+    assert report["memory"]["samples"] == 3
     assert report["memory"]["before"]["used_bytes"] == 60 * GIB
     assert report["memory"]["released"]["used_bytes"] == 0
     assert report["memory"]["after"]["children_bytes"] == 70 * GIB
@@ -44,7 +46,7 @@ async def test_start_waits_for_memory_that_comes_back_late(
 
     report = await controller.switch_to("other")
 
-    assert 1.5 <= confirming_s(report) < 3
+    assert confirming_s(report) >= 1.5
     assert report["memory"]["released"]["used_bytes"] == 0
     assert gpu.used_bytes() == 70 * GIB
 
@@ -135,24 +137,21 @@ async def test_memory_that_a_tenant_gives_back_does_not_pass_for_ours(
     assert report["memory"]["released"]["used_bytes"] == 0
 
 
-async def test_what_a_stopped_server_left_in_its_session_is_named(
+async def test_what_a_server_started_out_of_its_group_gives_its_memory_back_with_it(
     start_on_gpu: StartOnGpu, gpu: SimulatedGpu
 ) -> None:
-    """It has left the group, so that no signal of ours ended it; and room there would be."""
-    leaves = profile(30, env={"VRAM_LEFT_BYTES": str(20 * GIB)}, release_timeout_s=0.3)
-    controller = await start_on_gpu(chat=leaves, other=profile(60, release_timeout_s=0.3))
+    """No signal to the group ends it, and beside it there would be room: the baseline counts."""
+    leaves = profile(30, env={"VRAM_LEFT_BYTES": str(20 * GIB)})
+    controller = await start_on_gpu(chat=leaves, other=profile(60))
     await controller.switch_to("chat")
     (server,) = (await live(controller)).values()
     (left,) = (p.pid for p in gpu.devices[0].processes if p.pid not in {0, server})
 
-    try:
-        error = await refusal(controller, "other")
-    finally:
-        os.kill(left, signal.SIGKILL)
+    report = await controller.switch_to("other")
 
-    assert error["code"] == "memory_not_released"
-    assert f"(pid {left}) 20.0 GiB" in error["message"]
-    assert "held still by what a stopped server left" in error["message"]
+    assert report["memory"]["before"]["used_bytes"] == 50 * GIB
+    assert report["memory"]["released"]["used_bytes"] == 0
+    assert not psutil.pid_exists(left)
 
 
 @pytest.mark.parametrize("what", ["refused", "of the host"])
@@ -251,7 +250,8 @@ async def test_operator_may_wait_longer_or_start_all_the_same(
     start_on_gpu: StartOnGpu, gpu: SimulatedGpu, policy: str
 ) -> None:
     target = profile(70, release_timeout_s=0.2, on_unconfirmed=policy)
-    controller = await start_on_gpu(chat=profile(60, release_after_s=1.0), other=target)
+    held_s = 1.0 if policy == "wait" else HELD_LONG_S
+    controller = await start_on_gpu(chat=profile(60, release_after_s=held_s), other=target)
     await controller.switch_to("chat")
 
     report = await controller.switch_to("other")
@@ -260,7 +260,7 @@ async def test_operator_may_wait_longer_or_start_all_the_same(
         assert confirming_s(report) >= 1.0
         assert report["memory"]["released"]["used_bytes"] == 0
     else:
-        assert 0.2 <= confirming_s(report) < 0.9
+        assert 0.2 <= confirming_s(report) < HELD_LONG_S
         assert "started all the same, as on_unconfirmed says" in report["memory"]["reason"]
         assert gpu.used_bytes() > 70 * GIB
 

@@ -83,21 +83,23 @@ async def test_hung_driver_holds_neither_the_host_nor_later_questions_up(
     assert not hung.done()
 
     await hung
-    began_at = time.monotonic()
-    await error_of(telemetry)
-    assert time.monotonic() - began_at < FAST.deadline_s
+    later = asyncio.create_task(error_of(telemetry))
+    await asyncio.sleep(0)
+    assert later.done()  # without asking the driver
+    assert await later
 
 
 async def test_everybody_who_waits_for_a_hung_driver_is_told_at_once(
     telemetry: Telemetry, gpu: SimulatedGpu
 ) -> None:
     gpu.hang(MEMORY_CALL, device=0)
-    began_at = time.monotonic()
+    asked = [asyncio.create_task(error_of(telemetry, f"gpu{i % 2}")) for i in range(6)]
 
-    messages = await asyncio.gather(*(error_of(telemetry, f"gpu{i % 2}") for i in range(6)))
+    await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.sleep(0)
 
-    assert len(set(messages)) == 1
-    assert time.monotonic() - began_at < 4 * FAST.deadline_s
+    assert all(each.done() for each in asked)
+    assert len({each.result() for each in asked}) == 1
 
 
 async def test_sampling_recovers_by_itself_when_the_driver_answers_again(

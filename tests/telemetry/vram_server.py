@@ -8,7 +8,7 @@ environment says how much, and what becomes of that at its death:
     VRAM_RELEASE_STEPS    in so many equal steps
     VRAM_LISTED_AS        the process id that the driver lists it under, if not its own
     VRAM_LEFT_BYTES       what a process of its session, but not of its group, takes besides;
-                          that one outlives it
+                          that one ends only when it is killed
 """
 
 import os

@@ -3,6 +3,7 @@
 from msgspec.structs import replace
 
 from supervisor.core.machine.events import TargetAccepted
+from supervisor.core.machine.memory import Holder, HolderRole
 from supervisor.core.machine.preflight import refuse_what_cannot_fit
 from supervisor.core.machine.residency import plan_residency
 from supervisor.core.machine.values import BackendState, Refusal, TargetNeed
@@ -66,6 +67,25 @@ def test_refusal_has_the_arithmetic_and_the_mildest_settings_that_fit() -> None:
     facts = facts_in(commands)
     assert facts["fits_with"] == ("ctx_size: 4096", "parallel: 1")
     assert (facts["need_bytes"], facts["available_bytes"]) == (20 * GIB, 12 * GIB)
+
+
+def test_what_others_took_since_the_start_is_no_room_for_what_follows() -> None:
+    """Others held 2 GiB when `chat` started and hold 8 now; 16 of 24 will be free after it."""
+    story = Story(EXCLUSIVE)
+    story.make_live(CHAT, need_bytes=4 * GIB, used_bytes=2 * GIB)
+    [backend] = story.snapshot.backends
+    known = replace(backend, baseline_foreign_bytes=2 * GIB)
+    story.snapshot = replace(story.snapshot, backends=(known,))
+    others = Holder(pid=7, used_bytes=8 * GIB, role=HolderRole.FOREIGN, name="python")
+    memory = replace(story.reading(18 * GIB), holders=(others,))
+
+    def is_refused(need_bytes: int) -> bool:
+        need = TargetNeed(need_bytes=need_bytes)
+        plan = plan_residency(story.snapshot, EMBED, need.need_bytes, memory)
+        return refuse_what_cannot_fit(story.snapshot, EMBED, need, plan, memory) is not None
+
+    assert not is_refused(16 * GIB)
+    assert is_refused(16 * GIB + 1)
 
 
 def test_what_gives_way_is_counted_as_free() -> None:

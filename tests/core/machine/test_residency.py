@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from immutables import Map
 from msgspec.structs import replace
@@ -276,7 +276,6 @@ class LazyDriver:
 switches = st.tuples(st.sampled_from("abcde"), st.sampled_from("xy"), st.integers(1, 24))
 
 
-@settings(deadline=None)
 @given(
     story=st.lists(st.tuples(switches, st.none() | st.integers(0, 3)), max_size=12),
     lag=st.integers(0, 12),

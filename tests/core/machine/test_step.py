@@ -21,6 +21,7 @@ from supervisor.core.machine.events import (
     RequestEnded,
     TargetRejected,
 )
+from supervisor.core.machine.switching import KEPT_DURATIONS
 from supervisor.core.machine.values import Outcome, Phase, Target
 from tests.core.machine.story import (
     CHAT,
@@ -306,3 +307,12 @@ def test_successful_switches_are_measured_and_failed_ones_are_not(story: Story) 
 
     story.make_live(CHAT)
     assert story.snapshot.switch_durations_s == pytest.approx((0.01,))
+
+
+def test_only_the_last_switches_count_for_how_long_the_next_will_take(story: Story) -> None:
+    snapshot = replace(story.snapshot, switch_durations_s=tuple(map(float, range(KEPT_DURATIONS))))
+    story.snapshot = snapshot
+    story.make_live(CHAT)
+    first, *_, last = story.snapshot.switch_durations_s
+    assert len(story.snapshot.switch_durations_s) == KEPT_DURATIONS
+    assert (first, last) == pytest.approx((1.0, 0.01))

@@ -246,4 +246,4 @@ class Happenings(World):
 
 
 TestInvariants = Happenings.TestCase
-TestInvariants.settings = settings(max_examples=300, stateful_step_count=50, deadline=None)
+TestInvariants.settings = settings(max_examples=300, stateful_step_count=50)

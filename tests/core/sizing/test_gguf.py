@@ -355,7 +355,8 @@ changes = st.lists(st.tuples(st.floats(0, 1), numbers, st.sampled_from("BIQ")), 
 
 
 @settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=300,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(changes=changes, kept=st.floats(0, 1), is_whole=st.booleans())
 def test_damaged_and_truncated_files_are_read_or_refused_without_harm(
