@@ -6,6 +6,7 @@ between two answers of the server itself: ids, times, counters.
 
 import fnmatch
 import json
+import random
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -93,6 +94,29 @@ def test_answer_is_that_of_the_server_itself(running: Running, case: Case) -> No
         assert different.keys() == reasons.keys(), "\n".join(
             [f"on the {way} way", *different.values(), *reasons.values()]
         )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_one_connection_carries_requests_of_every_kind_in_turn(running: Running, seed: int) -> None:
+    """What was sent before, and how it was answered, changes nothing for the next one."""
+    child = running.make_live(CHAT_MODEL)
+    key = f"Authorization: Bearer {child.api_key}".encode()
+    plain = [case for case in cases() if case.model == CHAT_MODEL and keeps_open(case)]
+    with running.connect() as peer:
+        connection = Connection(peer)
+        for case in random.Random(seed).sample(plain, 40):
+            prefix = f"/upstream/{CHAT_MODEL}"
+            connection.send(case.request(prefix))
+            relayed = connection.read_answer(case.method)
+            direct = answer_to(child.connect, case, "", key)
+            assert not list(differences(direct, relayed)), case.name
+
+
+def keeps_open(case: Case) -> bool:
+    """Whether nothing in a case asks for, or may cause, the end of its connection."""
+    lines = b"\n".join(case.headers).lower()
+    is_known = any(fnmatch.fnmatchcase(case.name, known.cases) for known in DIFFERENCES)
+    return not is_known and case.version == b"HTTP/1.1" and b"connection:" not in lines
 
 
 def test_every_difference_names_a_case() -> None:
