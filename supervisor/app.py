@@ -126,7 +126,7 @@ async def build(configuration: Configuration, options: Options) -> AsyncIterator
         await owned.enter_async_context(keep_learning(learner, lambda: arbiter.snapshot.backends))
         await owned.enter_async_context(impairments.retried())
         targets = Targets(holder, telemetry, lambda device: note_device(arbiter, device))
-        push_rules(arbiter, targets, holder)
+        push_rules(arbiter, targets, stores, holder)
         door = Door(
             reader=CallReader(holder),
             relay=Relay(arbiter=arbiter, targets=targets, configuration=holder),
@@ -163,8 +163,10 @@ def note_device(arbiter: Arbiter, device: Device) -> None:
         arbiter.post(DeviceFound(at=time.monotonic(), device=device))
 
 
-def push_rules(arbiter: Arbiter, targets: Targets, holder: ConfigurationHolder) -> None:
-    """Tell the core of its limits, rules and budgets whenever the configuration is exchanged."""
+def push_rules(
+    arbiter: Arbiter, targets: Targets, stores: "Stores", holder: ConfigurationHolder
+) -> None:
+    """Pass limits, rules, budgets and bounds on whenever the configuration is exchanged."""
 
     def push(configuration: Configuration) -> None:
         settings = configuration.settings
@@ -173,6 +175,7 @@ def push_rules(arbiter: Arbiter, targets: Targets, holder: ConfigurationHolder) 
         )
         for name in arbiter.snapshot.devices:
             note_device(arbiter, targets.device(name))
+        stores.apply(settings.switch)
 
     holder.on_exchange(push)
 
@@ -184,6 +187,12 @@ class Stores:
     history: SwitchHistory
     prompt_cache: PromptCache
     learned_store: LearnedStore
+
+    def apply(self, settings: SwitchSettings) -> None:
+        """Hold what comes from now on to other bounds."""
+        self.history.size = settings.history_size
+        self.prompt_cache.max_bytes = settings.prompt_cache_max_bytes
+        self.prompt_cache.keeps_at_exit = settings.keep_prompt_cache_at_exit
 
 
 def open_stores(

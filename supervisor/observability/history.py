@@ -46,7 +46,8 @@ class SwitchHistory:
     Writes go to a thread of their own, one after the other: a slow disk must not hold the event
     loop up, and a full one must not stop the product. What cannot be written is kept, noted as an
     impairment, and written when that is possible again, also where the file or its folder was
-    deleted. `path` None keeps nothing over restarts.
+    deleted. `path` None keeps nothing over restarts. `size` may be changed: the next switch is held
+    to it.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class SwitchHistory:
     ) -> None:
         """Read what is kept. A file that cannot be used is set aside, and history starts anew."""
         self._path = path
-        self._size = size
+        self.size = size
         self._impairments = impairments or Impairments()
         self._lock = threading.Lock()  # of the three maps
         self._records: OrderedDict[str, Record] = OrderedDict()
@@ -72,10 +73,10 @@ class SwitchHistory:
     def add(self, record: Record) -> None:
         """Keep a switch that has ended; `record` holds `switch_id` and `ended_at`."""
         with self._lock:
-            _put(self._records, record, self._size)
+            _put(self._records, record, self.size)
             if self._path is None:
                 return
-            _put(self._unwritten, record, self._size)
+            _put(self._unwritten, record, self.size)
         self._write_later()
 
     def add_passing(self, record: Record) -> None:
@@ -127,7 +128,7 @@ class SwitchHistory:
     def _write_out(self, database: sqlite3.Connection, records: list[Record]) -> None:
         with database:
             database.executemany(_WRITE, [_row(record) for record in records])
-            database.execute(_SHRINK, (self._size,))
+            database.execute(_SHRINK, (self.size,))
 
     def _fail(self, path: Path, error: Exception) -> None:
         self._forget_database()
@@ -169,7 +170,7 @@ class SwitchHistory:
     def _read(self, database: sqlite3.Connection) -> None:
         rows = database.execute(
             "SELECT number, switch_id, record FROM switches ORDER BY number DESC LIMIT ?",
-            (self._size,),
+            (self.size,),
         ).fetchall()
         for number, switch_id, content in reversed(rows):
             try:

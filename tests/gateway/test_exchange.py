@@ -68,6 +68,22 @@ async def test_exchanged_configuration_is_used_without_a_restart(
     assert (before, await props(controller)) == (4, 2)
 
 
+async def test_exchanged_bounds_of_the_stores_are_used(
+    start_controller: StartController, changed: Any
+) -> None:
+    controller = await start_controller()
+    for model in ("demo-chat", "minilm", "demo-chat"):
+        await controller.switch_to(model)
+
+    controller.parts.configuration.exchange(
+        changed({"supervisor.yaml": shipped("supervisor.yaml", switch={"history_size": 2})})
+    )
+    await controller.switch_to("minilm")
+
+    switches = (await controller.json("GET", "/switches"))["switches"]
+    assert [one["model"] for one in switches] == ["minilm", "demo-chat"]
+
+
 async def test_exchanged_budget_refuses_what_no_longer_fits(
     start_controller: StartController, changed: Any
 ) -> None:

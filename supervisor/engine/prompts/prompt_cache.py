@@ -65,7 +65,7 @@ class PromptCache:
 
     `max_bytes` bounds what lies in it; the prompts that were used least lately make room. Unless
     `keeps_at_exit`, it is emptied at its start, where a killed controller may have left something,
-    and removed by `close()`. `free_bytes` tells what its disk has left.
+    and removed by `close()`. Both may be changed. `free_bytes` tells what its disk has left.
     """
 
     def __init__(
@@ -78,8 +78,8 @@ class PromptCache:
     ) -> None:
         """Make the folder. Raises OSError when that fails."""
         self._folder = folder
-        self._max_bytes = max_bytes
-        self._keeps_at_exit = keeps_at_exit
+        self.max_bytes = max_bytes
+        self.keeps_at_exit = keeps_at_exit
         self._free_bytes = free_bytes
         self._lock = threading.Lock()
         self._busy: set[Path] = set()
@@ -100,7 +100,7 @@ class PromptCache:
 
     def close(self) -> None:
         """Remove everything, unless it is to be kept."""
-        if not self._keeps_at_exit:
+        if not self.keeps_at_exit:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def begin(self, path: Path, expected_bytes: int) -> str | None:
@@ -114,12 +114,12 @@ class PromptCache:
             free_bytes = self._free_bytes(path)
             own_bytes = _size_bytes(path)
             others_bytes = _size_bytes(self._folder) - own_bytes
-            cap_bytes = self._max_bytes - expected_bytes
+            cap_bytes = self.max_bytes - expected_bytes
             disk_bytes = free_bytes + own_bytes + others_bytes - expected_bytes - RESERVE_BYTES
             if cap_bytes < 0:
                 return (
                     f"about {format_bytes(expected_bytes)} are more than "
-                    f"switch.prompt_cache_max_bytes ({format_bytes(self._max_bytes)})"
+                    f"switch.prompt_cache_max_bytes ({format_bytes(self.max_bytes)})"
                 )
             if disk_bytes < 0:
                 return (
@@ -154,15 +154,15 @@ class PromptCache:
             self._busy.discard(path)
             _clear(path, keep={slot.file_name for slot in slots})
             own_bytes = _size_bytes(path)
-            if own_bytes > self._max_bytes:
+            if own_bytes > self.max_bytes:
                 _clear(path, keep=())
                 return (
                     f"{format_bytes(own_bytes)} are more than switch.prompt_cache_max_bytes "
-                    f"({format_bytes(self._max_bytes)})"
+                    f"({format_bytes(self.max_bytes)})"
                 )
             if slots:
                 _write_manifest(path, slots)
-            self._shrink_others(self._max_bytes - own_bytes, path)
+            self._shrink_others(self.max_bytes - own_bytes, path)
             return None
 
     def _shrink_others(self, limit_bytes: int, own: Path | None) -> None:
