@@ -125,7 +125,7 @@ def fit(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False,
     forget: Annotated[bool, typer.Option(help="First drop what was learned of its need.")] = False,
 ) -> None:
-    """Tell what a model takes on each device, whether it fits, and what would; exit 0, 1 or 2."""
+    """Show what a model takes on each device, whether it fits, and what would; exit 0, 1 or 2."""
     try:
         configuration = load(profiles, models.resolve(), os.environ, scan_models)
         engines = build_engines(configuration, engine.value)
@@ -148,7 +148,7 @@ def check(
     folder: Annotated[Path, typer.Argument(help="Folder with the YAML files.")] = Path("profiles"),
     models: Annotated[Path, typer.Option(help="Folder with the GGUF files.")] = Path("models"),
     explain: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Tell where each value comes from.")
+        str | None, typer.Option(metavar="MODEL", help="Show where each value comes from.")
     ] = None,
     profile: Annotated[str | None, typer.Option(help="With --explain: another profile.")] = None,
     engine: Annotated[EngineName, typer.Option(help="What `auto` means.")] = EngineName.AUTO,
@@ -190,7 +190,7 @@ def doctor(
     engine: Annotated[EngineName, typer.Option(help="What `auto` means.")] = EngineName.AUTO,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False,
 ) -> None:
-    """Tell what is here, what is wrong, and the remedy; exit 1 when something will stop work."""
+    """Show what is here, what is wrong, and the remedy; exit 1 when something will stop work."""
     set_up_logging("console", "error")  # what telemetry warns of is among the findings
     place = Place(
         profiles=profiles, models=models, data=data, engine=engine.value, environ=os.environ
@@ -208,7 +208,7 @@ def doctor(
 def find_engines(
     configuration: Configuration, preferred: str, problems: list[str]
 ) -> Engines | None:
-    """Return the engines; None, and why among the problems, where there is none to be used."""
+    """Return the engines; None, with the reason added to the problems, where there are none."""
     try:
         return build_engines(configuration, preferred)
     except SupervisorError as error:

@@ -9,10 +9,10 @@ from rich.table import Table
 
 from supervisor.core.byte_size import format_bytes
 from supervisor.core.sizing.estimate import MemoryEstimate
-from supervisor.core.sizing.fitting import MOST_PARALLEL, Largest, trained_ctx_size
+from supervisor.core.sizing.fitting import MAX_PARALLEL, Largest, trained_ctx_size
 from supervisor.engine.fit import DeviceFit, FitReport
 
-NOT_TOLD = "–"
+UNKNOWN = "–"
 
 
 def print_fit(report: FitReport) -> None:
@@ -37,7 +37,7 @@ def print_fit(report: FitReport) -> None:
 
 
 def describe_fit(report: FitReport) -> dict[str, Any]:
-    """Return the report as JSON values; sizes in bytes, what cannot be told is null."""
+    """Return the report as JSON values; sizes in bytes, what is not known is null."""
     resolved = report.candidate.resolved
     return {
         "model": resolved.name,
@@ -87,7 +87,7 @@ def _build(report: FitReport) -> str:
 
 
 def _size(count: int | None) -> str:
-    return NOT_TOLD if count is None else format_bytes(count)
+    return UNKNOWN if count is None else format_bytes(count)
 
 
 def _part(name: str) -> Callable[[DeviceFit], str]:
@@ -121,7 +121,7 @@ def _learned(fit: DeviceFit) -> str:
 
 def _after_stop(fit: DeviceFit) -> str:
     if fit.room.free_bytes is None or not fit.room.ours_bytes:
-        return NOT_TOLD
+        return UNKNOWN
     return format_bytes(fit.room.free_bytes + fit.room.ours_bytes)
 
 
@@ -139,7 +139,7 @@ _ROWS: tuple[tuple[str, Callable[[DeviceFit], str]], ...] = (
     ("free now", lambda fit: _size(fit.room.free_bytes)),
     ("once ours have stopped", _after_stop),
     ("budget", lambda fit: format_bytes(fit.room.budget_bytes)),
-    ("fits", lambda fit: {None: "cannot be told", True: "yes", False: "no"}[fit.fits]),
+    ("fits", lambda fit: {None: "unknown", True: "yes", False: "no"}[fit.fits]),
 )
 
 
@@ -151,7 +151,7 @@ def _sentences(report: FitReport) -> Iterator[str]:
             yield f"{fit.room.device}: {fit.room.problem}"
         if fit.room.ours_bytes is None and fit.room.problem is None:
             yield (
-                f"{fit.room.device}: the driver does not tell what our running servers hold there; "
+                f"{fit.room.device}: the driver does not say what our running servers hold there; "
                 "it is not counted as free"
             )
     if candidate.stated_bytes is not None:
@@ -189,14 +189,14 @@ def _tell_ctx(report: FitReport, largest: Largest) -> str:
         return "none fits"
     file = report.candidate.file
     is_trained = file is not None and trained_ctx_size(file.header) is not None
-    bound = "what the model was trained for" if is_trained else "the most that is tried"
+    bound = "what the model was trained for" if is_trained else "the largest that is tried"
     if is_trained and report.candidate.resolved.profile.kv_unified:
         bound = "all that its slots can use together"
-    return f"{largest.value} tokens" + (f", {bound}" if largest.is_most else "")
+    return f"{largest.value} tokens" + (f", {bound}" if largest.is_maximum else "")
 
 
 def _tell_parallel(largest: Largest) -> str:
     if largest.value is None:
         return "none fits"
-    bound = ", the most there is" if largest.is_most and largest.value == MOST_PARALLEL else ""
+    bound = ", the maximum" if largest.is_maximum and largest.value == MAX_PARALLEL else ""
     return f"{largest.value} slots{bound}"

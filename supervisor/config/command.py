@@ -29,7 +29,7 @@ def unknown_placeholder(name: str, profile_fields: tuple[str, ...] = ()) -> str:
     """Say that a placeholder is not known, and which are."""
     known = [f"profile.{field}" for field in profile_fields]
     listed = ", ".join(f"{{{each}}}" for each in _NAMES)
-    return f"{{{name}}} is no placeholder{nearest(name, known)}; there are: {listed}"
+    return f"{{{name}}} is not a placeholder{nearest(name, known)}; there are: {listed}"
 
 
 class CommandSettings(Settings):
@@ -64,7 +64,7 @@ class CommandSettings(Settings):
 
     @property
     def listens_on_socket(self) -> bool:
-        """Whether it is told a unix socket; else it is told a port."""
+        """Whether it is given a unix socket; else it is given a port."""
         return "socket" in self.placeholders()
 
     @field_validator("argv")

@@ -1,4 +1,4 @@
-"""Tells, field by field, what a model runs with and where each value comes from."""
+"""Shows, field by field, what a model runs with and where each value comes from."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Profiles as layers: what a profile says, over what it extends, under a model's overrides.
 
 Each value keeps the place it comes from, so that problems name a file and line, and
-`check --explain` tells an operator why a field has its value.
+`check --explain` shows an operator why a field has its value.
 """
 
 from collections.abc import Iterator, Mapping

@@ -33,7 +33,7 @@ def _variable_pattern(value: Any) -> Any:
         raise ValueError(f"must be a variable's name, or HF_* for all that begin so, not {value!r}")
     if value.startswith(("LLAMA_", "AIP_")):
         raise ValueError(
-            f"{value} cannot be passed on: such variables change what the server is told; write "
+            f"{value} cannot be passed on: such variables change the server's settings; write "
             "it into env"
         )
     return value
@@ -78,7 +78,7 @@ class ProfileMemory(Settings):
     on_unconfirmed: OnUnconfirmed = Field(
         default=OnUnconfirmed.REFUSE,
         description="Then, and where the device cannot be read at all: `refuse` fails the switch, "
-        "`wait` goes on asking, `proceed` starts all the same, at the operator's risk.",
+        "`wait` goes on asking, `proceed` starts anyway, at the operator's risk.",
     )
 
     def policy(self) -> MemoryPolicy:

@@ -145,7 +145,7 @@ class QueueSettings(Settings):
         description="Seconds of waiting after which a generation with `stream: true` is answered "
         "200 and a comment line each second until its stream begins, which keeps proxies and "
         "clients from giving up; what fails then ends as a broken stream with one error event, "
-        "its status no longer told. Default: never; the status comes with the answer.",
+        "without a status of its own. Default: never; the status comes with the answer.",
     )
 
 

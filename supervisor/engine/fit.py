@@ -1,4 +1,4 @@
-"""Whether a model fits, device by device, and what would make it: what `fit` tells.
+"""Whether a model fits, device by device, and what would make it: the answer of `fit`.
 
 Room is what a start may take: the device's budget, or what is free (once our own servers have
 stopped) less the margin that the release gate asks for, whichever is smaller.
@@ -29,7 +29,7 @@ from supervisor.telemetry.telemetry import Telemetry
 class DeviceRoom:
     """What a device has, in bytes. `free_bytes` None: it cannot be read, for `problem`.
 
-    `ours_bytes` is what a running controller's servers hold there, None where that is not told.
+    `ours_bytes` is what a running controller's servers hold there, None where that is not known.
     """
 
     device: str
@@ -109,7 +109,7 @@ class FitReport:
 async def report_fit(
     candidate: Candidate, configuration: Configuration, data_dir: Path, *, forget: bool = False
 ) -> FitReport:
-    """Read the devices, and judge each. `data_dir` tells what was learned, and what runs now.
+    """Read the devices, and judge each. `data_dir` holds what was learned, and what runs.
 
     With `forget` what was learned of the need on its device is dropped before. Raises EngineError
     for settings that the model cannot have.

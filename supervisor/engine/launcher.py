@@ -51,7 +51,7 @@ WARMING_RESERVE_BYTES = 512 * MIB
 class Launcher:
     """Turns targets into running backends.
 
-    `run_dir` is our private folder for sockets; `device_env` tells the variables that show a
+    `run_dir` is our private folder for sockets; `device_env` returns the variables that show a
     child its device and no other. `prompt_cache` is where prompts are kept, `learned_store` what
     servers were seen to take; None: they are not.
     """

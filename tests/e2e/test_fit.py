@@ -62,7 +62,7 @@ def test_table_tells_the_parts_and_what_would_still_fit(fit: Fit) -> None:
     for row in ("weights", "KV cache", "compute", "results", "driver's context", "free now"):
         assert row in told.output
     assert "4096 tokens, what the model was trained for" in told.output
-    assert "256 slots, the most there is" in told.output
+    assert "256 slots, the maximum" in told.output
 
 
 def test_json_tells_parts_that_add_up(fit: Fit) -> None:

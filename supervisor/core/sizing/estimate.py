@@ -43,7 +43,7 @@ class MemorySettings:
     `flash_attention` is False only where it is switched off. `is_embedding`: the server answers
     with vectors (`--embeddings`). `gpu_layers` (`-ngl`) is how many layers a GPU takes, from the
     last one backwards, the output being the first of them; None: all, or there is no GPU.
-    `kv_fallback_bytes` stands in for a KV cache that cannot be told from the header.
+    `kv_fallback_bytes` stands in for a KV cache that is not known from the header.
     """
 
     ctx_size_per_slot: int = 0
@@ -66,7 +66,7 @@ class MemoryEstimate:
     the model is on a GPU. It is small for chat, and large for embedding with a large vocabulary,
     because llama.cpp makes room for the logits of every token of a batch. `host_bytes` is what the
     layers take that stay in host memory; it is not in the total either.
-    `kv_assumed_because` is why the KV cache could not be told from the header; None where it was.
+    `kv_assumed_because` is why the KV cache is not known from the header; None where it was.
     """
 
     weights_bytes: int
@@ -154,7 +154,7 @@ def _split_weights(headers: Sequence[GgufHeader], plan: "_Plan") -> _Split:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Plan:
-    """What header and settings mean together. `layout` is a reason where it cannot be told."""
+    """What header and settings mean together. `layout` is a reason where it is not known."""
 
     header: GgufHeader
     settings: MemorySettings
@@ -170,7 +170,7 @@ def _plan(header: GgufHeader, settings: MemorySettings) -> _Plan:
     own_tokens = header.count_parameter("context_length") or 0
     ctx_tokens = pad_cells(settings.ctx_size_per_slot * slots or own_tokens)
     tokens = min(settings.ubatch_size, ctx_tokens or settings.ubatch_size)
-    layout = read_layout(header) if ctx_tokens else "its context is told nowhere"
+    layout = read_layout(header) if ctx_tokens else "the length of its context is not known"
     if keeps_no_kv(header.architecture):
         layout = CacheLayout(layers=(), window=0)
         cells = CacheCells(full=tokens, sliding=tokens, streams=1)
@@ -211,7 +211,7 @@ def _estimate_kv(plan: _Plan) -> tuple[_Split, str]:
     if key_type != value_type and not all(layer.value_length for layer in layout.layers):
         raise EngineError(
             f"cache types {key_type.name} and {value_type.name} differ, and this model's latent "
-            "attention takes but one for both: set cache_type_v as cache_type_k"
+            "attention has one type for both: set cache_type_v to the same as cache_type_k"
         )
     sizes = layer_cache_bytes(
         layout,
@@ -237,7 +237,7 @@ def _fitting_type(plan: _Plan, role: str, name: str) -> GgmlType:
     """
     kind = GGML_TYPES_BY_NAME.get(name)
     if kind is None:
-        raise EngineError(f"there is no cache type '{name}'; usual are f16, q8_0 and q4_0")
+        raise EngineError(f"there is no cache type '{name}'; usual ones are f16, q8_0 and q4_0")
     layers = plan.layout.layers if isinstance(plan.layout, CacheLayout) else ()
     lengths = {layer.key_length if role == "key" else layer.value_length for layer in layers}
     uneven = [length for length in sorted(lengths) if length % kind.block_values]

@@ -9,15 +9,15 @@ from supervisor.core.sizing.kv_cache import keeps_no_kv, pad_cells
 from supervisor.errors import EngineError
 
 SMALLEST_CTX_SIZE = 512
-"""Tokens of context below which a chat is of no use."""
+"""Tokens of context below which a chat is not useful."""
 
 CTX_STEP = 256
 """Tokens by which a context grows: llama.cpp keeps cells in steps of 256."""
 
-MOST_CTX_SIZE = 1024 * 1024
-"""Tokens of the longest context that is tried where a header does not tell the trained one."""
+MAX_CTX_SIZE = 1024 * 1024
+"""Tokens of the longest context that is tried where a header does not name the trained one."""
 
-MOST_PARALLEL = 256
+MAX_PARALLEL = 256
 """LLAMA_MAX_SEQ: llama.cpp has no more slots."""
 
 _SMALL_UBATCH_SIZE = 512
@@ -33,14 +33,14 @@ class Alternative:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Largest:
-    """The largest value of a setting that fits, all else unchanged; None: even the least does not.
+    """The largest value of a setting that fits, all else unchanged; None: not even the minimum.
 
-    `is_most`: it is the most that there is, and memory would carry more. `most` is that bound.
+    `maximum` is the largest value that is allowed; `is_maximum`: memory is not what limits it.
     """
 
     value: int | None
-    most: int
-    is_most: bool
+    maximum: int
+    is_maximum: bool
 
 
 def alternatives(
@@ -80,14 +80,14 @@ def _smaller(header: GgufHeader, settings: MemorySettings) -> Iterator[tuple[str
         yield f"ubatch_size: {_SMALL_UBATCH_SIZE}", small
 
 
-def _halved(count: int, least: int) -> Iterator[int]:
-    while count // 2 >= least:
+def _halved(count: int, minimum: int) -> Iterator[int]:
+    while count // 2 >= minimum:
         count //= 2
         yield count
 
 
 def trained_ctx_size(header: GgufHeader) -> int | None:
-    """Return the tokens of context that a model was trained for, where its header tells."""
+    """Return the tokens of context that a model was trained for, where its header says so."""
     return header.count_parameter("context_length") or None
 
 
@@ -112,14 +112,14 @@ def largest_ctx_size(header: GgufHeader, settings: MemorySettings, fits: Fits) -
     """
     trained = trained_ctx_size(header)
     users = settings.parallel if settings.kv_unified else 1
-    most = trained * users if trained is not None else MOST_CTX_SIZE
-    steps = pad_cells(most) // CTX_STEP
+    maximum = trained * users if trained is not None else MAX_CTX_SIZE
+    steps = pad_cells(maximum) // CTX_STEP
     found = _last_that_fits(
         lambda step: fits(replace(settings, ctx_size_per_slot=step * CTX_STEP)), steps
     )
-    # A trained context that is no multiple of 256 takes the room of the next one.
-    value = None if found is None else min(found * CTX_STEP, most)
-    return Largest(value=value, most=most, is_most=value == most)
+    # A trained context that is not a multiple of 256 takes the room of the next one.
+    value = None if found is None else min(found * CTX_STEP, maximum)
+    return Largest(value=value, maximum=maximum, is_maximum=value == maximum)
 
 
 def largest_parallel(header: GgufHeader, settings: MemorySettings, fits: Fits) -> Largest:
@@ -131,16 +131,16 @@ def largest_parallel(header: GgufHeader, settings: MemorySettings, fits: Fits) -
     is_encoder = settings.is_embedding and keeps_no_kv(header.architecture)
     allowed = [
         slots
-        for slots in range(MOST_PARALLEL, 0, -1)
+        for slots in range(MAX_PARALLEL, 0, -1)
         if not is_encoder or settings.ubatch_size % slots == 0
     ]
     value = next((n for n in allowed if fits(replace(settings, parallel=n))), None)
-    return Largest(value=value, most=allowed[0], is_most=value == allowed[0])
+    return Largest(value=value, maximum=allowed[0], is_maximum=value == allowed[0])
 
 
-def _last_that_fits(fits: Callable[[int], bool], most: int) -> int | None:
-    """Return the largest of 1 … most that fits, by bisection: what fits does so at all smaller."""
-    low, high = 0, most
+def _last_that_fits(fits: Callable[[int], bool], maximum: int) -> int | None:
+    """Return the largest of 1 … maximum that fits, by bisection: what fits, fits at all smaller."""
+    low, high = 0, maximum
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)

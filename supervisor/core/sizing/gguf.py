@@ -39,8 +39,8 @@ _NUMBER_CODES = MappingProxyType(
 _SMALLEST_PAIR_BYTES = 8 + 1 + 4 + 1  # key length, key, type, value
 _SMALLEST_TENSOR_BYTES = 8 + 4 + 4 + 8  # name length, dimension count, type, offset
 _LENGTH = struct.Struct("<Q")
-_MOST_DIMENSIONS = 4
-_TENSOR_LAYOUTS = tuple(struct.Struct(f"<{n}QIQ") for n in range(_MOST_DIMENSIONS + 1))
+_MAX_DIMENSIONS = 4
+_TENSOR_LAYOUTS = tuple(struct.Struct(f"<{n}QIQ") for n in range(_MAX_DIMENSIONS + 1))
 _FIRST_UNHEARD_TYPE, _LAST_BELIEVABLE_TYPE = max(GGML_TYPES) + 1, 127
 
 _STRINGS_AT_ONCE = 64
@@ -102,7 +102,7 @@ def read_header(data: bytes | memoryview, *, file_size: int) -> GgufHeader:
     """Read header and tensor table from the first bytes of a file of `file_size` bytes.
 
     Raises NeedMoreBytes when `data` ends before the header does. Raises ModelFileError when this
-    is no GGUF file (and says what it looks like), when its version or byte order cannot be read,
+    is not a GGUF file (and says what it looks like), when its version or byte order cannot be read,
     when the header is damaged, and when header or tensor data go on behind the file's end.
     """
     cursor = _Cursor(memoryview(data)[:file_size], file_size)
@@ -326,7 +326,7 @@ class _Tensor(NamedTuple):
 def _read_tensor(cursor: _Cursor) -> _Tensor:
     name = cursor.string()
     dimension_count = cursor.u32()
-    if dimension_count > _MOST_DIMENSIONS:
+    if dimension_count > _MAX_DIMENSIONS:
         raise ModelFileError(
             f"the header is damaged: tensor '{name}' has {dimension_count} dimensions"
         )

@@ -9,7 +9,7 @@ tests compare each of these with what llama-server makes of such a file.
 from collections.abc import Iterator, Sequence
 
 from supervisor.core.sizing.gguf import GgufHeader
-from supervisor.core.sizing.kv_cache import MOST_LAYERS, keeps_recurrent_state
+from supervisor.core.sizing.kv_cache import MAX_LAYERS, keeps_recurrent_state
 
 _COUNTS = ("context_length", "embedding_length", "block_count")
 _HEADS = "attention.head_count"
@@ -36,8 +36,8 @@ def _faults(header: GgufHeader) -> Iterator[str]:
         elif not value:
             yield f"its header is damaged: {key} is 0"
     layers = header.count_parameter("block_count") or 0
-    if layers > MOST_LAYERS:
-        yield f"its header is damaged: it announces {layers} layers, and {MOST_LAYERS} is the most"
+    if layers > MAX_LAYERS:
+        yield f"its header is damaged: it announces {layers} layers, more than {MAX_LAYERS}"
     heads = header.parameter(_HEADS)
     counts = heads if isinstance(heads, tuple) else (heads,)
     if isinstance(heads, str | float) or any(isinstance(count, float) for count in counts):

@@ -19,7 +19,7 @@ from types import MappingProxyType
 from supervisor.core.sizing.ggml_types import GgmlType
 from supervisor.core.sizing.gguf import GgufHeader
 
-MOST_LAYERS = 512
+MAX_LAYERS = 512
 """LLAMA_MAX_LAYERS: a header that announces more is not loaded."""
 
 EMBEDDING_WITHOUT_KV = frozenset(
@@ -52,7 +52,7 @@ _RECURRENT = frozenset(
 _SPECIAL = frozenset(
     {
         *("deepseek32", "dots3note", "glm-dsa", "hy_v4", "minimax-m3"),  # an indexer's cache, too
-        *("graniteswitch", "hrm_text", "nanbeige"),  # layers that the block count does not tell
+        *("graniteswitch", "hrm_text", "nanbeige"),  # layers beside those of the block count
         *("dflash", "eagle3", "gemma4-assistant"),  # draft models, which share another's cache
     }
 )
@@ -63,7 +63,7 @@ class _Sliding:
     """Which layers of an architecture have a sliding window, where the header does not say.
 
     Of each `period` layers one attends to everything: the first or the last of them. A
-    `fixed_window` goes before the header's, `usual_window` stands in for it; both in tokens.
+    `fixed_window` takes precedence over the header's, `usual_window` stands in for it; in tokens.
     `only_layers`: the rule holds for models with so many layers alone.
     """
 
@@ -147,17 +147,17 @@ def keeps_recurrent_state(architecture: str) -> bool:
 
 
 def read_layout(header: GgufHeader) -> CacheLayout | str:
-    """Return what each layer keeps, or the reason why that cannot be told."""
+    """Return what each layer keeps, or the reason why that is not known."""
     if header.architecture in _RECURRENT:
         return f"architecture '{header.architecture}' keeps recurrent state"
     if header.architecture in _SPECIAL:
         return f"architecture '{header.architecture}' has a cache of its own kind"
     block_count = header.count_parameter("block_count") or 0
-    if not 0 < block_count <= MOST_LAYERS:
-        return f"the header tells no believable block count ({block_count})"
+    if not 0 < block_count <= MAX_LAYERS:
+        return f"the header has no believable block count ({block_count})"
     head_counts = per_layer(header, "attention.head_count", block_count)
     if head_counts is None or not head_counts[0]:
-        return "the header tells no attention heads"
+        return "the header names no attention heads"
     head_counts_kv = per_layer(header, "attention.head_count_kv", block_count) or head_counts
     window, sliding = _sliding_layers(header, block_count)
     lengths = {kind: _head_lengths(header, head_counts[0], kind) for kind in (False, True)}

@@ -2,12 +2,12 @@
 
 Two sources, the better one first:
 
-    its own share   the driver tells how much the process holds: whatever others do, this is ours
+    its own share   the driver says how much the process holds: whatever others do, this is ours
     the growth      of the device's use since before the server started, where nobody but it can
                     have grown: no other server of ours was beside it, no other process is listed
 
 The growth still holds what could not be told apart: an old server's memory that the driver gave
-back late, another tenant that the driver does not list. So the least of the first readings says
+back late, another tenant that the driver does not list. So the smallest of the first readings says
 what the server holds, and later ones count up to a quarter more: a server allocates before it is
 ready, and what grows much beyond that is not its own.
 
@@ -22,16 +22,16 @@ from supervisor.core.byte_size import format_bytes
 SETTLING_READINGS = 5
 """Readings of a device's growth before it counts; at one a second more than late releases take."""
 
-MOST_GROWTH = 1.25
+MAX_GROWTH = 1.25
 """By how much the growth of a device may exceed what it was once it had settled."""
 
-MOST_TIMES_ESTIMATED = 2
+MAX_TIMES_ESTIMATED = 2
 """A peak counts as at most so many times the estimate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UseReading:
-    """One look at a server's use of its device, in bytes; None is what could not be told.
+    """One look at a server's use of its device, in bytes; None is what is not known.
 
     `own_bytes` is its own share, `growth_bytes` how much more the device holds than before it
     started: None where that may be others' (`growth_of_device`).
@@ -43,10 +43,10 @@ class UseReading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UseSeen:
-    """What was read of one server so far. `own_bytes`: the largest share that was told.
+    """What was read of one server so far. `own_bytes`: the largest share that was reported.
 
-    `settled_bytes` is the least of the first `growth_readings` growths, `growth_bytes` the largest
-    that counts.
+    `settled_bytes` is the smallest of the first `growth_readings` growths, `growth_bytes` the
+    largest that counts.
     """
 
     own_bytes: int | None = None
@@ -56,7 +56,7 @@ class UseSeen:
 
     @property
     def peak_bytes(self) -> int | None:
-        """The most that it surely took; None as long as that cannot be said."""
+        """What it surely took at its peak; None as long as that cannot be said."""
         if self.own_bytes is not None:
             return self.own_bytes
         return self.growth_bytes if self.growth_readings >= SETTLING_READINGS else None
@@ -64,7 +64,7 @@ class UseSeen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnedPeak:
-    """The most that a server was seen to take, in bytes, and the day it was, as `2026-11-21`."""
+    """The highest use that was seen of a server, in bytes, and the day, as `2026-11-21`."""
 
     peak_bytes: int
     seen_on: str
@@ -94,7 +94,7 @@ def growth_of_device(
 
 
 def follow_use(seen: UseSeen, reading: UseReading) -> UseSeen:
-    """Add a reading to what was seen of a server. A share of 0 tells nothing: it is just ending."""
+    """Add a reading to what was seen of a server. A share of 0 says nothing: it is about to end."""
     if reading.own_bytes:
         return replace(seen, own_bytes=max(seen.own_bytes or 0, reading.own_bytes))
     growth = reading.growth_bytes
@@ -109,14 +109,14 @@ def follow_use(seen: UseSeen, reading: UseReading) -> UseSeen:
             settled_bytes=settled,
             growth_bytes=settled,
         )
-    if growth > settled * MOST_GROWTH:
+    if growth > settled * MAX_GROWTH:
         return seen
     return replace(seen, growth_bytes=max(seen.growth_bytes or 0, growth))
 
 
 def exceeds_what_counts(peak_bytes: int, estimated_bytes: int) -> bool:
     """Whether a peak is so far above the estimate that not all of it counts."""
-    return peak_bytes > MOST_TIMES_ESTIMATED * estimated_bytes
+    return peak_bytes > MAX_TIMES_ESTIMATED * estimated_bytes
 
 
 def count_need(estimated_bytes: int, learned: LearnedPeak | None) -> CountedNeed:
@@ -126,15 +126,15 @@ def count_need(estimated_bytes: int, learned: LearnedPeak | None) -> CountedNeed
     """
     if learned is None:
         return CountedNeed(need_bytes=estimated_bytes)
-    most_bytes = MOST_TIMES_ESTIMATED * estimated_bytes
+    max_bytes = MAX_TIMES_ESTIMATED * estimated_bytes
     sentence = (
         f"learned: {format_bytes(learned.peak_bytes)} used at its peak on {learned.seen_on}, "
         f"estimated {format_bytes(estimated_bytes)}"
     )
     if exceeds_what_counts(learned.peak_bytes, estimated_bytes):
-        sentence += f", of which {format_bytes(most_bytes)} count"
+        sentence += f", of which {format_bytes(max_bytes)} count"
     if learned.peak_bytes > estimated_bytes:
         sentence += "; `llama-supervisor fit` with `--forget` drops it"
     return CountedNeed(
-        need_bytes=max(estimated_bytes, min(learned.peak_bytes, most_bytes)), sentence=sentence
+        need_bytes=max(estimated_bytes, min(learned.peak_bytes, max_bytes)), sentence=sentence
     )

@@ -14,7 +14,7 @@ _LIKENESSES = (
 
 
 def likeness(start: bytes) -> str:
-    """Say what a file that is not GGUF seems to be, with the way out where there is one."""
+    """Say what a file that is not GGUF seems to be, with the remedy where there is one."""
     for pattern, likeness in _LIKENESSES:
         if re.match(pattern, start, re.DOTALL | re.IGNORECASE):
             return likeness

@@ -25,7 +25,7 @@ _SHARD_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.g
 
 
 class FileIdentity(NamedTuple):
-    """What tells whether a path still means the same file with the same content."""
+    """What shows whether a path still means the same file with the same content."""
 
     device: int
     inode: int
@@ -115,7 +115,7 @@ def _inspect_one(path: Path) -> tuple[GgufHeader, FileIdentity]:
 
 
 def identify(status: os.stat_result) -> FileIdentity:
-    """Take from a file's status what tells it from every other file, and from itself changed."""
+    """Take from a file's status what distinguishes it from other files, and from itself changed."""
     return FileIdentity(
         device=status.st_dev,
         inode=status.st_ino,

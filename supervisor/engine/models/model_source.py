@@ -1,4 +1,4 @@
-"""What a model is: a GGUF file, whose header tells its need, or what other servers load.
+"""What a model is: a GGUF file, whose header says what it needs, or what other servers load.
 
 Those take a folder (of safetensors, say), or a name on a model hub.
 """
@@ -26,14 +26,14 @@ def look_at_model(resolved: ResolvedModel, abilities: Abilities) -> ModelFile | 
 
 
 def require_stated_need(resolved: ResolvedModel) -> int:
-    """Return the need that the profile states, in bytes, for a model whose header tells none.
+    """Return the need that the profile states, in bytes, for a model without a header.
 
     Raises UnfitProfile when it states none.
     """
     need_bytes = resolved.profile.memory.need_bytes
     if need_bytes is None:
         problem = (
-            f"{model_argument(resolved)} is no GGUF file, whose header would tell what it needs; "
+            f"{model_argument(resolved)} is not a GGUF file, whose header would say what it needs; "
             "write what the server takes on its device, such as 16GiB"
         )
         raise UnfitProfile(resolved.profile_name, {"memory.need_bytes": problem})
@@ -41,7 +41,7 @@ def require_stated_need(resolved: ResolvedModel) -> int:
 
 
 def model_argument(resolved: ResolvedModel) -> str:
-    """Return what a server is told to load: the path of what is there, else the name as written.
+    """Return what a server is to load: the path of what is there, else the name as written.
 
     Raises ModelFileError when nothing is there, and it is not the form of a name on a hub either.
     """

@@ -37,7 +37,7 @@ class Warmed:
     """What came of warming files, in bytes over all of them.
 
     `resident_bytes` were in the page cache before, `read_bytes` were missing and have been read;
-    both make `total_bytes` unless `stopped_because` tells why it ended early: `memory is short`,
+    both make `total_bytes` unless `stopped_because` says why it ended early: `memory is short`,
     `stopped`, or `unreadable: …` with the file.
     """
 
@@ -51,7 +51,7 @@ class Warmed:
 class FileWarmer:
     """Reads files into the page cache, as long as there is room for all of them.
 
-    `available_bytes` tells what may be filled without pushing out what is live: free memory and
+    `available_bytes` returns what may be filled without pushing out what is live: free memory and
     page cache that nobody needs, so not what live servers have mapped (`mapped_file_bytes()`).
     `reserve_bytes` of it are left alone. It is asked every few milliseconds, from any thread.
     """
@@ -142,17 +142,17 @@ class Chunk:
 def look_at_chunks(path: Path, fd: int) -> Iterator[Chunk]:
     """Look at an open file chunk by chunk: 10 to 20 ms per GiB.
 
-    The kernel tells residency only of files that we own or may write to, because it would betray
+    The kernel reveals residency only of files that we own or may write to, because it would betray
     what others read (mincore(2), since Linux 5.2); of others it says that all is resident. Those
     count as missing: reading what is cached costs little, and skipping what is not helps nobody.
 
     Raises OSError, and ValueError when the file shrinks meanwhile.
     """
     status = os.fstat(fd)
-    is_told = status.st_uid == os.geteuid() or os.access(path, os.W_OK)
+    is_known = status.st_uid == os.geteuid() or os.access(path, os.W_OK)
     for offset in range(0, status.st_size, CHUNK_BYTES):
         length = min(CHUNK_BYTES, status.st_size - offset)
-        resident_bytes = _count_resident_bytes(fd, offset, length) if is_told else 0
+        resident_bytes = _count_resident_bytes(fd, offset, length) if is_known else 0
         yield Chunk(offset=offset, length=length, resident_bytes=resident_bytes)
 
 
@@ -200,16 +200,16 @@ _libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p)
 
 
 def _count_resident_bytes(fd: int, offset: int, length: int) -> int:
-    """Count by mincore(2): a byte per page, 1 when it is resident; 0 where the kernel cannot tell.
+    """Count by mincore(2): a byte per page, 1 when it is resident; 0 where the kernel does not say.
 
-    The mapping is copy-on-write because only of a writable one does Python tell the address; nobody
+    The mapping is copy-on-write because only of a writable one does Python give the address; nobody
     writes to it.
     """
     states = ctypes.create_string_buffer(-(-length // PAGESIZE))
     try:
         with mmap(fd, length, access=ACCESS_COPY, offset=offset) as mapping:
             address = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
-            is_told = _libc.mincore(address, length, states) == 0
-    except OSError:  # a file system that maps nothing; whether it can be read, reading tells
+            is_known = _libc.mincore(address, length, states) == 0
+    except OSError:  # a file system that maps nothing; whether it can be read, reading shows
         return 0
-    return min(length, states.raw.count(1) * PAGESIZE) if is_told else 0
+    return min(length, states.raw.count(1) * PAGESIZE) if is_known else 0

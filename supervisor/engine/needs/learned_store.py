@@ -17,7 +17,7 @@ from supervisor.observability.impairments import Impairments
 log = structlog.get_logger()
 
 FILE_NAME = "learned-needs.sqlite"
-MOST_ENTRIES = 1000
+MAX_ENTRIES = 1000
 PART = "learned needs"
 
 _SCHEMA = """
@@ -43,7 +43,7 @@ DELETE FROM needs WHERE identity NOT IN (
 
 
 class LearnedStore:
-    """The peaks that were seen, by identity; those noted least lately make room beyond 1,000.
+    """The peaks that were seen, by identity; beyond 1,000 the oldest make room.
 
     May be used from any thread, and by several processes at a time; every call may block for the
     disk. None of them raises: without the file nothing is learned, and needs are estimated.
@@ -76,14 +76,16 @@ class LearnedStore:
                 return None
         return None if row is None else LearnedPeak(peak_bytes=row[0], seen_on=row[1])
 
-    def note(self, identity: str, need: LearnedPeak) -> None:
+    def note(self, identity: str, peak: LearnedPeak) -> None:
         """Keep a peak where it is higher than the one that is kept."""
         with self._lock:
-            self._unwritten[identity] = need
+            waiting = self._unwritten.get(identity)
+            if waiting is None or peak.peak_bytes > waiting.peak_bytes:
+                self._unwritten[identity] = peak
         self._write_what_is_left()
 
     def forget(self, identity: str) -> bool:
-        """Drop what was learned; tell whether that was anything."""
+        """Drop what was learned; return whether there was anything."""
         with self._lock:
             self._unwritten.pop(identity, None)
             return self._write(("DELETE FROM needs WHERE identity = ?", (identity,))) > 0
@@ -98,8 +100,8 @@ class LearnedStore:
         """Write the peaks that are not written yet: at each one, and again after a failure."""
         now = time.time()
         with self._lock:
-            rows = [(i, need.peak_bytes, need.seen_on, now) for i, need in self._unwritten.items()]
-            self._write(*((_NOTE, row) for row in rows), (_SHRINK, (MOST_ENTRIES,)))
+            rows = [(i, peak.peak_bytes, peak.seen_on, now) for i, peak in self._unwritten.items()]
+            self._write(*((_NOTE, row) for row in rows), (_SHRINK, (MAX_ENTRIES,)))
             if self._database is not None:
                 self._unwritten.clear()
 

@@ -18,7 +18,7 @@ from supervisor.engine.prompts.prompt_cache import identity_of
 def prompt_identity(resolved: ResolvedModel, file: ModelFile, engine: EngineIdentity) -> str:
     """Return a name that changes with all that decides what a server caches of a prompt.
 
-    That is every shard; the profile's fields that the server is told, and files that its
+    That is every shard; the profile's fields that reach the server, and files that its
     arguments name (adapters, draft models); the engine's build.
     """
     profile = resolved.profile
@@ -41,7 +41,7 @@ def _named_files(arguments: tuple[str, ...]) -> Iterator[Path]:
 
 
 def _look(path: Path | None) -> tuple[Any, ...]:
-    """Return what tells a file from another one with the same name; nothing where none is."""
+    """Return what distinguishes a file from another of the same name; empty where there is none."""
     if path is None or not path.is_file():
         return ()
     return (str(path), *identify(path.stat()))

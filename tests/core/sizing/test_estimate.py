@@ -70,7 +70,7 @@ def test_cache_that_cannot_be_told_is_assumed_and_the_reason_given(
             {"block_count": 10**9, "attention.head_count": 4, "context_length": 512},
             "no believable block count (1000000000)",
         ),
-        ({"block_count": 2, "attention.head_count": 4}, "context is told nowhere"),
+        ({"block_count": 2, "attention.head_count": 4}, "the length of its context is not known"),
     ],
 )
 def test_cache_is_assumed_where_the_header_lacks_what_decides_it(

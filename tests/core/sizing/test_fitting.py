@@ -12,8 +12,8 @@ from supervisor.core.byte_size import MIB
 from supervisor.core.sizing.estimate import MemorySettings, estimate_memory
 from supervisor.core.sizing.fitting import (
     CTX_STEP,
-    MOST_CTX_SIZE,
-    MOST_PARALLEL,
+    MAX_CTX_SIZE,
+    MAX_PARALLEL,
     Alternative,
     Fits,
     alternatives,
@@ -84,8 +84,8 @@ def test_largest_context_fits_and_the_next_step_does_not(
         assert not fits(replace(settings, ctx_size_per_slot=CTX_STEP))
         return
     assert fits(replace(settings, ctx_size_per_slot=largest.value))
-    if largest.is_most:
-        assert largest.value == largest.most
+    if largest.is_maximum:
+        assert largest.value == largest.maximum
     else:
         assert largest.value % CTX_STEP == 0
         assert not fits(replace(settings, ctx_size_per_slot=largest.value + CTX_STEP))
@@ -109,7 +109,7 @@ def test_most_slots_fit_and_no_larger_number_does(
     value = largest_parallel(header, settings, fits).value
 
     assert value is None or fits(replace(settings, parallel=value))
-    for slots in range((value or 0) + 1, MOST_PARALLEL + 1, 17):
+    for slots in range((value or 0) + 1, MAX_PARALLEL + 1, 17):
         assert not fits(replace(settings, parallel=slots))
 
 
@@ -126,31 +126,31 @@ def test_a_larger_context_never_needs_less(
 
 
 @pytest.mark.parametrize(
-    ("trained", "settings", "value", "is_most"),
+    ("trained", "settings", "value", "is_maximum"),
     [
         (4096, MemorySettings(), 4096, True),
         (1000, MemorySettings(), 1000, True),  # and not 1024
         (100, MemorySettings(), 100, True),
-        (None, MemorySettings(), MOST_CTX_SIZE, True),
+        (None, MemorySettings(), MAX_CTX_SIZE, True),
         (512, MemorySettings(parallel=8, kv_unified=True), 8 * 512, True),  # each slot uses as much
         (512, MemorySettings(parallel=8), 512, True),
     ],
 )
 def test_context_is_bounded_by_what_the_model_was_trained_for(
-    trained: int | None, settings: MemorySettings, value: int, is_most: bool
+    trained: int | None, settings: MemorySettings, value: int, is_maximum: bool
 ) -> None:
     header = header_of("llama", **({} if trained is None else {"context_length": trained}))
 
     largest = largest_ctx_size(header, settings, lambda _: True)
 
-    assert (largest.value, largest.is_most) == (value, is_most)
+    assert (largest.value, largest.is_maximum) == (value, is_maximum)
 
 
 def test_an_encoder_takes_only_slots_that_divide_its_batch() -> None:
     settings = MemorySettings(ubatch_size=1500, is_embedding=True)
 
     assert largest_parallel(header_of("bert"), settings, lambda _: True).value == 250
-    assert largest_parallel(header_of("llama"), settings, lambda _: True).value == MOST_PARALLEL
+    assert largest_parallel(header_of("llama"), settings, lambda _: True).value == MAX_PARALLEL
 
 
 def test_of_each_setting_the_mildest_that_fits_is_named() -> None:

@@ -39,7 +39,7 @@ def loads(binary: Path, model: Path) -> bool:
         ({"embedding_length": 2.5}, "llama.embedding_length must be a whole number, not 2.5"),
         ({"block_count": "two"}, "llama.block_count must be a whole number, not 'two'"),
         ({"block_count": 0}, "llama.block_count is 0"),
-        ({"block_count": 513}, "513 layers, and 512 is the most"),
+        ({"block_count": 513}, "513 layers, more than 512"),
         ({"attention.head_count": 0}, "llama.attention.head_count is 0"),
         ({"attention.head_count": "4"}, "attention.head_count must be a whole number, not '4'"),
     ],

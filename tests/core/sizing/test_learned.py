@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supervisor.core.sizing.learned import (
-    MOST_GROWTH,
-    MOST_TIMES_ESTIMATED,
+    MAX_GROWTH,
+    MAX_TIMES_ESTIMATED,
     SETTLING_READINGS,
     LearnedPeak,
     UseReading,
@@ -75,7 +75,7 @@ def test_growth_counts_once_it_has_settled_and_then_by_a_quarter_more_at_most(
     else:
         settled = min(grown[:SETTLING_READINGS])
         assert peak is not None
-        assert settled <= peak <= settled * MOST_GROWTH
+        assert settled <= peak <= settled * MAX_GROWTH
 
 
 def test_memory_that_an_old_server_gives_back_late_is_not_learned() -> None:
@@ -117,8 +117,8 @@ def test_counted_is_the_larger_of_both_and_bounded_by_the_estimate(
 ) -> None:
     counted = count_need(estimated, LearnedPeak(peak_bytes=peak, seen_on="2026-11-21")).need_bytes
 
-    assert estimated <= counted <= MOST_TIMES_ESTIMATED * estimated
-    if peak <= MOST_TIMES_ESTIMATED * estimated:
+    assert estimated <= counted <= MAX_TIMES_ESTIMATED * estimated
+    if peak <= MAX_TIMES_ESTIMATED * estimated:
         assert counted == max(estimated, peak)
 
 

@@ -141,9 +141,9 @@ def test_the_sections_environment_goes_over_the_profiles(
 @pytest.mark.parametrize(
     ("word", "told"),
     [
-        ("{prot}", "{prot} is no placeholder; there are: {port}, {socket}, {model}, {alias}, "),
+        ("{prot}", "{prot} is not a placeholder; there are: {port}, {socket}, {model}, {alias}, "),
         ("{profile.ctxsize}", "did you mean 'profile.ctx_size'"),
-        ("{profile.memory.need_bytes}", "is no placeholder"),
+        ("{profile.memory.need_bytes}", "is not a placeholder"),
     ],
 )
 def test_an_unknown_placeholder_is_an_error_that_names_the_known_ones(
@@ -259,7 +259,9 @@ def test_a_need_that_nobody_can_tell_is_asked_for(
 ) -> None:
     folder = folder_of(tmp_path, profile("{port}", memory={"margin_bytes": 0}), path=hashed.name)
     configuration = load(folder, tmp_path, {})
-    with pytest.raises(EngineError, match=r"memory\.need_bytes: .*hashed-ngrams is no GGUF file"):
+    with pytest.raises(
+        EngineError, match=r"memory\.need_bytes: .*hashed-ngrams is not a GGUF file"
+    ):
         launcher_for(configuration, run_dir).check(MINE)
     [problem] = model_problems(configuration, Engines(os.environ, None))
     line = (folder / "other.yaml").read_text().splitlines().index("memory:") + 1

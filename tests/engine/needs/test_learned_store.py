@@ -88,7 +88,7 @@ def test_threads_may_note_at_the_same_time(open_needs: OpenNeeds) -> None:
 def test_those_noted_least_lately_make_room(
     open_needs: OpenNeeds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(learned_store, "MOST_ENTRIES", 3)
+    monkeypatch.setattr(learned_store, "MAX_ENTRIES", 3)
     needs = open_needs()
     for name in ("a", "b", "c"):
         needs.note(name, peak(1))
