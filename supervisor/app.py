@@ -17,7 +17,8 @@ from supervisor.config.exposure import describe_exposure
 from supervisor.config.holder import ConfigurationHolder
 from supervisor.config.settings import SupervisorSettings, SwitchSettings
 from supervisor.core.machine.events import DeviceFound, RulesChanged
-from supervisor.core.machine.values import Device, Snapshot
+from supervisor.core.machine.snapshot import Snapshot
+from supervisor.core.machine.values import Device
 from supervisor.data_folder import HISTORY, DataFolder, remove_run_dir
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.launcher import Launcher

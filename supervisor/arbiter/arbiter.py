@@ -34,20 +34,18 @@ from supervisor.core.machine.events import (
     SwitchRequested,
     TimePassed,
 )
+from supervisor.core.machine.invariants import violations
+from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.step import step
-from supervisor.core.machine.values import (
-    DrainPolicy,
-    Mode,
-    Refusal,
-    Snapshot,
-    SwitchReport,
-    Target,
-)
+from supervisor.core.machine.switch import SwitchReport
+from supervisor.core.machine.values import DrainPolicy, Mode, Refusal, Target
 from supervisor.engine.servers.backend import Backend
 from supervisor.errors import InvalidTransition, RequestRefused
 from supervisor.observability.impairments import Impairments
 
 log = structlog.get_logger()
+
+_OF_REQUESTS = (RequestArrived, RequestEnded)
 
 Observer = Callable[[Event, Snapshot, Snapshot, tuple[Command, ...]], None]
 """Called after each event with the snapshot before and after; decides nothing.
@@ -241,6 +239,8 @@ class Arbiter:
         except InvalidTransition as error:
             history = "\n".join(repr(past) for past in self._recent)
             raise InvalidTransition(f"{error}; the last events were:\n{history}") from error
+        if not isinstance(event, _OF_REQUESTS):  # of backends and switches, which others change
+            self._check_invariants(event)
         for observe in self._observers:
             try:
                 observe(event, before, self._snapshot, commands)
@@ -251,6 +251,14 @@ class Arbiter:
                 self._perform(command)
             except Exception:  # one that cannot be carried out takes no other along
                 log.exception("arbiter.command_failed", command=type(command).__name__)
+
+    def _check_invariants(self, event: Event) -> None:
+        """Log what does not hold: a bug of ours, which must not become an outage."""
+        for violation in violations(self._snapshot):
+            if self._impairments.note("decisions", f"an invariant does not hold: {violation}"):
+                history = [repr(past) for past in self._recent]
+                name = type(event).__name__
+                log.error("arbiter.invariant", after=name, what=violation, events=history)
 
     def _note_failed_observer(self, observe: Observer, event: Event, error: Exception) -> None:
         name = getattr(observe, "__qualname__", repr(observe))

@@ -9,7 +9,8 @@ from pydantic import field_validator
 
 from supervisor.arbiter.arbiter import Arbiter
 from supervisor.core.machine.memory import MemorySample
-from supervisor.core.machine.values import Backend, Snapshot
+from supervisor.core.machine.snapshot import Snapshot
+from supervisor.core.machine.values import Backend
 from supervisor.errors import RequestRefused, TelemetryError
 from supervisor.gateway.answer import Answer, json_answer
 from supervisor.gateway.orders import NoOrder, Order

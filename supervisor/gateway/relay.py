@@ -13,7 +13,8 @@ import structlog
 
 from supervisor.arbiter.arbiter import Arbiter
 from supervisor.config.holder import ConfigurationHolder
-from supervisor.core.machine.values import Snapshot, Target
+from supervisor.core.machine.snapshot import Snapshot
+from supervisor.core.machine.values import Target
 from supervisor.engine.servers.backend import Backend
 from supervisor.engine.targets import Targets
 from supervisor.errors import RequestRefused

@@ -8,7 +8,8 @@ from typing import Any
 from supervisor import __version__
 from supervisor.arbiter.arbiter import Arbiter
 from supervisor.config.holder import ConfigurationHolder
-from supervisor.core.machine.values import Backend, BackendExit, Recovery, Snapshot
+from supervisor.core.machine.snapshot import Snapshot
+from supervisor.core.machine.values import Backend, BackendExit, Recovery
 from supervisor.engine.kinds.engines import Engines
 from supervisor.errors import SupervisorError, TelemetryError
 from supervisor.gateway.answer import Answer, json_answer
@@ -110,7 +111,7 @@ class Status:
                 "switch": describe_running(snapshot.switch) if snapshot.switch else None,
                 "requests": {
                     "in_flight": sum(b.in_flight for b in snapshot.backends),
-                    "waiting": len(snapshot.waiters),
+                    "waiting": len(snapshot.requests.waiters),
                 },
                 "last_exit": describe_exit(snapshot.last_exit, self._clock()),
                 "recoveries": [describe_recovery(r) for r in snapshot.recoveries],

@@ -5,7 +5,8 @@ from typing import Any
 from msgspec.structs import asdict
 
 from supervisor.core.machine.memory import MemorySample
-from supervisor.core.machine.values import Outcome, Refusal, Switch, SwitchReport
+from supervisor.core.machine.switch import Switch, SwitchReport
+from supervisor.core.machine.values import Outcome, Phase, Refusal
 
 
 def describe_running(switch: Switch) -> dict[str, Any]:
@@ -13,19 +14,19 @@ def describe_running(switch: Switch) -> dict[str, Any]:
     return {
         "switch_id": switch.switch_id,
         "outcome": "running",
-        "requested_by": switch.requested_by,
-        "phase": switch.phase.value,
+        "requested_by": switch.order.requested_by,
+        "phase": switch.phase.shown.value,
         "model": switch.target.model if switch.target else None,
         "mode": switch.target.mode if switch.target else None,
         "profile": switch.target.profile if switch.target else None,
-        "seconds": {phase.value: round(s, 4) for phase, s in switch.phase_seconds},
-        "waiting_for": switch.gate_reason,
+        "seconds": _seconds(switch.phase_seconds),
+        "waiting_for": switch.gate.reason,
     }
 
 
 def describe_report(report: SwitchReport) -> dict[str, Any]:
     """Write an ended switch as JSON: seconds per phase, memory in bytes, outcome and reason."""
-    seconds = {phase.value: round(s, 4) for phase, s in report.phase_seconds}
+    seconds = _seconds(report.phase_seconds)
     is_unchanged = report.outcome is Outcome.UNCHANGED
     return {
         "switch_id": report.switch_id,
@@ -38,11 +39,11 @@ def describe_report(report: SwitchReport) -> dict[str, Any]:
         "last_phase": report.last_phase.value,
         "seconds": ({} if is_unchanged else seconds) | {"total": round(report.total_s, 4)},
         "memory": {
-            "before": describe_memory(report.memory_before),
-            "released": describe_memory(report.memory_confirmed),
-            "after": describe_memory(report.memory_after),
-            "reason": report.gate_reason,
-            "samples": report.samples_taken,
+            "before": describe_memory(report.memory.before),
+            "released": describe_memory(report.memory.confirmed),
+            "after": describe_memory(report.memory.after),
+            "reason": report.memory.reason,
+            "samples": report.memory.samples_taken,
         },
         "fell_back": report.fell_back,
         "prompt_cache": {
@@ -51,6 +52,14 @@ def describe_report(report: SwitchReport) -> dict[str, Any]:
         },
         "error": _describe_refusal(report.refusal),
     }
+
+
+def _seconds(phase_seconds: tuple[tuple[Phase, float], ...]) -> dict[str, float]:
+    """Sum the seconds up by phase: one that made room after all has some of them twice."""
+    total_s: dict[str, float] = {}
+    for phase, took_s in phase_seconds:
+        total_s[phase.value] = total_s.get(phase.value, 0.0) + took_s
+    return {phase: round(took_s, 4) for phase, took_s in total_s.items()}
 
 
 def describe_memory(sample: MemorySample | None) -> dict[str, Any] | None:

@@ -2,7 +2,7 @@
 
 from supervisor.core.machine.commands import Command
 from supervisor.core.machine.events import BackendReady, Event
-from supervisor.core.machine.values import Snapshot
+from supervisor.core.machine.snapshot import Snapshot
 
 
 class Readiness:

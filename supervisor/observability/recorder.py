@@ -16,7 +16,9 @@ from supervisor.core.machine.events import (
     RequestArrived,
     RequestEnded,
 )
-from supervisor.core.machine.values import Outcome, Snapshot, SwitchReport
+from supervisor.core.machine.snapshot import Snapshot
+from supervisor.core.machine.switch import SwitchReport
+from supervisor.core.machine.values import Outcome
 from supervisor.observability.descriptions import describe_report
 from supervisor.observability.history import SwitchHistory
 
@@ -59,12 +61,14 @@ class Recorder:
 
 def _log_phase(before: Snapshot, after: Snapshot) -> None:
     switch = after.switch
-    if switch is None or (before.switch is not None and before.switch.phase is switch.phase):
+    if switch is None or (
+        before.switch is not None and before.switch.phase.shown is switch.phase.shown
+    ):
         return
     log.info(
         "switch.phase",
         switch_id=switch.switch_id,
-        phase=switch.phase.value,
+        phase=switch.phase.shown.value,
         model=switch.target.model if switch.target else None,
     )
 
@@ -88,7 +92,7 @@ def _log_switch(report: SwitchReport) -> None:
     if report.outcome is Outcome.FAILED and report.refusal is not None:
         log.warning("switch.failed", **fields, reason=report.refusal.message)
     else:
-        log.info("switch.finished", **fields, released=report.gate_reason)
+        log.info("switch.finished", **fields, released=report.memory.reason)
 
 
 def _log_backend(event: Event, after: Snapshot) -> None:

@@ -13,15 +13,9 @@ from immutables import Map
 
 from supervisor.arbiter.arbiter import Arbiter
 from supervisor.core.machine.memory import MemoryPolicy, MemorySample
-from supervisor.core.machine.values import (
-    Device,
-    Limits,
-    Mode,
-    Snapshot,
-    SwitchReport,
-    Target,
-    TargetNeed,
-)
+from supervisor.core.machine.snapshot import Snapshot
+from supervisor.core.machine.switch import SwitchReport
+from supervisor.core.machine.values import Device, Limits, Mode, Target, TargetNeed
 from supervisor.engine.port import Address, Launch
 from supervisor.engine.servers.backend import Backend
 from supervisor.engine.servers.process import ProcessExit

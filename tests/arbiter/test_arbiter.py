@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from immutables import Map
+from msgspec.structs import replace
 from structlog.testing import capture_logs
 
 from supervisor.arbiter.arbiter import Arbiter
@@ -18,7 +19,10 @@ from supervisor.core.machine.events import (
     RequestEnded,
     RulesChanged,
     SwitchRequested,
+    TimePassed,
 )
+from supervisor.core.machine.snapshot import Snapshot
+from supervisor.core.machine.switch import SwitchReport
 from supervisor.core.machine.values import (
     Backend,
     BackendState,
@@ -27,8 +31,6 @@ from supervisor.core.machine.values import (
     Mode,
     Outcome,
     Phase,
-    Snapshot,
-    SwitchReport,
     SwitchRules,
     Target,
 )
@@ -105,7 +107,7 @@ async def test_a_lease_comes_back_when_its_request_fails(
         async with world.arbiter.lease(make_target("chat"), None):
             raise ZeroDivisionError
     assert in_flight(world) == 0
-    assert not world.snapshot.leases
+    assert not world.snapshot.requests.leases
 
 
 async def test_a_request_without_a_model_takes_what_is_live(
@@ -135,7 +137,7 @@ async def test_requests_that_arrive_during_a_switch_wait_and_are_served(
     switching = asyncio.create_task(world.switch_to(make_target("chat")))
     await eventually(lambda: world.launcher.backends)
     clients = [Client(world, make_target("chat")), Client(world, None)]
-    await eventually(lambda: len(world.snapshot.waiters) == 2)
+    await eventually(lambda: len(world.snapshot.requests.waiters) == 2)
     began_at = time.monotonic()
     world.launcher.newest.ready.set()
     await switching
@@ -155,15 +157,15 @@ async def test_a_client_that_leaves_while_it_waits_leaves_no_trace(
     switching = asyncio.create_task(world.switch_to(make_target("chat")))
     await eventually(lambda: world.launcher.backends)
     client = Client(world, make_target("chat"))
-    await eventually(lambda: world.snapshot.waiters)
+    await eventually(lambda: world.snapshot.requests.waiters)
     client.task.cancel()
     await asyncio.wait([client.task])
-    assert not world.snapshot.waiters
-    assert not world.snapshot.waiter_numbers
+    assert not world.snapshot.requests.waiters
+    assert not world.snapshot.requests.waiter_numbers
     world.launcher.newest.ready.set()
     await switching
     assert in_flight(world) == 0
-    assert not world.snapshot.leases
+    assert not world.snapshot.requests.leases
 
 
 async def test_a_client_that_leaves_between_its_grant_and_its_turn_gives_the_lease_back(
@@ -173,7 +175,7 @@ async def test_a_client_that_leaves_between_its_grant_and_its_turn_gives_the_lea
     switching = asyncio.create_task(world.switch_to(make_target("chat")))
     await eventually(lambda: world.launcher.backends)
     client = Client(world, make_target("chat"))
-    await eventually(lambda: world.snapshot.waiters)
+    await eventually(lambda: world.snapshot.requests.waiters)
     # The grant is decided inside post(); the client's task has its turn afterwards.
     world.arbiter.post(BackendReady(at=time.monotonic(), epoch=1, memory=None))
     assert in_flight(world) == 1
@@ -191,7 +193,7 @@ async def test_a_backend_that_dies_between_grant_and_turn_is_a_refusal_that_says
     switching = asyncio.create_task(world.switch_to(make_target("chat")))
     await eventually(lambda: world.launcher.backends)
     client = Client(world, make_target("chat"))
-    await eventually(lambda: world.snapshot.waiters)
+    await eventually(lambda: world.snapshot.requests.waiters)
     world.arbiter.post(BackendReady(at=time.monotonic(), epoch=1, memory=None))
     del world.arbiter._performer.backends[1]  # as when its exit is handled in the same turn
     with pytest.raises(RequestRefused) as refusal:
@@ -228,7 +230,7 @@ async def test_a_lease_at_once_holds_its_backend_until_it_is_ended(
     lease.end()
     lease.end()  # once more changes nothing
     assert in_flight(world) == 0
-    assert not world.snapshot.leases
+    assert not world.snapshot.requests.leases
     assert not world.arbiter._requests
 
 
@@ -240,7 +242,7 @@ async def test_where_nothing_can_be_leased_at_once_no_trace_is_left(
     switching = asyncio.create_task(world.switch_to(make_target("chat")))
     await eventually(lambda: world.launcher.backends)
     assert world.arbiter.lease_at_once(make_target("chat"), None) is None
-    assert not world.snapshot.waiters
+    assert not world.snapshot.requests.waiters
     assert not world.arbiter._requests
     world.launcher.newest.ready.set()
     await switching
@@ -266,7 +268,7 @@ async def test_new_rules_hold_for_requests_that_wait_already(
     switching = asyncio.create_task(world.switch_to(make_target("chat")))
     await eventually(lambda: world.launcher.backends)
     client = Client(world, make_target("chat"))
-    await eventually(lambda: world.snapshot.waiters)
+    await eventually(lambda: world.snapshot.requests.waiters)
     world.arbiter.post(
         RulesChanged(
             at=time.monotonic(), limits=Limits(hold_timeout_s=0.0), rules=SwitchRules(warms=False)
@@ -298,8 +300,8 @@ async def test_a_switch_reports_its_phases_and_the_memory_around_it(
         Phase.STARTING,
     ]
     assert second.total_s == pytest.approx(sum(seconds for _, seconds in second.phase_seconds))
-    assert second.memory_before is not None
-    assert second.memory_after is not None
+    assert second.memory.before is not None
+    assert second.memory.after is not None
     assert world.snapshot.server_mode() == "embedding"
     await eventually(lambda: [t.model for t in world.launcher.warmed] == ["chat", "embed"])
 
@@ -448,7 +450,7 @@ async def test_a_server_that_dies_while_loading_fails_the_switch_with_its_last_w
     _, result = world.arbiter.request_switch(make_target("chat"), "test")
     await eventually(lambda: world.launcher.backends)
     client = Client(world, make_target("chat"))
-    await eventually(lambda: world.snapshot.waiters)
+    await eventually(lambda: world.snapshot.requests.waiters)
     world.launcher.newest.end(exit_code=1)
     report = await result
     code, message = refusal_of(report)
@@ -521,7 +523,7 @@ async def test_memory_that_cannot_be_read_after_the_start_is_left_out_of_the_rep
     world.launcher.newest.ready.set()
     report = await result
     assert report.outcome is Outcome.SWITCHED
-    assert report.memory_after == report.memory_confirmed
+    assert report.memory.after == report.memory.confirmed
 
 
 async def test_a_bug_of_ours_tells_what_led_to_it(make_target: MakeTarget, world: World) -> None:
@@ -621,6 +623,26 @@ async def test_a_command_that_cannot_be_carried_out_takes_no_other_along(
         warms(WarmFile(switch_id=world.snapshot.switch.switch_id, target=make_target("chat")))
         assert (await result).outcome is Outcome.SWITCHED
     assert (lines[0]["event"], lines[0]["command"]) == ("arbiter.command_failed", "WarmFile")
+
+
+async def test_an_invariant_that_does_not_hold_is_logged_once_and_stops_nothing(
+    world: World, make_target: MakeTarget
+) -> None:
+    await world.switch_to(make_target("chat"))
+    world.arbiter._impairments = impairments = Impairments()
+    (backend,) = world.snapshot.backends
+    broken = replace(world.snapshot, next_epoch=backend.epoch)
+    world.arbiter._snapshot = broken
+    with capture_logs() as lines:
+        for _ in range(2):
+            world.arbiter.post(TimePassed(at=time.monotonic()))
+            lease = world.arbiter.lease_at_once(make_target("chat"), None)
+            assert lease is not None
+            lease.end()
+    told = [line for line in lines if line["event"] == "arbiter.invariant"]
+    assert [(line["after"], "order" in line["what"]) for line in told] == [("TimePassed", True)]
+    assert "decisions: an invariant does not hold" in impairments.describe()[0]
+    world.arbiter._snapshot = replace(world.snapshot, next_epoch=backend.epoch + 1)
 
 
 # The shutdown

@@ -22,8 +22,12 @@ from supervisor.core.machine.events import (
     WarmingBegun,
 )
 from supervisor.core.machine.memory import MemoryPolicy, MemorySample
+from supervisor.core.machine.reports import report_of
+from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.step import step
-from supervisor.core.machine.values import Device, Mode, Snapshot, Target, TargetNeed
+from supervisor.core.machine.switch import Order, Switch
+from supervisor.core.machine.values import Device, Mode, Phase, Target, TargetNeed
+from supervisor.observability.descriptions import describe_report, describe_running
 from supervisor.observability.history import SwitchHistory
 from supervisor.observability.recorder import Recorder
 
@@ -183,3 +187,35 @@ def test_a_switch_that_changes_nothing_is_told_and_takes_no_place_in_the_history
     assert lines[-1]["outcome"] == "unchanged"
     assert [kept["switch_id"] for kept in history.newest_first()] == ["s1"]
     assert (history.get("s2") or {})["outcome"] == "unchanged"
+
+
+def test_a_rollback_is_shown_as_one_phase_though_it_has_two(recorder: Recorder) -> None:
+    embed = replace(CHAT, model="embed")
+    sample = replace(FREE, taken_at=8.0)
+    to_embed: tuple[Event, ...] = (
+        SwitchRequested(at=5.0, switch_id="s2", target=embed, requested_by="manual"),
+        TargetAccepted(at=6.0, switch_id="s2", need=TargetNeed(need_bytes=100), memory=FREE),
+        WarmingBegun(at=6.0, switch_id="s2"),
+        BackendExited(at=7.0, epoch=1, exit_code=0),
+        MemorySampled(at=8.0, switch_id="s2", sample=sample),
+        BackendExited(at=9.0, epoch=2, exit_code=1),
+        MemorySampled(at=10.0, switch_id="s2", sample=replace(sample, taken_at=10.0)),
+    )
+    exclusive = Device(name="gpu0", budget_bytes=1000, is_exclusive=True)
+    alone = replace(EMPTY, devices=Map({"gpu0": exclusive}))
+    snapshot, lines = play(recorder, alone, *TO_CHAT, *to_embed)
+    assert snapshot.switch is not None
+    assert snapshot.switch.phase is Phase.RESTORING
+    assert describe_running(snapshot.switch)["phase"] == "rolling_back"
+    phases = [line["phase"] for line in lines if line["event"] == "switch.phase"]
+    assert phases[-2:] == ["starting", "rolling_back"]
+    report = report_of(snapshot.switch, 12.0, refusal=None)
+    assert report.last_phase is Phase.ROLLING_BACK
+    assert describe_report(report)["seconds"]["rolling_back"] == 3.0
+
+
+def test_seconds_of_a_phase_that_came_twice_are_summed_up() -> None:
+    order = Order(switch_id="s1", target=CHAT, requested_by="manual", started_at=0.0)
+    taken = ((Phase.CONFIRMING, 1.0), (Phase.DRAINING, 2.0), (Phase.CONFIRMING, 3.0))
+    switch = Switch(order=order, phase=Phase.STARTING, phase_started_at=6.0, phase_seconds=taken)
+    assert describe_running(switch)["seconds"] == {"confirming": 4.0, "draining": 2.0}

@@ -22,16 +22,9 @@ from immutables import Map
 from supervisor.arbiter.arbiter import Arbiter
 from supervisor.core.byte_size import MIB
 from supervisor.core.machine.memory import MemoryPolicy, OnUnconfirmed
-from supervisor.core.machine.values import (
-    Device,
-    Limits,
-    Mode,
-    Snapshot,
-    SwitchReport,
-    SwitchRules,
-    Target,
-    TargetNeed,
-)
+from supervisor.core.machine.snapshot import Snapshot
+from supervisor.core.machine.switch import SwitchReport
+from supervisor.core.machine.values import Device, Limits, Mode, SwitchRules, Target, TargetNeed
 from supervisor.engine.port import Address, Launch
 from supervisor.engine.servers.backend import Backend
 from supervisor.engine.servers.process import ProcessExit
@@ -202,7 +195,7 @@ class World:
     def _judge(self, target: Target) -> None:
         """Compare a start with the driver's books."""
         switch = self.arbiter.snapshot.switch
-        reason = switch.gate_reason or "" if switch else ""
+        reason = switch.gate.reason or "" if switch else ""
         is_at_own_risk = target.memory.on_unconfirmed is OnUnconfirmed.PROCEED
         if is_at_own_risk and "started all the same" in reason:
             return

@@ -14,6 +14,6 @@ async def test_immediate_release_is_confirmed_by_the_first_samples_that_can_prov
         for number in range(50):
             report = await world.switch_to(("small", "middle")[number % 2])
             assert report.outcome is Outcome.SWITCHED
-            assert report.samples_taken == 3
+            assert report.memory.samples_taken == 3
             assert dict(report.phase_seconds)[Phase.CONFIRMING] >= 0.010
         assert world.faults == []

@@ -15,7 +15,8 @@ from pathlib import Path
 import structlog
 
 from supervisor.core.machine.memory import OnUnconfirmed
-from supervisor.core.machine.values import Outcome, SwitchReport
+from supervisor.core.machine.switch import SwitchReport
+from supervisor.core.machine.values import Outcome
 from supervisor.errors import RequestRefused
 from tests.telemetry.gated_world import (
     MARGIN_BYTES,

@@ -2,7 +2,8 @@
 
 from msgspec import Struct
 
-from supervisor.core.machine.values import Refusal, SwitchReport, Target
+from supervisor.core.machine.switch import SwitchReport
+from supervisor.core.machine.values import Refusal, Target
 
 
 class Command(Struct, frozen=True, kw_only=True):

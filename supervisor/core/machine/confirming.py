@@ -1,4 +1,9 @@
-"""Asks telemetry whether a device has room for what is placed next, and weighs the answers."""
+"""Asks telemetry whether a device has room for what is placed next, and weighs the answers.
+
+The one writer of the switch's `gate`.
+"""
+
+from collections.abc import Sequence
 
 from msgspec.structs import replace
 
@@ -17,9 +22,51 @@ from supervisor.core.machine.memory import (
     judge_release,
     pause_before_sample,
 )
-from supervisor.core.machine.values import Phase
+from supervisor.core.machine.residency import baselines_after, foreign_baselines_of
+from supervisor.core.machine.values import Backend, Phase, Placement
 
 KEPT_SAMPLES = 64
+
+
+def expect_devices(draft: Draft, leaving: Sequence[Backend]) -> None:
+    """Say which devices must be confirmed once `leaving` are gone: the target's, or all theirs."""
+    target = draft.running_switch().target
+    devices = (target.device,) if target else tuple(dict.fromkeys(b.target.device for b in leaving))
+    draft.set_switch("gate", devices=devices)
+
+
+def expect_use(draft: Draft, leaving: Sequence[Backend]) -> None:
+    """Note the use that each device should return to once `leaving` are gone."""
+    draft.set_switch(
+        "gate",
+        baselines=baselines_after(draft.snapshot.backends, leaving),
+        foreign_baselines=foreign_baselines_of(leaving),
+    )
+
+
+def expect_use_of_the_dead(draft: Draft, baselines: tuple[tuple[str, int], ...]) -> None:
+    """Note the use that a device should return to though the server that died left no trace."""
+    draft.set_switch("gate", baselines=baselines)
+
+
+def expect_more_use(draft: Draft, restored: Placement) -> None:
+    """What came back in a rollback stays: its device returns to that much more."""
+    device, need_bytes = restored.target.device, restored.need_bytes
+    baselines = draft.running_switch().gate.baselines
+    more = tuple((d, used + need_bytes if d == device else used) for d, used in baselines)
+    draft.set_switch("gate", baselines=more)
+
+
+def note_confirmed(draft: Draft, sample: MemorySample | None) -> None:
+    """Note the reading that opened the gate."""
+    draft.set_switch("gate", confirmed=sample)
+
+
+def next_device(draft: Draft) -> str | None:
+    """Pass on from the device that is confirmed; returns the one to ask about now, if any."""
+    remaining = draft.running_switch().gate.devices[1:]
+    draft.set_switch("gate", devices=remaining)
+    return remaining[0] if remaining else None
 
 
 def question_device(draft: Draft, device: str, *, may_make_room: bool = False) -> None:
@@ -29,20 +76,21 @@ def question_device(draft: Draft, device: str, *, may_make_room: bool = False) -
     can still be made, it is made rather than waited for, or gone without.
     """
     switch = draft.running_switch()
-    placing = switch.placing
+    placing = switch.start.placing
     policy = placing.target.memory if placing else MemoryPolicy()
     if may_make_room:
         policy = replace(policy, on_unconfirmed=OnUnconfirmed.REFUSE)
     draft.set_switch(
+        "gate",
         samples=(),
         question=ReleaseQuestion(
             device=device,
             need_bytes=placing.need_bytes if placing else None,
-            baseline_used_bytes=dict(switch.baselines).get(device),
-            baseline_foreign_bytes=dict(switch.foreign_baselines).get(device),
+            baseline_used_bytes=dict(switch.gate.baselines).get(device),
+            baseline_foreign_bytes=dict(switch.gate.foreign_baselines).get(device),
             policy=policy,
             is_freed_at_exit=draft.snapshot.devices[device].is_host_memory,
-            is_return=switch.is_recovery or switch.phase is Phase.ROLLING_BACK,
+            is_return=switch.order.is_recovery or switch.phase is Phase.ROLLING_BACK,
             asked_at=draft.at,
         ),
     )
@@ -51,9 +99,10 @@ def question_device(draft: Draft, device: str, *, may_make_room: bool = False) -
 
 def take_sample(draft: Draft) -> None:
     """Order the next reading of the device."""
-    switch = draft.set_switch(next_sample_at=None)
-    if switch.question is not None:
-        draft.order(SampleMemory(switch_id=switch.switch_id, device=switch.question.device))
+    switch = draft.set_switch("gate", next_sample_at=None)
+    question = switch.gate.question
+    if question is not None:
+        draft.order(SampleMemory(switch_id=switch.switch_id, device=question.device))
 
 
 def weigh_sample(draft: Draft, sample: MemorySample | None, unreadable: str) -> GateDecision | None:
@@ -62,26 +111,22 @@ def weigh_sample(draft: Draft, sample: MemorySample | None, unreadable: str) -> 
     Returns the decision once it is final; until then the next sample is due later. A reading
     that nobody waits for is passed over.
     """
-    switch = draft.running_switch()
-    question = switch.question
-    if question is None or switch.next_sample_at is not None:
+    gate = draft.running_switch().gate
+    question = gate.question
+    if question is None or gate.next_sample_at is not None:
         return None
     if sample is None:
         return _retry_or_refuse(draft, question, f"memory cannot be read: {unreadable}")
-    if not _is_new(question, switch.samples, sample):
+    if not _is_new(question, gate.samples, sample):
         return _retry_or_refuse(draft, question, f"no new reading of {question.device}")
-    switch = draft.set_switch(
-        samples=(*switch.samples, sample)[-KEPT_SAMPLES:], samples_taken=switch.samples_taken + 1
-    )
-    decision = judge_release(question, switch.samples)
+    samples = (*gate.samples, sample)[-KEPT_SAMPLES:]
+    draft.set_switch("gate", samples=samples, samples_taken=gate.samples_taken + 1)
+    decision = judge_release(question, samples)
     if decision.state is GateState.WAITING:
-        pause_s = pause_before_sample(len(switch.samples))
+        pause_s = pause_before_sample(len(samples))
         if decision.is_settling:
             pause_s = min(SETTLING_PAUSE_S, pause_s)
-        draft.set_switch(
-            gate_reason=decision.reason,
-            next_sample_at=draft.at + pause_s,
-        )
+        draft.set_switch("gate", reason=decision.reason, next_sample_at=draft.at + pause_s)
         return None
     return _decide(draft, decision)
 
@@ -102,11 +147,11 @@ def _retry_or_refuse(draft: Draft, question: ReleaseQuestion, reason: str) -> Ga
     decision = judge_late(question, draft.at, reason)
     if decision.state is not GateState.WAITING:
         return _decide(draft, decision)
-    draft.set_switch(gate_reason=reason, next_sample_at=draft.at + MAX_SAMPLE_PAUSE_S)
+    draft.set_switch("gate", reason=reason, next_sample_at=draft.at + MAX_SAMPLE_PAUSE_S)
     return None
 
 
 def _decide(draft: Draft, decision: GateDecision) -> GateDecision:
     """Close the question: a reading that comes later belongs to nobody."""
-    draft.set_switch(gate_reason=decision.reason, question=None)
+    draft.set_switch("gate", reason=decision.reason, question=None)
     return decision

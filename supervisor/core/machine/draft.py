@@ -9,7 +9,9 @@ from msgspec.structs import replace
 
 from supervisor.core.machine.commands import Command
 from supervisor.core.machine.residency import without
-from supervisor.core.machine.values import Backend, BackendState, Phase, Snapshot, Switch
+from supervisor.core.machine.snapshot import Snapshot
+from supervisor.core.machine.switch import Switch
+from supervisor.core.machine.values import Backend, BackendState, Phase
 from supervisor.errors import InvalidTransition
 
 BACKEND_TRANSITIONS: dict[BackendState, frozenset[BackendState]] = {
@@ -20,32 +22,16 @@ BACKEND_TRANSITIONS: dict[BackendState, frozenset[BackendState]] = {
 }
 """From each state the states that may follow; every state may also end in the process's exit."""
 
-PHASE_TRANSITIONS: dict[Phase, frozenset[Phase]] = {
-    Phase.PREFLIGHT: frozenset({Phase.WARMING, Phase.DRAINING, Phase.CONFIRMING}),
-    Phase.WARMING: frozenset({Phase.DRAINING, Phase.CONFIRMING}),
-    Phase.DRAINING: frozenset({Phase.STOPPING, Phase.CONFIRMING}),
-    Phase.STOPPING: frozenset({Phase.CONFIRMING}),
-    Phase.CONFIRMING: frozenset({Phase.STARTING, Phase.DRAINING, Phase.ROLLING_BACK}),
-    Phase.STARTING: frozenset({Phase.READY, Phase.ROLLING_BACK}),
-    Phase.READY: frozenset(),
-    Phase.ROLLING_BACK: frozenset(),
-}
-"""From each phase of a switch the phases that may follow; every phase may also end the switch.
-
-WARMING is passed over by an unload, and where the file is not to be warmed. DRAINING leads to
-CONFIRMING without STOPPING when the leaving backend dies while it drains. CONFIRMING leads to
-DRAINING where the target was to start beside the one that it replaces, and the memory for both
-cannot be confirmed. ROLLING_BACK confirms memory and starts what was stopped, in one phase.
-"""
-
 
 class Draft:
-    """A snapshot under edit and the commands ordered so far."""
+    """A snapshot under edit, the commands ordered so far, and the phases that were left."""
 
     def __init__(self, snapshot: Snapshot, at: float) -> None:
         self.snapshot = snapshot
         self.at = at
         self.commands: list[Command] = []
+        self.moves: list[tuple[Phase, Phase]] = []
+        """Each phase that was left, and the one that followed; `phases` says which may."""
 
     def order(self, command: Command) -> None:
         """Add a command to what the performer will do."""
@@ -55,26 +41,35 @@ class Draft:
         """Replace fields of the snapshot."""
         self.snapshot = replace(self.snapshot, **changes)
 
+    def set_requests(self, **changes: Any) -> None:
+        """Replace fields of the snapshot's requests."""
+        self.set(requests=replace(self.snapshot.requests, **changes))
+
     def running_switch(self) -> Switch:
         """Return the running switch. Raises InvalidTransition when there is none."""
         if self.snapshot.switch is None:
             raise InvalidTransition("no switch is running")
         return self.snapshot.switch
 
-    def set_switch(self, **changes: Any) -> Switch:
-        """Replace fields of the running switch."""
-        switch = replace(self.running_switch(), **changes)
+    def set_switch(self, part: str, **changes: Any) -> Switch:
+        """Replace fields of a part of the running switch, named as it is there: `gate`."""
+        switch = self.running_switch()
+        switch = replace(switch, **{part: replace(getattr(switch, part), **changes)})
         self.set(switch=switch)
         return switch
 
     def enter_phase(self, phase: Phase) -> Switch:
         """Move the running switch on, and note how long the phase before took."""
         switch = self.running_switch()
-        if phase not in PHASE_TRANSITIONS[switch.phase]:
-            raise InvalidTransition(f"switch {switch.switch_id}: {switch.phase} → {phase}")
-        return self.set_switch(
-            phase=phase, phase_started_at=self.at, phase_seconds=phase_seconds(switch, self.at)
+        self.moves.append((switch.phase, phase))
+        moved = replace(
+            switch,
+            phase=phase,
+            phase_started_at=self.at,
+            phase_seconds=phase_seconds(switch, self.at),
         )
+        self.set(switch=moved)
+        return moved
 
     def put_backend(self, backend: Backend) -> None:
         """Replace the backend of the same epoch, or add one, whose epoch is the highest so far."""
@@ -94,16 +89,21 @@ class Draft:
 
     def remove_backend(self, epoch: int) -> None:
         """Forget a reaped backend and the leases on it, whose requests break by themselves."""
-        lost = [rid for rid, holder in self.snapshot.leases.items() if holder == epoch]
-        with self.snapshot.leases.mutate() as leases:
+        held = self.snapshot.requests.leases
+        lost = [request_id for request_id, holder in held.items() if holder == epoch]
+        with held.mutate() as leases:
             for request_id in lost:
                 del leases[request_id]
-            self.set(leases=leases.finish())
+            self.set_requests(leases=leases.finish())
         self.set(backends=without(self.snapshot.backends, epoch))
 
 
 def phase_seconds(switch: Switch, at: float) -> tuple[tuple[Phase, float], ...]:
-    """Seconds per phase so far, the running phase counted until `at`; READY takes none."""
+    """Seconds per phase so far, as it is shown, the running one until `at`; READY takes none."""
     if switch.phase is Phase.READY:
         return switch.phase_seconds
-    return (*switch.phase_seconds, (switch.phase, at - switch.phase_started_at))
+    *before, last = switch.phase_seconds or ((None, 0.0),)
+    phase, took_s = switch.phase.shown, at - switch.phase_started_at
+    if last[0] is phase:  # both phases of a rollback, and each model that it brings back
+        return (*switch.phase_seconds[: len(before)], (phase, last[1] + took_s))
+    return (*switch.phase_seconds, (phase, took_s))

@@ -4,20 +4,17 @@ What must give way to a target drains and stops before it starts. What it replac
 room, retires: it goes on serving until the target is ready, and ends its requests afterwards.
 """
 
+from collections.abc import Sequence
+
 from msgspec.structs import replace
 
 from supervisor.core.machine.commands import StopBackend
+from supervisor.core.machine.confirming import expect_use
 from supervisor.core.machine.draft import Draft
 from supervisor.core.machine.recovery import note_lost
-from supervisor.core.machine.residency import baselines_after, foreign_baselines_of
-from supervisor.core.machine.values import (
-    Backend,
-    BackendState,
-    DrainPolicy,
-    Placement,
-    Refusal,
-    Snapshot,
-)
+from supervisor.core.machine.snapshot import Snapshot
+from supervisor.core.machine.switch import Switch
+from supervisor.core.machine.values import Backend, BackendState, DrainPolicy, Placement, Refusal
 
 REAP_TIMEOUT_S = 30.0
 """Seconds after SIGKILL in which a server must be reaped; longer means that the kernel holds it."""
@@ -27,19 +24,22 @@ def begin_to_leave(draft: Draft, leaving: tuple[Backend, ...]) -> None:
     """Close admission to what gives way. What is on its way out already is not brought back."""
     serving = tuple(b for b in leaving if b.state is BackendState.READY)
     draft.set_switch(
-        leaving=tuple(b.epoch for b in leaving),
-        to_restore=tuple(Placement(target=b.target, need_bytes=b.need_bytes) for b in serving),
+        "leaving",
+        epochs=tuple(b.epoch for b in leaving),
         drain_deadline=draft.at + max(b.target.drain_timeout_s for b in leaving),
-        baselines=baselines_after(draft.snapshot.backends, leaving),
-        foreign_baselines=foreign_baselines_of(leaving),
     )
+    draft.set_switch(
+        "rollback",
+        to_restore=tuple(Placement(target=b.target, need_bytes=b.need_bytes) for b in serving),
+    )
+    expect_use(draft, leaving)
     for backend in serving:
         draft.move_backend(backend, BackendState.DRAINING)
 
 
 def leaving_backends(draft: Draft) -> list[Backend]:
     """Return what the running switch waits for: what leaves and is not gone yet."""
-    leaving = draft.running_switch().leaving
+    leaving = draft.running_switch().leaving.epochs
     return [b for b in draft.snapshot.backends if b.epoch in leaving]
 
 
@@ -49,12 +49,13 @@ def may_stop(draft: Draft) -> bool | Refusal:
     in_flight = sum(b.in_flight for b in leaving_backends(draft))
     if not in_flight:
         return True
-    if switch.drain_deadline is None or draft.at < switch.drain_deadline:
+    deadline, policy = switch.leaving.drain_deadline, switch.order.drain_policy
+    if deadline is None or draft.at < deadline:
         return False
-    if switch.drain_policy is DrainPolicy.WAIT:
-        draft.set_switch(drain_deadline=None)
+    if policy is DrainPolicy.WAIT:
+        draft.set_switch("leaving", drain_deadline=None)
         return False
-    return _refuse_to_drain(in_flight) if switch.drain_policy is DrainPolicy.REFUSE else True
+    return _refuse_to_drain(in_flight) if policy is DrainPolicy.REFUSE else True
 
 
 def stop_leaving(draft: Draft) -> None:
@@ -71,24 +72,21 @@ def stay(draft: Draft) -> None:
     for backend in staying:
         draft.move_backend(backend, BackendState.READY)
     there = {b.target.model for b in staying}
-    for lost in draft.running_switch().to_restore:
+    for lost in draft.running_switch().rollback.to_restore:
         if lost.target.model not in there:
             reason = f"the server of '{lost.target.model}' died while it drained for a switch"
             note_lost(draft, lost.target, reason)
 
 
-def reap_deadline(snapshot: Snapshot) -> float:
+def reap_deadline(snapshot: Snapshot, switch: Switch) -> float:
     """Return when what the running switch stops must be gone."""
-    switch = snapshot.switch
-    assert switch is not None  # noqa: S101 - asked while one is in STOPPING
-    leaving = [b for b in snapshot.backends if b.epoch in switch.leaving]
+    leaving = [b for b in snapshot.backends if b.epoch in switch.leaving.epochs]
     graces_s = [b.target.stop_grace_s for b in leaving]
     return switch.phase_started_at + max(graces_s, default=0.0) + REAP_TIMEOUT_S
 
 
-def not_reaped(draft: Draft) -> Refusal:
+def not_reaped(there: Sequence[Backend]) -> Refusal:
     """Name the servers that SIGKILL does not end: the kernel holds them, mostly in a driver."""
-    there = leaving_backends(draft)
     named = ", ".join(f"'{b.target.model}' (pid {b.pid})" for b in there)
     return Refusal(
         code="backend_not_reaped",
@@ -102,8 +100,8 @@ def retire_replaced(draft: Draft) -> None:
     """The target serves: what it replaces admits nothing more, and stops behind it."""
     switch = draft.running_switch()
     for backend in draft.snapshot.backends:
-        if backend.epoch in switch.retiring and not backend.is_retiring:
-            is_cut = switch.drain_policy is DrainPolicy.CANCEL
+        if backend.epoch in switch.leaving.behind and not backend.is_retiring:
+            is_cut = switch.order.drain_policy is DrainPolicy.CANCEL
             deadline = draft.at + backend.target.drain_timeout_s if is_cut else None
             retiring = replace(backend, is_retiring=True, retire_deadline=deadline)
             draft.put_backend(retiring)

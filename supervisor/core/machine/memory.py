@@ -4,6 +4,12 @@ The driver returns memory some time after the process is reaped (0.5 to 1.5 s on
 with no published bound), other tenants move it both ways, and a crashed child has freed its share
 before anybody looks. So the gate never waits for a *change*: it passes when enough is free for
 the next mode, or when use is back at what it was before the old child started.
+
+What always holds of the readings that it judges (`invariants` checks it after every step): they are
+of the question's device, taken after it was asked, and each later than the one before. `confirming`
+puts a question with no readings, and takes in only what is all three (`_is_new`); a reading that
+comes twice, late or from elsewhere proves nothing. Since a question is asked once all that leaves
+is reaped, each reading shows the device without it.
 """
 
 from collections.abc import Sequence

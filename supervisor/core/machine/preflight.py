@@ -11,14 +11,8 @@ from supervisor.core.machine.residency import (
     foreign_baselines_of,
     resident_bytes,
 )
-from supervisor.core.machine.values import (
-    Backend,
-    Device,
-    Refusal,
-    Snapshot,
-    Target,
-    TargetNeed,
-)
+from supervisor.core.machine.snapshot import Snapshot
+from supervisor.core.machine.values import Backend, Device, Refusal, Target, TargetNeed
 from supervisor.core.sizing.fitting import mildest_fitting
 
 

@@ -2,33 +2,36 @@
 
 from supervisor.core.machine.draft import phase_seconds
 from supervisor.core.machine.memory import MemorySample
-from supervisor.core.machine.values import Outcome, Refusal, Switch, SwitchReport
+from supervisor.core.machine.switch import MemoryReport, Switch, SwitchReport
+from supervisor.core.machine.values import Outcome, Refusal
 
 
 def report_of(
     switch: Switch, at: float, *, refusal: Refusal | None, memory_after: MemorySample | None = None
 ) -> SwitchReport:
     """Sum a switch up as of `at`."""
-    target = switch.target
+    target, gate, record = switch.target, switch.gate, switch.record
     return SwitchReport(
         switch_id=switch.switch_id,
-        requested_by=switch.requested_by,
+        requested_by=switch.order.requested_by,
         outcome=Outcome.SWITCHED if refusal is None else Outcome.FAILED,
-        last_phase=switch.phase,
+        last_phase=switch.phase.shown,
         model=target.model if target else None,
         mode=target.mode if target else None,
         profile=target.profile if target else None,
-        epoch=switch.epoch,
-        total_s=at - switch.started_at,
+        epoch=switch.start.epoch,
+        total_s=at - switch.order.started_at,
         phase_seconds=phase_seconds(switch, at),
-        gate_reason=switch.gate_reason,
-        samples_taken=switch.samples_taken,
-        memory_before=switch.memory_before,
-        memory_confirmed=switch.memory_confirmed,
-        memory_after=memory_after or switch.memory_confirmed,
-        fell_back=switch.fell_back,
-        prompts_saved=switch.prompts_saved,
-        prompts_restored=switch.prompts_restored,
+        memory=MemoryReport(
+            before=record.memory_before,
+            confirmed=gate.confirmed,
+            after=memory_after or gate.confirmed,
+            reason=gate.reason,
+            samples_taken=gate.samples_taken,
+        ),
+        fell_back=record.fell_back,
+        prompts_saved=record.prompts_saved,
+        prompts_restored=record.prompts_restored,
         refusal=refusal,
     )
 
@@ -39,12 +42,12 @@ def switch_is_running(running: Switch) -> Refusal:
     goal = f"to '{target.model}'" if target else "to nothing (unload)"
     return Refusal(
         code="switch_in_progress",
-        message=f"a switch {goal} is running ({running.phase}); wait for /switches/"
+        message=f"a switch {goal} is running ({running.phase.shown}); wait for /switches/"
         f"{running.switch_id}",
         details=(
             ("switch_id", running.switch_id),
             ("target", target.model if target else None),
-            ("phase", running.phase.value),
+            ("phase", running.phase.shown.value),
         ),
     )
 

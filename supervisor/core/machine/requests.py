@@ -9,7 +9,8 @@ from msgspec.structs import replace
 from supervisor.core.machine.commands import GrantLease, RefuseRequest
 from supervisor.core.machine.draft import Draft
 from supervisor.core.machine.events import RequestArrived
-from supervisor.core.machine.values import Backend, BackendState, Mode, Refusal, Snapshot, Waiter
+from supervisor.core.machine.snapshot import Snapshot
+from supervisor.core.machine.values import Backend, BackendState, Mode, Refusal, Waiter
 
 
 def admit(draft: Draft, request: RequestArrived) -> None:
@@ -54,7 +55,7 @@ def backend_for(snapshot: Snapshot, model: str | None, mode_hint: Mode | None) -
 def _grant(draft: Draft, request_id: str, backend: Backend) -> None:
     """Lease the backend to the request: on the way of every request, and so without detours."""
     draft.put_backend(replace(backend, in_flight=backend.in_flight + 1))
-    draft.set(leases=draft.snapshot.leases.set(request_id, backend.epoch))
+    draft.set_requests(leases=draft.snapshot.requests.leases.set(request_id, backend.epoch))
     draft.order(GrantLease(request_id=request_id, epoch=backend.epoch))
 
 
@@ -65,7 +66,7 @@ def grant_all(draft: Draft, granted: Sequence[tuple[str, Backend]]) -> None:
         backend = next(b for _, b in granted if b.epoch == epoch)
         draft.put_backend(replace(backend, in_flight=backend.in_flight + count))
     leases = {request_id: backend.epoch for request_id, backend in granted}
-    draft.set(leases=draft.snapshot.leases.update(leases))
+    draft.set_requests(leases=draft.snapshot.requests.leases.update(leases))
     for request_id, epoch in leases.items():
         draft.order(GrantLease(request_id=request_id, epoch=epoch))
 
@@ -81,15 +82,15 @@ def end_request(draft: Draft, request_id: str) -> int | None:
     A request that is unknown is no fault: its backend may have died under it.
     """
     snapshot = draft.snapshot
-    number = snapshot.waiter_numbers.get(request_id)
+    number = snapshot.requests.waiter_numbers.get(request_id)
     if number is not None:
         _drop_waiter(draft, number)
         return None
-    epoch = snapshot.leases.get(request_id)
+    epoch = snapshot.requests.leases.get(request_id)
     backend = snapshot.backend(epoch)
     if epoch is None or backend is None:
         return None
-    draft.set(leases=snapshot.leases.delete(request_id))
+    draft.set_requests(leases=snapshot.requests.leases.delete(request_id))
     draft.put_backend(replace(backend, in_flight=backend.in_flight - 1))
     return epoch
 
@@ -102,22 +103,22 @@ def settle_waiters(
     `failure` tells those who waited for `failed_model` (None: everybody) why they did in vain.
     Those whose model died meanwhile, and will be restarted, wait on.
     """
-    waiting = sorted(draft.snapshot.waiters.items())
+    waiting = sorted(draft.snapshot.requests.waiters.items())
     staying = [
         (number, waiter)
         for number, waiter in waiting
         if backend_for(draft.snapshot, waiter.model, waiter.mode_hint) is None
         and _may_restart_help(draft.snapshot, waiter.model)
     ]
-    draft.set(
-        waiters=draft.snapshot.waiters.__class__(staying),
-        waiter_numbers=draft.snapshot.waiter_numbers.__class__(
+    draft.set_requests(
+        waiters=draft.snapshot.requests.waiters.__class__(staying),
+        waiter_numbers=draft.snapshot.requests.waiter_numbers.__class__(
             {waiter.request_id: number for number, waiter in staying}
         ),
-        oldest_waiter=staying[0][0] if staying else draft.snapshot.next_waiter,
+        oldest_waiter=staying[0][0] if staying else draft.snapshot.requests.next_waiter,
         held_bytes=sum(waiter.body_bytes for _, waiter in staying),
     )
-    kept = draft.snapshot.waiters
+    kept = draft.snapshot.requests.waiters
     granted: list[tuple[str, Backend]] = []
     for number, waiter in waiting:
         backend = backend_for(draft.snapshot, waiter.model, waiter.mode_hint)
@@ -136,7 +137,7 @@ def expire_waiters(draft: Draft) -> None:
     while (oldest := oldest_waiter(draft.snapshot)) is not None:
         if oldest.arrived_at + timeout_s > draft.at:
             return
-        _drop_waiter(draft, draft.snapshot.oldest_waiter)
+        _drop_waiter(draft, draft.snapshot.requests.oldest_waiter)
         refuse(
             draft,
             oldest.request_id,
@@ -150,7 +151,7 @@ def expire_waiters(draft: Draft) -> None:
 
 def oldest_waiter(snapshot: Snapshot) -> Waiter | None:
     """Return the waiter that arrived first, or None when nobody waits."""
-    return snapshot.waiters.get(snapshot.oldest_waiter)
+    return snapshot.requests.waiters.get(snapshot.requests.oldest_waiter)
 
 
 FIRST_RETRY_AFTER_S = 5.0
@@ -189,7 +190,7 @@ def retry_after_s(snapshot: Snapshot, at: float) -> int:
     """
     durations = sorted(snapshot.switch_durations_s)
     expected_s = durations[len(durations) // 2] if durations else FIRST_RETRY_AFTER_S
-    elapsed_s = at - snapshot.switch.started_at if snapshot.switch else 0.0
+    elapsed_s = at - snapshot.switch.order.started_at if snapshot.switch else 0.0
     return max(1, math.ceil(expected_s - elapsed_s))
 
 
@@ -209,21 +210,21 @@ def _may_restart_help(snapshot: Snapshot, model: str | None) -> bool:
 
 def _hold(draft: Draft, request: RequestArrived) -> None:
     snapshot = draft.snapshot
-    limits = snapshot.limits
-    is_crowded = len(snapshot.waiters) >= limits.hold_max_requests
-    if is_crowded or snapshot.held_bytes + request.body_bytes > limits.hold_max_bytes:
+    limits, waiting = snapshot.limits, snapshot.requests
+    is_crowded = len(waiting.waiters) >= limits.hold_max_requests
+    if is_crowded or waiting.held_bytes + request.body_bytes > limits.hold_max_bytes:
         refuse(
             draft,
             request.request_id,
             Refusal(
                 code="hold_queue_full",
-                message=f"{len(snapshot.waiters)} requests with {snapshot.held_bytes} bytes wait "
+                message=f"{len(waiting.waiters)} requests with {waiting.held_bytes} bytes wait "
                 "for the running switch already; try again when it has ended",
                 details=(("retry_after_s", retry_after_s(snapshot, draft.at)),),
             ),
         )
         return
-    number = snapshot.next_waiter
+    number = waiting.next_waiter
     waiter = Waiter(
         request_id=request.request_id,
         target=request.target,
@@ -231,24 +232,24 @@ def _hold(draft: Draft, request: RequestArrived) -> None:
         arrived_at=request.at,
         body_bytes=request.body_bytes,
     )
-    draft.set(
-        held_bytes=snapshot.held_bytes + request.body_bytes,
-        waiters=snapshot.waiters.set(number, waiter),
-        waiter_numbers=snapshot.waiter_numbers.set(request.request_id, number),
+    draft.set_requests(
+        held_bytes=waiting.held_bytes + request.body_bytes,
+        waiters=waiting.waiters.set(number, waiter),
+        waiter_numbers=waiting.waiter_numbers.set(request.request_id, number),
         next_waiter=number + 1,
     )
 
 
 def _drop_waiter(draft: Draft, number: int) -> None:
-    snapshot = draft.snapshot
-    waiter = snapshot.waiters[number]
-    waiters = snapshot.waiters.delete(number)
-    oldest = snapshot.oldest_waiter
-    while oldest < snapshot.next_waiter and oldest not in waiters:
+    waiting = draft.snapshot.requests
+    waiter = waiting.waiters[number]
+    waiters = waiting.waiters.delete(number)
+    oldest = waiting.oldest_waiter
+    while oldest < waiting.next_waiter and oldest not in waiters:
         oldest += 1  # each gap is crossed once, whatever the number of waiters
-    draft.set(
-        held_bytes=snapshot.held_bytes - waiter.body_bytes,
+    draft.set_requests(
+        held_bytes=waiting.held_bytes - waiter.body_bytes,
         waiters=waiters,
-        waiter_numbers=snapshot.waiter_numbers.delete(waiter.request_id),
+        waiter_numbers=waiting.waiter_numbers.delete(waiter.request_id),
         oldest_waiter=oldest,
     )

@@ -6,7 +6,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from supervisor.core.machine.memory import MemorySample, ReleaseQuestion
-from supervisor.core.machine.values import Backend, Device, Snapshot, SwitchRules, Target
+from supervisor.core.machine.snapshot import Snapshot
+from supervisor.core.machine.values import Backend, Device, SwitchRules, Target
 
 
 class Plan(Struct, frozen=True, kw_only=True):

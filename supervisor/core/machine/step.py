@@ -1,8 +1,8 @@
 """`step(snapshot, event) -> (snapshot, commands)`: what happens next, decided without effects.
 
 Every event of `events.py` has one reaction here. An event of an epoch or a switch that is gone
-is legal and changes nothing; a transition that the tables in `draft.py` forbid raises
-InvalidTransition, which is a bug of ours and never an answer to bad input.
+is legal and changes nothing; a transition that the tables in `draft.py` and `phases.py` forbid
+raises InvalidTransition, which is a bug of ours and never an answer to bad input.
 """
 
 from collections.abc import Callable
@@ -11,10 +11,9 @@ from typing import Any
 from msgspec.structs import replace
 
 from supervisor.core.machine import leaving, recovery, requests, switch_requests, switching
-from supervisor.core.machine.commands import Command, CompleteShutdown, FinishSwitch, RefuseSwitch
-from supervisor.core.machine.confirming import take_sample
-from supervisor.core.machine.deadlines import CHECK_TIMEOUT_S
+from supervisor.core.machine.commands import Command, FinishSwitch, RefuseSwitch
 from supervisor.core.machine.draft import Draft
+from supervisor.core.machine.ending import end_switch
 from supervisor.core.machine.events import (
     BackendExited,
     BackendMoved,
@@ -37,17 +36,14 @@ from supervisor.core.machine.events import (
     TimePassed,
     WarmingBegun,
 )
-from supervisor.core.machine.last_words import reason_in
+from supervisor.core.machine.exits import complete_shutdown, note_exit
+from supervisor.core.machine.phases import check_moves, pass_phase_deadline, progress_phase
 from supervisor.core.machine.reports import report_of, switch_is_running
-from supervisor.core.machine.residency import baselines_after
+from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.values import (
-    Backend,
-    BackendExit,
     BackendState,
     Phase,
     Refusal,
-    Snapshot,
-    Switch,
     Target,
 )
 
@@ -56,6 +52,7 @@ def step(snapshot: Snapshot, event: Event) -> tuple[Snapshot, tuple[Command, ...
     """Return the next snapshot and the commands that the event calls for."""
     draft = Draft(snapshot, event.at)
     _REACTIONS[type(event)](draft, event)
+    check_moves(draft)
     return draft.snapshot, tuple(draft.commands)
 
 
@@ -95,7 +92,7 @@ def _on_warming_begun(draft: Draft, event: WarmingBegun) -> None:
 def _on_target_rejected(draft: Draft, event: TargetRejected) -> None:
     if _awaits_check(draft, event.switch_id):
         refusal = Refusal(code="target_cannot_start", message=event.message)
-        switching.end_switch(draft, refusal=refusal)
+        end_switch(draft, refusal=refusal)
 
 
 def _on_memory_sampled(draft: Draft, event: MemorySampled) -> None:
@@ -119,8 +116,7 @@ def _on_backend_ready(draft: Draft, event: BackendReady) -> None:
     if backend is None or backend.state is not BackendState.STARTING:
         return  # it was told to stop in the meantime
     draft.move_backend(backend, BackendState.READY)
-    draft.set_switch(prompts_restored=event.prompts)
-    switching.succeed_start(draft, event.memory)
+    switching.finish_start(draft, event)
 
 
 def _on_backend_stalled(draft: Draft, event: BackendStalled) -> None:
@@ -143,35 +139,8 @@ def _on_backend_moved(draft: Draft, event: BackendMoved) -> None:
 
 def _on_backend_exited(draft: Draft, event: BackendExited) -> None:
     backend = draft.snapshot.backend(event.epoch)
-    if backend is None:
-        return
-    record = _exit_record(backend, event)
-    baselines = dict(baselines_after(draft.snapshot.backends, (backend,)))
-    draft.remove_backend(event.epoch)
-    draft.set(last_exit=record)
-    if draft.snapshot.is_closing:
-        _complete_shutdown(draft)
-    elif draft.snapshot.switch is not None and event.epoch == draft.snapshot.switch.epoch:
-        switching.fail_start(draft, _death_before_ready(record))
-    elif draft.snapshot.switch is not None and event.epoch in draft.snapshot.switch.leaving:
-        if event.prompts is not None:
-            saved = draft.snapshot.switch.prompts_saved
-            draft.set_switch(prompts_saved=(*saved, event.prompts))
-        if record.stalled_s is not None:  # it did not leave for the switch
-            recovery.note_death(draft, backend.target, record)
-        _progress_leaving(draft)
-    elif not record.was_wanted:
-        _on_death(draft, backend, record, baselines.get(backend.target.device))
-
-
-def _on_death(
-    draft: Draft, backend: Backend, record: BackendExit, baseline_used_bytes: int | None
-) -> None:
-    """It died while serving: see to its restart; if there is none, nobody waits for it."""
-    recovery.note_death(draft, backend.target, record, baseline_used_bytes)
-    noted = draft.snapshot.recovery(backend.target.model)
-    if noted is not None and noted.is_open and draft.snapshot.switch is None:
-        requests.settle_waiters(draft)
+    if backend is not None:
+        note_exit(draft, backend, event)
 
 
 def _on_retry_due(draft: Draft, event: RetryDue) -> None:
@@ -209,9 +178,7 @@ def _recover(draft: Draft, switch_id: str, target: Target) -> None:
 def _on_time_passed(draft: Draft, _event: TimePassed) -> None:
     requests.expire_waiters(draft)
     leaving.advance_retiring(draft)
-    switch = draft.snapshot.switch
-    if switch is not None:
-        _pass_switch_deadlines(draft, switch)
+    pass_phase_deadline(draft)
     deadline = draft.snapshot.close_deadline
     if deadline is not None and draft.at >= deadline:
         _stop_closing(draft)
@@ -222,7 +189,7 @@ def _on_shutdown_requested(draft: Draft, event: ShutdownRequested) -> None:
         return  # it is complete, and was reported
     if draft.snapshot.switch is not None:
         _abandon_switch(draft)
-    draft.set(is_closing=True, close_deadline=draft.at + event.drain_timeout_s, recoveries=())
+    draft.set(close_deadline=draft.at + event.drain_timeout_s, recoveries=())
     requests.settle_waiters(draft, requests.SHUTTING_DOWN)
     for backend in draft.snapshot.backends:
         if backend.state is BackendState.STARTING:
@@ -230,7 +197,7 @@ def _on_shutdown_requested(draft: Draft, event: ShutdownRequested) -> None:
         elif backend.state is BackendState.READY:
             draft.move_backend(backend, BackendState.DRAINING)
     _stop_closing(draft)
-    _complete_shutdown(draft)
+    complete_shutdown(draft)
 
 
 def _abandon_switch(draft: Draft) -> None:
@@ -249,40 +216,13 @@ def _stop_closing(draft: Draft) -> None:
             leaving.stop_backend(draft, backend, keeps_prompts=keeps)
 
 
-def _complete_shutdown(draft: Draft) -> None:
-    if not draft.snapshot.backends:
-        draft.order(CompleteShutdown())
-
-
 def _progress_leaving(draft: Draft) -> None:
-    """A lease came back or a leaving backend is gone: see whether the next phase is due."""
+    """A lease came back: see whether what leaves may stop."""
     if draft.snapshot.is_closing:
         _stop_closing(draft)
         return
     leaving.advance_retiring(draft)
-    switch = draft.snapshot.switch
-    if switch is None:
-        return
-    if switch.phase is Phase.DRAINING:
-        switching.progress_drain(draft)
-    elif switch.phase is Phase.STOPPING:
-        switching.progress_stop(draft)
-
-
-def _pass_switch_deadlines(draft: Draft, switch: Switch) -> None:
-    if switch.phase is Phase.PREFLIGHT:
-        if draft.at >= switch.started_at + CHECK_TIMEOUT_S:
-            switching.end_switch(draft, refusal=_unchecked(switch))
-    elif switch.phase is Phase.DRAINING:
-        switching.progress_drain(draft)
-    elif switch.phase is Phase.STOPPING:
-        switching.progress_stop(draft)
-    elif switch.next_sample_at is not None and draft.at >= switch.next_sample_at:
-        take_sample(draft)
-    elif switch.phase in {Phase.STARTING, Phase.ROLLING_BACK}:
-        backend = draft.snapshot.backend(switch.epoch)
-        if backend and draft.at >= backend.started_at + backend.target.start_timeout_s:
-            switching.give_up_start(draft)
+    progress_phase(draft)
 
 
 def _is_running(draft: Draft, switch_id: str) -> bool:
@@ -294,43 +234,6 @@ def _awaits_check(draft: Draft, switch_id: str) -> bool:
     """Whether the target is unchecked yet: a second answer finds its backends draining."""
     switch = draft.snapshot.switch
     return switch is not None and switch.phase is Phase.PREFLIGHT and switch.switch_id == switch_id
-
-
-def _unchecked(switch: Switch) -> Refusal:
-    model = switch.target.model if switch.target else ""
-    return Refusal(
-        code="target_cannot_start",
-        message=f"the file of '{model}' was not checked within {CHECK_TIMEOUT_S:g} s; does its "
-        "file system answer?",
-    )
-
-
-def _exit_record(backend: Backend, event: BackendExited) -> BackendExit:
-    is_stopping = backend.state is BackendState.STOPPING
-    return BackendExit(
-        epoch=event.epoch,
-        model=backend.target.model,
-        exit_code=event.exit_code,
-        signal=event.signal,
-        at=event.at,
-        was_wanted=backend.is_retiring or (is_stopping and not backend.is_replaced),
-        stalled_s=backend.stalled_s if backend.is_replaced else None,
-        last_lines=event.last_lines,
-    )
-
-
-def _death_before_ready(record: BackendExit) -> Refusal:
-    reason = reason_in(record.last_lines)
-    return Refusal(
-        code="backend_died",
-        message=f"the server of '{record.model}' ended ({record.describe()}) before it was ready"
-        + (f": {reason}" if reason else ""),
-        details=(
-            ("exit_code", record.exit_code),
-            ("signal", record.signal),
-            ("last_lines", record.last_lines[-30:]),
-        ),
-    )
 
 
 _REACTIONS: dict[type[Event], Callable[[Draft, Any], None]] = {

@@ -3,13 +3,15 @@
 from msgspec.structs import replace
 
 from supervisor.core.machine.commands import CheckTarget, FinishSwitch, JoinSwitch, RefuseSwitch
+from supervisor.core.machine.confirming import expect_use_of_the_dead
 from supervisor.core.machine.draft import Draft
 from supervisor.core.machine.events import SwitchRequested
 from supervisor.core.machine.recovery import known_baselines
 from supervisor.core.machine.reports import report_of, switch_is_running
 from supervisor.core.machine.requests import SHUTTING_DOWN, backend_for, settle_waiters
+from supervisor.core.machine.switch import Order, Switch
 from supervisor.core.machine.switching import leave
-from supervisor.core.machine.values import Outcome, Phase, Switch, Target
+from supervisor.core.machine.values import Outcome, Phase, Target
 
 
 def request_switch(draft: Draft, event: SwitchRequested) -> None:
@@ -27,16 +29,15 @@ def request_switch(draft: Draft, event: SwitchRequested) -> None:
 
 def begin_switch(draft: Draft, event: SwitchRequested, *, is_recovery: bool = False) -> None:
     """Begin a switch while none runs; a recovery gives way to whatever is live."""
-    switch = Switch(
+    order = Order(
         switch_id=event.switch_id,
         target=event.target,
         requested_by=event.requested_by,
+        started_at=draft.at,
         drain_policy=event.drain_policy,
         is_recovery=is_recovery,
-        phase=Phase.PREFLIGHT,
-        started_at=draft.at,
-        phase_started_at=draft.at,
     )
+    switch = Switch(order=order, phase=Phase.PREFLIGHT, phase_started_at=draft.at)
     if _is_already_so(draft, event):
         if event.target is None:
             draft.set(recoveries=())
@@ -52,11 +53,10 @@ def begin_switch(draft: Draft, event: SwitchRequested, *, is_recovery: bool = Fa
         )
         return
     draft.set(switch=switch)
-    if event.target is not None:
-        draft.set_switch(baselines=_baselines_of_the_dead(draft, event.target, is_recovery))
     if event.target is None:
         leave(draft, draft.snapshot.backends)
     else:
+        expect_use_of_the_dead(draft, _baselines_of_the_dead(draft, event.target, is_recovery))
         draft.order(CheckTarget(switch_id=event.switch_id, target=event.target))
 
 

@@ -1,23 +1,48 @@
-"""How a switch moves: PREFLIGHT, WARMING, DRAINING, STOPPING, CONFIRMING, STARTING, READY.
+"""How a switch moves: what is done in each of its phases; `phases` has the table.
 
 Nothing is touched before the target is accepted. Where there is room for both, the target starts
 beside what it replaces, and nothing is drained before. A backend starts only after the gate has
 confirmed the device's memory; a gate that cannot confirm in time fails the switch (closed).
-What fails after something was stopped leads to ROLLING_BACK, which brings that back.
+What fails after something was stopped leads to a rollback, which brings that back.
+
+What always holds of a switch (`invariants` checks it after every step):
+
+1. *Nothing starts beside what must be gone.* No backend of `leaving.epochs` is there in
+   CONFIRMING, STARTING, ROLLING_BACK and RESTORING. Only `_ask_for_release` enters CONFIRMING, and
+   only when `leaving_backends` is empty or nothing was to leave; `epochs` is written once, before
+   that, in `begin_to_leave` (a switch that makes room after all goes back to DRAINING for it); the
+   later phases are reached from CONFIRMING only; and a backend that is gone does not come back
+   under its epoch.
+2. *One backend starts at a time, and the switch waits for it.* `start.epoch` is set exactly in
+   STARTING and RESTORING, and names a backend that is STARTING, or is STOPPING because it was
+   given up. `start_placed` enters these phases and sets it; `finish_start`, `fail_switch` and
+   `roll_back` leave them and clear it or end the switch; its exit is `fail_start`. Nobody else
+   puts a backend into STARTING.
+3. *A question is open exactly while memory is confirmed*, in CONFIRMING and ROLLING_BACK, and is
+   about the device of what is placed: `question_device` opens it with the phase, and the decision
+   that closes it leaves the phase, or opens the next device's, in the same step.
+4. *A rollback has a failure to report*: `rollback.failure` is set exactly in ROLLING_BACK and
+   RESTORING. `roll_back` enters with it, and every way out ends the switch.
+5. *A switch does not hang*: each phase has a moment at which it goes on, or an answer is on its way
+   that the performer owes (a reading), or the operator said to wait for streams
+   (`drain_policy: wait`). `phases` names the moments.
 """
+
+from collections.abc import Sequence
 
 from msgspec.structs import replace
 
-from supervisor.core.machine.commands import (
-    CheckTarget,
-    FinishSwitch,
-    StartBackend,
-    StopWarming,
-    WarmFile,
+from supervisor.core.machine.commands import CheckTarget, WarmFile
+from supervisor.core.machine.confirming import (
+    expect_devices,
+    next_device,
+    note_confirmed,
+    question_device,
+    weigh_sample,
 )
-from supervisor.core.machine.confirming import question_device, weigh_sample
 from supervisor.core.machine.draft import Draft
-from supervisor.core.machine.events import TargetAccepted
+from supervisor.core.machine.ending import end_switch, stop_warming
+from supervisor.core.machine.events import BackendReady, TargetAccepted
 from supervisor.core.machine.leaving import (
     begin_to_leave,
     leaving_backends,
@@ -26,19 +51,14 @@ from supervisor.core.machine.leaving import (
     reap_deadline,
     retire_replaced,
     stay,
-    stop_backend,
     stop_leaving,
 )
 from supervisor.core.machine.memory import GateState, MemorySample, ReleaseQuestion
 from supervisor.core.machine.preflight import refuse_unread, refuse_what_cannot_fit
-from supervisor.core.machine.recovery import (
-    forget_recovery,
-    note_failed_recovery,
-    note_lost,
-)
-from supervisor.core.machine.reports import refusal_for_waiters, report_of
-from supervisor.core.machine.requests import settle_waiters
-from supervisor.core.machine.residency import Plan, baseline_at_start, plan_residency
+from supervisor.core.machine.recovery import forget_recovery, note_lost
+from supervisor.core.machine.residency import Plan, plan_residency
+from supervisor.core.machine.rolling_back import fail_rollback, note_restored, roll_back
+from supervisor.core.machine.starting import give_up_start, note_live, place, start_placed
 from supervisor.core.machine.values import (
     Backend,
     BackendState,
@@ -46,12 +66,15 @@ from supervisor.core.machine.values import (
     Phase,
     Placement,
     Refusal,
-    Switch,
     Target,
 )
 
-KEPT_DURATIONS = 16
-"""Switches whose duration is remembered, to tell clients when to come back."""
+CHECK_TIMEOUT_S = 60.0
+"""Seconds that the check of a target may take: headers are read in milliseconds, and a network
+file system that hangs must not hold every later switch up."""
+
+WARM_TIMEOUT_S = 10.0
+"""Seconds after which a switch goes on without having heard that the file is being read."""
 
 
 def accept_target(draft: Draft, event: TargetAccepted) -> None:
@@ -61,19 +84,19 @@ def accept_target(draft: Draft, event: TargetAccepted) -> None:
     if target is None:
         return
     plan = plan_residency(draft.snapshot, target, event.need.need_bytes, event.memory)
-    placing = Placement(target=target, need_bytes=event.need.need_bytes)
+    place(draft, Placement(target=target, need_bytes=event.need.need_bytes))
+    draft.set_switch("record", memory_before=event.memory)
     draft.set_switch(
-        placing=placing,
-        memory_before=event.memory,
-        retiring=tuple(b.epoch for b in plan.retiring),
-        must_leave=tuple(b.epoch for b in plan.leaving),
+        "leaving",
+        first=tuple(b.epoch for b in plan.leaving),
+        behind=tuple(b.epoch for b in plan.retiring),
     )
     refusal = refuse_unread(target, event) or refuse_what_cannot_fit(
         draft.snapshot, target, event.need, plan, event.memory
     )
     if refusal is not None:
         _fall_back_or_end(draft, target, refusal)
-    elif switch.is_recovery and (others := _others_in_place(plan)):
+    elif switch.order.is_recovery and (others := _others_in_place(plan)):
         # What died comes back into free room only: somebody chose what is live now.
         forget_recovery(draft, target.model)
         end_switch(draft, refusal=_place_is_taken(target.model, others))
@@ -90,10 +113,12 @@ def _fall_back_or_end(draft: Draft, target: Target, refusal: Refusal) -> None:
     if fallback is None:
         end_switch(draft, refusal=refusal)
         return
-    switch = draft.set_switch(target=fallback, fell_back=refusal.message, placing=None)
+    draft.set_switch("record", fell_back=refusal.message)
+    place(draft, None)
+    switch = draft.set_switch("order", target=fallback)
     same = next((b for b in draft.snapshot.ready_backends() if b.target.is_same(fallback)), None)
     if same is not None:
-        draft.set_switch(epoch=same.epoch)
+        note_live(draft, same.epoch)
         end_switch(draft, outcome=Outcome.UNCHANGED)
     else:
         draft.order(CheckTarget(switch_id=switch.switch_id, target=fallback))
@@ -108,7 +133,7 @@ def _others_in_place(plan: Plan) -> tuple[Backend, ...]:
 def begin_leaving(draft: Draft) -> None:
     """Let what must give way drain; nothing: ask for the memory at once."""
     switch = draft.running_switch()
-    leaving = tuple(b for b in draft.snapshot.backends if b.epoch in switch.must_leave)
+    leaving = tuple(b for b in draft.snapshot.backends if b.epoch in switch.leaving.first)
     leave(draft, leaving)
 
 
@@ -130,157 +155,123 @@ def progress_stop(draft: Draft) -> None:
     """Ask telemetry once every leaving backend is reaped; give up on one that cannot be."""
     if not leaving_backends(draft):
         _ask_for_release(draft)
-    elif draft.at >= reap_deadline(draft.snapshot):
-        refusal = not_reaped(draft)
-        for lost in draft.running_switch().to_restore:
-            note_lost(draft, lost.target, refusal.message)
-        end_switch(draft, refusal=refusal)
+    elif draft.at >= reap_deadline(draft.snapshot, draft.running_switch()):
+        _end_unreaped(draft, leaving_backends(draft))
 
 
 def weigh_reading(draft: Draft, sample: MemorySample | None, unreadable: str = "") -> None:
     """A reading of the device came, or (None) could not be had: go on once the gate decides."""
-    question = draft.running_switch().question
+    question = draft.running_switch().gate.question
     decision = weigh_sample(draft, sample, unreadable)
     if decision is None:
         return
     may_pass = decision.state in {GateState.CONFIRMED, GateState.UNPROVEN}
     if may_pass and question is not None:
-        _confirmed(draft, question, sample)
+        note_confirmed(draft, sample)
+        _go_on_behind_the_gate(draft, question, sample)
     elif replaced := _replaced_in_the_way(draft):
         leave(draft, replaced)
     else:
         fail_switch(draft, Refusal(code="memory_not_released", message=decision.reason))
 
 
+def _go_on_behind_the_gate(
+    draft: Draft, question: ReleaseQuestion, sample: MemorySample | None
+) -> None:
+    """Go on to the next device, to the start of what is placed, or to the end of an unload."""
+    switch = draft.running_switch()
+    if switch.phase is Phase.ROLLING_BACK:
+        start_placed(draft, Phase.RESTORING, question, sample)
+    elif (device := next_device(draft)) is not None:
+        question_device(draft, device)
+    elif switch.start.placing is None:
+        end_switch(draft)
+    else:
+        stop_warming(draft, switch)
+        start_placed(draft, Phase.STARTING, question, sample)
+
+
 def _replaced_in_the_way(draft: Draft) -> tuple[Backend, ...]:
     """What the target was to start beside, as long as nothing has stopped for it: make room."""
     switch = draft.running_switch()
-    if switch.phase is not Phase.CONFIRMING or switch.leaving or switch.target is None:
+    if switch.phase is not Phase.CONFIRMING or switch.leaving.epochs or switch.target is None:
         return ()
     device = switch.target.device
     return tuple(
         b
         for b in draft.snapshot.backends
-        if b.epoch in switch.retiring and b.target.device == device
+        if b.epoch in switch.leaving.behind and b.target.device == device
     )
 
 
-def succeed_start(draft: Draft, memory: MemorySample | None) -> None:
-    """The backend that the switch started is ready."""
-    switch = draft.running_switch()
-    if switch.phase is not Phase.ROLLING_BACK:
+def finish_start(draft: Draft, event: BackendReady) -> None:
+    """What the switch started is ready: the target, or what a rollback brings back."""
+    draft.set_switch("record", prompts_restored=event.prompts)
+    if draft.running_switch().phase is Phase.RESTORING:
+        note_restored(draft, event.memory)
+    else:
         draft.enter_phase(Phase.READY)
         retire_replaced(draft)
-        end_switch(draft, memory_after=memory)
-        return
-    restored = switch.to_restore[0]
-    draft.set_switch(
-        to_restore=switch.to_restore[1:],
-        epoch=None,
-        baselines=tuple(
-            (d, used + restored.need_bytes if d == restored.target.device else used)
-            for d, used in switch.baselines
-        ),
-    )
-    _restore_next(draft, memory)
+        end_switch(draft, memory_after=event.memory)
 
 
 def fail_start(draft: Draft, refusal: Refusal) -> None:
-    """The new backend is gone before it was ready; `refusal` tells how its process ended."""
-    switch = draft.running_switch()
-    if switch.given_up is not None:  # its last lines may tell why it was slow
-        refusal = replace(switch.given_up, details=refusal.details)
+    """What was started is gone before it was ready; `refusal` says how its process ended."""
+    given_up = draft.running_switch().start.given_up
+    if given_up is not None:  # its last lines may tell why it was slow
+        refusal = replace(given_up, details=refusal.details)
     fail_switch(draft, refusal)
 
 
 def fail_switch(draft: Draft, refusal: Refusal) -> None:
     """The switch cannot go on: bring back what was stopped, or end it."""
     switch = draft.running_switch()
-    if switch.phase is Phase.ROLLING_BACK:
-        _fail_rollback(draft, refusal)
-    elif switch.target is not None and switch.to_restore:
+    if switch.phase is Phase.RESTORING:
         draft.enter_phase(Phase.ROLLING_BACK)
-        draft.set_switch(failure=refusal, given_up=None, epoch=None)
-        _restore_next(draft, None)
+    if switch.rollback.failure is not None:
+        fail_rollback(draft, refusal)
+    elif switch.target is not None and switch.rollback.to_restore:
+        roll_back(draft, refusal)
     else:
         end_switch(draft, refusal=refusal)
 
 
-def _restore_next(draft: Draft, memory: MemorySample | None) -> None:
-    """Bring back the next of the backends that were stopped; all of them: the rollback is done."""
-    switch = draft.running_switch()
-    if switch.to_restore:
-        draft.set_switch(placing=switch.to_restore[0])
-        question_device(draft, switch.to_restore[0].target.device)
-        return
-    failure = switch.failure
-    assert failure is not None  # noqa: S101 - a rollback begins with one
-    details = (*failure.details, ("rolled_back", True))
-    end_switch(draft, refusal=replace(failure, details=details), memory_after=memory)
-
-
-def _fail_rollback(draft: Draft, refusal: Refusal) -> None:
-    """What was stopped cannot be brought back either: report both, and keep trying."""
-    switch = draft.running_switch()
-    failure = switch.failure or refusal
-    for lost in switch.to_restore:
-        note_failed_recovery(draft, lost.target, refusal.message)
-    message = f"{failure.message}; and the rollback failed: {refusal.message}"
-    details = (*failure.details, ("rolled_back", False))
-    end_switch(draft, refusal=replace(failure, message=message, details=details))
-
-
-def give_up_start(draft: Draft) -> None:
-    """The new backend did not become ready in time: stop it, and fail when it is reaped."""
-    switch = draft.running_switch()
-    backend = draft.snapshot.backend(switch.epoch)
-    if backend is None or backend.state is not BackendState.STARTING:
-        return
-    timeout_s = backend.target.start_timeout_s
-    draft.set_switch(
-        given_up=Refusal(
-            code="backend_start_timeout",
-            message=f"'{backend.target.model}' was not ready {timeout_s:g} s after its start",
-        )
+def fail_unchecked(draft: Draft) -> None:
+    """The check of the target does not come back."""
+    target = draft.running_switch().target
+    refusal = Refusal(
+        code="target_cannot_start",
+        message=f"the file of '{target.model if target else ''}' was not checked within "
+        f"{CHECK_TIMEOUT_S:g} s; does its file system answer?",
     )
-    stop_backend(draft, backend)
+    end_switch(draft, refusal=refusal)
 
 
-def end_switch(
-    draft: Draft,
-    *,
-    refusal: Refusal | None = None,
-    memory_after: MemorySample | None = None,
-    outcome: Outcome | None = None,
-) -> None:
-    """Report the switch, free the way for the next, and settle everybody who waited for it."""
-    switch = draft.running_switch()
-    report = report_of(switch, draft.at, refusal=refusal, memory_after=memory_after)
-    if outcome is not None:
-        report = replace(report, outcome=outcome)
-    if switch.epoch is None:
-        stop_warming(draft, switch)
-    durations = draft.snapshot.switch_durations_s
-    if refusal is None:
-        durations = (*durations, report.total_s)[-KEPT_DURATIONS:]
-        if switch.target is not None:
-            _forget_replaced(draft, switch.target)
-    elif switch.is_recovery and switch.target:
-        down = draft.snapshot.recovery(switch.target.model)
-        if down is not None:
-            note_failed_recovery(draft, down.target, refusal.message)
-    draft.set(switch=None, last_failure=refusal, switch_durations_s=durations)
-    draft.order(FinishSwitch(report=report))
-    failed_model = switch.target.model if switch.target else None
-    settle_waiters(draft, refusal_for_waiters(refusal), failed_model)
+def pass_start_deadline(draft: Draft) -> None:
+    """What is started is late: stop it. It was, and does not end either: give the switch up."""
+    backend = draft.snapshot.backend(draft.running_switch().start.epoch)
+    if backend is None:
+        return
+    if backend.state is BackendState.STARTING:
+        give_up_start(draft, backend)
+    else:
+        _end_unreaped(draft, [backend])
+
+
+def _end_unreaped(draft: Draft, there: Sequence[Backend]) -> None:
+    """The kernel holds a server: nothing may be started on its memory, so the switch is over."""
+    refusal = not_reaped(there)
+    if draft.running_switch().rollback.failure is not None:
+        fail_switch(draft, refusal)
+        return
+    for lost in draft.running_switch().rollback.to_restore:
+        note_lost(draft, lost.target, refusal.message)
+    end_switch(draft, refusal=refusal)
 
 
 def leave(draft: Draft, leaving: tuple[Backend, ...]) -> None:
     """Close admission to what gives way, and drain it."""
-    switch = draft.running_switch()
-    own = switch.target.device if switch.target else None
-    devices = (own,) if own else tuple(dict.fromkeys(b.target.device for b in leaving))
-    draft.set_switch(devices_to_confirm=devices)
+    expect_devices(draft, leaving)
     if not leaving:
         _ask_for_release(draft)
         return
@@ -295,57 +286,7 @@ def _ask_for_release(draft: Draft) -> None:
     if switch.target is None:
         draft.set(recoveries=())  # an unload wants nothing live
     may_make_room = bool(_replaced_in_the_way(draft))
-    question_device(draft, switch.devices_to_confirm[0], may_make_room=may_make_room)
-
-
-def _confirmed(draft: Draft, question: ReleaseQuestion, sample: MemorySample | None) -> None:
-    """Go on to the next device, to the start of what is placed, or to the end of an unload."""
-    switch = draft.set_switch(memory_confirmed=sample)
-    if switch.phase is Phase.CONFIRMING:
-        remaining = switch.devices_to_confirm[1:]
-        draft.set_switch(devices_to_confirm=remaining)
-        if remaining:
-            question_device(draft, remaining[0])
-            return
-    if switch.placing is None:
-        end_switch(draft)
-    else:
-        _start(draft, switch.placing, question, sample)
-
-
-def _start(
-    draft: Draft, placing: Placement, question: ReleaseQuestion, sample: MemorySample | None
-) -> None:
-    epoch = draft.snapshot.next_epoch
-    switch = draft.running_switch()
-    staying = draft.snapshot.sharing(placing.target.device)
-    if switch.phase is Phase.CONFIRMING:
-        draft.enter_phase(Phase.STARTING)
-        stop_warming(draft, switch)
-    draft.set_switch(epoch=epoch)
-    draft.set(next_epoch=epoch + 1)
-    draft.put_backend(
-        Backend(
-            epoch=epoch,
-            target=placing.target,
-            state=BackendState.STARTING,
-            need_bytes=placing.need_bytes,
-            started_at=draft.at,
-            baseline_used_bytes=baseline_at_start(staying, question, sample) if sample else None,
-            baseline_foreign_bytes=sample.foreign_bytes if sample else None,
-        )
-    )
-    draft.order(StartBackend(epoch=epoch, target=placing.target))
-
-
-def _forget_replaced(draft: Draft, target: Target) -> None:
-    """What is live now is wanted: where it is to be alone, nothing comes back beside it."""
-    device = draft.snapshot.devices[target.device]
-    for down in draft.snapshot.recoveries:
-        is_alone = device.is_exclusive and down.target.device == device.name
-        is_replaced = is_alone or draft.snapshot.rules.replaces
-        if is_replaced or down.target.model == target.model:
-            forget_recovery(draft, down.target.model)
+    question_device(draft, switch.gate.devices[0], may_make_room=may_make_room)
 
 
 def _place_is_taken(model: str, plan: tuple[Backend, ...]) -> Refusal:
@@ -353,9 +294,3 @@ def _place_is_taken(model: str, plan: tuple[Backend, ...]) -> Refusal:
     return Refusal(
         code="place_is_taken", message=f"'{model}' is not brought back: {others} took its place"
     )
-
-
-def stop_warming(draft: Draft, switch: Switch) -> None:
-    """Read the target's file no further."""
-    if any(phase is Phase.WARMING for phase, _ in switch.phase_seconds):
-        draft.order(StopWarming(switch_id=switch.switch_id))

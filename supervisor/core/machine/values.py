@@ -1,15 +1,14 @@
-"""The nouns of the decision core: targets, backends, leases, the running switch, the snapshot.
+"""The nouns of the decision core: targets, devices, backends, who waits, and what is refused.
 
-All are frozen; `step()` alone makes the next snapshot out of the last one.
+All are frozen. `switch.py` has the running switch, `snapshot.py` the whole state.
 """
 
 from enum import StrEnum
 
-from immutables import Map
 from msgspec import Struct, field
 
 from supervisor.core.byte_size import MIB
-from supervisor.core.machine.memory import MemoryPolicy, MemorySample, ReleaseQuestion
+from supervisor.core.machine.memory import MemoryPolicy
 from supervisor.core.sizing.fitting import Alternative
 
 
@@ -30,7 +29,11 @@ class BackendState(StrEnum):
 
 
 class Phase(StrEnum):
-    """Where the running switch stands; `docs/architecture.md` has the table."""
+    """Where the running switch stands; `phases.py` has the table.
+
+    A rollback has two: memory is confirmed for what comes back (ROLLING_BACK), and its server
+    starts (RESTORING). Who looks on sees both as `rolling_back`: see `shown`.
+    """
 
     PREFLIGHT = "preflight"
     WARMING = "warming"
@@ -40,6 +43,12 @@ class Phase(StrEnum):
     STARTING = "starting"
     READY = "ready"
     ROLLING_BACK = "rolling_back"
+    RESTORING = "restoring"
+
+    @property
+    def shown(self) -> "Phase":
+        """The phase as users, the log and the history know it."""
+        return Phase.ROLLING_BACK if self is Phase.RESTORING else self
 
 
 class DrainPolicy(StrEnum):
@@ -211,71 +220,6 @@ class BackendExit(Struct, frozen=True, kw_only=True):
         return "not spawned" if self.exit_code is None else f"exit code {self.exit_code}"
 
 
-class Switch(Struct, frozen=True, kw_only=True):
-    """The one switch that runs. `target` None is an unload. Times monotonic, in seconds.
-
-    `must_leave` stop before the target starts, and do so once they are `leaving`; `retiring` serve
-    until it is ready. `to_restore` is
-    what a rollback brings back. `fell_back`: why the target is not the one that was asked for.
-    """
-
-    switch_id: str
-    target: Target | None
-    requested_by: str
-    phase: Phase
-    started_at: float
-    phase_started_at: float
-    is_recovery: bool = False
-    phase_seconds: tuple[tuple[Phase, float], ...] = ()
-    drain_policy: DrainPolicy = DrainPolicy.CANCEL
-    leaving: tuple[int, ...] = ()
-    must_leave: tuple[int, ...] = ()
-    retiring: tuple[int, ...] = ()
-    drain_deadline: float | None = None
-    placing: Placement | None = None
-    to_restore: tuple[Placement, ...] = ()
-    epoch: int | None = None
-    devices_to_confirm: tuple[str, ...] = ()
-    question: ReleaseQuestion | None = None
-    samples: tuple[MemorySample, ...] = ()
-    samples_taken: int = 0
-    next_sample_at: float | None = None
-    gate_reason: str | None = None
-    memory_before: MemorySample | None = None
-    memory_confirmed: MemorySample | None = None
-    baselines: tuple[tuple[str, int], ...] = ()
-    foreign_baselines: tuple[tuple[str, int], ...] = ()
-    prompts_saved: tuple[KeptPrompts, ...] = ()
-    prompts_restored: KeptPrompts | None = None
-    fell_back: str | None = None
-    given_up: Refusal | None = None
-    failure: Refusal | None = None
-
-
-class SwitchReport(Struct, frozen=True, kw_only=True):
-    """What callers and the history learn of a switch that ended. Seconds and bytes."""
-
-    switch_id: str
-    requested_by: str
-    outcome: Outcome
-    last_phase: Phase
-    model: str | None
-    mode: Mode | None
-    profile: str | None
-    epoch: int | None
-    total_s: float
-    phase_seconds: tuple[tuple[Phase, float], ...]
-    gate_reason: str | None = None
-    samples_taken: int = 0
-    memory_before: MemorySample | None = None
-    memory_confirmed: MemorySample | None = None
-    memory_after: MemorySample | None = None
-    prompts_saved: tuple[KeptPrompts, ...] = ()
-    prompts_restored: KeptPrompts | None = None
-    fell_back: str | None = None
-    refusal: Refusal | None = None
-
-
 class Limits(Struct, frozen=True, kw_only=True):
     """Bounds on requests that wait for a switch, and on restarts of a model that dies."""
 
@@ -297,63 +241,3 @@ class SwitchRules(Struct, frozen=True, kw_only=True):
     replaces: bool = False
     warms: bool = True
     keeps_prompts_at_exit: bool = False
-
-
-class Snapshot(Struct, frozen=True, kw_only=True):
-    """The whole state. Only the arbiter replaces it, and only by what `step()` returns.
-
-    `backends` stand in the order of their starts, which is that of their epochs.
-    Waiters are keyed by arrival number, so that the oldest is found without searching:
-    `oldest_waiter` is its number, or `next_waiter` when nobody waits. It only moves up.
-    """
-
-    devices: Map[str, Device]
-    limits: Limits = field(default_factory=Limits)
-    rules: SwitchRules = field(default_factory=SwitchRules)
-    backends: tuple[Backend, ...] = ()
-    leases: Map[str, int] = field(default_factory=Map)
-    waiters: Map[int, Waiter] = field(default_factory=Map)
-    waiter_numbers: Map[str, int] = field(default_factory=Map)
-    held_bytes: int = 0
-    next_waiter: int = 0
-    oldest_waiter: int = 0
-    switch: Switch | None = None
-    recoveries: tuple[Recovery, ...] = ()
-    recent_deaths: Map[str, tuple[float, ...]] = field(default_factory=Map)
-    switch_durations_s: tuple[float, ...] = ()
-    next_epoch: int = 1
-    last_exit: BackendExit | None = None
-    last_failure: Refusal | None = None
-    is_closing: bool = False
-    close_deadline: float | None = None
-
-    def backend(self, epoch: int | None) -> Backend | None:
-        """Return the backend of an epoch, or None once it is gone."""
-        return next((b for b in self.backends if b.epoch == epoch), None)
-
-    def sharing(self, device: str) -> tuple[Backend, ...]:
-        """Return the backends on a device, and on those that share its memory."""
-        pool = self._pool(device)
-        return tuple(b for b in self.backends if self._pool(b.target.device) == pool)
-
-    def _pool(self, device: str) -> str:
-        return self.devices[device].pool or device
-
-    def recovery(self, model: str | None) -> Recovery | None:
-        """Return the recovery of a model that should be live and is not."""
-        return next((r for r in self.recoveries if r.target.model == model), None)
-
-    def ready_backends(self) -> tuple[Backend, ...]:
-        """Backends that admit requests, the one switched to last first."""
-        return tuple(b for b in reversed(self.backends) if b.state is BackendState.READY)
-
-    def live_models(self) -> tuple[str, ...]:
-        """Names of the models that admit requests now."""
-        return tuple(b.target.model for b in self.ready_backends())
-
-    def server_mode(self) -> str:
-        """Return `generation`, `embedding`, `mixed` (both are live) or `none`."""
-        modes = {b.target.mode for b in self.ready_backends()}
-        if len(modes) > 1:
-            return "mixed"
-        return modes.pop().value if modes else "none"

@@ -16,7 +16,8 @@ from typing import Protocol
 import structlog
 
 from supervisor.core.machine.events import BackendExited, BackendSpawned, Event
-from supervisor.core.machine.values import Backend, BackendState, Snapshot, Target
+from supervisor.core.machine.snapshot import Snapshot
+from supervisor.core.machine.values import Backend, BackendState, Target
 from supervisor.core.sizing.learned import (
     LearnedPeak,
     UseReading,

@@ -31,16 +31,17 @@ from supervisor.core.machine.events import (
     TimePassed,
     WarmingBegun,
 )
+from supervisor.core.machine.invariants import violations
 from supervisor.core.machine.memory import MemorySample
+from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.step import step
+from supervisor.core.machine.switch import SwitchReport
 from supervisor.core.machine.values import (
     Device,
     DrainPolicy,
     Mode,
     Outcome,
     Phase,
-    Snapshot,
-    SwitchReport,
     SwitchRules,
     Target,
     TargetNeed,
@@ -77,6 +78,7 @@ class Story:
 
     def tell(self, fact: type[Event], **facts: Any) -> tuple[Command, ...]:
         self.snapshot, commands = step(self.snapshot, fact(at=self.now, **facts))
+        assert violations(self.snapshot) == ()
         return commands
 
     def ask_for(

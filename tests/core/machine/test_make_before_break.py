@@ -230,8 +230,8 @@ def test_next_switch_waits_for_what_still_retires_where_it_needs_the_room(story:
     story.accept(need_bytes=16 * GIB, used_bytes=16 * GIB)
 
     assert story.snapshot.switch is not None
-    assert story.snapshot.switch.leaving == (1,)
-    assert [p.target for p in story.snapshot.switch.to_restore] == []
+    assert story.snapshot.switch.leaving.epochs == (1,)
+    assert [p.target for p in story.snapshot.switch.rollback.to_restore] == []
     (stop,) = story.end("stream")
     assert isinstance(stop, StopBackend)
     story.reap(1)

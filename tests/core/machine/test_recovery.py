@@ -117,12 +117,15 @@ def test_waiters_for_what_died_wait_on_when_another_switch_ends(beside: Story) -
 
     assert granted_in(beside.last) == [("r2", 3)]
     assert refused_in(beside.last) == []
-    assert beside.snapshot.held_bytes == 17
-    assert next_wakeup(beside.snapshot) == beside.snapshot.waiters[0].arrived_at + HOLD_TIMEOUT_S
+    assert beside.snapshot.requests.held_bytes == 17
+    assert (
+        next_wakeup(beside.snapshot)
+        == beside.snapshot.requests.waiters[0].arrived_at + HOLD_TIMEOUT_S
+    )
     beside.end("r1")
     beside.recover()
     assert granted_in(beside.last) == [("r3", 4)]
-    assert beside.snapshot.held_bytes == 0
+    assert beside.snapshot.requests.held_bytes == 0
 
 
 def test_waiters_for_what_died_wait_on_when_another_switch_fails(beside: Story) -> None:

@@ -26,16 +26,9 @@ from supervisor.core.machine.residency import (
     plan_residency,
     without,
 )
+from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.step import step
-from supervisor.core.machine.values import (
-    Backend,
-    BackendState,
-    Device,
-    Mode,
-    Snapshot,
-    Target,
-    TargetNeed,
-)
+from supervisor.core.machine.values import Backend, BackendState, Device, Mode, Target, TargetNeed
 from tests.core.machine.story import AT_ONCE
 
 GIB = 1024 * MIB

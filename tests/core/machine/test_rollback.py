@@ -92,7 +92,7 @@ def test_report_of_a_rollback_has_its_seconds_and_the_memory_after_it(starting: 
     seconds = {str(phase): s for phase, s in report.phase_seconds}
     assert seconds["starting"] == pytest.approx(3)
     assert seconds["rolling_back"] == pytest.approx(7.01)
-    assert (report.model, report.epoch, report.memory_after) == ("embed", None, after)
+    assert (report.model, report.epoch, report.memory.after) == ("embed", None, after)
 
 
 def test_only_the_last_30_lines_of_what_died_are_kept(starting: Story) -> None:

@@ -13,6 +13,7 @@ from supervisor.core.machine.commands import (
     StopBackend,
 )
 from supervisor.core.machine.deadlines import next_wakeup
+from supervisor.core.machine.ending import KEPT_DURATIONS
 from supervisor.core.machine.events import (
     BackendExited,
     BackendReady,
@@ -21,7 +22,6 @@ from supervisor.core.machine.events import (
     RequestEnded,
     TargetRejected,
 )
-from supervisor.core.machine.switching import KEPT_DURATIONS
 from supervisor.core.machine.values import Outcome, Phase, Target
 from tests.core.machine.story import (
     CHAT,

@@ -236,7 +236,7 @@ class Happenings(World):
         self.perform_all(is_well=True)
         assert self.snapshot.switch is None
         assert all(recovery.is_open for recovery in self.snapshot.recoveries)
-        assert not self.snapshot.waiters
+        assert not self.snapshot.requests.waiters
         self.tell(ShutdownRequested(at=self.now, drain_timeout_s=30.0))
         self.perform_all(is_well=False)
         assert self.snapshot.backends == ()

@@ -19,7 +19,9 @@ from supervisor.core.machine.events import (
     TargetRejected,
     TimePassed,
 )
+from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.step import step
+from supervisor.core.machine.switch import Order, Start, Switch
 from supervisor.core.machine.values import (
     Backend,
     BackendState,
@@ -27,8 +29,6 @@ from supervisor.core.machine.values import (
     Limits,
     Mode,
     Phase,
-    Snapshot,
-    Switch,
     Target,
     TargetNeed,
 )
@@ -62,13 +62,10 @@ STARTING_CHAT = replace(
     EMPTY,
     backends=(replace(live(9, CHAT), state=BackendState.STARTING),),
     switch=Switch(
-        switch_id="s1",
-        target=CHAT,
-        requested_by="ops",
+        order=Order(switch_id="s1", target=CHAT, requested_by="ops", started_at=0.0),
         phase=Phase.STARTING,
-        started_at=0.0,
         phase_started_at=0.0,
-        epoch=9,
+        start=Start(epoch=9),
     ),
 )
 """A switch to `chat` runs, nothing is live, and the epoch 9 loads."""
@@ -162,12 +159,12 @@ def test_request_for_a_backend_that_crashed_waits_for_the_restart() -> None:
     died = BackendExited(at=0.0, epoch=1, exit_code=None, signal=9)
     snapshot, commands = play(CHAT_LIVE, arrival("r1"), died)
     assert commands == (ScheduleRetry(model="chat", attempt=1),)
-    assert snapshot.leases == Map()
+    assert snapshot.requests.leases == Map()
     assert play(snapshot, end("r1")) == (snapshot, ())
 
     snapshot, commands = play(snapshot, arrival("r2"))
     assert commands == ()
-    assert [w.request_id for w in snapshot.waiters.values()] == ["r2"]
+    assert [w.request_id for w in snapshot.requests.waiters.values()] == ["r2"]
 
 
 def test_backend_that_crashed_too_often_is_named_to_the_next_request() -> None:
@@ -190,7 +187,7 @@ def test_requests_wait_for_the_switch_and_are_served_in_arrival_order() -> None:
     snapshot, (_, *grants) = play(snapshot, READY)
     assert grants == [grant(i, 9) for i in ids]
     assert in_flight(snapshot) == {9: 12}
-    assert snapshot.waiters == Map()
+    assert snapshot.requests.waiters == Map()
 
 
 def test_request_that_names_no_model_waits_when_nothing_is_live() -> None:
@@ -274,13 +271,13 @@ def test_bodies_beyond_the_hold_bound_are_refused_until_one_that_waits_leaves() 
     full = replace(STARTING_CHAT, limits=Limits(hold_max_bytes=100))
     snapshot, _ = play(full, arrival("r1", body_bytes=60), arrival("r2", body_bytes=40))
 
-    assert snapshot.held_bytes == 100
+    assert snapshot.requests.held_bytes == 100
     assert play(snapshot, arrival("r3"))[1] == ()
     code, message = answer(play(snapshot, arrival("r3", body_bytes=1))[1])
     assert code == "hold_queue_full"
     assert "2 requests with 100 bytes wait" in message
     snapshot, commands = play(snapshot, end("r1"), arrival("r3", body_bytes=60))
-    assert (commands, snapshot.held_bytes) == ((), 100)
+    assert (commands, snapshot.requests.held_bytes) == ((), 100)
 
 
 def test_body_of_a_request_that_need_not_wait_is_not_bounded() -> None:
@@ -293,7 +290,7 @@ def test_body_of_a_request_that_need_not_wait_is_not_bounded() -> None:
 def test_held_bytes_are_free_again_when_those_who_waited_are_answered(last: Event) -> None:
     snapshot, _ = play(STARTING_CHAT, arrival("r1", body_bytes=60), last)
 
-    assert snapshot.held_bytes == 0
+    assert snapshot.requests.held_bytes == 0
 
 
 @pytest.mark.parametrize(
@@ -399,4 +396,4 @@ def test_20_000_waiters_are_answered_together(last: Event, answer_type: type[Com
 
     assert time.process_time() - began_s < 6.0
     assert sum(isinstance(c, answer_type) for c in commands) == count
-    assert snapshot.waiters == Map()
+    assert snapshot.requests.waiters == Map()

@@ -24,7 +24,9 @@ from supervisor.core.machine.events import (
     TargetAccepted,
     TimePassed,
 )
+from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.step import step
+from supervisor.core.machine.switch import Order, Start, Switch
 from supervisor.core.machine.values import (
     Backend,
     BackendState,
@@ -32,8 +34,6 @@ from supervisor.core.machine.values import (
     Mode,
     Outcome,
     Phase,
-    Snapshot,
-    Switch,
     Target,
     TargetNeed,
 )
@@ -62,17 +62,14 @@ EMPTY = Snapshot(
 CHAT_LIVE = replace(EMPTY, backends=(backend(1, CHAT),))
 BOTH_LIVE = replace(EMPTY, backends=(backend(1, CHAT), backend(2, EMBED)))
 CHECKING = Switch(
-    switch_id="s1",
-    target=CHAT,
-    requested_by="ops",
+    order=Order(switch_id="s1", target=CHAT, requested_by="ops", started_at=0.0),
     phase=Phase.PREFLIGHT,
-    started_at=0.0,
     phase_started_at=0.0,
 )
 STARTING_CHAT = replace(
     EMPTY,
     backends=(backend(9, CHAT, BackendState.STARTING),),
-    switch=replace(CHECKING, phase=Phase.STARTING, epoch=9),
+    switch=replace(CHECKING, phase=Phase.STARTING, start=Start(epoch=9)),
 )
 
 SHUTDOWN = ShutdownRequested(at=100.0, drain_timeout_s=30.0)

@@ -24,17 +24,11 @@ from supervisor.core.machine.events import (
     TargetRejected,
     TimePassed,
 )
+from supervisor.core.machine.invariants import violations
 from supervisor.core.machine.memory import MemorySample
+from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.step import step
-from supervisor.core.machine.values import (
-    Device,
-    Mode,
-    Phase,
-    Refusal,
-    Snapshot,
-    Target,
-    TargetNeed,
-)
+from supervisor.core.machine.values import Device, Mode, Phase, Refusal, Target, TargetNeed
 from tests.core.machine.story import AT_ONCE
 
 TOTAL_BYTES = 1000 * 1024 * 1024
@@ -82,6 +76,7 @@ class History:
         self.now += 0.001
         event = fact(at=self.now, **facts)
         self.snapshot, self.last_commands = step(self.snapshot, event)
+        assert violations(self.snapshot) == ()
         self.told.append(event)
         if self.is_repeating:
             self.check_that_answers_told_again_change_nothing()
@@ -100,8 +95,8 @@ class History:
         snapshot, commands = step(self.snapshot, again)
         before, after = self.snapshot.switch, snapshot.switch
         assert commands == ()
-        assert (after and after.samples) == (before and before.samples)
-        assert (after and after.question) == (before and before.question)
+        assert (after and after.gate.samples) == (before and before.gate.samples)
+        assert (after and after.gate.question) == (before and before.gate.question)
 
     def wake(self) -> None:
         wakeup = next_wakeup(self.snapshot)
@@ -218,9 +213,9 @@ def refused_after(
         commands = history.tell(MemorySampled, switch_id="s2", sample=sample)
         switch = history.snapshot.switch
         assert switch is not None
-        if switch.failure is not None:
+        if switch.rollback.failure is not None:
             assert (switch.phase, history.snapshot.backends) == (Phase.ROLLING_BACK, ())
-            return switch.failure, history.now - began_s
+            return switch.rollback.failure, history.now - began_s
         assert commands == ()
         history.wake()
     raise AssertionError("the gate never decides")
@@ -273,4 +268,4 @@ def test_last_answer_about_one_device_is_not_taken_for_the_next() -> None:
         assert history.tell(MemorySampled, switch_id="s3", sample=late) == ()
         history.wake()
     assert history.snapshot.switch is not None
-    assert history.snapshot.switch.devices_to_confirm == ("gpu1",)
+    assert history.snapshot.switch.gate.devices == ("gpu1",)

@@ -1,8 +1,8 @@
 """What never answers: a check that hangs, a server that SIGKILL does not end."""
 
 from supervisor.core.machine.commands import StopBackend
-from supervisor.core.machine.deadlines import CHECK_TIMEOUT_S
 from supervisor.core.machine.leaving import REAP_TIMEOUT_S
+from supervisor.core.machine.switching import CHECK_TIMEOUT_S
 from supervisor.core.machine.values import Phase
 from tests.core.machine.story import CHAT, EMBED, GIB, Story, failure_in
 

@@ -117,4 +117,4 @@ def test_devices_that_share_one_memory_have_one_budget() -> None:
     story.ask_for(CHAT)
     story.accept(need_bytes=16 * GIB)
     assert story.snapshot.switch is not None
-    assert story.snapshot.switch.leaving == (1,)
+    assert story.snapshot.switch.leaving.epochs == (1,)

@@ -41,16 +41,18 @@ from supervisor.core.machine.events import (
     TimePassed,
     WarmingBegun,
 )
+from supervisor.core.machine.exits import Part, part_of
+from supervisor.core.machine.invariants import violations
 from supervisor.core.machine.memory import GateState, MemorySample, judge_release
+from supervisor.core.machine.phases import phase_deadline
+from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.step import step
+from supervisor.core.machine.switch import Switch, SwitchReport
 from supervisor.core.machine.values import (
     BackendState,
     DrainPolicy,
     Outcome,
     Phase,
-    Snapshot,
-    Switch,
-    SwitchReport,
     Target,
     TargetNeed,
 )
@@ -121,7 +123,7 @@ class World(RuleBasedStateMachine):
     def drains_without_a_deadline(self) -> bool:
         switch = self.snapshot.switch
         is_draining = switch is not None and switch.phase is Phase.DRAINING
-        return is_draining and switch is not None and switch.drain_deadline is None
+        return is_draining and switch is not None and switch.leaving.drain_deadline is None
 
     def perform(self, order: Command, *, is_well: bool, need: int) -> None:
         match order:
@@ -223,6 +225,7 @@ class World(RuleBasedStateMachine):
         self.note(before, event)
         for command in commands:
             self.take(command, before, event)
+        assert violations(self.snapshot) == ()
         self.check_devices()
         self.check_requests()
         self.check_switch()
@@ -231,6 +234,7 @@ class World(RuleBasedStateMachine):
     def note(self, before: Snapshot, event: Event) -> None:
         """Enter into the books what the event itself means."""
         if isinstance(event, BackendExited):
+            self.check_part(before, event)
             self.note_death(before, event)
         elif isinstance(event, RestartRequested) and self.is_running(event.switch_id):
             self.deaths.clear()
@@ -246,6 +250,24 @@ class World(RuleBasedStateMachine):
         if switch is not None and switch.switch_id not in self.live_before:
             live = frozenset(b.target for b in before.ready_backends())
             self.live_before[switch.switch_id] = live
+
+    def check_part(self, before: Snapshot, event: BackendExited) -> None:
+        """What an end means follows from who waited for it."""
+        backend = before.backend(event.epoch)
+        if backend is None:
+            return
+        part = part_of(before, backend)
+        is_own = before.switch and self.started_by[event.epoch] == before.switch.switch_id
+        assert (part is Part.CLOSING) == before.is_closing
+        if part is Part.STARTED:
+            assert is_own
+            assert event.epoch not in self.was_ready
+        if part is Part.ORDERED_OUT:
+            assert self.snapshot.recoveries == before.recoveries
+            assert self.snapshot.switch == before.switch
+        if part is Part.SERVING:
+            assert event.epoch in self.was_ready
+            assert self.snapshot.recovery(backend.target.model)
 
     def note_death(self, before: Snapshot, event: BackendExited) -> None:
         """The fifth death in the window breaks a model; fewer are followed by a restart."""
@@ -315,7 +337,7 @@ class World(RuleBasedStateMachine):
         """What was estimated for it; what is brought back needs what it needed before."""
         switch = before.switch
         assert switch is not None
-        stopped = [e for e in switch.leaving if self.targets[e] == target]
+        stopped = [e for e in switch.leaving.epochs if self.targets[e] == target]
         is_rollback = switch.phase is Phase.ROLLING_BACK
         return self.held[stopped[-1]] if is_rollback else self.needs[switch.switch_id]
 
@@ -324,16 +346,16 @@ class World(RuleBasedStateMachine):
         assert isinstance(event, MemorySampled)
         switch = before.switch
         assert switch is not None
-        assert switch.question is not None
-        readings = (*switch.samples, event.sample)
-        assert judge_release(switch.question, readings).state is GateState.CONFIRMED
-        assert switch.question.device == command.target.device
-        assert switch.question.need_bytes == self.need_of(command.target, before)
+        assert switch.gate.question is not None
+        readings = (*switch.gate.samples, event.sample)
+        assert judge_release(switch.gate.question, readings).state is GateState.CONFIRMED
+        assert switch.gate.question.device == command.target.device
+        assert switch.gate.question.need_bytes == self.need_of(command.target, before)
         assert {r.device for r in readings} == {command.target.device}
         assert len({r.taken_at for r in readings}) == len(readings)
-        assert not set(switch.leaving) & set(self.alive)
+        assert not set(switch.leaving.epochs) & set(self.alive)
         started = {e for e, s in self.started_by.items() if s == switch.switch_id}
-        gone = set(switch.leaving) | (started - self.was_ready)
+        gone = set(switch.leaving.epochs) | (started - self.was_ready)
         reaped_at = max((self.reaped_at[e] for e in gone), default=0.0)
         assert all(r.taken_at >= reaped_at for r in readings)
         assert command.epoch not in self.held
@@ -342,7 +364,7 @@ class World(RuleBasedStateMachine):
         """No request is cut off before a deadline has passed, and only if the policy says so."""
         switch = before.switch
         may_cancel = switch and self.policies.get(switch.switch_id) is DrainPolicy.CANCEL
-        drain = switch.drain_deadline if switch and may_cancel else None
+        drain = switch.leaving.drain_deadline if switch and may_cancel else None
         backend = before.backend(epoch)
         retire = backend.retire_deadline if backend else None
         deadlines = [d for d in (drain, retire, self.snapshot.close_deadline) if d is not None]
@@ -378,14 +400,16 @@ class World(RuleBasedStateMachine):
         if refusal and dict(refusal.details).get("rolled_back"):
             assert {t.model for t in lost} <= set(self.deaths)
         if report.switch_id in self.recovering:
-            assert not switch.to_restore
+            assert not switch.rollback.to_restore
 
     def gives_way(self, before: Target, switch: Switch) -> bool:
         """Whether it was stopped for the target, or died and finds its place taken."""
         now = switch.target
         assert now is not None
         is_alone = before.device == now.device == "alone"
-        left = {self.targets[epoch].model for epoch in (*switch.leaving, *switch.retiring)}
+        left = {
+            self.targets[epoch].model for epoch in (*switch.leaving.epochs, *switch.leaving.behind)
+        }
         is_replaced = self.snapshot.rules.replaces
         return before.model in {*left, now.model} or is_alone or is_replaced
 
@@ -418,19 +442,19 @@ class World(RuleBasedStateMachine):
         switch = self.snapshot.switch
         for backend in self.snapshot.backends:
             is_draining = backend.state is BackendState.DRAINING
-            is_leaving = switch is not None and backend.epoch in switch.leaving
+            is_leaving = switch is not None and backend.epoch in switch.leaving.epochs
             assert not is_draining or is_leaving or backend.is_retiring or self.snapshot.is_closing
 
     def check_requests(self) -> None:
         waiting = [r for r, fate in self.requests.items() if fate is Fate.WAITING]
-        waiters = [w for _, w in sorted(self.snapshot.waiters.items())]
+        waiters = [w for _, w in sorted(self.snapshot.requests.waiters.items())]
         assert [w.request_id for w in waiters] == waiting
-        assert set(self.snapshot.waiter_numbers) == set(waiting)
+        assert set(self.snapshot.requests.waiter_numbers) == set(waiting)
         assert len(waiting) <= LIMITS.hold_max_requests
         assert all(self.now < w.arrived_at + LIMITS.hold_timeout_s for w in waiters)
         held = sum(self.bodies[request_id] for request_id in waiting)
-        assert self.snapshot.held_bytes == held <= LIMITS.hold_max_bytes
-        assert dict(self.snapshot.leases) == self.leases
+        assert self.snapshot.requests.held_bytes == held <= LIMITS.hold_max_bytes
+        assert dict(self.snapshot.requests.leases) == self.leases
         in_flight = {b.epoch: b.in_flight for b in self.snapshot.backends if b.in_flight}
         assert in_flight == Counter(self.leases.values())
 
@@ -438,7 +462,9 @@ class World(RuleBasedStateMachine):
         running = {self.snapshot.switch.switch_id} if self.snapshot.switch else set()
         assert set(self.callers.values()) == running
         holding = {r.target.model for r in self.snapshot.recoveries if r.may_hold}
-        for waiter in self.snapshot.waiters.values():
+        for waiter in self.snapshot.requests.waiters.values():
             assert running or waiter.model in holding or (holding and waiter.model is None)
+        if running and not self.drains_without_a_deadline():  # then it goes on by itself
+            assert phase_deadline(self.snapshot) is not None or self.orders
         is_over = self.snapshot.is_closing and not self.snapshot.backends
         assert self.completions == int(is_over)

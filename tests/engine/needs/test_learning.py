@@ -13,7 +13,8 @@ from supervisor.config.configuration import ResolvedModel
 from supervisor.config.profile import Profile
 from supervisor.core.machine.events import BackendExited, BackendSpawned
 from supervisor.core.machine.memory import MemorySample
-from supervisor.core.machine.values import Backend, BackendState, Mode, Snapshot, Target
+from supervisor.core.machine.snapshot import Snapshot
+from supervisor.core.machine.values import Backend, BackendState, Mode, Target
 from supervisor.core.sizing.estimate import MemoryEstimate
 from supervisor.core.sizing.learned import SETTLING_READINGS, LearnedPeak
 from supervisor.engine.models.page_cache import mapped_file_bytes

@@ -1,0 +1,60 @@
+"""How a switch ends: it is reported, the way is free for the next, and who waited is settled."""
+
+from msgspec.structs import replace
+
+from supervisor.core.machine.commands import FinishSwitch, StopWarming
+from supervisor.core.machine.draft import Draft
+from supervisor.core.machine.memory import MemorySample
+from supervisor.core.machine.recovery import forget_recovery, note_failed_recovery
+from supervisor.core.machine.reports import refusal_for_waiters, report_of
+from supervisor.core.machine.requests import settle_waiters
+from supervisor.core.machine.switch import Switch
+from supervisor.core.machine.values import Outcome, Phase, Refusal, Target
+
+KEPT_DURATIONS = 16
+"""Switches whose duration is remembered, to tell clients when to come back."""
+
+
+def end_switch(
+    draft: Draft,
+    *,
+    refusal: Refusal | None = None,
+    memory_after: MemorySample | None = None,
+    outcome: Outcome | None = None,
+) -> None:
+    """Report the switch, free the way for the next, and settle everybody who waited for it."""
+    switch = draft.running_switch()
+    report = report_of(switch, draft.at, refusal=refusal, memory_after=memory_after)
+    if outcome is not None:
+        report = replace(report, outcome=outcome)
+    if switch.start.epoch is None:
+        stop_warming(draft, switch)
+    durations = draft.snapshot.switch_durations_s
+    if refusal is None:
+        durations = (*durations, report.total_s)[-KEPT_DURATIONS:]
+        if switch.target is not None:
+            _forget_replaced(draft, switch.target)
+    elif switch.order.is_recovery and switch.target:
+        down = draft.snapshot.recovery(switch.target.model)
+        if down is not None:
+            note_failed_recovery(draft, down.target, refusal.message)
+    draft.set(switch=None, last_failure=refusal, switch_durations_s=durations)
+    draft.order(FinishSwitch(report=report))
+    failed_model = switch.target.model if switch.target else None
+    settle_waiters(draft, refusal_for_waiters(refusal), failed_model)
+
+
+def stop_warming(draft: Draft, switch: Switch) -> None:
+    """Read the target's file no further."""
+    if any(phase is Phase.WARMING for phase, _ in switch.phase_seconds):
+        draft.order(StopWarming(switch_id=switch.switch_id))
+
+
+def _forget_replaced(draft: Draft, target: Target) -> None:
+    """What is live now is wanted: where it is to be alone, nothing comes back beside it."""
+    device = draft.snapshot.devices[target.device]
+    for down in draft.snapshot.recoveries:
+        is_alone = device.is_exclusive and down.target.device == device.name
+        is_replaced = is_alone or draft.snapshot.rules.replaces
+        if is_replaced or down.target.model == target.model:
+            forget_recovery(draft, down.target.model)

@@ -1,0 +1,74 @@
+"""How a backend is started, given up where it is late, and counted. Writes the switch's `start`."""
+
+from supervisor.core.machine.commands import StartBackend
+from supervisor.core.machine.draft import Draft
+from supervisor.core.machine.leaving import REAP_TIMEOUT_S, stop_backend
+from supervisor.core.machine.memory import MemorySample, ReleaseQuestion
+from supervisor.core.machine.residency import baseline_at_start
+from supervisor.core.machine.snapshot import Snapshot
+from supervisor.core.machine.switch import Switch
+from supervisor.core.machine.values import Backend, BackendState, Phase, Placement, Refusal
+
+
+def place(draft: Draft, placing: Placement | None) -> None:
+    """Say what is started next."""
+    draft.set_switch("start", placing=placing)
+
+
+def start_placed(
+    draft: Draft, phase: Phase, question: ReleaseQuestion, sample: MemorySample | None
+) -> None:
+    """Start what is placed, in its phase: the gate has just opened for it."""
+    placing = draft.running_switch().start.placing
+    assert placing is not None  # noqa: S101 - the gate's question was about it
+    epoch = draft.snapshot.next_epoch
+    staying = draft.snapshot.sharing(placing.target.device)
+    draft.enter_phase(phase)
+    draft.set_switch("start", epoch=epoch)
+    draft.set(next_epoch=epoch + 1)
+    draft.put_backend(
+        Backend(
+            epoch=epoch,
+            target=placing.target,
+            state=BackendState.STARTING,
+            need_bytes=placing.need_bytes,
+            started_at=draft.at,
+            baseline_used_bytes=baseline_at_start(staying, question, sample) if sample else None,
+            baseline_foreign_bytes=sample.foreign_bytes if sample else None,
+        )
+    )
+    draft.order(StartBackend(epoch=epoch, target=placing.target))
+
+
+def note_live(draft: Draft, epoch: int) -> None:
+    """The target is live already, as this backend."""
+    draft.set_switch("start", epoch=epoch)
+
+
+def forget_start(draft: Draft) -> None:
+    """What was started is ready or gone: the switch waits for it no more."""
+    draft.set_switch("start", epoch=None, given_up=None)
+
+
+def give_up_start(draft: Draft, backend: Backend) -> None:
+    """The backend did not become ready in time: stop it, and fail when it is reaped."""
+    timeout_s = backend.target.start_timeout_s
+    draft.set_switch(
+        "start",
+        given_up=Refusal(
+            code="backend_start_timeout",
+            message=f"'{backend.target.model}' was not ready {timeout_s:g} s after its start",
+        ),
+    )
+    stop_backend(draft, backend)
+
+
+def start_deadline(snapshot: Snapshot, switch: Switch) -> float | None:
+    """Return when what is started must be ready; once that was given up, when it must be gone."""
+    backend = snapshot.backend(switch.start.epoch)
+    if backend is None:
+        return None
+    ready_by = backend.started_at + backend.target.start_timeout_s
+    if backend.state is BackendState.STARTING:
+        return ready_by
+    return ready_by + backend.target.stop_grace_s + REAP_TIMEOUT_S

@@ -1,0 +1,148 @@
+"""The running switch, in parts by who writes them, and what is reported of one that ended."""
+
+from msgspec import Struct
+
+from supervisor.core.machine.memory import MemorySample, ReleaseQuestion
+from supervisor.core.machine.values import (
+    DrainPolicy,
+    KeptPrompts,
+    Mode,
+    Outcome,
+    Phase,
+    Placement,
+    Refusal,
+    Target,
+)
+
+
+class Order(Struct, frozen=True, kw_only=True):
+    """What was asked for, by whom and when. `target` None is an unload.
+
+    Written when the switch begins; a fallback alone puts another target in its place.
+    """
+
+    switch_id: str
+    target: Target | None
+    requested_by: str
+    started_at: float
+    drain_policy: DrainPolicy = DrainPolicy.CANCEL
+    is_recovery: bool = False
+
+
+class Leaving(Struct, frozen=True, kw_only=True):
+    """Which backends give way, by epoch: written by `switching` (the plan) and `leaving`.
+
+    `first` are to stop before the target starts, `behind` serve until it is ready. `epochs` are
+    those that the switch has begun to end, and waits for.
+    """
+
+    first: tuple[int, ...] = ()
+    behind: tuple[int, ...] = ()
+    epochs: tuple[int, ...] = ()
+    drain_deadline: float | None = None
+
+
+class Gate(Struct, frozen=True, kw_only=True):
+    """Which memory must be free, and the readings so far: written by `confirming` alone.
+
+    `devices` are still to be confirmed, the one in question first. The baselines are the use, ours
+    and others', that each device should return to. `confirmed` is the reading that opened it.
+    """
+
+    devices: tuple[str, ...] = ()
+    question: ReleaseQuestion | None = None
+    samples: tuple[MemorySample, ...] = ()
+    samples_taken: int = 0
+    next_sample_at: float | None = None
+    reason: str | None = None
+    confirmed: MemorySample | None = None
+    baselines: tuple[tuple[str, int], ...] = ()
+    foreign_baselines: tuple[tuple[str, int], ...] = ()
+
+
+class Start(Struct, frozen=True, kw_only=True):
+    """What is started: written by `starting` alone.
+
+    `placing` is the target, or what a rollback brings back. `epoch` is the backend that the switch
+    waits for, None while none starts; `given_up`: why it is being stopped again.
+    """
+
+    placing: Placement | None = None
+    epoch: int | None = None
+    given_up: Refusal | None = None
+
+
+class Rollback(Struct, frozen=True, kw_only=True):
+    """What a failure brings back, and the failure: noted by `leaving`, used up by `rolling_back`.
+
+    `failure` is there once a rollback runs.
+    """
+
+    to_restore: tuple[Placement, ...] = ()
+    failure: Refusal | None = None
+
+
+class Record(Struct, frozen=True, kw_only=True):
+    """What is only reported. `fell_back`: why the target is not the one that was asked for."""
+
+    memory_before: MemorySample | None = None
+    prompts_saved: tuple[KeptPrompts, ...] = ()
+    prompts_restored: KeptPrompts | None = None
+    fell_back: str | None = None
+
+
+class Switch(Struct, frozen=True, kw_only=True):
+    """The one switch that runs. Times are monotonic, in seconds.
+
+    The phase is written by `Draft.enter_phase`, each part by whom its docstring names.
+    """
+
+    order: Order
+    phase: Phase
+    phase_started_at: float
+    phase_seconds: tuple[tuple[Phase, float], ...] = ()
+    leaving: Leaving = Leaving()
+    gate: Gate = Gate()
+    start: Start = Start()
+    rollback: Rollback = Rollback()
+    record: Record = Record()
+
+    @property
+    def switch_id(self) -> str:
+        """The id that callers know it by."""
+        return self.order.switch_id
+
+    @property
+    def target(self) -> Target | None:
+        """What it makes live; None for an unload."""
+        return self.order.target
+
+
+class MemoryReport(Struct, frozen=True, kw_only=True):
+    """What a switch saw of memory: before, once it was confirmed free, and after, and why then."""
+
+    before: MemorySample | None = None
+    confirmed: MemorySample | None = None
+    after: MemorySample | None = None
+    reason: str | None = None
+    samples_taken: int = 0
+
+
+class SwitchReport(Struct, frozen=True, kw_only=True):
+    """What callers and the history learn of a switch that ended. Seconds and bytes."""
+
+    switch_id: str
+    requested_by: str
+    outcome: Outcome
+    last_phase: Phase
+    model: str | None
+    mode: Mode | None
+    profile: str | None
+    epoch: int | None
+    total_s: float
+    phase_seconds: tuple[tuple[Phase, float], ...]
+    memory: MemoryReport
+    prompts_saved: tuple[KeptPrompts, ...] = ()
+    prompts_restored: KeptPrompts | None = None
+    fell_back: str | None = None
+    refusal: Refusal | None = None
