@@ -15,7 +15,9 @@ from urllib.request import urlopen
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from supervisor.cli import cli
 from supervisor.config.configuration import Configuration
 from supervisor.config.load import load
 from supervisor.engine.prompts.prompt_slots import BYTES_PER_S, LEAST_TIME_S
@@ -353,3 +355,14 @@ def test_job_before_a_roll_out_checks_the_very_files(helm: Helm, tmp_path: Path)
     assert good.returncode == 0, good.stdout + good.stderr
     assert bad.returncode == 2
     assert "paralel" in bad.stdout
+
+
+def test_product_takes_every_option_of_the_pod(newest_helm: Helm) -> None:
+    rendered = newest_helm.render({"data": {"existingClaim": "llm-data"}})
+    command, *options = rendered.container["args"]
+
+    told = CliRunner().invoke(cli, [command, *options, "--help"])
+
+    assert told.exit_code == 0, told.output
+    for option in options:
+        assert option.partition("=")[0] in told.output

@@ -308,6 +308,19 @@ def test_probes_ask_the_controller_and_only_readiness_waits_for_a_model(helm: He
     assert container["readinessProbe"]["httpGet"] == {"path": "/ready", "port": "http"}
 
 
+def test_new_pod_waits_as_long_for_its_data_as_the_old_one_may_take_to_end(helm: Helm) -> None:
+    kept = helm.render({"data": {"existingClaim": "llm-data"}})
+    own = helm.render()
+    grace_s = kept.pod["terminationGracePeriodSeconds"]
+    probe, shipped = kept.container["startupProbe"], own.container["startupProbe"]
+
+    assert f"--data-wait={grace_s}" in kept.container["args"]
+    assert not [word for word in own.container["args"] if "--data-wait" in word]
+    added = probe["failureThreshold"] - shipped["failureThreshold"]
+    assert added * probe["periodSeconds"] >= grace_s
+    assert probe | {"failureThreshold": shipped["failureThreshold"]} == shipped
+
+
 def test_pod_serves_on_while_the_service_forgets_it(helm: Helm) -> None:
     kept = helm.render({"termination": {"preStopSeconds": 7}}).container
     ended_at_once = helm.render({"termination": {"preStopSeconds": 0}}).container

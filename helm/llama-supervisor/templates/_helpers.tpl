@@ -181,6 +181,14 @@ before their memory is given back. The defaults here and above are the product's
 {{- add .Values.termination.preStopSeconds $ending .Values.termination.marginSeconds }}
 {{- end }}
 
+{{/* The startup probe; a controller that waits for the data folder does not listen yet. */}}
+{{- define "llama-supervisor.startupProbe" -}}
+{{- $probe := .Values.probes.startup }}
+{{- $wait := empty .Values.data.existingClaim | ternary "0" (include "llama-supervisor.terminationGracePeriodSeconds" .) }}
+{{- $failures := divf $wait $probe.periodSeconds | ceil | int | add $probe.failureThreshold }}
+{{- mergeOverwrite (dict) $probe (dict "failureThreshold" $failures) | toYaml }}
+{{- end }}
+
 {{/*
 Seconds without progress after which a roll-out counts as failed: the old Pod may take all of its
 time to end, the image ten minutes to come, and the default model all of its time to load.
