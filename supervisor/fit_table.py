@@ -30,7 +30,9 @@ def print_fit(report: FitReport) -> None:
         chosen = " *" if fit.room.device == report.device else ""
         table.add_column(f"{fit.room.device}{chosen}", justify="right")
     for name, cell in _ROWS:
-        table.add_row(name, *(cell(fit) for fit in report.devices))
+        cells = [cell(fit) for fit in report.devices]
+        if cell is not _layers_in_host_memory or any(one != UNKNOWN for one in cells):
+            table.add_row(name, *cells)
     console.print(table)
     for sentence in _sentences(report):
         console.print(sentence)

@@ -7,6 +7,7 @@ from supervisor.config.configuration import Configuration, ResolvedModel
 from supervisor.config.source import Place
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.models.model_file import inspect_model_file
+from supervisor.engine.models.model_scan import is_utf8, printable
 from supervisor.engine.models.model_source import look_at_model, require_stated_need
 from supervisor.engine.needs.assessment import assess, examine
 from supervisor.engine.port import Engine
@@ -15,8 +16,10 @@ from supervisor.telemetry.port import HOST
 
 
 def require_models_dir(configuration: Configuration) -> None:
-    """Raise ConfigError when models are to be found in a models folder that is not there."""
+    """Raise ConfigError when the models folder is not there, or its name cannot be printed."""
     folder = configuration.models_dir
+    if not is_utf8(folder):
+        raise ConfigError((f"--models {printable(folder)}: its name is not UTF-8; rename it",))
     catalogue = configuration.catalogue
     relative = [
         name

@@ -1,5 +1,6 @@
 """`check` goes through all its stages, and `serve` refuses what `check` refuses."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -114,6 +115,15 @@ def test_check_lists_what_the_scan_left_out(
     assert code == 0, lines
     assert lines[0].startswith(f"{scanned}/page.gguf: left out: not a GGUF file")
     assert lines[1].endswith("1 models, 2 profiles, no problems")
+
+
+def test_models_folder_whose_name_is_not_utf_8_is_named(run: Runner, tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    odd.mkdir()
+
+    for told in (run.check("--models", str(odd)), run.serve("--models", str(odd))):
+        assert told[0] == 2
+        assert told[1][-1].strip().endswith("caf\\xe9: its name is not UTF-8; rename it")
 
 
 @pytest.mark.parametrize("name", ["._generation.yaml", ".half.yaml", ".#models.yaml"])

@@ -95,6 +95,15 @@ def printable(path: Path) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
+def is_utf8(path: Path) -> bool:
+    """Whether a path can be printed and sent as it is."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _bare_stem(path: Path) -> str:
     stem = _PROJECTOR.sub("", _SHARD.sub("", path.stem))
     return unicodedata.normalize("NFC", _PRECISION.sub("", stem)).casefold()
@@ -128,20 +137,12 @@ def _gguf_files(folder: Path, left_out: list[LeftOut]) -> Iterator[Path]:
             if os.path.isdir(path):  # noqa: PTH112 - a folder closed to us is not one, and no error
                 yield from walk(path)
             elif path.suffix.lower() == ".gguf":
-                if _is_utf8(path):
+                if is_utf8(path):
                     yield path
                 else:
                     left_out.append(_left_out(path, "its name is not UTF-8; rename it"))
 
     yield from walk(folder)
-
-
-def _is_utf8(path: Path) -> bool:
-    try:
-        str(path).encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _attach(
