@@ -4,10 +4,11 @@ A test fails when a file is stale; run this to renew them.
 """
 
 import json
+import re
 from enum import StrEnum
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -24,6 +25,9 @@ from supervisor.config.settings import (
     SupervisorSettings,
     SwitchSettings,
 )
+from supervisor.config.units import Bytes, Seconds
+from supervisor.core.byte_size import MIB
+from supervisor.engine.kinds.flag_table import SETTINGS
 from supervisor.gateway.error_responses import STATUS_BY_CODE
 from supervisor.gateway.relayed_routes import RELAYED_ROUTES, RelayedRoute
 from supervisor.gateway.routes import RESERVED_ROUTES, Route
@@ -34,6 +38,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("A profile", Profile),
     ("A profile: `command`", CommandSettings),
     ("A profile: `memory`", ProfileMemory),
+    ("`supervisor.yaml`", SupervisorSettings),
     ("`supervisor.yaml`: `server`", ServerSettings),
     ("`supervisor.yaml`: an entry of `devices`", DeviceSettings),
     ("`supervisor.yaml`: `engines`", EngineSettings),
@@ -127,8 +132,9 @@ def configuration_page() -> str:
         "<!-- Written by scripts/make_reference.py; do not edit. -->",
         "",
         "One folder (`--profiles`): `models.yaml`, `supervisor.yaml`, and one file per profile,",
-        "whose name is the profile's. Sizes are in bytes and times in seconds, as names say, or",
-        "with a unit: `16GiB`, `512MiB`, `30s`, `5m`. `llama-supervisor check` names every problem",
+        "whose name is the profile's. A *size* is a number of bytes, or has a unit: `16GiB`,",
+        "`512 MiB`. A *duration* is a number of seconds, or has a unit: `250ms`, `30s`, `5m`.",
+        "`llama-supervisor check` names every problem",
         "by file and line; `llama-supervisor check --explain MODEL` tells where each value of a",
         "model comes from, and the command line that will run. Editors that know the YAML language",
         "server check the files while you write: their first line names the schema.",
@@ -141,46 +147,97 @@ def configuration_page() -> str:
             "| Field | Type | Default | Meaning |",
             "|---|---|---|---|",
         ]
-        lines += [field_row(name, field) for name, field in kind.model_fields.items()]
+        lines += [field_row(kind, name) for name in kind.model_fields]
     return "\n".join([*lines, ""])
 
 
-def field_row(name: str, field: FieldInfo) -> str:
+def field_row(kind: type[BaseModel], name: str) -> str:
     """Write one field as a row of the table."""
-    kind = display_as_type(field.annotation).replace("|", "\\|")
-    meaning = (field.description or "See the section of that name.").replace("|", "\\|")
-    return f"| `{name}` | `{kind}` | {default_of(field)} | {meaning} |"
+    field, hint = kind.model_fields[name], get_type_hints(kind, include_extras=True)[name]
+    meaning = described(kind, name, field.description or "See the section of that name.")
+    cells = (f"`{name}`", display_as_type(hint), default_of(field, hint), meaning)
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
-def display_as_type(annotation: Any) -> str:
-    """Write a type as an operator would: `integer`, `on | off | auto`."""
-    if get_origin(annotation) is Literal:
-        return " | ".join(str(value) for value in get_args(annotation))
-    if get_origin(annotation) in {Union, UnionType}:
-        return " | ".join(display_as_type(part) for part in get_args(annotation) if part)
-    if get_origin(annotation) is tuple:
-        return f"list of {display_as_type(get_args(annotation)[0])}"
-    if get_origin(annotation) is dict:
-        return "mapping"
-    if isinstance(annotation, type) and issubclass(annotation, StrEnum):
-        return " | ".join(annotation)
-    plain = {int: "integer", float: "number", str: "text", bool: "true | false", Path: "path"}
-    return plain.get(annotation, "section" if annotation is not NoneType else "none")
+def described(kind: type[BaseModel], name: str, meaning: str) -> str:
+    """Add to a profile's field the flag of llama-server that it becomes."""
+    flag = next((flag for flag in SETTINGS if flag.field == name), None)
+    if kind is not Profile or flag is None:
+        return meaning
+    opposite = f" / `{flag.negation}`" if flag.negation else ""
+    return f"{meaning} Flag `{flag.name}`{opposite}."
 
 
-def default_of(field: FieldInfo) -> str:
-    """Write a field's default; a section's default is that of its fields."""
+def display_as_type(hint: Any) -> str:
+    """Write a type as an operator would: `integer`, `on` | `off` | `auto`, a link to a section."""
+    if hint in WORDS:
+        return WORDS[hint]
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is None and issubclass(hint, StrEnum):
+        origin, parts = Literal, tuple(hint)
+    if origin is Literal:
+        return " | ".join(f"`{value}`" for value in parts)
+    if origin is None:
+        [title] = (title for title, kind in SECTIONS if kind is hint)
+        return f"[section](#{anchor(title)})"
+    return display_as_parts(origin, parts)
+
+
+def display_as_parts(origin: Any, parts: tuple[Any, ...]) -> str:
+    """Write a type that is made of others."""
+    if origin is tuple:
+        return f"list of {display_as_type(parts[0])}"
+    if origin is dict:
+        return f"names, each with {display_as_type(parts[1])}"
+    alternatives = parts[:1] if origin is Annotated else parts
+    return " | ".join(map(display_as_type, alternatives))
+
+
+WORDS: dict[Any, str] = {
+    Bytes: "size",
+    Seconds: "duration",
+    int: "integer",
+    float: "number",
+    str: "text",
+    bool: "`true` | `false`",
+    NoneType: "nothing",
+    Any: "any value",
+}
+
+
+def anchor(title: str) -> str:
+    """Return the name under which a heading can be linked to, as GitHub makes it."""
+    return re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-")
+
+
+def default_of(field: FieldInfo, hint: Any) -> str:
+    """Write a field's default as an operator would; a section's is that of its fields."""
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True)
     if value is None or isinstance(value, BaseModel) or value in ((), {}):
         return "–"
-    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if hint == Bytes:
+        return f"`{size(value)}`"
+    return f"`{value:g} s`" if hint == Seconds else f"`{value}`"
+
+
+def size(value_bytes: int) -> str:
+    """Write a size with the largest unit that it is a whole number of."""
+    units = ((1024 * MIB, "GiB"), (MIB, "MiB"), (1024, "KiB"))
+    unit_bytes, unit = next((u for u in units if value_bytes % u[0] == 0), (1, "B"))
+    return f"{value_bytes // unit_bytes} {unit}"
 
 
 def schema(kind: type[BaseModel]) -> str:
     """Write a JSON Schema, which editors check the YAML against while it is written."""
-    return json.dumps(kind.model_json_schema(), indent=2, ensure_ascii=False) + "\n"
+    written = kind.model_json_schema()
+    for name, field in written["properties"].items():
+        if "description" in field:
+            field["description"] = described(kind, name, field["description"])
+    return json.dumps(written, indent=2, ensure_ascii=False) + "\n"
 
 
 def pages() -> dict[Path, str]:

@@ -1,6 +1,7 @@
 """A mode profile: how a server is started for generation or for embedding.
 
-Each field's description names its unit, and the llama-server flag that it becomes.
+Each field's description names its unit. The llama-server flag that it becomes stands in the table
+of flags (`supervisor/engine/kinds/flag_table.py`), from which the reference takes it.
 """
 
 import re
@@ -99,9 +100,7 @@ class Profile(Settings):
         default=None,
         description="Another profile whose fields hold where this one says nothing.",
     )
-    mode: Mode = Field(
-        description="`generation` or `embedding` (flag `--embeddings`): which models it is for."
-    )
+    mode: Mode = Field(description="`generation` or `embedding`: which models it is for.")
     engine: Literal["auto", "llama-server", "embedded", "llama-cpp-python", "command"] = Field(
         default="auto",
         description="What runs the model: the native `llama-server`, the `embedded` wheel, "
@@ -125,71 +124,58 @@ class Profile(Settings):
     ctx_size: int = Field(
         default=0,
         ge=0,
-        description="Tokens of context per slot; 0 = the model's own. Flag `-c`, which is "
+        description="Tokens of context per slot; 0 = the model's own. Its flag gets "
         "ctx_size × parallel, or ctx_size with `kv_unified`.",
     )
-    batch_size: int = Field(default=2048, ge=1, description="Tokens submitted at once. Flag `-b`.")
-    ubatch_size: int = Field(default=512, ge=1, description="Tokens computed at once. Flag `-ub`.")
-    parallel: int = Field(
-        default=1, ge=1, description="Slots: sequences served at a time. Flag `-np`."
-    )
-    kv_unified: bool = Field(
-        default=False,
-        description="One KV cache shared by all slots. Flag `--kv-unified` / `--no-kv-unified`.",
-    )
-    cache_type_k: CacheType = Field(
-        default="f16", description="Type of cached keys. Flag `--cache-type-k`."
-    )
+    batch_size: int = Field(default=2048, ge=1, description="Tokens submitted at once.")
+    ubatch_size: int = Field(default=512, ge=1, description="Tokens computed at once.")
+    parallel: int = Field(default=1, ge=1, description="Slots: sequences served at a time.")
+    kv_unified: bool = Field(default=False, description="One KV cache shared by all slots.")
+    cache_type_k: CacheType = Field(default="f16", description="Type of cached keys.")
     cache_type_v: CacheType = Field(
         default="f16",
-        description="Type of cached values; a quantised one needs `flash_attn: on`. "
-        "Flag `--cache-type-v`.",
+        description="Type of cached values; a quantised one needs `flash_attn: on`.",
     )
-    flash_attn: OnOffAuto = Field(
-        default="auto", description="Flash attention: on, off or auto. Flag `--flash-attn`."
-    )
+    flash_attn: OnOffAuto = Field(default="auto", description="Flash attention: on, off or auto.")
     cache_ram_mib: int = Field(
         default=0,
         ge=-1,
         description="MiB of host memory for the prompt cache of idle slots; 0 = none, -1 = no "
-        "limit. Flag `--cache-ram`.",
+        "limit.",
     )
     cache_reuse: int = Field(
         default=0,
         ge=0,
-        description="Least tokens of a cached chunk worth shifting into a new prompt; 0 = off. "
-        "Flag `--cache-reuse`.",
+        description="Minimum length of a cached chunk that is shifted into a new prompt, in "
+        "tokens; 0 = off.",
     )
     keep_prompt_cache: bool = Field(
         default=False,
         description="Save the prompt of every slot before a switch stops the server, and restore "
         "it when the same model starts again with the same settings. For generation, with "
-        "`kv_unified: false` or `cache_ram_mib: 0`. Flag `--slot-save-path`.",
+        "`kv_unified: false` or `cache_ram_mib: 0`.",
     )
     n_gpu_layers: GpuLayers = Field(
-        default="all", description="Layers kept on the GPU: all, auto or a number. `--gpu-layers`."
+        default="all", description="Layers kept on the GPU: all, auto or a number."
     )
     fit: bool = Field(
         default=False,
         description="Let the server shrink itself to what is free when it starts; off, so that "
-        "the profile means the same every time. Flag `--fit`.",
+        "the profile means the same every time.",
     )
     pooling: Pooling | None = Field(
-        default=None, description="How token vectors become one; default: the model's. `--pooling`."
+        default=None, description="How token vectors become one; default: the model's."
     )
     threads: int | None = Field(
-        default=None, ge=1, description="CPU threads; default: the engine's. Flag `--threads`."
+        default=None, ge=1, description="CPU threads; default: the engine's."
     )
     threads_http: int | None = Field(
         default=None,
         ge=1,
         description="Threads that answer HTTP; default: 8 more than requests are sent at once "
-        "(120, or two for each slot). With fewer, 8 less than these are sent at once. "
-        "Flag `--threads-http`.",
+        "(120, or two for each slot). With fewer, 8 less than these are sent at once.",
     )
-    load_mode: LoadMode = Field(
-        default="auto", description="How the file is read. Flag `--load-mode`."
-    )
+    load_mode: LoadMode = Field(default="auto", description="How the file is read.")
     extra_args: tuple[str, ...] = Field(
         default=(),
         description="Further arguments, passed as they are, without a shell. Those that the "

@@ -170,7 +170,8 @@ class PromptCache:
 
         What is being saved or restored right now stays; so does the folder of a running server.
         """
-        folders = [path for path in self._folder.iterdir() if path.is_dir() and path != own]
+        entries = [path for path in self._folder.iterdir() if not path.is_symlink()]
+        folders = [path for path in entries if path.is_dir() and path != own]
         sizes = {path: _size_bytes(path) for path in sorted(folders, key=_age_key)}
         total_bytes = sum(sizes.values())
         for path, size_bytes in sizes.items():
