@@ -64,7 +64,7 @@ class CommandEngine:
         path = {**resolved.profile.env, **command.env}.get("PATH", self._path)
         if shutil.which(command.argv[0], path=path) is None:
             problems["command.argv"] = (
-                f"{command.argv[0]} is no program on PATH; install it, or write its whole path"
+                f"{command.argv[0]} is not a program on PATH; install it, or write its whole path"
             )
         if problems:
             raise UnfitProfile(resolved.profile_name, problems)

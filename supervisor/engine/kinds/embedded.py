@@ -28,7 +28,7 @@ from supervisor.errors import EngineError, UnfitProfile
 
 NAME = "embedded"
 
-_TELL = """
+_DESCRIBE = """
 import json
 import xllamacpp
 
@@ -55,32 +55,32 @@ class EmbeddedEngine:
 
     @property
     def identity(self) -> EngineIdentity:
-        """The wheel's name and version, and what a process that loads it tells of its build."""
+        """The wheel's name and version, and what a process that loads it says of its build."""
         try:
             wheel_version = version("xllamacpp")
         except PackageNotFoundError:
             return EngineIdentity(name=NAME, location="xllamacpp", version="not installed")
         known = EngineIdentity(name=NAME, location="xllamacpp", version=wheel_version)
         try:
-            told = self._tell()
+            said = self._description()
         except EngineError as error:  # a driver's fault, or an older wheel
             return replace(known, problem=str(error))
-        build = told["build"]
+        build = said["build"]
         return replace(
             known,
-            build=f"{build['compiler']} for {build['build_target']}; {told['system'].rstrip(' |')}",
-            devices=tuple(": ".join(device) for device in told["devices"]),
+            build=f"{build['compiler']} for {build['build_target']}; {said['system'].rstrip(' |')}",
+            devices=tuple(": ".join(device) for device in said["devices"]),
         )
 
-    def _tell(self) -> dict[str, Any]:
+    def _description(self) -> dict[str, Any]:
         spec = find_spec("xllamacpp")
         file = Path(spec.origin) if spec and spec.origin else Path("xllamacpp")
-        printed = self._probes.ask((sys.executable, "-P", "-c", _TELL), file)
+        printed = self._probes.ask((sys.executable, "-P", "-c", _DESCRIBE), file)
         try:
-            told: dict[str, Any] = json.loads(printed.splitlines()[0])
+            said: dict[str, Any] = json.loads(printed.splitlines()[0])
         except (IndexError, ValueError) as error:
-            raise EngineError(f"xllamacpp told nothing of its build: {printed[:200]}") from error
-        return told
+            raise EngineError(f"xllamacpp says nothing of its build: {printed[:200]}") from error
+        return said
 
     def abilities(self, resolved: ResolvedModel) -> Abilities:
         """Return what the wheel's server can do."""

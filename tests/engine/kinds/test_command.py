@@ -214,7 +214,7 @@ def test_a_program_that_is_not_there_is_refused(
 ) -> None:
     command = {"argv": ("no-such-server", "{port}")}
     problems = problems_of(engine, resolved_with(path=hashed, command=command))
-    assert "no-such-server is no program on PATH" in problems["command.argv"]
+    assert "no-such-server is not a program on PATH" in problems["command.argv"]
 
 
 def test_a_section_for_another_engine_is_refused(
