@@ -184,6 +184,15 @@ def test_a_stated_need_goes_before_what_was_learned_and_nothing_more_is_learned(
 # Files and arguments
 
 
+def test_a_missing_projector_is_found_before_anything_is_touched(
+    make_launcher: MakeLauncher,
+) -> None:
+    entry = {"path": "demo-chat.gguf", "mmproj": "mmproj-gone.gguf"}
+    launcher = make_launcher(files={"models.yaml": {"models": {"demo-chat": entry}}})
+    with pytest.raises(ModelFileError, match=r"mmproj-gone\.gguf: there is no such file"):
+        launcher.check(CHAT)
+
+
 def test_a_missing_file_is_found_before_anything_is_touched(
     make_launcher: MakeLauncher, tmp_path: Path
 ) -> None:

@@ -19,7 +19,7 @@ from supervisor.core.sizing.fitting import Alternative, alternatives
 from supervisor.core.sizing.gguf import GgufHeader
 from supervisor.core.sizing.kv_cache import keeps_no_kv
 from supervisor.core.sizing.learned import LearnedPeak, count_need
-from supervisor.engine.models.model_file import ModelFile, require_loadable
+from supervisor.engine.models.model_file import ModelFile, inspect_model_file, require_loadable
 from supervisor.engine.models.model_source import look_at_model, require_stated_need
 from supervisor.engine.needs.learned_store import LearnedStore
 from supervisor.engine.needs.prompt_identity import prompt_identity
@@ -179,6 +179,8 @@ def examine(resolved: ResolvedModel, engine: Engine, known: ModelFile | None = N
     engine.check(resolved)
     abilities = engine.abilities(resolved)
     file = known or look_at_model(resolved, abilities)
+    if resolved.projector_path is not None:
+        inspect_model_file(resolved.projector_path)
     if file is None:
         require_stated_need(resolved)
     else:
