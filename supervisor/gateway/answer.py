@@ -20,5 +20,5 @@ def json_answer(content: Any, *, status: int = 200, headers: Headers = ()) -> An
     return Answer(
         status=status,
         body=msgspec.json.encode(content),
-        headers=(("Content-Type", "application/json"), *headers),
+        headers=((b"Content-Type", b"application/json"), *headers),
     )

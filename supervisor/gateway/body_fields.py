@@ -55,7 +55,7 @@ def read_fields(headers: Headers, body: bytes) -> BodyFields:
         return NO_FIELDS
     fields = _json_fields(body)
     if fields is None:
-        content_type = header(headers, "content-type") or ""
+        content_type = header(headers, b"content-type") or ""
         if not content_type.lower().startswith("multipart/"):
             return NO_FIELDS
         fields = BodyFields(model=_model_in_form(content_type, body))
@@ -113,7 +113,7 @@ async def inflated(headers: Headers, body: bytes, max_bytes: int) -> bytes:
     as it is: the backend says what is wrong with it. Raises RequestRefused `body_too_large` for one
     that has more than `max_bytes` of content.
     """
-    encodings = header(headers, "content-encoding")
+    encodings = header(headers, b"content-encoding")
     if not body or encodings is None:
         return body
     content = body

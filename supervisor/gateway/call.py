@@ -7,8 +7,8 @@ import msgspec
 
 from supervisor.core.machine.values import Mode
 
-Headers = tuple[tuple[str, str], ...]
-"""Names and values as they came, repeated ones included."""
+Headers = tuple[tuple[bytes, bytes], ...]
+"""Names and values as they stand on the wire, repeated ones included."""
 
 
 class RequestHead(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,6 +78,13 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
         return [value for given, value in self.query if given == name]
 
 
-def header(headers: Headers, name: str) -> str | None:
+def header(headers: Headers, name: bytes) -> str | None:
     """Return a header's first value. `name` is in lower case."""
-    return next((value for given, value in headers if given.lower() == name), None)
+    value = next((value for given, value in headers if given.lower() == name), None)
+    return value.decode("utf-8", "surrogateescape") if value is not None else None
+
+
+def named_in(headers: Headers, name: bytes) -> frozenset[bytes]:
+    """Return what a header lists, over all its lines, in lower case. `name` is in lower case."""
+    lists = (value for given, value in headers if given.lower() == name)
+    return frozenset(each.strip().lower() for one in lists for each in one.split(b","))

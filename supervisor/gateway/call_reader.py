@@ -109,7 +109,7 @@ def request_id_of(headers: Headers) -> str:
 
     Ours is unique over this run, and unlikely to repeat over others.
     """
-    given = header(headers, "x-request-id")
+    given = header(headers, b"x-request-id")
     if given and given.isprintable() and given.isascii():
         return given
     return f"{_request_id_prefix}-{next(_request_numbers)}"

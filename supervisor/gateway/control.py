@@ -109,7 +109,7 @@ async def _answer(ticket: SwitchTicket, *, wait: bool) -> Answer:
         return json_answer(
             {"switch_id": switch_id, "location": location},
             status=202,
-            headers=(("Location", location),),
+            headers=((b"Location", location.encode()),),
         )
     report = await asyncio.shield(result)  # the switch goes on when its caller leaves
     if report.refusal is not None:

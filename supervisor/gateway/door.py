@@ -105,17 +105,15 @@ class AiohttpWire:
 
     async def send(self, status: int, reason: str | None, headers: Headers, body: bytes) -> None:
         """Send a whole answer now, so that its client need not wait for our bookkeeping."""
-        whole = web.Response(status=status, reason=reason, headers=CIMultiDict(headers), body=body)
+        whole = web.Response(status=status, reason=reason, headers=_decoded(headers), body=body)
         self.response = whole
         await whole.prepare(self._request)
         await whole.write_eof()
 
     async def begin(self, status: int, reason: str | None, headers: Headers) -> None:
         """Send the head of an answer whose body follows by `write`."""
-        self.response = web.StreamResponse(
-            status=status, reason=reason, headers=CIMultiDict(headers)
-        )
-        if header(headers, "content-length") is None and self._request.version < HttpVersion11:
+        self.response = web.StreamResponse(status=status, reason=reason, headers=_decoded(headers))
+        if header(headers, b"content-length") is None and self._request.version < HttpVersion11:
             self.response.force_close()  # without chunks, the end of the connection ends the body
         await self.response.prepare(self._request)
 
@@ -133,8 +131,15 @@ class AiohttpWire:
             self._request.transport.close()
 
 
+def _decoded(headers: Headers) -> CIMultiDict[str]:
+    """Return headers as aiohttp takes them; it encodes them in the same way again."""
+    return CIMultiDict(
+        (name.decode(), value.decode("utf-8", "surrogateescape")) for name, value in headers
+    )
+
+
 def _read_head(request: web.BaseRequest) -> RequestHead:
-    headers = tuple(request.headers.items())
+    headers = request.raw_headers
     return RequestHead(
         request_id=request_id_of(headers),
         method=request.method,

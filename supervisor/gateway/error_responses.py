@@ -51,9 +51,9 @@ def error_answer(error: RequestRefused) -> Answer:
     """Answer with the error's status and envelope."""
     status = STATUS_BY_CODE.get(error.code, 500)
     retry_after_s = error.details.get("retry_after_s", RETRY_AFTER_S)
-    headers: Headers = (("Retry-After", str(retry_after_s)),) if status == 503 else ()
+    headers: Headers = ((b"Retry-After", b"%d" % retry_after_s),) if status == 503 else ()
     if "allowed" in error.details:
-        headers = (*headers, ("Allow", ", ".join(error.details["allowed"])))
+        headers = (*headers, (b"Allow", ", ".join(error.details["allowed"]).encode()))
     return json_answer(error_body(error), status=status, headers=headers)
 
 

@@ -5,7 +5,6 @@ that leaves cancels the call, which cuts the connection to the backend and so fr
 """
 
 import time
-from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -15,12 +14,13 @@ from supervisor.arbiter.arbiter import Arbiter
 from supervisor.config.holder import ConfigurationHolder
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.values import Target
+from supervisor.engine.servers.answer import Answer
 from supervisor.engine.servers.backend import Backend
+from supervisor.engine.servers.framing import Request
 from supervisor.engine.targets import Targets
-from supervisor.errors import RequestRefused
-from supervisor.gateway.call import Call, Headers, header
+from supervisor.errors import BackendUnreachable, RequestRefused
+from supervisor.gateway.call import Call, Headers, header, named_in
 from supervisor.gateway.reply import EVENT_STREAM, REQUEST_ID, Reply, ReplyState
-from supervisor.gateway.upstream import BackendAnswer, exchange
 
 log = structlog.get_logger()
 
@@ -36,19 +36,22 @@ _SHOWN_BYTES = 64 * 1024
 
 _HOP_BY_HOP = frozenset(
     {
-        "connection",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
     }
 )  # RFC 9110, section 7.6.1
-_OURS = frozenset({"authorization", "x-api-key", "x-request-id", "content-length", "expect"})
-_OURS_IN_ANSWERS = frozenset({"x-request-id"})
+_NOT_SENT = _HOP_BY_HOP | {
+    *(b"host", b"content-length", b"expect"),  # the channel's own, or met at the door
+    *(b"authorization", b"x-api-key", b"x-request-id"),  # ours in their place
+}
+_NOT_ANSWERED = _HOP_BY_HOP | {b"x-request-id"}
 
 
 class Relay:
@@ -73,7 +76,7 @@ class Relay:
     async def _lease_and_exchange(self, call: Call, reply: Reply) -> None:
         """Lease a backend and ask it, once more where it died before its first byte."""
         target = self._targets.target(call.model) if call.model is not None else None
-        repeats_left = MAX_REPEATS if call.may_repeat else 0
+        repeats_left = MAX_REPEATS
         after_s = self._configuration.current.settings.queue.early_answer_after_s
         is_early = after_s is not None and call.streams
         due_at = time.monotonic() + (after_s or 0.0)
@@ -88,22 +91,51 @@ class Relay:
                 reply.waited_s += lease.waited_s
                 try:
                     return await ask_backend(call, lease.backend, reply)
-                except RequestRefused:  # the client has not got a byte of the answer yet
-                    if not repeats_left or not await lease.backend.is_found_dead():
-                        raise
+                except BackendUnreachable as error:
+                    if reply.state is ReplyState.STREAMING:
+                        raise self._explained(error, lease.backend, reply) from error
+                    is_dead = await lease.backend.is_found_dead(_patience_s(call, error))
+                    if not is_dead or not repeats_left or not may_repeat(call, error):
+                        raise self._explained(error, lease.backend, reply) from error
             repeats_left -= 1
             log.info("request.repeated", request_id=call.request_id, epoch=lease.backend.epoch)
+
+    def _explained(
+        self, error: BackendUnreachable, backend: Backend, reply: Reply
+    ) -> RequestRefused:
+        """Say, too, what became of a server that broke its connection, or for what it was cut."""
+        if backend.is_stopping:
+            return RequestRefused(
+                "backend_unreachable",
+                f"the server of '{backend.model}' was stopped after {reply.age_s:.1f} s of this "
+                f"request, for {describe_cause(self._arbiter.snapshot)}",
+                {**error.details, "after_s": round(reply.age_s, 1)},
+            )
+        if backend.process.is_running:
+            state = "" if reply.state is ReplyState.STREAMING else "; its process runs on"
+        else:
+            state = "; its process has ended, see /status for its last exit"
+        return RequestRefused(error.code, f"{error.message}{state}", error.details)
+
+
+def may_repeat(call: Call, error: BackendUnreachable) -> bool:
+    """Whether a call whose server died under it may be sent to the next one."""
+    return call.may_repeat or error.may_repeat
+
+
+def _patience_s(call: Call, error: BackendUnreachable) -> float:
+    """Return how long a call waits until its server, which cannot be reached, has died."""
+    return max(0.0, call.deadline_at - time.monotonic()) if may_repeat(call, error) else 0.0
 
 
 async def ask_backend(call: Call, backend: Backend, reply: Reply) -> None:
     """Send the call to a leased backend, and what it answers to the client.
 
-    Raises RequestRefused as long as the client has not got a byte of the answer.
+    Raises BackendUnreachable; the reply's state tells whether the client has got a byte by then.
     """
     if reply.state is ReplyState.NOT_BEGUN:
         await reply.stop_comments()
-    headers = request_headers(call, backend)
-    async with exchange(backend, call.method, call.target, headers, call.body) as answer:
+    async with backend.exchange(request_to(call, backend)) as answer:
         await reply.stop_comments()
         if reply.state is ReplyState.EARLY:
             if not _is_event_stream(answer):
@@ -117,42 +149,35 @@ async def ask_backend(call: Call, backend: Backend, reply: Reply) -> None:
         return await _stream(answer, reply)
 
 
-def _is_short(call: Call, answer: BackendAnswer) -> bool:
+def _is_short(call: Call, answer: Answer) -> bool:
     """Whether the whole answer is there soon, and is not long."""
     is_short = answer.length is not None and answer.length <= COLLECT_UP_TO_BYTES
     return is_short or call.method == "HEAD"
 
 
-async def _stream(answer: BackendAnswer, reply: Reply) -> None:
+async def _stream(answer: Answer, reply: Reply) -> None:
     """Pass the backend's answer on into a reply that has begun, and end it as that ends."""
-    try:
-        async for chunk in answer:
-            await reply.pass_on(chunk)
-    except RequestRefused as error:
-        await reply.break_off(error)
-    else:
-        await reply.end()
+    async for chunk in answer:
+        await reply.pass_on(chunk)
+    await reply.end()
 
 
-def request_headers(call: Call, backend: Backend) -> Headers:
-    """Return the client's headers for the backend: hop-by-hop ones out, its key and the id in."""
-    kept = [*_without_hop_by_hop(call.headers, _OURS), ("Authorization", backend.authorization)]
+def request_to(call: Call, backend: Backend) -> Request:
+    """Return what the backend is sent: the call as it came, but for what is between two hops."""
+    headers = _without(_NOT_SENT, call.headers)
     if backend.launch.abilities.takes_request_id:
-        kept.append((REQUEST_ID, call.request_id))
-    return tuple(kept)
+        headers.append((REQUEST_ID, call.request_id.encode()))
+    return Request(method=call.method, path=call.target, headers=headers, body=call.body)
 
 
 def answer_headers(headers: Headers) -> Headers:
     """Return the backend's headers for the client, hop-by-hop ones out."""
-    return tuple(_without_hop_by_hop(headers, _OURS_IN_ANSWERS))
+    return tuple(_without(_NOT_ANSWERED, headers))
 
 
-def _without_hop_by_hop(headers: Headers, others: frozenset[str]) -> Iterable[tuple[str, str]]:
-    dropped = _HOP_BY_HOP | others
-    for name, value in headers:
-        if name.lower() == "connection":  # it may stand there twice
-            dropped |= {option.strip().lower() for option in value.split(",")}
-    return ((name, value) for name, value in headers if name.lower() not in dropped)
+def _without(dropped: frozenset[bytes], headers: Headers) -> list[tuple[bytes, bytes]]:
+    dropped |= named_in(headers, b"connection")
+    return [each for each in headers if each[0].lower() not in dropped]
 
 
 def refuse_slot_files(call: Call, backend: Backend) -> None:
@@ -172,6 +197,17 @@ def refuse_slot_files(call: Call, backend: Backend) -> None:
         )
 
 
+def describe_cause(snapshot: Snapshot) -> str:
+    """Say for what servers are being stopped now: `a switch to 'minilm'`."""
+    if snapshot.is_closing:
+        return "the shutdown of the controller"
+    if snapshot.switch is None:
+        return "a switch that has ended"
+    if snapshot.switch.target is None:
+        return "an unload"
+    return f"a switch to '{snapshot.switch.target.model}'"
+
+
 def describe_wait(snapshot: Snapshot, model: str | None) -> str:
     """Say what a call for this model waits for: `loading embedding model minilm`."""
     loading = _what_is_loading(snapshot, model)
@@ -187,14 +223,14 @@ def _what_is_loading(snapshot: Snapshot, model: str | None) -> Target | None:
     return down.target if down is not None else None
 
 
-def _is_event_stream(answer: BackendAnswer) -> bool:
+def _is_event_stream(answer: Answer) -> bool:
     """Whether the answer's bytes may follow in a reply that has begun as an event stream."""
-    is_plain = header(answer.headers, "content-encoding") in {None, "identity"}
-    content_type = (header(answer.headers, "content-type") or "").partition(";")[0]
+    is_plain = header(answer.headers, b"content-encoding") in {None, "identity"}
+    content_type = (header(answer.headers, b"content-type") or "").partition(";")[0]
     return answer.status < 400 and is_plain and content_type.strip().lower() == EVENT_STREAM
 
 
-async def _other_answer(answer: BackendAnswer, backend: Backend) -> RequestRefused:
+async def _other_answer(answer: Answer, backend: Backend) -> RequestRefused:
     """Tell a client that has its 200 already what the backend answered instead of a stream."""
     content = b""
     try:

@@ -27,7 +27,7 @@ from supervisor.observability.request_log import request_log
 
 log = structlog.get_logger()
 
-REQUEST_ID = "X-Request-ID"
+REQUEST_ID = b"X-Request-ID"
 EVENT_STREAM = "text/event-stream"
 COMMENT_PAUSE_S = 1.0
 
@@ -99,7 +99,7 @@ class Reply:
 
     async def begin(self, status: int, reason: str | None, headers: Headers) -> None:
         """Send the head of an answer; `pass_on` sends its body."""
-        content_type = header(headers, "content-type") or ""
+        content_type = header(headers, b"content-type") or ""
         self._is_event_stream = content_type.partition(";")[0].strip().lower() == EVENT_STREAM
         self.state, self.status = ReplyState.STREAMING, status
         await self._wire.begin(status, reason, self._with_id(headers))
@@ -169,6 +169,11 @@ class Reply:
             self.close()
 
     @property
+    def age_s(self) -> float:
+        """Seconds since the request came."""
+        return time.monotonic() - self._began_at
+
+    @property
     def _path(self) -> str:
         return self._head.target.partition("?")[0]
 
@@ -181,7 +186,7 @@ class Reply:
             request_id=self._head.request_id,
             epoch=self.epoch,
             waited_s=self.waited_s,
-            took_s=time.monotonic() - self._began_at,
+            took_s=self.age_s,
             model=self.model,
             client=self._head.caller,
         )
@@ -191,19 +196,19 @@ class Reply:
         if self.state is ReplyState.NOT_BEGUN:
             await self._begin_early()
         while True:
-            waited_s = int(time.monotonic() - self._began_at)
+            waited_s = int(self.age_s)
             await self._wire.write(f": {what_is_awaited()} {waited_s} s\n\n".encode())
             await asyncio.sleep(COMMENT_PAUSE_S)
 
     async def _begin_early(self) -> None:
         headers = (
-            ("Content-Type", EVENT_STREAM),
-            ("Cache-Control", "no-cache"),
-            ("X-Accel-Buffering", "no"),  # else nginx collects what is to keep its client waiting
+            (b"Content-Type", EVENT_STREAM.encode()),
+            (b"Cache-Control", b"no-cache"),
+            (b"X-Accel-Buffering", b"no"),  # else nginx collects what is to keep its client waiting
         )
         self._is_event_stream = True
         self.state, self.status = ReplyState.EARLY, 200
         await self._wire.begin(200, None, self._with_id(headers))
 
     def _with_id(self, headers: Headers) -> Headers:
-        return (*headers, (REQUEST_ID, self._head.request_id))
+        return (*headers, (REQUEST_ID, self._head.request_id.encode()))

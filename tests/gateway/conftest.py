@@ -1,6 +1,7 @@
 """Controllers to call, on the event loop of the product, and the ways of calling them."""
 
 import asyncio
+import json
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -13,6 +14,7 @@ import uvloop
 import yaml
 
 from supervisor.engine.servers.backend import Backend
+from supervisor.engine.servers.framing import Request
 from tests.conftest import ROOT, RunningController, StartController
 
 FAULTY_SERVER = Path(__file__).with_name("faulty_server.py")
@@ -72,12 +74,12 @@ async def ask_child(
     controller: RunningController, method: str, path: str, body: Any = None
 ) -> tuple[int, str | None, bytes]:
     """Ask the child directly. Returns status, content type and body."""
-    backend = backend_of(controller)
-    headers = {"Authorization": backend.authorization}
-    async with backend.session.request(
-        method, backend.base_url + path, json=body, headers=headers
-    ) as answer:
-        return answer.status, answer.headers.get("Content-Type"), await answer.read()
+    headers = [(b"Content-Type", b"application/json")] if body is not None else []
+    content = b"" if body is None else json.dumps(body).encode()
+    request = Request(method=method, path=path, headers=headers, body=content)
+    async with backend_of(controller).exchange(request) as answer:
+        content_type = answer.value(b"content-type")
+        return answer.status, content_type.decode() if content_type else None, await answer.read()
 
 
 async def ask(
@@ -98,11 +100,8 @@ async def ask_json(
 
 async def busy_slots(controller: RunningController) -> int:
     """Return how many slots of the child are at work."""
-    async with backend_of(controller).session.get(
-        f"{backend_of(controller).base_url}/slots",
-        headers={"Authorization": backend_of(controller).authorization},
-    ) as answer:
-        return sum(slot["is_processing"] for slot in await answer.json())
+    _, _, content = await ask_child(controller, "GET", "/slots")
+    return sum(slot["is_processing"] for slot in json.loads(content))
 
 
 async def requests_now(controller: RunningController) -> dict[str, int]:

@@ -22,7 +22,7 @@ MIB = 1024 * 1024
 
 
 def content_type(value: str) -> Headers:
-    return (("Content-Type", value),)
+    return ((b"Content-Type", value.encode()),)
 
 
 @pytest.mark.parametrize(
@@ -83,26 +83,26 @@ def test_model_that_cannot_be_read_is_refused(body: bytes) -> None:
     ],
 )
 async def test_body_is_inflated_for_a_look_at_it(encoding: str, body: bytes) -> None:
-    assert await inflated((("Content-Encoding", encoding),), body, MIB) == BODY
+    assert await inflated(((b"Content-Encoding", encoding.encode()),), body, MIB) == BODY
 
 
 @pytest.mark.parametrize(("encoding", "body"), [("br", BODY), ("gzip", b"not gzip")])
 async def test_body_that_cannot_be_inflated_is_left_to_the_backend(
     encoding: str, body: bytes
 ) -> None:
-    assert await inflated((("Content-Encoding", encoding),), body, MIB) == body
+    assert await inflated(((b"Content-Encoding", encoding.encode()),), body, MIB) == body
 
 
 async def test_body_that_inflates_beyond_the_limit_is_refused() -> None:
     with pytest.raises(RequestRefused) as refused:
-        await inflated((("Content-Encoding", "gzip"),), gzip.compress(bytes(MIB + 1)), MIB)
+        await inflated(((b"Content-Encoding", b"gzip"),), gzip.compress(bytes(MIB + 1)), MIB)
 
     assert refused.value.code == "body_too_large"
 
 
 async def test_many_tiny_gzip_members_are_refused() -> None:
     with pytest.raises(RequestRefused, match="gzip members"):
-        await inflated((("Content-Encoding", "gzip"),), gzip.compress(b"") * 2000, MIB)
+        await inflated(((b"Content-Encoding", b"gzip"),), gzip.compress(b"") * 2000, MIB)
 
 
 @pytest.mark.parametrize(

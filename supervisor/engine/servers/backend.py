@@ -7,13 +7,12 @@ each start keeps strangers from calling it.
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable
-from typing import Any
 
-import aiohttp
 import structlog
 
-from supervisor.engine.port import Address, Launch
+from supervisor.engine.port import Launch
 from supervisor.engine.prompts.prompt_slots import (
     KeptPrompts,
     SlotClient,
@@ -34,10 +33,6 @@ _MAX_POLL_S = 0.25
 _POLL_GROWTH = 1.1  # 250 ms after some three seconds, and sooner whenever the child says something
 
 _DEATH_NOTICE_S = 0.5
-
-KEEPALIVE_S = 4.0
-"""Idle seconds after which a connection is not used again: llama-server closes it after 5."""
-
 
 OnLine = Callable[[str, bool], None]
 """Takes a line of a server's output, and whether the server was ready when it came."""
@@ -61,17 +56,11 @@ class Backend:
             on_line(line, self.is_ready)
 
         self.process = ChildProcess.spawn(launch, hear)
-        self.session = open_session(launch.address)
-        self.base_url = base_url(launch.address)
-        self.authorization = f"Bearer {launch.api_key}"
         self._channel = self._open_channel()
         self.activity = self._channel.activity
-        self.turns = asyncio.Semaphore(launch.abilities.requests_at_once)
-        """One is held for each request, from before it is sent until its answer has ended."""
-        self._is_stopping = False
+        self.is_stopping = False
         self.is_gone = asyncio.Event()
         """Set once its end is reported: whoever asks for a lease then gets none on it."""
-        self.open_answers: set[aiohttp.ClientResponse] = set()
         self._is_replaced = False
         self.prompts_saved: KeptPrompts | None = None
         """What `stop` kept for the next start; None where nothing was to be kept."""
@@ -128,7 +117,7 @@ class Backend:
     def _open_channel(self) -> Channel:
         return Channel(
             self.launch.address,
-            self.authorization,
+            f"Bearer {self.launch.api_key}",
             self.launch.abilities.requests_at_once,
             fault=self._fault,
             is_alive=lambda: self.process.is_running,
@@ -154,17 +143,9 @@ class Backend:
             may_repeat=may_repeat,
         )
 
-    async def close_connections(self) -> None:
-        """Cut every connection to the child, so that it does not wait for their clients.
-
-        Closing the session ends those who wait for an answer. aiohttp leaves those who read one
-        waiting for ever, so each of the `open_answers` is told.
-        """
-        for answer in self.open_answers:
-            if not answer.content.is_eof():
-                answer.content.set_exception(aiohttp.ClientConnectionError("the server stops"))
+    def close_connections(self) -> None:
+        """Cut every connection to the child, so that it does not wait for their clients."""
         self._channel.close()
-        await self.session.close()
 
     async def stop(
         self, grace_s: float, *, keeps_prompts: bool = False, is_replaced: bool = False
@@ -176,9 +157,9 @@ class Backend:
         With `keeps_prompts` its prompts are saved in between, where `launch.prompt_files` says
         whither. That takes bounded time, and `prompts_saved` tells what came of it.
         """
-        self._is_stopping = True
+        self.is_stopping = True
         self._is_replaced = is_replaced
-        await self.close_connections()
+        self.close_connections()
         if keeps_prompts and self.is_ready:
             await self._save_prompts()
         ended = await self.process.stop(grace_s)
@@ -224,57 +205,38 @@ class Backend:
     async def wait(self) -> ProcessExit:
         """Return how the process ended, once its group is reaped; for a death of its own."""
         ended = await self.process.wait()
-        await self.close_connections()
+        self.close_connections()
         self._remove_socket()
         return ended
 
-    async def is_found_dead(self) -> bool:
+    async def is_found_dead(self, within_s: float = _DEATH_NOTICE_S) -> bool:
         """Tell, to one whose connection broke, whether the server died by itself.
 
-        Waits up to half a second until its end is reported; one that is told to stop, or that
-        runs on, is not dead, but for one that is being replaced because it hangs.
+        Waits half a second until its end is reported, and as long as it cannot be reached up to
+        `within_s`: a process that holds much memory of a GPU takes seconds to die. One that is told
+        to stop, or that runs on, is not dead, but for one that is being replaced because it hangs.
         """
-        if self._is_stopping:
-            return self._is_replaced
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.is_gone.wait(), _DEATH_NOTICE_S)
-        return self.is_gone.is_set() and not self._is_stopping
+        until = time.monotonic() + within_s
+        while not self.is_stopping:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.is_gone.wait(), _DEATH_NOTICE_S)
+            if self.is_gone.is_set():
+                break
+            if time.monotonic() >= until or await self._can_be_reached():
+                return False
+        return self._is_replaced if self.is_stopping else True
+
+    async def _can_be_reached(self) -> bool:
+        """Whether it takes a connection, be it that it does not answer."""
+        try:
+            async with asyncio.timeout(_DEATH_NOTICE_S):
+                await self._channel.ask("GET", self.launch.abilities.readiness_path)
+        except BackendUnreachable:
+            return False
+        except TimeoutError:
+            return True
+        return True
 
     def _remove_socket(self) -> None:
         if self.launch.address.socket_path is not None:
             self.launch.address.socket_path.unlink(missing_ok=True)
-
-
-def open_session(address: Address) -> aiohttp.ClientSession:
-    """Open a client session that relays: no limits, no cookies, no decompression, no time-outs."""
-    connector: aiohttp.BaseConnector
-    if address.socket_path is not None:
-        connector = aiohttp.UnixConnector(
-            str(address.socket_path), limit=0, keepalive_timeout=KEEPALIVE_S
-        )
-    else:
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEPALIVE_S)
-    return aiohttp.ClientSession(
-        connector=connector,
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=5.0),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        auto_decompress=False,
-        trace_configs=[_note_reuse()],
-    )
-
-
-def _note_reuse() -> aiohttp.TraceConfig:
-    """Tell each request, in its `trace_request_ctx.is_reused`, that it got a pooled connection."""
-
-    async def note(_session: aiohttp.ClientSession, context: Any, _: Any) -> None:
-        if context.trace_request_ctx is not None:
-            context.trace_request_ctx.is_reused = True
-
-    trace = aiohttp.TraceConfig()
-    trace.on_connection_reuseconn.append(note)
-    return trace
-
-
-def base_url(address: Address) -> str:
-    """Return the URL under which the session reaches the child."""
-    return "http://localhost" if address.socket_path else f"http://127.0.0.1:{address.port}"

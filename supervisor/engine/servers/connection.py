@@ -255,5 +255,5 @@ class Connection(asyncio.Protocol):
 
     def _how_it_was_lost(self, exc: Exception | None) -> str:
         where = "in the middle of its answer" if self._has_begun else "without an answer"
-        how = f"broke the connection ({exc})" if exc else "closed the connection"
-        return f"{how} {where}"
+        how = f" ({exc})" if exc else ""
+        return f"broke the connection{how} {where}"

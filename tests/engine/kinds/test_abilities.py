@@ -15,8 +15,9 @@ from supervisor.config.load import load
 from supervisor.core.machine.values import Mode, Target
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.launcher import Launcher
-from supervisor.engine.servers.backend import Backend, open_session
+from supervisor.engine.servers.backend import Backend
 from tests.conftest import write_configuration
+from tests.engine.child_client import open_session
 
 CHAT = Target(model="demo-chat", mode=Mode.GENERATION, profile="any", device="host")
 ANY = {"mode": "generation", "ctx_size": 512, "memory": {"need_bytes": 1}}
@@ -56,7 +57,7 @@ async def ask(
     headers = {"Authorization": f"Bearer {key or backend.launch.api_key}"}
     async with (
         open_session(backend.launch.address) as session,
-        session.request(method, backend.base_url + path, json=body, headers=headers) as answer,
+        session.request(method, path, json=body, headers=headers) as answer,
     ):
         return answer.status, await answer.text()
 

@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import psutil
 import pytest
 
@@ -23,9 +22,11 @@ from supervisor.engine.kinds.environment import inherited_environment
 from supervisor.engine.launcher import Launcher
 from supervisor.engine.port import Address, Launch
 from supervisor.engine.servers.addresses import choose_address
-from supervisor.engine.servers.backend import Backend, open_session
+from supervisor.engine.servers.backend import Backend
+from supervisor.engine.servers.framing import Request
 from supervisor.engine.servers.process import ProcessExit
-from supervisor.errors import EngineError
+from supervisor.errors import BackendUnreachable, EngineError
+from tests.engine.child_client import open_session
 
 Eventually = Callable[..., Awaitable[None]]
 MakeLaunch = Callable[..., Launch]
@@ -56,12 +57,18 @@ async def call(
         open_session(backend.launch.address) as session,
         session.request(
             "POST" if body else "GET",
-            backend.base_url + path,
+            path,
             json=body,
             headers={"Authorization": f"Bearer {key}"} if key else {},
         ) as answer,
     ):
         return answer.status, await answer.json()
+
+
+async def read(backend: Backend, path: str) -> bytes:
+    """Ask the child through the product."""
+    async with backend.exchange(Request(method="GET", path=path)) as answer:
+        return await answer.read()
 
 
 @pytest.fixture
@@ -224,7 +231,8 @@ async def test_a_server_that_dies_while_loading_tells_its_last_words(
     async with asyncio.timeout(10):
         assert await backend.wait() == ProcessExit(exit_code=1, signal=None)
     assert list(backend.process.last_lines) == ["out of memory"]
-    assert backend.session.closed
+    with pytest.raises(BackendUnreachable):
+        await read(backend, "/health")
     with pytest.raises(TimeoutError):  # who waits for it is told of its end by others
         await asyncio.wait_for(readying, 0.05)
 
@@ -325,12 +333,12 @@ async def test_stopping_cuts_the_connections_of_requests_in_flight(
         make_launch(*argv, where(address), address=address), lambda line, _: lines.append(line)
     )
     await eventually(lambda: lines == ["listening"])
-    asking = asyncio.create_task(backend.session.get(f"{backend.base_url}/slow"))
+    asking = asyncio.create_task(read(backend, "/slow"))
     await eventually(lambda: "asked" in lines)
     ended = await end(backend)
     assert ended == ProcessExit(exit_code=0, signal=None)
     assert lines[-1] == "client gone"
-    with pytest.raises(aiohttp.ClientError):
+    with pytest.raises(BackendUnreachable):
         await asking
 
 
