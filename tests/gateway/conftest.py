@@ -39,6 +39,18 @@ async def faulty(start_controller: StartController, tmp_path: Path) -> RunningCo
     return await start_faulty(start_controller, tmp_path)
 
 
+@pytest.fixture
+def unloadable(tmp_path: Path, models_dir: Path) -> dict[str, Any]:
+    """A catalogue with a model whose header reads well, and whose architecture nobody knows."""
+    content = (models_dir / "demo-chat.gguf").read_bytes()
+    name, value = b"general.architecture", b"\x08\0\0\0\x05\0\0\0\0\0\0\0llama"
+    assert content.count(name + value) == 1
+    path = tmp_path / "unloadable.gguf"
+    renamed = content.replace(name + value, name + value.replace(b"llama", b"lemma"))
+    path.write_bytes(renamed.replace(b"llama.", b"lemma."))
+    return {"models": shipped("models.yaml")["models"] | {"unloadable": {"path": str(path)}}}
+
+
 async def start_faulty(
     start_controller: StartController,
     folder: Path,

@@ -4,7 +4,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -117,13 +116,9 @@ async def test_refusal_after_an_early_answer_is_one_error_event_and_a_broken_end
 
 
 async def test_failed_switch_after_an_early_answer_is_one_error_event_and_a_broken_end(
-    start_controller: StartController, tmp_path: Path, models_dir: Path
+    start_controller: StartController, unloadable: dict[str, Any]
 ) -> None:
-    content = (models_dir / "demo-chat.gguf").read_bytes()
-    unloadable = tmp_path / "unloadable.gguf"
-    unloadable.write_bytes(content.replace(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0lemma"))
-    models = shipped("models.yaml")["models"] | {"unloadable": {"path": str(unloadable)}}
-    controller = await start_controller(files={**EARLY, "models.yaml": {"models": models}})
+    controller = await start_controller(files={**EARLY, "models.yaml": unloadable})
 
     told = await broken_chat(controller, switch_to="unloadable", model="unloadable")
 

@@ -1,27 +1,12 @@
 """Switches that fail after the old backend has left: what callers and waiters learn."""
 
 import asyncio
-from pathlib import Path
 from typing import Any
-
-import pytest
 
 from tests.conftest import RunningController, StartController
 from tests.gateway.conftest import ask_json, endless_stream, requests_now, shipped, until
 
 CHAT = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
-
-
-@pytest.fixture
-def unloadable(tmp_path: Path, models_dir: Path) -> dict[str, Any]:
-    """A catalogue with a model whose header reads well, and whose architecture nobody knows."""
-    content = (models_dir / "demo-chat.gguf").read_bytes()
-    name, value = b"general.architecture", b"\x08\0\0\0\x05\0\0\0\0\0\0\0llama"
-    assert content.count(name + value) == 1
-    path = tmp_path / "unloadable.gguf"
-    renamed = content.replace(name + value, name + value.replace(b"llama", b"lemma"))
-    path.write_bytes(renamed.replace(b"llama.", b"lemma."))
-    return {"models": shipped("models.yaml")["models"] | {"unloadable": {"path": str(path)}}}
 
 
 async def test_server_that_dies_before_it_is_ready_is_told_with_its_last_lines(
