@@ -35,6 +35,7 @@ from supervisor.core.machine.events import (
 )
 from supervisor.core.machine.memory import MemorySample
 from supervisor.core.machine.values import KeptPrompts, Target, TargetNeed
+from supervisor.engine.port import Stop
 from supervisor.engine.prompts import prompt_slots as engine_prompts
 from supervisor.engine.servers.backend import Backend
 from supervisor.engine.servers.stall import watch_for_stalls
@@ -226,10 +227,12 @@ class Performer:
     async def _stop(self, command: StopBackend) -> None:
         backend = self.backends.get(command.epoch)
         if backend is not None:  # else it died by itself, which is reported already
-            await backend.stop(
-                command.grace_s,
-                keeps_prompts=command.keeps_prompts,
-                is_replaced=command.is_replaced,
+            await backend.give_up_memory(
+                Stop(
+                    grace_s=command.grace_s,
+                    keeps_prompts=command.keeps_prompts,
+                    is_replaced=command.is_replaced,
+                )
             )
 
     async def _sample(self, command: SampleMemory) -> None:

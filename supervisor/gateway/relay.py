@@ -111,10 +111,8 @@ class Relay:
                 f"request, for {describe_cause(self._arbiter.snapshot)}",
                 {**error.details, "after_s": round(reply.age_s, 1)},
             )
-        if backend.process.is_running:
-            state = "" if reply.state is ReplyState.STREAMING else "; its process runs on"
-        else:
-            state = "; its process has ended, see /status for its last exit"
+        is_under_way = reply.state is ReplyState.STREAMING
+        state = "" if is_under_way and backend.process.is_running else f"; {backend.standing}"
         return RequestRefused(error.code, f"{error.message}{state}", error.details)
 
 

@@ -16,7 +16,7 @@ from supervisor.core.machine.memory import MemoryPolicy, MemorySample
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.switch import SwitchReport
 from supervisor.core.machine.values import Device, Limits, Mode, Target, TargetNeed
-from supervisor.engine.port import Address, Launch
+from supervisor.engine.port import Address, Launch, Stop
 from supervisor.engine.servers.backend import Backend
 from supervisor.engine.servers.process import ProcessExit
 
@@ -65,14 +65,11 @@ class FakeBackend:
     async def wait(self) -> ProcessExit:
         return await asyncio.shield(self._ended)
 
-    async def stop(
-        self, grace_s: float, *, keeps_prompts: bool = False, is_replaced: bool = False
-    ) -> ProcessExit:
-        _ = keeps_prompts, is_replaced
-        self.graces.append(grace_s)
+    async def give_up_memory(self, how: Stop) -> None:
+        self.graces.append(how.grace_s)
         if self.obeys:
             self.end(signal=15)
-        return await self.wait()
+        await self.wait()
 
     def end(self, *, exit_code: int | None = None, signal: int | None = None) -> None:
         if not self._ended.done():

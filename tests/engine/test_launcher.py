@@ -21,6 +21,7 @@ from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.launcher import Launcher
 from supervisor.engine.needs.assessment import DRIVER_CONTEXT_BYTES
 from supervisor.engine.needs.learned_store import FILE_NAME, LearnedStore
+from supervisor.engine.port import Stop
 from supervisor.engine.servers.backend import Backend
 from supervisor.errors import EngineError, ModelFileError
 
@@ -71,7 +72,7 @@ async def end_later() -> AsyncIterator[list[Backend]]:
     backends: list[Backend] = []
     yield backends
     for backend in backends:
-        await backend.stop(5)
+        await backend.give_up_memory(Stop(grace_s=5))
 
 
 # Before anything is touched

@@ -25,7 +25,7 @@ from supervisor.core.machine.memory import MemoryPolicy, OnUnconfirmed
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.switch import SwitchReport
 from supervisor.core.machine.values import Device, Limits, Mode, SwitchRules, Target, TargetNeed
-from supervisor.engine.port import Address, Launch
+from supervisor.engine.port import Address, Launch, Stop
 from supervisor.engine.servers.backend import Backend
 from supervisor.engine.servers.process import ProcessExit
 from supervisor.errors import EngineError
@@ -94,12 +94,10 @@ class HoldingBackend:
     async def wait(self) -> ProcessExit:
         return await asyncio.shield(self._ended)
 
-    async def stop(
-        self, grace_s: float, *, keeps_prompts: bool = False, is_replaced: bool = False
-    ) -> ProcessExit:
-        _ = grace_s, keeps_prompts, is_replaced
+    async def give_up_memory(self, how: Stop) -> None:
+        _ = how
         self.end()
-        return await self.wait()
+        await self.wait()
 
     def end(self) -> None:
         if not self._ended.done():

@@ -1,5 +1,6 @@
 """Where a child listens, and who it is that listens there."""
 
+import asyncio
 import os
 import socket
 import stat
@@ -11,6 +12,8 @@ import psutil
 
 from supervisor.engine.port import Address
 from supervisor.errors import EngineError
+
+_CONNECT_TIMEOUT_S = 1.0
 
 
 def choose_address(run_dir: Path, epoch: int, *, has_unix_socket: bool) -> Address:
@@ -63,6 +66,23 @@ def is_listening(address: Address, leader: int, owns: Callable[[int], bool]) -> 
         )
     except psutil.Error:
         return False
+
+
+async def accepts_connections(address: Address) -> bool:
+    """Whether somebody listens at the address, even one whose queue is full, or who hangs."""
+    family = socket.AF_UNIX if address.socket_path is not None else socket.AF_INET
+    place = str(address.socket_path) if address.socket_path else ("127.0.0.1", address.port or 0)
+    loop = asyncio.get_running_loop()
+    with socket.socket(family) as probe:
+        probe.setblocking(False)
+        try:
+            async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+                await loop.sock_connect(probe, place)
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:  # TimeoutError and EAGAIN, too: its queue is full
+            return True
+    return True
 
 
 def _listener_pid(path: Path) -> int:

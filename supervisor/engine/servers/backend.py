@@ -12,14 +12,18 @@ from collections.abc import Callable
 
 import structlog
 
-from supervisor.engine.port import Launch
+from supervisor.engine.port import Launch, Stop
 from supervisor.engine.prompts.prompt_slots import (
     KeptPrompts,
     SlotClient,
     restore_prompts,
     save_prompts,
 )
-from supervisor.engine.servers.addresses import is_listening, make_room
+from supervisor.engine.servers.addresses import (
+    accepts_connections,
+    is_listening,
+    make_room,
+)
 from supervisor.engine.servers.answer import Answer
 from supervisor.engine.servers.channel import Channel, Exchange, Receiver
 from supervisor.engine.servers.framing import Request
@@ -32,7 +36,11 @@ _FIRST_POLL_S = 0.01
 _MAX_POLL_S = 0.25
 _POLL_GROWTH = 1.1  # 250 ms after some three seconds, and sooner whenever the child says something
 
+_LEAST_POLL_S = 0.002  # a server that prints without a pause is not asked without a pause
+
 _DEATH_NOTICE_S = 0.5
+_SOCKET_PAUSE_S = 5.0
+_LOST_GRACE_S = 1.0
 
 OnLine = Callable[[str, bool], None]
 """Takes a line of a server's output, and whether the server was ready when it came."""
@@ -62,8 +70,9 @@ class Backend:
         self.is_gone = asyncio.Event()
         """Set once its end is reported: whoever asks for a lease then gets none on it."""
         self._is_replaced = False
+        self._ending_lost: asyncio.Task[ProcessExit] | None = None
         self.prompts_saved: KeptPrompts | None = None
-        """What `stop` kept for the next start; None where nothing was to be kept."""
+        """What a stop kept for the next start; None where nothing was to be kept."""
         self.prompts_restored: KeptPrompts | None = None
         """What was there from the last stop when it became ready; None where nothing was."""
 
@@ -84,6 +93,7 @@ class Backend:
         pause_s = _FIRST_POLL_S
         while not await self._is_healthy():
             self._has_spoken.clear()
+            await asyncio.sleep(_LEAST_POLL_S)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._has_spoken.wait(), pause_s)
             pause_s = min(_MAX_POLL_S, pause_s * _POLL_GROWTH)
@@ -136,35 +146,34 @@ class Backend:
         """Send a request, and read its answer: `async with backend.exchange(…) as answer`."""
         return self._channel.exchange(request)
 
+    @property
+    def standing(self) -> str:
+        """What is known of its process at this moment, as the end of a sentence."""
+        if not self.process.is_running:
+            return "its process has ended; see /status for its last exit"
+        return "its process is ending" if self.process.is_ending else "its process runs on"
+
     def _fault(self, reason: str, may_repeat: bool) -> BackendUnreachable:
         return BackendUnreachable(
             f"the server of '{self.model}' {reason}",
-            {"model": self.model, "epoch": self.epoch},
+            {"model": self.model, "epoch": self.epoch, "may_repeat": may_repeat},
             may_repeat=may_repeat,
         )
 
-    def close_connections(self) -> None:
-        """Cut every connection to the child, so that it does not wait for their clients."""
-        self._channel.close()
+    async def give_up_memory(self, how: Stop) -> None:
+        """Give the device's memory back; return when that is done, so far as it is ours to do.
 
-    async def stop(
-        self, grace_s: float, *, keeps_prompts: bool = False, is_replaced: bool = False
-    ) -> ProcessExit:
-        """Cut connections, end the group, and return when it is reaped and its socket gone.
-
-        `is_replaced`: a successor is to come, which may serve its requests as after a death.
-
-        With `keeps_prompts` its prompts are saved in between, where `launch.prompt_files` says
-        whither. That takes bounded time, and `prompts_saved` tells what came of it.
+        Stopping is the one way yet: connections are cut, because a server waits for its clients
+        before it ends; prompts are saved where they are to be (`prompts_saved` says what came of
+        it), in bounded time; and the processes are ended and reaped. `wait` tells how they ended.
         """
         self.is_stopping = True
-        self._is_replaced = is_replaced
-        self.close_connections()
-        if keeps_prompts and self.is_ready:
+        self._is_replaced = how.is_replaced
+        self._channel.close()
+        if how.keeps_prompts and self.is_ready:
             await self._save_prompts()
-        ended = await self.process.stop(grace_s)
+        await self.process.stop(how.grace_s)
         self._remove_socket()
-        return ended
 
     async def _save_prompts(self) -> None:
         files = self.launch.prompt_files
@@ -203,39 +212,54 @@ class Backend:
         )
 
     async def wait(self) -> ProcessExit:
-        """Return how the process ended, once its group is reaped; for a death of its own."""
-        ended = await self.process.wait()
-        self.close_connections()
+        """Return how the process ended, once all that came from it is reaped, whoever ended it."""
+        watching = asyncio.create_task(self._watch_socket(), name=f"socket-{self.epoch}")
+        try:
+            ended = await self.process.wait()
+        finally:
+            watching.cancel()
+        self._channel.close()
         self._remove_socket()
         return ended
 
     async def is_found_dead(self, within_s: float = _DEATH_NOTICE_S) -> bool:
-        """Tell, to one whose connection broke, whether the server died by itself.
+        """Tell, to one that could not connect or whose connection broke, whether the server died.
 
-        Waits half a second until its end is reported, and as long as it cannot be reached up to
-        `within_s`: a process that holds much memory of a GPU takes seconds to die. One that is told
-        to stop, or that runs on, is not dead, but for one that is being replaced because it hangs.
+        Waits half a second for its end to be reported, and up to `within_s` where it is ending: a
+        process that holds much memory of a GPU takes seconds to die. One that runs although nobody
+        listens at its address any more is ended here. One that is told to stop, or that runs on,
+        is not dead, but for one that is being replaced because it hangs.
         """
         until = time.monotonic() + within_s
-        while not self.is_stopping:
+        while not self.is_stopping and not self.is_gone.is_set():
+            if self.is_ready and not await accepts_connections(self.launch.address):
+                self._end_lost("nobody listens at its address any more")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.is_gone.wait(), _DEATH_NOTICE_S)
-            if self.is_gone.is_set():
-                break
-            if time.monotonic() >= until or await self._can_be_reached():
+            is_dying = self._ending_lost is not None or self.process.is_ending
+            if not self.is_gone.is_set() and (not is_dying or time.monotonic() >= until):
                 return False
         return self._is_replaced if self.is_stopping else True
 
-    async def _can_be_reached(self) -> bool:
-        """Whether it takes a connection, be it that it does not answer."""
-        try:
-            async with asyncio.timeout(_DEATH_NOTICE_S):
-                await self._channel.ask("GET", self.launch.abilities.readiness_path)
-        except BackendUnreachable:
-            return False
-        except TimeoutError:
-            return True
-        return True
+    async def _watch_socket(self) -> None:
+        """End the server where its socket is swept away: nobody could reach it, and none would."""
+        path = self.launch.address.socket_path
+        while path is not None:
+            await asyncio.sleep(_SOCKET_PAUSE_S)
+            if self.is_ready and not path.exists():
+                self._end_lost(f"its socket is gone ({path})")
+
+    def _end_lost(self, why: str) -> None:
+        """End a server that nobody can reach; what is reported is a death, and it is recovered."""
+        is_over = self.is_stopping or self.process.is_ending
+        if is_over or self._ending_lost is not None:
+            return
+        log.error("backend.lost", model=self.model, epoch=self.epoch, reason=why)
+        self.process.last_lines.append(f"(ended by the controller: {why})")
+        self._channel.close()
+        self._ending_lost = asyncio.create_task(
+            self.process.stop(_LOST_GRACE_S), name=f"end-lost-{self.epoch}"
+        )
 
     def _remove_socket(self) -> None:
         if self.launch.address.socket_path is not None:

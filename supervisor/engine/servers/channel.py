@@ -271,18 +271,18 @@ class Exchange:
         self._finish()
         self._receiver.end()
 
-    def broken(self, reason: str, *, is_stale: bool) -> None:
+    def broken(self, reason: str, *, is_stale: bool, is_unread: bool) -> None:
         """See `Carried`; sends the request again where the server did not read it.
 
         It closes a connection that was idle for 5 s, or had 100 requests, and may do so at the
         moment when the next one is written.
         """
         self._connection = None
-        self._may_be_read = True
+        self._may_be_read = self._may_be_read or not is_unread
         if is_stale and not self._channel.is_closed and self._channel.is_alive():
             self._channel.connect(self)
         else:
-            self.fail(reason, may_repeat=False)
+            self.fail(reason, may_repeat=not self._may_be_read)
 
     def fail_to_connect(self, error: OSError) -> None:
         """End it: no connection could be made."""

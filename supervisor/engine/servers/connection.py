@@ -17,6 +17,10 @@ MAX_HEAD_BYTES = 64 * 1024
 
 _MAX_JOINED_BYTES = 64 * 1024  # a body up to this is copied behind its head, to be one write
 
+_UNREAD = (ConnectionResetError, BrokenPipeError)
+"""How a connection ends on which the other side left bytes of ours unread: else it ends in order
+(tcp(7), unix(7)), as it does where a server dies of a request that it has read."""
+
 
 class Carried(Protocol):
     """What a connection carries, and tells what comes. After `ended` or `broken` nothing comes."""
@@ -30,10 +34,11 @@ class Carried(Protocol):
     def ended(self) -> None:
         """Its answer is complete."""
 
-    def broken(self, reason: str, *, is_stale: bool) -> None:
-        """The connection is of no use any more. `is_stale`: it was used before, and no byte came.
+    def broken(self, reason: str, *, is_stale: bool, is_unread: bool) -> None:
+        """The connection is of no use any more.
 
-        `reason` continues a sentence that begins with the server.
+        `is_stale`: it was used before, and no byte of this answer came. `is_unread`: the request
+        was not read to its end. `reason` continues a sentence that begins with the server.
         """
 
 
@@ -160,7 +165,10 @@ class Connection(asyncio.Protocol):
         if exc is None and self._ends_with_connection():
             carried.ended()
         else:
-            carried.broken(self._how_it_was_lost(exc), is_stale=self._is_stale())
+            is_unread = not self._has_begun and isinstance(exc, _UNREAD)
+            carried.broken(
+                self._how_it_was_lost(exc), is_stale=self._is_stale(), is_unread=is_unread
+            )
 
     # What the parser calls; an answer that nobody asked for is only noted.
 
@@ -241,7 +249,7 @@ class Connection(asyncio.Protocol):
         carried, self._carried = self._carried, None
         self._transport.abort()
         if carried is not None:
-            carried.broken(reason, is_stale=False)
+            carried.broken(reason, is_stale=False, is_unread=False)
 
     def _is_stale(self) -> bool:
         """Whether the server may have closed it before it read the request."""

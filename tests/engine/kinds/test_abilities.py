@@ -15,6 +15,7 @@ from supervisor.config.load import load
 from supervisor.core.machine.values import Mode, Target
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.launcher import Launcher
+from supervisor.engine.port import Stop
 from supervisor.engine.servers.backend import Backend
 from tests.conftest import write_configuration
 from tests.engine.child_client import open_session
@@ -47,7 +48,7 @@ async def backend(
         await started.become_ready()
         yield started
     finally:
-        await started.stop(5)
+        await started.give_up_memory(Stop(grace_s=5))
 
 
 async def ask(
@@ -112,7 +113,7 @@ async def test_as_many_fresh_connections_as_are_used_at_once_find_a_thread_each(
         async with AsyncExitStack() as held, asyncio.timeout(BURST_S):
             await asyncio.gather(*(hold_connection(started, held) for _ in range(count)))
     finally:
-        await started.stop(5)
+        await started.give_up_memory(Stop(grace_s=5))
 
 
 async def hold_connection(backend: Backend, held: AsyncExitStack) -> None:

@@ -13,7 +13,7 @@ from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.kinds.llama_server import LlamaServer
 from supervisor.engine.kinds.probe import read_help
 from supervisor.engine.launcher import Launcher
-from supervisor.engine.port import Address
+from supervisor.engine.port import Address, Stop
 from supervisor.engine.servers.backend import Backend
 from supervisor.errors import EngineError, UnfitProfile
 
@@ -86,7 +86,7 @@ async def end_later() -> AsyncIterator[list[Backend]]:
     backends: list[Backend] = []
     yield backends
     for backend in backends:
-        await backend.stop(5)
+        await backend.give_up_memory(Stop(grace_s=5))
 
 
 def words_of(build: LlamaServer, model: ResolvedModel) -> tuple[str, ...]:

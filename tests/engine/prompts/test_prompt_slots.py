@@ -22,7 +22,7 @@ from supervisor.core.byte_size import MIB
 from supervisor.core.machine.values import Mode, Target
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.launcher import Launcher
-from supervisor.engine.port import Address
+from supervisor.engine.port import Address, Stop
 from supervisor.engine.prompts.prompt_cache import RESERVE_BYTES, PromptCache, PromptFiles
 from supervisor.engine.prompts.prompt_slots import (
     KeptPrompts,
@@ -94,7 +94,7 @@ async def start(
 
     yield launch
     for backend in backends:
-        await backend.stop(5)
+        await backend.give_up_memory(Stop(grace_s=5))
 
 
 async def say(backend: Backend, slot: int, prompt: str) -> tuple[str, int]:
@@ -126,12 +126,12 @@ async def test_each_conversation_goes_on_as_if_nothing_had_happened(start: Start
     uninterrupted = await start()
     texts = await converse(uninterrupted)
     wanted = {slot: await say(uninterrupted, slot, text + " And") for slot, text in texts.items()}
-    await uninterrupted.stop(5)
+    await uninterrupted.give_up_memory(Stop(grace_s=5))
 
     first = await start()
     assert first.prompts_restored is None
     assert await converse(first) == texts
-    await first.stop(5, keeps_prompts=True)
+    await first.give_up_memory(Stop(grace_s=5, keeps_prompts=True))
     second = await start()
 
     assert [slot.slot for slot in saved_by(first).slots] == [0, 2]
@@ -148,9 +148,9 @@ async def test_conversations_that_nobody_went_on_with_survive_the_next_switch_to
 ) -> None:
     first = await start()
     texts = await converse(first)
-    await first.stop(5, keeps_prompts=True)
+    await first.give_up_memory(Stop(grace_s=5, keeps_prompts=True))
     second = await start()
-    await second.stop(5, keeps_prompts=True)
+    await second.give_up_memory(Stop(grace_s=5, keeps_prompts=True))
     assert saved_by(second).slots == saved_by(first).slots
     third = await start()
     assert (await say(third, 2, texts[2] + " And"))[1] > 40
@@ -165,10 +165,10 @@ async def test_other_settings_get_none_of_it_and_the_old_ones_get_it_back(
 ) -> None:
     first = await start()
     await converse(first)
-    await first.stop(5, keeps_prompts=True)
+    await first.give_up_memory(Stop(grace_s=5, keeps_prompts=True))
     other = await start(**changed)
     assert other.prompts_restored is None
-    await other.stop(5)
+    await other.give_up_memory(Stop(grace_s=5))
     assert (await start()).prompts_restored is not None
 
 
@@ -177,7 +177,7 @@ async def test_another_file_of_the_same_name_gets_none_of_it(
 ) -> None:
     first = await start()
     await converse(first)
-    await first.stop(5, keeps_prompts=True)
+    await first.give_up_memory(Stop(grace_s=5, keeps_prompts=True))
     (tmp_path / "models" / "demo-chat.gguf").unlink()
     shutil.copy(models_dir / "demo-chat.gguf", tmp_path / "models")
     assert (await start()).prompts_restored is None
@@ -186,14 +186,14 @@ async def test_another_file_of_the_same_name_gets_none_of_it(
 async def test_what_only_the_controller_heeds_changes_nothing(start: Start) -> None:
     first = await start()
     await converse(first)
-    await first.stop(5, keeps_prompts=True)
+    await first.give_up_memory(Stop(grace_s=5, keeps_prompts=True))
     assert (await start(drain_timeout_s=7)).prompts_restored is not None
 
 
 async def test_a_stop_that_is_not_told_to_keep_keeps_nothing(start: Start) -> None:
     first = await start()
     await converse(first)
-    await first.stop(5)
+    await first.give_up_memory(Stop(grace_s=5))
     assert first.prompts_saved is None
     assert (await start()).prompts_restored is None
 
@@ -203,14 +203,14 @@ async def test_profile_that_does_not_ask_for_it_gets_no_folder(start: Start) -> 
     assert backend.launch.prompt_files is None
     assert "--slot-save-path" not in backend.launch.argv
     await converse(backend)
-    await backend.stop(5, keeps_prompts=True)
+    await backend.give_up_memory(Stop(grace_s=5, keeps_prompts=True))
     assert backend.prompts_saved is None
 
 
 async def test_server_that_was_never_asked_leaves_nothing(start: Start) -> None:
     backend = await start()
     with capture_logs() as lines:
-        await backend.stop(5, keeps_prompts=True)
+        await backend.give_up_memory(Stop(grace_s=5, keeps_prompts=True))
     (line,) = [line for line in lines if line["event"] == "prompts.saved"]
     assert line["log_level"] == "info"
     assert saved_by(backend).slots == ()
@@ -220,7 +220,7 @@ async def test_server_that_was_never_asked_leaves_nothing(start: Start) -> None:
 async def test_damaged_file_empties_its_slot_and_fails_nothing(start: Start) -> None:
     first = await start()
     texts = await converse(first)
-    await first.stop(5, keeps_prompts=True)
+    await first.give_up_memory(Stop(grace_s=5, keeps_prompts=True))
     file = first.launch.prompt_files.path / "slot-0.bin"
     file.write_bytes(b"\0" * file.stat().st_size)
 
@@ -238,7 +238,7 @@ async def test_request_that_is_cut_by_the_stop_leaves_its_prompt(start: Start) -
     body = {"prompt": STORY, "id_slot": 1, "n_predict": 4000, "stream": True, "ignore_eos": True}
     async with first.exchange(completion(body)) as answer:
         await anext(answer)
-        await first.stop(5, keeps_prompts=True)
+        await first.give_up_memory(Stop(grace_s=5, keeps_prompts=True))
     assert [slot.slot for slot in saved_by(first).slots] == [1]
     second = await start(ctx_size=4096)
     assert (await say(second, 1, STORY))[1] > 40

@@ -20,7 +20,7 @@ from supervisor.data_folder import DataFolder, remove_run_dir
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.kinds.environment import inherited_environment
 from supervisor.engine.launcher import Launcher
-from supervisor.engine.port import Address, Launch
+from supervisor.engine.port import Address, Launch, Stop
 from supervisor.engine.servers.addresses import choose_address
 from supervisor.engine.servers.backend import Backend
 from supervisor.engine.servers.framing import Request
@@ -93,7 +93,8 @@ def ignore_line(_line: str, _is_ready: bool) -> None:
 
 async def end(backend: Backend) -> ProcessExit:
     async with asyncio.timeout(20):
-        return await backend.stop(5)
+        await backend.give_up_memory(Stop(grace_s=5))
+        return await backend.wait()
 
 
 # The real engines

@@ -17,7 +17,7 @@ import pytest
 
 from supervisor.config.configuration import ResolvedModel
 from supervisor.engine.kinds.engines import Engines
-from supervisor.engine.port import Launch
+from supervisor.engine.port import Launch, Stop
 from supervisor.engine.servers.addresses import choose_address
 from supervisor.engine.servers.backend import Backend
 from supervisor.engine.servers.framing import Request
@@ -60,7 +60,7 @@ async def start_server(
 
     yield start
     for backend in backends:
-        await backend.stop(5)
+        await backend.give_up_memory(Stop(grace_s=5))
 
 
 async def tokenize(backend: Backend) -> float:
