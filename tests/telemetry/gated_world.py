@@ -36,7 +36,7 @@ from tests.telemetry.simulated_gpu import GIB, SimulatedGpu
 TOTAL_BYTES = 100 * GIB
 NEEDS: Mapping[str, int] = {"small": 20 * GIB, "middle": 45 * GIB, "large": 70 * GIB}
 MARGIN_BYTES, TOLERANCE_BYTES = 256 * MIB, 64 * MIB
-RELEASE_TIMEOUT_S = 0.5
+RELEASE_TIMEOUT_S = 1.0  # several times the latest release drawn, for a machine that is busy
 JUST_NOW_S = 0.05
 """A tenant that grows after the gate has read the device cannot be known to it."""
 

@@ -229,7 +229,8 @@ def causes(world: World, trial: Trial, left_pid: int | None) -> list[str]:
     if left_pid is not None and trial.driver is None:
         return [f"(pid {left_pid})"]
     if trial.driver is not None:
-        return ["memory cannot be read", "GiB used", "held still by"]
+        # A driver that comes back late leaves too few samples, though all of them are good.
+        return ["memory cannot be read", "GiB used", "held still by", "stable samples"]
     return [f"sleep (pid {world.tenant.pid})"] if world.tenant_bytes else ["GiB used"]
 
 

@@ -82,6 +82,8 @@ async def main() -> None:
     loop.add_signal_handler(signal.SIGTERM, lambda: None)
     loop.add_signal_handler(signal.SIGINT, stopped.set)
     await stopped.wait()
+    # A second signal, half a second later, must not meet an interpreter that is ending.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     sys.exit(7)
 
 

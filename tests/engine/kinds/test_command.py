@@ -77,7 +77,8 @@ def profile(*listen: str, **changes: Any) -> dict[str, Any]:
         "engine": "command",
         "command": section(*listen),
         "memory": {"need_bytes": "64MiB"},
-        "start_timeout_s": 20,
+        "start_timeout_s": 60,
+        "stop_grace_s": 60,
         **changes,
     }
 
