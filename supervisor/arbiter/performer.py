@@ -131,14 +131,15 @@ class Performer:
             reason = _reason(error)
             self._post(TargetRejected(at=self._clock(), switch_id=switch_id, message=reason))
             return
-        memory, problem = await self._try_sample(target.device)
+        devices = dict.fromkeys((target.device, *need.footprint.devices))
+        read = [await self._try_sample(device) for device in devices]
         self._post(
             TargetAccepted(
                 at=self._clock(),
                 switch_id=switch_id,
                 need=need,
-                memory=memory,
-                memory_problem=problem,
+                readings=tuple(memory for memory, _ in read if memory is not None),
+                memory_problem=next((problem for _, problem in read if problem), None),
             )
         )
 

@@ -199,18 +199,18 @@ def describe_budget(device: str, snapshot: Snapshot) -> dict[str, Any]:
     A device that appeared after the start carries nothing, and has no budget.
     """
     bounds = snapshot.devices.get(device)
-    accounted = [b for b in snapshot.backends if b.target.device == device]
+    accounted = [b for b in snapshot.backends if device in b.footprint.devices]
     return {
         "budget_bytes": bounds.budget_bytes if bounds else None,
         "exclusive": bounds.is_exclusive if bounds else None,
-        "accounted_bytes": sum(b.need_bytes for b in accounted),
+        "accounted_bytes": sum(b.footprint.on(device) for b in accounted),
         "backends": [
             {
                 "model": b.target.model,
                 "epoch": b.epoch,
                 "state": b.state.value,
                 "pid": b.pid,
-                "need_bytes": b.need_bytes,
+                "need_bytes": b.footprint.on(device),
             }
             for b in accounted
         ],

@@ -187,7 +187,7 @@ def describe_backend(backend: Backend, now: float) -> dict[str, Any]:
         "in_flight": backend.in_flight,
         "retiring": backend.is_retiring,
         "stalled_s": backend.stalled_s,
-        "need_bytes": backend.need_bytes,
+        "need_bytes": backend.footprint.total_bytes,
         "age_s": round(now - backend.started_at, 1),
     }
 

@@ -12,6 +12,7 @@ import uvloop
 from immutables import Map
 
 from supervisor.arbiter.arbiter import Arbiter
+from supervisor.core.machine.footprint import Footprint
 from supervisor.core.machine.memory import MemoryPolicy, MemorySample
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.switch import SwitchReport
@@ -90,7 +91,7 @@ class FakeLauncher:
         assert target.device == "gpu0"
         if self.check_fault:
             raise self.check_fault
-        return TargetNeed(need_bytes=100)
+        return TargetNeed(footprint=Footprint.of({target.device: 100}))
 
     def warm(
         self, target: Target, child_pids: Collection[int], should_stop: threading.Event

@@ -42,6 +42,7 @@ from supervisor.errors import (
     TelemetryError,
 )
 from supervisor.observability.impairments import Impairments
+from tests.core.machine.surroundings import taking
 
 Eventually = Callable[..., Awaitable[None]]
 MakeTarget = Callable[..., Target]
@@ -531,9 +532,8 @@ async def test_a_bug_of_ours_tells_what_led_to_it(make_target: MakeTarget, world
         epoch=3,
         target=make_target("chat"),
         state=BackendState.STARTING,
-        need_bytes=1,
+        footprint=taking(1),
         started_at=0.0,
-        baseline_used_bytes=None,
     )
     device = Device(name="gpu0", budget_bytes=1000)
     snapshot = Snapshot(devices=Map({"gpu0": device}), backends=(backend,))

@@ -83,13 +83,13 @@ def test_the_need_is_estimated_from_the_file_and_the_profile(
 ) -> None:
     launcher = make_launcher()
     weights = (models_dir / "minilm.gguf").stat().st_size
-    assert weights < launcher.check(EMBEDDING).need_bytes < weights + 1024 * MIB
+    assert weights < launcher.check(EMBEDDING).footprint.total_bytes < weights + 1024 * MIB
 
 
 def test_more_slots_and_finer_caches_need_more(make_launcher: MakeLauncher, tmp_path: Path) -> None:
     needs = []
     for changes in ({"parallel": 1}, {"parallel": 8}, {"parallel": 8, "cache_type_k": "f32"}):
-        needs.append(make_launcher(changes).check(CHAT).need_bytes)
+        needs.append(make_launcher(changes).check(CHAT).footprint.total_bytes)
         shutil.rmtree(tmp_path / "profiles")
     assert needs == sorted(set(needs))
 
@@ -101,13 +101,15 @@ def test_an_engine_that_does_without_flash_attention_needs_more(
     for engine in ("llama-server", "llama-cpp-python"):
         profile = {"mode": "generation", "engine": engine, "ctx_size": 4096}
         launcher = make_launcher(files={"plain.yaml": profile})
-        needs[engine] = launcher.check(replace(CHAT, profile="plain")).need_bytes
+        needs[engine] = launcher.check(replace(CHAT, profile="plain")).footprint.total_bytes
         shutil.rmtree(tmp_path / "profiles")
     assert needs["llama-server"] < needs["llama-cpp-python"]
 
 
 def test_an_operator_may_state_the_need(make_launcher: MakeLauncher) -> None:
-    assert make_launcher({"memory": {"need_bytes": 12345}}).check(CHAT).need_bytes == 12345
+    assert (
+        make_launcher({"memory": {"need_bytes": 12345}}).check(CHAT).footprint.total_bytes == 12345
+    )
 
 
 def test_a_start_on_a_gpu_counts_the_drivers_context_and_no_results(
@@ -115,7 +117,11 @@ def test_a_start_on_a_gpu_counts_the_drivers_context_and_no_results(
 ) -> None:
     launcher = make_launcher()
     on_host, on_gpu = (launcher.check(replace(CHAT, device=d)) for d in ("host", "gpu0"))
-    assert 0 < on_host.need_bytes - (on_gpu.need_bytes - DRIVER_CONTEXT_BYTES) < MIB
+    assert (
+        0
+        < on_host.footprint.total_bytes - (on_gpu.footprint.total_bytes - DRIVER_CONTEXT_BYTES)
+        < MIB
+    )
     assert "512.0 MiB for the driver's context" in on_gpu.explanation
 
 
@@ -142,12 +148,12 @@ def test_a_start_is_held_against_the_larger_of_learned_and_estimated(
     launcher = make_launcher(learned_store=learned_store)
     estimated = launcher.check(CHAT)
 
-    learn(launcher, learned_store, estimated.need_bytes // 2)
-    assert launcher.check(CHAT).need_bytes == estimated.need_bytes
+    learn(launcher, learned_store, estimated.footprint.total_bytes // 2)
+    assert launcher.check(CHAT).footprint.total_bytes == estimated.footprint.total_bytes
 
-    learn(launcher, learned_store, estimated.need_bytes + 5 * MIB)
+    learn(launcher, learned_store, estimated.footprint.total_bytes + 5 * MIB)
     need = launcher.check(CHAT)
-    assert need.need_bytes == estimated.need_bytes + 5 * MIB
+    assert need.footprint.total_bytes == estimated.footprint.total_bytes + 5 * MIB
     assert " used at its peak on 2026-11-21, estimated " in need.explanation
     for before, now in zip(estimated.alternatives, need.alternatives, strict=True):
         assert now.need_bytes == before.need_bytes + 5 * MIB
@@ -176,7 +182,7 @@ def test_a_stated_need_goes_before_what_was_learned_and_nothing_more_is_learned(
     learn(launcher, learned_store, 10**12)
     shutil.rmtree(tmp_path / "profiles")
     stating = make_launcher({"memory": {"need_bytes": 12345}}, learned_store=learned_store)
-    assert stating.check(CHAT).need_bytes == 12345
+    assert stating.check(CHAT).footprint.total_bytes == 12345
     assessment = stating.assessed(CHAT)
     assert assessment is not None
     assert assessment.identity is None
@@ -225,7 +231,7 @@ def test_a_profile_runs_with_the_engine_that_it_names(
     stub = tmp_path / "llama-server"
     stub.write_text("#!/bin/sh\nexit 1\n")
     stub.chmod(0o755)
-    assert make_launcher({"engine": "embedded"}, binary=stub).check(CHAT).need_bytes > 0
+    assert make_launcher({"engine": "embedded"}, binary=stub).check(CHAT).footprint.total_bytes > 0
     shutil.rmtree(tmp_path / "profiles")
     with pytest.raises(EngineError, match="--help failed"):
         make_launcher({"engine": "llama-server"}, binary=stub).check(CHAT)

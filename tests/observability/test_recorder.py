@@ -30,6 +30,7 @@ from supervisor.core.machine.values import Device, Mode, Phase, Target, TargetNe
 from supervisor.observability.descriptions import describe_report, describe_running
 from supervisor.observability.history import SwitchHistory
 from supervisor.observability.recorder import Recorder
+from tests.core.machine.surroundings import taking
 
 CHAT = Target(
     model="chat",
@@ -51,7 +52,9 @@ FREE = MemorySample(
 
 TO_CHAT: tuple[Event, ...] = (
     SwitchRequested(at=0.0, switch_id="s1", target=CHAT, requested_by="manual"),
-    TargetAccepted(at=1.0, switch_id="s1", need=TargetNeed(need_bytes=100), memory=FREE),
+    TargetAccepted(
+        at=1.0, switch_id="s1", need=TargetNeed(footprint=taking(100)), readings=(FREE,)
+    ),
     WarmingBegun(at=1.0, switch_id="s1"),
     MemorySampled(at=2.0, switch_id="s1", sample=FREE),
     BackendSpawned(at=3.0, epoch=1, pid=4711, address="/run/backend-1.sock"),
@@ -194,7 +197,9 @@ def test_a_rollback_is_shown_as_one_phase_though_it_has_two(recorder: Recorder) 
     sample = replace(FREE, taken_at=8.0)
     to_embed: tuple[Event, ...] = (
         SwitchRequested(at=5.0, switch_id="s2", target=embed, requested_by="manual"),
-        TargetAccepted(at=6.0, switch_id="s2", need=TargetNeed(need_bytes=100), memory=FREE),
+        TargetAccepted(
+            at=6.0, switch_id="s2", need=TargetNeed(footprint=taking(100)), readings=(FREE,)
+        ),
         WarmingBegun(at=6.0, switch_id="s2"),
         BackendExited(at=7.0, epoch=1, exit_code=0),
         MemorySampled(at=8.0, switch_id="s2", sample=sample),

@@ -21,6 +21,7 @@ from immutables import Map
 
 from supervisor.arbiter.arbiter import Arbiter
 from supervisor.core.byte_size import MIB
+from supervisor.core.machine.footprint import Footprint
 from supervisor.core.machine.memory import MemoryPolicy, OnUnconfirmed
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.switch import SwitchReport
@@ -171,7 +172,7 @@ class World:
     # What the arbiter asks of a launcher.
 
     def check(self, target: Target) -> TargetNeed:
-        return TargetNeed(need_bytes=NEEDS[target.model])
+        return TargetNeed(footprint=Footprint.of({target.device: NEEDS[target.model]}))
 
     def warm(
         self, target: Target, child_pids: Collection[int], should_stop: threading.Event

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from supervisor.core.machine.commands import SampleMemory
 from supervisor.core.machine.draft import Draft
+from supervisor.core.machine.footprint import Baseline
 from supervisor.core.machine.memory import (
     MAX_SAMPLE_PAUSE_S,
     SETTLING_PAUSE_S,
@@ -22,44 +23,50 @@ from supervisor.core.machine.memory import (
     judge_release,
     pause_before_sample,
 )
-from supervisor.core.machine.residency import baselines_after, foreign_baselines_of
+from supervisor.core.machine.residency import baselines_after
 from supervisor.core.machine.values import Backend, Phase, Placement
 
 KEPT_SAMPLES = 64
 
 
 def expect_devices(draft: Draft, leaving: Sequence[Backend]) -> None:
-    """Say which devices must be confirmed once `leaving` are gone: the target's, or all theirs."""
-    target = draft.running_switch().target
-    devices = (target.device,) if target else tuple(dict.fromkeys(b.target.device for b in leaving))
-    draft.set_switch("gate", devices=devices)
+    """Say which devices must be confirmed: of what is placed, or, unloading, of what leaves.
+
+    A target's own device comes last, so that the start follows its reading at once.
+    """
+    placing = draft.running_switch().start.placing
+    if placing is None:
+        taken = [device for backend in leaving for device in backend.footprint.devices]
+        devices = tuple(dict.fromkeys(taken))
+    else:
+        own = placing.target.device
+        devices = (*(d for d in placing.footprint.devices if d != own), own)
+    draft.set_switch("gate", devices=devices, opened=())
 
 
 def expect_use(draft: Draft, leaving: Sequence[Backend]) -> None:
     """Note the use that each device should return to once `leaving` are gone."""
-    draft.set_switch(
-        "gate",
-        baselines=baselines_after(draft.snapshot.backends, leaving),
-        foreign_baselines=foreign_baselines_of(leaving),
-    )
+    draft.set_switch("gate", baselines=baselines_after(draft.snapshot.backends, leaving))
 
 
-def expect_use_of_the_dead(draft: Draft, baselines: tuple[tuple[str, int], ...]) -> None:
+def expect_use_of_the_dead(draft: Draft, baselines: tuple[Baseline, ...]) -> None:
     """Note the use that a device should return to though the server that died left no trace."""
     draft.set_switch("gate", baselines=baselines)
 
 
 def expect_more_use(draft: Draft, restored: Placement) -> None:
-    """What came back in a rollback stays: its device returns to that much more."""
-    device, need_bytes = restored.target.device, restored.need_bytes
-    baselines = draft.running_switch().gate.baselines
-    more = tuple((d, used + need_bytes if d == device else used) for d, used in baselines)
+    """What came back in a rollback stays: its devices return to that much more."""
+    more = tuple(
+        replace(b, used_bytes=b.used_bytes + restored.footprint.on(b.device))
+        for b in draft.running_switch().gate.baselines
+    )
     draft.set_switch("gate", baselines=more)
 
 
-def note_confirmed(draft: Draft, sample: MemorySample | None) -> None:
-    """Note the reading that opened the gate."""
-    draft.set_switch("gate", confirmed=sample)
+def note_confirmed(draft: Draft, question: ReleaseQuestion, sample: MemorySample | None) -> None:
+    """Note the reading that confirmed a device, and what was asked of it."""
+    opened = (*draft.running_switch().gate.opened, (question, sample))
+    draft.set_switch("gate", confirmed=sample, opened=opened)
 
 
 def next_device(draft: Draft) -> str | None:
@@ -78,6 +85,7 @@ def question_device(draft: Draft, device: str, *, may_make_room: bool = False) -
     switch = draft.running_switch()
     placing = switch.start.placing
     policy = placing.target.memory if placing else MemoryPolicy()
+    baseline = next((b for b in switch.gate.baselines if b.device == device), None)
     if may_make_room:
         policy = replace(policy, on_unconfirmed=OnUnconfirmed.REFUSE)
     draft.set_switch(
@@ -85,9 +93,9 @@ def question_device(draft: Draft, device: str, *, may_make_room: bool = False) -
         samples=(),
         question=ReleaseQuestion(
             device=device,
-            need_bytes=placing.need_bytes if placing else None,
-            baseline_used_bytes=dict(switch.gate.baselines).get(device),
-            baseline_foreign_bytes=dict(switch.gate.foreign_baselines).get(device),
+            need_bytes=placing.footprint.on(device) if placing else None,
+            baseline_used_bytes=baseline.used_bytes if baseline else None,
+            baseline_foreign_bytes=baseline.foreign_bytes if baseline else None,
             policy=policy,
             is_freed_at_exit=draft.snapshot.devices[device].is_host_memory,
             is_return=switch.order.is_recovery or switch.phase is Phase.ROLLING_BACK,

@@ -33,13 +33,13 @@ class SwitchRequested(Event, frozen=True, kw_only=True):
 class TargetAccepted(Event, frozen=True, kw_only=True):
     """The target's file, flags and engine were checked, and its need is known.
 
-    `memory` is a reading of its device; None where it cannot be read, for the reason in
-    `memory_problem`.
+    `readings` are of the devices that it needs. One that is missing could not be read, for the
+    reason in `memory_problem`.
     """
 
     switch_id: str
     need: TargetNeed
-    memory: MemorySample | None
+    readings: tuple[MemorySample, ...]
     memory_problem: str | None = None
 
 

@@ -4,9 +4,12 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from supervisor.core.machine.commands import CompleteShutdown
 from supervisor.core.machine.draft import Draft
 from supervisor.core.machine.events import BackendExited
+from supervisor.core.machine.footprint import Baseline
 from supervisor.core.machine.last_words import reason_in
 from supervisor.core.machine.leaving import advance_retiring
 from supervisor.core.machine.phases import progress_phase
@@ -34,12 +37,12 @@ class Part(Enum):
 
 
 class Exit(NamedTuple):
-    """A backend that is gone, and how; `baseline_used_bytes` is its device's use without it."""
+    """A backend that is gone, and how; `baselines` are its devices' use without it."""
 
     backend: Backend
     event: BackendExited
     record: BackendExit
-    baseline_used_bytes: int | None
+    baselines: tuple[Baseline, ...]
 
 
 def part_of(snapshot: Snapshot, backend: Backend) -> Part:
@@ -57,12 +60,15 @@ def part_of(snapshot: Snapshot, backend: Backend) -> Part:
 def note_exit(draft: Draft, backend: Backend, event: BackendExited) -> None:
     """Forget the backend, and do what its end means."""
     part = part_of(draft.snapshot, backend)
-    baselines = dict(baselines_after(draft.snapshot.backends, (backend,)))
     gone = Exit(
         backend=backend,
         event=event,
         record=_record(backend, event),
-        baseline_used_bytes=baselines.get(backend.target.device),
+        # What others held then is left out: of a server that died it says nothing.
+        baselines=tuple(
+            replace(b, foreign_bytes=None)
+            for b in baselines_after(draft.snapshot.backends, (backend,))
+        ),
     )
     draft.remove_backend(backend.epoch)
     draft.set(last_exit=gone.record)
@@ -103,7 +109,7 @@ def _go_on_without_it(draft: Draft, gone: Exit) -> None:
 def _bring_it_back(draft: Draft, gone: Exit) -> None:
     """See to its restart; if there is none, nobody waits for it."""
     target = gone.backend.target
-    note_death(draft, target, gone.record, gone.baseline_used_bytes)
+    note_death(draft, target, gone.record, gone.baselines)
     noted = draft.snapshot.recovery(target.model)
     if noted is not None and noted.is_open and draft.snapshot.switch is None:
         settle_waiters(draft)

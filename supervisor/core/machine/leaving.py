@@ -30,7 +30,7 @@ def begin_to_leave(draft: Draft, leaving: tuple[Backend, ...]) -> None:
     )
     draft.set_switch(
         "rollback",
-        to_restore=tuple(Placement(target=b.target, need_bytes=b.need_bytes) for b in serving),
+        to_restore=tuple(Placement(target=b.target, footprint=b.footprint) for b in serving),
     )
     expect_use(draft, leaving)
     for backend in serving:

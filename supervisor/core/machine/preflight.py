@@ -8,7 +8,6 @@ from supervisor.core.machine.memory import HolderRole, MemorySample, OnUnconfirm
 from supervisor.core.machine.residency import (
     Plan,
     baselines_after,
-    foreign_baselines_of,
     resident_bytes,
 )
 from supervisor.core.machine.snapshot import Snapshot
@@ -17,23 +16,30 @@ from supervisor.core.sizing.fitting import mildest_fitting
 
 
 def refuse_unread(target: Target, accepted: TargetAccepted) -> Refusal | None:
-    """Return why nothing may be stopped for the target: its device cannot be read; else None.
+    """Return why nothing may be stopped for the target: a device of it cannot be read; else None.
 
     A release could not be confirmed, for the target as little as for what it would replace.
     """
-    if accepted.memory is not None or accepted.memory_problem is None:
+    if accepted.memory_problem is None:
         return None
     if target.memory.on_unconfirmed is not OnUnconfirmed.REFUSE:
         return None
+    read = {reading.device for reading in accepted.readings}
+    missing = [d for d in (target.device, *accepted.need.footprint.devices) if d not in read]
+    unread = missing[0] if missing else target.device
     return Refusal(
         code="telemetry_lost",
-        message=f"{target.device} cannot be read: {accepted.memory_problem}; nothing is stopped or "
+        message=f"{unread} cannot be read: {accepted.memory_problem}; nothing is stopped or "
         "started on it until it can, or memory.on_unconfirmed is proceed",
     )
 
 
 def refuse_what_cannot_fit(
-    snapshot: Snapshot, target: Target, need: TargetNeed, plan: Plan, memory: MemorySample | None
+    snapshot: Snapshot,
+    target: Target,
+    need: TargetNeed,
+    plan: Plan,
+    readings: Sequence[MemorySample],
 ) -> Refusal | None:
     """Return why the target can never start as things stand, with the arithmetic; else None.
 
@@ -41,12 +47,28 @@ def refuse_what_cannot_fit(
     margin is left to the release gate, which confirms also where memory is tight but back. Right
     after a death nothing can be said but what others hold: the driver may still give memory back.
     """
-    device = snapshot.devices[target.device]
-    if need.need_bytes > device.budget_bytes:
+    by_device = {reading.device: reading for reading in readings}
+    refusals = (
+        _refuse_on(snapshot, snapshot.devices[name], target, need, plan, by_device.get(name))
+        for name in need.footprint.devices
+    )
+    return next((refusal for refusal in refusals if refusal is not None), None)
+
+
+def _refuse_on(  # noqa: PLR0913, PLR0917 - what is held against what
+    snapshot: Snapshot,
+    device: Device,
+    target: Target,
+    need: TargetNeed,
+    plan: Plan,
+    memory: MemorySample | None,
+) -> Refusal | None:
+    need_bytes = need.footprint.on(device.name)
+    if need_bytes > device.budget_bytes:
         carries = f"{device.name} may carry {format_bytes(device.budget_bytes)}"
         remedy = f"raise devices.{device.name}.budget_bytes"
-        return _refusal(target, need, device.budget_bytes, carries, remedy)
-    if memory is None or memory.device != device.name:
+        return _refusal(target, need, device, device.budget_bytes, carries, remedy)
+    if memory is None:
         return None
     if not _died_just_now(snapshot, target, memory):
         room_bytes, arithmetic = _room_after(snapshot, device, plan.leaving, memory)
@@ -55,11 +77,12 @@ def refuse_what_cannot_fit(
         arithmetic = f"{device.name} has {format_bytes(room_bytes)} beside what others hold"
     else:
         return None
-    if need.need_bytes <= room_bytes:
+    if need_bytes <= room_bytes:
         return None
     others = memory.held_by(HolderRole.FOREIGN, HolderRole.UNSEEN)[:3]
     named = f": {', '.join(holder.describe() for holder in others)}" if others else ""
-    return _refusal(target, need, room_bytes, arithmetic, f"free memory that others hold{named}")
+    remedy = f"free memory that others hold{named}"
+    return _refusal(target, need, device, room_bytes, arithmetic, remedy)
 
 
 def _room_after(
@@ -71,15 +94,14 @@ def _room_after(
     larger of both, because a need is an estimate, and use from long ago may be others' by now.
     Where it is told what others hold, it is known by how much that use has changed.
     """
-    sharing = snapshot.sharing(device.name)
-    given_back = resident_bytes([b for b in leaving if b in sharing])
-    room_bytes = memory.free_bytes + given_back
-    baseline = dict(baselines_after(snapshot.backends, leaving)).get(device.name)
+    room_bytes = memory.free_bytes + resident_bytes(snapshot, leaving, device.name)
+    after = baselines_after(snapshot.backends, leaving)
+    baseline = next((b for b in after if b.device == device.name), None)
     if baseline is not None:
-        foreign_before = dict(foreign_baselines_of(leaving)).get(device.name)
-        if foreign_before is not None and memory.foreign_bytes is not None:
-            baseline += memory.foreign_bytes - foreign_before
-        room_bytes = max(room_bytes, memory.total_bytes - baseline)
+        used_bytes = baseline.used_bytes
+        if baseline.foreign_bytes is not None and memory.foreign_bytes is not None:
+            used_bytes += memory.foreign_bytes - baseline.foreign_bytes
+        room_bytes = max(room_bytes, memory.total_bytes - used_bytes)
     room_bytes = min(room_bytes, memory.total_bytes)
     arithmetic = f"{device.name} has {format_bytes(memory.free_bytes)} free"
     if leaving:
@@ -93,19 +115,27 @@ def _died_just_now(snapshot: Snapshot, target: Target, memory: MemorySample) -> 
     return last is not None and memory.taken_at - last.at < target.memory.release_timeout_s
 
 
-def _refusal(
-    target: Target, need: TargetNeed, room_bytes: int, arithmetic: str, remedy: str
+def _refusal(  # noqa: PLR0913, PLR0917 - what the sentence is made of
+    target: Target,
+    need: TargetNeed,
+    device: Device,
+    room_bytes: int,
+    arithmetic: str,
+    remedy: str,
 ) -> Refusal:
-    fitting = mildest_fitting(need.alternatives, room_bytes)
+    need_bytes = need.footprint.on(device.name)
+    # What a smaller setting needs is known of the target's own device only.
+    smaller = need.alternatives if device.name == target.device else ()
+    fitting = mildest_fitting(smaller, room_bytes)
     would = "; ".join(f"{a.setting} needs {format_bytes(a.need_bytes)}" for a in fitting)
     advice = f"it would fit with {would}" if would else "no smaller setting makes it fit"
     explained = f" ({need.explanation})" if need.explanation else ""
     return Refusal(
         code="target_does_not_fit",
         message=f"'{target.model}' with profile '{target.profile}' needs about "
-        f"{format_bytes(need.need_bytes)}{explained}, and {arithmetic}; {advice}; or {remedy}",
+        f"{format_bytes(need_bytes)}{explained}, and {arithmetic}; {advice}; or {remedy}",
         details=(
-            ("need_bytes", need.need_bytes),
+            ("need_bytes", need_bytes),
             ("available_bytes", room_bytes),
             ("fits_with", tuple(a.setting for a in fitting)),
         ),

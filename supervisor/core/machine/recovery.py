@@ -9,15 +9,16 @@ from msgspec.structs import replace
 from supervisor.core.machine.commands import ScheduleRetry
 from supervisor.core.machine.draft import Draft
 from supervisor.core.machine.events import RetryDue
+from supervisor.core.machine.footprint import Baseline
 from supervisor.core.machine.values import Backend, BackendExit, Recovery, Target
 
 
 def note_death(
-    draft: Draft, target: Target, record: BackendExit, baseline_used_bytes: int | None = None
+    draft: Draft, target: Target, record: BackendExit, baselines: tuple[Baseline, ...] = ()
 ) -> None:
     """A backend died while serving: restart it after a pause, or open its breaker.
 
-    `baseline_used_bytes` is what its device should return to without it, as far as is known.
+    `baselines` are what its devices should return to without it, as far as is known.
     """
     limits = draft.snapshot.limits
     known = draft.snapshot.recent_deaths.get(target.model, ())
@@ -38,7 +39,7 @@ def note_death(
             reason=reason,
             is_open=is_open,
             may_hold=not is_open,
-            baseline_used_bytes=baseline_used_bytes,
+            baselines=baselines,
             beside=_epochs(draft),
         ),
     )
@@ -55,17 +56,14 @@ def note_stall(draft: Draft, backend: Backend) -> None:
     _note(draft, recovery)
 
 
-def known_baselines(draft: Draft, recovery: Recovery | None) -> tuple[tuple[str, int], ...]:
-    """Return the use that the device of what died should be back at, while nothing has changed.
+def known_baselines(draft: Draft, recovery: Recovery | None) -> tuple[Baseline, ...]:
+    """Return the use that the devices of what died should be back at, while nothing has changed.
 
     Without it, memory that the dead server still holds would become part of its successor's
     baseline.
     """
-    if recovery is None or recovery.baseline_used_bytes is None:
-        return ()
-    if recovery.beside != _epochs(draft):
-        return ()
-    return ((recovery.target.device, recovery.baseline_used_bytes),)
+    is_true_still = recovery is not None and recovery.beside == _epochs(draft)
+    return recovery.baselines if recovery is not None and is_true_still else ()
 
 
 def _epochs(draft: Draft) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ the switch's `rollback`, which `leaving` noted.
 
 from msgspec.structs import replace
 
-from supervisor.core.machine.confirming import expect_more_use, question_device
+from supervisor.core.machine.confirming import expect_devices, expect_more_use, question_device
 from supervisor.core.machine.draft import Draft
 from supervisor.core.machine.ending import end_switch
 from supervisor.core.machine.memory import MemorySample
@@ -49,7 +49,8 @@ def _restore_next(draft: Draft, memory: MemorySample | None) -> None:
     rollback = draft.running_switch().rollback
     if rollback.to_restore:
         place(draft, rollback.to_restore[0])
-        question_device(draft, rollback.to_restore[0].target.device)
+        expect_devices(draft, ())
+        question_device(draft, draft.running_switch().gate.devices[0])
         return
     failure = rollback.failure
     assert failure is not None  # noqa: S101 - a rollback begins with one

@@ -62,13 +62,15 @@ class Snapshot(Struct, frozen=True, kw_only=True):
         """Return the backend of an epoch, or None once it is gone."""
         return next((b for b in self.backends if b.epoch == epoch), None)
 
-    def sharing(self, device: str) -> tuple[Backend, ...]:
-        """Return the backends on a device, and on those that share its memory."""
-        pool = self._pool(device)
-        return tuple(b for b in self.backends if self._pool(b.target.device) == pool)
+    def sharing(self, *devices: str) -> tuple[Backend, ...]:
+        """Return the backends that take of these devices, or of those that share their memory."""
+        pools = {name for device in devices for name in self.pool(device)}
+        return tuple(b for b in self.backends if not pools.isdisjoint(b.footprint.devices))
 
-    def _pool(self, device: str) -> str:
-        return self.devices[device].pool or device
+    def pool(self, device: str) -> tuple[str, ...]:
+        """Return the devices that have one memory with this one, and itself."""
+        pool = self.devices[device].pool or device
+        return tuple(d.name for d in self.devices.values() if (d.pool or d.name) == pool)
 
     def recovery(self, model: str | None) -> Recovery | None:
         """Return the recovery of a model that should be live and is not."""

@@ -3,7 +3,6 @@
 from supervisor.core.machine.commands import StartBackend
 from supervisor.core.machine.draft import Draft
 from supervisor.core.machine.leaving import REAP_TIMEOUT_S, stop_backend
-from supervisor.core.machine.memory import MemorySample, ReleaseQuestion
 from supervisor.core.machine.residency import baseline_at_start
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.switch import Switch
@@ -15,14 +14,17 @@ def place(draft: Draft, placing: Placement | None) -> None:
     draft.set_switch("start", placing=placing)
 
 
-def start_placed(
-    draft: Draft, phase: Phase, question: ReleaseQuestion, sample: MemorySample | None
-) -> None:
-    """Start what is placed, in its phase: the gate has just opened for it."""
-    placing = draft.running_switch().start.placing
-    assert placing is not None  # noqa: S101 - the gate's question was about it
+def start_placed(draft: Draft, phase: Phase) -> None:
+    """Start what is placed, in its phase: the gate has just opened for it on every device."""
+    switch = draft.running_switch()
+    placing = switch.start.placing
+    assert placing is not None  # noqa: S101 - the gate's questions were about it
     epoch = draft.snapshot.next_epoch
-    staying = draft.snapshot.sharing(placing.target.device)
+    baselines = tuple(
+        baseline_at_start(draft.snapshot, question, sample)
+        for question, sample in switch.gate.opened
+        if sample is not None
+    )
     draft.enter_phase(phase)
     draft.set_switch("start", epoch=epoch)
     draft.set(next_epoch=epoch + 1)
@@ -31,10 +33,9 @@ def start_placed(
             epoch=epoch,
             target=placing.target,
             state=BackendState.STARTING,
-            need_bytes=placing.need_bytes,
+            footprint=placing.footprint,
             started_at=draft.at,
-            baseline_used_bytes=baseline_at_start(staying, question, sample) if sample else None,
-            baseline_foreign_bytes=sample.foreign_bytes if sample else None,
+            baselines=baselines,
         )
     )
     draft.order(StartBackend(epoch=epoch, target=placing.target))

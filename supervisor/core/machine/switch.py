@@ -2,6 +2,7 @@
 
 from msgspec import Struct
 
+from supervisor.core.machine.footprint import Baseline
 from supervisor.core.machine.memory import MemorySample, ReleaseQuestion
 from supervisor.core.machine.values import (
     DrainPolicy,
@@ -45,8 +46,9 @@ class Leaving(Struct, frozen=True, kw_only=True):
 class Gate(Struct, frozen=True, kw_only=True):
     """Which memory must be free, and the readings so far: written by `confirming` alone.
 
-    `devices` are still to be confirmed, the one in question first. The baselines are the use, ours
-    and others', that each device should return to. `confirmed` is the reading that opened it.
+    `devices` are still to be confirmed, the one in question first. `baselines` are the use that
+    each device should return to. `opened` has what was asked of each device that is confirmed, and
+    the reading that did it; `confirmed` is the last of these, also once a rollback asks anew.
     """
 
     devices: tuple[str, ...] = ()
@@ -56,8 +58,8 @@ class Gate(Struct, frozen=True, kw_only=True):
     next_sample_at: float | None = None
     reason: str | None = None
     confirmed: MemorySample | None = None
-    baselines: tuple[tuple[str, int], ...] = ()
-    foreign_baselines: tuple[tuple[str, int], ...] = ()
+    opened: tuple[tuple[ReleaseQuestion, MemorySample | None], ...] = ()
+    baselines: tuple[Baseline, ...] = ()
 
 
 class Start(Struct, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ from supervisor.core.machine.commands import CheckTarget, FinishSwitch, JoinSwit
 from supervisor.core.machine.confirming import expect_use_of_the_dead
 from supervisor.core.machine.draft import Draft
 from supervisor.core.machine.events import SwitchRequested
+from supervisor.core.machine.footprint import Baseline
 from supervisor.core.machine.recovery import known_baselines
 from supervisor.core.machine.reports import report_of, switch_is_running
 from supervisor.core.machine.requests import SHUTTING_DOWN, backend_for, settle_waiters
@@ -60,9 +61,7 @@ def begin_switch(draft: Draft, event: SwitchRequested, *, is_recovery: bool = Fa
         draft.order(CheckTarget(switch_id=event.switch_id, target=event.target))
 
 
-def _baselines_of_the_dead(
-    draft: Draft, target: Target, is_recovery: bool
-) -> tuple[tuple[str, int], ...]:
+def _baselines_of_the_dead(draft: Draft, target: Target, is_recovery: bool) -> tuple[Baseline, ...]:
     """Return what the target's device should return to, where a server of it has died.
 
     Its memory may be held still, so that a reading of now would be no baseline.

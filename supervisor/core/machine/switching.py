@@ -53,7 +53,7 @@ from supervisor.core.machine.leaving import (
     stay,
     stop_leaving,
 )
-from supervisor.core.machine.memory import GateState, MemorySample, ReleaseQuestion
+from supervisor.core.machine.memory import GateState, MemorySample
 from supervisor.core.machine.preflight import refuse_unread, refuse_what_cannot_fit
 from supervisor.core.machine.recovery import forget_recovery, note_lost
 from supervisor.core.machine.residency import Plan, plan_residency
@@ -83,16 +83,18 @@ def accept_target(draft: Draft, event: TargetAccepted) -> None:
     target = switch.target
     if target is None:
         return
-    plan = plan_residency(draft.snapshot, target, event.need.need_bytes, event.memory)
-    place(draft, Placement(target=target, need_bytes=event.need.need_bytes))
-    draft.set_switch("record", memory_before=event.memory)
+    footprint = event.need.footprint.among(draft.snapshot.devices)
+    plan = plan_residency(draft.snapshot, target, footprint, event.readings)
+    place(draft, Placement(target=target, footprint=footprint))
+    own = next((r for r in event.readings if r.device == target.device), None)
+    draft.set_switch("record", memory_before=own)
     draft.set_switch(
         "leaving",
         first=tuple(b.epoch for b in plan.leaving),
         behind=tuple(b.epoch for b in plan.retiring),
     )
     refusal = refuse_unread(target, event) or refuse_what_cannot_fit(
-        draft.snapshot, target, event.need, plan, event.memory
+        draft.snapshot, target, replace(event.need, footprint=footprint), plan, event.readings
     )
     if refusal is not None:
         _fall_back_or_end(draft, target, refusal)
@@ -167,41 +169,36 @@ def weigh_reading(draft: Draft, sample: MemorySample | None, unreadable: str = "
         return
     may_pass = decision.state in {GateState.CONFIRMED, GateState.UNPROVEN}
     if may_pass and question is not None:
-        note_confirmed(draft, sample)
-        _go_on_behind_the_gate(draft, question, sample)
+        note_confirmed(draft, question, sample)
+        _go_on_behind_the_gate(draft)
     elif replaced := _replaced_in_the_way(draft):
         leave(draft, replaced)
     else:
         fail_switch(draft, Refusal(code="memory_not_released", message=decision.reason))
 
 
-def _go_on_behind_the_gate(
-    draft: Draft, question: ReleaseQuestion, sample: MemorySample | None
-) -> None:
+def _go_on_behind_the_gate(draft: Draft) -> None:
     """Go on to the next device, to the start of what is placed, or to the end of an unload."""
     switch = draft.running_switch()
-    if switch.phase is Phase.ROLLING_BACK:
-        start_placed(draft, Phase.RESTORING, question, sample)
-    elif (device := next_device(draft)) is not None:
-        question_device(draft, device)
+    if (device := next_device(draft)) is not None:
+        question_device(draft, device, may_make_room=bool(_replaced_in_the_way(draft)))
+    elif switch.phase is Phase.ROLLING_BACK:
+        start_placed(draft, Phase.RESTORING)
     elif switch.start.placing is None:
         end_switch(draft)
     else:
         stop_warming(draft, switch)
-        start_placed(draft, Phase.STARTING, question, sample)
+        start_placed(draft, Phase.STARTING)
 
 
 def _replaced_in_the_way(draft: Draft) -> tuple[Backend, ...]:
     """What the target was to start beside, as long as nothing has stopped for it: make room."""
     switch = draft.running_switch()
-    if switch.phase is not Phase.CONFIRMING or switch.leaving.epochs or switch.target is None:
+    placing = switch.start.placing
+    if switch.phase is not Phase.CONFIRMING or switch.leaving.epochs or placing is None:
         return ()
-    device = switch.target.device
-    return tuple(
-        b
-        for b in draft.snapshot.backends
-        if b.epoch in switch.leaving.behind and b.target.device == device
-    )
+    here = draft.snapshot.sharing(*placing.footprint.devices)
+    return tuple(b for b in here if b.epoch in switch.leaving.behind)
 
 
 def finish_start(draft: Draft, event: BackendReady) -> None:

@@ -8,6 +8,7 @@ from enum import StrEnum
 from msgspec import Struct, field
 
 from supervisor.core.byte_size import MIB
+from supervisor.core.machine.footprint import Baseline, Footprint
 from supervisor.core.machine.memory import MemoryPolicy
 from supervisor.core.sizing.fitting import Alternative
 
@@ -91,19 +92,19 @@ class Target(Struct, frozen=True, kw_only=True):
 
 
 class Placement(Struct, frozen=True, kw_only=True):
-    """A target and the bytes that it is accounted for."""
+    """A target and what it is accounted for."""
 
     target: Target
-    need_bytes: int
+    footprint: Footprint
 
 
 class TargetNeed(Struct, frozen=True, kw_only=True):
-    """What a target will take on its device, in bytes, why, and what would make it smaller.
+    """What a target will take of each device, why, and what would make it smaller on its own.
 
     Of the alternatives for one field the mildest comes first.
     """
 
-    need_bytes: int
+    footprint: Footprint
     explanation: str = ""
     alternatives: tuple[Alternative, ...] = ()
 
@@ -124,8 +125,8 @@ class Recovery(Struct, frozen=True, kw_only=True):
 
     `attempt` counts from 1, and the pauses grow with it. `is_open`: the breaker has opened, and
     only a manual restart tries again. `may_hold`: its requests wait for the restart that is due.
-    `baseline_used_bytes` is the use of its device without it, true as long as the servers of the
-    epochs in `beside` are all that run.
+    `baselines` are the use of its devices without it, true as long as the servers of the epochs in
+    `beside` are all that run.
     """
 
     target: Target
@@ -133,7 +134,7 @@ class Recovery(Struct, frozen=True, kw_only=True):
     reason: str
     is_open: bool = False
     may_hold: bool = True
-    baseline_used_bytes: int | None = None
+    baselines: tuple[Baseline, ...] = ()
     beside: tuple[int, ...] = ()
 
 
@@ -157,16 +158,16 @@ class Backend(Struct, frozen=True, kw_only=True):
     `is_retiring`: its successor serves already; it ends its requests and stops, at
     `retire_deadline` at the latest (None: it waits for them). `stalled_s`: how long nothing has
     moved in it though requests are in flight, None while something does. `is_replaced`: it is
-    stopped because of that, and the same target starts again.
+    stopped because of that, and the same target starts again. `baselines` are the use of each
+    device from before it started, where that was read.
     """
 
     epoch: int
     target: Target
     state: BackendState
-    need_bytes: int
+    footprint: Footprint
     started_at: float
-    baseline_used_bytes: int | None
-    baseline_foreign_bytes: int | None = None
+    baselines: tuple[Baseline, ...] = ()
     in_flight: int = 0
     pid: int | None = None
     address: str | None = None
@@ -174,6 +175,10 @@ class Backend(Struct, frozen=True, kw_only=True):
     retire_deadline: float | None = None
     stalled_s: float | None = None
     is_replaced: bool = False
+
+    def baseline(self, device: str) -> Baseline | None:
+        """Return the use of a device from before it started, where that was read."""
+        return next((b for b in self.baselines if b.device == device), None)
 
 
 class Waiter(Struct, frozen=True, kw_only=True):

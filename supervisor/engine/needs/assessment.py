@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from supervisor.config.configuration import ResolvedModel
 from supervisor.core.byte_size import MIB, format_bytes
+from supervisor.core.machine.footprint import Footprint
 from supervisor.core.machine.values import Mode, TargetNeed
 from supervisor.core.sizing.estimate import MemoryEstimate, MemorySettings, estimate_memory
 from supervisor.core.sizing.fitting import Alternative, alternatives
@@ -163,7 +164,7 @@ class Assessment:
     def need(self) -> TargetNeed:
         """Return what the core asks: how much, why, and what would make it smaller."""
         return TargetNeed(
-            need_bytes=self.need_bytes,
+            footprint=Footprint.of(self.footprint),
             explanation=self.explanation,
             alternatives=self.smaller(),
         )

@@ -128,6 +128,7 @@ class Learner:
 
     def _use_of_gpu(self, reading: DeviceReading, backend: Backend) -> UseReading:
         sample = reading.sample
+        baseline = backend.baseline(sample.device)
         shares_host = any(
             info.shares_host_memory
             for info in self._devices.devices()
@@ -137,7 +138,7 @@ class Learner:
             own_bytes=sample.children_bytes,
             growth_bytes=growth_of_device(
                 used_bytes=sample.used_bytes,
-                baseline_bytes=backend.baseline_used_bytes,
+                baseline_bytes=baseline.used_bytes if baseline else None,
                 # The host's other programs come and go in memory that is the host's, too.
                 is_alone=backend.epoch not in self._had_company and not shares_host,
                 listed_processes=None if reading.processes is None else len(reading.processes),

@@ -46,7 +46,7 @@ from supervisor.core.machine.values import (
     Target,
     TargetNeed,
 )
-from tests.core.machine.surroundings import asked_for
+from tests.core.machine.surroundings import asked_for, taking
 
 GIB = 1024 * MIB
 TOTAL_BYTES = 24 * GIB
@@ -102,12 +102,13 @@ class Story:
         switch = self.snapshot.switch
         assert switch is not None
         assert switch.target is not None
-        memory = None if used_bytes is None else self.reading(used_bytes, switch.target.device)
+        device = switch.target.device
+        readings = () if used_bytes is None else (self.reading(used_bytes, device),)
         commands = self.tell(
             TargetAccepted,
             switch_id=self.running,
-            need=TargetNeed(need_bytes=need_bytes),
-            memory=memory,
+            need=TargetNeed(footprint=taking(need_bytes, device)),
+            readings=readings,
         )
         if not any(isinstance(c, WarmFile) for c in commands):
             return commands

@@ -1,7 +1,8 @@
 """Two devices and some models for the property tests: little room, so that much gives way."""
 
+from supervisor.core.machine.footprint import Footprint
 from supervisor.core.machine.memory import MemoryPolicy
-from supervisor.core.machine.values import Device, Limits, Mode, Target
+from supervisor.core.machine.values import Backend, Device, Limits, Mode, Target
 
 TOTAL = 100
 POLICY = MemoryPolicy(margin_bytes=5, tolerance_bytes=2, stable_samples=2, release_timeout_s=4.0)
@@ -16,6 +17,17 @@ def target(model: str, mode: Mode, device: str, profile: str = "default") -> Tar
         memory=POLICY,
         restart_on_stall=model in {"chat", "code"},
     )
+
+
+def taking(size_bytes: int, device: str = "gpu0") -> Footprint:
+    """Return the footprint of what is on one device."""
+    return Footprint.of({device: size_bytes})
+
+
+def used_before(backend: Backend) -> int | None:
+    """Return the use of a backend's own device from before it started."""
+    baseline = backend.baseline(backend.target.device)
+    return baseline.used_bytes if baseline else None
 
 
 def asked_for(model: str | None) -> Target | None:

@@ -12,6 +12,7 @@ from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.switch import Gate, Leaving, Order, Rollback, Start, Switch
 from supervisor.core.machine.values import Backend, BackendState, Phase, Refusal
 from tests.core.machine.story import CHAT, EMBED, EXCLUSIVE
+from tests.core.machine.surroundings import taking
 
 FAILURE = Refusal(code="backend_died", message="it died")
 QUESTION = ReleaseQuestion(
@@ -24,9 +25,8 @@ def backend(epoch: int, state: BackendState = BackendState.READY, **changes: Any
         epoch=epoch,
         target=CHAT,
         state=state,
-        need_bytes=1,
+        footprint=taking(1),
         started_at=0.0,
-        baseline_used_bytes=None,
     )
     return replace(made, **changes)
 

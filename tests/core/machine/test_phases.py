@@ -13,6 +13,7 @@ from supervisor.core.machine.switching import WARM_TIMEOUT_S
 from supervisor.core.machine.values import Phase, SwitchRules, TargetNeed
 from supervisor.errors import InvalidTransition
 from tests.core.machine.story import CHAT, EMBED, GIB, Story, failure_in
+from tests.core.machine.surroundings import taking
 
 
 def test_every_phase_has_its_rules_and_leads_only_to_phases() -> None:
@@ -32,7 +33,9 @@ def test_a_move_that_the_table_does_not_name_is_a_bug() -> None:
 
 def test_a_switch_goes_on_where_nobody_says_that_the_file_is_being_read() -> None:
     asked = SwitchRequested(at=1.0, switch_id="s1", target=CHAT, requested_by="test")
-    accepted = TargetAccepted(at=2.0, switch_id="s1", need=TargetNeed(need_bytes=GIB), memory=None)
+    accepted = TargetAccepted(
+        at=2.0, switch_id="s1", need=TargetNeed(footprint=taking(GIB)), readings=()
+    )
     snapshot = replace(Story().snapshot, rules=SwitchRules(warms=True))
     for event in (asked, accepted):
         snapshot, _ = step(snapshot, event)

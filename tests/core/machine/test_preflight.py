@@ -19,6 +19,7 @@ from tests.core.machine.story import (
     facts_in,
     failure_in,
 )
+from tests.core.machine.surroundings import taking
 
 SMALLER = (
     Alternative(setting="cache_type_k: q8_0", need_bytes=19 * GIB),
@@ -30,9 +31,9 @@ SMALLER = (
 
 
 def judge(story: Story, need: TargetNeed, used_bytes: int) -> Refusal | None:
-    memory = story.reading(used_bytes)
-    plan = plan_residency(story.snapshot, EMBED, need.need_bytes, memory)
-    return refuse_what_cannot_fit(story.snapshot, EMBED, need, plan, memory)
+    readings = (story.reading(used_bytes),)
+    plan = plan_residency(story.snapshot, EMBED, need.footprint, readings)
+    return refuse_what_cannot_fit(story.snapshot, EMBED, need, plan, readings)
 
 
 def test_target_that_others_leave_no_room_for_touches_nothing() -> None:
@@ -42,8 +43,8 @@ def test_target_that_others_leave_no_room_for_touches_nothing() -> None:
     story.tell(
         TargetAccepted,
         switch_id=story.running,
-        need=TargetNeed(need_bytes=14 * GIB, alternatives=SMALLER),
-        memory=story.reading(20 * GIB),
+        need=TargetNeed(footprint=taking(14 * GIB), alternatives=SMALLER),
+        readings=(story.reading(20 * GIB),),
     )
     assert story.snapshot.switch is None
     assert story.snapshot.backends[0].state is BackendState.READY
@@ -58,8 +59,8 @@ def test_refusal_has_the_arithmetic_and_the_mildest_settings_that_fit() -> None:
     commands = story.tell(
         TargetAccepted,
         switch_id=story.running,
-        need=TargetNeed(need_bytes=20 * GIB, explanation="weights", alternatives=SMALLER),
-        memory=story.reading(20 * GIB),
+        need=TargetNeed(footprint=taking(20 * GIB), explanation="weights", alternatives=SMALLER),
+        readings=(story.reading(20 * GIB),),
     )
     _, message = failure_in(commands)
     assert "needs about 20.0 GiB (weights)" in message
@@ -74,15 +75,16 @@ def test_what_others_took_since_the_start_is_no_room_for_what_follows() -> None:
     story = Story(EXCLUSIVE)
     story.make_live(CHAT, need_bytes=4 * GIB, used_bytes=2 * GIB)
     [backend] = story.snapshot.backends
-    known = replace(backend, baseline_foreign_bytes=2 * GIB)
+    (baseline,) = backend.baselines
+    known = replace(backend, baselines=(replace(baseline, foreign_bytes=2 * GIB),))
     story.snapshot = replace(story.snapshot, backends=(known,))
     others = Holder(pid=7, used_bytes=8 * GIB, role=HolderRole.FOREIGN, name="python")
     memory = replace(story.reading(18 * GIB), holders=(others,))
 
     def is_refused(need_bytes: int) -> bool:
-        need = TargetNeed(need_bytes=need_bytes)
-        plan = plan_residency(story.snapshot, EMBED, need.need_bytes, memory)
-        return refuse_what_cannot_fit(story.snapshot, EMBED, need, plan, memory) is not None
+        need = TargetNeed(footprint=taking(need_bytes))
+        plan = plan_residency(story.snapshot, EMBED, need.footprint, (memory,))
+        return refuse_what_cannot_fit(story.snapshot, EMBED, need, plan, (memory,)) is not None
 
     assert not is_refused(16 * GIB)
     assert is_refused(16 * GIB + 1)
@@ -91,19 +93,19 @@ def test_what_others_took_since_the_start_is_no_room_for_what_follows() -> None:
 def test_what_gives_way_is_counted_as_free() -> None:
     story = Story(EXCLUSIVE)
     story.make_live(CHAT, need_bytes=16 * GIB)
-    assert judge(story, TargetNeed(need_bytes=23 * GIB), used_bytes=17 * GIB) is None
+    assert judge(story, TargetNeed(footprint=taking(23 * GIB)), used_bytes=17 * GIB) is None
 
 
 def test_use_from_before_counts_where_the_need_was_estimated_too_low() -> None:
     story = Story(EXCLUSIVE)
     story.make_live(CHAT, need_bytes=1 * GIB)
-    assert judge(story, TargetNeed(need_bytes=20 * GIB), used_bytes=16 * GIB) is None
+    assert judge(story, TargetNeed(footprint=taking(20 * GIB)), used_bytes=16 * GIB) is None
 
 
 def test_what_does_not_give_way_is_not_counted_as_free() -> None:
     story = Story(SHARED)
     story.make_live(CHAT, need_bytes=4 * GIB)
-    refusal = judge(story, TargetNeed(need_bytes=10 * GIB), used_bytes=16 * GIB)
+    refusal = judge(story, TargetNeed(footprint=taking(10 * GIB)), used_bytes=16 * GIB)
     assert refusal is not None
     assert "gpu0 has 8.0 GiB free;" in refusal.message
     assert "no smaller setting makes it fit" in refusal.message
@@ -111,7 +113,7 @@ def test_what_does_not_give_way_is_not_counted_as_free() -> None:
 
 def test_operators_budget_is_named_with_what_would_raise_it() -> None:
     story = Story(replace(SHARED, budget_bytes=8 * GIB))
-    refusal = judge(story, TargetNeed(need_bytes=8 * GIB + 1), used_bytes=0)
+    refusal = judge(story, TargetNeed(footprint=taking(8 * GIB + 1)), used_bytes=0)
     assert refusal is not None
     assert "devices.gpu0.budget_bytes" in refusal.message
     assert dict(refusal.details)["available_bytes"] == 8 * GIB
@@ -119,16 +121,16 @@ def test_operators_budget_is_named_with_what_would_raise_it() -> None:
 
 def test_unread_memory_is_left_to_the_gate() -> None:
     story = Story(EXCLUSIVE)
-    need = TargetNeed(need_bytes=20 * GIB)
-    plan = plan_residency(story.snapshot, EMBED, need.need_bytes, None)
-    assert refuse_what_cannot_fit(story.snapshot, EMBED, need, plan, None) is None
+    need = TargetNeed(footprint=taking(20 * GIB))
+    plan = plan_residency(story.snapshot, EMBED, need.footprint, ())
+    assert refuse_what_cannot_fit(story.snapshot, EMBED, need, plan, ()) is None
 
 
 def test_memory_of_one_that_died_just_now_may_still_come_back() -> None:
     story = Story(EXCLUSIVE)
     epoch = story.make_live(CHAT)
     story.crash(epoch)
-    need = TargetNeed(need_bytes=20 * GIB)
+    need = TargetNeed(footprint=taking(20 * GIB))
     assert judge(story, need, used_bytes=TOTAL_BYTES) is None
     story.now += EMBED.memory.release_timeout_s
     assert judge(story, need, used_bytes=TOTAL_BYTES) is not None

@@ -19,6 +19,7 @@ from supervisor.core.machine.events import (
     TargetAccepted,
     TimePassed,
 )
+from supervisor.core.machine.footprint import Baseline
 from supervisor.core.machine.memory import MemoryPolicy, MemorySample, ReleaseQuestion
 from supervisor.core.machine.residency import (
     baseline_at_start,
@@ -30,6 +31,7 @@ from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.step import step
 from supervisor.core.machine.values import Backend, BackendState, Device, Mode, Target, TargetNeed
 from tests.core.machine.story import AT_ONCE
+from tests.core.machine.surroundings import taking, used_before
 
 GIB = 1024 * MIB
 
@@ -40,16 +42,15 @@ RERANK = Target(model="rerank", mode=Mode.EMBEDDING, profile="rerank", device="g
 
 def backend(epoch: int, model: str, need_gib: int, **changes: str | int | None) -> Backend:
     """Build a live backend that started when all of the older ones' 8 GiB were in use."""
-    target = Target(
-        model=model, mode=Mode.GENERATION, profile=model, device=str(changes.get("device", "gpu0"))
-    )
+    device = str(changes.get("device", "gpu0"))
+    target = Target(model=model, mode=Mode.GENERATION, profile=model, device=device)
     return Backend(
         epoch=epoch,
         target=target,
         state=BackendState.READY,
-        need_bytes=need_gib * GIB,
+        footprint=taking(need_gib * GIB, device),
         started_at=float(epoch),
-        baseline_used_bytes=(epoch - 1) * 8 * GIB,
+        baselines=(Baseline(device=device, used_bytes=(epoch - 1) * 8 * GIB),),
     )
 
 
@@ -65,7 +66,7 @@ def leaving(
     snapshot = Snapshot(
         devices=Map({"gpu0": device, "gpu1": replace(device, name="gpu1")}), backends=backends
     )
-    return [b.epoch for b in plan_residency(snapshot, target, need_gib * GIB, None).leaving]
+    return [b.epoch for b in plan_residency(snapshot, target, taking(need_gib * GIB), ()).leaving]
 
 
 def test_nothing_gives_way_on_an_empty_device() -> None:
@@ -97,31 +98,35 @@ def test_same_model_with_another_profile_gives_way_before_where_room_for_both_is
     assert leaving(SHARED, 1, CHAT, EMBED, target=other_profile) == [2]
 
 
+def used_after(backends: tuple[Backend, ...], leaving: tuple[Backend, ...]) -> dict[str, int]:
+    return {b.device: b.used_bytes for b in baselines_after(backends, leaving)}
+
+
 def test_baseline_is_the_use_before_the_first_that_leaves() -> None:
     everybody = (CHAT, EMBED, CODE)
 
-    assert baselines_after(everybody, everybody) == (("gpu0", 0),)
-    assert baselines_after(everybody, (CODE, EMBED)) == (("gpu0", 8 * GIB),)
+    assert used_after(everybody, everybody) == {"gpu0": 0}
+    assert used_after(everybody, (CODE, EMBED)) == {"gpu0": 8 * GIB}
 
 
 def test_baseline_has_the_share_of_those_that_started_later_and_stay() -> None:
-    assert baselines_after((CHAT, EMBED, CODE), (CHAT,)) == (("gpu0", 16 * GIB),)
+    assert used_after((CHAT, EMBED, CODE), (CHAT,)) == {"gpu0": 16 * GIB}
 
 
 def test_each_device_has_a_baseline_of_its_own() -> None:
     everybody = (CHAT, ELSEWHERE)
 
-    assert baselines_after(everybody, everybody) == (("gpu0", 0), ("gpu1", 8 * GIB))
+    assert used_after(everybody, everybody) == {"gpu0": 0, "gpu1": 8 * GIB}
 
 
 def test_device_whose_use_before_is_unknown_has_no_baseline() -> None:
-    unknown = replace(CHAT, baseline_used_bytes=None)
+    unknown = replace(CHAT, baselines=())
 
-    assert baselines_after((unknown,), (unknown,)) == ()
+    assert used_after((unknown,), (unknown,)) == {}
 
 
 def baselines_gib(backends: tuple[Backend, ...]) -> dict[int, int]:
-    return {b.epoch: (b.baseline_used_bytes or 0) // GIB for b in backends}
+    return {b.epoch: (used_before(b) or 0) // GIB for b in backends}
 
 
 def test_backend_that_is_gone_takes_its_share_out_of_later_baselines() -> None:
@@ -140,7 +145,7 @@ def test_order_in_which_backends_leave_does_not_change_the_last_baseline() -> No
 
 
 def test_share_is_what_was_measured_and_not_the_estimate() -> None:
-    overestimated = replace(CHAT, need_bytes=20 * GIB)
+    overestimated = replace(CHAT, footprint=taking(20 * GIB))
 
     assert baselines_gib(without((overestimated, EMBED), 1)) == {2: 0}
 
@@ -150,7 +155,7 @@ def test_baselines_of_other_devices_stay_as_they_are() -> None:
 
 
 def test_foreign_tenant_that_left_in_between_raises_no_baseline() -> None:
-    crowded = replace(CHAT, baseline_used_bytes=12 * GIB)
+    crowded = replace(CHAT, baselines=(Baseline(device="gpu0", used_bytes=12 * GIB),))
 
     assert baselines_gib(without((crowded, EMBED), 1)) == {2: 8}
 
@@ -172,7 +177,8 @@ def baseline(used: int, *staying: Backend, before: int | None = None) -> int:
         free_bytes=24 * GIB - used,
         source="test",
     )
-    return baseline_at_start(staying, question, sample)
+    there = Snapshot(devices=Map({"gpu0": SHARED}), backends=staying)
+    return baseline_at_start(there, question, sample).used_bytes
 
 
 def test_first_backend_returns_the_device_to_the_use_that_it_found() -> None:
@@ -220,7 +226,7 @@ class LazyDriver:
         )
         orders += self.tell(
             TargetAccepted(
-                at=self.now, switch_id="s", need=TargetNeed(need_bytes=need), memory=None
+                at=self.now, switch_id="s", need=TargetNeed(footprint=taking(need)), readings=()
             )
         )
         for _ in range(200):

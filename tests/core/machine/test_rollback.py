@@ -30,6 +30,7 @@ from tests.core.machine.story import (
     refused_in,
     report_in,
 )
+from tests.core.machine.surroundings import used_before
 
 ASKS_GPU0 = (SampleMemory(switch_id="s2", device="gpu0"),)
 
@@ -241,7 +242,7 @@ def test_second_that_is_back_remembers_the_use_that_the_first_one_makes(two_stop
     two_stopped.start()
     two_stopped.start(used_bytes=8 * GIB)
 
-    baselines = {b.target.model: b.baseline_used_bytes for b in two_stopped.snapshot.backends}
+    baselines = {b.target.model: used_before(b) for b in two_stopped.snapshot.backends}
     assert baselines == {"chat": 0, "embed": 8 * GIB}
 
 

@@ -19,6 +19,7 @@ from supervisor.core.machine.events import (
     TargetRejected,
     TimePassed,
 )
+from supervisor.core.machine.footprint import Baseline
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.step import step
 from supervisor.core.machine.switch import Order, Start, Switch
@@ -33,7 +34,7 @@ from supervisor.core.machine.values import (
     TargetNeed,
 )
 from tests.core.machine.story import AT_ONCE
-from tests.core.machine.surroundings import asked_for
+from tests.core.machine.surroundings import asked_for, taking
 
 DEVICE = Device(name="gpu0", budget_bytes=1000)
 CHAT = Target(model="chat", mode=Mode.GENERATION, profile="chat", device="gpu0")
@@ -48,9 +49,9 @@ def live(epoch: int, target: Target) -> Backend:
         epoch=epoch,
         target=target,
         state=BackendState.READY,
-        need_bytes=100,
+        footprint=taking(100),
         started_at=0.0,
-        baseline_used_bytes=0,
+        baselines=(Baseline(device="gpu0", used_bytes=0),),
     )
 
 
@@ -242,7 +243,7 @@ def test_draining_backend_admits_nobody() -> None:
         exclusive,
         arrival("r1"),
         SwitchRequested(at=0.0, switch_id="s1", target=EMBED, requested_by="ops"),
-        TargetAccepted(at=0.0, switch_id="s1", need=TargetNeed(need_bytes=100), memory=None),
+        TargetAccepted(at=0.0, switch_id="s1", need=TargetNeed(footprint=taking(100)), readings=()),
     )
 
     for model in ("chat", "embed", "code", None):
@@ -253,7 +254,7 @@ def test_staying_backend_serves_through_the_switch() -> None:
     snapshot, _ = play(
         CHAT_LIVE,
         SwitchRequested(at=0.0, switch_id="s1", target=EMBED, requested_by="ops"),
-        TargetAccepted(at=0.0, switch_id="s1", need=TargetNeed(need_bytes=100), memory=None),
+        TargetAccepted(at=0.0, switch_id="s1", need=TargetNeed(footprint=taking(100)), readings=()),
     )
 
     assert play(snapshot, arrival("r1", "chat"))[1] == (grant("r1", 1),)

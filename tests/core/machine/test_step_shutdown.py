@@ -24,6 +24,7 @@ from supervisor.core.machine.events import (
     TargetAccepted,
     TimePassed,
 )
+from supervisor.core.machine.footprint import Baseline
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.step import step
 from supervisor.core.machine.switch import Order, Start, Switch
@@ -37,7 +38,7 @@ from supervisor.core.machine.values import (
     Target,
     TargetNeed,
 )
-from tests.core.machine.surroundings import asked_for
+from tests.core.machine.surroundings import asked_for, taking
 
 CHAT = Target(model="chat", mode=Mode.GENERATION, profile="chat", device="gpu0", stop_grace_s=3.0)
 EMBED = Target(model="embed", mode=Mode.EMBEDDING, profile="embed", device="gpu0", stop_grace_s=4.0)
@@ -50,9 +51,9 @@ def backend(epoch: int, target: Target, state: BackendState = BackendState.READY
         epoch=epoch,
         target=target,
         state=state,
-        need_bytes=100,
+        footprint=taking(100),
         started_at=0.0,
-        baseline_used_bytes=0,
+        baselines=(Baseline(device="gpu0", used_bytes=0),),
     )
 
 
@@ -163,7 +164,7 @@ def test_starting_backend_is_stopped_and_its_switch_ends_without_success() -> No
 
 def test_target_that_is_accepted_after_the_shutdown_is_not_started() -> None:
     accepted = TargetAccepted(
-        at=101.0, switch_id="s1", need=TargetNeed(need_bytes=100), memory=None
+        at=101.0, switch_id="s1", need=TargetNeed(footprint=taking(100)), readings=()
     )
     snapshot, commands = play(replace(CHAT_LIVE, switch=CHECKING), SHUTDOWN, accepted)
 
@@ -176,7 +177,9 @@ def test_draining_backend_of_the_abandoned_switch_drains_on() -> None:
         CHAT_LIVE,
         arrival("r1"),
         SwitchRequested(at=99.0, switch_id="s1", target=EMBED, requested_by="ops"),
-        TargetAccepted(at=99.0, switch_id="s1", need=TargetNeed(need_bytes=100), memory=None),
+        TargetAccepted(
+            at=99.0, switch_id="s1", need=TargetNeed(footprint=taking(100)), readings=()
+        ),
         SHUTDOWN,
     )
 

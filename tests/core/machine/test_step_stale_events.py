@@ -30,6 +30,7 @@ from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.step import step
 from supervisor.core.machine.values import Device, Mode, Phase, Refusal, Target, TargetNeed
 from tests.core.machine.story import AT_ONCE
+from tests.core.machine.surroundings import taking
 
 TOTAL_BYTES = 1000 * 1024 * 1024
 CHAT = Target(model="chat", mode=Mode.GENERATION, profile="chat", device="gpu0")
@@ -108,7 +109,10 @@ class History:
         self.tell(SwitchRequested, switch_id=switch_id, target=target, requested_by="ops")
         if target is not None:
             self.tell(
-                TargetAccepted, switch_id=switch_id, need=TargetNeed(need_bytes=100), memory=None
+                TargetAccepted,
+                switch_id=switch_id,
+                need=TargetNeed(footprint=taking(100, target.device)),
+                readings=(),
             )
 
     def confirm(self, switch_id: str, device: str) -> None:
@@ -182,7 +186,9 @@ def test_answers_to_a_switch_that_never_was_change_nothing(draining: History) ->
     before = draining.snapshot
 
     assert (
-        draining.tell(TargetAccepted, switch_id="s9", need=TargetNeed(need_bytes=1), memory=None)
+        draining.tell(
+            TargetAccepted, switch_id="s9", need=TargetNeed(footprint=taking(1)), readings=()
+        )
         == ()
     )
     assert draining.tell(TargetRejected, switch_id="s9", message="who?") == ()

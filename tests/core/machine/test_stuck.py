@@ -5,6 +5,7 @@ from supervisor.core.machine.leaving import REAP_TIMEOUT_S
 from supervisor.core.machine.switching import CHECK_TIMEOUT_S
 from supervisor.core.machine.values import Phase
 from tests.core.machine.story import CHAT, EMBED, GIB, Story, failure_in
+from tests.core.machine.surroundings import used_before
 
 
 def test_check_that_hangs_ends_the_switch_and_leaves_the_live_model() -> None:
@@ -56,7 +57,7 @@ def test_restart_after_a_death_is_held_against_the_use_from_before_it() -> None:
     story.accept(need_bytes=8 * GIB)
     story.start(used_bytes=10 * GIB)  # what the dead one held is not back yet, but enough is free
     (backend,) = story.snapshot.backends
-    assert backend.baseline_used_bytes == 1 * GIB
+    assert used_before(backend) == 1 * GIB
 
 
 def test_release_that_comes_late_is_confirmed_ten_milliseconds_after_it_is_seen() -> None:

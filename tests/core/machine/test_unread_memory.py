@@ -17,6 +17,7 @@ from tests.core.machine.story import (
     failure_in,
     report_in,
 )
+from tests.core.machine.surroundings import taking, used_before
 
 HOST = Device(name="host", budget_bytes=TOTAL_BYTES)
 ON_CPU = Target(model="embed", mode=Mode.EMBEDDING, profile="embed-cpu", device="host")
@@ -27,8 +28,8 @@ def accept_unread(story: Story) -> tuple[Command, ...]:
     return story.tell(
         TargetAccepted,
         switch_id=story.running,
-        need=TargetNeed(need_bytes=GIB),
-        memory=None,
+        need=TargetNeed(footprint=taking(GIB)),
+        readings=(),
         memory_problem="the driver hangs",
     )
 
@@ -66,7 +67,7 @@ def test_start_without_telemetry_comes_after_the_timeout_where_the_operator_proc
     )
     assert isinstance(start, StartBackend)
     assert story.now - asked_at >= EMBED.memory.release_timeout_s
-    assert story.snapshot.backends[0].baseline_used_bytes is None
+    assert used_before(story.snapshot.backends[0]) is None
 
 
 def test_target_without_room_falls_back_to_the_other_profile() -> None:

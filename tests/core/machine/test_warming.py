@@ -6,6 +6,7 @@ from supervisor.core.machine.commands import StartBackend, StopWarming, WarmFile
 from supervisor.core.machine.events import TargetAccepted, TargetRejected, WarmingBegun
 from supervisor.core.machine.values import Phase, SwitchRules, TargetNeed
 from tests.core.machine.story import CHAT, EMBED, GIB, TOTAL_BYTES, Story
+from tests.core.machine.surroundings import taking
 
 
 @pytest.fixture
@@ -19,8 +20,8 @@ def story() -> Story:
 
 
 def accept(story: Story) -> tuple[object, ...]:
-    need = TargetNeed(need_bytes=GIB)
-    return story.tell(TargetAccepted, switch_id=story.running, need=need, memory=None)
+    need = TargetNeed(footprint=taking(GIB))
+    return story.tell(TargetAccepted, switch_id=story.running, need=need, readings=())
 
 
 def test_reading_begins_before_anything_drains(story: Story) -> None:

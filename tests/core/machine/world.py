@@ -56,7 +56,7 @@ from supervisor.core.machine.values import (
     Target,
     TargetNeed,
 )
-from tests.core.machine.surroundings import DEVICES, LIMITS, TOTAL
+from tests.core.machine.surroundings import DEVICES, LIMITS, TOTAL, taking
 
 
 class Fate(Enum):
@@ -150,12 +150,13 @@ class World(RuleBasedStateMachine):
         self.needs.setdefault(switch_id, need)
         switch = self.snapshot.switch
         target = switch.target if switch and switch.switch_id == switch_id else None
+        device = target.device if target else "alone"
         self.tell(
             TargetAccepted(
                 at=self.now,
                 switch_id=switch_id,
-                need=TargetNeed(need_bytes=need),
-                memory=self.reading(target.device, need % 3) if target and need % 4 else None,
+                need=TargetNeed(footprint=taking(need, device)),
+                readings=(self.reading(device, need % 3),) if target and need % 4 else (),
             )
         )
 
@@ -435,7 +436,7 @@ class World(RuleBasedStateMachine):
         assert {b.epoch for b in self.snapshot.backends} == set(self.alive)
         for device in DEVICES:
             there = [b for b in self.snapshot.backends if b.target.device == device.name]
-            assert sum(b.need_bytes for b in there) <= device.budget_bytes
+            assert sum(b.footprint.on(device.name) for b in there) <= device.budget_bytes
             assert not (device.is_exclusive and len(there) > 1)
         models_there = self.snapshot.live_models()
         assert len(models_there) == len(set(models_there))

@@ -42,7 +42,7 @@ async def backend(
         run_dir=run_dir,
         device_env=lambda _: {},
     )
-    assert launcher.check(CHAT).need_bytes == 1
+    assert launcher.check(CHAT).footprint.total_bytes == 1
     started = launcher.launch(CHAT, 1)
     try:
         await started.become_ready()

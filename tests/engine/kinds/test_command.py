@@ -249,7 +249,7 @@ def test_a_folder_or_a_hub_name_needs_what_the_profile_states(
 ) -> None:
     folder = folder_of(tmp_path, profile("--port", "{port}"), path=path)
     configuration = load(folder, tmp_path, {})
-    assert launcher_for(configuration, run_dir).check(MINE).need_bytes == 64 * 1024**2
+    assert launcher_for(configuration, run_dir).check(MINE).footprint.total_bytes == 64 * 1024**2
     assert list(model_problems(configuration, Engines(os.environ, None))) == []
     argv = CommandEngine(os.environ).argv(configuration.resolve("mine"), PORT, "")
     assert argv[3] == (str(hashed) if path == "hashed-ngrams" else path)
@@ -285,7 +285,7 @@ def test_a_gguf_file_is_looked_at_whatever_the_server(
     memory = {"margin_bytes": 0}
     folder = folder_of(tmp_path, profile("{port}", memory=memory), path="minilm.gguf")
     need = launcher_for(load(folder, models_dir, {}), run_dir).check(MINE)
-    assert need.need_bytes > (models_dir / "minilm.gguf").stat().st_size
+    assert need.footprint.total_bytes > (models_dir / "minilm.gguf").stat().st_size
 
 
 def test_an_engine_of_llama_cpp_takes_gguf_files_only(

@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 from supervisor.config.configuration import ResolvedModel
 from supervisor.config.profile import Profile
 from supervisor.core.machine.events import BackendExited, BackendSpawned
+from supervisor.core.machine.footprint import Baseline, Footprint
 from supervisor.core.machine.memory import MemorySample
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.values import Backend, BackendState, Mode, Target
@@ -123,9 +124,9 @@ def backend_of(
         epoch=epoch,
         target=target_on(device),
         state=state,
-        need_bytes=1000,
+        footprint=Footprint.of({device: 1000}),
         started_at=0.0,
-        baseline_used_bytes=500,
+        baselines=(Baseline(device=device, used_bytes=500),),
         pid=os.getpid(),
     )
 
