@@ -106,8 +106,8 @@ def ask_engines(place: Place, configured: Path | None) -> EngineFacts:
 
 def look_at_host(place: Place) -> HostFacts:
     """Read the host's memory and what bounds it."""
-    told = _read_meminfo(place.root / "proc/meminfo")
-    machine_bytes = told.get("MemTotal")
+    meminfo = _read_meminfo(place.root / "proc/meminfo")
+    machine_bytes = meminfo.get("MemTotal")
     try:
         memory = HostMemory(place.root).sample(HOST)
         limits = tuple(MemoryCgroup(place.root).limits(below_bytes=machine_bytes or 0))
@@ -116,7 +116,7 @@ def look_at_host(place: Place) -> HostFacts:
     return HostFacts(
         memory=memory,
         machine_bytes=machine_bytes,
-        page_cache_bytes=told.get("Cached"),
+        page_cache_bytes=meminfo.get("Cached"),
         limits=limits,
         largest_model=find_largest_model(place.models),
     )

@@ -90,7 +90,7 @@ def _node_words(node: DeviceNode) -> str:
 
 def _container_rows(facts: Facts) -> Iterator[tuple[str, str]]:
     container = facts.container
-    yield "runtime", container.runtime or "none: this is no container"
+    yield "runtime", container.runtime or "none: this is not a container"
     if container.runtime is not None:
         yield "mounted", ", ".join(container.mounts) or "nothing of a GPU"
         yield "device plugin", container.device_plugin or "no sign of one"

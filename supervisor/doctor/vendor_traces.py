@@ -54,9 +54,9 @@ def _kernel_driver(root: Path, places: TracePlaces) -> str | None:
     if not any((root / module).exists() for module in places.modules):
         return None
     for file in places.version_files:
-        told = re.search(r"\d+(\.\d+)+", _read(root / file))
-        if told:
-            return told[0]
+        found = re.search(r"\d+(\.\d+)+", _read(root / file))
+        if found:
+            return found[0]
     return ""
 
 

@@ -19,7 +19,7 @@ def start_guarded(
 ) -> asyncio.Task[None]:
     """Run `work()` in a task of this name for as long as it is not cancelled.
 
-    `work` is meant to run for ever. Where it raises or returns all the same, `task.ended` tells
+    `work` is meant to run for ever. Where it raises or returns nevertheless, `task.ended` says
     why, and it is called again after a pause, which doubles from end to end up to a minute. The
     caller owns the task: cancel it, and wait for it.
     """

@@ -43,7 +43,7 @@ _V2 = _Layout(
 class MemoryCgroup:
     """The memory cgroup of this process and its ancestors, as far as they can be seen.
 
-    Page cache does not count as used, on either list. MemAvailable reckons the same way, and it
+    Page cache does not count as used, on either list. MemAvailable counts in the same way, and it
     must be so here: mapped weights are page cache, and much of it is on the active list (all of
     it where the kernel ages pages in generations), where it stays after the server has exited.
     """

@@ -8,12 +8,12 @@ from supervisor.telemetry.port import ProcessUse
 from supervisor.telemetry.process_name import read_process_name
 
 
-def tell_holders(
+def classify_holders(
     held: Mapping[int, int | None] | None,
     child_pids: Collection[int],
     former_pids: Collection[int],
 ) -> tuple[Holder, ...] | None:
-    """Tell the processes on a device apart; `held` gives bytes by process id, or None: unknown.
+    """Classify the processes on a device; `held` gives bytes by process id, or None: unknown.
 
     Servers lead sessions of their own, so that what one has started is known by its session. In a
     container the driver may list the process ids of the host: those do not exist here, and are
@@ -33,7 +33,7 @@ def tell_holders(
 
 
 def sum_children(held: Mapping[int, int | None] | None, child_pids: Collection[int]) -> int | None:
-    """Sum what our children hold, or None where that is not told.
+    """Sum what our children hold, or None where that is not known.
 
     A child that is not listed proves nothing: in a container the driver may list the host's
     process ids, or none.

@@ -50,16 +50,16 @@ class HostMemory:
         return (DeviceInfo(device=HOST, name="host memory", vendor=self.vendor, total_bytes=total),)
 
     def read(self, device: str, child_pids: Collection[int] = ()) -> DeviceReading:
-        """Read host memory now; a host has nothing else that devices tell."""
+        """Read host memory now; a host reports nothing else."""
         return DeviceReading(sample=self.sample(device, child_pids))
 
     def sample(
         self, device: str, child_pids: Collection[int] = (), former_pids: Collection[int] = ()
     ) -> MemorySample:
-        """Read host memory now; who holds it is not told.
+        """Read host memory now; who holds it is not reported.
 
         The smallest cgroup limit below the machine's total gives `total_bytes` and `used_bytes`;
-        `free_bytes` is the least that the machine or any of the limits leaves.
+        `free_bytes` is the minimum that the machine or any of the limits leaves.
         """
         _ = former_pids
         if device != HOST:
@@ -106,7 +106,7 @@ def _read_children_bytes(proc: Path, pids: Collection[int]) -> int | None:
         if "RssAnon" in fields:
             total += 1024 * (_kib(fields["RssAnon"]) + _kib(fields["RssShmem"]))
         elif "VmRSS" in fields:
-            return None  # a kernel that does not tell the kinds apart; a zombie has neither
+            return None  # a kernel that does not separate the kinds; a zombie has neither
     return total
 
 

@@ -22,7 +22,7 @@ class SampleDevice(msgspec.Struct, frozen=True, tag="sample"):
 
 
 class ReadDevice(msgspec.Struct, frozen=True, tag="read"):
-    """Read everything that a device tells; answered by DeviceRead."""
+    """Read everything that a device reports; answered by DeviceRead."""
 
     device: str
     child_pids: tuple[int, ...]

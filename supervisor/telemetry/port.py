@@ -43,7 +43,7 @@ class DeviceInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessUse:
-    """A process on a device; `used_bytes` is None where the driver does not tell.
+    """A process on a device; `used_bytes` is None where the driver does not report it.
 
     In a container the driver may give the host's process ids. `name` is what a process of that
     id is called here, and so a hint only.
@@ -56,7 +56,7 @@ class ProcessUse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceReading:
-    """All that a device tells about itself now. What its driver cannot tell is None, never 0."""
+    """All that a device reports of itself now. What its driver cannot report is None, never 0."""
 
     sample: MemorySample
     utilisation_percent: float | None = None
@@ -104,15 +104,15 @@ class DeviceReader(Protocol):
     def sample(
         self, device: str, child_pids: Collection[int] = (), former_pids: Collection[int] = ()
     ) -> MemorySample:
-        """Read the device's memory now. `child_pids`: our processes, to tell their share.
+        """Read the device's memory now. `child_pids`: our processes, to report their share.
 
-        `former_pids`: leaders of our sessions that are reaped, to tell what is left of them.
+        `former_pids`: leaders of our sessions that are reaped, to find what is left of them.
         Raises TelemetryError when the device cannot be read.
         """
         ...
 
     def read(self, device: str, child_pids: Collection[int] = ()) -> DeviceReading:
-        """Read everything that the device tells now, its memory as `sample` does.
+        """Read everything that the device reports now, its memory as `sample` does.
 
         Raises TelemetryError when the device's memory cannot be read.
         """

@@ -13,14 +13,14 @@ from supervisor.telemetry.port import DeviceReading
 from supervisor.telemetry.telemetry import Telemetry
 
 HOUR_POINTS = 3600
-_NOT_TOLD = float("nan")
+_UNKNOWN = float("nan")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RingPoint:
     """A device at one time, `taken_at` in seconds of the monotonic clock.
 
-    None is what the driver did not tell, and for `children_bytes` also what nobody asked for.
+    None is what the driver did not report, and for `children_bytes` also what nobody asked for.
     """
 
     taken_at: float
@@ -51,7 +51,7 @@ class Ring:
         start = (self._count % self._capacity) * len(_COLUMNS)
         for offset, name in enumerate(_COLUMNS):
             value = getattr(point, name)
-            self._values[start + offset] = _NOT_TOLD if value is None else value
+            self._values[start + offset] = _UNKNOWN if value is None else value
         self._count += 1
 
     def points(self, since: float = 0.0) -> Iterator[RingPoint]:
@@ -60,8 +60,8 @@ class Ring:
             start = (number % self._capacity) * len(_COLUMNS)
             if self._values[start] >= since:
                 row = self._values[start : start + len(_COLUMNS)]
-                told = (None if value != value else value for value in row)  # noqa: PLR0124 - NaN
-                yield RingPoint(**dict(zip(_COLUMNS, told, strict=True)))  # type: ignore[arg-type]
+                known = (None if value != value else value for value in row)  # noqa: PLR0124 - NaN
+                yield RingPoint(**dict(zip(_COLUMNS, known, strict=True)))  # type: ignore[arg-type]
 
 
 @asynccontextmanager
@@ -73,7 +73,7 @@ async def record_devices(
 ) -> AsyncIterator[dict[str, Ring]]:
     """Read every device each `period_s` seconds while the context lasts; yields its ring by id.
 
-    A reading that fails leaves a gap. `child_pids` tells our processes, for their share.
+    A reading that fails leaves a gap. `child_pids` gives our processes, for their share.
     """
     rings: dict[str, Ring] = {}
     task = start_guarded(

@@ -48,7 +48,7 @@ class SamplerProcess(asyncio.Protocol):
         self._transport: asyncio.Transport
         self.pid = popen.pid
         self.lost: asyncio.Future[str] = self._loop.create_future()
-        """Has the reason once the process answers no more; cancelled where it was told to stop."""
+        """Has the reason once the process answers no more; cancelled where it was asked to stop."""
 
     @classmethod
     async def spawn(
@@ -182,7 +182,7 @@ class SamplerProcess(asyncio.Protocol):
         return self.is_reaped
 
     def _fail(self, reason: str) -> None:
-        """Tell everybody who waits, or asks later, why there is no answer."""
+        """Answer everybody who waits, or asks later, with why there is no answer."""
         if self._deadline is not None:
             self._deadline.cancel()
         if not self.lost.done():

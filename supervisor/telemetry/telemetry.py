@@ -126,7 +126,7 @@ class Telemetry:
     async def sample(
         self, device: str, child_pids: Collection[int] = (), former_pids: Collection[int] = ()
     ) -> MemorySample:
-        """Read a device's memory now; `child_pids` are our processes, to tell their share.
+        """Read a device's memory now; `child_pids` are our processes, to report their share.
 
         `former_pids` led sessions of ours that are reaped: what is left of them is a survivor.
         Raises TelemetryError for an unknown device, one that cannot be read, and a driver that
@@ -139,7 +139,7 @@ class Telemetry:
         return sample if sample.device == device else replace(sample, device=device)
 
     async def read(self, device: str, child_pids: Collection[int] = ()) -> DeviceReading:
-        """Read all that a device tells now: memory, load, and who uses it. Raises as `sample`."""
+        """Read all that a device reports now: memory, load, and who uses it. Raises as `sample`."""
         if device == HOST and self._is_open:
             return self._host.read(HOST, child_pids)
         sampler, position = self._find(device)

@@ -98,7 +98,7 @@ class Vendor:
     """A vendor of GPUs. `name` stands in DeviceInfo and in what people read.
 
     `open_reader` makes its reader, in the sampler process only: it may import what nothing else
-    does. `may_be_here` tells by what costs nothing to look at whether a sampler process is worth
+    does. `may_be_here` decides by what costs nothing to look at whether a sampler process is worth
     its start. `grants` says how to give a container of each kind (the empty string: none) the
     devices; `tool` shows them to a person, and `kernel_words` are what to look for in the log.
     """

@@ -128,7 +128,7 @@ class VendorSampler:
         return answer.sample
 
     async def read(self, position: int, child_pids: tuple[int, ...]) -> DeviceReading:
-        """Read all that a device tells. Raises TelemetryError with reason and remedy."""
+        """Read all that a device reports. Raises TelemetryError with reason and remedy."""
         answer = await self._ask(position, lambda place: ReadDevice(place, child_pids))
         assert isinstance(answer, DeviceRead)  # noqa: S101 - what that request is answered by
         return answer.reading
@@ -224,7 +224,7 @@ class VendorSampler:
             log.warning("telemetry.sampler_abandoned", vendor=self.vendor, pid=process.pid)
 
     def _lose(self, process: SamplerProcess, lost: asyncio.Future[str]) -> None:
-        """Note that the process answers no more; one that was told to stop was replaced."""
+        """Note that the process answers no more; one that was asked to stop was replaced."""
         if not lost.cancelled():
             self._process, self._places = None, {}
             self._leaving.append(process)  # until it is seen to be gone
@@ -266,7 +266,7 @@ class VendorSampler:
 
 
 def _is_same(known: DeviceInfo, found: DeviceInfo) -> bool:
-    """Recognise a device by what both lists tell of it; one that is lost may have no UUID."""
+    """Recognise a device by what both lists say of it; one that is lost may have no UUID."""
     if known.uuid and found.uuid:
         return known.uuid == found.uuid
     if known.pci_id and found.pci_id:

@@ -18,7 +18,7 @@ _AMD_VENDOR_ID = "0x1002"
 # MI300A, whose memory is all VRAM): linux, drivers/gpu/drm/amd/include/kgd_pp_interface.h.
 _APU_METRICS_FORMATS = (2, 3)
 
-_NOT_TOLD = tuple(float(2**bits - 1) for bits in (16, 32, 64))
+_UNKNOWN = tuple(float(2**bits - 1) for bits in (16, 32, 64))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,11 +73,11 @@ class Card(Protocol):
         ...
 
     def read_power_w(self) -> float | None:
-        """Read the card's power, the current one where it is told."""
+        """Read the card's power, the current one where it is reported."""
         ...
 
     def list_processes(self) -> dict[int, int | None] | None:
-        """Give the bytes that each process holds of the card's memory, None where not told."""
+        """Give the bytes that each process holds of the card's memory, None where not reported."""
         ...
 
 
@@ -92,7 +92,7 @@ class SmiCard:
 
     def read_pool(self, pool: Pool) -> PoolUse:
         """Read a pool in bytes."""
-        # Of the calls that tell memory these two count in bytes in every version; others in MB.
+        # Of the calls that report memory these two count in bytes in every version; others in MB.
         kind = self.library.AmdSmiMemoryType[pool.upper()]
         try:
             return PoolUse(
@@ -102,7 +102,7 @@ class SmiCard:
         except self.library.AmdSmiException as exc:
             raise TelemetryError(
                 f"cannot read the memory of {self.identity.name} "
-                f"({self.identity.pci_id or 'its place is not told'}): {explain(exc)}"
+                f"({self.identity.pci_id or 'its place on the bus is not known'}): {explain(exc)}"
             ) from exc
 
     def read_utilisation_percent(self) -> float | None:
@@ -120,9 +120,9 @@ class SmiCard:
         return None
 
     def read_power_w(self) -> float | None:
-        """Read the card's power, the current one where it is told."""
+        """Read the card's power, the current one where it is reported."""
         power = self._ask("amdsmi_get_power_info") or {}
-        current = _number(power.get("current_socket_power"))  # newer cards tell this one only
+        current = _number(power.get("current_socket_power"))  # newer cards report only this one
         return current or _number(power.get("average_socket_power"))
 
     def list_processes(self) -> dict[int, int | None] | None:
@@ -146,7 +146,7 @@ class SmiCard:
         return sum(known) if len(known) == len(figures) else None
 
     def _ask(self, call: str, *arguments: Any) -> Any:
-        """Ask what is good to know; None where library, driver or card does not tell."""
+        """Ask what is good to know; None where library, driver or card does not report it."""
         question = getattr(self.library, call, None)
         try:
             return None if question is None else question(self.handle, *arguments)
@@ -184,7 +184,7 @@ class SysfsCard:
         return self._read_sensor(("temp2_input", "temp1_input"), 1e-3)
 
     def read_power_w(self) -> float | None:
-        """Read the card's power, the current one where it is told."""
+        """Read the card's power, the current one where it is reported."""
         return self._read_sensor(("power1_input", "power1_average"), 1e-6)
 
     def list_processes(self) -> None:
@@ -200,7 +200,7 @@ class SysfsCard:
 
 
 def list_smi_cards(library: Any) -> list[Card]:
-    """List the cards that AMD SMI shows. Raises TelemetryError where it does not tell."""
+    """List the cards that AMD SMI shows. Raises TelemetryError where it cannot."""
     try:
         handles = library.amdsmi_get_processor_handles()
     except library.AmdSmiException as exc:
@@ -209,7 +209,7 @@ def list_smi_cards(library: Any) -> list[Card]:
 
 
 def _smi_card(library: Any, handle: Any) -> SmiCard:
-    """Identify a card by what it tells; one that is lost tells nothing, and keeps its place."""
+    """Identify a card by what it reports; one that is lost reports nothing, and keeps its place."""
     asic = _told(library, "amdsmi_get_gpu_asic_info", handle) or {}
     bdf = _told(library, "amdsmi_get_gpu_device_bdf", handle)
     driver = _told(library, "amdsmi_get_gpu_driver_info", handle) or {}
@@ -241,7 +241,7 @@ def _told(library: Any, call: str, handle: Any) -> Any:
 
 
 def in_hip_order(cards: Sequence[Card]) -> tuple[int, ...]:
-    """Give the cards' positions in the order of ROCr and HIP; as listed where that is not told."""
+    """Give the cards' positions in the order of ROCr and HIP; as listed where that is not known."""
     ids = [card.identity.hip_id for card in cards]
     known = [hip_id for hip_id in ids if hip_id is not None]
     if len(set(known)) < len(ids):
@@ -310,7 +310,7 @@ def _number(value: Any) -> float | None:
         number = float(value)
     except (TypeError, ValueError):
         return None
-    return None if number in _NOT_TOLD else number
+    return None if number in _UNKNOWN else number
 
 
 def _read_text(file: Path) -> str:

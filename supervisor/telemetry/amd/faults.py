@@ -38,5 +38,5 @@ def explain(error: Exception) -> str:
     code: Any = getattr(error, "err_code", None)  # the bindings' own complaints have none
     if code in _EXPLANATIONS:
         return _EXPLANATIONS[code]
-    told = " ".join(str(error).split()) or type(error).__name__  # the bindings write two lines
-    return f"{told}; {_SEE_ALSO}"
+    text = " ".join(str(error).split()) or type(error).__name__  # the bindings write two lines
+    return f"{text}; {_SEE_ALSO}"

@@ -21,7 +21,7 @@ from supervisor.telemetry.amd.cards import (
 )
 from supervisor.telemetry.amd.faults import explain
 from supervisor.telemetry.amd.visible import CHILD_VARIABLE, select_visible_amd
-from supervisor.telemetry.holders import name_processes, sum_children, tell_holders
+from supervisor.telemetry.holders import classify_holders, name_processes, sum_children
 from supervisor.telemetry.host import MachineMemory, read_machine_memory
 from supervisor.telemetry.port import DeviceInfo, DeviceReading, VendorAbsentError
 
@@ -105,7 +105,7 @@ class AmdReader:
         card = self._find(device)
         held = card.list_processes()
         sample = self._sample(device, card, sum_children(held, child_pids))
-        return replace(sample, holders=tell_holders(held, child_pids, former_pids))
+        return replace(sample, holders=classify_holders(held, child_pids, former_pids))
 
     def read(self, device: str, child_pids: Collection[int] = ()) -> DeviceReading:
         """Read everything: memory as `sample` does, load, and what every process holds."""

@@ -87,7 +87,7 @@ def _is_mig_enabled(handle: Any) -> bool:
 
 
 def _mig_devices(parent: Any, parent_index: int) -> list[NvidiaDevice]:
-    """List the MIG devices of a GPU; the GPU itself refuses to tell its memory."""
+    """List the MIG devices of a GPU; the GPU itself refuses to report its memory."""
     pci_id = _read_pci_id(parent)
     devices: list[NvidiaDevice] = []
     for index in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(parent)):

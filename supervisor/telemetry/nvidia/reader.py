@@ -11,7 +11,7 @@ import pynvml
 
 from supervisor.core.machine.memory import Holder, MemorySample
 from supervisor.errors import TelemetryError
-from supervisor.telemetry.holders import name_processes, sum_children, tell_holders
+from supervisor.telemetry.holders import classify_holders, name_processes, sum_children
 from supervisor.telemetry.host import MachineMemory, read_machine_memory
 from supervisor.telemetry.nvidia.devices import NvidiaDevice, enumerate_devices
 from supervisor.telemetry.nvidia.faults import explain, explained
@@ -74,7 +74,7 @@ class NvidiaReader:
         """
         found = self._find(device)
         processes = _ask(_list_processes, found.handle)
-        holders = tell_holders(processes, child_pids, former_pids)
+        holders = classify_holders(processes, child_pids, former_pids)
         return self._sample(device, found, sum_children(processes, child_pids), holders)
 
     def read(self, device: str, child_pids: Collection[int] = ()) -> DeviceReading:
@@ -201,7 +201,7 @@ class NvidiaReader:
 
 
 def _ask(question: Callable[..., Any], *arguments: Any) -> Any:
-    """Ask what is good to know; None where the driver does not tell."""
+    """Ask what is good to know; None where the driver does not report it."""
     try:
         return question(*arguments)
     except (pynvml.NVMLError, pynvml.NVMLLibraryMismatchError):

@@ -22,7 +22,7 @@ def _open_reader() -> DeviceReader:
 NVIDIA = Vendor(
     name="NVIDIA",
     open_reader=_open_reader,
-    # Its library can be in many places, so that only loading it tells.
+    # Its library can be in many places, so that only loading it shows whether it is here.
     may_be_here=lambda _root: True,
     visibility=VisibilityRules(
         variables=(
