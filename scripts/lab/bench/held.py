@@ -23,8 +23,7 @@ from multiprocessing import get_context
 
 from lab.bench.report import Figure, Row, compare
 from lab.harness.command import LabError
-from lab.harness.connection import BrokenAnswerError, Connection, post
-from lab.harness.load import Load, Tally, run
+from lab.harness.lean import LeanLoad, drive, post
 from lab.harness.servers import ANSWER_TIMEOUT_S, Controller, Endpoint, Server
 from lab.harness.setting import EMBEDDING_MODEL, Setting
 from lab.harness.texts import short_texts
@@ -200,21 +199,18 @@ def _endure(server: Server, vectors: Vectors, requests: int, release: Callable[[
 def send_crowd(endpoint: Endpoint, vectors: Vectors, requests: int) -> tuple[int, Counter[str]]:
     """Send all requests at once, a connection each. Returns right answers, and what failed."""
 
-    async def embed(connection: Connection, request: bytes, tally: Tally) -> None:
-        answer = json.loads(await connection.exchange(request))
-        if _cosine(answer["data"][0]["embedding"], vectors[request]) < LEAST_COSINE:
-            raise BrokenAnswerError("the embedding is that of another text")
-        tally.add(1)
+    def find_fault(request: bytes, body: bytes) -> str | None:
+        vector = json.loads(body)["data"][0]["embedding"]
+        is_right = _cosine(vector, vectors[request]) >= LEAST_COSINE
+        return None if is_right else "the embedding is that of another text"
 
-    load = Load(
-        name=NAME,
+    load = LeanLoad(
         requests=tuple(vectors),
-        exchange=embed,
-        clients=requests,
-        seconds=BEGIN_WITHIN_S,
-        requests_per_client=1,
+        mark=b'"embedding":[',
+        find_fault=find_fault,
+        stall_s=BEGIN_WITHIN_S,
     )
-    tally = run(load, endpoint)
+    tally = drive(load, endpoint, requests, seconds=0.0)
     return len(tally.latencies_s), tally.failures
 
 

@@ -2,14 +2,14 @@
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import cycle
 from statistics import median
 from typing import Any
 
 from lab.bench.report import Figure, compare
-from lab.bench.steady import steady
+from lab.bench.steady import Tally, steady
 from lab.harness.command import LabError, say
-from lab.harness.connection import BrokenAnswerError, Connection, post
-from lab.harness.load import Load, Tally
 from lab.harness.servers import Controller
 from lab.harness.setting import CHAT_MODEL, CLIENTS, Setting, with_changes
 from lab.harness.texts import short_texts
@@ -73,12 +73,12 @@ def measure(setting: Setting) -> Figure:
             compare(
                 f"failures of {switching.requests} requests",
                 "",
-                direct=[sum(undisturbed.failures.values())],
-                controller=[sum(switching.failures.values())],
+                direct=[len(undisturbed.failures)],
+                controller=[len(switching.failures)],
                 at_most=0,
             ),
         ),
-        notes=(_note(reports, undisturbed, switching), *_failures(switching)),
+        notes=(_note(reports, undisturbed, switching), *switching.failures),
         samples={
             "waits_s": waits_s,
             "switch_phases_s": [report["seconds"] for report in reports],
@@ -86,33 +86,28 @@ def measure(setting: Setting) -> Figure:
                 UNDISTURBED: undisturbed.latencies_s,
                 SWITCHING: switching.latencies_s,
             },
-            "failures": dict(switching.failures),
+            "failures": switching.failures,
         },
     )
 
 
-def _clients(controller: Controller, request_id: str) -> Any:
-    requests = [
-        post(
-            "/v1/chat/completions",
-            {
-                "model": CHAT_MODEL,
-                "messages": [{"role": "user", "content": text}],
-                "max_tokens": TOKENS_PER_ANSWER,
-            },
-            {"X-Request-ID": request_id},
-        )
-        for text in short_texts(64, min_words=3, max_words=20)
-    ]
-    load = Load(name=NAME, requests=requests, exchange=_chat, clients=CLIENTS, seconds=0.0)
-    return steady(load, controller.endpoint, requests_per_s=REQUESTS_PER_S)
+@contextmanager
+def _clients(controller: Controller, request_id: str) -> Iterator[Tally]:
+    texts = cycle(short_texts(64, min_words=3, max_words=20))
 
+    def chat() -> None:
+        content = {
+            "model": CHAT_MODEL,
+            "messages": [{"role": "user", "content": next(texts)}],
+            "max_tokens": TOKENS_PER_ANSWER,
+        }
+        headers = {"X-Request-ID": request_id}
+        body = b"".join(controller.stream("/v1/chat/completions", content, headers))
+        if b'"finish_reason":"length"' not in body:
+            raise LabError(f"no whole answer in {body[:80]!r}")
 
-async def _chat(connection: Connection, request: bytes, tally: Tally) -> None:
-    body = await connection.exchange(request)
-    if b'"finish_reason":"length"' not in body:
-        raise BrokenAnswerError(f"no whole answer in {body[:80]!r}")
-    tally.add(1)
+    with steady(chat, clients=CLIENTS, requests_per_s=REQUESTS_PER_S) as tally:
+        yield tally
 
 
 def _waits_s(controller: Controller, request_id: str) -> Iterator[float]:
@@ -134,7 +129,3 @@ def _note(reports: list[dict[str, Any]], undisturbed: Tally, switching: Tally) -
         f"{max(undisturbed.latencies_s) * MS:.0f} ms undisturbed: the start of the other server "
         "takes processors, too"
     )
-
-
-def _failures(tally: Tally) -> list[str]:
-    return [f"{count} × {what}" for what, count in tally.failures.items()]

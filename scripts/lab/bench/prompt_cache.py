@@ -1,6 +1,5 @@
 """What a kept prompt cache spares: a long conversation goes on after other work on the device."""
 
-import asyncio
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -10,8 +9,7 @@ from typing import Any
 
 from lab.bench.report import Figure, compare
 from lab.harness.command import LabError, say
-from lab.harness.connection import BrokenAnswerError, Connection, post
-from lab.harness.servers import Controller, Endpoint
+from lab.harness.servers import Controller, Server
 from lab.harness.setting import CHAT_MODEL, EMBEDDING_MODEL, Setting, with_changes
 from lab.harness.texts import turned_text
 
@@ -100,7 +98,7 @@ def _visit(controller: Controller, profile: str, number: int) -> Visit:
     controller.wait_until_settled()
     controller.switch_to(CHAT_MODEL, profile)
     conversation = conversation_of(number)
-    before = ask(controller.endpoint, conversation)
+    before = ask(controller, conversation)
     if before.cached_tokens + before.computed_tokens < TOKENS:
         raise LabError(f"the conversation has fewer than {TOKENS} tokens: {before}")
     started_at = time.monotonic()
@@ -111,7 +109,7 @@ def _visit(controller: Controller, profile: str, number: int) -> Visit:
     controller.switch_to(CHAT_MODEL, profile)
     back_s = time.monotonic() - started_at
     question = {"role": "user", "content": "What follows from it?"}
-    after = ask(controller.endpoint, [*conversation, question])
+    after = ask(controller, [*conversation, question])
     return Visit(before=before, after=after, away_s=away_s, back_s=back_s)
 
 
@@ -128,37 +126,23 @@ def conversation_of(number: int) -> Messages:
     ]
 
 
-def ask(endpoint: Endpoint, messages: Messages) -> Answer:
+def ask(server: Server, messages: Messages) -> Answer:
     """Send a conversation and stream a short answer. Raises LabError when it is not whole."""
-    request = post(
-        "/v1/chat/completions",
-        {
-            "model": CHAT_MODEL,
-            "messages": messages,
-            "max_tokens": TOKENS_PER_ANSWER,
-            "stream": True,
-        },
-    )
-    try:
-        return asyncio.run(_ask(endpoint, request))
-    except (BrokenAnswerError, EOFError, OSError) as error:
-        raise LabError(f"the conversation got no whole answer: {error!r}") from error
-
-
-async def _ask(endpoint: Endpoint, request: bytes) -> Answer:
-    connection = Connection(endpoint)
+    content = {
+        "model": CHAT_MODEL,
+        "messages": messages,
+        "max_tokens": TOKENS_PER_ANSWER,
+        "stream": True,
+    }
     received, first_token_s = b"", None
     started_at = time.monotonic()
-    try:
-        async for chunk in connection.stream(request):
-            received += chunk
-            if first_token_s is None and _TOKEN in received:
-                first_token_s = time.monotonic() - started_at
-    finally:
-        connection.close()
+    for chunk in server.stream("/v1/chat/completions", content):
+        received += chunk
+        if first_token_s is None and _TOKEN in received:
+            first_token_s = time.monotonic() - started_at
     timings = timings_of(received)
     if first_token_s is None or timings is None:
-        raise BrokenAnswerError(f"a stream without tokens or timings: {received[-200:]!r}")
+        raise LabError(f"a stream without tokens or timings: {received[-200:]!r}")
     return Answer(
         first_token_s=first_token_s,
         cached_tokens=timings["cache_n"],

@@ -20,9 +20,8 @@ import psutil
 
 from lab.bench.report import Figure, Judged, Row, compare
 from lab.harness.command import LabError, say
-from lab.harness.connection import post
 from lab.harness.cpu import CpuMeter, CpuUse
-from lab.harness.lean import LeanLoad, drive, process_id
+from lab.harness.lean import LeanLoad, drive, post, process_id
 from lab.harness.servers import Controller, Endpoint
 from lab.harness.setting import CHAT_MODEL, CLIENTS, EMBEDDING_MODEL, Setting
 from lab.harness.texts import short_texts

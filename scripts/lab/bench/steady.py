@@ -3,69 +3,53 @@
 A closed loop would send nothing while it is held up, and so hardly ever see a wait.
 """
 
-import asyncio
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from threading import Event
 
-import uvloop
+from lab.harness.command import LabError
 
-from lab.harness.connection import BrokenAnswerError, Connection
-from lab.harness.load import ANSWER_GRACE_S, Load, Tally
-from lab.harness.servers import Endpoint
+
+@dataclass(slots=True)
+class Tally:
+    """What became of the requests; latencies count from when each was due."""
+
+    latencies_s: list[float] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def requests(self) -> int:
+        """How many were sent."""
+        return len(self.latencies_s) + len(self.failures)
 
 
 @contextmanager
-def steady(load: Load, endpoint: Endpoint, *, requests_per_s: float) -> Iterator[Tally]:
-    """Keep a load's clients sending, that many requests in all, until the context is left.
+def steady(send: Callable[[], None], *, clients: int, requests_per_s: float) -> Iterator[Tally]:
+    """Keep clients sending, that many requests in all, until the context is left.
 
-    The tally is complete then. Latencies count from when a request was due, not from when its
-    client got round to it. `load.seconds` bounds nothing here.
+    `send` makes one exchange and raises LabError where it fails. The tally is complete at the end.
     """
-    tally = Tally(until_at=float("inf"))
-    should_stop = threading.Event()
+    tally, should_stop, begin_at = Tally(), Event(), time.monotonic()
 
-    async def send() -> None:
-        period_s = load.clients / requests_per_s
-        begin_at = time.monotonic()
-        async with asyncio.TaskGroup() as group:
-            for number in range(load.clients):
-                due_at = begin_at + number / requests_per_s
-                group.create_task(client(number, due_at, period_s), name=f"client-{number}")
+    def client(number: int) -> None:
+        due_at = begin_at + number / requests_per_s
+        while not should_stop.wait(max(0.0, due_at - time.monotonic())):
+            try:
+                send()
+            except LabError as error:
+                tally.failures.append(str(error))
+            else:
+                tally.latencies_s.append(time.monotonic() - due_at)
+            due_at += clients / requests_per_s
 
-    async def client(number: int, due_at: float, period_s: float) -> None:
-        connection = Connection(endpoint)
-        while not should_stop.is_set():
-            await asyncio.sleep(max(0.0, due_at - time.monotonic()))
-            request = load.requests[number % len(load.requests)]
-            await _exchange(load, connection, request, tally, due_at)
-            due_at += period_s
-        connection.close()
-
-    def run() -> None:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(send())
-
-    with ThreadPoolExecutor(1, "steady") as thread:
-        sending = thread.submit(run)
+    with ThreadPoolExecutor(clients, "steady") as threads:
+        sending = [threads.submit(client, number) for number in range(clients)]
         try:
             yield tally
         finally:
             should_stop.set()
-            sending.result()
-
-
-async def _exchange(
-    load: Load, connection: Connection, request: bytes, tally: Tally, due_at: float
-) -> None:
-    tally.requests += 1
-    try:
-        async with asyncio.timeout(ANSWER_GRACE_S):
-            await load.exchange(connection, request, tally)
-    except (BrokenAnswerError, EOFError, OSError) as error:  # TimeoutError is an OSError
-        tally.failures[f"{type(error).__name__}: {error}"] += 1
-        connection.close()
-    else:
-        tally.latencies_s.append(time.monotonic() - due_at)
+            for each in sending:
+                each.result()

@@ -1,6 +1,5 @@
 """What a warm start spares: the target's file is read while the live model still drains."""
 
-import asyncio
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -12,9 +11,8 @@ from typing import Any
 
 from lab.bench.report import Figure, compare
 from lab.harness.command import LabError, say
-from lab.harness.connection import BrokenAnswerError, Connection, post
 from lab.harness.large_model import large_model
-from lab.harness.servers import Controller, Endpoint
+from lab.harness.servers import Controller
 from lab.harness.setting import CHAT_MODEL, Setting, with_changes
 from supervisor.engine.models.page_cache import look_at_chunks
 
@@ -118,34 +116,25 @@ def drop_from_page_cache(path: Path) -> None:
 def _stream(controller: Controller) -> Iterator[None]:
     """Have a stream in flight for a time that does not depend on the model's speed."""
     with ThreadPoolExecutor(1, "stream") as thread:
-        reading = thread.submit(asyncio.run, _read_for_a_while(controller.endpoint))
+        reading = thread.submit(_read_for_a_while, controller)
         while not controller.status()["requests"]["in_flight"] and not reading.done():
             time.sleep(0.005)
         yield
         reading.result()
 
 
-async def _read_for_a_while(endpoint: Endpoint) -> None:
-    request = post(
-        "/v1/chat/completions",
-        {
-            "model": CHAT_MODEL,
-            "messages": [{"role": "user", "content": "Go on"}],
-            "max_tokens": STREAM_TOKENS,
-            "stream": True,
-        },
-    )
-    connection = Connection(endpoint)
-    try:
-        async with asyncio.timeout(DRAIN_S):
-            async for _ in connection.stream(request):
-                pass
-    except TimeoutError:
-        pass  # it has drained for long enough
-    except (BrokenAnswerError, EOFError, OSError) as error:
-        raise LabError(f"the stream that the switch waits for failed: {error!r}") from error
-    finally:
-        connection.close()
+def _read_for_a_while(controller: Controller) -> None:
+    content = {
+        "model": CHAT_MODEL,
+        "messages": [{"role": "user", "content": "Go on"}],
+        "max_tokens": STREAM_TOKENS,
+        "stream": True,
+    }
+    ends_at = time.monotonic() + DRAIN_S
+    for _ in controller.stream("/v1/chat/completions", content):
+        if time.monotonic() > ends_at:
+            return
+    raise LabError("the stream that the switch waits for ended too soon")
 
 
 def _note(side: str, reports: Sequence[dict[str, Any]]) -> str:

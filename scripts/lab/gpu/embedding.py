@@ -15,8 +15,7 @@ from lab.gpu.configuration import (
 )
 from lab.gpu.log_reading import marks
 from lab.harness.command import LabError
-from lab.harness.connection import BrokenAnswerError, Connection, post
-from lab.harness.load import Load, Tally, run
+from lab.harness.lean import LeanLoad, drive, post
 from lab.harness.servers import Controller
 from lab.harness.setting import Setting
 from lab.harness.texts import turned_text
@@ -64,52 +63,31 @@ def measure(check: Check) -> PartResult:
 
 
 def _embed(check: Check, setting: Setting, controller: Controller, model: str) -> dict[str, Any]:
-    run(embedding_load(model, min(WARM_UP_S, setting.seconds)), controller.endpoint)
+    load = embedding_load(model)
+    drive(load, controller.endpoint, CLIENTS, min(WARM_UP_S, setting.seconds))
     began_at = time.monotonic()
-    tally = run(embedding_load(model, setting.seconds), controller.endpoint)
+    tally = drive(load, controller.endpoint, CLIENTS, setting.seconds)
     took_s = time.monotonic() - began_at  # until the last answer
     points = check.watch.between(began_at + SETTLING_S, began_at + setting.seconds)
     if tally.failures:
         raise LabError(f"{model}: embedding failed: {dict(tally.failures)}")
     told = [p.utilisation_percent for p in points if p.utilisation_percent is not None]
     return {
-        "texts_per_s": len(tally.latencies_s) * TEXTS_PER_REQUEST / took_s,
+        "texts_per_s": tally.all_units / took_s,
         "utilisation_percent": sum(told) / len(told) if told else None,
         "utilisation_readings": len(told),
     }
 
 
-def embedding_load(model: str, seconds: float) -> Load:
+def embedding_load(model: str) -> LeanLoad:
     """Build the load: arrays of texts, answered in base64, so that JSON costs little."""
+    places = range(CLIENTS * TEXTS_PER_REQUEST)
+    texts = [turned_text(place, WORDS) for place in places]
     requests = [
-        post(
-            "/v1/embeddings",
-            {
-                "model": model,
-                "input": [
-                    turned_text(number * TEXTS_PER_REQUEST + place, WORDS)
-                    for place in range(TEXTS_PER_REQUEST)
-                ],
-                "encoding_format": "base64",
-            },
-        )
-        for number in range(CLIENTS)
+        post("/v1/embeddings", {"model": model, "input": some, "encoding_format": "base64"})
+        for some in (texts[at : at + TEXTS_PER_REQUEST] for at in places[::TEXTS_PER_REQUEST])
     ]
-    return Load(
-        name=f"embedding, {model}",
-        requests=requests,
-        exchange=_exchange,
-        clients=CLIENTS,
-        seconds=seconds,
-    )
-
-
-async def _exchange(connection: Connection, request: bytes, tally: Tally) -> None:
-    body = await connection.exchange(request)
-    texts = body.count(_VECTOR)
-    if texts != TEXTS_PER_REQUEST:
-        raise BrokenAnswerError(f"{texts} vectors for {TEXTS_PER_REQUEST} texts: {body[:80]!r}")
-    tally.add(texts)
+    return LeanLoad(requests=requests, mark=_VECTOR, units_per_answer=TEXTS_PER_REQUEST)
 
 
 def _sentence(model: str, figures: dict[str, Any]) -> str:

@@ -4,22 +4,20 @@ On two cores a client that costs as much as the relay would measure itself. It l
 just enough to tell a whole one from a broken one.
 """
 
+import json
 import os
 import re
 import select
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 
 from lab.harness.servers import Endpoint
 
 CONNECT_TIMEOUT_S = 10.0
-STALL_S = 30.0
-"""The load ends when nothing arrives for so long."""
-
 _HEAD_END = b"\r\n\r\n"
 _LAST_CHUNK = b"\r\n0\r\n\r\n"
 _LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d+)\r\n")
@@ -31,13 +29,27 @@ _READ_BYTES = 1 << 18
 class LeanLoad:
     """Requests as whole messages, and by what an answer to any of them is known to be whole.
 
-    `mark` stands in it once for each unit that is counted, and `end` is what it ends with.
+    `mark` stands in it once for each unit that is counted, and `end` is what it ends with;
+    `find_fault` may say what else is wrong, from the request and the body. The load ends when
+    nothing arrives for `stall_s`.
     """
 
     requests: Sequence[bytes]
     mark: bytes
     units_per_answer: int = 1
     end: bytes = b""
+    find_fault: Callable[[bytes, bytes], str | None] | None = None
+    stall_s: float = 30.0
+
+
+def post(path: str, content: object) -> bytes:
+    """Write a whole POST request with a JSON body."""
+    body = json.dumps(content).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
 
 
 @dataclass(slots=True)
@@ -73,7 +85,7 @@ class _Client:
 
     def _connect(self) -> socket.socket:
         connection = self._endpoint.connect(CONNECT_TIMEOUT_S)
-        connection.setblocking(False)
+        connection.settimeout(None)  # it is read when something is there, and never else
         self._has_served = False
         return connection
 
@@ -83,7 +95,7 @@ class _Client:
         self._received.clear()
         self._body_at, self._counted, self._counted_to, self._end_at = 0, 0, 0, None
         self._asked_at = time.monotonic()
-        self.socket.send(self._request)
+        self.socket.sendall(self._request)
 
     def take(self, tally: LeanTally, *, is_in_time: bool) -> bool:
         """Read what came and count it. Returns whether the answer has ended.
@@ -135,6 +147,9 @@ class _Client:
         units = body.count(self._load.mark)
         if units != self._load.units_per_answer:
             raise ValueError(f"an answer had {units} marks and not {self._load.units_per_answer}")
+        find_fault = self._load.find_fault
+        if find_fault is not None and (fault := find_fault(self._request, body)):
+            raise ValueError(fault)
         return units
 
     def was_stale(self) -> bool:
@@ -147,7 +162,7 @@ class _Client:
         self.socket.close()
         self.socket = self._connect()
         if may_repeat:
-            self.socket.send(self._request)
+            self.socket.sendall(self._request)
         return may_repeat
 
 
@@ -176,7 +191,7 @@ def drive(load: LeanLoad, endpoint: Endpoint, clients: int, seconds: float) -> L
     for client in busy.values():
         client.ask()
     while busy:
-        ready = poll.poll(STALL_S)
+        ready = poll.poll(load.stall_s)
         is_in_time = time.monotonic() < ends_at
         for number, _ in ready:
             _serve(busy, number, tally, poll, is_in_time=is_in_time)

@@ -12,10 +12,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -140,17 +140,36 @@ class Server:
 
         Raises LabError where there is no answer.
         """
+        with self._answer(method, path, content, {}) as answer:
+            return answer.status, json.loads(answer.read())
+
+    def stream(
+        self, path: str, content: object, headers: Mapping[str, str] | None = None
+    ) -> Iterator[bytes]:
+        """Post a request with a JSON body, and give the answer as it comes.
+
+        Raises LabError for any status but 200, and when the answer breaks off.
+        """
+        with self._answer("POST", path, content, headers or {}) as answer:
+            if answer.status != 200:
+                raise self._failure(f"POST {path} answered {answer.status}: {answer.read()!r}")
+            while chunk := answer.read1():
+                yield chunk
+
+    @contextmanager
+    def _answer(
+        self, method: str, path: str, content: object, headers: Mapping[str, str]
+    ) -> Iterator[HTTPResponse]:
         body = None if content is None else json.dumps(content)
-        headers = {} if body is None else {"Content-Type": "application/json"}
+        typed = {} if body is None else {"Content-Type": "application/json"}
         connection = HTTPConnection("localhost", timeout=ANSWER_TIMEOUT_S)
         try:
             connection.sock = self.endpoint.connect(ANSWER_TIMEOUT_S)
             with closing(connection):
-                connection.request(method, path, body, headers)
-                answer = connection.getresponse()
-                return answer.status, json.loads(answer.read())
+                connection.request(method, path, body, {**typed, **headers})
+                yield connection.getresponse()
         except (OSError, HTTPException) as error:
-            raise self._failure(f"{method} {path} got no answer: {error!r}") from error
+            raise self._failure(f"{method} {path} got no whole answer: {error!r}") from error
 
     def resident_bytes(self) -> int:
         """Return the physical memory of this process, without its children (`VmRSS`, proc(5))."""
