@@ -12,10 +12,10 @@ import structlog
 from supervisor.core.machine.commands import (
     CheckTarget,
     Command,
+    ReleaseMemory,
     SampleMemory,
     ScheduleRetry,
     StartBackend,
-    StopBackend,
     StopWarming,
     WarmFile,
 )
@@ -35,7 +35,7 @@ from supervisor.core.machine.events import (
 )
 from supervisor.core.machine.memory import MemorySample
 from supervisor.core.machine.values import KeptPrompts, Target, TargetNeed
-from supervisor.engine.port import Stop
+from supervisor.core.pauses import doubled_pause_s
 from supervisor.engine.prompts import prompt_slots as engine_prompts
 from supervisor.engine.servers.backend import Backend
 from supervisor.engine.servers.stall import watch_for_stalls
@@ -114,8 +114,8 @@ class Performer:
                     self._warmings[command.switch_id].set()
             case StartBackend():
                 self._start(command)
-            case StopBackend():
-                self._spawn(self._stop(command), f"stop-{command.epoch}")
+            case ReleaseMemory():
+                self._spawn(self._release(command), f"release-{command.epoch}")
             case SampleMemory():
                 self._spawn(self._sample(command), f"sample-{command.device}")
             case ScheduleRetry():
@@ -225,16 +225,10 @@ class Performer:
                 on_moved=lambda: self._post(BackendMoved(at=self._clock(), epoch=backend.epoch)),
             )
 
-    async def _stop(self, command: StopBackend) -> None:
+    async def _release(self, command: ReleaseMemory) -> None:
         backend = self.backends.get(command.epoch)
         if backend is not None:  # else it died by itself, which is reported already
-            await backend.give_up_memory(
-                Stop(
-                    grace_s=command.grace_s,
-                    keeps_prompts=command.keeps_prompts,
-                    is_replaced=command.is_replaced,
-                )
-            )
+            await backend.give_up_memory(command.how)
 
     async def _sample(self, command: SampleMemory) -> None:
         try:
@@ -248,7 +242,8 @@ class Performer:
         self._post(MemorySampled(at=self._clock(), switch_id=command.switch_id, sample=sample))
 
     async def _retry_later(self, command: ScheduleRetry) -> None:
-        pause_s = retry_pause_s(command.attempt) + random.uniform(0, RETRY_JITTER_S)  # noqa: S311
+        pause_s = doubled_pause_s(command.attempt, FIRST_RETRY_PAUSE_S, LONGEST_RETRY_PAUSE_S)
+        pause_s += random.uniform(0, RETRY_JITTER_S)  # noqa: S311 - nobody is kept out by it
         log.info(
             "backend.retry_scheduled",
             model=command.model,
@@ -288,12 +283,6 @@ class Performer:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("arbiter.task_failed", task=task.get_name(), exc_info=error)
-
-
-def retry_pause_s(attempt: int) -> float:
-    """Seconds before attempt 1, 2, …: 0.2, 0.4, 0.8, … up to a minute."""
-    doubled_s = FIRST_RETRY_PAUSE_S * 2.0 ** min(attempt - 1, 30)
-    return min(doubled_s, LONGEST_RETRY_PAUSE_S)
 
 
 def _described(model: str, kept: engine_prompts.KeptPrompts | None) -> KeptPrompts | None:

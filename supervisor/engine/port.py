@@ -98,20 +98,6 @@ class Launch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stop:
-    """A way of giving memory up: the server's processes end.
-
-    `grace_s`: seconds from the stop signal to SIGKILL. `keeps_prompts`: its prompts are saved
-    first, where its launch says whither. `is_replaced`: a successor is to come, which may serve
-    its requests as after a death.
-    """
-
-    grace_s: float
-    keeps_prompts: bool = False
-    is_replaced: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineIdentity:
     """Which engine this is, as it tells itself.
 

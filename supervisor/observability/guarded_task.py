@@ -5,6 +5,8 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
+from supervisor.core.pauses import doubled_pause_s
+
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 60.0
 
@@ -28,7 +30,7 @@ def start_guarded(
 
 async def _guard(work: Callable[[], Awaitable[object]], name: str, first_pause_s: float) -> None:
     loop = asyncio.get_running_loop()
-    pause_s = first_pause_s
+    ends = 0
     while True:
         started_at = loop.time()
         error: Exception | None = None
@@ -36,8 +38,7 @@ async def _guard(work: Callable[[], Awaitable[object]], name: str, first_pause_s
             await work()
         except Exception as raised:  # noqa: BLE001 - whatever it is, the work goes on
             error = raised
-        if loop.time() - started_at > CALM_S:
-            pause_s = first_pause_s
+        ends = 1 if loop.time() - started_at > CALM_S else ends + 1
+        pause_s = doubled_pause_s(ends, first_pause_s, LONGEST_PAUSE_S)
         log.error("task.ended", task=name, again_in_s=pause_s, exc_info=error)
         await asyncio.sleep(pause_s)
-        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)

@@ -10,6 +10,7 @@ from math import inf
 import structlog
 
 from supervisor.core.machine.memory import MemorySample
+from supervisor.core.pauses import doubled_pause_s
 from supervisor.errors import TelemetryError
 from supervisor.observability.guarded_task import start_guarded
 from supervisor.telemetry.messages import (
@@ -64,9 +65,9 @@ class Backoff:
         if now - self._last_failure_at > self._policy.calm_s:
             self._failures = 0
         self._last_failure_at = now
-        doubled_s = self._policy.first_pause_s * 2.0 ** min(self._failures, 30)
         self._failures += 1
-        return min(doubled_s, self._policy.longest_pause_s)
+        policy = self._policy
+        return doubled_pause_s(self._failures, policy.first_pause_s, policy.longest_pause_s)
 
 
 class VendorSampler:

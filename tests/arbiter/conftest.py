@@ -16,8 +16,8 @@ from supervisor.core.machine.footprint import Footprint
 from supervisor.core.machine.memory import MemoryPolicy, MemorySample
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.switch import SwitchReport
-from supervisor.core.machine.values import Device, Limits, Mode, Target, TargetNeed
-from supervisor.engine.port import Address, Launch, Stop
+from supervisor.core.machine.values import Device, Limits, Mode, Stop, Target, TargetNeed
+from supervisor.engine.port import Address, Launch
 from supervisor.engine.servers.backend import Backend
 from supervisor.engine.servers.process import ProcessExit
 

@@ -15,13 +15,12 @@ from structlog.testing import capture_logs
 from supervisor.config.holder import ConfigurationHolder
 from supervisor.config.load import load
 from supervisor.core.byte_size import MIB
-from supervisor.core.machine.values import Mode, Target
+from supervisor.core.machine.values import Mode, Stop, Target
 from supervisor.core.sizing.learned import LearnedPeak
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.launcher import Launcher
 from supervisor.engine.needs.assessment import DRIVER_CONTEXT_BYTES
 from supervisor.engine.needs.learned_store import FILE_NAME, LearnedStore
-from supervisor.engine.port import Stop
 from supervisor.engine.servers.backend import Backend
 from supervisor.errors import EngineError, ModelFileError
 

@@ -3,7 +3,7 @@
 from msgspec import Struct
 
 from supervisor.core.machine.switch import SwitchReport
-from supervisor.core.machine.values import Refusal, Target
+from supervisor.core.machine.values import Refusal, Stop, Target
 
 
 class Command(Struct, frozen=True, kw_only=True):
@@ -37,17 +37,14 @@ class StartBackend(Command, frozen=True, kw_only=True):
     target: Target
 
 
-class StopBackend(Command, frozen=True, kw_only=True):
-    """Cut its upstream connections, end the process group, reap it → BackendExited.
+class ReleaseMemory(Command, frozen=True, kw_only=True):
+    """Have a backend give its devices' memory back, in the way that `how` says.
 
-    `keeps_prompts`: its prompt caches are saved first, where its profile says so. `is_replaced`:
-    a successor will serve its requests, as after a death.
+    Stopped, it is reaped → BackendExited.
     """
 
     epoch: int
-    grace_s: float
-    keeps_prompts: bool = False
-    is_replaced: bool = False
+    how: Stop
 
 
 class SampleMemory(Command, frozen=True, kw_only=True):

@@ -8,13 +8,20 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
-from supervisor.core.machine.commands import StopBackend
+from supervisor.core.machine.commands import ReleaseMemory
 from supervisor.core.machine.confirming import expect_use
 from supervisor.core.machine.draft import Draft
 from supervisor.core.machine.recovery import note_lost
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.switch import Switch
-from supervisor.core.machine.values import Backend, BackendState, DrainPolicy, Placement, Refusal
+from supervisor.core.machine.values import (
+    Backend,
+    BackendState,
+    DrainPolicy,
+    Placement,
+    Refusal,
+    Stop,
+)
 
 REAP_TIMEOUT_S = 30.0
 """Seconds after SIGKILL in which a server must be reaped; longer means that the kernel holds it."""
@@ -126,11 +133,13 @@ def stop_backend(
     """Order the stop of a backend."""
     draft.move_backend(backend, BackendState.STOPPING)
     draft.order(
-        StopBackend(
+        ReleaseMemory(
             epoch=backend.epoch,
-            grace_s=backend.target.stop_grace_s,
-            keeps_prompts=keeps_prompts,
-            is_replaced=is_replaced,
+            how=Stop(
+                grace_s=backend.target.stop_grace_s,
+                keeps_prompts=keeps_prompts,
+                is_replaced=is_replaced,
+            ),
         )
     )
 

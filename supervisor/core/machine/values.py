@@ -181,6 +181,19 @@ class Backend(Struct, frozen=True, kw_only=True):
         return next((b for b in self.baselines if b.device == device), None)
 
 
+class Stop(Struct, frozen=True, kw_only=True):
+    """A way of giving memory up: the server's processes end, and all that they held is free.
+
+    `grace_s`: seconds from the stop signal to SIGKILL. `keeps_prompts`: its prompts are saved
+    first, where its launch says whither. `is_replaced`: a successor is to come, which may serve
+    its requests as after a death.
+    """
+
+    grace_s: float
+    keeps_prompts: bool = False
+    is_replaced: bool = False
+
+
 class Waiter(Struct, frozen=True, kw_only=True):
     """A request that waits for the running switch. `target` None takes whatever is live then."""
 

@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 import structlog
 
-from supervisor.engine.port import Launch, Stop
+from supervisor.core.machine.values import Stop
+from supervisor.engine.port import Launch
 from supervisor.engine.prompts.prompt_slots import (
     KeptPrompts,
     SlotClient,

@@ -2,9 +2,9 @@
 
 import pytest
 
-from supervisor.core.machine.commands import GrantLease, StopBackend
+from supervisor.core.machine.commands import GrantLease, ReleaseMemory
 from supervisor.core.machine.deadlines import next_wakeup
-from supervisor.core.machine.values import DrainPolicy, Outcome, Phase, Target
+from supervisor.core.machine.values import DrainPolicy, Outcome, Phase, Stop, Target
 from tests.core.machine.story import (
     CHAT,
     EMBED,
@@ -19,7 +19,7 @@ from tests.core.machine.story import (
     report_in,
 )
 
-STOP_CHAT = StopBackend(epoch=1, grace_s=CHAT.stop_grace_s, keeps_prompts=True)
+STOP_CHAT = ReleaseMemory(epoch=1, how=Stop(grace_s=CHAT.stop_grace_s, keeps_prompts=True))
 
 
 def drain(policy: DrainPolicy, target: Target | None = EMBED) -> Story:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from immutables import Map
 from msgspec.structs import replace
 
-from supervisor.core.machine.commands import Command, SampleMemory, StartBackend, StopBackend
+from supervisor.core.machine.commands import Command, ReleaseMemory, SampleMemory, StartBackend
 from supervisor.core.machine.deadlines import next_wakeup
 from supervisor.core.machine.events import (
     BackendExited,
@@ -203,7 +203,7 @@ class LazyDrivers:
 
     def perform(self, order: Command, shares: dict[str, int]) -> list[Command]:
         match order:
-            case StopBackend(epoch=epoch):
+            case ReleaseMemory(epoch=epoch):
                 gone = self.taken.pop(epoch)
                 self.residue += [(device, size, self.lag) for device, size in gone.items()]
                 return self.tell(BackendExited(at=self.now, epoch=epoch, exit_code=0))

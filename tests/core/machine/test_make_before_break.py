@@ -3,10 +3,10 @@
 import pytest
 from msgspec.structs import replace
 
-from supervisor.core.machine.commands import SampleMemory, StartBackend, StopBackend
+from supervisor.core.machine.commands import ReleaseMemory, SampleMemory, StartBackend
 from supervisor.core.machine.events import BackendReady
 from supervisor.core.machine.memory import OnUnconfirmed
-from supervisor.core.machine.values import BackendState, DrainPolicy, Phase, SwitchRules
+from supervisor.core.machine.values import BackendState, DrainPolicy, Phase, Stop, SwitchRules
 from tests.core.machine.story import (
     CHAT,
     CHAT_LONG,
@@ -61,11 +61,11 @@ def test_old_one_stops_behind_its_last_request(story: Story) -> None:
     new = beside(story)
     commands = story.tell(BackendReady, epoch=new, memory=None)
     assert report_in(commands).epoch == new
-    assert not any(isinstance(c, StopBackend) for c in commands)
+    assert not any(isinstance(c, ReleaseMemory) for c in commands)
 
     (stop,) = story.end("stream")
 
-    assert stop == StopBackend(epoch=1, grace_s=CHAT.stop_grace_s, keeps_prompts=True)
+    assert stop == ReleaseMemory(epoch=1, how=Stop(grace_s=CHAT.stop_grace_s, keeps_prompts=True))
     assert story.reap(1) == ()
     assert story.snapshot.recoveries == ()
     assert [b.epoch for b in story.snapshot.backends] == [new]
@@ -89,7 +89,7 @@ def test_old_one_is_stopped_at_its_deadline(story: Story) -> None:
     (stop,) = story.wake()
 
     assert story.now == due_at
-    assert isinstance(stop, StopBackend)
+    assert isinstance(stop, ReleaseMemory)
     assert stop.epoch == 1
 
 
@@ -147,7 +147,7 @@ def test_room_that_cannot_be_confirmed_after_all_is_made_by_stopping_the_old_one
 
     (stop,) = story.answer_until_the_gate_decides(lambda: story.show(20 * GIB))
 
-    assert isinstance(stop, StopBackend)
+    assert isinstance(stop, ReleaseMemory)
     assert stop.epoch == 1
     assert story.phase is Phase.STOPPING
     story.reap(1)
@@ -165,7 +165,7 @@ def test_room_is_made_rather_than_gone_without_whatever_the_operator_chose(
     story.ask_for(replace(CHAT_LONG, memory=memory))
     story.accept(used_bytes=8 * GIB)
     (stop,) = story.answer_until_the_gate_decides(lambda: story.show(20 * GIB))
-    assert isinstance(stop, StopBackend)
+    assert isinstance(stop, ReleaseMemory)
 
 
 def test_room_made_by_stopping_the_old_one_is_given_back_when_the_target_fails(
@@ -200,7 +200,7 @@ def test_operator_may_want_the_target_alone_and_nobody_waits() -> None:
     story.start(used_bytes=8 * GIB)
     assert story.snapshot.live_models() == ("embed",)
     (stop,) = story.end("meanwhile")
-    assert isinstance(stop, StopBackend)
+    assert isinstance(stop, ReleaseMemory)
 
 
 def test_operator_who_wants_the_target_alone_gets_room_for_it_first_where_both_do_not_fit() -> None:
@@ -233,7 +233,7 @@ def test_next_switch_waits_for_what_still_retires_where_it_needs_the_room(story:
     assert story.snapshot.switch.leaving.epochs == (1,)
     assert [p.target for p in story.snapshot.switch.rollback.to_restore] == []
     (stop,) = story.end("stream")
-    assert isinstance(stop, StopBackend)
+    assert isinstance(stop, ReleaseMemory)
     story.reap(1)
     story.start(used_bytes=8 * GIB)
     assert set(story.snapshot.live_models()) == {"chat", "embed"}

@@ -3,7 +3,7 @@
 import pytest
 from msgspec.structs import replace
 
-from supervisor.core.machine.commands import ScheduleRetry, StartBackend, StopBackend
+from supervisor.core.machine.commands import ReleaseMemory, ScheduleRetry, StartBackend
 from supervisor.core.machine.draft import Draft
 from supervisor.core.machine.events import SwitchRequested, TargetAccepted, TimePassed
 from supervisor.core.machine.leaving import REAP_TIMEOUT_S
@@ -47,7 +47,7 @@ def test_a_switch_goes_on_where_nobody_says_that_the_file_is_being_read() -> Non
 
 def late(story: Story) -> float:
     """Let what starts be late, so that it is stopped. Returns when it must be gone."""
-    assert isinstance(story.wake()[0], StopBackend)
+    assert isinstance(story.wake()[0], ReleaseMemory)
     return story.now + CHAT.stop_grace_s + REAP_TIMEOUT_S
 
 

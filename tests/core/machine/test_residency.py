@@ -8,7 +8,7 @@ from immutables import Map
 from msgspec.structs import replace
 
 from supervisor.core.byte_size import MIB
-from supervisor.core.machine.commands import Command, SampleMemory, StartBackend, StopBackend
+from supervisor.core.machine.commands import Command, ReleaseMemory, SampleMemory, StartBackend
 from supervisor.core.machine.deadlines import next_wakeup
 from supervisor.core.machine.events import (
     BackendExited,
@@ -236,7 +236,7 @@ class LazyDriver:
                 self.now = next_wakeup(self.snapshot) or self.now
                 orders += self.tell(TimePassed(at=self.now))
             order = orders.pop(0)
-            if isinstance(order, StopBackend):
+            if isinstance(order, ReleaseMemory):
                 self.residue.append((self.used_by.pop(order.epoch), self.lag))
                 orders += self.tell(BackendExited(at=self.now, epoch=order.epoch, exit_code=0))
             elif isinstance(order, SampleMemory):

@@ -3,9 +3,9 @@
 import pytest
 from msgspec.structs import replace
 
-from supervisor.core.machine.commands import ScheduleRetry, StopBackend
+from supervisor.core.machine.commands import ReleaseMemory, ScheduleRetry
 from supervisor.core.machine.events import BackendMoved, BackendStalled
-from supervisor.core.machine.values import BackendState
+from supervisor.core.machine.values import BackendState, Stop
 from tests.core.machine.story import CHAT, EMBED, Story, failure_in, granted_in, refused_in
 
 PATIENT = replace(CHAT, restart_on_stall=False)
@@ -36,7 +36,7 @@ def test_stall_is_told_until_something_moves_again() -> None:
 
 
 def test_stalled_server_is_stopped_as_one_that_will_be_followed(story: Story) -> None:
-    stop = StopBackend(epoch=1, grace_s=CHAT.stop_grace_s, is_replaced=True)
+    stop = ReleaseMemory(epoch=1, how=Stop(grace_s=CHAT.stop_grace_s, is_replaced=True))
     assert stall(story) == (stop,)
 
 

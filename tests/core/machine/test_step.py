@@ -8,9 +8,9 @@ from supervisor.core.machine.commands import (
     GrantLease,
     JoinSwitch,
     RefuseSwitch,
+    ReleaseMemory,
     SampleMemory,
     StartBackend,
-    StopBackend,
 )
 from supervisor.core.machine.deadlines import next_wakeup
 from supervisor.core.machine.ending import KEPT_DURATIONS
@@ -22,7 +22,7 @@ from supervisor.core.machine.events import (
     RequestEnded,
     TargetRejected,
 )
-from supervisor.core.machine.values import Outcome, Phase, Target
+from supervisor.core.machine.values import Outcome, Phase, Stop, Target
 from tests.core.machine.story import (
     CHAT,
     CHAT_LONG,
@@ -36,7 +36,7 @@ from tests.core.machine.story import (
     report_in,
 )
 
-STOP_CHAT = StopBackend(epoch=1, grace_s=CHAT.stop_grace_s, keeps_prompts=True)
+STOP_CHAT = ReleaseMemory(epoch=1, how=Stop(grace_s=CHAT.stop_grace_s, keeps_prompts=True))
 
 
 @pytest.fixture
@@ -209,7 +209,7 @@ def test_backend_that_is_not_ready_in_time_is_stopped_and_reaped_before_the_swit
     story.confirm()
 
     assert next_wakeup(story.snapshot) == story.now + CHAT.start_timeout_s
-    assert story.wake() == (StopBackend(epoch=1, grace_s=CHAT.stop_grace_s),)
+    assert story.wake() == (ReleaseMemory(epoch=1, how=Stop(grace_s=CHAT.stop_grace_s)),)
     assert story.tell(BackendReady, epoch=1, memory=None) == ()
     code, _ = failure_in(story.tell(BackendExited, epoch=1, exit_code=0))
     assert code == "backend_start_timeout"
@@ -274,7 +274,7 @@ def test_unload_frees_one_device_after_the_other() -> None:
     story.make_live(EMBED_1)
 
     stops = story.ask_for(None)
-    assert {c.epoch for c in stops if isinstance(c, StopBackend)} == {1, 2}
+    assert {c.epoch for c in stops if isinstance(c, ReleaseMemory)} == {1, 2}
     assert story.tell(BackendExited, epoch=2, exit_code=0) == ()
     asked = story.tell(BackendExited, epoch=1, exit_code=0)
     assert asked == (SampleMemory(switch_id="s3", device="gpu0"),)

@@ -10,7 +10,7 @@ from supervisor.core.machine.commands import (
     FinishSwitch,
     RefuseRequest,
     RefuseSwitch,
-    StopBackend,
+    ReleaseMemory,
 )
 from supervisor.core.machine.deadlines import next_wakeup
 from supervisor.core.machine.events import (
@@ -35,6 +35,7 @@ from supervisor.core.machine.values import (
     Mode,
     Outcome,
     Phase,
+    Stop,
     Target,
     TargetNeed,
 )
@@ -93,8 +94,8 @@ def exited(epoch: int) -> BackendExited:
     return BackendExited(at=110.0, epoch=epoch, exit_code=0)
 
 
-STOP_CHAT = StopBackend(epoch=1, grace_s=3.0)
-STOP_EMBED = StopBackend(epoch=2, grace_s=4.0)
+STOP_CHAT = ReleaseMemory(epoch=1, how=Stop(grace_s=3.0))
+STOP_EMBED = ReleaseMemory(epoch=2, how=Stop(grace_s=4.0))
 
 
 def test_shutdown_with_nothing_running_completes_at_once() -> None:
@@ -156,7 +157,7 @@ def test_starting_backend_is_stopped_and_its_switch_ends_without_success() -> No
     assert finish.report.outcome is Outcome.FAILED
     assert finish.report.refusal is not None
     assert finish.report.refusal.code == "shutting_down"
-    assert stop == StopBackend(epoch=9, grace_s=3.0)
+    assert stop == ReleaseMemory(epoch=9, how=Stop(grace_s=3.0))
     snapshot, commands = play(snapshot, BackendReady(at=101.0, epoch=9, memory=None))
     assert (snapshot.live_models(), commands) == ((), ())
     assert play(snapshot, exited(9))[1] == (CompleteShutdown(),)

@@ -1,6 +1,6 @@
 """What never answers: a check that hangs, a server that SIGKILL does not end."""
 
-from supervisor.core.machine.commands import StopBackend
+from supervisor.core.machine.commands import ReleaseMemory
 from supervisor.core.machine.leaving import REAP_TIMEOUT_S
 from supervisor.core.machine.switching import CHECK_TIMEOUT_S
 from supervisor.core.machine.values import Phase
@@ -25,7 +25,7 @@ def stuck() -> Story:
     story.make_live(CHAT)
     story.ask_for(EMBED)
     (stop,) = story.accept()
-    assert isinstance(stop, StopBackend)
+    assert isinstance(stop, ReleaseMemory)
     return story
 
 

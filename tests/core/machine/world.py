@@ -19,10 +19,10 @@ from supervisor.core.machine.commands import (
     JoinSwitch,
     RefuseRequest,
     RefuseSwitch,
+    ReleaseMemory,
     SampleMemory,
     ScheduleRetry,
     StartBackend,
-    StopBackend,
     WarmFile,
 )
 from supervisor.core.machine.deadlines import next_wakeup
@@ -137,7 +137,7 @@ class World(RuleBasedStateMachine):
             case AwaitReady(epoch=epoch) if epoch in self.alive and is_well:
                 self.was_ready.add(epoch)
                 self.tell(BackendReady(at=self.now, epoch=epoch, memory=None))
-            case StartBackend(epoch=epoch) | AwaitReady(epoch=epoch) | StopBackend(epoch=epoch):
+            case StartBackend(epoch=epoch) | AwaitReady(epoch=epoch) | ReleaseMemory(epoch=epoch):
                 if epoch in self.alive:
                     self.reap(epoch, signal=None)
             case SampleMemory(switch_id=switch_id, device=device):
@@ -262,7 +262,7 @@ class World(RuleBasedStateMachine):
         assert (part is Part.CLOSING) == before.is_closing
         if part is Part.STARTED:
             assert is_own
-            assert event.epoch not in self.was_ready
+            assert backend.state in {BackendState.STARTING, BackendState.STOPPING}
         if part is Part.ORDERED_OUT:
             assert self.snapshot.recoveries == before.recoveries
             assert self.snapshot.switch == before.switch
@@ -312,7 +312,7 @@ class World(RuleBasedStateMachine):
                 self.completions += 1
             case ScheduleRetry(attempt=attempt):
                 self.retries.append((self.now + 2.0 ** min(attempt, 6) / 4, command))
-            case StopBackend(epoch=epoch):
+            case ReleaseMemory(epoch=epoch):
                 self.check_drain(epoch, before)
                 self.check_that_no_recovery_stops_others(epoch, before)
                 self.orders.append(command)

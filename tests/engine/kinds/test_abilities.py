@@ -12,10 +12,9 @@ import pytest
 from supervisor.config.configuration import Configuration
 from supervisor.config.holder import ConfigurationHolder
 from supervisor.config.load import load
-from supervisor.core.machine.values import Mode, Target
+from supervisor.core.machine.values import Mode, Stop, Target
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.launcher import Launcher
-from supervisor.engine.port import Stop
 from supervisor.engine.servers.backend import Backend
 from tests.conftest import write_configuration
 from tests.engine.child_client import open_session

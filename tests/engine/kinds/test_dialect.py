@@ -8,12 +8,12 @@ import pytest
 
 from supervisor.config.configuration import ResolvedModel
 from supervisor.config.holder import ConfigurationHolder
-from supervisor.core.machine.values import Mode, Target
+from supervisor.core.machine.values import Mode, Stop, Target
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.kinds.llama_server import LlamaServer
 from supervisor.engine.kinds.probe import read_help
 from supervisor.engine.launcher import Launcher
-from supervisor.engine.port import Address, Stop
+from supervisor.engine.port import Address
 from supervisor.engine.servers.backend import Backend
 from supervisor.errors import EngineError, UnfitProfile
 

@@ -19,10 +19,10 @@ from structlog.testing import capture_logs
 from supervisor.config.holder import ConfigurationHolder
 from supervisor.config.load import load
 from supervisor.core.byte_size import MIB
-from supervisor.core.machine.values import Mode, Target
+from supervisor.core.machine.values import Mode, Stop, Target
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.launcher import Launcher
-from supervisor.engine.port import Address, Stop
+from supervisor.engine.port import Address
 from supervisor.engine.prompts.prompt_cache import RESERVE_BYTES, PromptCache, PromptFiles
 from supervisor.engine.prompts.prompt_slots import (
     KeptPrompts,

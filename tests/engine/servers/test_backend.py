@@ -15,12 +15,12 @@ import pytest
 
 from supervisor.config.configuration import Configuration, ResolvedModel
 from supervisor.config.holder import ConfigurationHolder
-from supervisor.core.machine.values import Target
+from supervisor.core.machine.values import Stop, Target
 from supervisor.data_folder import DataFolder, remove_run_dir
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.kinds.environment import inherited_environment
 from supervisor.engine.launcher import Launcher
-from supervisor.engine.port import Address, Launch, Stop
+from supervisor.engine.port import Address, Launch
 from supervisor.engine.servers.addresses import choose_address
 from supervisor.engine.servers.backend import Backend
 from supervisor.engine.servers.framing import Request

@@ -16,8 +16,9 @@ import aiohttp
 import pytest
 
 from supervisor.config.configuration import ResolvedModel
+from supervisor.core.machine.values import Stop
 from supervisor.engine.kinds.engines import Engines
-from supervisor.engine.port import Launch, Stop
+from supervisor.engine.port import Launch
 from supervisor.engine.servers.addresses import choose_address
 from supervisor.engine.servers.backend import Backend
 from supervisor.engine.servers.framing import Request

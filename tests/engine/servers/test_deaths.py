@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.engine.port import Address, Launch, Stop
+from supervisor.core.machine.values import Stop
+from supervisor.engine.port import Address, Launch
 from supervisor.engine.servers.addresses import choose_address
 from supervisor.engine.servers.backend import Backend
 from supervisor.engine.servers.framing import Request
