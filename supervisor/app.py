@@ -33,6 +33,7 @@ from supervisor.gateway.call_reader import CallReader
 from supervisor.gateway.control import Control
 from supervisor.gateway.devices import Devices
 from supervisor.gateway.door import Door
+from supervisor.gateway.origins import Origins
 from supervisor.gateway.relay import Relay
 from supervisor.gateway.status import Status
 from supervisor.observability.history import SwitchHistory
@@ -130,6 +131,7 @@ async def build(configuration: Configuration, options: Options) -> AsyncIterator
         push_rules(arbiter, targets, stores, holder)
         door = Door(
             reader=CallReader(holder),
+            origins=Origins(holder, options.hosts or configuration.settings.server.hosts),
             relay=Relay(arbiter=arbiter, targets=targets, configuration=holder),
             owners=(
                 Control(

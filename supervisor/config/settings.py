@@ -69,6 +69,12 @@ class Catalogue(Settings):
     models: dict[str, ModelEntry] = Field(
         default_factory=dict, description="Each model under the name clients use."
     )
+    unknown_models: Literal["refuse", "default"] = Field(
+        default="refuse",
+        description="What becomes of a request that names a model which is not here: `refuse` "
+        "answers 404 with the known names; `default` answers it as one that names none, by "
+        "whatever is live, for clients that cannot name one.",
+    )
     models_dir: EnvText | None = Field(
         default=None,
         description="A folder that is scanned: each GGUF in it that no entry names becomes a "
@@ -93,6 +99,16 @@ class ServerSettings(Settings):
     port: int = Field(default=8000, ge=0, le=65535, description="Port; 0 = any free one.")
     max_body_bytes: Bytes = Field(
         default=64 * MIB, ge=1, description="Largest request body in bytes; above it: 413."
+    )
+    allowed_hosts: tuple[str, ...] = Field(
+        default=(),
+        description="Names under which browsers, and on loopback everybody, may call, beside "
+        "addresses, `localhost` and the machine's own name.",
+    )
+    cors_origins: tuple[str, ...] = Field(
+        default=(),
+        description="Origins whose pages may call and read answers: `https://chat.example`, or "
+        "`*` for all. Default: none.",
     )
     log_level: Literal["debug", "info", "warning"] = Field(
         default="info",

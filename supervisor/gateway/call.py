@@ -59,7 +59,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     """The catalogue's name for it."""
 
     mode: Mode | None
-    """What the path belongs to; None where every backend has such a path."""
+    """What a POST to the path is for; None where it may be for any backend."""
 
     streams: bool
     """Whether it asks for a stream of events, in a way in which it can get one."""

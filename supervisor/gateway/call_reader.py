@@ -65,13 +65,20 @@ class CallReader:
             headers=head.headers,
             body=body,
             named=named,
-            model=None if named is None else configuration.named(named),
-            mode=route.mode,
+            model=None if named is None else self._known(named),
+            mode=None if is_raw or head.method != "POST" else route.mode,
             streams=is_generation and head.takes_chunks and fields.stream is True,
             may_repeat=is_repeatable,
             caller=head.caller,
             deadline_at=time.monotonic() + queue.hold_timeout_s,
         )
+
+    def _known(self, name: str) -> str | None:
+        """Return the catalogue's name; None for an unknown one where any model will do then."""
+        configuration = self._configuration.current
+        if configuration.catalogue.unknown_models == "default":
+            return configuration.model_name(name)
+        return configuration.named(name)
 
     def too_large(self) -> RequestRefused:
         """Say that a body is longer than is taken."""

@@ -10,13 +10,16 @@ from aiohttp import HttpVersion11, web, web_response
 from multidict import CIMultiDict
 
 from supervisor.errors import RequestRefused
+from supervisor.gateway.answer import Answer
 from supervisor.gateway.body_fields import inflated
 from supervisor.gateway.call import Headers, RequestHead, header
 from supervisor.gateway.call_reader import CallReader, request_id_of
 from supervisor.gateway.orders import read_order
+from supervisor.gateway.origins import Origins
 from supervisor.gateway.relay import Relay
 from supervisor.gateway.reply import Reply
-from supervisor.gateway.routes import Route, find_route, methods_of
+from supervisor.gateway.request_target import SERVED_METHODS, in_origin_form
+from supervisor.gateway.routes import Route, Scope, find_route, methods_of
 
 LAST_ANSWERS_S = 2.0
 """Seconds that open handlers get once every backend is stopped; what is left cannot be answered."""
@@ -25,8 +28,11 @@ LAST_ANSWERS_S = 2.0
 class Door:
     """Lets requests in. `owners` are the objects whose methods the route table names."""
 
-    def __init__(self, *, reader: CallReader, relay: Relay, owners: tuple[object, ...]) -> None:
+    def __init__(
+        self, *, reader: CallReader, origins: Origins, relay: Relay, owners: tuple[object, ...]
+    ) -> None:
         self._reader = reader
+        self._origins = origins
         self._relay = relay
         self._owners = {type(owner): owner for owner in owners}
 
@@ -38,24 +44,33 @@ class Door:
         """Have a request answered, errors and the closing line included."""
         head = _read_head(request)
         wire = AiohttpWire(request)
-        reply = Reply(wire, head)
+        reply = Reply(wire, head, self._origins.headers(head))
         await reply.given_by(self._answer(request, head, reply))
         return wire.response
 
     async def _answer(self, request: web.BaseRequest, head: RequestHead, reply: Reply) -> None:
         """Answer by the route that the target means, or by a backend."""
+        if request.version.major != HttpVersion11.major:
+            raise RequestRefused("version_not_supported", "HTTP/1.1 and HTTP/1.0 are spoken here")
+        head = in_origin_form(head)
+        self._origins.check(head)
+        preflight = self._origins.preflight(head) or _about_us(head)
+        if preflight is not None:
+            return await reply.send(preflight)
         route, values = find_route(head.target)
         if route is None or route.handler is None:
             body = await self._read_body(request)
             content = await inflated(head.headers, body, self._reader.max_body_bytes)
             is_raw = route is not None
-            await self._relay.answer(self._reader.read(head, body, content, is_raw=is_raw), reply)
-        elif head.method in methods_of(route):
-            body = await self._read_body(request) if route.takes_body else b""
-            order = read_order(route.request, head.target.partition("?")[2], values, body)
-            await reply.send(await route.handler(self._owners[route.owner], order))
-        else:
+            return await self._relay.answer(
+                self._reader.read(head, body, content, is_raw=is_raw), reply
+            )
+        if head.method not in methods_of(route):
             raise _method_not_allowed(route)
+        reply.is_probe = route.scope is Scope.PROBE
+        body = await self._read_body(request) if route.takes_body else b""
+        order = read_order(route.request, head.target.partition("?")[2], values, body)
+        return await reply.send(await route.handler(self._owners[route.owner], order))
 
     async def _read_body(self, request: web.BaseRequest) -> bytes:
         """Return the whole body as it came. Raises RequestRefused."""
@@ -76,6 +91,13 @@ class Door:
         except web.RequestPayloadError as error:
             raise RequestRefused("bad_request", f"the body cannot be read: {error}") from error
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _about_us(head: RequestHead) -> Answer | None:
+    """Answer `OPTIONS *`, which asks about the server as a whole (RFC 9110, 9.3.7)."""
+    if head.target != "*":
+        return None
+    return Answer(status=204, body=b"", headers=((b"Allow", ", ".join(SERVED_METHODS).encode()),))
 
 
 def _method_not_allowed(route: Route) -> RequestRefused:

@@ -9,6 +9,8 @@ from supervisor.gateway.call import Headers
 
 STATUS_BY_CODE: Mapping[str, int] = {
     "bad_request": 400,
+    "foreign_host": 403,
+    "foreign_origin": 403,
     "slot_files_reserved": 403,
     "model_not_found": 404,
     "device_not_found": 404,
@@ -39,21 +41,35 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "switch_failed": 503,
     "telemetry_lost": 503,
     "backend_not_reaped": 504,
+    "version_not_supported": 505,
     "memory_not_released": 504,
 }
 """Status for each stable code. A code that is missing here is a bug, and answers 500."""
 
 RETRY_AFTER_S = 5
-"""What 503 answers tell clients to wait where nothing was measured: a switch of some GB."""
+"""What clients are told to wait where nothing was measured: a switch of some GB."""
+
+_WAITING_HELPS = frozenset(
+    {
+        *("backend_down", "backend_died", "backend_unreachable", "backend_start_timeout"),
+        *("hold_queue_full", "hold_timeout", "shutting_down"),
+    }
+)
+"""Codes of what may be over when a client comes back. Clients repeat any other 409 and 5xx, too,
+unless they are told not to: `x-should-retry`, as OpenAI's and Anthropic's clients read it."""
 
 
 def error_answer(error: RequestRefused) -> Answer:
-    """Answer with the error's status and envelope."""
-    status = STATUS_BY_CODE.get(error.code, 500)
-    retry_after_s = error.details.get("retry_after_s", RETRY_AFTER_S)
-    headers: Headers = ((b"Retry-After", b"%d" % retry_after_s),) if status == 503 else ()
+    """Answer with the error's status and envelope, and whether and when to come back."""
+    headers: Headers
+    if error.code in _WAITING_HELPS:
+        retry_after_s = error.details.get("retry_after_s", RETRY_AFTER_S)
+        headers = ((b"Retry-After", b"%d" % retry_after_s), (b"x-should-retry", b"true"))
+    else:
+        headers = ((b"x-should-retry", b"false"),)
     if "allowed" in error.details:
         headers = (*headers, (b"Allow", ", ".join(error.details["allowed"]).encode()))
+    status = STATUS_BY_CODE.get(error.code, 500)
     return json_answer(error_body(error), status=status, headers=headers)
 
 

@@ -51,6 +51,7 @@ _NOT_SENT = _HOP_BY_HOP | {
     *(b"host", b"content-length", b"expect"),  # the channel's own, or met at the door
     *(b"authorization", b"x-api-key", b"x-request-id"),  # ours in their place
 }
+_CORS = b"access-control-"
 _NOT_ANSWERED = _HOP_BY_HOP | {b"x-request-id"}
 
 
@@ -76,6 +77,8 @@ class Relay:
     async def _lease_and_exchange(self, call: Call, reply: Reply) -> None:
         """Lease a backend and ask it, once more where it died before its first byte."""
         target = self._targets.target(call.model) if call.model is not None else None
+        if target is not None:
+            self._require_mode(call, target.model)
         repeats_left = MAX_REPEATS
         after_s = self._configuration.current.settings.queue.early_answer_after_s
         is_early = after_s is not None and call.streams
@@ -87,6 +90,7 @@ class Relay:
                 )
             async with self._arbiter.lease(target, call.mode, len(call.body)) as lease:
                 refuse_slot_files(call, lease.backend)
+                self._require_mode(call, lease.backend.model)
                 reply.epoch, reply.model = lease.backend.epoch, lease.backend.model
                 reply.waited_s += lease.waited_s
                 try:
@@ -99,6 +103,20 @@ class Relay:
                         raise self._explained(error, lease.backend, reply) from error
             repeats_left -= 1
             log.info("request.repeated", request_id=call.request_id, epoch=lease.backend.epoch)
+
+    def _require_mode(self, call: Call, model: str) -> None:
+        """Refuse what a model of this type cannot answer: its server's own error helps nobody."""
+        models = self._configuration.current.catalogue.models
+        entry = models.get(model)
+        if call.mode is None or entry is None or entry.type is call.mode:
+            return
+        able = sorted(name for name, each in models.items() if each.type is call.mode)
+        raise RequestRefused(
+            "model_type_mismatch",
+            f"{call.path} is for {call.mode}, and '{model}' is a model for {entry.type}; models "
+            f"for {call.mode}: {', '.join(able) or 'none'}",
+            {"models": able},
+        )
 
     def _explained(
         self, error: BackendUnreachable, backend: Backend, reply: Reply
@@ -169,8 +187,9 @@ def request_to(call: Call, backend: Backend) -> Request:
 
 
 def answer_headers(headers: Headers) -> Headers:
-    """Return the backend's headers for the client, hop-by-hop ones out."""
-    return tuple(_without(_NOT_ANSWERED, headers))
+    """Return the backend's headers for the client: hop-by-hop ones and CORS, which is ours, out."""
+    kept = _without(_NOT_ANSWERED, headers)
+    return tuple(each for each in kept if not each[0].lower().startswith(_CORS))
 
 
 def _without(dropped: frozenset[bytes], headers: Headers) -> list[tuple[bytes, bytes]]:

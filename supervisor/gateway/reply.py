@@ -71,8 +71,10 @@ class Wire(Protocol):
 class Reply:
     """The answer to one request, and what its closing line says of it."""
 
-    def __init__(self, wire: Wire, head: RequestHead) -> None:
+    def __init__(self, wire: Wire, head: RequestHead, headers: Headers = ()) -> None:
+        """`headers` are those of every answer to this request, whatever it is (CORS)."""
         self._wire = wire
+        self._headers = (*headers, (REQUEST_ID, head.request_id.encode()))
         self._head = head
         self._began_at = time.monotonic()
         self._comments: asyncio.Task[None] | None = None
@@ -81,6 +83,8 @@ class Reply:
         self._is_event_stream = False
         self.state = ReplyState.NOT_BEGUN
         self.status = _CLIENT_LEFT
+        self.is_probe = False
+        """Whether somebody looks whether we live; said at debug only, as long as we do."""
         self.model: str | None = None
         self.epoch: int | None = None
         self.waited_s = 0.0
@@ -95,14 +99,14 @@ class Reply:
     ) -> None:
         """Send an answer at once; nothing may have begun."""
         self.state, self.status = ReplyState.ENDED, status
-        await self._wire.send(status, reason, self._with_id(headers), body)
+        await self._wire.send(status, reason, (*headers, *self._headers), body)
 
     async def begin(self, status: int, reason: str | None, headers: Headers) -> None:
         """Send the head of an answer; `pass_on` sends its body."""
         content_type = header(headers, b"content-type") or ""
         self._is_event_stream = content_type.partition(";")[0].strip().lower() == EVENT_STREAM
         self.state, self.status = ReplyState.STREAMING, status
-        await self._wire.begin(status, reason, self._with_id(headers))
+        await self._wire.begin(status, reason, (*headers, *self._headers))
 
     async def pass_on(self, content: bytes) -> None:
         """Send a piece of the body as it came."""
@@ -189,6 +193,7 @@ class Reply:
             took_s=self.age_s,
             model=self.model,
             client=self._head.caller,
+            level="debug" if self.is_probe and self.status < 400 else "info",
         )
 
     async def _comment(self, due_at: float, what_is_awaited: Callable[[], str]) -> None:
@@ -208,7 +213,4 @@ class Reply:
         )
         self._is_event_stream = True
         self.state, self.status = ReplyState.EARLY, 200
-        await self._wire.begin(200, None, self._with_id(headers))
-
-    def _with_id(self, headers: Headers) -> Headers:
-        return (*headers, (REQUEST_ID, self._head.request_id.encode()))
+        await self._wire.begin(200, None, (*headers, *self._headers))

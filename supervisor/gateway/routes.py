@@ -16,7 +16,7 @@ from supervisor.gateway.answer import Answer
 from supervisor.gateway.control import Control, SwitchOrder, SwitchQuestion, UnloadOrder
 from supervisor.gateway.devices import Devices, HistoryQuestion
 from supervisor.gateway.orders import NoOrder
-from supervisor.gateway.status import Status
+from supervisor.gateway.status import ModelQuestion, Status
 
 
 class Scope(StrEnum):
@@ -110,6 +110,24 @@ RESERVED_ROUTES: tuple[Route, ...] = (
         purpose="The catalogue with type and state, in OpenAI's list form.",
         owner=Status,
         handler=Status.models,
+        scope=Scope.INFERENCE,
+    ),
+    Route(
+        method="GET",
+        path="/models",
+        purpose="The same.",
+        owner=Status,
+        handler=Status.models,
+        scope=Scope.INFERENCE,
+    ),
+    Route(
+        method="GET",
+        path="/v1/models/{model:path}",
+        purpose="One model of the catalogue, by name or alias.",
+        owner=Status,
+        handler=Status.model,
+        request=ModelQuestion,
+        refusals=("model_not_found",),
         scope=Scope.INFERENCE,
     ),
     Route(

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from supervisor import __version__
@@ -13,12 +14,18 @@ from supervisor.core.machine.values import Backend, BackendExit, Recovery
 from supervisor.engine.kinds.engines import Engines
 from supervisor.errors import SupervisorError, TelemetryError
 from supervisor.gateway.answer import Answer, json_answer
-from supervisor.gateway.orders import NoOrder
+from supervisor.gateway.orders import NoOrder, Order
 from supervisor.observability.descriptions import describe_memory, describe_running
 from supervisor.observability.impairments import Impairments
 from supervisor.observability.readiness import Readiness
 from supervisor.telemetry.port import TelemetryState
 from supervisor.telemetry.telemetry import Telemetry
+
+
+class ModelQuestion(Order):
+    """Which model `GET /v1/models/{model}` asks for, by name or alias."""
+
+    model: str
 
 
 class Status:
@@ -77,25 +84,27 @@ class Status:
     async def models(self, order: NoOrder) -> Answer:
         """List the catalogue."""
         _ = order
-        snapshot = self._arbiter.snapshot
-        return json_answer(
-            {
-                "object": "list",
-                "data": [
-                    {
-                        "id": name,
-                        "object": "model",
-                        "owned_by": "llama-supervisor",
-                        "type": entry.type,
-                        "profile": entry.profile_name,
-                        "aliases": entry.aliases,
-                        "max_input_tokens": entry.max_input_tokens,
-                        "state": model_state(snapshot, name),
-                    }
-                    for name, entry in self._configuration.current.catalogue.models.items()
-                ],
-            }
-        )
+        names = self._configuration.current.catalogue.models
+        return json_answer({"object": "list", "data": [self._describe_model(n) for n in names]})
+
+    async def model(self, asked: ModelQuestion) -> Answer:
+        """Show one model of the catalogue. Raises RequestRefused for an unknown one."""
+        return json_answer(self._describe_model(self._configuration.current.named(asked.model)))
+
+    def _describe_model(self, name: str) -> dict[str, Any]:
+        configuration = self._configuration.current
+        entry = configuration.catalogue.models[name]
+        return {
+            "id": name,
+            "object": "model",
+            "created": _written_at(configuration.models_dir / entry.path),
+            "owned_by": "llama-supervisor",
+            "type": entry.type,
+            "profile": entry.profile_name,
+            "aliases": entry.aliases,
+            "max_input_tokens": entry.max_input_tokens,
+            "state": model_state(self._arbiter.snapshot, name),
+        }
 
     async def status(self, order: NoOrder) -> Answer:
         """Show the whole snapshot."""
@@ -152,6 +161,14 @@ class Status:
         except SupervisorError as error:
             chosen = {"error": str(error)}
         return {**chosen, "found": [asdict(each) for each in self._engines.identities()]}
+
+
+def _written_at(path: Path) -> int:
+    """Return when a model's file was written, in Unix seconds; 0 for one that is not here."""
+    try:
+        return int(path.stat().st_mtime)
+    except OSError:
+        return 0
 
 
 def overall_state(snapshot: Snapshot) -> str:

@@ -179,7 +179,7 @@ async def read_chat(
 async def broken_chat(controller: RunningController, *, switch_to: str, **changes: Any) -> str:
     """Chat during a switch until the stream breaks off; return what came after the comments."""
     body = json.dumps({"model": "demo-chat", **STREAM, **changes})
-    head = f"POST {CHAT_PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = f"POST {CHAT_PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     request = f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode()
     async with (
         draining(controller, to=switch_to) as draining_stream,

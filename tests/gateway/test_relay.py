@@ -44,7 +44,7 @@ FAULTY_CALLS: tuple[tuple[str, str, Any], ...] = (
     ("POST", "/v1/chat/completions", {"messages": "not a list"}),
     ("POST", "/v1/chat/completions", {}),
     ("POST", "/completion", {"prompt": "word " * 9000, "n_predict": 1}),
-    ("POST", "/v1/embeddings", {"input": "no embedding model is live"}),
+    ("POST", "/v1/rerank", {"query": "no reranker is live", "documents": ["a"]}),
     ("GET", "/no/such/path", None),
     ("DELETE", "/props", None),
 )
@@ -188,7 +188,7 @@ async def test_child_killed_in_a_stream_breaks_it_visibly(
     controller = await start_controller(engine=engine)
     await controller.switch_to("bench-chat")
     body = b'{"prompt": "on", "n_predict": 100000, "ignore_eos": true, "stream": true}'
-    head = b"POST /completion HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = b"POST /completion HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     request = head + b"Content-Length: %d\r\n\r\n" % len(body) + body
 
     async with raw_request(controller, request) as (reader, _):

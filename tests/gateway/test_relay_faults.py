@@ -164,7 +164,10 @@ async def test_client_that_leaves_before_the_answer_cuts_the_way_to_the_server(
 
 
 async def test_slow_reader_holds_the_server_back(faulty: RunningController) -> None:
-    async with raw_request(faulty, b"GET /flood HTTP/1.1\r\nHost: x\r\n\r\n") as (reader, _):
+    async with raw_request(faulty, b"GET /flood HTTP/1.1\r\nHost: localhost\r\n\r\n") as (
+        reader,
+        _,
+    ):
         reader._transport.pause_reading()  # type: ignore[attr-defined]
         sent_bytes = await steady_flood(faulty)
         assert 0 < sent_bytes < FLOOD_BYTES // 2
@@ -235,7 +238,7 @@ async def post_bytes(
 
 
 async def broken_stream(controller: RunningController, path: str) -> tuple[bytes, bool]:
-    request = f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
     async with raw_request(controller, request) as (reader, _):
         received = await reader.read()
     return unchunk(received.partition(b"\r\n\r\n")[2])

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 HALF_CLOSE = None
 """In place of a part: the client says that it sends no more."""
 
-SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
+SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n"
 REFUSED = (400, 499)
 REFUSED_OR_UNKNOWN = (400, 505)
 """With 501 (unknown coding) and 505 (unknown version of HTTP)."""
@@ -60,13 +60,13 @@ def relayed(name: str, *parts: bytes | None, body: bytes = b"", closes: bool = F
 
 def post(*lines: bytes, body: bytes = b"", version: bytes = b"HTTP/1.1") -> bytes:
     """Return a POST of `/shape` with these header lines."""
-    head = (b"POST /shape " + version, b"Host: x", b"Content-Type: text/plain", *lines)
+    head = (b"POST /shape " + version, b"Host: localhost", b"Content-Type: text/plain", *lines)
     return b"\r\n".join((*head, b"", b"")) + body
 
 
 def get(*lines: bytes, first: bytes = b"GET /shape HTTP/1.1") -> bytes:
     """Return a GET of `/shape`, or of another first line, with these header lines."""
-    return b"\r\n".join((first, b"Host: x", *lines, b"", b""))
+    return b"\r\n".join((first, b"Host: localhost", *lines, b"", b""))
 
 
 CHUNKED = b"Transfer-Encoding: chunked"
@@ -192,7 +192,9 @@ def _lines() -> Iterator[Shape]:
         ("brackets in the name", b"X(A): 1"),
     ):
         yield refused(f"field: {name}", get(line, b"X-C: 3"))
-    yield refused("field: blank before the first", b"GET /shape HTTP/1.1\r\n Host: x\r\n\r\n")
+    yield refused(
+        "field: blank before the first", b"GET /shape HTTP/1.1\r\n Host: localhost\r\n\r\n"
+    )
 
 
 def _request_lines() -> Iterator[Shape]:
@@ -223,10 +225,10 @@ def _request_lines() -> Iterator[Shape]:
 
 def _hosts() -> Iterator[Shape]:
     yield refused("two hosts", get(b"Host: y"))
-    yield refused("one host twice", get(b"Host: x"))
+    yield refused("one host twice", get(b"Host: localhost"))
     yield refused("no host", b"GET /shape HTTP/1.1\r\n\r\n")
-    yield refused("a host that is not one", get().replace(b"Host: x", b"Host: a b"))
-    yield refused("a list of hosts", get().replace(b"Host: x", b"Host: a, b"))
+    yield refused("a host that is not one", get().replace(b"Host: localhost", b"Host: a b"))
+    yield refused("a list of hosts", get().replace(b"Host: localhost", b"Host: a, b"))
     yield relayed("no host in HTTP/1.0", b"GET /shape HTTP/1.0\r\n\r\n", closes=True)
 
 

@@ -29,7 +29,7 @@ VOLATILE = re.compile(
 )
 COUNTERS = re.compile(rb"(?m)^(llamacpp:\S+) .*$")
 
-RESERVED = {"/health", "/v1/models"}
+RESERVED = {"/health", "/v1/models", "/models"}
 """Targets that are the controller's own, unless they stand behind /upstream."""
 
 
@@ -54,6 +54,12 @@ DIFFERENCES: tuple[Difference, ...] = (
         ways=frozenset({"plain"}),
         fields=frozenset({"headers", "body"}),
         reason="a body that names an unknown model gets our 404, which names the known ones",
+    ),
+    Difference(
+        cases="embeddings of a chat model",
+        ways=frozenset({"plain"}),
+        fields=frozenset({"status", "reason", "headers", "body"}),
+        reason="what a model of this type cannot answer gets our 422, which names those that can",
     ),
     Difference(
         cases="HTTP/1.0*, a stream",

@@ -53,7 +53,7 @@ class Recorded:
     def new_requests(self) -> list[dict[str, Any]]:
         """Return what the server has seen since the last call."""
         # Whatever was sent to the server before is read by it before this one is answered.
-        ask(self.running.connect, "GET", b"GET /fence HTTP/1.1\r\nHost: x\r\n\r\n")
+        ask(self.running.connect, "GET", b"GET /fence HTTP/1.1\r\nHost: localhost\r\n\r\n")
         lines = self.record.read_text().splitlines()
         new, self._lines_read = lines[self._lines_read :], len(lines)
         return [each for each in map(json.loads, new) if each.get("target") != "/fence"]

@@ -1,0 +1,40 @@
+"""The forms that a request's target may have (RFC 9112, 3.2), brought into one."""
+
+import re
+from urllib.parse import urlsplit
+
+from msgspec.structs import replace
+
+from supervisor.errors import RequestRefused
+from supervisor.gateway.call import RequestHead
+
+_NOT_IN_A_TARGET = re.compile(r"[\x00-\x20\x7f]")
+SERVED_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+
+
+def in_origin_form(head: RequestHead) -> RequestHead:
+    """Return the head with path and query as its target, and with the host that this names.
+
+    An absolute form, as clients send it that take us for a proxy, names its host in the target,
+    whatever its Host says. `*` stays as it is. Raises RequestRefused for what is not a target of
+    ours.
+    """
+    target = head.target
+    if head.method == "CONNECT":
+        raise RequestRefused(
+            "method_not_allowed",
+            "this is not a proxy: CONNECT is not taken",
+            {"allowed": SERVED_METHODS},
+        )
+    if _NOT_IN_A_TARGET.search(target):
+        raise RequestRefused("bad_request", "the request's target has a blank or control character")
+    if target.startswith("/") or (target == "*" and head.method == "OPTIONS"):
+        return head
+    if not target.lower().startswith(("http://", "https://")):
+        raise RequestRefused("bad_request", "the request's target is neither a path nor a URL")
+    path_at = re.compile(r"[/?#]|$").search(target, target.index("://") + 3)
+    rest = target[path_at.start() if path_at else len(target) :].partition("#")[0]
+    host = urlsplit(target).netloc.rpartition("@")[2].encode("utf-8", "surrogateescape")
+    others = tuple(each for each in head.headers if each[0].lower() != b"host")
+    path = rest if rest.startswith("/") else f"/{rest}"
+    return replace(head, target=path, headers=((b"Host", host), *others))
