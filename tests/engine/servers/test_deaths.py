@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+import shutil
 import signal
+import stat
 import sys
 import textwrap
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -16,6 +18,7 @@ from supervisor.engine.servers.addresses import choose_address
 from supervisor.engine.servers.backend import Backend
 from supervisor.engine.servers.framing import Request
 from supervisor.errors import BackendUnreachable
+from tests.conftest import StartController
 
 Eventually = Callable[..., Awaitable[None]]
 MakeLaunch = Callable[..., Launch]
@@ -157,3 +160,25 @@ async def test_a_server_that_is_stopped_is_dead_only_for_those_whom_its_successo
     backend = await start_server("break the connection")
     await backend.give_up_memory(Stop(grace_s=1, is_replaced=is_replaced))
     assert await backend.is_found_dead(30) is is_replaced
+
+
+@pytest.mark.parametrize("engine", ["llama-server"], indirect=True)
+async def test_a_controller_recovers_a_server_whose_folder_was_swept_and_switches_on(
+    start_controller: StartController, eventually: Eventually, engine: str
+) -> None:
+    """With a long data folder the sockets stand in the temporary folder, which sweepers clean."""
+    controller = await start_controller(engine=engine)
+    await controller.switch_to("minilm")
+    (backend,) = controller.parts.arbiter._performer.backends.values()
+    socket_path = backend.launch.address.socket_path
+    assert socket_path is not None
+    shutil.rmtree(socket_path.parent)
+    # A connection that stands is used as long as it lives; then a new one is needed.
+    await eventually(lambda: backend.open_connections == 0, within_s=10)
+
+    body = {"model": "minilm", "input": "hello"}
+    answer = await controller.json("POST", "/v1/embeddings", body)
+
+    assert len(answer["data"]) == 1, answer
+    assert stat.S_IMODE(socket_path.parent.stat().st_mode) == 0o700
+    assert (await controller.switch_to("demo-chat"))["outcome"] == "switched"
