@@ -257,7 +257,7 @@ class Performer:
         """Read the device, or return why it cannot be read."""
         try:
             return await self._read(device), None
-        except Exception as error:  # noqa: BLE001 - a switch goes on without a reading, or is told
+        except Exception as error:  # noqa: BLE001 - a switch goes on without a reading
             reason = _reason(error)
             log.warning("telemetry.unreadable", device=device, reason=reason)
             return None, reason
@@ -286,7 +286,7 @@ class Performer:
 
 
 def _described(model: str, kept: engine_prompts.KeptPrompts | None) -> KeptPrompts | None:
-    """Put what the engine tells of kept prompts into the core's words."""
+    """Put what the engine says of kept prompts into the core's words."""
     if kept is None:
         return None
     return KeptPrompts(
@@ -304,4 +304,4 @@ def _reason(error: Exception) -> str:
     if isinstance(error, SupervisorError):
         return str(error)
     log.error("arbiter.unexpected", exc_info=error)
-    return f"the controller failed ({type(error).__name__}: {error}); its log tells where"
+    return f"the controller failed ({type(error).__name__}: {error}); its log says where"

@@ -45,7 +45,7 @@ class SwitchHistory:
 
     Writes go to a thread of their own, one after the other: a slow disk must not hold the event
     loop up, and a full one must not stop the product. What cannot be written is kept, noted as an
-    impairment, and written when that is possible again, also where the file or its folder was
+    impairment, and written when that is possible again, even if the file or its folder was
     deleted. `path` None keeps nothing over restarts. `size` may be changed: the next switch is held
     to it.
     """

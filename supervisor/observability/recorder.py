@@ -74,7 +74,7 @@ def _log_phase(before: Snapshot, after: Snapshot) -> None:
 
 
 def _log_retiring(before: Snapshot, after: Snapshot) -> None:
-    """Tell which servers go on for their last requests only, because a successor is ready."""
+    """Log which servers go on for their last requests only, because a successor is ready."""
     for backend in after.backends:
         known = before.backend(backend.epoch)
         if backend.is_retiring and known is not None and not known.is_retiring:

@@ -204,7 +204,7 @@ class World:
         switch = self.arbiter.snapshot.switch
         reason = switch.gate.reason or "" if switch else ""
         is_at_own_risk = target.memory.on_unconfirmed is OnUnconfirmed.PROCEED
-        if is_at_own_risk and "started all the same" in reason:
+        if is_at_own_risk and "started even so" in reason:
             return
         grown_bytes = self.tenant_bytes - self._tenant_before_bytes
         is_unknown = time.monotonic() - self._tenant_grew_at < JUST_NOW_S and grown_bytes > 0

@@ -261,7 +261,7 @@ async def test_operator_may_wait_longer_or_start_all_the_same(
         assert report["memory"]["released"]["used_bytes"] == 0
     else:
         assert 0.2 <= confirming_s(report) < HELD_LONG_S
-        assert "started all the same, as on_unconfirmed says" in report["memory"]["reason"]
+        assert "started even so, because on_unconfirmed is proceed" in report["memory"]["reason"]
         assert gpu.used_bytes() > 70 * GIB
 
 

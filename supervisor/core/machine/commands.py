@@ -83,7 +83,7 @@ class JoinSwitch(Command, frozen=True, kw_only=True):
 
 
 class FinishSwitch(Command, frozen=True, kw_only=True):
-    """The switch ended as the report says: tell its callers, keep it in the history."""
+    """The switch ended as the report says: answer its callers, keep it in the history."""
 
     report: SwitchReport
 

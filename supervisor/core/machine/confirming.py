@@ -79,8 +79,9 @@ def next_device(draft: Draft) -> str | None:
 def question_device(draft: Draft, device: str, *, may_make_room: bool = False) -> None:
     """Put the question whether `device` has room for what is placed, and take a sample.
 
-    With nothing to place (an unload), the question is whether the old share is back. Where room
-    can still be made, it is made rather than waited for, or gone without.
+    With nothing to place (an unload), the question is whether the old share is back. With
+    `may_make_room`, a device that is not confirmed in time is refused, whatever the policy says:
+    something can still give way.
     """
     switch = draft.running_switch()
     placing = switch.start.placing
@@ -144,7 +145,7 @@ def _is_new(
 ) -> bool:
     """Whether the reading is of this device, from after the question and the last reading.
 
-    What was read before the old backend was reaped, or is told twice, proves no release.
+    A reading from before the old backend was reaped, or one that comes twice, proves nothing.
     """
     is_later = not samples or sample.taken_at > samples[-1].taken_at
     return sample.device == question.device and sample.taken_at >= question.asked_at and is_later

@@ -105,7 +105,7 @@ class BackendSpawned(Event, frozen=True, kw_only=True):
 class BackendReady(Event, frozen=True, kw_only=True):
     """The server of an epoch answers, and it is the one that we started.
 
-    `prompts` tells what was restored for it.
+    `prompts` is what was restored for it.
     """
 
     epoch: int
@@ -129,7 +129,7 @@ class BackendMoved(Event, frozen=True, kw_only=True):
 class BackendExited(Event, frozen=True, kw_only=True):
     """The whole process group of an epoch is reaped (or could not be spawned at all).
 
-    `prompts` tells what was saved of it before.
+    `prompts` is what was saved of it before.
     """
 
     epoch: int
@@ -161,7 +161,7 @@ class RetryDue(Event, frozen=True, kw_only=True):
 
 
 class RestartRequested(Event, frozen=True, kw_only=True):
-    """An operator wants what died brought back now, also when its breaker is open."""
+    """An operator wants what died brought back now, even if its breaker is open."""
 
     switch_id: str
 

@@ -38,7 +38,7 @@ class Footprint(Struct, frozen=True, kw_only=True):
 
 
 class Baseline(Struct, frozen=True, kw_only=True):
-    """The use of a device that it should return to, and others' part of it where that was told."""
+    """The use of a device that it should return to, and others' part of it where that is known."""
 
     device: str
     used_bytes: int

@@ -93,11 +93,11 @@ def reap_deadline(snapshot: Snapshot, switch: Switch) -> float:
 
 
 def not_reaped(there: Sequence[Backend]) -> Refusal:
-    """Name the servers that SIGKILL does not end: the kernel holds them, mostly in a driver."""
+    """Name the servers that SIGKILL does not end: the kernel holds them, usually in a driver."""
     named = ", ".join(f"'{b.target.model}' (pid {b.pid})" for b in there)
     return Refusal(
         code="backend_not_reaped",
-        message=f"{named} cannot be ended: the kernel holds it, mostly in a driver call; its "
+        message=f"{named} cannot be ended: the kernel holds it, usually in a driver call; its "
         "memory is not free, and nothing is started on it. See dmesg; a reboot may be needed",
         details=(("pids", tuple(str(b.pid) for b in there)),),
     )

@@ -41,7 +41,7 @@ class HolderRole(StrEnum):
 
 
 class Holder(Struct, frozen=True, kw_only=True):
-    """A process that holds memory of a device; `used_bytes` None where the driver does not tell."""
+    """A process that holds memory of a device; `used_bytes` None where the driver does not say."""
 
     pid: int
     used_bytes: int | None
@@ -58,7 +58,7 @@ class MemorySample(Struct, frozen=True, kw_only=True):
     """One reading of one device. All sizes in bytes; `taken_at` in seconds on a monotonic clock.
 
     `children_bytes` is what this supervisor's own children hold there, None where the platform
-    does not tell (a container without host process ids): unknown is never counted as zero.
+    does not say (a container without host process ids): unknown is never counted as zero.
     `holders` are the processes on it, None where the driver does not list them.
     """
 
@@ -130,11 +130,11 @@ class ReleaseQuestion(Struct, frozen=True, kw_only=True):
     `need_bytes` is what the next backend will take (None when nothing follows: then the old
     share itself must be back) and `baseline_used_bytes` the use before the old backend started
     (None when nothing was stopped).
-    `baseline_foreign_bytes` is what others held at that time, None where that was not told.
+    `baseline_foreign_bytes` is what others held at that time, None where that is not known.
     `is_freed_at_exit`: the kernel gives this memory back with the process, as it does the host's; a
     GPU's driver does so later, and children that are gone prove nothing there. `is_return`: the
     next backend ran here before, from the same baseline.
-    The operator's budget is accounted for before anything stops, so it is no part of this.
+    The operator's budget is accounted for before anything stops, so it is not part of this.
     """
 
     device: str
@@ -179,8 +179,8 @@ def judge_late(question: ReleaseQuestion, at: float, reason: str) -> GateDecisio
         return GateDecision(state=GateState.WAITING, reason=reason)
     unconfirmed = f"not confirmed within {waited_s:.1f} s: {reason}"
     if policy.on_unconfirmed is OnUnconfirmed.PROCEED:
-        told = f"{unconfirmed}; started all the same, as on_unconfirmed says (proceed)"
-        return GateDecision(state=GateState.UNPROVEN, reason=told)
+        sentence = f"{unconfirmed}; started even so, because on_unconfirmed is proceed"
+        return GateDecision(state=GateState.UNPROVEN, reason=sentence)
     return GateDecision(state=GateState.REFUSED, reason=unconfirmed)
 
 
@@ -200,7 +200,7 @@ def _is_enough_free(question: ReleaseQuestion, sample: MemorySample) -> tuple[bo
     # What returns to where it ran has room there, whatever was estimated; another may have none.
     room_bytes = sample.free_bytes + policy.tolerance_bytes
     has_room = need is None or question.is_return or room_bytes >= need
-    # Signed: foreign tenants leave, too, and use may fall below the baseline.
+    # Signed: foreign tenants also leave, and use may fall below the baseline.
     is_back = expected is not None and sample.used_bytes - expected <= policy.tolerance_bytes
     if expected is not None and is_back and has_room:
         return True, (
@@ -211,15 +211,15 @@ def _is_enough_free(question: ReleaseQuestion, sample: MemorySample) -> tuple[bo
     before = "" if expected is None else f", {format_bytes(expected)} expected"
     return False, (
         f"{free}{wanted} with a margin of {format_bytes(policy.margin_bytes)}; "
-        f"{format_bytes(sample.used_bytes)} used{before}{_tell_others(question, sample)}"
+        f"{format_bytes(sample.used_bytes)} used{before}{_name_others(question, sample)}"
     )
 
 
 def _expected_use(question: ReleaseQuestion, sample: MemorySample) -> int | None:
     """Use that proves our share to be back: the baseline, moved by what others did since.
 
-    What others have given back meanwhile must not pass for ours. What they have taken is no fault
-    of ours, which matters where nothing follows; a target that follows needs that memory, so that
+    What others have given back meanwhile must not pass for ours. What they have taken is not our
+    fault, which matters where nothing follows; a target that follows needs that memory, so that
     there it does not count.
     """
     baseline = question.baseline_used_bytes
@@ -234,7 +234,7 @@ def _foreign_growth(question: ReleaseQuestion, sample: MemorySample) -> int | No
     return None if before is None or now is None else now - before
 
 
-def _tell_others(question: ReleaseQuestion, sample: MemorySample) -> str:
+def _name_others(question: ReleaseQuestion, sample: MemorySample) -> str:
     """Name who else holds memory, and how much more than before."""
     others = sample.held_by(HolderRole.FOREIGN, HolderRole.UNSEEN)[:3]
     if not others:

@@ -18,7 +18,7 @@ from supervisor.core.sizing.fitting import mildest_fitting
 def refuse_unread(target: Target, accepted: TargetAccepted) -> Refusal | None:
     """Return why nothing may be stopped for the target: a device of it cannot be read; else None.
 
-    A release could not be confirmed, for the target as little as for what it would replace.
+    A release could not be confirmed, neither for the target nor for what it would replace.
     """
     if accepted.memory_problem is None:
         return None
@@ -44,7 +44,7 @@ def refuse_what_cannot_fit(
     """Return why the target can never start as things stand, with the arithmetic; else None.
 
     It is held against the operator's budget, and against what telemetry says will be free. The
-    margin is left to the release gate, which confirms also where memory is tight but back. Right
+    margin is left to the release gate, which also confirms where memory is tight but back. Right
     after a death nothing can be said but what others hold: the driver may still give memory back.
     """
     by_device = {reading.device: reading for reading in readings}
@@ -88,11 +88,11 @@ def _refuse_on(  # noqa: PLR0913, PLR0917 - what is held against what
 def _room_after(
     snapshot: Snapshot, device: Device, leaving: Sequence[Backend], memory: MemorySample
 ) -> tuple[int, str]:
-    """Return the bytes that will be free once `leaving` are gone, and how that is reckoned.
+    """Return the bytes that will be free once `leaving` are gone, and how that is computed.
 
     Either what is free now and their needs, or all but the use from before they started: the
     larger of both, because a need is an estimate, and use from long ago may be others' by now.
-    Where it is told what others hold, it is known by how much that use has changed.
+    Where it is known what others hold, their change since then is added.
     """
     room_bytes = memory.free_bytes + resident_bytes(snapshot, leaving, device.name)
     after = baselines_after(snapshot.backends, leaving)

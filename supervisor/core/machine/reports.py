@@ -1,4 +1,4 @@
-"""What callers and waiters are told of a switch: reports and refusals."""
+"""What callers and waiters learn of a switch: reports and refusals."""
 
 from supervisor.core.machine.draft import phase_seconds
 from supervisor.core.machine.memory import MemorySample

@@ -79,7 +79,7 @@ def refuse(draft: Draft, request_id: str, refusal: Refusal) -> None:
 def end_request(draft: Draft, request_id: str) -> int | None:
     """Free the request's lease or place. Returns the epoch whose lease came back, if any.
 
-    A request that is unknown is no fault: its backend may have died under it.
+    An unknown request is not a fault: its backend may have died under it.
     """
     snapshot = draft.snapshot
     number = snapshot.requests.waiter_numbers.get(request_id)
@@ -100,8 +100,8 @@ def settle_waiters(
 ) -> None:
     """After a switch ended: serve every waiter whose model is live, refuse the others.
 
-    `failure` tells those who waited for `failed_model` (None: everybody) why they did in vain.
-    Those whose model died meanwhile, and will be restarted, wait on.
+    `failure` is what those get who waited for `failed_model` (None: everybody) in vain. Those whose
+    model died meanwhile, and will be restarted, wait on.
     """
     waiting = sorted(draft.snapshot.requests.waiters.items())
     staying = [
@@ -155,7 +155,7 @@ def oldest_waiter(snapshot: Snapshot) -> Waiter | None:
 
 
 FIRST_RETRY_AFTER_S = 5.0
-"""What clients are told to wait before any switch was measured: a model of some GB."""
+"""Retry-After in seconds before any switch was measured: a model of some GB."""
 
 SHUTTING_DOWN = Refusal(
     code="shutting_down", message="the controller is shutting down; try again after its restart"
@@ -195,9 +195,9 @@ def retry_after_s(snapshot: Snapshot, at: float) -> int:
 
 
 def _may_wait(snapshot: Snapshot, model: str | None) -> bool:
-    """Whether something is under way after which the request can be answered for good.
+    """Whether something is under way after which the request can be answered or refused.
 
-    Whoever arrives during a switch waits for its end, also those for another model: it may fail,
+    Whoever arrives during a switch waits for its end, even for another model: it may fail,
     and they learn then which model is live.
     """
     return snapshot.switch is not None or _may_restart_help(snapshot, model)

@@ -126,8 +126,8 @@ def baseline_at_start(
     """Use that the device should return to once the backend that starts now is gone.
 
     The gate also opens while an old backend's memory is still held, if enough is free beside it.
-    Such a reading is no baseline: the next switch would take that memory, held, for released. Then
-    what the device was expected to return to stays valid.
+    Such a reading is not a baseline: the next switch would take that memory, held, for released.
+    Then what the device was expected to return to stays valid.
     """
     device, expected = question.device, question.baseline_used_bytes
     newest = max(snapshot.sharing(device), key=lambda b: b.epoch, default=None)

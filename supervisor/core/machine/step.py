@@ -114,7 +114,7 @@ def _on_backend_spawned(draft: Draft, event: BackendSpawned) -> None:
 def _on_backend_ready(draft: Draft, event: BackendReady) -> None:
     backend = draft.snapshot.backend(event.epoch)
     if backend is None or backend.state is not BackendState.STARTING:
-        return  # it was told to stop in the meantime
+        return  # it was stopped in the meantime
     draft.move_backend(backend, BackendState.READY)
     switching.finish_start(draft, event)
 

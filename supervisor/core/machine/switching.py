@@ -215,7 +215,7 @@ def finish_start(draft: Draft, event: BackendReady) -> None:
 def fail_start(draft: Draft, refusal: Refusal) -> None:
     """What was started is gone before it was ready; `refusal` says how its process ended."""
     given_up = draft.running_switch().start.given_up
-    if given_up is not None:  # its last lines may tell why it was slow
+    if given_up is not None:  # its last lines may say why it was slow
         refusal = replace(given_up, details=refusal.details)
     fail_switch(draft, refusal)
 

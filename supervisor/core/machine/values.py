@@ -185,8 +185,8 @@ class Stop(Struct, frozen=True, kw_only=True):
     """A way of giving memory up: the server's processes end, and all that they held is free.
 
     `grace_s`: seconds from the stop signal to SIGKILL. `keeps_prompts`: its prompts are saved
-    first, where its launch says whither. `is_replaced`: a successor is to come, which may serve
-    its requests as after a death.
+    first, where its launch names a folder for them. `is_replaced`: a successor is to come, which
+    may serve its requests as after a death.
     """
 
     grace_s: float
@@ -251,9 +251,9 @@ class Limits(Struct, frozen=True, kw_only=True):
 class SwitchRules(Struct, frozen=True, kw_only=True):
     """How switches go about their work, as the operator chose.
 
-    `replaces`: a switch leaves only its target live, also where more would fit. `warms`: the
+    `replaces`: a switch leaves only its target live, even where more would fit. `warms`: the
     target's file is read into the page cache meanwhile. `keeps_prompts_at_exit`: prompt caches are
-    saved when the controller ends, too.
+    also saved when the controller ends.
     """
 
     replaces: bool = False
