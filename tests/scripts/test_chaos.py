@@ -17,13 +17,16 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 from lab.chaos import balance, facts, faults, history, judging, operators
 from lab.chaos.clients import INFERENCE_REFUSALS, crowd
+from lab.chaos.disk import Disk
 from lab.chaos.exchange import Answer, Exchanger, Request, Temper
 from lab.chaos.judging import Scene, Verdict
 from lab.chaos.known import Known, vector_difference
+from lab.chaos.layout import Layout
 from lab.chaos.ledger import End, Entry, Fault, Ledger, Order, Seen, Weapon
-from lab.chaos.setting import Setting
+from lab.chaos.setting import BODY_LIMIT_BYTES, MODELS, Setting
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -339,6 +342,118 @@ def test_choices_depend_on_the_seed_and_on_nothing_else(tmp_path: Path) -> None:
 
     assert chosen(1) == chosen(1)
     assert all(a != b for a, b in zip(chosen(1), chosen(2), strict=True))
+
+
+def test_only_chosen_faults_are_made(tmp_path: Path) -> None:
+    swept = list(islice(faults.draw_shots(random.Random(3), [Weapon.SWEEP]), 20))
+    assert {shot.weapon for shot in swept} == {Weapon.SWEEP}
+    assert list(faults.draw_shots(random.Random(3), [])) == []
+    setting = setting_of(tmp_path, faults=frozenset({"half-close"}))
+    names = crowd(KNOWN, setting).keys()
+    assert "half-closer" in names
+    assert not {"uploader", "non-reader 0"} & names
+
+
+def setting_of(folder: Path, **changes: Any) -> Setting:
+    given = Setting(seed=1, seconds=1, models=folder, work_dir=folder, llama_server=folder)
+    return replace(given, **changes)
+
+
+def test_uploads_are_of_the_largest_size_that_is_taken_or_of_one_byte_more(tmp_path: Path) -> None:
+    steps = crowd(KNOWN, setting_of(tmp_path))["uploader"]
+    requests = [step.request for step in islice(steps, 30)]
+    wanted = {(len(r.body or b"") - BODY_LIMIT_BYTES, *r.right_statuses) for r in requests}
+    assert wanted == {(0, 200), (1, 413)}
+    assert json.loads(requests[0].body or b"")["model"] == requests[0].model
+
+
+@pytest.mark.parametrize("fast_lane", [None, True, False])
+def test_fast_lane_is_written_only_when_it_is_given(tmp_path: Path, fast_lane: bool | None) -> None:
+    for name in MODELS:
+        (tmp_path / f"{name}.gguf").write_bytes(b"GGUF" + bytes(2000))
+    work_dir = tmp_path / "work"
+    work_dir.mkdir()
+    layout = Layout(replace(setting_of(tmp_path), work_dir=work_dir, fast_lane=fast_lane))
+    try:
+        layout.write(is_exclusive=True)
+        written = yaml.safe_load((layout.profiles / "supervisor.yaml").read_text())["server"]
+        assert written.get("fast_lane", None) is fast_lane
+        assert ("fast_lane" in written) is (fast_lane is not None)
+    finally:
+        layout.disk.close()
+
+
+def test_disk_that_is_full_takes_nothing_until_it_is_freed(tmp_path: Path) -> None:
+    disk = Disk(tmp_path / "data")
+    try:
+        if not disk.can_be_full:
+            pytest.skip("root, who may not mount a file system, is refused nothing")
+        disk.fill()
+        with pytest.raises(OSError, match=r"No space left|Permission denied"):
+            (tmp_path / "data" / "new").write_bytes(bytes(1 << 17))
+        disk.free()
+        (tmp_path / "data" / "new").write_bytes(bytes(1 << 17))
+        (tmp_path / "data" / "run-1").mkdir()
+        disk.sweep_sockets()
+        assert [path.name for path in (tmp_path / "data").iterdir()] == ["new"]
+    finally:
+        disk.close()
+
+
+def test_switch_may_be_forgotten_only_where_a_full_disk_was_followed_by_a_kill() -> None:
+    ledger = Ledger(full_disks=[(10.0, 12.0)])
+    assert not ledger.may_be_unwritten(11)
+    ledger.faults.append(Fault(at=15, weapon=Weapon.CONTROLLER_TERM, pid=1, aimed_at="serving"))
+    assert not ledger.may_be_unwritten(11)
+    ledger.faults.append(Fault(at=15, weapon=Weapon.CONTROLLER_KILL, pid=1, aimed_at="serving"))
+    assert ledger.may_be_unwritten(11)
+    assert not ledger.may_be_unwritten(14)
+    before = [record("s3", 11)]
+    assert history.forgotten(before, [], 15, ledger.may_be_unwritten) == []
+    assert len(history.forgotten(before, [], 15)) == 1
+    assert history.unlisted([facts_of(LOG)], [], lambda at: at == 23) == []
+
+
+def test_server_whose_socket_was_swept_may_end_and_with_it_its_requests() -> None:
+    swept = Fault(at=14.9, weapon=Weapon.SWEEP, pid=501, aimed_at="serving")
+    broken = entry(End.BROKEN, status=200, ended_at=15)
+    assert judging.judge(broken, scene(faults=[swept]))[0] is Verdict.SERVER
+    lost: list[LogEvent] = [
+        ("backend.lost", 15, {"epoch": 1, "level": "error"}),
+        ("backend.died", 15, {"epoch": 1, "model": "minilm"}),
+    ]
+    found = facts_of([*LOG, *lost])
+    assert found.troubles == []
+    assert len(facts.unexpected_deaths(found, frozenset(), "swapped")) == 1
+    assert facts.unexpected_deaths(found, scene(faults=[swept]).ended_pids(), "swapped") == []
+
+
+@pytest.mark.parametrize("is_chunked", [True, False])
+def test_client_that_half_closes_takes_the_answer_and_misses_it_where_none_comes(
+    is_chunked: bool,
+) -> None:
+    body = json.dumps({"model": "demo-chat", "text": "Hello"}).encode()
+    coded = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body) if is_chunked else body
+    framing = b"Transfer-Encoding: chunked" if is_chunked else b"Content-Length: %d" % len(body)
+    whole = b"HTTP/1.1 200 OK\r\n%s\r\n\r\n%s" % (framing, coded)
+    assert asyncio.run(half_closed(whole)) is End.WHOLE
+    assert asyncio.run(half_closed(b"")) is End.BROKEN
+
+
+async def half_closed(content: bytes) -> End:
+    """Answer a client only after it has closed its side."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert (await reader.read()).endswith(b"{}")
+        writer.write(content)
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        exchanger = Exchanger(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", Ledger())
+        request = Request(kind="half-closer", path="/", body=b"{}")
+        found, _ = await exchanger.exchange(request, Temper(half_closes=True))
+    return found.seen.end
 
 
 def test_each_weapon_is_aimed_at_each_phase_before_any_comes_again() -> None:

@@ -20,7 +20,7 @@ from lab.chaos.balance import Balance, as_json, tables
 from lab.chaos.facts import SERVING
 from lab.chaos.faults import PHASES
 from lab.chaos.known import Known, learn
-from lab.chaos.setting import MODELS, Setting
+from lab.chaos.setting import FAULTS, HELD_FAULTS, MODELS, Setting
 from lab.chaos.storm import Storm
 from lab.harness import command
 from lab.harness.command import LabError, say, write_json
@@ -50,6 +50,8 @@ def _storm(asked: argparse.Namespace) -> int:
             models=_models(asked.models),
             work_dir=Path(folder),
             llama_server=_llama_server(),
+            faults=frozenset(asked.faults),
+            fast_lane=None if asked.fast_lane is None else asked.fast_lane == "on",
         )
         say("right answers from the bare servers …")
         return asyncio.run(_rage(setting, learn(setting), asked))
@@ -93,6 +95,10 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--seconds", type=seconds, default=120.0, metavar="N", help="of storm (%(default)s)")
     add("--seed", type=int, default=random.randrange(1_000_000), metavar="N", help="of all choices")
     add("--models", type=Path, default=command.MODELS, metavar="DIR", help="the demo models")
+    told = "%(choices)s; default: all that are known to be held"
+    choices, default = sorted(FAULTS), sorted(HELD_FAULTS)
+    add("--faults", nargs="+", choices=choices, default=default, metavar="NAME", help=told)
+    add("--fast-lane", choices=("on", "off"), help="server.fast_lane (default: not written)")
     add("--json", type=Path, metavar="FILE", help="write the balance there, too")
     add("--logs", type=Path, metavar="DIR", help="keep the controllers' logs there")
     return parser.parse_args(arguments)

@@ -4,14 +4,14 @@ import asyncio
 import json
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from lab.chaos.controller import Controller
 from lab.chaos.exchange import PATIENT, Answer, Exchanger, Request, Temper
 from lab.chaos.known import PROMPTS, TEXTS, Known, chat_content
-from lab.chaos.setting import EMBEDDING_MODEL, GENERATION_MODELS, Setting
+from lab.chaos.setting import BODY_LIMIT_BYTES, EMBEDDING_MODEL, GENERATION_MODELS, Setting
 
 INFERENCE_REFUSALS = frozenset(
     {
@@ -25,6 +25,9 @@ INFERENCE_REFUSALS = frozenset(
     }
 )
 """What a request for a model may be told in a storm: another one is live, or none."""
+
+NON_READERS = 6
+"""More than a model has slots: others must be served nevertheless."""
 
 _LONG_TOKENS = 160
 _REFUSED_PAUSE_S = 0.15
@@ -126,6 +129,42 @@ def slow_readers(known: Known, choices: random.Random) -> Steps:
         yield Step(request=request, temper=temper, pause_s=choices.uniform(0, 0.3))
 
 
+def non_readers(known: Known, choices: random.Random) -> Steps:
+    """Ask for long streams, read nothing of them, and leave much later."""
+    while True:
+        model, prompt = choices.choice(GENERATION_MODELS), choices.choice(PROMPTS)
+        temper = Temper(leave_after_s=choices.uniform(1.0, 8.0), reads_nothing=True)
+        request = replace(slow_stream(known, model, prompt), kind="non-reader")
+        yield Step(request=request, temper=temper, pause_s=choices.uniform(0, 0.3))
+
+
+def half_closers(known: Known, choices: random.Random) -> Steps:
+    """Send a request and close the own side of the connection; the answer must come."""
+    while True:
+        model, prompt = choices.choice(GENERATION_MODELS), choices.choice(PROMPTS)
+        request = chat(known, model, prompt, "half-closer")
+        pause_s = choices.uniform(0, 0.2)
+        yield Step(request=request, temper=Temper(half_closes=True), pause_s=pause_s)
+
+
+def uploaders(choices: random.Random) -> Steps:
+    """Upload bodies of exactly the largest size that is taken, and of one byte more."""
+    while True:
+        model, excess = choices.choice(GENERATION_MODELS), choices.choice((0, 0, 1))
+        start, end = b'{"model":"%s","content":"a","pad":"' % model.encode(), b'"}'
+        pad = b"x" * (BODY_LIMIT_BYTES + excess - len(start) - len(end))
+        request = Request(
+            kind="upload",
+            path="/tokenize",
+            model=model,
+            body=start + pad + end,
+            right_statuses=frozenset({413 if excess else 200}),
+            may_refuse=INFERENCE_REFUSALS,
+            find_fault=lambda answer: None if answer.content else "an empty answer",
+        )
+        yield Step(request=request, temper=PATIENT, pause_s=choices.uniform(0.2, 1.0))
+
+
 def broken_bodies(choices: random.Random) -> Steps:
     """Send what cannot be understood; it must be refused by us or by the live server."""
     bodies: tuple[tuple[bytes, str], ...] = (
@@ -197,6 +236,13 @@ def crowd(known: Known, setting: Setting) -> dict[str, Steps]:
         crowd[actor] = embeddings(known, choose(actor))
     crowd["leaver"] = leavers(known, choose("leaver"))
     crowd["slow reader"] = slow_readers(known, choose("slow reader"))
+    if "non-readers" in setting.faults:
+        for number in range(NON_READERS):
+            crowd[f"non-reader {number}"] = non_readers(known, choose(f"non-reader {number}"))
+    if "half-close" in setting.faults:
+        crowd["half-closer"] = half_closers(known, choose("half-closer"))
+    if "uploads" in setting.faults:
+        crowd["uploader"] = uploaders(choose("uploader"))
     crowd["broken body"] = broken_bodies(choose("broken body"))
     crowd["state"] = readers_of_state(choose("state"))
     return crowd

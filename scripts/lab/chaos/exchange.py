@@ -2,16 +2,19 @@
 
 import asyncio
 import json
+import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 
 from lab.chaos.ledger import End, Entry, Ledger, Seen
 from lab.chaos.setting import REQUEST_BOUND_S
+from lab.harness.lean import dechunked
 
 _SLOW_FOR_S = 2.0
 """A slow reader reads at full speed after this, so that no stream lasts for ever."""
@@ -47,13 +50,16 @@ class Request:
 class Temper:
     """How the client behaves: it leaves after a time or some events, or reads slowly.
 
-    `sends_half`: it sends one half of the body, and no more until it leaves.
+    `sends_half`: it sends one half of the body, and no more until it leaves. `reads_nothing`: it
+    does not read the answer until it leaves. `half_closes`: it closes its side once it has asked.
     """
 
     leave_after_s: float | None = None
     leave_after_events: int | None = None
     pause_per_event_s: float = 0.0
     sends_half: bool = False
+    reads_nothing: bool = False
+    half_closes: bool = False
 
 
 PATIENT = Temper()
@@ -141,6 +147,8 @@ class _Attempt:
         headers = {"X-Request-ID": self.request_id}
         if self.request.body is not None:
             headers["Content-Type"] = "application/json"
+        if self.temper.half_closes:
+            return await self._make_half_closed(url, headers)
         timeout = aiohttp.ClientTimeout(total=None)
         connector = aiohttp.TCPConnector(force_close=True)
         async with (
@@ -156,9 +164,34 @@ class _Attempt:
         ):
             self.status = answer.status
             self._retry_after = answer.headers.get("Retry-After")
+            if self.temper.reads_nothing and answer.status == 200:
+                await asyncio.sleep(REQUEST_BOUND_S)
             if answer.content_type == "text/event-stream":
                 return await self._read_stream(answer)
             return self._read_json(await answer.read())
+
+    async def _make_half_closed(self, url: str, headers: Mapping[str, str]) -> Seen:
+        """Ask on a bare connection, close the own side, and read the answer to its end."""
+        address = urlsplit(url)
+        reader, writer = await asyncio.open_connection(address.hostname, address.port)
+        try:
+            body = self.request.body or b""
+            more = {"Host": address.netloc, "Connection": "close", "Content-Length": len(body)}
+            lines = "".join(f"{name}: {value}\r\n" for name, value in {**more, **headers}.items())
+            start = f"{self.request.method} {self.request.path} HTTP/1.1\r\n{lines}\r\n"
+            writer.write(start.encode() + body)
+            writer.write_eof()
+            raw = await reader.read()
+        finally:
+            writer.close()
+        head, _, content = raw.partition(b"\r\n\r\n")
+        if not content:
+            raise ConnectionResetError(f"no answer came: {raw[:80]!r}")
+        self.status = int(head.split()[1])
+        if found := re.search(rb"(?i)\r\nretry-after: *(\d+)", head):
+            self._retry_after = found[1].decode()
+        is_chunked = b"\r\ntransfer-encoding: chunked" in head.lower()
+        return self._read_json(dechunked(content) if is_chunked else content)
 
     def _body(self) -> Any:
         """Return the body as aiohttp takes it; an iterator is sent chunk by chunk as it comes."""

@@ -75,7 +75,8 @@ def add_lines(facts: Facts, lines: Iterable[str]) -> None:
 
 def _add_event(facts: Facts, at: float, event: Mapping[str, Any]) -> None:
     kind, _, _ = event["event"].partition(".")
-    if event.get("level") in {"error", "critical"}:
+    is_error = event.get("level") in {"error", "critical"}
+    if is_error and event["event"] != "backend.lost":  # a death follows, and is judged as one
         facts.troubles.append((at, json.dumps(event)))
     elif kind == "backend":
         _add_server(facts, at, event)

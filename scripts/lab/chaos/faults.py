@@ -15,6 +15,7 @@ import aiohttp
 from lab.chaos import history
 from lab.chaos.clients import slow_stream
 from lab.chaos.controller import Controller
+from lab.chaos.disk import Disk
 from lab.chaos.exchange import Exchanger, Temper
 from lab.chaos.facts import SERVING
 from lab.chaos.known import PROMPTS, Known
@@ -36,6 +37,7 @@ _TRIES = 2
 _SERVER_WITHIN_S = 1.0
 _LONG_STOP_S = 3.0  # longer than the drain and the grace of a stop
 _POLL_S = 0.002
+_SWEEP_MEETS_S = 0.3  # a server that was being launched just now
 _TARGETS = tuple((model, profile) for model in MODELS for profile in PROFILES[model])
 _SIGNALS = {
     Weapon.KILL: signal.SIGKILL,
@@ -59,12 +61,12 @@ class Shot:
     pause_s: float
 
 
-def draw_shots(choices: random.Random) -> Iterator[Shot]:
+def draw_shots(choices: random.Random, weapons: Sequence[Weapon] = tuple(Weapon)) -> Iterator[Shot]:
     """Yield shots for ever: each weapon at each phase once, in random order, then all again."""
-    while True:
+    while weapons:
         aims = [
             (weapon, phase)
-            for weapon, phase in product(Weapon, (*PHASES, SERVING))
+            for weapon, phase in product(weapons, (*PHASES, SERVING))
             if phase not in _WITHOUT_SERVER or weapon not in _SIGNALS
         ]
         choices.shuffle(aims)
@@ -86,26 +88,28 @@ def draw_shots(choices: random.Random) -> Iterator[Shot]:
 class Marksman:
     """Fires one shot after the other. A phase that did not come within a bound is a miss."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all of them are what it hits, and who tells it when
         self,
         *,
         controller: Controller,
+        disk: Disk,
         ledger: Ledger,
         operator: Operator,
         exchanger: Exchanger,
         known: Known,
     ) -> None:
         self._controller = controller
+        self._disk = disk
         self._ledger = ledger
         self._operator = operator
         self._exchanger = exchanger
         self._known = known
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    async def play(self, choices: random.Random, is_over: Callable[[], bool]) -> None:
+    async def play(self, shots: Iterator[Shot], is_over: Callable[[], bool]) -> None:
         """Fire until the storm is over; then everything that was stopped goes on."""
         async with aiohttp.ClientSession() as client:
-            for shot in draw_shots(choices):
+            for shot in shots:
                 if is_over():
                     break
                 if await self._aim(client, shot):
@@ -215,9 +219,38 @@ class Marksman:
             return content
 
     async def _fire(self, client: aiohttp.ClientSession, shot: Shot) -> None:
-        if shot.weapon not in _SIGNALS:
-            await self._replace_controller(client, shot)
-            return
+        match shot.weapon:
+            case Weapon.DISK_FULL:
+                await self._fill_disk(shot)
+            case Weapon.SWEEP:
+                await self._sweep(shot)
+            case Weapon.CONTROLLER_KILL | Weapon.CONTROLLER_TERM:
+                await self._replace_controller(client, shot)
+            case _:
+                await self._signal(shot)
+
+    async def _fill_disk(self, shot: Shot) -> None:
+        """Leave no room on the disk for a while; what runs must go on."""
+        at = time.time()
+        self._note_fault(at, shot.weapon, self._controller.pid, shot.phase)
+        try:
+            self._disk.fill()
+            await asyncio.sleep(shot.stopped_s)
+        finally:
+            self._disk.free()
+            self._ledger.full_disks.append((at, time.time()))
+
+    async def _sweep(self, shot: Shot) -> None:
+        """Take the sockets away from the servers, and from one that is about to listen."""
+        hit, at = set[int](), time.time()
+        self._disk.sweep_sockets()
+        while time.time() < at + _SWEEP_MEETS_S:
+            for pid in set(self._controller.servers()) - hit:
+                hit.add(pid)
+                self._note_fault(at, shot.weapon, pid, shot.phase)
+            await asyncio.sleep(_POLL_S)
+
+    async def _signal(self, shot: Shot) -> None:
         for pid in await self._await_servers():
             self._hit(pid, shot.weapon, shot.phase)
             if shot.weapon is Weapon.STOP:
@@ -242,7 +275,10 @@ class Marksman:
     def _hit(self, pid: int, weapon: Weapon, aimed_at: str) -> None:
         at = time.time()
         if processes.send(pid, _SIGNALS[weapon]):
-            self._ledger.faults.append(Fault(at=at, weapon=weapon, pid=pid, aimed_at=aimed_at))
+            self._note_fault(at, weapon, pid, aimed_at)
+
+    def _note_fault(self, at: float, weapon: Weapon, pid: int, aimed_at: str) -> None:
+        self._ledger.faults.append(Fault(at=at, weapon=weapon, pid=pid, aimed_at=aimed_at))
 
     async def _replace_controller(self, client: aiohttp.ClientSession, shot: Shot) -> None:
         """End the controller; its successor must know the history of switches."""
@@ -250,7 +286,7 @@ class Marksman:
         ended_at = time.time()
         await self._controller.restart(shot.weapon, shot.phase, is_exclusive=shot.is_exclusive)
         after = await self._history(client)
-        for problem in history.forgotten(before, after, ended_at):
+        for problem in history.forgotten(before, after, ended_at, self._ledger.may_be_unwritten):
             self._ledger.violate("history", problem)
 
     async def _history(self, client: aiohttp.ClientSession) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Whether the history of switches is consistent: with itself, over restarts, and with the log."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -42,8 +42,16 @@ def _overlaps(ended: Sequence[Record]) -> list[str]:
     return found
 
 
-def forgotten(before: Sequence[Record], after: Sequence[Record], killed_at: float) -> list[str]:
-    """Return what a controller's successor does not know, or knows otherwise."""
+def forgotten(
+    before: Sequence[Record],
+    after: Sequence[Record],
+    killed_at: float,
+    is_excused: Callable[[float], bool] = lambda _: False,
+) -> list[str]:
+    """Return what a controller's successor does not know, or knows otherwise.
+
+    `is_excused`: whether a switch that ended at a time may be unknown.
+    """
     kept = {r["switch_id"]: r for r in after}
     return [
         f"{r['switch_id']} was in the history before the controller ended, and is "
@@ -52,10 +60,15 @@ def forgotten(before: Sequence[Record], after: Sequence[Record], killed_at: floa
         if r["outcome"] != "running"
         and r["ended_at"] < killed_at - _WRITTEN_WITHIN_S
         and kept.get(r["switch_id"]) != r
+        and not is_excused(r["ended_at"])
     ]
 
 
-def unlisted(facts: Sequence[Facts], records: Sequence[Record]) -> list[str]:
+def unlisted(
+    facts: Sequence[Facts],
+    records: Sequence[Record],
+    is_excused: Callable[[float], bool] = lambda _: False,
+) -> list[str]:
     """Return the switches that the logs say have ended, and the history does not list."""
     ended = [
         begun
@@ -67,5 +80,5 @@ def unlisted(facts: Sequence[Facts], records: Sequence[Record]) -> list[str]:
     return [
         f"{begun.switch_id} ended, and is not in the history"
         for begun in ended[-_COMPARED:]
-        if begun.switch_id not in listed
+        if begun.switch_id not in listed and not is_excused(begun.at)
     ]

@@ -8,8 +8,10 @@ from typing import Any
 
 import yaml
 
+from lab.chaos.disk import Disk
 from lab.chaos.ledger import Ledger
 from lab.chaos.setting import (
+    BODY_LIMIT_BYTES,
     DRAIN_TIMEOUT_S,
     EMBEDDING_MODEL,
     HOLD_TIMEOUT_S,
@@ -58,6 +60,10 @@ class Layout:
         self.temporary = setting.work_dir / "tmp"
         for folder in (self.profiles, self.models, self.temporary):
             folder.mkdir()
+        self.disk = Disk(self.data)
+        self._server = {"log_format": "json", "max_body_bytes": BODY_LIMIT_BYTES}
+        if setting.fast_lane is not None:
+            self._server["fast_lane"] = setting.fast_lane
         for name in MODELS:
             (self.models / f"{name}.gguf").symlink_to(setting.models.resolve() / f"{name}.gguf")
         self.files = ModelFiles(self.models)
@@ -70,7 +76,7 @@ class Layout:
         files = {
             "models": {"default_model": MODELS[0], "models": _catalogue()},
             "supervisor": {
-                "server": {"log_format": "json"},
+                "server": self._server,
                 "devices": {"host": host},
                 "queue": {"hold_timeout_s": HOLD_TIMEOUT_S},
                 "switch": {"shutdown_drain_timeout_s": SHUTDOWN_DRAIN_S},

@@ -8,6 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+REWRITTEN_WITHIN_S = 7.0
+"""The product tries again every five seconds to write what it could not."""
+
+SLACK_S = 1.0
+"""By which the log, the disk and the wall clock may be apart."""
+
 
 class End(StrEnum):
     """How an exchange ended, as its client saw it."""
@@ -67,11 +73,18 @@ class Weapon(StrEnum):
     STOP = "SIGSTOP"
     CONTROLLER_KILL = "controller SIGKILL"
     CONTROLLER_TERM = "controller SIGTERM"
+    DISK_FULL = "disk full"
+    SWEEP = "sockets swept"
 
     @property
     def ends_server(self) -> bool:
-        """Whether it ends the server that it hits."""
-        return self in {Weapon.KILL, Weapon.SEGV}
+        """Whether the server that it hits ends: a server that nobody can reach is ended, too."""
+        return self in {Weapon.KILL, Weapon.SEGV, Weapon.SWEEP}
+
+    @property
+    def kind(self) -> str:
+        """The choice of `--faults` that it belongs to."""
+        return {Weapon.DISK_FULL: "disk", Weapon.SWEEP: "sweep"}.get(self, "kills")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +138,8 @@ class Ledger:
     orders: list[Order] = field(default_factory=list)
     pending: dict[str, float] = field(default_factory=dict)
     """When each request began that has not ended."""
+    full_disks: list[tuple[float, float]] = field(default_factory=list)
+    """From when until when the disk of the data folder was full."""
 
     def note(self, what: str) -> None:
         """Remember an event for the story."""
@@ -133,6 +148,18 @@ class Ledger:
     def violate(self, rule: str, what: str) -> None:
         """Remember that a rule was broken now."""
         self.violations.append(Violation(at=time.time(), rule=rule, what=what))
+
+    def may_be_unwritten(self, ended_at: float) -> bool:
+        """Whether a switch that ended then may be forgotten: with a full disk, before a kill.
+
+        What could not be written is written some seconds after it can be.
+        """
+        kills = [fault.at for fault in self.faults if fault.weapon is Weapon.CONTROLLER_KILL]
+        return any(
+            began_at - SLACK_S <= ended_at <= over_at + SLACK_S
+            and any(began_at <= at <= over_at + REWRITTEN_WITHIN_S for at in kills)
+            for began_at, over_at in self.full_disks
+        )
 
     def story(self, at: float, lines: int) -> Iterator[str]:
         """Yield the last lines of what happened until a moment, the oldest first."""

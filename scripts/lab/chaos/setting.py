@@ -26,12 +26,22 @@ START_BOUND_S = 20.0
 CALM_BOUND_S = 45.0
 """Each model must be served once more within this after the storm."""
 
+BODY_LIMIT_BYTES = 4 << 20
+"""`server.max_body_bytes`, up to which clients upload."""
+
+FAULTS = frozenset({"kills", "disk", "sweep", "non-readers", "half-close", "uploads"})
+"""What `--faults` chooses from; leavers and readers that are slow always play."""
+
+HELD_FAULTS = FAULTS - {"half-close"}
+"""Those that the product is known to hold. A client that half-closes gets no answer so far."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
     """Options of the command line and the folders; `work_dir` is temporary and ours alone.
 
     `seconds` is the length of the storm; what comes before and after takes some seconds more.
+    `fast_lane` None leaves the setting of that name out.
     """
 
     seed: int
@@ -39,6 +49,8 @@ class Setting:
     models: Path
     work_dir: Path
     llama_server: Path
+    faults: frozenset[str] = HELD_FAULTS
+    fast_lane: bool | None = None
 
     def choices(self, actor: str) -> random.Random:
         """Return the actor's own source of choices.

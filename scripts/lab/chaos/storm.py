@@ -14,7 +14,7 @@ from lab.chaos.balance import Balance, draw_balance, policies_of
 from lab.chaos.controller import Controller
 from lab.chaos.exchange import Exchanger, Request
 from lab.chaos.facts import read_facts
-from lab.chaos.faults import Marksman
+from lab.chaos.faults import Marksman, draw_shots
 from lab.chaos.judging import Scene
 from lab.chaos.known import PROMPTS, TEXTS, Known
 from lab.chaos.layout import PROFILES, Layout, ModelFiles
@@ -65,6 +65,7 @@ class Storm:
             await self._end()
         finally:
             self.controller.kill_all()
+            self._layout.disk.close()
         return self._draw(figures, records)
 
     async def _rage(self) -> None:
@@ -76,12 +77,18 @@ class Storm:
 
         marksman = Marksman(
             controller=self.controller,
+            disk=self._layout.disk,
             ledger=self.ledger,
             operator=self._operator,
             exchanger=self._exchanger,
             known=self._known,
         )
         choose = self._setting.choices
+        weapons = [weapon for weapon in Weapon if weapon.kind in self._setting.faults]
+        if not self._layout.disk.can_be_full and Weapon.DISK_FULL in weapons:
+            weapons.remove(Weapon.DISK_FULL)
+            say("  the disk is never full: this user can neither mount one nor be refused")
+        shots = draw_shots(choose("marksman"), weapons)
         async with asyncio.timeout(self._setting.seconds + 2 * REQUEST_BOUND_S):
             async with asyncio.TaskGroup() as group:
                 for name, steps in clients.crowd(self._known, self._setting).items():
@@ -89,7 +96,7 @@ class Storm:
                         clients.play(steps, self._exchanger, self.controller, is_over), name=name
                     )
                 group.create_task(self._operator.play(choose("operator"), is_over))
-                group.create_task(marksman.play(choose("marksman"), is_over))
+                group.create_task(marksman.play(shots, is_over))
                 group.create_task(change_files(self._layout.files, self.ledger, choose, is_over))
                 group.create_task(watch_servers(self.controller, self.ledger, is_over))
         await self.controller.settle()
@@ -156,7 +163,7 @@ class Storm:
             read_facts(life.server.log, life.began_at, life.ended_at or time.time())
             for life in lives
         ]
-        for problem in history.unlisted(facts, records):
+        for problem in history.unlisted(facts, records, self.ledger.may_be_unwritten):
             self.ledger.violate("history", problem)
         scene = Scene(
             facts=facts,
