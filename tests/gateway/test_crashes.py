@@ -127,10 +127,10 @@ async def test_disk_that_takes_nothing_stops_no_switch_and_is_shown_until_it_doe
 ) -> None:
     data_dir = tmp_path / "kept"
     controller = await start_controller(data_dir=data_dir)
-    for name in ("history.sqlite", "learned-needs.sqlite"):
+    names = ("history.sqlite", "learned-needs.sqlite", "children.json")
+    for name in names:
         (data_dir / name).unlink()
         (data_dir / name).mkdir()  # a file cannot be made there
-    (data_dir / "children.tmp").mkdir()
     report = await controller.switch_to("demo-chat")
     await until(lambda: has_status(controller, "degraded"))
     kill(controller)
@@ -139,7 +139,7 @@ async def test_disk_that_takes_nothing_stops_no_switch_and_is_shown_until_it_doe
     impairments = (await controller.json("GET", "/status"))["impairments"]
     assert {sentence.partition(":")[0] for sentence in impairments} >= {"history", "children.json"}
 
-    for name in ("history.sqlite", "learned-needs.sqlite", "children.tmp"):
+    for name in names:
         (data_dir / name).rmdir()
     await until(lambda: has_status(controller, "healthy"))
     await controller.stop()
