@@ -126,10 +126,10 @@ async def test_a_burst_that_a_switch_held_waits_for_no_thread_when_it_is_let_go(
 ) -> None:
     controller = await start_controller(engine=engine, default_model="demo-chat")
     await controller.switch_to("demo-chat")
-    body = {"model": "minilm", "input": "hello"}
+    url = f"{controller.url}/upstream/minilm/tokenize"  # computes nothing: a thread is all it takes
 
-    async def embed(client: aiohttp.ClientSession) -> float:
-        async with client.post(f"{controller.url}/v1/embeddings", json=body) as answer:
+    async def ask(client: aiohttp.ClientSession) -> float:
+        async with client.post(url, json={"content": "hello"}) as answer:
             assert answer.status == 200, await answer.text()
             await answer.read()
         return time.monotonic()
@@ -138,7 +138,7 @@ async def test_a_burst_that_a_switch_held_waits_for_no_thread_when_it_is_let_go(
         switching = asyncio.create_task(controller.switch_to("minilm"))
         while controller.parts.arbiter.snapshot.switch is None:  # noqa: ASYNC110 - its own event
             await asyncio.sleep(0.001)
-        asking = [asyncio.create_task(embed(client)) for _ in range(count)]
+        asking = [asyncio.create_task(ask(client)) for _ in range(count)]
         await switching
         ready_at = time.monotonic()
         answered_at = await asyncio.gather(*asking)
