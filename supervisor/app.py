@@ -29,7 +29,6 @@ from supervisor.engine.prompts.prompt_cache import PromptCache
 from supervisor.engine.servers.children import Children
 from supervisor.engine.targets import Targets, configured_device
 from supervisor.errors import ConfigError, TelemetryError
-from supervisor.gateway.call_reader import CallReader
 from supervisor.gateway.control import Control
 from supervisor.gateway.devices import Devices
 from supervisor.gateway.door import Door
@@ -130,7 +129,7 @@ async def build(configuration: Configuration, options: Options) -> AsyncIterator
         targets = Targets(holder, telemetry, lambda device: note_device(arbiter, device))
         push_rules(arbiter, targets, stores, holder)
         door = Door(
-            reader=CallReader(holder),
+            configuration=holder,
             origins=Origins(holder, options.hosts or configuration.settings.server.hosts),
             relay=Relay(arbiter=arbiter, targets=targets, configuration=holder),
             owners=(

@@ -100,6 +100,30 @@ class ServerSettings(Settings):
     max_body_bytes: Bytes = Field(
         default=64 * MIB, ge=1, description="Largest request body in bytes; above it: 413."
     )
+    bodies_max_bytes: Bytes | None = Field(
+        default=None,
+        ge=1,
+        description="Memory that all request bodies may take together, coming in, waiting and "
+        "being answered; beyond: 503. Default: 256 MiB, or a quarter of the memory cgroup's limit "
+        "where that is less.",
+    )
+    head_timeout_s: Seconds = Field(
+        default=15.0, gt=0, description="Seconds that the head of a request may take; beyond: 408."
+    )
+    body_timeout_s: Seconds = Field(
+        default=30.0,
+        gt=0,
+        description="Seconds without a further byte of a request's body; beyond: 408.",
+    )
+    idle_timeout_s: Seconds = Field(
+        default=75.0, gt=0, description="Seconds after which an idle connection is closed."
+    )
+    write_timeout_s: Seconds = Field(
+        default=60.0,
+        gt=0,
+        description="Seconds in which a client takes nothing of its answer; beyond: it is cut, "
+        "so that it does not hold a model's turn for ever.",
+    )
     allowed_hosts: tuple[str, ...] = Field(
         default=(),
         description="Names under which browsers, and on loopback everybody, may call, beside "
@@ -144,9 +168,6 @@ class QueueSettings(Settings):
     hold_max_requests: int = Field(
         default=10_000, ge=0, description="Requests that may wait; beyond: 503."
     )
-    hold_max_bytes: Bytes = Field(
-        default=1024 * MIB, ge=0, description="Bytes of bodies that may wait; beyond: 503."
-    )
     hold_timeout_s: Seconds = Field(
         default=300.0, gt=0, description="Seconds that a request may wait; beyond: 503."
     )
@@ -155,6 +176,17 @@ class QueueSettings(Settings):
         description="Repeat a generation whose server died before its first byte; what is safe to "
         "repeat (embeddings, tokenising, GET) always is.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_what_replaces(cls, section: Any) -> Any:
+        if isinstance(section, dict) and "hold_max_bytes" in section:
+            raise ValueError(
+                "hold_max_bytes is replaced by server.bodies_max_bytes, which counts all bodies: "
+                "those that come in, wait and are answered"
+            )
+        return section
+
     early_answer_after_s: Seconds | None = Field(
         default=None,
         ge=0,
@@ -224,7 +256,6 @@ class SupervisorSettings(Settings):
         """Return the bounds on waiting requests as the core takes them."""
         return Limits(
             hold_max_requests=self.queue.hold_max_requests,
-            hold_max_bytes=self.queue.hold_max_bytes,
             hold_timeout_s=self.queue.hold_timeout_s,
         )
 

@@ -4,16 +4,19 @@ Nothing behind this module knows of aiohttp: a request becomes a `Call` here, an
 sees goes out through a `Reply`, whose wire is here.
 """
 
-from collections.abc import Awaitable, Callable
+import asyncio
 
-from aiohttp import HttpVersion11, web, web_response
+from aiohttp import HttpVersion11, StreamReader, web
 from multidict import CIMultiDict
 
+from supervisor.config.holder import ConfigurationHolder
 from supervisor.errors import RequestRefused
 from supervisor.gateway.answer import Answer
+from supervisor.gateway.bodies import BodyAccount, BodyLedger
 from supervisor.gateway.body_fields import inflated
 from supervisor.gateway.call import Headers, RequestHead, header
 from supervisor.gateway.call_reader import CallReader, request_id_of
+from supervisor.gateway.connections import make_runner
 from supervisor.gateway.orders import read_order
 from supervisor.gateway.origins import Origins
 from supervisor.gateway.relay import Relay
@@ -21,34 +24,44 @@ from supervisor.gateway.reply import Reply
 from supervisor.gateway.request_target import SERVED_METHODS, in_origin_form
 from supervisor.gateway.routes import Route, Scope, find_route, methods_of
 
-LAST_ANSWERS_S = 2.0
-"""Seconds that open handlers get once every backend is stopped; what is left cannot be answered."""
-
 
 class Door:
     """Lets requests in. `owners` are the objects whose methods the route table names."""
 
     def __init__(
-        self, *, reader: CallReader, origins: Origins, relay: Relay, owners: tuple[object, ...]
+        self,
+        *,
+        configuration: ConfigurationHolder,
+        origins: Origins,
+        relay: Relay,
+        owners: tuple[object, ...],
     ) -> None:
-        self._reader = reader
+        self._configuration = configuration
+        self._reader = CallReader(configuration)
+        self._bodies = BodyLedger(configuration)
         self._origins = origins
         self._relay = relay
         self._owners = {type(owner): owner for owner in owners}
 
     def runner(self) -> web.BaseRunner:
         """Return what serves."""
-        return make_runner(self._let_in)
+        return make_runner(self._let_in, lambda: self._configuration.current.settings.server)
 
     async def _let_in(self, request: web.BaseRequest) -> web.StreamResponse:
         """Have a request answered, errors and the closing line included."""
         head = _read_head(request)
         wire = AiohttpWire(request)
         reply = Reply(wire, head, self._origins.headers(head))
-        await reply.given_by(self._answer(request, head, reply))
+        account = self._bodies.open()
+        try:
+            await reply.given_by(self._answer(request, head, reply, account))
+        finally:
+            account.close()
         return wire.response
 
-    async def _answer(self, request: web.BaseRequest, head: RequestHead, reply: Reply) -> None:
+    async def _answer(
+        self, request: web.BaseRequest, head: RequestHead, reply: Reply, account: BodyAccount
+    ) -> None:
         """Answer by the route that the target means, or by a backend."""
         if request.version.major != HttpVersion11.major:
             raise RequestRefused("version_not_supported", "HTTP/1.1 and HTTP/1.0 are spoken here")
@@ -59,7 +72,7 @@ class Door:
             return await reply.send(preflight)
         route, values = find_route(head.target)
         if route is None or route.handler is None:
-            body = await self._read_body(request)
+            body = await self._read_body(request, account)
             content = await inflated(head.headers, body, self._reader.max_body_bytes)
             is_raw = route is not None
             return await self._relay.answer(
@@ -68,29 +81,45 @@ class Door:
         if head.method not in methods_of(route):
             raise _method_not_allowed(route)
         reply.is_probe = route.scope is Scope.PROBE
-        body = await self._read_body(request) if route.takes_body else b""
+        body = await self._read_body(request, account) if route.takes_body else b""
         order = read_order(route.request, head.target.partition("?")[2], values, body)
         return await reply.send(await route.handler(self._owners[route.owner], order))
 
-    async def _read_body(self, request: web.BaseRequest) -> bytes:
+    async def _read_body(self, request: web.BaseRequest, account: BodyAccount) -> bytes:
         """Return the whole body as it came. Raises RequestRefused."""
         length = request.content_length
         if length is not None and length > self._reader.max_body_bytes:
             raise self._reader.too_large()
         if not request.can_read_body:
             return b""
+        account.grow_to(length or 0)
         await _meet_expectation(request)
         pieces: list[bytes] = []
         size = 0
         try:
-            while piece := await request.content.readany():
+            while piece := await self._read_piece(request.content):
                 pieces.append(piece)
                 size += len(piece)
                 if size > self._reader.max_body_bytes:
                     raise self._reader.too_large()
+                account.grow_to(size)
         except web.RequestPayloadError as error:
             raise RequestRefused("bad_request", f"the body cannot be read: {error}") from error
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def _read_piece(self, content: StreamReader) -> bytes:
+        """Return what has come of a body, at its end nothing. Raises RequestRefused."""
+        if content.total_bytes and content.is_eof():
+            return content.read_nowait()
+        limit_s = self._configuration.current.settings.server.body_timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                return await content.readany()
+        except TimeoutError as error:
+            raise RequestRefused(
+                "body_timeout",
+                f"nothing of the body came for {limit_s:g} s (server.body_timeout_s)",
+            ) from error
 
 
 def _about_us(head: RequestHead) -> Answer | None:
@@ -105,16 +134,6 @@ def _method_not_allowed(route: Route) -> RequestRefused:
     return RequestRefused(
         "method_not_allowed", f"{route.path} takes {' or '.join(allowed)}", {"allowed": allowed}
     )
-
-
-def make_runner(
-    handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
-) -> web.BaseRunner:
-    """Return what serves: clients that leave cancel, bodies stay as they came."""
-    # aiohttp's names its own version and Python's, also in what it answers before any handler.
-    web_response.SERVER_SOFTWARE = "llama-supervisor"  # type: ignore[attr-defined]
-    server = web.Server(handler, handler_cancellation=True, auto_decompress=False, access_log=None)
-    return web.ServerRunner(server, shutdown_timeout=LAST_ANSWERS_S)
 
 
 class AiohttpWire:

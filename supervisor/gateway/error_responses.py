@@ -16,6 +16,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "device_not_found": 404,
     "switch_not_found": 404,
     "method_not_allowed": 405,
+    "body_timeout": 408,
     "model_not_live": 409,
     "switch_in_progress": 409,
     "drain_refused": 409,
@@ -34,6 +35,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "backend_unreachable": 502,
     "no_event_stream": 502,
     "backend_down": 503,
+    "bodies_full": 503,
     "hold_queue_full": 503,
     "hold_timeout": 503,
     "no_model_loaded": 503,
@@ -52,7 +54,7 @@ RETRY_AFTER_S = 5
 _WAITING_HELPS = frozenset(
     {
         *("backend_down", "backend_died", "backend_unreachable", "backend_start_timeout"),
-        *("hold_queue_full", "hold_timeout", "shutting_down"),
+        *("bodies_full", "hold_queue_full", "hold_timeout", "shutting_down", "body_timeout"),
     }
 )
 """Codes of what may be over when a client comes back. Clients repeat any other 409 and 5xx, too,

@@ -58,7 +58,7 @@ async def test_nothing_is_sent_early_unless_the_operator_asks_for_it(
     ("path", "changes"),
     [
         pytest.param(CHAT_PATH, {"stream": False}, id="not to be streamed"),
-        pytest.param("/v1/embeddings", {"input": "a"}, id="a route that has no streams"),
+        pytest.param("/tokenize", {"content": "a"}, id="a route that has no streams"),
     ],
 )
 async def test_requests_that_want_no_stream_wait_for_their_status(

@@ -8,7 +8,7 @@ import warnings
 import pytest
 from aiohttp import web
 
-from supervisor.gateway.door import make_runner
+from supervisor.gateway.connections import make_runner
 from tests.observability.conftest import Log, LogFormat
 
 SECRET = "sk-secret-4711"

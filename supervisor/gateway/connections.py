@@ -1,0 +1,146 @@
+"""aiohttp's server with limits on how long a client may take: for a head, a body, idling, reading.
+
+One look at all connections every few seconds costs a request nothing.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import structlog
+from aiohttp import web, web_response
+
+from supervisor.config.settings import ServerSettings
+
+log = structlog.get_logger()
+
+LAST_ANSWERS_S = 2.0
+"""Seconds that open handlers get once every backend is stopped; what is left cannot be answered."""
+
+_LOOKS_PER_LIMIT = 8
+_LONGEST_PAUSE_S = 5.0
+_TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+class ClientConnection(web.RequestHandler):
+    """One client's connection, which knows since when it waits for what."""
+
+    __slots__ = ("answering", "head_began_at", "last_size", "stuck_since")
+
+    def __init__(self, server: web.Server, **options: Any) -> None:
+        super().__init__(server, loop=asyncio.get_running_loop(), **options)
+        self.answering = 0
+        """Requests that are with a handler."""
+        self.head_began_at: float | None = None
+        """When a head began to come of which the end has not come."""
+        self.stuck_since: float | None = None
+        """Since when what was written to the client has not become less."""
+        self.last_size = 0
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came, and note when a head began."""
+        if self.head_began_at is None and not self.answering:
+            self.head_began_at = asyncio.get_running_loop().time()
+        super().data_received(data)
+
+    def judge(self, now: float, limits: ServerSettings) -> None:
+        """Cut the connection if its client takes too long."""
+        transport = self.transport
+        if transport is None:
+            return
+        size = transport.get_write_buffer_size()
+        if size == 0 or size < self.last_size:
+            self.stuck_since = None
+        elif self.stuck_since is None:
+            self.stuck_since = now
+        self.last_size = size
+        began_at = self.head_began_at
+        if self.stuck_since is not None and now - self.stuck_since >= limits.write_timeout_s:
+            self._note("write")
+            transport.abort()
+        elif began_at is not None and now - began_at >= limits.head_timeout_s:
+            self._note("head")
+            transport.write(_TOO_SLOW)
+            transport.close()
+
+    def _note(self, reason: str) -> None:
+        client = self.peername
+        log.info("client.too_slow", waited_for=reason, client=client[0] if client else None)
+
+
+class ClientServer(web.Server):
+    """Makes a `ClientConnection` of each connection, and looks after them."""
+
+    def __init__(self, handler: Handler, limits: Callable[[], ServerSettings]) -> None:
+        self._limits = limits
+        super().__init__(_counted(handler), handler_cancellation=True)
+
+    def __call__(self) -> ClientConnection:
+        """Return what serves a new connection; its bodies stay as they came."""
+        return ClientConnection(
+            self,
+            auto_decompress=False,
+            access_log=None,
+            keepalive_timeout=self._limits().idle_timeout_s,
+        )
+
+    async def watch(self) -> None:
+        """Cut connections whose clients take too long. Runs until it is cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            limits = self._limits()
+            shortest_s = min(limits.head_timeout_s, limits.write_timeout_s)
+            await asyncio.sleep(min(_LONGEST_PAUSE_S, shortest_s / _LOOKS_PER_LIMIT))
+            for connection in self.connections:
+                if isinstance(connection, ClientConnection):  # there are no others
+                    connection.judge(loop.time(), limits)
+
+
+class ClientRunner(web.ServerRunner):
+    """Serves, and watches what it serves."""
+
+    __slots__ = ("_client_server", "_watching")
+
+    def __init__(self, server: ClientServer) -> None:
+        super().__init__(server, shutdown_timeout=LAST_ANSWERS_S)
+        self._client_server = server
+        self._watching: asyncio.Task[None] | None = None
+
+    async def setup(self) -> None:
+        """Begin to watch."""
+        await super().setup()
+        self._watching = asyncio.create_task(self._client_server.watch(), name="watch-clients")
+
+    async def cleanup(self) -> None:
+        """Close all connections, and watch no longer."""
+        if self._watching is not None:
+            self._watching.cancel()
+        await super().cleanup()
+
+
+def make_runner(
+    handler: Handler, limits: Callable[[], ServerSettings] = ServerSettings
+) -> ClientRunner:
+    """Return what serves: clients that leave cancel, bodies stay as they came."""
+    # aiohttp's names its own version and Python's, also in what it answers before any handler.
+    web_response.SERVER_SOFTWARE = "llama-supervisor"  # type: ignore[attr-defined]
+    return ClientRunner(ClientServer(handler, limits))
+
+
+def _counted(handler: Handler) -> Handler:
+    """Have each connection know of the requests that are being answered."""
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        connection = request.protocol
+        if not isinstance(connection, ClientConnection):
+            return await handler(request)
+        connection.head_began_at = None
+        connection.answering += 1
+        try:
+            return await handler(request)
+        finally:
+            connection.answering -= 1
+
+    return answer
