@@ -34,7 +34,8 @@ class ModelEntry(Settings):
     max_input_tokens: int | None = Field(
         default=None,
         ge=1,
-        description="Longest input that the model was trained for, in tokens; default: the file's.",
+        description="Longest input that the model was trained for, in tokens; default: the file's. "
+        "Shown to clients, and not enforced.",
     )
     overrides: dict[str, Any] = Field(
         default_factory=dict, description="Fields of the profile that differ for this model."
@@ -136,7 +137,7 @@ class ServerSettings(Settings):
     )
     log_level: Literal["debug", "info", "warning"] = Field(
         default="info",
-        description="Least level that is logged; debug adds what servers write while they serve.",
+        description="Lowest level that is logged; debug adds what servers write while they serve.",
     )
     log_format: Literal["console", "json"] = Field(
         default="console", description="Log lines for people, or JSON for machines."
