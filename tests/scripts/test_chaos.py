@@ -95,7 +95,19 @@ def entry(
         pytest.param(entry(status=200), Verdict.ANSWERED, id="answered"),
         pytest.param(entry(status=409, code="model_not_live"), Verdict.REFUSED, id="refused"),
         pytest.param(
-            entry(status=503, code="hold_timeout", retry_after="3"), Verdict.REFUSED, id="held"
+            entry(status=503, code="hold_timeout", retry_after="3", should_retry="true"),
+            Verdict.REFUSED,
+            id="held",
+        ),
+        pytest.param(
+            entry(status=503, code="hold_timeout", should_retry="false"),
+            Verdict.REFUSED,
+            id="waiting is no use",
+        ),
+        pytest.param(
+            entry(status=503, code="hold_timeout", should_retry="true"),
+            Verdict.LOST,
+            id="again, but when?",
         ),
         pytest.param(entry(status=503, code="hold_timeout"), Verdict.LOST, id="no Retry-After"),
         pytest.param(entry(status=500, code="internal_error"), Verdict.LOST, id="a bug"),

@@ -33,8 +33,8 @@ _LONG_TOKENS = 160
 _REFUSED_PAUSE_S = 0.15
 _CHAT_PATH = "/v1/chat/completions"
 _BROKEN_STATUSES = frozenset({400, 404, 500, 501})
-_WHATEVER_IS_LIVE = frozenset({200, 500, 501})
-"""500 and 501: those of llama-server, where the embedding model is live."""
+_NAMELESS_REFUSALS = INFERENCE_REFUSALS | {"model_type_mismatch"}
+"""Who names no model is told so where the live one is of the other kind."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +62,7 @@ def chat(known: Known, model: str | None, prompt: str, kind: str, **more: Any) -
         path=_CHAT_PATH,
         model=model,
         body=json.dumps(chat_content(prompt, model=model, **more)).encode(),
-        right_statuses=frozenset({200}) if model else _WHATEVER_IS_LIVE,
-        may_refuse=INFERENCE_REFUSALS,
+        may_refuse=INFERENCE_REFUSALS if model else _NAMELESS_REFUSALS,
         find_fault=find_fault,
     )
 
@@ -186,7 +185,7 @@ def broken_bodies(choices: random.Random) -> Steps:
                 path=path,
                 body=body,
                 right_statuses=statuses if not code else frozenset({404}),
-                may_refuse=INFERENCE_REFUSALS,
+                may_refuse=_NAMELESS_REFUSALS,
                 find_fault=_fault_of_refusal,
             ),
             temper=PATIENT,

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
+from multidict import CIMultiDict
 
 from lab.chaos.ledger import End, Entry, Ledger, Seen
 from lab.chaos.setting import REQUEST_BOUND_S
@@ -63,6 +64,8 @@ class Temper:
 
 
 PATIENT = Temper()
+
+_HEADER = re.compile(r"\r\n([^:]+): *([^\r]*)")
 
 
 class _Left(Exception):
@@ -130,7 +133,7 @@ class _Attempt:
         self.status: int | None = None
         self.content: Any = None
         self._code: str | None = None
-        self._retry_after: str | None = None
+        self._headers: Mapping[str, str] = {}
 
     def seen(self, end: End, detail: str = "") -> Seen:
         """Sum up what was seen."""
@@ -138,7 +141,8 @@ class _Attempt:
             end=end,
             status=self.status,
             code=self._code,
-            retry_after=self._retry_after,
+            retry_after=self._headers.get("Retry-After"),
+            should_retry=self._headers.get("x-should-retry"),
             detail=detail,
         )
 
@@ -163,7 +167,7 @@ class _Attempt:
             ) as answer,
         ):
             self.status = answer.status
-            self._retry_after = answer.headers.get("Retry-After")
+            self._headers = answer.headers
             if self.temper.reads_nothing and answer.status == 200:
                 await asyncio.sleep(REQUEST_BOUND_S)
             if answer.content_type == "text/event-stream":
@@ -188,9 +192,8 @@ class _Attempt:
         if not content:
             raise ConnectionResetError(f"no answer came: {raw[:80]!r}")
         self.status = int(head.split()[1])
-        if found := re.search(rb"(?i)\r\nretry-after: *(\d+)", head):
-            self._retry_after = found[1].decode()
-        is_chunked = b"\r\ntransfer-encoding: chunked" in head.lower()
+        self._headers = CIMultiDict(_HEADER.findall(head.decode()))
+        is_chunked = self._headers.get("Transfer-Encoding") == "chunked"
         return self._read_json(dechunked(content) if is_chunked else content)
 
     def _body(self) -> Any:

@@ -81,8 +81,9 @@ def refusal_problem(
         return f"code {seen.code} is not documented"
     if seen.status != statuses[seen.code]:
         return f"{seen.code} has status {seen.status}, documented is {statuses[seen.code]}"
-    if seen.status == 503 and not (seen.retry_after or "").isdigit():
-        return f"{seen.code} is a 503 with Retry-After {seen.retry_after!r}"
+    says_when = (seen.retry_after or "").isdigit() and seen.should_retry == "true"
+    if seen.status == 503 and not says_when and seen.should_retry != "false":
+        return f"{seen.code} is a 503 that says neither when to come again nor that it is no use"
     if seen.code not in may_refuse:
         return f"{seen.code} is no reason to refuse this: {seen.detail}"
     return None

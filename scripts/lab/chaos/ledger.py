@@ -29,12 +29,13 @@ class End(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """What a client saw. `code` is that of our error envelope, `retry_after` the header's text."""
+    """What a client saw. `code` is that of our error envelope; the headers are as text."""
 
     end: End
     status: int | None = None
     code: str | None = None
     retry_after: str | None = None
+    should_retry: str | None = None
     detail: str = ""
 
 
