@@ -228,7 +228,7 @@ def require_devices(settings: SupervisorSettings, telemetry: Telemetry) -> None:
     ]
     if missing:
         reason = "; ".join(telemetry.problems) or (
-            f"no such device is seen here; found: {', '.join(sorted(usable))}"
+            f"no such device was found here; found: {', '.join(sorted(usable))}"
         )
         raise TelemetryError(
             f"{', '.join(missing)} is required (devices.{missing[0]}.required) and cannot be used: "

@@ -24,7 +24,7 @@ def print_fit(report: FitReport) -> None:
         f"{_build(report)}".rstrip()
     )
     if report.has_forgotten:
-        console.print(f"What was learned of its need on {report.device} is forgotten.")
+        console.print(f"What was learned about its need on {report.device} has been dropped.")
     table = Table("", show_edge=False)
     for fit in report.devices:
         chosen = " *" if fit.room.device == report.device else ""

@@ -263,7 +263,7 @@ class Arbiter:
     def _note_failed_observer(self, observe: Observer, event: Event, error: Exception) -> None:
         name = getattr(observe, "__qualname__", repr(observe))
         reason = f"failed at {type(event).__name__} ({type(error).__name__}: {error})"
-        if self._impairments.note(name, f"{reason}; what it keeps may be untrue until a restart"):
+        if self._impairments.note(name, f"{reason}; what it records may be wrong until a restart"):
             log.error("arbiter.observer_failed", observer=name, exc_info=error)
 
     def _perform(self, command: Command) -> None:

@@ -85,7 +85,7 @@ class Layers:
         where = f"{source.at(('extends',))}: extends"
         if base_name in (*below, name):
             chain = " → ".join((*below, name, str(base_name)))
-            raise ConfigError((f"{where}: goes in a circle ({chain}); cut it",))
+            raise ConfigError((f"{where}: leads back to itself ({chain}); remove one of these",))
         if base_name not in self._sources:
             hint = nearest(str(base_name), self.names())
             known = ", ".join(self.names())

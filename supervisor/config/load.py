@@ -195,6 +195,6 @@ def _misplaced_variables(source: Source) -> Iterable[str]:
             part in _EXPANDED_FIELDS for part in place
         ):
             yield (
-                f"{source.at(place)}: {dotted(place)}: variables are put in for paths and "
+                f"{source.at(place)}: {dotted(place)}: variables are replaced in paths and "
                 "secrets only; write the value itself"
             )

@@ -31,7 +31,9 @@ def _layers(value: Any) -> Any:
 
 def _variable_pattern(value: Any) -> Any:
     if not isinstance(value, str) or not _VARIABLE_PATTERN.fullmatch(value):
-        raise ValueError(f"must be a variable's name, or HF_* for all that begin so, not {value!r}")
+        raise ValueError(
+            f"must be a variable's name, or HF_* for all that begin with HF_, not {value!r}"
+        )
     if value.startswith(("LLAMA_", "AIP_")):
         raise ValueError(
             f"{value} cannot be passed on: such variables change the server's settings; write "
@@ -98,7 +100,7 @@ class Profile(Settings):
 
     extends: str | None = Field(
         default=None,
-        description="Another profile whose fields hold where this one says nothing.",
+        description="Another profile, whose fields apply where this one does not set them.",
     )
     mode: Mode = Field(description="`generation` or `embedding`: which models it is for.")
     engine: Literal["auto", "llama-server", "embedded", "llama-cpp-python", "command"] = Field(
@@ -110,7 +112,7 @@ class Profile(Settings):
     fallback_profile: str | None = Field(
         default=None,
         description="The profile to run with instead where there is no room for this one, such as "
-        "`embedding-cpu`; default: the switch is refused. One that is fallen back to has none "
+        "`embedding-cpu`; default: the switch is refused. One that is used as a fallback has none "
         "itself.",
     )
     command: CommandSettings | None = Field(
@@ -189,8 +191,8 @@ class Profile(Settings):
     env_passthrough: tuple[VariablePattern, ...] = Field(
         default=(),
         description="Further variables of the controller that the server inherits: `HF_TOKEN`, or "
-        "`HF_*` for all that begin so. It always gets those that programs, GPU drivers and their "
-        "libraries need (PATH, HOME, CUDA_*, GGML_* and so on); LLAMA_* and AIP_* never.",
+        "`HF_*` for all that begin with `HF_`. It always gets those that programs, GPU drivers and "
+        "their libraries need (PATH, HOME, CUDA_*, GGML_* and so on); LLAMA_* and AIP_* never.",
     )
     start_timeout_s: Seconds = Field(
         default=120.0, gt=0, description="Seconds within which the server must be ready."

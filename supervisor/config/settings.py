@@ -49,7 +49,7 @@ class ModelEntry(Settings):
         entry = dict(entry)
         flag = entry.pop("embedding")
         if not isinstance(flag, bool):
-            raise ValueError("embedding must be true or false; better write `type: embedding`")
+            raise ValueError("embedding must be true or false; write `type: embedding` instead")
         spelled = Mode.EMBEDDING if flag else Mode.GENERATION
         if entry.setdefault("type", spelled.value) != spelled.value:
             raise ValueError(f"type says {entry['type']} and embedding says {spelled}; keep type")
@@ -153,13 +153,13 @@ class DeviceSettings(Settings):
     """What a device may carry."""
 
     budget_bytes: Bytes | None = Field(
-        default=None, gt=0, description="Bytes that backends may take in all; default: its total."
+        default=None, gt=0, description="Bytes that backends may take in total; default: its total."
     )
     exclusive: bool = Field(default=False, description="Only one backend at a time.")
     required: bool = Field(
         default=False,
         description="The controller does not start without this device: where it is not seen or "
-        "cannot be used, it ends with the reason. Else models run on what is there.",
+        "cannot be used, it ends with the reason. Otherwise models run on what is there.",
     )
 
 
@@ -209,7 +209,7 @@ class SwitchSettings(Settings):
     residents: Literal["keep", "replace"] = Field(
         default="keep",
         description="What becomes of live models that fit beside the target: `keep` lets them "
-        "serve on; `replace` leaves the target alone, which starts beside them first, so that "
+        "go on serving; `replace` leaves the target alone, which starts beside them first, so that "
         "nobody waits.",
     )
     warm_start: bool = Field(

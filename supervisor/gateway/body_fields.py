@@ -60,7 +60,7 @@ def read_fields(headers: Headers, body: bytes) -> BodyFields:
             return NO_FIELDS
         fields = BodyFields(model=_model_in_form(content_type, body))
     if not isinstance(fields.model, str | None):
-        raise RequestRefused("bad_request", "`model` must be a text: the name of a model")
+        raise RequestRefused("bad_request", "`model` must be a string: the name of a model")
     return fields if fields.model != "" else BodyFields(stream=fields.stream)
 
 

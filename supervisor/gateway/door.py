@@ -64,7 +64,9 @@ class Door:
     ) -> None:
         """Answer by the route that the target means, or by a backend."""
         if request.version.major != HttpVersion11.major:
-            raise RequestRefused("version_not_supported", "HTTP/1.1 and HTTP/1.0 are spoken here")
+            raise RequestRefused(
+                "version_not_supported", "only HTTP/1.1 and HTTP/1.0 are supported"
+            )
         head = in_origin_form(head)
         self._origins.check(head)
         preflight = self._origins.preflight(head) or _about_us(head)

@@ -209,7 +209,7 @@ def refuse_slot_files(call: Call, backend: Backend) -> None:
         raise RequestRefused(
             "slot_files_reserved",
             "this model's prompts are kept over switches by the controller (keep_prompt_cache), "
-            "and its slots are saved and restored by nobody else; set keep_prompt_cache: false to "
+            "and nobody else may save and restore its slots; set keep_prompt_cache: false to "
             "do it yourself",
         )
 

@@ -167,7 +167,7 @@ class Reply:
         except Exception:
             log.exception("request.failed", path=self._path)
             await self.refuse(
-                RequestRefused("internal_error", "the controller failed; its log tells why")
+                RequestRefused("internal_error", "the controller failed; its log says why")
             )
         finally:
             self.close()

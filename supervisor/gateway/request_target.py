@@ -23,11 +23,13 @@ def in_origin_form(head: RequestHead) -> RequestHead:
     if head.method == "CONNECT":
         raise RequestRefused(
             "method_not_allowed",
-            "this is not a proxy: CONNECT is not taken",
+            "this is not a proxy: CONNECT is not supported",
             {"allowed": SERVED_METHODS},
         )
     if _NOT_IN_A_TARGET.search(target):
-        raise RequestRefused("bad_request", "the request's target has a blank or control character")
+        raise RequestRefused(
+            "bad_request", "the request's target contains a space or a control character"
+        )
     if target.startswith("/") or (target == "*" and head.method == "OPTIONS"):
         return head
     if not target.lower().startswith(("http://", "https://")):

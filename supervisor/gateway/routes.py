@@ -65,7 +65,7 @@ RESERVED_ROUTES: tuple[Route, ...] = (
     Route(
         method="GET",
         path="/health",
-        purpose="Liveness: the controller's event loop turns. Says nothing of models.",
+        purpose="Liveness: the controller's event loop turns. Says nothing about models.",
         owner=Status,
         handler=Status.health,
         scope=Scope.PROBE,
@@ -165,7 +165,7 @@ RESERVED_ROUTES: tuple[Route, ...] = (
     Route(
         method="POST",
         path="/backend/restart",
-        purpose="Bring back a model that died, also when its breaker is open.",
+        purpose="Bring back a model that died, even if its breaker is open.",
         owner=Control,
         handler=Control.restart,
         refusals=("nothing_is_down", "switch_failed"),

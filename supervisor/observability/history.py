@@ -134,7 +134,7 @@ class SwitchHistory:
         self._forget_database()
         reason = (
             f"{path} cannot be written ({error}); switches go on, and their records are written "
-            "when it can be: make room on its disk, or give its folder back"
+            "when it can be: make room on its disk, or restore its folder"
         )
         if self._impairments.note(PART, reason, retry=self._write_later):
             log.warning("history.not_written", path=str(path), reason=str(error))

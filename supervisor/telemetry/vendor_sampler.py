@@ -257,7 +257,7 @@ class VendorSampler:
             self._places[position] = info.device
             self._note_health(position, info.fault)
         for position, known in unmatched.items():
-            self._note_health(position, f"the driver lists {known.name} ({known.uuid}) no more")
+            self._note_health(position, f"the driver no longer lists {known.name} ({known.uuid})")
 
     def _note_health(self, position: int, fault: str | None) -> None:
         if fault is not None:

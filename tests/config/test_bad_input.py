@@ -98,7 +98,7 @@ def problems(folder: Path, models_dir: Path | None = None, **environ: str) -> li
             "generation.yaml",
             b"mode: generation\nextra_args: [--alias, '${NAME}']\n",
             (
-                "generation.yaml:2: extra_args: variables are put in for paths and secrets only; "
+                "generation.yaml:2: extra_args: variables are replaced in paths and secrets only; "
                 "write the value itself"
             ),
         ),
@@ -210,8 +210,8 @@ def test_circle_of_profiles_is_named(folder: Path) -> None:
     (folder / "base.yaml").write_text("extends: generation\nmode: generation\n")
 
     assert (
-        "base.yaml:1: extends: goes in a circle (generation → base → generation); cut it"
-        in problems(folder)
+        "base.yaml:1: extends: leads back to itself (generation → base → generation); "
+        "remove one of these" in problems(folder)
     )
 
 

@@ -52,7 +52,7 @@ def test_a_field_is_told_where_the_profile_says_it(check: Check, folder: Path) -
         {"chat.yaml": profile, "models.yaml": {"models": {"one": CHAT}}},
         engine="llama-cpp-python",
     )
-    wanted = "with llama-cpp-python it must be 0, not 256: it shifts no cached chunks"
+    wanted = "with llama-cpp-python it must be 0, not 256: it does not shift cached chunks"
     assert problems == [f"{folder}/chat.yaml:3: cache_reuse: {wanted}"]
 
 

@@ -219,7 +219,7 @@ async def test_child_killed_before_its_first_byte_is_told_with_a_reason(
 
     assert (status, answer["error"]["type"]) == (502, "server_error")
     assert answer["error"]["code"] == "backend_unreachable"
-    assert "'bench-chat' broke the connection" in answer["error"]["message"]
+    assert "'bench-chat' closed the connection" in answer["error"]["message"]
 
 
 async def test_upstream_reaches_the_raw_child(

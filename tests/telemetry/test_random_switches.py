@@ -230,7 +230,7 @@ def causes(world: World, trial: Trial, left_pid: int | None) -> list[str]:
         return [f"(pid {left_pid})"]
     if trial.driver is not None:
         # A driver that comes back late leaves too few samples, though all of them are good.
-        return ["memory cannot be read", "GiB used", "held still by", "stable samples"]
+        return ["memory cannot be read", "GiB used", "still held by", "stable samples"]
     return [f"sleep (pid {world.tenant.pid})"] if world.tenant_bytes else ["GiB used"]
 
 

@@ -190,7 +190,7 @@ def _is_enough_free(question: ReleaseQuestion, sample: MemorySample) -> tuple[bo
     survivors = sample.held_by(HolderRole.SURVIVOR)
     if survivors:
         named = ", ".join(holder.describe() for holder in survivors)
-        return False, f"{question.device}: held still by what a stopped server left: {named}"
+        return False, f"{question.device}: still held by what a stopped server left: {named}"
     if need is not None and sample.free_bytes >= need + policy.margin_bytes:
         return True, f"{free}, {format_bytes(need)} needed"
     ends_with_process = question.is_freed_at_exit and sample.children_bytes == 0

@@ -176,10 +176,16 @@ def not_live(snapshot: Snapshot, model: str | None) -> Refusal:
         )
     return Refusal(
         code="model_not_live",
-        message=f"model '{model}' is not live, '{', '.join(live)}' is; POST /switch-backend "
+        message=f"model '{model}' is not live, {_listed(live)}; POST /switch-backend "
         f'{{"model_name": "{model}"}} switches',
         details=(("live_models", live),),
     )
+
+
+def _listed(live: Sequence[str]) -> str:
+    """Write which models are live: `'a' is`, `'a' and 'b' are`, `'a', 'b' and 'c' are`."""
+    *others, last = (f"'{name}'" for name in live)
+    return f"{', '.join(others)} and {last} are" if others else f"{last} is"
 
 
 def retry_after_s(snapshot: Snapshot, at: float) -> int:
@@ -218,8 +224,8 @@ def _hold(draft: Draft, request: RequestArrived) -> None:
             request.request_id,
             Refusal(
                 code="hold_queue_full",
-                message=f"{len(waiting.waiters)} requests with {waiting.held_bytes} bytes wait "
-                "for the running switch already; try again when it has ended",
+                message=f"{len(waiting.waiters)} requests with {waiting.held_bytes} bytes are "
+                "waiting for the running switch already; try again when it has ended",
                 details=(("retry_after_s", retry_after_s(snapshot, draft.at)),),
             ),
         )

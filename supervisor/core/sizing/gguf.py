@@ -225,7 +225,7 @@ def _read_pairs(cursor: _Cursor, count: int) -> tuple[dict[str, MetadataValue], 
     for _ in range(count):
         key = cursor.string()
         if key in metadata or key in array_lengths:
-            raise ModelFileError(f"the header is damaged: key '{key}' stands there twice")
+            raise ModelFileError(f"the header is damaged: key '{key}' appears twice")
         kind = cursor.u32()
         if kind == _ARRAY:
             kept, array_lengths[key] = _read_array(cursor, key)

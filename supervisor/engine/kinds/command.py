@@ -56,7 +56,7 @@ class CommandEngine:
         }
         if resolved.profile.keep_prompt_cache:
             problems["keep_prompt_cache"] = (
-                "must be false with the engine command: nothing is known of how its server saves "
+                "must be false with the engine command: it is not known how its server saves "
                 "a prompt cache"
             )
         unset = [field for field in sorted(read) if getattr(resolved.profile, field, "") is None]

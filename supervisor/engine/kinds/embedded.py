@@ -79,7 +79,9 @@ class EmbeddedEngine:
         try:
             said: dict[str, Any] = json.loads(printed.splitlines()[0])
         except (IndexError, ValueError) as error:
-            raise EngineError(f"xllamacpp says nothing of its build: {printed[:200]}") from error
+            raise EngineError(
+                f"xllamacpp does not say how it was built: {printed[:200]}"
+            ) from error
         return said
 
     def abilities(self, resolved: ResolvedModel) -> Abilities:

@@ -42,8 +42,8 @@ HONOURED = frozenset(
 
 _FIXED = {
     "parallel": (1, "it serves one sequence at a time"),
-    "cache_ram_mib": (0, "it keeps no prompts of idle slots"),
-    "cache_reuse": (0, "it shifts no cached chunks"),
+    "cache_ram_mib": (0, "it does not keep the prompts of idle slots"),
+    "cache_reuse": (0, "it does not shift cached chunks"),
     "fit": (False, "it never fits itself to free memory"),
     "keep_prompt_cache": (False, "it cannot save its prompt cache"),
 }
@@ -75,7 +75,7 @@ _TAKEN_AWAY = {
         "that speaks TLS in front of the controller",
     ),
     "--config_file": "it would replace the whole command line; write the fields of the profile",
-    "--interrupt_requests": "a request would end the answer before it; leave it out",
+    "--interrupt_requests": "each request would cut off the answer to the one before; leave it out",
     **dict.fromkeys(("--help", "-h"), "the server prints something and ends; leave it out"),
 }
 """Options that would take from us what the controller relies on, with what to do instead."""
@@ -137,7 +137,7 @@ class LlamaCppPython:
         )
         if resolved.projector_path is not None:
             problems["engine"] = (
-                f"{NAME} is given no multimodal projector ({resolved.projector_path}); use "
+                f"{NAME} cannot take a multimodal projector ({resolved.projector_path}); use "
                 "engine: llama-server"
             )
         problem = self._arguments().problem(resolved.profile.extra_args)

@@ -201,7 +201,7 @@ def _name_all(
         if first is naming.path:
             yield naming.path, naming.name
         else:
-            reason = f"its name '{naming.name}' is that of {printable(first)}; rename one of them"
+            reason = f"{printable(first)} is named '{naming.name}', too; rename one of them"
             left_out.append(_left_out(naming.path, reason))
 
 

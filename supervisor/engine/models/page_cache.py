@@ -28,7 +28,7 @@ from supervisor.core.byte_size import MIB
 CHUNK_BYTES = 8 * MIB
 """Read between two looks at the memory and at `should_stop`: some milliseconds from a fast disk."""
 
-MEMORY_IS_SHORT = "memory is short"
+MEMORY_IS_SHORT = "memory is scarce"
 STOPPED = "stopped"
 
 
@@ -37,7 +37,7 @@ class Warmed:
     """What came of warming files, in bytes over all of them.
 
     `resident_bytes` were in the page cache before, `read_bytes` were missing and have been read;
-    both make `total_bytes` unless `stopped_because` says why it ended early: `memory is short`,
+    both make `total_bytes` unless `stopped_because` says why it ended early: `memory is scarce`,
     `stopped`, or `unreadable: …` with the file.
     """
 

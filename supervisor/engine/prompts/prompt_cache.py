@@ -123,8 +123,8 @@ class PromptCache:
                 )
             if disk_bytes < 0:
                 return (
-                    f"the disk of {self._folder} is short: {format_bytes(free_bytes)} are free, "
-                    f"the prompts take about {format_bytes(expected_bytes)}, and "
+                    f"the disk of {self._folder} is nearly full: {format_bytes(free_bytes)} are "
+                    f"free, the prompts take about {format_bytes(expected_bytes)}, and "
                     f"{format_bytes(RESERVE_BYTES)} must stay free"
                 )
             self._shrink_others(min(cap_bytes, disk_bytes), path)

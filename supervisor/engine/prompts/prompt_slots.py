@@ -195,7 +195,7 @@ async def _restore_one(slots: SlotClient, saved: SavedSlot) -> str | None:
     if tokens == saved.tokens:
         return None
     await slots.erase(saved.slot)
-    return f"slot {saved.slot}: {tokens} tokens were restored of {saved.tokens}"
+    return f"slot {saved.slot}: {tokens} of {saved.tokens} tokens were restored"
 
 
 def _used_slots(listed: list[dict[str, Any]], restored: KeptPrompts | None) -> Mapping[int, float]:
@@ -233,5 +233,5 @@ def _words(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "the server did not answer in time"
     if isinstance(error, _OTHER_FORM):
-        return f"the server answered in a form of its own ({type(error).__name__}: {error})"
+        return f"the server's answer cannot be read ({type(error).__name__}: {error})"
     return str(error) or type(error).__name__

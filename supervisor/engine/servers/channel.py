@@ -288,7 +288,7 @@ class Exchange:
         """End it: no connection could be made."""
         reason = f"cannot be reached ({error or type(error).__name__})"
         if self._may_be_read:
-            reason = f"broke the connection without an answer, and {reason}"
+            reason = f"closed the connection without an answer, and {reason}"
         self.fail(reason, may_repeat=not self._may_be_read)
 
     def cut(self) -> None:

@@ -146,7 +146,7 @@ class Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             if not self._is_complete:
-                self._break(f"answered what is not HTTP/1.1 ({error})")
+                self._break(f"sent an answer that is not HTTP/1.1 ({error})")
                 return
             self._has_surplus = True
         if self._head is None:
@@ -264,4 +264,4 @@ class Connection(asyncio.Protocol):
     def _how_it_was_lost(self, exc: Exception | None) -> str:
         where = "in the middle of its answer" if self._has_begun else "without an answer"
         how = f" ({exc})" if exc else ""
-        return f"broke the connection{how} {where}"
+        return f"closed the connection{how} {where}"

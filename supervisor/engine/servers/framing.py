@@ -60,5 +60,7 @@ def encode_head(request: Request, own_headers: bytes) -> bytes:
     line_count = 1 + own_headers.count(b"\n") + len(lines)
     is_one_line_each = head.count(b"\n") == head.count(b"\r") == line_count
     if not is_one_line_each or b"\0" in head or start.count(b" ") != 2:
-        raise ValueError("a request to a server has a line break, a blank or a null where none is")
+        raise ValueError(
+            "a request to a server has a line break, a blank or a null where none may be"
+        )
     return head + b"\r\n"

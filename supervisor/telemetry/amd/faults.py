@@ -19,7 +19,7 @@ _EXPLANATIONS: Mapping[int, str] = {
     14: "the driver's files cannot be opened; mount /sys readable, and load amdgpu",
     18: f"AMD SMI found no driver that it can use; load amdgpu (`modprobe amdgpu`), {_GIVE_ACCESS}",
     30: "the card is busy with a reset or a change of its partitions; wait until that is over",
-    31: f"the card is there no more: it was removed or lost; reboot the node, and {_SEE_ALSO}",
+    31: f"the card is no longer there: it was removed or lost; reboot the node, and {_SEE_ALSO}",
     34: (
         "the amdgpu kernel driver is not loaded; load it (`modprobe amdgpu`), or start the "
         "container with /dev/kfd and /dev/dri"

@@ -371,7 +371,7 @@ def test_what_a_stopped_server_left_is_named_and_keeps_the_gate_shut() -> None:
     samples = thrice((4711, 3 * GIB, SURVIVOR), used=3 * GIB)
     decision = judge_release(asked, samples)
     assert decision.state is GateState.WAITING
-    assert "held still by what a stopped server left: python (pid 4711) 3.0 GiB" in decision.reason
+    assert "still held by what a stopped server left: python (pid 4711) 3.0 GiB" in decision.reason
 
 
 def test_memory_that_a_foreign_tenant_gave_back_does_not_pass_for_ours() -> None:

@@ -151,6 +151,11 @@ def test_request_for_a_model_that_is_not_live_is_told_which_one_is() -> None:
     assert '{"model_name": "embed"}' in message
 
 
+def test_request_for_a_model_that_is_not_live_is_told_all_that_are() -> None:
+    _, message = answer(play(BOTH_LIVE, arrival("r1", "other"))[1])
+    assert "'other' is not live, 'embed' and 'chat' are;" in message
+
+
 def test_request_is_refused_while_nothing_is_loaded_and_no_switch_runs() -> None:
     assert answer(play(EMPTY, arrival("r1"))[1])[0] == "no_model_loaded"
     assert answer(play(EMPTY, arrival("r1", None))[1])[0] == "no_model_loaded"
@@ -276,7 +281,7 @@ def test_bodies_beyond_the_hold_bound_are_refused_until_one_that_waits_leaves() 
     assert play(snapshot, arrival("r3"))[1] == ()
     code, message = answer(play(snapshot, arrival("r3", body_bytes=1))[1])
     assert code == "hold_queue_full"
-    assert "2 requests with 100 bytes wait" in message
+    assert "2 requests with 100 bytes are waiting" in message
     snapshot, commands = play(snapshot, end("r1"), arrival("r3", body_bytes=60))
     assert (commands, snapshot.requests.held_bytes) == ((), 100)
 

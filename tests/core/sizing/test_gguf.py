@@ -303,7 +303,7 @@ def test_more_than_the_file_can_hold_is_refused(data: bytes, announced: str) -> 
     [
         ((), (), "names no architecture"),
         ((pair("general.architecture", 4, bytes(4)),), (), "names no architecture"),
-        ((ARCHITECTURE, ARCHITECTURE), (), "'general.architecture' stands there twice"),
+        ((ARCHITECTURE, ARCHITECTURE), (), "'general.architecture' appears twice"),
         ((pair("odd", 13, bytes(8)),), (), "key 'odd' has unknown value type 13"),
         ((pair("nested", 9, array(9, 1, bytes(32))),), (), "'nested' has unknown value type 9"),
         ((pair("general.alignment", 4, bytes(4)),), (), "general.alignment is 0"),

@@ -107,20 +107,20 @@ def test_nothing_is_read_of_a_file_that_does_not_fit_beside_the_reserve(
 ) -> None:
     path = make_file()
     warmed = warm(path, available_bytes=lambda: available_bytes)
-    assert warmed.stopped_because == (None if fits else "memory is short")
+    assert warmed.stopped_because == (None if fits else "memory is scarce")
     assert (resident_bytes(path) > 0) == fits
 
 
 def test_all_shards_must_fit_together(make_file: MakeFile) -> None:
     shards = [make_file(name, 2 * MIB) for name in ("one", "two")]
     warmed = warm(*shards, available_bytes=lambda: 4 * MIB)
-    assert (warmed.read_bytes, warmed.stopped_because) == (0, "memory is short")
+    assert (warmed.read_bytes, warmed.stopped_because) == (0, "memory is scarce")
 
 
 def test_reading_stops_where_memory_becomes_short(make_file: MakeFile) -> None:
     looks = iter([PLENTY, PLENTY, 0])
     warmed = warm(make_file(), available_bytes=lambda: next(looks))
-    assert warmed.stopped_because == "memory is short"
+    assert warmed.stopped_because == "memory is scarce"
     assert warmed.read_bytes == 2 * CHUNK_BYTES
 
 

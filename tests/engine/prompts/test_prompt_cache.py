@@ -150,7 +150,7 @@ def test_prompts_that_alone_exceed_the_cap_are_dropped_with_the_reason(
 
 def test_short_disk_is_left_alone_with_the_reason(make_cache: MakeCache) -> None:
     files = make_cache(MIB, free=RESERVE_BYTES + 999).files_for("a", slot_kv_bytes=MIB)
-    assert "is short" in str(files.begin(1_000))
+    assert "is nearly full" in str(files.begin(1_000))
     assert files.begin(999) is None
 
 

@@ -349,7 +349,7 @@ async def test_slot_that_cannot_be_saved_leaves_no_file_and_the_others_are_kept(
     ("fault", "kept", "reason"),
     [
         ("refuse", [0, 2], "slot 1: it answered 500: no"),
-        ("empty", [0, 2], "slot 1: 0 tokens were restored of 5"),
+        ("empty", [0, 2], "slot 1: 0 of 5 tokens were restored"),
         ("hang", [0], "the server did not answer in time"),
     ],
 )
@@ -391,7 +391,7 @@ async def test_disk_that_is_short_is_not_written_to(serve: Serve, tmp_path: Path
     server = OddServer(files.path, {})
     saved = await save_prompts(await serve(server.application), files, None)
     assert saved.slots == ()
-    assert "is short" in str(saved.reason)
+    assert "is nearly full" in str(saved.reason)
     assert server.asked == []
     assert left(files) == set()
 

@@ -216,12 +216,12 @@ BROKEN: dict[str, tuple[list[bytes], str]] = {
         f"a head of more than {MAX_HEAD_BYTES} bytes",
     ),
     "a header without end": ([OK + b"X-A: ", b"a" * 100_000, WAIT], "a head of more than"),
-    "closed before a byte": ([CLOSE], "broke the connection without an answer"),
+    "closed before a byte": ([CLOSE], "closed the connection without an answer"),
     "reset before a byte": ([RESET], "without an answer"),
-    "closed in the head": ([OK, CLOSE], "broke the connection in the middle"),
-    "closed in the body": ([HELLO[:-1], CLOSE], "broke the connection in the middle"),
-    "closed in a chunk": ([CHUNKED + b"5\r\nab", CLOSE], "broke the connection in the middle"),
-    "closed between chunks": ([CHUNKED + b"1\r\na\r\n", CLOSE], "broke the connection in the"),
+    "closed in the head": ([OK, CLOSE], "closed the connection in the middle"),
+    "closed in the body": ([HELLO[:-1], CLOSE], "closed the connection in the middle"),
+    "closed in a chunk": ([CHUNKED + b"5\r\nab", CLOSE], "closed the connection in the middle"),
+    "closed between chunks": ([CHUNKED + b"1\r\na\r\n", CLOSE], "closed the connection in the"),
 }
 
 
