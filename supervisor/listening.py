@@ -63,7 +63,7 @@ def _addresses(host: str, port: int) -> Sequence[tuple[socket.AddressFamily, str
 
 
 def _can_bind_ipv6() -> bool:
-    """Whether this machine has IPv6 at all: a name such as localhost may say so in vain."""
+    """Whether this machine has IPv6 at all: localhost may have an IPv6 address even where not."""
     try:
         with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
             probe.bind(("::1", 0))

@@ -50,7 +50,7 @@ class Abilities:
     """Whether it can listen on a unix socket; else it gets a loopback port."""
 
     slots_path: str | None = None
-    """Where it tells what its slots do; None where it has none."""
+    """Where it shows what its slots do; None where it has none."""
 
     saves_slots: bool = False
     """Whether a slot's prompt can be saved to a file and restored, under `slots_path`."""
@@ -99,10 +99,10 @@ class Launch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineIdentity:
-    """Which engine this is, as it tells itself.
+    """Which engine this is, by its own account.
 
     `location`: where it was found. `build`: with what it was compiled, or which libraries it loads.
-    `devices`: what it can compute on; empty where it lists none. `problem`: why it could not tell.
+    `devices`: what it can compute on; empty where it lists none. `problem`: why that is not known.
     """
 
     name: str

@@ -52,7 +52,7 @@ def set_up_logging(
 
 
 class _InOrder:
-    """The file that structlog writes to: lines of requests that came before go before."""
+    """The file that structlog writes to: lines of requests that came earlier are written first."""
 
     def __init__(self, writer: LogWriter) -> None:
         self._writer = writer

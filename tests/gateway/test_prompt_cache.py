@@ -12,7 +12,7 @@ OPENINGS = (
     "Once upon a time there was a keeper of a lighthouse. " * 5,
     "Take two eggs, a spoon of flour and a cup of milk. " * 5,
 )
-LEAST_CACHED = 50
+MIN_CACHED = 50
 """Tokens; each opening has more, and what all conversations have in common has far fewer."""
 
 
@@ -66,7 +66,7 @@ async def test_conversations_go_on_after_a_switch_to_embedding_and_back(
     (saved,), restored = leaving["prompt_cache"]["saved"], coming["prompt_cache"]["restored"]
     assert (saved["model"], saved["slots"], saved["reason"]) == ("bench-chat", 2, None)
     assert (restored["slots"], restored["tokens"]) == (2, saved["tokens"])
-    assert all(cached > LEAST_CACHED for _, cached in wanted)
+    assert all(cached > MIN_CACHED for _, cached in wanted)
 
 
 @pytest.mark.parametrize("action", ["save", "restore"])
@@ -102,7 +102,7 @@ async def test_conversations_outlive_the_controller_where_it_is_told_so(
 
     controller = await start_controller(**options)
     await controller.switch_to("bench-chat")
-    assert all(cached > LEAST_CACHED for _, cached in await go_on(controller, texts))
+    assert all(cached > MIN_CACHED for _, cached in await go_on(controller, texts))
 
 
 async def test_reloading_the_same_model_keeps_its_conversations(
@@ -113,4 +113,4 @@ async def test_reloading_the_same_model_keeps_its_conversations(
     assert (await ask_json(controller, "POST", "/unload"))[0] == 200
     await controller.switch_to("bench-chat")
     assert backend_of(controller).prompts_restored is not None
-    assert all(cached > LEAST_CACHED for _, cached in await go_on(controller, texts))
+    assert all(cached > MIN_CACHED for _, cached in await go_on(controller, texts))

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from supervisor.cli import cli
 from supervisor.config.configuration import Configuration
 from supervisor.config.load import load
-from supervisor.engine.prompts.prompt_slots import BYTES_PER_S, LEAST_TIME_S
+from supervisor.engine.prompts.prompt_slots import BYTES_PER_S, MIN_TIME_S
 from tests.helm.conftest import CHART, ROOT, VALUES_FILES, Helm, Rendered
 
 PRE_STOP_S = 5
@@ -253,7 +253,7 @@ def seconds_to_stop(configuration: Configuration) -> float:
         *(configuration.resolve(name).profile for name in configuration.catalogue.models),
     ]
     switch = configuration.settings.switch
-    saving_s = LEAST_TIME_S + switch.prompt_cache_max_bytes / BYTES_PER_S
+    saving_s = MIN_TIME_S + switch.prompt_cache_max_bytes / BYTES_PER_S
     return (
         switch.shutdown_drain_timeout_s
         + max(profile.stop_grace_s for profile in profiles)

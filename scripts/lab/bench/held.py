@@ -40,7 +40,7 @@ OTHER_FILES = 512
 
 PROBE_PAUSE_S = 0.005
 LOOK_PAUSE_S = 0.25
-LEAST_COSINE = 0.999
+MIN_COSINE = 0.999
 """A text embedded alone and the same in a batch of others: the sums are rounded differently."""
 
 KB = 1000
@@ -201,7 +201,7 @@ def send_crowd(endpoint: Endpoint, vectors: Vectors, requests: int) -> tuple[int
 
     def find_fault(request: bytes, body: bytes) -> str | None:
         vector = json.loads(body)["data"][0]["embedding"]
-        is_right = _cosine(vector, vectors[request]) >= LEAST_COSINE
+        is_right = _cosine(vector, vectors[request]) >= MIN_COSINE
         return None if is_right else "the embedding is that of another text"
 
     load = LeanLoad(

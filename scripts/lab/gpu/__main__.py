@@ -38,12 +38,12 @@ USUAL_PARTS = tuple(name for name in PARTS if name != parking.NAME)
 
 BUILD_LIMIT_S = 1800.0
 MODELS_LIMIT_S = 300.0
-LEAST_S = 15.0
+MIN_REMAINING_S = 15.0
 """What must be left of --minutes for a part to begin."""
 
 NEAR_BYTES = 64 * MIB
 SETTLE_TIMEOUT_S = 10.0
-"""How long the memory of the part before may take to be back, before the next begins all the same.
+"""How long the memory of the part before may take to be back, before the next begins anyway.
 """
 
 
@@ -126,7 +126,7 @@ def _measure_parts(run: _Run) -> bool:
 
 def _measure(measure: Callable[[Check], PartResult], check: Check, name: str) -> dict[str, Any]:
     """Run one part; return its result, or why there is none."""
-    if check.remaining_s < LEAST_S:
+    if check.remaining_s < MIN_REMAINING_S:
         return {"outcome": "skipped", "reason": "no time was left"}
     began_at = time.monotonic()
     try:

@@ -21,7 +21,7 @@ from lab.harness.setting import Setting
 NAME = "fit"
 LIMIT_S = 60.0
 TOO_LARGE = "generation-too-large"
-_MOST_DOUBLINGS = 40
+_MAX_DOUBLINGS = 40
 
 
 def measure(check: Check) -> PartResult:
@@ -59,7 +59,7 @@ def _write_too_large(check: Check, setting: Setting) -> int:
     """Write the profile: the smallest context, of doubled ones, that needs more than there is."""
     candidate = look_at(check, setting, GENERATION)
     ctx_size = 4096
-    for _ in range(_MOST_DOUBLINGS):
+    for _ in range(_MAX_DOUBLINGS):
         if estimate(check, candidate, ctx_size).total_bytes > check.watch.info.total_bytes:
             break
         ctx_size *= 2

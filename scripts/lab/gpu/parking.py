@@ -221,7 +221,7 @@ def _confirm_release(part: _Part, watch: Stopwatch) -> dict[str, Any]:
             decision = judge_release(question, samples)
             if decision.state is not GateState.WAITING:
                 break
-    # What is not confirmed is told; whether the other server starts all the same, too.
+    # What is not confirmed is reported, and so is whether the other server starts anyway.
     return {
         "state": decision.state.value,
         "reason": decision.reason,

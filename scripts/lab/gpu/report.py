@@ -18,7 +18,7 @@ from supervisor.telemetry.port import DeviceInfo
 
 REPORT, PICTURE, SUMMARY = "report.json", "timeline.svg", "README.md"
 
-LEAST_CHANGE_BYTES = 16 * MIB
+MIN_CHANGE_BYTES = 16 * MIB
 LONGEST_GAP_S = 1.0
 """Points of the timeline: one for each change of use, and at least one in so long."""
 
@@ -71,7 +71,7 @@ def thinned(points: Sequence[Point], began_at: float) -> list[list[float | None]
     for point in points:
         is_news = (
             last is None
-            or abs(point.used_bytes - last.used_bytes) >= LEAST_CHANGE_BYTES
+            or abs(point.used_bytes - last.used_bytes) >= MIN_CHANGE_BYTES
             or point.at - last.at >= LONGEST_GAP_S
             or (point.utilisation_percent or 0) > 0
         )

@@ -1,7 +1,7 @@
 """Saves the prompts of a server's slots to files, and restores them, over HTTP.
 
 A save waits until the slot is idle, and a server that is wedged never answers: both are bounded in
-time. Nothing here fails a stop or a start; what went wrong is told as the reason.
+time. Nothing here fails a stop or a start; what went wrong is given as the reason.
 
 Source of the routes and their answers: tools/server/server-context.cpp of llama.cpp.
 """
@@ -18,7 +18,7 @@ from typing import Any
 from supervisor.engine.prompts.prompt_cache import PromptFiles, SavedSlot, slot_file_name
 from supervisor.errors import BackendUnreachable, EngineError
 
-LEAST_TIME_S = 10.0
+MIN_TIME_S = 10.0
 BYTES_PER_S = 50e6
 """All slots together get the least time, and as much more as their bytes take on a slow disk."""
 
@@ -74,7 +74,7 @@ class SlotClient:
         self._path = path
 
     async def list(self) -> list[dict[str, Any]]:
-        """Return the slots as the server tells them: `id`, `n_ctx`, and once used its tokens."""
+        """Return the slots as the server lists them: `id`, `n_ctx`, and once used its tokens."""
         listed: list[dict[str, Any]] = await self._ask("GET", self._path, b"")
         return listed
 
@@ -98,10 +98,10 @@ class SlotClient:
 
     async def _ask(self, method: str, path: str, body: bytes) -> Any:
         status, content = await self._ask_server(method, path, body)
-        told = json.loads(content)
+        said = json.loads(content)
         if status != HTTPStatus.OK:
-            raise EngineError(f"it answered {status}: {_message(told)}")
-        return told
+            raise EngineError(f"it answered {status}: {_message(said)}")
+        return said
 
 
 async def save_prompts(
@@ -109,9 +109,9 @@ async def save_prompts(
     files: PromptFiles,
     restored: KeptPrompts | None,
     *,
-    least_time_s: float = LEAST_TIME_S,
+    min_time_s: float = MIN_TIME_S,
 ) -> KeptPrompts:
-    """Save every slot that holds a prompt, in `least_time_s` and what their bytes take.
+    """Save every slot that holds a prompt, in `min_time_s` and what their bytes take.
 
     `restored`: what slots that nobody used since hold.
     """
@@ -120,10 +120,10 @@ async def save_prompts(
     reason: str | None = None
     has_begun = False
     try:
-        async with asyncio.timeout(least_time_s) as bound:
+        async with asyncio.timeout(min_time_s) as bound:
             used = _used_slots(await slots.list(), restored)
             expected_bytes = sum(int(files.slot_kv_bytes * fraction) for fraction in used.values())
-            bound.reschedule(_deadline(least_time_s, expected_bytes))
+            bound.reschedule(_deadline(min_time_s, expected_bytes))
             reason = NOTHING_TO_SAVE
             if used:
                 has_begun = True  # what a thread began goes on when the time is over
@@ -159,7 +159,7 @@ async def _save_each(
 
 
 async def restore_prompts(
-    slots: SlotClient, files: PromptFiles, *, least_time_s: float = LEAST_TIME_S
+    slots: SlotClient, files: PromptFiles, *, min_time_s: float = MIN_TIME_S
 ) -> KeptPrompts | None:
     """Restore every slot that was saved, in the same time; None where there is nothing.
 
@@ -173,7 +173,7 @@ async def restore_prompts(
     reason: str | None = None
     try:
         size_bytes = sum(slot.size_bytes for slot in kept)
-        async with asyncio.timeout_at(_deadline(least_time_s, size_bytes)):
+        async with asyncio.timeout_at(_deadline(min_time_s, size_bytes)):
             for saved in kept:
                 problem = await _restore_one(slots, saved)
                 reason = problem or reason
@@ -201,7 +201,7 @@ async def _restore_one(slots: SlotClient, saved: SavedSlot) -> str | None:
 def _used_slots(listed: list[dict[str, Any]], restored: KeptPrompts | None) -> Mapping[int, float]:
     """Return the slots that may hold a prompt, and which share of their context it fills.
 
-    A slot tells of a task once it has had one; its tokens are told by newer builds only.
+    A slot names a task once it has had one; only newer builds say how many tokens it holds.
     """
     kept = {saved.slot: saved.tokens for saved in restored.slots} if restored else {}
     used: dict[int, float] = {}
@@ -220,13 +220,13 @@ def _finish(files: PromptFiles, slots: tuple[SavedSlot, ...]) -> str | None:
         return _words(error)
 
 
-def _deadline(least_time_s: float, size_bytes: int) -> float:
-    return asyncio.get_running_loop().time() + least_time_s + size_bytes / BYTES_PER_S
+def _deadline(min_time_s: float, size_bytes: int) -> float:
+    return asyncio.get_running_loop().time() + min_time_s + size_bytes / BYTES_PER_S
 
 
-def _message(told: Any) -> str:
-    error = told.get("error") if isinstance(told, dict) else None
-    return str(error.get("message") if isinstance(error, dict) else told)[:300]
+def _message(said: Any) -> str:
+    error = said.get("error") if isinstance(said, dict) else None
+    return str(error.get("message") if isinstance(error, dict) else said)[:300]
 
 
 def _words(error: Exception) -> str:

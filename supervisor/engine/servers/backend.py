@@ -37,7 +37,7 @@ _FIRST_POLL_S = 0.01
 _MAX_POLL_S = 0.25
 _POLL_GROWTH = 1.1  # 250 ms after some three seconds, and sooner whenever the child says something
 
-_LEAST_POLL_S = 0.002  # a server that prints without a pause is not asked without a pause
+_MIN_POLL_S = 0.002  # a server that prints without a pause is not asked without a pause
 
 _DEATH_NOTICE_S = 0.5
 _SOCKET_PAUSE_S = 5.0
@@ -94,7 +94,7 @@ class Backend:
         pause_s = _FIRST_POLL_S
         while not await self._is_healthy():
             self._has_spoken.clear()
-            await asyncio.sleep(_LEAST_POLL_S)
+            await asyncio.sleep(_MIN_POLL_S)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._has_spoken.wait(), pause_s)
             pause_s = min(_MAX_POLL_S, pause_s * _POLL_GROWTH)

@@ -1,9 +1,9 @@
 """Finds a server that hangs: its health answers, and nothing moves in the requests it has.
 
-What moves is a byte of an answer, a request that ends, or a slot: llama-server tells of each what
-it has processed. Its slots are asked only while no byte comes, and an answer that does not come is
-no movement either. While a client is slow to read, nothing is said of the server: one that computes
-for a single request at a time holds all others up behind that client.
+What moves is a byte of an answer, a request that ends, or a slot: llama-server shows for each what
+it has processed. Its slots are asked for only while no byte comes, and an answer that does not come
+is not a movement either. While a client is slow to read, the server is not judged: one that
+computes for a single request at a time holds all others up behind that client.
 """
 
 import asyncio
@@ -14,9 +14,9 @@ from typing import Protocol
 from supervisor.engine.servers.channel import Activity
 
 _LOOKS_PER_TIMEOUT = 8
-_LEAST_LOOKS = 4
+_MIN_LOOKS = 4
 _LONGEST_PAUSE_S = 5.0
-_LEAST_PATIENCE_S = 1.0  # a server that computes answers between two batches
+_MIN_PATIENCE_S = 1.0  # a server that computes answers between two batches
 
 
 class Watched(Protocol):
@@ -25,7 +25,7 @@ class Watched(Protocol):
     activity: Activity
 
     async def ask_slots(self, patience_s: float) -> bytes | None:
-        """Return what it tells of its slots; None where it does not."""
+        """Return what it says of its slots; None where it does not."""
         ...
 
 
@@ -36,7 +36,7 @@ async def watch_for_stalls(
     on_moved: Callable[[], None],
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Tell once when nothing has moved for `timeout_s`, and once when something does again.
+    """Report once when nothing has moved for `timeout_s`, and once when something does again.
 
     Runs until it is cancelled. `on_stalled` gets the seconds without a movement.
     """
@@ -48,15 +48,15 @@ async def watch_for_stalls(
         signs, slots = server.activity.signs, seen[1]
         is_asked = server.activity.requests > 0 and not server.activity.held
         if is_asked and signs == seen[0]:
-            slots = await server.ask_slots(max(_LEAST_PATIENCE_S, pause_s)) or slots
+            slots = await server.ask_slots(max(_MIN_PATIENCE_S, pause_s)) or slots
         if not is_asked or (signs, slots) != seen:
             seen, moved_at, still_looks = (signs, slots), clock(), 0
             if is_stalled:
                 on_moved()
                 is_stalled = False
             continue
-        still_looks += 1  # a machine that is late with our own looks is no server that hangs
+        still_looks += 1  # a machine that is late with our own looks is not a server that hangs
         stalled_s = clock() - moved_at
-        if not is_stalled and still_looks >= _LEAST_LOOKS and stalled_s >= timeout_s:
+        if not is_stalled and still_looks >= _MIN_LOOKS and stalled_s >= timeout_s:
             is_stalled = True
             on_stalled(stalled_s)

@@ -255,7 +255,7 @@ async def test_server_that_hangs_holds_the_stop_for_a_bounded_time_only(
     try:
         async with asyncio.timeout(5):
             slots = SlotClient(backend._channel.ask, "/slots")
-            kept = await save_prompts(slots, files, None, least_time_s=0.2)
+            kept = await save_prompts(slots, files, None, min_time_s=0.2)
     finally:
         os.kill(backend.process.pid, signal.SIGCONT)
     assert kept.slots == ()
@@ -339,7 +339,7 @@ async def test_slot_that_cannot_be_saved_leaves_no_file_and_the_others_are_kept(
 ) -> None:
     server = OddServer(files.path, {("save", 1): fault})
     slots = await serve(server.application)
-    saved = await save_prompts(slots, files, None, least_time_s=0.3)
+    saved = await save_prompts(slots, files, None, min_time_s=0.3)
     assert ([slot.slot for slot in saved.slots], saved.reason) == (kept, reason)
     assert left(files) == {"manifest.json", *(f"slot-{slot}.bin" for slot in kept)}
     assert [slot.slot for slot in files.take()] == kept
@@ -359,7 +359,7 @@ async def test_slot_that_cannot_be_restored_is_not_tried_again(
     server = OddServer(files.path, {("restore", 1): fault})
     slots = await serve(server.application)
     await save_prompts(slots, files, None)
-    restored = await restore_prompts(slots, files, least_time_s=0.3)
+    restored = await restore_prompts(slots, files, min_time_s=0.3)
     assert restored is not None
     assert ([slot.slot for slot in restored.slots], restored.reason) == (kept, reason)
     assert (("erase", 1) in server.asked) is (fault == "empty")
