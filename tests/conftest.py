@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import yaml
 from aiohttp import web
 
 from supervisor.app import Controller, Options, build
+from supervisor.config.configuration import Configuration
 from supervisor.config.load import load
 from supervisor.engine.kinds.cached_build import cached_llama_server
 
@@ -66,6 +67,8 @@ class RunningController:
     client: aiohttp.ClientSession
     parts: Controller
     stop: Callable[[], Awaitable[None]]
+    server: web.Server
+    """aiohttp's: it counts the requests that come through its own door."""
 
     async def json(self, method: str, path: str, body: Any = None, **options: Any) -> Any:
         """Call a route and return its JSON, whatever the status."""
@@ -91,12 +94,30 @@ def write_configuration(
         (folder / name).write_text(yaml.safe_dump(content))
 
 
+def through_door(configuration: Configuration, has_fast_lane: bool) -> Configuration:
+    """Return the configuration with that door, unless it closes the fast lane itself."""
+    server = configuration.settings.server
+    server = server.model_copy(update={"fast_lane": server.fast_lane and has_fast_lane})
+    settings = configuration.settings.model_copy(update={"server": server})
+    return replace(configuration, settings=settings)
+
+
 StartController = Callable[..., Awaitable[RunningController]]
 
 
 @pytest.fixture
+def has_fast_lane() -> bool:
+    """Whether plain requests cross the fast lane; modules that hold both doors say both."""
+    return True
+
+
+@pytest.fixture
 async def start_controller(
-    tmp_path: Path, profiles_dir: Path, models_dir: Path, llama_server_bin: Path
+    tmp_path: Path,
+    profiles_dir: Path,
+    models_dir: Path,
+    llama_server_bin: Path,
+    has_fast_lane: bool,
 ) -> AsyncIterator[StartController]:
     """Starts controllers on the shipped profiles; keyword arguments change what is shipped.
 
@@ -116,18 +137,24 @@ async def start_controller(
             own = await stack.enter_async_context(AsyncExitStack())
             folder = Path(tempfile.mkdtemp(dir=tmp_path))
             write_configuration(folder, profiles_dir, default_model, files or {})
-            configuration = load(folder, models_dir, {})
+            configuration = through_door(load(folder, models_dir, {}), has_fast_lane)
             options = Options(data_dir=data_dir or folder / "data", engine=engine)
             parts = await own.enter_async_context(build(configuration, options))
             runner = parts.door.runner()
             await runner.setup()
+            server = runner.server
+            assert server is not None
             own.push_async_callback(runner.cleanup)
             site = web.TCPSite(runner, "127.0.0.1", 0)
             await site.start()
             client = await own.enter_async_context(aiohttp.ClientSession())
             port = runner.addresses[0][1]
             return RunningController(
-                url=f"http://127.0.0.1:{port}", client=client, parts=parts, stop=own.aclose
+                url=f"http://127.0.0.1:{port}",
+                client=client,
+                parts=parts,
+                stop=own.aclose,
+                server=server,
             )
 
         yield start

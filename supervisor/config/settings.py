@@ -135,6 +135,11 @@ class ServerSettings(Settings):
         description="Origins whose pages may call and read answers: `https://chat.example`, or "
         "`*` for all. Default: none.",
     )
+    fast_lane: bool = Field(
+        default=True,
+        description="Relay plain requests without the HTTP framework, at a fraction of the "
+        "processor time; all others go its way. False: every request does.",
+    )
     log_level: Literal["debug", "info", "warning"] = Field(
         default="info",
         description="Lowest level that is logged; debug adds what servers write while they serve.",

@@ -24,10 +24,35 @@ _TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Lengt
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
+class WriteProgress:
+    """Whether a client takes what is written to it."""
+
+    __slots__ = ("_size", "_stuck_since")
+
+    def __init__(self) -> None:
+        self._size = 0
+        self._stuck_since: float | None = None
+        """Since when what was written and not taken has not become less."""
+
+    def is_stuck(self, size: int, now: float, limit_s: float) -> bool:
+        """Whether nothing of `size` bytes, those not taken yet, was taken for `limit_s`."""
+        if size == 0 or size < self._size:
+            self._stuck_since = None
+        elif self._stuck_since is None:
+            self._stuck_since = now
+        self._size = size
+        return self._stuck_since is not None and now - self._stuck_since >= limit_s
+
+
+def note_slow_client(client: str | None, waited_for: str) -> None:
+    """Log that a client is given up."""
+    log.info("client.too_slow", waited_for=waited_for, client=client)
+
+
 class ClientConnection(web.RequestHandler):
     """One client's connection, which knows since when it waits for what."""
 
-    __slots__ = ("answering", "head_began_at", "last_size", "stuck_since")
+    __slots__ = ("answering", "head_began_at", "writing")
 
     def __init__(self, server: web.Server, **options: Any) -> None:
         super().__init__(server, loop=asyncio.get_running_loop(), **options)
@@ -35,9 +60,7 @@ class ClientConnection(web.RequestHandler):
         """Requests that are with a handler."""
         self.head_began_at: float | None = None
         """When a head began to come of which the end has not come."""
-        self.stuck_since: float | None = None
-        """Since when what was written to the client has not become less."""
-        self.last_size = 0
+        self.writing = WriteProgress()
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, and note when a head began."""
@@ -50,31 +73,22 @@ class ClientConnection(web.RequestHandler):
         transport = self.transport
         if transport is None:
             return
-        size = transport.get_write_buffer_size()
-        if size == 0 or size < self.last_size:
-            self.stuck_since = None
-        elif self.stuck_since is None:
-            self.stuck_since = now
-        self.last_size = size
+        client = self.peername[0] if self.peername else None
         began_at = self.head_began_at
-        if self.stuck_since is not None and now - self.stuck_since >= limits.write_timeout_s:
-            self._note("write")
+        if self.writing.is_stuck(transport.get_write_buffer_size(), now, limits.write_timeout_s):
+            note_slow_client(client, "write")
             transport.abort()
         elif began_at is not None and now - began_at >= limits.head_timeout_s:
-            self._note("head")
+            note_slow_client(client, "head")
             transport.write(_TOO_SLOW)
             transport.close()
-
-    def _note(self, reason: str) -> None:
-        client = self.peername
-        log.info("client.too_slow", waited_for=reason, client=client[0] if client else None)
 
 
 class ClientServer(web.Server):
     """Makes a `ClientConnection` of each connection, and looks after them."""
 
     def __init__(self, handler: Handler, limits: Callable[[], ServerSettings]) -> None:
-        self._limits = limits
+        self.limits = limits
         super().__init__(_counted(handler), handler_cancellation=True)
 
     def __call__(self) -> ClientConnection:
@@ -83,14 +97,14 @@ class ClientServer(web.Server):
             self,
             auto_decompress=False,
             access_log=None,
-            keepalive_timeout=self._limits().idle_timeout_s,
+            keepalive_timeout=self.limits().idle_timeout_s,
         )
 
     async def watch(self) -> None:
         """Cut connections whose clients take too long. Runs until it is cancelled."""
         loop = asyncio.get_running_loop()
         while True:
-            limits = self._limits()
+            limits = self.limits()
             shortest_s = min(limits.head_timeout_s, limits.write_timeout_s)
             await asyncio.sleep(min(_LONGEST_PAUSE_S, shortest_s / _LOOKS_PER_LIMIT))
             for connection in self.connections:
@@ -121,12 +135,14 @@ class ClientRunner(web.ServerRunner):
 
 
 def make_runner(
-    handler: Handler, limits: Callable[[], ServerSettings] = ServerSettings
+    handler: Handler,
+    limits: Callable[[], ServerSettings] = ServerSettings,
+    make_server: Callable[[Handler, Callable[[], ServerSettings]], ClientServer] = ClientServer,
 ) -> ClientRunner:
     """Return what serves: clients that leave cancel, bodies stay as they came."""
     # aiohttp's names its own version and Python's, also in what it answers before any handler.
     web_response.SERVER_SOFTWARE = "llama-supervisor"  # type: ignore[attr-defined]
-    return ClientRunner(ClientServer(handler, limits))
+    return ClientRunner(make_server(handler, limits))
 
 
 def _counted(handler: Handler) -> Handler:

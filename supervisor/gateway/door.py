@@ -5,18 +5,22 @@ sees goes out through a `Reply`, whose wire is here.
 """
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 
 from aiohttp import HttpVersion11, StreamReader, web
 from multidict import CIMultiDict
 
 from supervisor.config.holder import ConfigurationHolder
+from supervisor.config.settings import ServerSettings
 from supervisor.errors import RequestRefused
 from supervisor.gateway.answer import Answer
 from supervisor.gateway.bodies import BodyAccount, BodyLedger
 from supervisor.gateway.body_fields import inflated
 from supervisor.gateway.call import Headers, RequestHead, header
 from supervisor.gateway.call_reader import CallReader, request_id_of
-from supervisor.gateway.connections import make_runner
+from supervisor.gateway.connections import ClientServer, Handler, make_runner
+from supervisor.gateway.lane.server import LaneServer
 from supervisor.gateway.orders import read_order
 from supervisor.gateway.origins import Origins
 from supervisor.gateway.relay import Relay
@@ -45,7 +49,21 @@ class Door:
 
     def runner(self) -> web.BaseRunner:
         """Return what serves."""
-        return make_runner(self._let_in, lambda: self._configuration.current.settings.server)
+        return make_runner(self._let_in, self._settings, self._make_server())
+
+    def _settings(self) -> ServerSettings:
+        return self._configuration.current.settings.server
+
+    def _make_server(self) -> Callable[[Handler, Callable[[], ServerSettings]], ClientServer]:
+        if not self._settings().fast_lane:
+            return ClientServer
+        return partial(
+            LaneServer,
+            reader=self._reader,
+            origins=self._origins,
+            relay=self._relay,
+            bodies=self._bodies,
+        )
 
     async def _let_in(self, request: web.BaseRequest) -> web.StreamResponse:
         """Have a request answered, errors and the closing line included."""
@@ -82,7 +100,7 @@ class Door:
             )
         if head.method not in methods_of(route):
             raise _method_not_allowed(route)
-        reply.is_probe = route.scope is Scope.PROBE
+        reply.record.is_probe = route.scope is Scope.PROBE
         body = await self._read_body(request, account) if route.takes_body else b""
         order = read_order(route.request, head.target.partition("?")[2], values, body)
         return await reply.send(await route.handler(self._owners[route.owner], order))
@@ -113,7 +131,7 @@ class Door:
         """Return what has come of a body, at its end nothing. Raises RequestRefused."""
         if content.total_bytes and content.is_eof():
             return content.read_nowait()
-        limit_s = self._configuration.current.settings.server.body_timeout_s
+        limit_s = self._settings().body_timeout_s
         try:
             async with asyncio.timeout(limit_s):
                 return await content.readany()

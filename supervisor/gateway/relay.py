@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from supervisor.arbiter.arbiter import Arbiter
+from supervisor.arbiter.arbiter import Arbiter, Lease
 from supervisor.config.holder import ConfigurationHolder
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.values import Target
@@ -20,7 +20,8 @@ from supervisor.engine.servers.framing import Request
 from supervisor.engine.targets import Targets
 from supervisor.errors import BackendUnreachable, RequestRefused
 from supervisor.gateway.call import Call, Headers, header, named_in
-from supervisor.gateway.reply import EVENT_STREAM, REQUEST_ID, Reply, ReplyState
+from supervisor.gateway.record import EVENT_STREAM, Record
+from supervisor.gateway.reply import REQUEST_ID, Reply, ReplyState
 
 log = structlog.get_logger()
 
@@ -89,20 +90,27 @@ class Relay:
                     due_at, lambda: describe_wait(self._arbiter.snapshot, call.model)
                 )
             async with self._arbiter.lease(target, call.mode, len(call.body)) as lease:
-                refuse_slot_files(call, lease.backend)
-                self._require_mode(call, lease.backend.model)
-                reply.epoch, reply.model = lease.backend.epoch, lease.backend.model
-                reply.waited_s += lease.waited_s
+                self._require_ability(call, lease.backend)
+                reply.record.lease(lease)
                 try:
                     return await ask_backend(call, lease.backend, reply)
                 except BackendUnreachable as error:
                     if reply.state is ReplyState.STREAMING:
-                        raise self._explained(error, lease.backend, reply) from error
+                        raise self.explained(
+                            error, lease.backend, reply.record, is_streaming=True
+                        ) from error
                     is_dead = await lease.backend.is_found_dead(_patience_s(call, error))
                     if not is_dead or not repeats_left or not may_repeat(call, error):
-                        raise self._explained(error, lease.backend, reply) from error
+                        raise self.explained(
+                            error, lease.backend, reply.record, is_streaming=False
+                        ) from error
             repeats_left -= 1
             log.info("request.repeated", request_id=call.request_id, epoch=lease.backend.epoch)
+
+    def _require_ability(self, call: Call, backend: Backend) -> None:
+        """Refuse what this backend may not be asked, or cannot answer. Raises RequestRefused."""
+        refuse_slot_files(call, backend)
+        self._require_mode(call, backend.model)
 
     def _require_mode(self, call: Call, model: str) -> None:
         """Refuse what a model of this type cannot answer: its server's own error helps nobody."""
@@ -118,19 +126,37 @@ class Relay:
             {"models": able},
         )
 
-    def _explained(
-        self, error: BackendUnreachable, backend: Backend, reply: Reply
+    def lease_at_once(self, call: Call) -> Lease | None:
+        """Lease a backend that can be asked now; None where the call would wait, or begin early.
+
+        Raises RequestRefused as `answer` would answer.
+        """
+        early_after_s = self._configuration.current.settings.queue.early_answer_after_s
+        if call.streams and early_after_s is not None:
+            return None
+        target = self._targets.target(call.model) if call.model is not None else None
+        lease = self._arbiter.lease_at_once(target, call.mode)
+        if lease is None:
+            return None
+        try:
+            self._require_ability(call, lease.backend)
+        except RequestRefused:
+            lease.end()
+            raise
+        return lease
+
+    def explained(
+        self, error: BackendUnreachable, backend: Backend, record: Record, *, is_streaming: bool
     ) -> RequestRefused:
         """Say, too, what became of a server that broke its connection, or for what it was cut."""
         if backend.is_stopping:
             return RequestRefused(
                 "backend_unreachable",
-                f"the server of '{backend.model}' was stopped after {reply.age_s:.1f} s of this "
+                f"the server of '{backend.model}' was stopped after {record.age_s:.1f} s of this "
                 f"request, for {describe_cause(self._arbiter.snapshot)}",
-                {**error.details, "after_s": round(reply.age_s, 1)},
+                {**error.details, "after_s": round(record.age_s, 1)},
             )
-        is_under_way = reply.state is ReplyState.STREAMING
-        state = "" if is_under_way and backend.process.is_running else f"; {backend.standing}"
+        state = "" if is_streaming and backend.process.is_running else f"; {backend.standing}"
         return RequestRefused(error.code, f"{error.message}{state}", error.details)
 
 

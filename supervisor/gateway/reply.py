@@ -16,23 +16,18 @@ from collections.abc import Awaitable, Callable
 from enum import StrEnum
 from typing import Protocol
 
-import msgspec
 import structlog
 
 from supervisor.errors import RequestRefused
 from supervisor.gateway.answer import Answer
-from supervisor.gateway.call import Headers, RequestHead, header
-from supervisor.gateway.error_responses import error_answer, error_body
-from supervisor.observability.request_log import request_log
+from supervisor.gateway.call import Headers, RequestHead
+from supervisor.gateway.error_responses import error_answer
+from supervisor.gateway.record import EVENT_STREAM, Record
 
 log = structlog.get_logger()
 
 REQUEST_ID = b"X-Request-ID"
-EVENT_STREAM = "text/event-stream"
 COMMENT_PAUSE_S = 1.0
-
-_EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
-_CLIENT_LEFT = 499  # nginx's number, for want of a standard one
 
 
 class ReplyState(StrEnum):
@@ -76,19 +71,9 @@ class Reply:
         self._wire = wire
         self._headers = (*headers, (REQUEST_ID, head.request_id.encode()))
         self._head = head
-        self._began_at = time.monotonic()
         self._comments: asyncio.Task[None] | None = None
-        self._tail = b"\n\n"
-        """The last four bytes that were sent; a body begins at an event boundary."""
-        self._is_event_stream = False
+        self.record = Record(head)
         self.state = ReplyState.NOT_BEGUN
-        self.status = _CLIENT_LEFT
-        self.is_probe = False
-        """Whether somebody looks whether we live; said at debug only, as long as we do."""
-        self.model: str | None = None
-        self.epoch: int | None = None
-        self.waited_s = 0.0
-        """How long the call waited for leases."""
 
     async def send(self, answer: Answer) -> None:
         """Send an answer of ours, whole."""
@@ -98,20 +83,19 @@ class Reply:
         self, status: int, reason: str | None, headers: Headers, body: bytes
     ) -> None:
         """Send an answer at once; nothing may have begun."""
-        self.state, self.status = ReplyState.ENDED, status
+        self.state, self.record.status = ReplyState.ENDED, status
         await self._wire.send(status, reason, (*headers, *self._headers), body)
 
     async def begin(self, status: int, reason: str | None, headers: Headers) -> None:
         """Send the head of an answer; `pass_on` sends its body."""
-        content_type = header(headers, b"content-type") or ""
-        self._is_event_stream = content_type.partition(";")[0].strip().lower() == EVENT_STREAM
-        self.state, self.status = ReplyState.STREAMING, status
+        self.state = ReplyState.STREAMING
+        self.record.begin(status, headers)
         await self._wire.begin(status, reason, (*headers, *self._headers))
 
     async def pass_on(self, content: bytes) -> None:
         """Send a piece of the body as it came."""
         await self._wire.write(content)
-        self._tail = content[-4:] if len(content) >= 4 else (self._tail + content)[-4:]
+        self.record.pass_on(content)
 
     async def end(self) -> None:
         """End an answer that has begun so that it is complete."""
@@ -132,10 +116,11 @@ class Reply:
         The connection closes without the last chunk; an event stream that stands at an event
         boundary gets one error event before.
         """
-        log.warning("relay.broken", reason=error.message, path=self._path)
+        log.warning("relay.broken", reason=error.message, path=self.record.path)
         self.state = ReplyState.ENDED
-        if self._is_event_stream and self._tail.endswith(_EVENT_ENDS):
-            await self._wire.write(b"data: " + msgspec.json.encode(error_body(error)) + b"\n\n")
+        last_event = self.record.last_event(error)
+        if last_event:
+            await self._wire.write(last_event)
         self._wire.cut()
 
     def comment_from(self, due_at: float, what_is_awaited: Callable[[], str]) -> None:
@@ -165,43 +150,19 @@ class Reply:
             # The client left in the middle of the answer, and the cancellation is on its way.
             raise asyncio.CancelledError from error
         except Exception:
-            log.exception("request.failed", path=self._path)
+            log.exception("request.failed", path=self.record.path)
             await self.refuse(
                 RequestRefused("internal_error", "the controller failed; its log says why")
             )
         finally:
-            self.close()
-
-    @property
-    def age_s(self) -> float:
-        """Seconds since the request came."""
-        return time.monotonic() - self._began_at
-
-    @property
-    def _path(self) -> str:
-        return self._head.target.partition("?")[0]
-
-    def close(self) -> None:
-        """Write the closing line; the last that is done with a reply, whatever came of it."""
-        request_log.done(
-            self._head.method,
-            self._path,
-            self.status,
-            request_id=self._head.request_id,
-            epoch=self.epoch,
-            waited_s=self.waited_s,
-            took_s=self.age_s,
-            model=self.model,
-            client=self._head.caller,
-            level="debug" if self.is_probe and self.status < 400 else "info",
-        )
+            self.record.close()
 
     async def _comment(self, due_at: float, what_is_awaited: Callable[[], str]) -> None:
         await asyncio.sleep(max(0.0, due_at - time.monotonic()))
         if self.state is ReplyState.NOT_BEGUN:
             await self._begin_early()
         while True:
-            waited_s = int(self.age_s)
+            waited_s = int(self.record.age_s)
             await self._wire.write(f": {what_is_awaited()} {waited_s} s\n\n".encode())
             await asyncio.sleep(COMMENT_PAUSE_S)
 
@@ -211,6 +172,6 @@ class Reply:
             (b"Cache-Control", b"no-cache"),
             (b"X-Accel-Buffering", b"no"),  # else nginx collects what is to keep its client waiting
         )
-        self._is_event_stream = True
-        self.state, self.status = ReplyState.EARLY, 200
+        self.state = ReplyState.EARLY
+        self.record.begin(200, headers)
         await self._wire.begin(200, None, (*headers, *self._headers))

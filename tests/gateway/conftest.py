@@ -19,6 +19,9 @@ from tests.conftest import ROOT, RunningController, StartController
 
 FAULTY_SERVER = Path(__file__).with_name("faulty_server.py")
 
+both_doors = pytest.mark.parametrize("has_fast_lane", [True, False], ids=["fast lane", "aiohttp"])
+"""Marks what must be so through either door."""
+
 ENDLESS: Mapping[str, Any] = {
     "model": "bench-chat",
     "prompt": "on and on",

@@ -9,7 +9,10 @@ from typing import Any
 
 from supervisor.core.machine.events import RetryDue
 from tests.conftest import RunningController, StartController
-from tests.gateway.conftest import ask_json, backend_of, endless_stream, shipped, until
+from tests.gateway.conftest import ask_json, backend_of, both_doors, endless_stream, shipped, until
+
+pytestmark = both_doors
+
 
 TEXTS = ["a text about servers that die and come back " * 8] * 64
 

@@ -10,7 +10,17 @@ from pathlib import Path
 import aiohttp
 
 from tests.conftest import RunningController, StartController
-from tests.gateway.conftest import backend_of, requests_now, shipped, start_faulty, until
+from tests.gateway.conftest import (
+    backend_of,
+    both_doors,
+    requests_now,
+    shipped,
+    start_faulty,
+    until,
+)
+
+pytestmark = both_doors
+
 
 AT_ONCE = 120
 """What llama-server is sent at a time; the stub's queue of connections holds fewer, 100."""

@@ -18,7 +18,10 @@ from tests.relay.wire import Connect, ask, to_port, to_unix, until
 
 COMMAND = Path(sys.executable).with_name("llama-supervisor")
 
-DOORS: Mapping[str, Mapping[str, Any]] = {"aiohttp": {}}
+DOORS: Mapping[str, Mapping[str, Any]] = {
+    "fast lane": {"fast_lane": True},
+    "aiohttp": {"fast_lane": False},
+}
 """The ways into the controller: by name, what stands under `server:` in supervisor.yaml."""
 
 

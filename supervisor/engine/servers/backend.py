@@ -70,7 +70,8 @@ class Backend:
         self.is_stopping = False
         self.is_gone = asyncio.Event()
         """Set once its end is reported: whoever asks for a lease then gets none on it."""
-        self._is_replaced = False
+        self.is_replaced = False
+        """Whether it is stopped so that a successor may serve its requests, as after a death."""
         self._ending_lost: asyncio.Task[ProcessExit] | None = None
         self.prompts_saved: KeptPrompts | None = None
         """What a stop kept for the next start; None where nothing was to be kept."""
@@ -169,7 +170,7 @@ class Backend:
         it), in bounded time; and the processes are ended and reaped. `wait` tells how they ended.
         """
         self.is_stopping = True
-        self._is_replaced = how.is_replaced
+        self.is_replaced = how.is_replaced
         self._channel.close()
         if how.keeps_prompts and self.is_ready:
             await self._save_prompts()
@@ -240,7 +241,7 @@ class Backend:
             is_dying = self._ending_lost is not None or self.process.is_ending
             if not self.is_gone.is_set() and (not is_dying or time.monotonic() >= until):
                 return False
-        return self._is_replaced if self.is_stopping else True
+        return self.is_replaced if self.is_stopping else True
 
     async def _watch_socket(self) -> None:
         """End the server where its socket is swept away: nobody could reach it, and none would."""

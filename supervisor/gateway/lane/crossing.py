@@ -1,0 +1,178 @@
+"""One request on its way through the fast lane, from its lease until its answer has ended.
+
+Everything happens in callbacks of the two connections: no task is made, and nothing is awaited.
+"""
+
+from typing import Protocol
+
+import structlog
+
+from supervisor.arbiter.arbiter import Lease
+from supervisor.engine.servers.framing import Head
+from supervisor.errors import BackendUnreachable, RequestRefused
+from supervisor.gateway.call import Call, Headers, RequestHead
+from supervisor.gateway.error_responses import error_answer
+from supervisor.gateway.record import Record
+from supervisor.gateway.relay import (
+    COLLECT_UP_TO_BYTES,
+    Relay,
+    answer_headers,
+    may_repeat,
+    request_to,
+)
+
+log = structlog.get_logger()
+
+_WITHOUT_BODY = frozenset({204, 304})  # RFC 9110, sections 15.3.5 and 15.4.5
+
+
+class Lane(Protocol):
+    """The client's connection, as a crossing uses it."""
+
+    keeps_alive: bool
+    """Whether another request may follow on it."""
+
+    def write(self, content: bytes) -> None:
+        """Send bytes to the client."""
+
+    def cut(self) -> None:
+        """Close the connection behind what was written: the answer broke off."""
+
+    def finish(self) -> None:
+        """Take the next request, or close: the answer has ended."""
+
+    def hand_over(self) -> None:
+        """Have the other door answer the request, which has not got a byte of an answer."""
+
+
+class Crossing:
+    """The exchange of one call. It ends with the answer, by an error, or when its client leaves."""
+
+    __slots__ = (
+        "_call",
+        "_exchange",
+        "_head",
+        "_is_chunked",
+        "_lane",
+        "_lease",
+        "_pieces",
+        "_record",
+        "_relay",
+        "is_streaming",
+    )
+
+    def __init__(
+        self, lane: Lane, relay: Relay, head: RequestHead, call: Call, lease: Lease
+    ) -> None:
+        """Send the call. Raises ValueError where it cannot be written as a request."""
+        self._lane = lane
+        self._relay = relay
+        self._call = call
+        self._lease = lease
+        self._record = Record(head)
+        self._record.lease(lease)
+        self._head: Head | None = None
+        self._pieces: list[bytes] = []
+        """The body, as long as the answer is collected."""
+        self.is_streaming = self._is_chunked = False
+        """Whether the answer is passed on as it comes, and in chunks."""
+        self._exchange = lease.backend.send(request_to(call, lease.backend), self)
+
+    # Receiver
+
+    def head(self, head: Head) -> None:
+        """See `Receiver`. A short answer is sent when it is whole."""
+        self._head = head
+        length = head.length
+        if head.status in _WITHOUT_BODY or (length is not None and length <= COLLECT_UP_TO_BYTES):
+            return
+        self.is_streaming, self._is_chunked = True, length is None
+        framing = b"Transfer-Encoding: chunked\r\n" if self._is_chunked else b""
+        self._lane.write(
+            self._begin(head.status, head.reason, answer_headers(head.headers), framing)
+        )
+
+    def data(self, chunk: bytes) -> None:
+        """See `Receiver`."""
+        if self.is_streaming:
+            self._write_piece(chunk)
+            self._record.pass_on(chunk)
+        else:
+            self._pieces.append(chunk)
+
+    def end(self) -> None:
+        """See `Receiver`."""
+        head = self._head
+        if self.is_streaming:
+            if self._is_chunked:
+                self._lane.write(b"0\r\n\r\n")
+        elif head is not None:
+            encoded = self._begin(head.status, head.reason, answer_headers(head.headers))
+            self._lane.write(b"".join((encoded, *self._pieces)))
+        self._close()
+        self._lane.finish()
+
+    def failed(self, error: BackendUnreachable) -> None:
+        """See `Receiver`. A call that may be repeated waits at the other door."""
+        backend = self._lease.backend
+        has_successor = backend.is_replaced or not backend.is_stopping
+        if not self.is_streaming and has_successor and may_repeat(self._call, error):
+            self._lease.end()
+            self._lane.hand_over()
+            return
+        refusal = self._relay.explained(
+            error, backend, self._record, is_streaming=self.is_streaming
+        )
+        if self.is_streaming:
+            self._break_off(refusal)
+        else:
+            self._refuse(refusal)
+
+    # What the client's connection calls
+
+    def pause(self) -> None:
+        """Read no more from the backend."""
+        self._exchange.pause()
+
+    def resume(self) -> None:
+        """Read on."""
+        self._exchange.resume()
+
+    def abandon(self) -> None:
+        """End it, because its client has left: that frees the backend's slot."""
+        self._exchange.cancel()
+        self._close()
+
+    def _break_off(self, error: RequestRefused) -> None:
+        log.warning("relay.broken", reason=error.message, path=self._record.path)
+        last_event = self._record.last_event(error)
+        if last_event:
+            self._write_piece(last_event)
+        self._close()
+        self._lane.cut()
+
+    def _refuse(self, error: RequestRefused) -> None:
+        answer = error_answer(error)
+        length = b"Content-Length: %d\r\n" % len(answer.body)
+        self._lane.write(self._begin(answer.status, b"", answer.headers, length) + answer.body)
+        self._close()
+        self._lane.finish()
+
+    def _begin(self, status: int, reason: bytes, headers: Headers, framing: bytes = b"") -> bytes:
+        """Return the head of the answer; `framing` is whole lines of our own."""
+        self._record.begin(status, headers)
+        lines = [b"HTTP/1.1 %d %b\r\n" % (status, reason)]
+        lines += [b"%b: %b\r\n" % each for each in headers]
+        lines.append(b"X-Request-ID: %b\r\n" % self._call.request_id.encode())
+        lines.append(framing if self._lane.keeps_alive else framing + b"Connection: close\r\n")
+        lines.append(b"\r\n")
+        return b"".join(lines)
+
+    def _write_piece(self, content: bytes) -> None:
+        if self._is_chunked:
+            content = b"%x\r\n%b\r\n" % (len(content), content)
+        self._lane.write(content)
+
+    def _close(self) -> None:
+        self._lease.end()
+        self._record.close()

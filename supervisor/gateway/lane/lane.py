@@ -1,0 +1,261 @@
+"""One client's connection in the fast lane.
+
+It serves plain requests, one at a time. At the first that is not plain, or cannot be served at
+once, the connection goes to the other door with the bytes that have come and before a byte of an
+answer was sent, and stays there. So what is right does not depend on this door, only how fast.
+"""
+
+import asyncio
+from typing import Protocol, cast
+
+from supervisor.config.settings import ServerSettings
+from supervisor.errors import RequestRefused
+from supervisor.gateway.bodies import BodyAccount
+from supervisor.gateway.call import RequestHead
+from supervisor.gateway.call_reader import request_id_of
+from supervisor.gateway.connections import WriteProgress, note_slow_client
+from supervisor.gateway.lane.crossing import Crossing
+from supervisor.gateway.lane.plain_head import (
+    MAX_HEAD_BYTES,
+    PlainHead,
+    may_be_plain,
+    read_plain_head,
+)
+
+MAX_BODY_BYTES = 1024 * 1024
+"""Longer bodies are read by the other door."""
+
+BUFFER_BYTES = 1024 * 1024
+"""What is buffered for a client that does not read: an answer up to this length gives its turn at
+the backend back, however slow its client is."""
+
+PATIENCE_S = 1.0
+"""Seconds in which a request comes whole; the other door goes on with one that does not, and has
+the limits for that."""
+
+
+HALF_CLOSED_S = 1.0
+"""Seconds in which a client that sends no more gets an answer that has not begun. llama-server
+looks as often whether a client has left, and takes one that sends no more to have."""
+
+
+class Lanes(Protocol):
+    """What all connections share."""
+
+    def open_account(self) -> BodyAccount:
+        """Return what the body of one request is counted in."""
+
+    def enter(self, lane: "FastLane") -> None:
+        """Take note of a connection in the fast lane."""
+
+    def leave(self, lane: "FastLane") -> None:
+        """Forget a connection that is closed or handed over."""
+
+    def cross(self, lane: "FastLane", head: RequestHead, body: bytes) -> Crossing | None:
+        """Send a request on its way; None where the other door has to answer it."""
+
+    def other_door(self) -> asyncio.Protocol:
+        """Return what goes on with a connection that is handed over."""
+
+
+class FastLane(asyncio.Protocol):
+    """The controller's side of one connection."""
+
+    __slots__ = (
+        "_account",
+        "_body_at",
+        "_caller",
+        "_crossing",
+        "_ended_at",
+        "_head",
+        "_lanes",
+        "_pieces_since",
+        "_raw",
+        "_request",
+        "_transport",
+        "_writing",
+        "keeps_alive",
+        "quiet_since",
+    )
+    _transport: asyncio.Transport
+
+    def __init__(self, lanes: Lanes, now: float) -> None:
+        self._lanes = lanes
+        self._crossing: Crossing | None = None
+        self._request = b""
+        """The request that is being answered, to be handed over if that fails."""
+        self._raw = b""
+        """What has come of the next one."""
+        self._head: PlainHead | None = None
+        """The head of the next one, once it is there."""
+        self._body_at = 0
+        self._pieces_since: float | None = None
+        """Since when a part of a request was seen to be there."""
+        self._ended_at: float | None = None
+        """Since when the client sends no more: it has left, or waits for its last answer."""
+        self._account = lanes.open_account()
+        self._writing = WriteProgress()
+        self.keeps_alive = True
+        self.quiet_since = now
+        """When it was opened, or its last answer ended, by the loop's clock."""
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the transport."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's only act like one
+        self._transport.set_write_buffer_limits(high=BUFFER_BYTES)
+        peer = transport.get_extra_info("peername")
+        self._caller: str = peer[0] if peer else ""
+        self._lanes.enter(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Serve the request once it is there."""
+        self._raw = self._raw + data if self._raw else data
+        if self._crossing is None:
+            self._go_on()
+        else:  # a client that does not wait for its answer has to
+            self._transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        """Keep the way open to a client that sends no more and is owed an answer."""
+        self._ended_at = asyncio.get_running_loop().time()
+        return self._crossing is not None
+
+    def connection_lost(self, _: Exception | None) -> None:
+        """Give up what is being answered."""
+        self._lanes.leave(self)
+        self._account.close()
+        crossing, self._crossing = self._crossing, None
+        if crossing is not None:
+            crossing.abandon()
+
+    def pause_writing(self) -> None:
+        """Read no more from the backend: the client does not keep up."""
+        if self._crossing is not None:
+            self._crossing.pause()
+
+    def resume_writing(self) -> None:
+        """Read on."""
+        if self._crossing is not None:
+            self._crossing.resume()
+
+    # What a crossing calls
+
+    def write(self, content: bytes) -> None:
+        """See `crossing.Lane`."""
+        self._transport.write(content)
+
+    def cut(self) -> None:
+        """See `crossing.Lane`."""
+        self._crossing = None
+        self._transport.close()
+
+    def finish(self) -> None:
+        """See `crossing.Lane`."""
+        self._crossing, self._request = None, b""
+        self._account.close()
+        self.quiet_since = asyncio.get_running_loop().time()
+        if self._ended_at is not None or not self.keeps_alive:
+            self._transport.close()
+        elif self._raw:
+            self._transport.resume_reading()
+            self._go_on()
+
+    def hand_over(self) -> None:
+        """See `crossing.Lane`."""
+        came, self._request, self._raw = self._request + self._raw, b"", b""
+        self._crossing = None
+        self._account.close()
+        self._lanes.leave(self)
+        transport, other = self._transport, self._lanes.other_door()
+        transport.set_write_buffer_limits()
+        transport.set_protocol(other)
+        other.connection_made(transport)
+        if not transport.is_reading():
+            transport.resume_reading()
+        if came:
+            other.data_received(came)
+        if self._ended_at is not None and not other.eof_received():
+            transport.close()
+
+    # What the server calls
+
+    def look(self, now: float, limits: ServerSettings) -> None:
+        """End what takes too long: a quiet connection, a request in pieces, a slow reader."""
+        size = self._transport.get_write_buffer_size()
+        if self._writing.is_stuck(size, now, limits.write_timeout_s):
+            note_slow_client(self._caller, "write")
+            self._transport.abort()
+        elif self._crossing is not None:
+            if self._has_left(now, self._crossing):
+                self._transport.abort()
+        elif self._raw:
+            self._pieces_since = self._pieces_since or now
+            if now - self._pieces_since >= PATIENCE_S:
+                self.hand_over()
+        elif now - self.quiet_since > limits.idle_timeout_s:
+            self._transport.close()
+
+    def _has_left(self, now: float, crossing: Crossing) -> bool:
+        """Whether a client that sends no more is taken to have left.
+
+        Closed and half-closed connections look the same until something is written on them.
+        """
+        is_late = self._ended_at is not None and now - self._ended_at > HALF_CLOSED_S
+        return is_late and not crossing.is_streaming
+
+    def close_if_idle(self) -> None:
+        """Close a connection on which nothing is asked."""
+        if self._crossing is None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close it at once."""
+        self._transport.abort()
+
+    def _go_on(self) -> None:
+        """Look at what has come of a request: serve it, wait for the rest, or hand it over."""
+        came, head = self._raw, self._head
+        if head is None:
+            end = came.find(b"\r\n\r\n") + 4
+            if end < 4:
+                if len(came) > MAX_HEAD_BYTES or not may_be_plain(came):
+                    self.hand_over()
+                return
+            head = read_plain_head(came[:end])
+            if head is None or not self._may_take(head.length):
+                self.hand_over()
+                return
+            self._head, self._body_at = head, end
+        surplus = len(came) - self._body_at - head.length
+        if surplus > 0:  # requests in a row, which the other door can do
+            self.hand_over()
+        elif surplus == 0:
+            self._serve(head, came[self._body_at :])
+
+    def _may_take(self, length: int) -> bool:
+        """Whether a body of this length is read here; it is counted then."""
+        if length > MAX_BODY_BYTES:
+            return False
+        try:
+            self._account.grow_to(length)
+        except RequestRefused:
+            return False
+        return True
+
+    def _serve(self, plain: PlainHead, body: bytes) -> None:
+        self._request, self._raw, self._head = self._raw, b"", None
+        self._pieces_since = None
+        self.keeps_alive = plain.keeps_alive
+        head = RequestHead(
+            request_id=request_id_of(plain.headers),
+            method=plain.method,
+            target=plain.target,
+            headers=plain.headers,
+            caller=self._caller,
+            takes_chunks=True,
+        )
+        self._crossing = self._lanes.cross(self, head, body)
+        if self._crossing is None:
+            self.hand_over()

@@ -1,0 +1,95 @@
+"""What is kept of a request while it is answered: its closing line, and how its stream may end."""
+
+import time
+
+import msgspec
+
+from supervisor.arbiter.arbiter import Lease
+from supervisor.errors import RequestRefused
+from supervisor.gateway.call import Headers, RequestHead, header
+from supervisor.gateway.error_responses import error_body
+from supervisor.observability.request_log import request_log
+
+EVENT_STREAM = "text/event-stream"
+
+_EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
+_CLIENT_LEFT = 499  # nginx's number, for want of a standard one
+
+
+class Record:
+    """The facts of one request and its answer, for every door."""
+
+    __slots__ = (
+        "_began_at",
+        "_head",
+        "_tail",
+        "epoch",
+        "is_event_stream",
+        "is_probe",
+        "model",
+        "status",
+        "waited_s",
+    )
+
+    def __init__(self, head: RequestHead) -> None:
+        self._head = head
+        self._began_at = time.monotonic()
+        self._tail = b"\n\n"
+        """The last four bytes that were sent; a body begins at an event boundary."""
+        self.is_event_stream = False
+        self.status = _CLIENT_LEFT
+        self.is_probe = False
+        """Whether somebody looks whether we live; said at debug only, as long as we do."""
+        self.model: str | None = None
+        self.epoch: int | None = None
+        self.waited_s = 0.0
+        """How long the call waited for leases."""
+
+    def lease(self, lease: Lease) -> None:
+        """A backend is leased to the call, perhaps after another one has died."""
+        self.model, self.epoch = lease.backend.model, lease.backend.epoch
+        self.waited_s += lease.waited_s
+
+    @property
+    def path(self) -> str:
+        """The path that was asked for, as it came."""
+        return self._head.target.partition("?")[0]
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the request was read."""
+        return time.monotonic() - self._began_at
+
+    def begin(self, status: int, headers: Headers) -> None:
+        """The head of the answer is sent."""
+        self.status = status
+        content_type = header(headers, b"content-type") or ""
+        self.is_event_stream = content_type.partition(";")[0].strip().lower() == EVENT_STREAM
+
+    def pass_on(self, content: bytes) -> None:
+        """A piece of the body is sent."""
+        self._tail = content[-4:] if len(content) >= 4 else (self._tail + content)[-4:]
+
+    def last_event(self, error: RequestRefused) -> bytes:
+        """Return what tells a client why its stream breaks; nothing where it would be misread.
+
+        That is one error event, where an event stream stands at an event boundary.
+        """
+        if not self.is_event_stream or not self._tail.endswith(_EVENT_ENDS):
+            return b""
+        return b"data: " + msgspec.json.encode(error_body(error)) + b"\n\n"
+
+    def close(self) -> None:
+        """Write the closing line; the last that is done with a request, whatever came of it."""
+        request_log.done(
+            self._head.method,
+            self.path,
+            self.status,
+            request_id=self._head.request_id,
+            epoch=self.epoch,
+            waited_s=self.waited_s,
+            took_s=self.age_s,
+            model=self.model,
+            client=self._head.caller,
+            level="debug" if self.is_probe and self.status < 400 else "info",
+        )

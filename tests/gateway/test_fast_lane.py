@@ -1,0 +1,296 @@
+"""What the fast lane serves, what it hands over, and that nobody can tell which door it was."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+
+from supervisor.gateway.lane.lane import MAX_BODY_BYTES
+from supervisor.gateway.lane.plain_head import may_be_plain, read_plain_head
+from tests.conftest import RunningController, StartController
+from tests.gateway.conftest import ENDLESS, until
+
+HOST = b"Host: localhost\r\n"
+TOKENIZE = b'{"content": "Hello world"}'
+
+
+def request(
+    head: bytes = HOST,
+    *,
+    method: bytes = b"POST",
+    target: bytes = b"/tokenize",
+    body: bytes = TOKENIZE,
+) -> bytes:
+    """A request; `head` are whole lines, to which the length is added where there is a body."""
+    length = b"Content-Length: %d\r\n" % len(body) if body else b""
+    return b"%b %b HTTP/1.1\r\n%b%b\r\n%b" % (method, target, head, length, body)
+
+
+class Client:
+    """A connection on which bytes are sent and answers read."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self.writer = writer
+
+    async def answer(self) -> tuple[int, dict[str, str], bytes]:
+        """Read one answer: status, headers in lower case, body."""
+        head = (await self._reader.readuntil(b"\r\n\r\n")).decode()
+        start, *lines = head.strip().split("\r\n")
+        headers = {k.lower(): v for k, v in (line.split(": ", 1) for line in lines)}
+        if headers.get("transfer-encoding") == "chunked":
+            body = b""
+            while size := int(await self._reader.readuntil(b"\r\n"), 16):
+                body += (await self._reader.readexactly(size + 2))[:-2]
+            await self._reader.readexactly(2)
+        else:
+            body = await self._reader.readexactly(int(headers.get("content-length", "0")))
+        return int(start.split()[1]), headers, body
+
+    async def ask(self, content: bytes) -> tuple[int, dict[str, str], bytes]:
+        """Send bytes and read the answer."""
+        self.writer.write(content)
+        return await self.answer()
+
+    async def is_closed(self) -> bool:
+        """Whether the server closes the connection, with nothing more to read."""
+        return await self._reader.read() == b""
+
+
+def holds(condition: Callable[[], bool]) -> Callable[[], Awaitable[bool]]:
+    """Make a condition one that `until` can await."""
+
+    async def ask() -> bool:
+        return condition()
+
+    return ask
+
+
+async def connect(controller: RunningController) -> Client:
+    host, _, port = controller.url.removeprefix("http://").partition(":")
+    return Client(*await asyncio.open_connection(host, int(port)))
+
+
+@pytest.fixture
+async def embedding(start_controller: StartController) -> RunningController:
+    """A controller with an embedding model live."""
+    controller = await start_controller()
+    await controller.switch_to("minilm")
+    return controller
+
+
+@pytest.fixture
+async def client(embedding: RunningController) -> AsyncIterator[Client]:
+    """A connection to it."""
+    made = await connect(embedding)
+    yield made
+    made.writer.close()
+
+
+PLAIN = {
+    "a call": request(),
+    "a call of a model's raw server": request(target=b"/upstream/minilm/tokenize"),
+    "a GET": request(method=b"GET", target=b"/props", body=b""),
+    "a model that is named": request(body=b'{"model": "minilm", "content": "x"}'),
+    "a connection to be closed": request(HOST + b"Connection: close\r\n"),
+}
+
+
+@pytest.mark.parametrize("content", PLAIN.values(), ids=PLAIN)
+async def test_plain_request_does_not_come_to_the_other_door(
+    embedding: RunningController, client: Client, content: bytes
+) -> None:
+    before = embedding.server.requests_count
+
+    status, headers, body = await client.ask(content)
+
+    assert (status, embedding.server.requests_count - before) == (200, 0)
+    assert json.loads(body)
+    assert headers["x-request-id"]
+
+
+ODD = {
+    "a route of ours": (request(method=b"GET", target=b"/status", body=b""), 200),
+    "two requests at once": (request() + request(), 200),
+    "a method of its own": (request(method=b"PUT"), 404),
+    "an old version": (request().replace(b"HTTP/1.1", b"HTTP/1.0"), 200),
+    "a chunked body": (
+        b"POST /tokenize HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n"
+        b"1a\r\n" + TOKENIZE + b"\r\n0\r\n\r\n",
+        200,
+    ),
+    "a compressed body": (request(HOST + b"Content-Encoding: identity\r\n"), 200),
+    "two hosts": (request(HOST + HOST), 400),
+    "no host": (request(b""), 400),
+    "lengths that differ": (request(HOST + b"Content-Length: 1\r\n"), 400),
+    "a header over two lines": (request(HOST + b"X: a\r\n b\r\n"), 400),
+    "half a line's end": (request(HOST + b"X: a\n"), 400),
+    "another protocol": (b"\x16\x03\x01\x02\x00\x01\x00", 400),
+    "an unknown model": (request(body=b'{"model": "nobody"}'), 404),
+    "a model that is not live": (request(body=b'{"model": "demo-chat"}'), 409),
+    "a long head": (request(HOST + b"X: " + b"x" * 8150 + b"\r\n"), 200),
+    "a long body": (request(body=b'{"content": "%b"}' % (b"x" * MAX_BODY_BYTES)), 200),
+}
+
+
+@pytest.mark.parametrize(("content", "status"), ODD.values(), ids=ODD)
+async def test_other_request_is_answered_by_the_other_door(
+    embedding: RunningController, client: Client, content: bytes, status: int
+) -> None:
+    before = len(embedding.server.connections)
+
+    answered, _, _ = await client.ask(content)
+
+    assert answered == status
+    assert status == 400 or len(embedding.server.connections) == before + 1
+
+
+async def test_connection_that_was_handed_over_stays_there(
+    embedding: RunningController, client: Client
+) -> None:
+    before = embedding.server.requests_count
+
+    answers = [await client.ask(each) for each in (request(), PLAIN["a GET"], request() * 2)]
+    answers += [await client.answer(), await client.ask(request())]
+
+    assert [status for status, _, _ in answers] == [200] * 5
+    assert embedding.server.requests_count - before == 3
+
+
+async def test_request_that_comes_in_pieces_is_served(
+    embedding: RunningController, client: Client
+) -> None:
+    content, before = request(), embedding.server.requests_count
+
+    for at in range(0, len(content), 7):
+        client.writer.write(content[at : at + 7])
+        await asyncio.sleep(0)
+    status, _, _ = await client.answer()
+
+    assert (status, embedding.server.requests_count - before) == (200, 0)
+
+
+async def test_request_that_does_not_come_whole_in_time_goes_to_the_other_door(
+    embedding: RunningController, client: Client
+) -> None:
+    content = request()
+    client.writer.write(content[:-1])
+
+    await until(holds(lambda: bool(embedding.server.connections)))
+    status, _, _ = await client.ask(content[-1:])
+
+    assert status == 200
+
+
+async def test_next_request_waits_for_the_answer_before_it(
+    embedding: RunningController, client: Client
+) -> None:
+    client.writer.write(request(body=b'{"content": "one"}'))
+    await client.writer.drain()
+    client.writer.write(request(body=b'{"content": "two and more"}'))
+
+    one, two = await client.answer(), await client.answer()
+
+    assert (one[0], two[0]) == (200, 200)
+    assert len(json.loads(one[2])["tokens"]) < len(json.loads(two[2])["tokens"])
+    assert embedding.parts.arbiter.snapshot.backends[0].in_flight == 0
+
+
+async def test_connection_closes_behind_the_answer_where_its_client_asks_for_it(
+    client: Client,
+) -> None:
+    status, headers, _ = await client.ask(PLAIN["a connection to be closed"])
+
+    assert (status, headers["connection"]) == (200, "close")
+    assert await client.is_closed()
+
+
+async def test_client_that_sends_no_more_gets_its_answer(client: Client) -> None:
+    client.writer.write(request())
+    client.writer.write_eof()
+
+    status, _, body = await client.answer()
+
+    assert (status, json.loads(body)["tokens"]) == (200, [7592, 2088])
+    assert await client.is_closed()
+
+
+async def test_client_that_leaves_gives_lease_and_slot_back(
+    start_controller: StartController,
+) -> None:
+    controller = await start_controller()
+    await controller.switch_to("bench-chat")
+    client = await connect(controller)
+    client.writer.write(request(target=b"/completion", body=json.dumps(ENDLESS).encode()))
+    await until(holds(lambda: controller.parts.arbiter.snapshot.backends[0].in_flight == 1))
+
+    client.writer.transport.abort()
+
+    await until(holds(lambda: controller.parts.arbiter.snapshot.backends[0].in_flight == 0))
+
+
+async def test_call_that_would_wait_waits_at_the_other_door(
+    embedding: RunningController, client: Client
+) -> None:
+    body = b'{"model": "demo-chat", "content": "Hello"}'
+    switching = asyncio.create_task(embedding.switch_to("demo-chat"))
+    await until(holds(lambda: embedding.parts.arbiter.snapshot.switch is not None))
+
+    status, _, _ = await client.ask(request(body=body))
+
+    assert status == 200
+    assert len(embedding.server.connections) >= 1
+    await switching
+
+
+async def test_door_can_be_closed(start_controller: StartController) -> None:
+    settings = {"server": {"fast_lane": False}, "devices": {"host": {"exclusive": True}}}
+    controller = await start_controller(files={"supervisor.yaml": settings})
+    await controller.switch_to("minilm")
+    before = controller.server.requests_count
+
+    client = await connect(controller)
+    status, _, _ = await client.ask(request())
+    client.writer.close()
+
+    assert (status, controller.server.requests_count - before) == (200, 1)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"Expect: 100-continue",
+        b"TE: trailers",
+        b"Transfer-Encoding: chunked",
+        b"Upgrade: h2c",
+        b"Content-Encoding: gzip",
+        b"Origin: http://h",
+        b"Sec-Fetch-Site: cross-site",
+        b"Connection: keep-alive, x",
+        b"Connection: close\r\nConnection: close",
+        b"Content-Length: +3",
+        b"Content-Length : 3",
+        b"X: a\r\n\tb",
+        b"X: \0",
+    ],
+)
+def test_head_with_such_a_line_is_not_plain(line: bytes) -> None:
+    plain = read_plain_head(b"POST /x HTTP/1.1\r\nHost: h\r\n\r\n")
+    odd = read_plain_head(b"POST /x HTTP/1.1\r\nHost: h\r\n" + line + b"\r\n\r\n")
+
+    assert (plain is not None, odd) == (True, None)
+
+
+@pytest.mark.parametrize(
+    "target", [b"//x", b"x", b"*", b"http://h/x", b"/x#y", b"/\xc3\xa4", b"/\\x"]
+)
+def test_target_of_another_form_is_not_plain(target: bytes) -> None:
+    assert read_plain_head(b"GET " + target + b" HTTP/1.1\r\nHost: h\r\n\r\n") is None
+
+
+def test_head_may_become_plain_as_long_as_it_begins_so() -> None:
+    assert may_be_plain(b"PO")
+    assert may_be_plain(b"GET /x")
+    assert not may_be_plain(b"PUT")
+    assert not may_be_plain(b"\x16\x03")
