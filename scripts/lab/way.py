@@ -2,8 +2,9 @@
 
     PYTHONPATH=scripts .venv/bin/python -m lab.way
 
-A controller runs in this process, with a real llama-server behind it. Only calls of the product's
-own code count; returns, resumed coroutines and what the request did not cause do not.
+A controller runs in this process, with a real llama-server behind it; the chat goes through the
+fast lane. Only calls of the product's own code count; returns, resumed coroutines and what the
+request did not cause do not.
 """
 
 import asyncio
@@ -101,17 +102,24 @@ async def record_way(profiles: Path, models: Path, data: Path) -> list[Step]:
         try:
             await web.TCPSite(runner, "127.0.0.1", 0).start()
             host, port = runner.addresses[0]
-            async with aiohttp.ClientSession(f"http://{host}:{port}") as client:
+            url = f"http://{host}:{port}"
+            async with aiohttp.ClientSession(url) as client:
+                await _switch(client)
+            # Another connection: one that has asked for a switch stays at aiohttp's door.
+            async with aiohttp.ClientSession(url) as client:
                 return await _shortest(client)
         finally:
             await runner.cleanup()
 
 
-async def _shortest(client: aiohttp.ClientSession) -> list[Step]:
+async def _switch(client: aiohttp.ClientSession) -> None:
     order = {"model_name": CHAT_MODEL}
     async with client.post("/switch-backend", json=order) as answer:
         if answer.status != 200:
             raise LabError(f"{CHAT_MODEL} cannot be switched to: {await answer.text()}")
+
+
+async def _shortest(client: aiohttp.ClientSession) -> list[Step]:
     await _chat(client)
     ways = []
     for _ in range(TRIES):
