@@ -85,7 +85,7 @@ class Targets:
         """Ask telemetry whether the target's device can be used; to be called at each switch.
 
         Raises RequestRefused `telemetry_lost` where a GPU's driver is here and does not work: the
-        host's memory is no place for what was made for a GPU.
+        host's memory does not stand in for what was made for a GPU.
         """
         for each in (target, target.fallback):
             if each is not None:

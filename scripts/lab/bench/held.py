@@ -258,12 +258,12 @@ def _suspended(pid: int) -> Iterator[None]:
 
 
 @contextmanager
-def _open_files(least: int) -> Iterator[None]:
+def _open_files(wanted: int) -> Iterator[None]:
     """Allow this process, and those it starts, that many open files. Raises LabError."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < least:
-        raise LabError(f"{least} open files are needed and {hard} allowed (ulimit -Hn)")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, least), hard))
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        raise LabError(f"{wanted} open files are needed and {hard} allowed (ulimit -Hn)")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
     try:
         yield
     finally:

@@ -27,7 +27,7 @@ class Facts:
     `request_epochs`: the server that a request was given to last. `died`: when one died by itself,
     its epoch and its model. `retiring`: since when a server ends its last requests behind its
     successor, and the switch that replaced it.
-    `troubles`: log events of level error, and lines that are no log events, such as tracebacks.
+    `troubles`: log events of level error, and lines that are not log events, such as tracebacks.
     """
 
     began_at: float
@@ -108,7 +108,7 @@ def _add_switch(facts: Facts, at: float, event: Mapping[str, Any]) -> None:
 
 
 def _add_trouble(facts: Facts, at: float, line: str, *, goes_on: bool) -> None:
-    """Note a line that is no log event; those of one traceback are one trouble."""
+    """Note a line that is not a log event; those of one traceback are one trouble."""
     if goes_on:
         at, line = facts.troubles[-1][0], f"{facts.troubles.pop()[1]}\n{line}"
     facts.troubles.append((at, line))

@@ -85,7 +85,7 @@ def refusal_problem(
     if seen.status == 503 and not says_when and seen.should_retry != "false":
         return f"{seen.code} is a 503 that says neither when to come again nor that it is no use"
     if seen.code not in may_refuse:
-        return f"{seen.code} is no reason to refuse this: {seen.detail}"
+        return f"{seen.code} is not a reason to refuse this: {seen.detail}"
     return None
 
 

@@ -66,7 +66,7 @@ class Known:
             return f"asked for {model}, answered by {named}"
         right = self.texts.get(named, {}).get(prompt)
         if right is None:
-            return f"answered by {named}, which is no model for this"
+            return f"answered by {named}, which is not a model for this"
         size = min(len(right), len(text))
         if text[:size] != right[:size]:
             return f"{named} said {text[:60]!r} and not {right[:60]!r}"

@@ -64,7 +64,8 @@ def send(pid: int, number: signal.Signals) -> bool:
 def survivors(mark: str, controller_pid: Callable[[], int], within_s: float) -> set[psutil.Process]:
     """Wait until what lives of the run apart from its controller is gone; return what is not.
 
-    `controller_pid` tells the controller that runs now: what descends from it is no orphan. Blocks.
+    `controller_pid` returns that of the controller that runs now: what descends from it is not an
+    orphan. Blocks.
     """
     deadline = time.monotonic() + within_s
     left = _outside(mark, controller_pid())

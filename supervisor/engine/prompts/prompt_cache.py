@@ -63,9 +63,10 @@ def slot_file_name(slot: int) -> str:
 class PromptCache:
     """A folder of saved prompts, of all models. Its methods may be called from any thread.
 
-    `max_bytes` bounds what lies in it; the prompts that were used least lately make room. Unless
-    `keeps_at_exit`, it is emptied at its start, where a killed controller may have left something,
-    and removed by `close()`. Both may be changed. `free_bytes` tells what its disk has left.
+    `max_bytes` bounds what is in it; the prompts that have not been used for the longest time make
+    room. Unless `keeps_at_exit`, it is emptied at its start, where a killed controller may have
+    left something, and removed by `close()`. Both may be changed. `free_bytes` returns what its
+    disk has left.
     """
 
     def __init__(

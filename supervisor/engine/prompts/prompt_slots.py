@@ -20,7 +20,7 @@ from supervisor.errors import BackendUnreachable, EngineError
 
 MIN_TIME_S = 10.0
 BYTES_PER_S = 50e6
-"""All slots together get the least time, and as much more as their bytes take on a slow disk."""
+"""All slots together get the minimum, and as much more as their bytes take on a slow disk."""
 
 _OTHER_FORM = (ValueError, LookupError, TypeError, AttributeError)
 _FAILURES = (EngineError, BackendUnreachable, OSError, *_OTHER_FORM)  # OSError: TimeoutError, too
