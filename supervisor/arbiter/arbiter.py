@@ -116,12 +116,14 @@ class Arbiter:
         if self._is_handling:
             return
         self._is_handling = True
+        moves_deadlines = False
         try:
             while self._mailbox:
-                self._handle(self._mailbox.popleft())
+                moves_deadlines |= self._handle(self._mailbox.popleft())
         finally:
             self._is_handling = False
-        self._set_wakeup()
+        if moves_deadlines:
+            self._set_wakeup()
 
     @asynccontextmanager
     async def lease(
@@ -231,7 +233,12 @@ class Arbiter:
         if self._wakeup is not None:
             self._wakeup.cancel()
 
-    def _handle(self, event: Event) -> None:
+    def _handle(self, event: Event) -> bool:
+        """Decide, show and carry out. Returns whether deadlines may have moved.
+
+        A request that gets its lease at once, or gives it back while nothing waits for that, moves
+        none and is shown to nobody: there are thousands a second.
+        """
         before = self._snapshot
         self._recent.append(event)
         try:
@@ -239,13 +246,23 @@ class Arbiter:
         except InvalidTransition as error:
             history = "\n".join(repr(past) for past in self._recent)
             raise InvalidTransition(f"{error}; the last events were:\n{history}") from error
-        if not isinstance(event, _OF_REQUESTS):  # of backends and switches, which others change
+        if isinstance(event, _OF_REQUESTS):
+            waits_as_before = self._snapshot.requests.waiters is before.requests.waiters
+            stops_nothing = isinstance(event, RequestArrived) or not commands
+            if waits_as_before and stops_nothing:
+                self._perform_all(commands)
+                return False
+        else:  # of backends and switches, which no request changes
             self._check_invariants(event)
         for observe in self._observers:
             try:
                 observe(event, before, self._snapshot, commands)
             except Exception as error:  # noqa: BLE001 - whoever watches never stops the machine
                 self._note_failed_observer(observe, event, error)
+        self._perform_all(commands)
+        return True
+
+    def _perform_all(self, commands: tuple[Command, ...]) -> None:
         for command in commands:
             try:
                 self._perform(command)

@@ -15,7 +15,7 @@ from supervisor.core.machine.commands import WarmFile
 from supervisor.core.machine.events import (
     BackendExited,
     BackendReady,
-    RequestArrived,
+    DeviceFound,
     RequestEnded,
     RulesChanged,
     SwitchRequested,
@@ -557,14 +557,14 @@ async def test_a_bug_of_ours_tells_what_led_to_it(make_target: MakeTarget, world
 
 
 async def test_an_event_posted_by_an_observer_is_handled_behind_the_one_observed(
-    make_target: MakeTarget, world: World
+    world: World,
 ) -> None:
     order: list[str] = []
 
     def observe(event: Any, before: Snapshot, after: Snapshot, commands: Any) -> None:
         order.append(type(event).__name__)
-        if isinstance(event, RequestArrived):
-            arbiter.post(RequestEnded(at=event.at, request_id=event.request_id))
+        if isinstance(event, DeviceFound):
+            arbiter.post(TimePassed(at=event.at))
             order.append("observed")
 
     arbiter = Arbiter(
@@ -573,8 +573,31 @@ async def test_an_event_posted_by_an_observer_is_handled_behind_the_one_observed
         memory=world.memory,
         observers=(observe,),
     )
-    arbiter.post(RequestArrived(at=0.0, request_id="r1", target=make_target("chat")))
-    assert order == ["RequestArrived", "observed", "RequestEnded"]
+    arbiter.post(DeviceFound(at=0.0, device=Device(name="host", budget_bytes=1)))
+    assert order == ["DeviceFound", "observed", "TimePassed"]
+
+
+async def test_requests_that_move_nothing_are_shown_to_no_observer(
+    world: World, make_target: MakeTarget
+) -> None:
+    target = make_target("chat")
+    await world.switch_to(target)
+    seen = len(world.observed)
+    async with world.arbiter.lease(target, None):
+        assert len(world.observed) == seen
+    assert len(world.observed) == seen
+
+
+async def test_the_request_that_lets_a_server_stop_is_shown(
+    world: World, make_target: MakeTarget, eventually: Eventually
+) -> None:
+    target = make_target("chat")
+    await world.switch_to(target)
+    async with world.arbiter.lease(target, None):
+        unloading = asyncio.create_task(world.switch_to(None))
+        await eventually(lambda: world.snapshot.switch is not None)
+    await unloading
+    assert any(isinstance(event, RequestEnded) for event, *_ in world.observed)
 
 
 async def test_the_observer_sees_each_event_with_the_state_before_and_after(

@@ -62,7 +62,8 @@ def _on_request_arrived(draft: Draft, event: RequestArrived) -> None:
 
 def _on_request_ended(draft: Draft, event: RequestEnded) -> None:
     epoch = requests.end_request(draft, event.request_id)
-    if epoch is not None:
+    backend = draft.snapshot.backend(epoch)
+    if backend is not None and backend.state is not BackendState.READY:
         _progress_leaving(draft)
 
 
