@@ -1,6 +1,7 @@
 """What the docs name is there: paths, phases, states, modules, and the files behind links."""
 
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,3 +80,12 @@ def test_each_room_is_in_the_table_of_rooms() -> None:
     }
     table = "\n".join(cells[1] for cells in rows_under(ARCHITECTURE, "The rooms"))
     assert rooms == {match["path"].partition("/")[0] for match in PATH.finditer(table)} & rooms
+
+
+def test_rooms_import_each_other_as_the_page_says() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    layers = contracts["contracts"][0]["layers"]
+    checked = [layer.replace("supervisor.", "").replace(" | ", ", ") for layer in layers]
+    written = re.search(r"`(cli → [^`]+)`", ARCHITECTURE.read_text())
+    assert written is not None
+    assert checked == " ".join(written[1].split()).split(" → ")
