@@ -52,7 +52,7 @@ def note_slow_client(client: str | None, waited_for: str) -> None:
 class ClientConnection(web.RequestHandler):
     """One client's connection, which knows since when it waits for what."""
 
-    __slots__ = ("answering", "head_began_at", "writing")
+    __slots__ = ("answering", "go_back", "head_began_at", "writing")
 
     def __init__(self, server: web.Server, **options: Any) -> None:
         super().__init__(server, loop=asyncio.get_running_loop(), **options)
@@ -61,12 +61,35 @@ class ClientConnection(web.RequestHandler):
         self.head_began_at: float | None = None
         """When a head began to come of which the end has not come."""
         self.writing = WriteProgress()
+        self.go_back: Callable[[asyncio.Transport, bytes], None] | None = None
+        """What goes on with the connection once its one request is answered; None: we do."""
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, and note when a head began."""
+        if not data:  # aiohttp goes on with what it had put off
+            super().data_received(data)
+            return
+        if self.go_back is not None and self._is_given_back(self.go_back, data):
+            return
         if self.head_began_at is None and not self.answering:
             self.head_began_at = asyncio.get_running_loop().time()
         super().data_received(data)
+
+    def _is_given_back(
+        self, go_back: Callable[[asyncio.Transport, bytes], None], data: bytes
+    ) -> bool:
+        """Give the connection back with what came, unless that came before the answer had ended.
+
+        Bytes that come earlier may be part of what is parsed here: they would be read twice.
+        """
+        self.go_back = None
+        transport = self.transport
+        if self.answering or self.head_began_at is not None or transport is None:
+            return False
+        self.transport = None  # else it would be closed
+        self.connection_lost(None)
+        go_back(transport, data)
+        return True
 
     def judge(self, now: float, limits: ServerSettings) -> None:
         """Cut the connection if its client takes too long."""

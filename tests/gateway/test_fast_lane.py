@@ -146,16 +146,49 @@ async def test_other_request_is_answered_by_the_other_door(
     assert status == 400 or len(embedding.server.connections) == before + 1
 
 
-async def test_connection_that_was_handed_over_stays_there(
-    embedding: RunningController, client: Client
+@pytest.mark.parametrize("name", ["a route of ours", "a model that is not live"])
+async def test_connection_comes_back_behind_a_plain_request(
+    embedding: RunningController, client: Client, name: str
 ) -> None:
     before = embedding.server.requests_count
+    content, expected = ODD[name]
 
-    answers = [await client.ask(each) for each in (request(), PLAIN["a GET"], request() * 2)]
-    answers += [await client.answer(), await client.ask(request())]
+    answers = [await client.ask(each) for each in (content, request(), content, request())]
 
-    assert [status for status, _, _ in answers] == [200] * 5
-    assert embedding.server.requests_count - before == 3
+    assert [status for status, _, _ in answers] == [expected, 200] * 2
+    assert embedding.server.requests_count - before == 2
+    connections = [each for each in embedding.server.connections if each.transport is not None]
+    assert len(connections) == 1  # that of the fixture, which has switched
+
+
+@pytest.mark.parametrize("name", ["two requests at once", "a chunked body", "an old version"])
+async def test_connection_stays_where_it_is_not_sure_where_a_request_ends(
+    embedding: RunningController, client: Client, name: str
+) -> None:
+    before = embedding.server.requests_count
+    content, _ = ODD[name]
+    count = 2 if name == "two requests at once" else 1
+    content = content.replace(b"HTTP/1.0\r\n", b"HTTP/1.0\r\nConnection: keep-alive\r\n")
+
+    client.writer.write(content)
+    statuses = [(await client.answer())[0] for _ in range(count)]
+    statuses.append((await client.ask(request()))[0])
+
+    assert statuses == [200] * (count + 1)
+    assert embedding.server.requests_count - before == count + 1
+
+
+async def test_request_that_does_not_wait_for_an_answer_of_ours_is_answered_behind_it(
+    embedding: RunningController, client: Client
+) -> None:
+    client.writer.write(ODD["a route of ours"][0])
+    await asyncio.sleep(0)
+    client.writer.write(request())
+
+    answers = [await client.answer(), await client.answer()]
+
+    assert [status for status, _, _ in answers] == [200, 200]
+    assert json.loads(answers[1][2]) == {"tokens": [7592, 2088]}
 
 
 async def test_request_that_comes_in_pieces_is_served(

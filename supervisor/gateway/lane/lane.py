@@ -1,8 +1,9 @@
 """One client's connection in the fast lane.
 
-It serves plain requests, one at a time. At the first that is not plain, or cannot be served at
-once, the connection goes to the other door with the bytes that have come and before a byte of an
-answer was sent, and stays there. So what is right does not depend on this door, only how fast.
+It serves plain requests, one at a time. One that is not plain, or cannot be served at once, goes to
+the other door, and the connection with it, before a byte of an answer was sent: so what is right
+does not depend on this door, only how fast. Behind a plain request the connection comes back; where
+it is not sure where a request ends, it stays there.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ from supervisor.errors import RequestRefused
 from supervisor.gateway.bodies import BodyAccount
 from supervisor.gateway.call import RequestHead
 from supervisor.gateway.call_reader import request_id_of
-from supervisor.gateway.connections import WriteProgress, note_slow_client
+from supervisor.gateway.connections import ClientConnection, WriteProgress, note_slow_client
 from supervisor.gateway.lane.crossing import Crossing
 from supervisor.gateway.lane.plain_head import (
     MAX_HEAD_BYTES,
@@ -54,8 +55,11 @@ class Lanes(Protocol):
     def cross(self, lane: "FastLane", head: RequestHead, body: bytes) -> Crossing | None:
         """Send a request on its way; None where the other door has to answer it."""
 
-    def other_door(self) -> asyncio.Protocol:
+    def other_door(self) -> ClientConnection:
         """Return what goes on with a connection that is handed over."""
+
+    def take_back(self, transport: asyncio.Transport, data: bytes) -> None:
+        """Go on with a connection that was handed over, and with what has come since."""
 
 
 class FastLane(asyncio.Protocol):
@@ -164,6 +168,7 @@ class FastLane(asyncio.Protocol):
 
     def hand_over(self) -> None:
         """See `crossing.Lane`."""
+        is_one_request = bool(self._request) and not self._raw
         came, self._request, self._raw = self._request + self._raw, b"", b""
         self._crossing = None
         self._account.close()
@@ -176,7 +181,10 @@ class FastLane(asyncio.Protocol):
             transport.resume_reading()
         if came:
             other.data_received(came)
-        if self._ended_at is not None and not other.eof_received():
+        if is_one_request:
+            other.go_back = self._lanes.take_back
+        if self._ended_at is not None:
+            other.eof_received()
             transport.close()
 
     # What the server calls

@@ -9,7 +9,7 @@ from supervisor.errors import RequestRefused
 from supervisor.gateway.bodies import BodyAccount, BodyLedger
 from supervisor.gateway.call import RequestHead
 from supervisor.gateway.call_reader import CallReader
-from supervisor.gateway.connections import ClientServer, Handler
+from supervisor.gateway.connections import ClientConnection, ClientServer, Handler
 from supervisor.gateway.lane.crossing import Crossing
 from supervisor.gateway.lane.lane import FastLane
 from supervisor.gateway.origins import Origins
@@ -49,9 +49,16 @@ class LaneServer(ClientServer):
         """Return what serves a new connection."""
         return FastLane(self, asyncio.get_running_loop().time())
 
-    def other_door(self) -> asyncio.Protocol:
+    def other_door(self) -> ClientConnection:
         """See `lane.Lanes`."""
         return super().__call__()
+
+    def take_back(self, transport: asyncio.Transport, data: bytes) -> None:
+        """See `lane.Lanes`."""
+        lane = FastLane(self, asyncio.get_running_loop().time())
+        transport.set_protocol(lane)
+        lane.connection_made(transport)
+        lane.data_received(data)
 
     def open_account(self) -> BodyAccount:
         """See `lane.Lanes`."""
