@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from supervisor.core.machine.events import RetryDue
+from supervisor.engine.servers.backend import Backend
 from tests.conftest import RunningController, StartController
 from tests.gateway.conftest import ask_json, backend_of, both_doors, endless_stream, shipped, until
 
@@ -50,6 +51,23 @@ async def test_embedding_whose_server_dies_under_it_is_answered_by_the_next_one(
 
     assert (status, len(answer["data"])) == (200, len(TEXTS))
     assert backend_of(controller).epoch == first + 1
+
+
+async def test_request_that_finds_its_server_dead_waits_for_the_restart(
+    start_controller: StartController,
+) -> None:
+    controller = await start_controller()
+    await controller.switch_to("demo-chat")
+    body = {"prompt": "a", "n_predict": 1}
+
+    for _ in range(3):
+        assert (await ask_json(controller, "POST", "/completion", body))[0] == 200
+        backend = backend_of(controller)
+        kill(controller)
+        # Idle connections are closed by now, or closing; whatever is met, nothing was asked yet.
+        await until(lambda child=backend: has_ended(child))  # type: ignore[misc]
+        status, answer = await ask_json(controller, "POST", "/completion", body)
+        assert status == 200, answer
 
 
 async def test_generation_is_repeated_only_where_the_operator_allows_it(
@@ -158,6 +176,10 @@ async def has_status(controller: RunningController, status: str) -> bool:
 
 def kill(controller: RunningController) -> None:
     os.kill(backend_of(controller).process.pid, signal.SIGKILL)
+
+
+async def has_ended(backend: Backend) -> bool:
+    return not backend.process.is_running
 
 
 def hasten_retry(controller: RunningController) -> None:

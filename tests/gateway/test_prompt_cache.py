@@ -69,13 +69,20 @@ async def test_conversations_go_on_after_a_switch_to_embedding_and_back(
     assert all(cached > MIN_CACHED for _, cached in wanted)
 
 
-@pytest.mark.parametrize("action", ["save", "restore"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/slots/0?action=save",
+        "/slots/0?action=restore",
+        "/slots/0?action=x&action=save",
+        "/%73lots/0?acti%6Fn=save",
+    ],
+)
 async def test_clients_write_and_read_no_files_of_slots(
-    start_controller: StartController, tmp_path: Path, action: str
+    start_controller: StartController, tmp_path: Path, path: str
 ) -> None:
     controller = await start_controller(files=files(), data_dir=tmp_path / "data")
     await begin(controller)
-    path = f"/slots/0?action={action}"
     status, answer = await ask_json(controller, "POST", path, {"filename": "mine.bin"})
     assert (status, answer["error"]["code"]) == (403, "slot_files_reserved")
     assert not [found for found in kept_in(tmp_path / "data") if found.name == "mine.bin"]

@@ -20,6 +20,7 @@ from tests.gateway.conftest import (
     endless_stream,
     raw_request,
     requests_now,
+    shipped,
     unchunk,
     until,
 )
@@ -224,6 +225,23 @@ async def test_child_killed_before_its_first_byte_is_told_with_a_reason(
     assert (status, answer["error"]["type"]) == (502, "server_error")
     assert answer["error"]["code"] == "backend_unreachable"
     assert "'bench-chat' closed the connection" in answer["error"]["message"]
+
+
+async def test_request_that_a_switch_cuts_is_told_which_and_after_how_long(
+    start_controller: StartController,
+) -> None:
+    hasty = shipped("generation.yaml", drain_timeout_s=0.1)
+    controller = await start_controller(files={"generation.yaml": hasty})
+    await controller.switch_to("bench-chat")
+    asking = asyncio.create_task(ask_json(controller, "POST", "/completion", ENDLESS))
+    await until(lambda: is_busy(controller))
+
+    await controller.switch_to("minilm")
+    status, answer = await asking
+
+    assert (status, answer["error"]["code"]) == (502, "backend_unreachable")
+    assert "for a switch to 'minilm'" in answer["error"]["message"]
+    assert answer["error"]["after_s"] > 0
 
 
 async def test_upstream_reaches_the_raw_child(
