@@ -29,6 +29,7 @@ from supervisor.engine.prompts.prompt_cache import PromptCache
 from supervisor.engine.servers.children import Children
 from supervisor.engine.targets import Targets, configured_device
 from supervisor.errors import ConfigError, TelemetryError
+from supervisor.gateway.call_reader import CallReader
 from supervisor.gateway.control import Control
 from supervisor.gateway.devices import Devices
 from supervisor.gateway.door import Door
@@ -130,8 +131,9 @@ async def build(configuration: Configuration, options: Options) -> AsyncIterator
         push_rules(arbiter, targets, stores, holder)
         door = Door(
             configuration=holder,
+            reader=CallReader(holder, targets),
             origins=Origins(holder, options.hosts or configuration.settings.server.hosts),
-            relay=Relay(arbiter=arbiter, targets=targets, configuration=holder),
+            relay=Relay(arbiter=arbiter, configuration=holder),
             owners=(
                 Control(
                     arbiter=arbiter, configuration=holder, targets=targets, history=stores.history

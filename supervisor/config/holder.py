@@ -17,13 +17,9 @@ class ConfigurationHolder:
     """
 
     def __init__(self, configuration: Configuration) -> None:
-        self._current = configuration
+        self.current = configuration
+        """The configuration in force now. Only `exchange` sets it."""
         self._listeners: list[Callable[[Configuration], None]] = []
-
-    @property
-    def current(self) -> Configuration:
-        """The configuration in force now."""
-        return self._current
 
     def on_exchange(self, listener: Callable[[Configuration], None]) -> None:
         """Have `listener` called with each later configuration, for what must be pushed on."""
@@ -31,7 +27,7 @@ class ConfigurationHolder:
 
     def exchange(self, configuration: Configuration) -> None:
         """Put another configuration in force, at once and for everybody."""
-        self._current = configuration
+        self.current = configuration
         for listener in self._listeners:
             listener(configuration)
         log.info(

@@ -14,7 +14,6 @@ from typing import Any
 import msgspec
 
 from supervisor.errors import RequestRefused
-from supervisor.gateway.call import Headers, header
 
 _BOM = b"\xef\xbb\xbf"
 _SLICE_BYTES = 64 * 1024
@@ -25,9 +24,9 @@ _MAX_MEMBERS = 1000
 """Parts of a gzip body that are looked through; each costs a copy, however short it is."""
 
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32  # the header tells which (zlib's inflateInit2)
-_CAN_INFLATE = frozenset({"gzip", "x-gzip", "deflate"})
+_CAN_INFLATE = frozenset({b"gzip", b"x-gzip", b"deflate"})
 
-_BOUNDARY = re.compile(r';\s*boundary="?([^";,]+)"?', re.IGNORECASE)
+_BOUNDARY = re.compile(rb';\s*boundary="?([^";,]+)"?', re.IGNORECASE)
 _IS_MODEL_PART = re.compile(
     rb'content-disposition:[^\r\n]*;\s*name="?model"?\s*(;|\r|$)', re.IGNORECASE
 )
@@ -45,7 +44,7 @@ NO_FIELDS = BodyFields()
 _decode = msgspec.json.Decoder(BodyFields).decode
 
 
-def read_fields(headers: Headers, body: bytes) -> BodyFields:
+def read_fields(content_type: bytes, body: bytes) -> BodyFields:
     """Read a body that is a JSON object or a multipart form; any other has no fields.
 
     `model` is then a text that is not empty, or None. Raises RequestRefused `bad_request` where it
@@ -55,8 +54,7 @@ def read_fields(headers: Headers, body: bytes) -> BodyFields:
         return NO_FIELDS
     fields = _json_fields(body)
     if fields is None:
-        content_type = header(headers, b"content-type") or ""
-        if not content_type.lower().startswith("multipart/"):
+        if not content_type.lower().startswith(b"multipart/"):
             return NO_FIELDS
         fields = BodyFields(model=_model_in_form(content_type, body))
     if not isinstance(fields.model, str | None):
@@ -80,12 +78,12 @@ def _json_fields(body: bytes) -> BodyFields | None:
         return _json_fields(before_nul) if nul else None  # else the backend says what is wrong
 
 
-def _model_in_form(content_type: str, body: bytes) -> str | None:
+def _model_in_form(content_type: bytes, body: bytes) -> str | None:
     """Return the `model` of a multipart form (RFC 7578); None where it has no such part."""
     boundary = _BOUNDARY.search(content_type)
     if boundary is None:
         return None
-    delimiter = b"--" + boundary[1].strip().encode()
+    delimiter = b"--" + boundary[1].strip()
     begin = body.find(delimiter)
     named: str | None = None
     while begin >= 0 and (end := body.find(delimiter, begin + len(delimiter))) >= 0:
@@ -106,22 +104,21 @@ def _text(content: bytes, before: str | None) -> str:
     return text
 
 
-async def inflated(headers: Headers, body: bytes, max_bytes: int) -> bytes:
-    """Return a compressed body's content, for a look at its fields; any other body as it is.
+async def inflated(encodings: bytes, body: bytes, max_bytes: int) -> bytes:
+    """Return the content of a body of these Content-Encodings, for a look at its fields.
 
     Holds the event loop for a millisecond at a time. A body that cannot be inflated is returned
     as it is: the backend says what is wrong with it. Raises RequestRefused `body_too_large` for one
     that has more than `max_bytes` of content.
     """
-    encodings = header(headers, b"content-encoding")
-    if not body or encodings is None:
+    if not body:
         return body
     content = body
-    for encoding in reversed(encodings.lower().split(",")):
+    for encoding in reversed(encodings.lower().split(b",")):
         name = encoding.strip()
         if name in _CAN_INFLATE:
             content = await _inflate(content, max_bytes)
-        elif name not in {"", "identity"}:
+        elif name not in {b"", b"identity"}:
             return body
     return content
 

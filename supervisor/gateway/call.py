@@ -3,12 +3,17 @@
 Nothing here knows by which door the call came in: every door builds the same value.
 """
 
+from collections.abc import Mapping
+
 import msgspec
 
-from supervisor.core.machine.values import Mode
+from supervisor.core.machine.values import Mode, Target
 
 Headers = tuple[tuple[bytes, bytes], ...]
 """Names and values as they stand on the wire, repeated ones included."""
+
+Fields = Mapping[bytes, bytes]
+"""The same by name, in lower case; values of repeated ones joined by commas (RFC 9110, 5.3)."""
 
 
 class RequestHead(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,6 +28,8 @@ class RequestHead(msgspec.Struct, frozen=True, kw_only=True):
     """Path and query as they came, in origin form."""
 
     headers: Headers
+
+    fields: Fields
 
     caller: str
     """The client's address."""
@@ -50,13 +57,15 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 
     headers: Headers
 
+    fields: Fields
+
     body: bytes
 
     named: str | None
     """The model as the client named it; None where it named none."""
 
-    model: str | None
-    """The catalogue's name for it."""
+    wanted: Target | None
+    """What the name means; None: whatever is live."""
 
     mode: Mode | None
     """What a POST to the path is for; None where it may be for any backend."""
@@ -72,19 +81,3 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 
     deadline_at: float
     """When it stops waiting for a server, on the monotonic clock."""
-
-    def query_values(self, name: str) -> list[str]:
-        """Return every value that the query gives a name, in their order."""
-        return [value for given, value in self.query if given == name]
-
-
-def header(headers: Headers, name: bytes) -> str | None:
-    """Return a header's first value. `name` is in lower case."""
-    value = next((value for given, value in headers if given.lower() == name), None)
-    return value.decode("utf-8", "surrogateescape") if value is not None else None
-
-
-def named_in(headers: Headers, name: bytes) -> frozenset[bytes]:
-    """Return what a header lists, over all its lines, in lower case. `name` is in lower case."""
-    lists = (value for given, value in headers if given.lower() == name)
-    return frozenset(each.strip().lower() for one in lists for each in one.split(b","))

@@ -7,10 +7,11 @@ from urllib.parse import parse_qsl, unquote
 
 from supervisor.config.holder import ConfigurationHolder
 from supervisor.core.machine.values import Mode
+from supervisor.engine.targets import Targets
 from supervisor.errors import RequestRefused
 from supervisor.gateway.body_fields import read_fields
-from supervisor.gateway.call import Call, Headers, RequestHead, header
-from supervisor.gateway.relayed_routes import relayed_route
+from supervisor.gateway.call import Call, Headers, RequestHead
+from supervisor.gateway.relayed_routes import ANY_OTHER, ROUTE_BY_PATH
 
 _request_id_prefix = token_hex(4)
 _request_numbers = count(1)
@@ -28,13 +29,9 @@ _SAFE_METHODS = frozenset({"GET", "HEAD"})
 class CallReader:
     """Makes calls, and knows what they may name."""
 
-    def __init__(self, configuration: ConfigurationHolder) -> None:
+    def __init__(self, configuration: ConfigurationHolder, targets: Targets) -> None:
         self._configuration = configuration
-
-    @property
-    def max_body_bytes(self) -> int:
-        """The longest body that is taken."""
-        return self._configuration.current.settings.server.max_body_bytes
+        self._targets = targets
 
     def read(
         self, head: RequestHead, body: bytes, content: bytes | None = None, *, is_raw: bool = False
@@ -48,12 +45,16 @@ class CallReader:
         model_in_path, target = self._behind_upstream(head) if is_raw else (None, head.target)
         raw_path, _, raw_query = target.partition("?")
         path = unquote(raw_path)
-        route = relayed_route(path)
-        configuration = self._configuration.current
-        queue = configuration.settings.queue
+        route = ROUTE_BY_PATH.get(path, ANY_OTHER)
+        queue = self._configuration.current.settings.queue
         query = tuple(parse_qsl(raw_query, keep_blank_values=True)) if raw_query else ()
-        fields = read_fields(head.headers, body if content is None else content)
-        named = model_in_path or _one_model(fields.model, query)
+        fields = read_fields(head.fields.get(b"content-type", b""), content or body)
+        named = model_in_path or (_one_model(fields.model, query) if query else fields.model)
+        configuration = self._configuration.current
+        wanted = None
+        refuses = configuration.catalogue.unknown_models == "refuse"
+        if named is not None and (refuses or configuration.model_name(named) is not None):
+            wanted = self._targets.target(named)
         is_repeatable = route.may_repeat or head.method in _SAFE_METHODS or queue.retry_generation
         is_generation = route.mode is Mode.GENERATION and head.method == "POST"
         return Call(
@@ -63,29 +64,15 @@ class CallReader:
             target=target,
             query=query,
             headers=head.headers,
+            fields=head.fields,
             body=body,
             named=named,
-            model=None if named is None else self._known(named),
+            wanted=wanted,
             mode=None if is_raw or head.method != "POST" else route.mode,
             streams=is_generation and head.takes_chunks and fields.stream is True,
             may_repeat=is_repeatable,
             caller=head.caller,
             deadline_at=time.monotonic() + queue.hold_timeout_s,
-        )
-
-    def _known(self, name: str) -> str | None:
-        """Return the catalogue's name; None for an unknown one where any model will do then."""
-        configuration = self._configuration.current
-        if configuration.catalogue.unknown_models == "default":
-            return configuration.model_name(name)
-        return configuration.named(name)
-
-    def too_large(self) -> RequestRefused:
-        """Say that a body is longer than is taken."""
-        return RequestRefused(
-            "body_too_large",
-            f"the body is larger than {self.max_body_bytes} bytes (server.max_body_bytes)",
-            {"max_body_bytes": self.max_body_bytes},
         )
 
     def _behind_upstream(self, head: RequestHead) -> tuple[str, str]:
@@ -111,12 +98,25 @@ def _one_model(in_body: str | None, query: tuple[tuple[str, str], ...]) -> str |
     return next(iter(named), None)
 
 
-def request_id_of(headers: Headers) -> str:
-    """Return the id that the client gave, if it can be sent on as it is, else one of ours.
-
-    Ours is unique over this run, and unlikely to repeat over others.
-    """
-    given = header(headers, b"x-request-id")
-    if given and given.isprintable() and given.isascii():
-        return given
-    return f"{_request_id_prefix}-{next(_request_numbers)}"
+def read_head(
+    method: str, target: str, headers: Headers, *, caller: str, takes_chunks: bool
+) -> RequestHead:
+    """Read what stands before a body; `target` as it came."""
+    fields: dict[bytes, bytes] = {}
+    for name, value in headers:
+        key = name.lower()
+        fields[key] = value if key not in fields else fields[key] + b", " + value
+    given = fields.get(b"x-request-id", b"")
+    if given.isascii() and given.decode("ascii", "replace").isprintable() and given:
+        request_id = given.decode()
+    else:  # unique over this run, and unlikely to repeat over others
+        request_id = f"{_request_id_prefix}-{next(_request_numbers)}"
+    return RequestHead(
+        request_id=request_id,
+        method=method,
+        target=target,
+        headers=headers,
+        fields=fields,
+        caller=caller,
+        takes_chunks=takes_chunks,
+    )

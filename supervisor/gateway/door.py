@@ -8,25 +8,26 @@ import asyncio
 from collections.abc import Callable
 from functools import partial
 
-from aiohttp import HttpVersion11, StreamReader, web
+from aiohttp import HttpVersion11, web
 from multidict import CIMultiDict
 
 from supervisor.config.holder import ConfigurationHolder
 from supervisor.config.settings import ServerSettings
 from supervisor.errors import RequestRefused
 from supervisor.gateway.answer import Answer
-from supervisor.gateway.bodies import BodyAccount, BodyLedger
+from supervisor.gateway.bodies import BodyLedger
 from supervisor.gateway.body_fields import inflated
-from supervisor.gateway.call import Headers, RequestHead, header
-from supervisor.gateway.call_reader import CallReader, request_id_of
+from supervisor.gateway.call import Call, Headers, RequestHead
+from supervisor.gateway.call_reader import CallReader, read_head
 from supervisor.gateway.connections import ClientServer, Handler, make_runner
 from supervisor.gateway.lane.server import LaneServer
 from supervisor.gateway.orders import read_order
 from supervisor.gateway.origins import Origins
 from supervisor.gateway.relay import Relay
+from supervisor.gateway.relayed_routes import ROUTE_BY_PATH
 from supervisor.gateway.reply import Reply
-from supervisor.gateway.request_target import SERVED_METHODS, in_origin_form
-from supervisor.gateway.routes import Route, Scope, find_route, methods_of
+from supervisor.gateway.request_target import ORIGIN_FORM, SERVED_METHODS, in_origin_form
+from supervisor.gateway.routes import NO_VALUES, Route, Scope, find_route, methods_of
 
 
 class Door:
@@ -36,12 +37,13 @@ class Door:
         self,
         *,
         configuration: ConfigurationHolder,
+        reader: CallReader,
         origins: Origins,
         relay: Relay,
         owners: tuple[object, ...],
     ) -> None:
         self._configuration = configuration
-        self._reader = CallReader(configuration)
+        self._reader = reader
         self._bodies = BodyLedger(configuration)
         self._origins = origins
         self._relay = relay
@@ -67,86 +69,108 @@ class Door:
 
     async def _let_in(self, request: web.BaseRequest) -> web.StreamResponse:
         """Have a request answered, errors and the closing line included."""
-        head = _read_head(request)
         wire = AiohttpWire(request)
-        reply = Reply(wire, head, self._origins.headers(head))
-        account = self._bodies.open()
+        head = read_head(
+            request.method,
+            request.raw_path,
+            request.raw_headers,
+            caller=request.remote or "",
+            takes_chunks=request.version >= HttpVersion11,
+        )
+        cors = self._origins.headers(head) if b"origin" in head.fields else ()
+        reply = Reply(wire, head, cors)
         try:
-            await reply.given_by(self._answer(request, head, reply, account))
+            await reply.given_by(self._answer(request, head, reply))
         finally:
-            account.close()
+            if reply.account is not None:
+                reply.account.close()
         return wire.response
 
-    async def _answer(
-        self, request: web.BaseRequest, head: RequestHead, reply: Reply, account: BodyAccount
-    ) -> None:
+    async def _answer(self, request: web.BaseRequest, head: RequestHead, reply: Reply) -> None:
         """Answer by the route that the target means, or by a backend."""
         if request.version.major != HttpVersion11.major:
             raise RequestRefused(
                 "version_not_supported", "only HTTP/1.1 and HTTP/1.0 are supported"
             )
-        head = in_origin_form(head)
-        self._origins.check(head)
-        preflight = self._origins.preflight(head) or _about_us(head)
+        if head.method == "CONNECT" or not ORIGIN_FORM.fullmatch(head.target):
+            head = in_origin_form(head)
+        preflight = self._origins.check(head)
         if preflight is not None:
             return await reply.send(preflight)
-        route, values = find_route(head.target)
+        if head.target == "*":
+            return await reply.send(_about_us())
+        is_known = head.target in ROUTE_BY_PATH
+        route, values = (None, NO_VALUES) if is_known else find_route(head.target)
         if route is None or route.handler is None:
-            body = await self._read_body(request, account)
-            content = await inflated(head.headers, body, self._reader.max_body_bytes)
-            is_raw = route is not None
-            return await self._relay.answer(
-                self._reader.read(head, body, content, is_raw=is_raw), reply
-            )
+            call = await self._read_call(request, head, reply, is_raw=route is not None)
+            return await self._relay.answer(call, reply)
         if head.method not in methods_of(route):
             raise _method_not_allowed(route)
         reply.record.is_probe = route.scope is Scope.PROBE
-        body = await self._read_body(request, account) if route.takes_body else b""
+        body = await self._read_body(request, head, reply) if route.takes_body else b""
         order = read_order(route.request, head.target.partition("?")[2], values, body)
         return await reply.send(await route.handler(self._owners[route.owner], order))
 
-    async def _read_body(self, request: web.BaseRequest, account: BodyAccount) -> bytes:
+    async def _read_call(
+        self, request: web.BaseRequest, head: RequestHead, reply: Reply, *, is_raw: bool
+    ) -> Call:
+        body = content = await self._read_body(request, head, reply)
+        encodings = head.fields.get(b"content-encoding")
+        if encodings is not None:
+            max_bytes = self._settings().max_body_bytes
+            content = await inflated(encodings, body, max_bytes)
+        return self._reader.read(head, body, content, is_raw=is_raw)
+
+    async def _read_body(self, request: web.BaseRequest, head: RequestHead, reply: Reply) -> bytes:
         """Return the whole body as it came. Raises RequestRefused."""
+        limits = self._configuration.current.settings.server
         length = request.content_length
-        if length is not None and length > self._reader.max_body_bytes:
-            raise self._reader.too_large()
+        if length is not None and length > limits.max_body_bytes:
+            raise _too_large(limits.max_body_bytes)
         if not request.can_read_body:
             return b""
+        if b"expect" in head.fields:
+            await _meet_expectation(request)
+        reply.account = account = self._bodies.open()
         account.grow_to(length or 0)
-        await _meet_expectation(request)
         pieces: list[bytes] = []
         size = 0
         try:
-            while piece := await self._read_piece(request.content):
+            while size != length:
+                async with asyncio.timeout(limits.body_timeout_s):
+                    piece = await request.content.readany()
+                if not piece:
+                    break
                 pieces.append(piece)
                 size += len(piece)
-                if size > self._reader.max_body_bytes:
-                    raise self._reader.too_large()
-                account.grow_to(size)
+                if size > limits.max_body_bytes:
+                    raise _too_large(limits.max_body_bytes)
+                if size > (length or 0):
+                    account.grow_to(size)
         except web.RequestPayloadError as error:
             raise RequestRefused("bad_request", f"the body cannot be read: {error}") from error
+        except TimeoutError as error:
+            raise _too_slow(limits.body_timeout_s) from error
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    async def _read_piece(self, content: StreamReader) -> bytes:
-        """Return what has come of a body, at its end nothing. Raises RequestRefused."""
-        if content.total_bytes and content.is_eof():
-            return content.read_nowait()
-        limit_s = self._settings().body_timeout_s
-        try:
-            async with asyncio.timeout(limit_s):
-                return await content.readany()
-        except TimeoutError as error:
-            raise RequestRefused(
-                "body_timeout",
-                f"nothing of the body came for {limit_s:g} s (server.body_timeout_s)",
-            ) from error
 
-
-def _about_us(head: RequestHead) -> Answer | None:
+def _about_us() -> Answer:
     """Answer `OPTIONS *`, which asks about the server as a whole (RFC 9110, 9.3.7)."""
-    if head.target != "*":
-        return None
     return Answer(status=204, body=b"", headers=((b"Allow", ", ".join(SERVED_METHODS).encode()),))
+
+
+def _too_slow(limit_s: float) -> RequestRefused:
+    return RequestRefused(
+        "body_timeout", f"nothing of the body came for {limit_s:g} s (server.body_timeout_s)"
+    )
+
+
+def _too_large(max_bytes: int) -> RequestRefused:
+    return RequestRefused(
+        "body_too_large",
+        f"the body is larger than {max_bytes} bytes (server.max_body_bytes)",
+        {"max_body_bytes": max_bytes},
+    )
 
 
 def _method_not_allowed(route: Route) -> RequestRefused:
@@ -174,7 +198,8 @@ class AiohttpWire:
     async def begin(self, status: int, reason: str | None, headers: Headers) -> None:
         """Send the head of an answer whose body follows by `write`."""
         self.response = web.StreamResponse(status=status, reason=reason, headers=_decoded(headers))
-        if header(headers, b"content-length") is None and self._request.version < HttpVersion11:
+        has_length = any(name.lower() == b"content-length" for name, _ in headers)
+        if not has_length and self._request.version < HttpVersion11:
             self.response.force_close()  # without chunks, the end of the connection ends the body
         await self.response.prepare(self._request)
 
@@ -196,18 +221,6 @@ def _decoded(headers: Headers) -> CIMultiDict[str]:
     """Return headers as aiohttp takes them; it encodes them in the same way again."""
     return CIMultiDict(
         (name.decode(), value.decode("utf-8", "surrogateescape")) for name, value in headers
-    )
-
-
-def _read_head(request: web.BaseRequest) -> RequestHead:
-    headers = request.raw_headers
-    return RequestHead(
-        request_id=request_id_of(headers),
-        method=request.method,
-        target=request.raw_path,
-        headers=headers,
-        caller=request.remote or "",
-        takes_chunks=request.version >= HttpVersion11,
     )
 
 

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from supervisor.config.holder import ConfigurationHolder
 from supervisor.errors import RequestRefused
 from supervisor.gateway.answer import Answer
-from supervisor.gateway.call import Headers, RequestHead, header
+from supervisor.gateway.call import Headers, RequestHead
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})  # RFC 9110, 9.2.1
 _ANY = "*"
@@ -36,11 +36,14 @@ class Origins:
         self._configuration = configuration
         self._is_loopback = all(_is_loopback(host) for host in hosts)
 
-    def check(self, head: RequestHead) -> None:
-        """Raise RequestRefused `foreign_host` or `foreign_origin`."""
-        origin = header(head.headers, b"origin")
-        site = header(head.headers, b"sec-fetch-site")
-        host = header(head.headers, b"host")
+    def check(self, head: RequestHead) -> Answer | None:
+        """Return the answer to a browser that asks beforehand; None for any other request.
+
+        Raises RequestRefused `foreign_host` or `foreign_origin`.
+        """
+        origin = _text(head.fields.get(b"origin"))
+        site = _text(head.fields.get(b"sec-fetch-site"))
+        host = _text(head.fields.get(b"host"))
         is_browser = origin is not None or site is not None
         if host and (is_browser or self._is_loopback) and not self._is_ours(host):
             raise RequestRefused(
@@ -48,8 +51,11 @@ class Origins:
                 f"'{host}' is not a name of this controller; call it by its address, or add the "
                 "name to server.allowed_hosts",
             )
+        wanted = head.fields.get(b"access-control-request-method")
+        if wanted is not None and head.method == "OPTIONS":
+            return self._preflight(origin, head.fields.get(b"access-control-request-headers", b""))
         if not is_browser or head.method in _SAFE_METHODS or self._is_allowed(origin):
-            return
+            return None
         is_own = site in {"same-origin", "none"} if site else _is_same(origin, host)
         if not is_own:
             raise RequestRefused(
@@ -57,10 +63,11 @@ class Origins:
                 f"a page of '{origin or site}' may not call this controller; add its origin to "
                 "server.cors_origins if it should",
             )
+        return None
 
     def headers(self, head: RequestHead) -> Headers:
         """Return the CORS headers of an answer: for origins that the operator names."""
-        origin = header(head.headers, b"origin")
+        origin = _text(head.fields.get(b"origin"))
         if origin is None or not self._is_allowed(origin):
             return ()
         return (
@@ -69,24 +76,18 @@ class Origins:
             (b"Vary", b"Origin"),
         )
 
-    def preflight(self, head: RequestHead) -> Answer | None:
-        """Return the answer to a browser that asks beforehand; None for any other request."""
-        wanted = header(head.headers, b"access-control-request-method")
-        if head.method != "OPTIONS" or wanted is None:
-            return None
-        origin = header(head.headers, b"origin")
+    def _preflight(self, origin: str | None, asked: bytes) -> Answer:
         if not self._is_allowed(origin):
             raise RequestRefused(
                 "foreign_origin",
                 f"'{origin}' is not among server.cors_origins; add it if its pages should call us",
             )
-        asked = header(head.headers, b"access-control-request-headers") or ""
         return Answer(
             status=204,
             body=b"",
             headers=(
                 (b"Access-Control-Allow-Methods", _METHODS),
-                (b"Access-Control-Allow-Headers", asked.encode("utf-8", "surrogateescape")),
+                (b"Access-Control-Allow-Headers", asked),
                 (b"Access-Control-Max-Age", _PREFLIGHT_S),
             ),
         )
@@ -101,6 +102,10 @@ class Origins:
             return True
         allowed = self._configuration.current.settings.server.allowed_hosts
         return name in _machine_names() or name in {each.lower() for each in allowed}
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("utf-8", "surrogateescape")
 
 
 def _name_of(host: str) -> str:

@@ -6,11 +6,11 @@ import msgspec
 
 from supervisor.arbiter.arbiter import Lease
 from supervisor.errors import RequestRefused
-from supervisor.gateway.call import Headers, RequestHead, header
+from supervisor.gateway.call import Headers, RequestHead
 from supervisor.gateway.error_responses import error_body
 from supervisor.observability.request_log import request_log
 
-EVENT_STREAM = "text/event-stream"
+EVENT_STREAM = b"text/event-stream"
 
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
 _CLIENT_LEFT = 499  # nginx's number, for want of a standard one
@@ -63,8 +63,7 @@ class Record:
     def begin(self, status: int, headers: Headers) -> None:
         """The head of the answer is sent."""
         self.status = status
-        content_type = header(headers, b"content-type") or ""
-        self.is_event_stream = content_type.partition(";")[0].strip().lower() == EVENT_STREAM
+        self.is_event_stream = media_type(headers) == EVENT_STREAM
 
     def pass_on(self, content: bytes) -> None:
         """A piece of the body is sent."""
@@ -93,3 +92,11 @@ class Record:
             client=self._head.caller,
             level="debug" if self.is_probe and self.status < 400 else "info",
         )
+
+
+def media_type(headers: Headers) -> bytes:
+    """Return the Content-Type without its parameters, in lower case; nothing where it has none."""
+    for name, value in headers:
+        if name.lower() == b"content-type":
+            return value.partition(b";")[0].strip().lower()
+    return b""

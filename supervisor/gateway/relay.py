@@ -13,14 +13,13 @@ import structlog
 from supervisor.arbiter.arbiter import Arbiter, Lease
 from supervisor.config.holder import ConfigurationHolder
 from supervisor.core.machine.snapshot import Snapshot
-from supervisor.core.machine.values import Target
+from supervisor.core.machine.values import Mode, Target
 from supervisor.engine.servers.answer import Answer
 from supervisor.engine.servers.backend import Backend
 from supervisor.engine.servers.framing import Request
-from supervisor.engine.targets import Targets
 from supervisor.errors import BackendUnreachable, RequestRefused
-from supervisor.gateway.call import Call, Headers, header, named_in
-from supervisor.gateway.record import EVENT_STREAM, Record
+from supervisor.gateway.call import Call, Headers
+from supervisor.gateway.record import EVENT_STREAM, Record, media_type
 from supervisor.gateway.reply import REQUEST_ID, Reply, ReplyState
 
 log = structlog.get_logger()
@@ -59,11 +58,8 @@ _NOT_ANSWERED = _HOP_BY_HOP | {b"x-request-id"}
 class Relay:
     """Has calls answered by backends."""
 
-    def __init__(
-        self, *, arbiter: Arbiter, targets: Targets, configuration: ConfigurationHolder
-    ) -> None:
+    def __init__(self, *, arbiter: Arbiter, configuration: ConfigurationHolder) -> None:
         self._arbiter = arbiter
-        self._targets = targets
         self._configuration = configuration
 
     async def answer(self, call: Call, reply: Reply) -> None:
@@ -73,13 +69,13 @@ class Relay:
         except RequestRefused as error:
             await reply.refuse(error)
         finally:
-            await reply.stop_comments()
+            if reply.comments is not None:
+                await reply.stop_comments()
 
     async def _lease_and_exchange(self, call: Call, reply: Reply) -> None:
         """Lease a backend and ask it, once more where it died before its first byte."""
-        target = self._targets.target(call.model) if call.model is not None else None
-        if target is not None:
-            self._require_mode(call, target.model)
+        if call.wanted is not None:
+            self._require_mode(call, call.wanted.model, call.wanted.mode)
         repeats_left = MAX_REPEATS
         after_s = self._configuration.current.settings.queue.early_answer_after_s
         is_early = after_s is not None and call.streams
@@ -87,9 +83,9 @@ class Relay:
         while True:
             if is_early:
                 reply.comment_from(
-                    due_at, lambda: describe_wait(self._arbiter.snapshot, call.model)
+                    due_at, lambda: describe_wait(self._arbiter.snapshot, call.wanted)
                 )
-            async with self._arbiter.lease(target, call.mode, len(call.body)) as lease:
+            async with self._arbiter.lease(call.wanted, call.mode, len(call.body)) as lease:
                 self._require_ability(call, lease.backend)
                 reply.record.lease(lease)
                 try:
@@ -110,18 +106,22 @@ class Relay:
     def _require_ability(self, call: Call, backend: Backend) -> None:
         """Refuse what this backend may not be asked, or cannot answer. Raises RequestRefused."""
         refuse_slot_files(call, backend)
-        self._require_mode(call, backend.model)
+        self._require_mode(call, backend.model, call.wanted.mode if call.wanted else None)
 
-    def _require_mode(self, call: Call, model: str) -> None:
-        """Refuse what a model of this type cannot answer: its server's own error helps nobody."""
+    def _require_mode(self, call: Call, model: str, mode: Mode | None) -> None:
+        """Refuse what a model of this type cannot answer: its server's own error helps nobody.
+
+        `mode` is the model's; None: as the catalogue has it.
+        """
         models = self._configuration.current.catalogue.models
-        entry = models.get(model)
-        if call.mode is None or entry is None or entry.type is call.mode:
+        if mode is None and model in models:
+            mode = models[model].type
+        if mode is None or call.mode is None or mode is call.mode:
             return
         able = sorted(name for name, each in models.items() if each.type is call.mode)
         raise RequestRefused(
             "model_type_mismatch",
-            f"{call.path} is for {call.mode}, and '{model}' is a model for {entry.type}; models "
+            f"{call.path} is for {call.mode}, and '{model}' is a model for {mode}; models "
             f"for {call.mode}: {', '.join(able) or 'none'}",
             {"models": able},
         )
@@ -134,8 +134,7 @@ class Relay:
         early_after_s = self._configuration.current.settings.queue.early_answer_after_s
         if call.streams and early_after_s is not None:
             return None
-        target = self._targets.target(call.model) if call.model is not None else None
-        lease = self._arbiter.lease_at_once(target, call.mode)
+        lease = self._arbiter.lease_at_once(call.wanted, call.mode)
         if lease is None:
             return None
         try:
@@ -175,38 +174,34 @@ async def ask_backend(call: Call, backend: Backend, reply: Reply) -> None:
 
     Raises BackendUnreachable; the reply's state tells whether the client has got a byte by then.
     """
-    if reply.state is ReplyState.NOT_BEGUN:
+    if reply.comments is not None and reply.state is ReplyState.NOT_BEGUN:
         await reply.stop_comments()
     async with backend.exchange(request_to(call, backend)) as answer:
-        await reply.stop_comments()
+        if reply.comments is not None:
+            await reply.stop_comments()
+        status, reason, headers, length = (
+            answer.status,
+            answer.reason,
+            answer.headers,
+            answer.length,
+        )
         if reply.state is ReplyState.EARLY:
             if not _is_event_stream(answer):
                 return await reply.break_off(await _other_answer(answer, backend))
             reply.state = ReplyState.STREAMING
-            return await _stream(answer, reply)
-        kept = answer_headers(answer.headers)
-        if _is_short(call, answer):
-            return await reply.send_whole(answer.status, answer.reason, kept, await answer.read())
-        await reply.begin(answer.status, answer.reason, kept)
-        return await _stream(answer, reply)
-
-
-def _is_short(call: Call, answer: Answer) -> bool:
-    """Whether the whole answer is there soon, and is not long."""
-    is_short = answer.length is not None and answer.length <= COLLECT_UP_TO_BYTES
-    return is_short or call.method == "HEAD"
-
-
-async def _stream(answer: Answer, reply: Reply) -> None:
-    """Pass the backend's answer on into a reply that has begun, and end it as that ends."""
-    async for chunk in answer:
-        await reply.pass_on(chunk)
-    await reply.end()
+        elif call.method == "HEAD" or (length is not None and length <= COLLECT_UP_TO_BYTES):
+            kept = answer_headers(headers)
+            return await reply.send_whole(status, reason, kept, await answer.read())
+        else:
+            await reply.begin(status, reason, answer_headers(headers))
+        async for chunk in answer:
+            await reply.pass_on(chunk)
+        return await reply.end()
 
 
 def request_to(call: Call, backend: Backend) -> Request:
     """Return what the backend is sent: the call as it came, but for what is between two hops."""
-    headers = _without(_NOT_SENT, call.headers)
+    headers = _without(_NOT_SENT, call.fields.get(b"connection"), call.headers)
     if backend.launch.abilities.takes_request_id:
         headers.append((REQUEST_ID, call.request_id.encode()))
     return Request(method=call.method, path=call.target, headers=headers, body=call.body)
@@ -214,12 +209,17 @@ def request_to(call: Call, backend: Backend) -> Request:
 
 def answer_headers(headers: Headers) -> Headers:
     """Return the backend's headers for the client: hop-by-hop ones and CORS, which is ours, out."""
-    kept = _without(_NOT_ANSWERED, headers)
+    named = [value for name, value in headers if name.lower() == b"connection"]
+    kept = _without(_NOT_ANSWERED, b",".join(named), headers)
     return tuple(each for each in kept if not each[0].lower().startswith(_CORS))
 
 
-def _without(dropped: frozenset[bytes], headers: Headers) -> list[tuple[bytes, bytes]]:
-    dropped |= named_in(headers, b"connection")
+def _without(
+    dropped: frozenset[bytes], options: bytes | None, headers: Headers
+) -> list[tuple[bytes, bytes]]:
+    """Leave headers out, and those that a Connection header names as for one hop."""
+    if options:
+        dropped |= {option.strip().lower() for option in options.split(b",")}
     return [each for each in headers if each[0].lower() not in dropped]
 
 
@@ -228,10 +228,9 @@ def refuse_slot_files(call: Call, backend: Backend) -> None:
 
     Raises RequestRefused. A backend takes the last of repeated values: any of them counts.
     """
-    acts_on_files = not {"save", "restore"}.isdisjoint(call.query_values("action"))
-    if backend.launch.prompt_files is None or not acts_on_files:
+    if backend.launch.prompt_files is None or not call.path.startswith("/slots/"):
         return
-    if call.path.startswith("/slots/"):
+    if any(name == "action" and value in {"save", "restore"} for name, value in call.query):
         raise RequestRefused(
             "slot_files_reserved",
             "this model's prompts are kept over switches by the controller (keep_prompt_cache), "
@@ -251,9 +250,9 @@ def describe_cause(snapshot: Snapshot) -> str:
     return f"a switch to '{snapshot.switch.target.model}'"
 
 
-def describe_wait(snapshot: Snapshot, model: str | None) -> str:
+def describe_wait(snapshot: Snapshot, wanted: Target | None) -> str:
     """Say what a call for this model waits for: `loading embedding model minilm`."""
-    loading = _what_is_loading(snapshot, model)
+    loading = _what_is_loading(snapshot, wanted.model if wanted is not None else None)
     if loading is not None:
         return f"loading {loading.mode} model {loading.model}"
     return "waiting for the answer" if snapshot.switch is None else "unloading"
@@ -268,9 +267,8 @@ def _what_is_loading(snapshot: Snapshot, model: str | None) -> Target | None:
 
 def _is_event_stream(answer: Answer) -> bool:
     """Whether the answer's bytes may follow in a reply that has begun as an event stream."""
-    is_plain = header(answer.headers, b"content-encoding") in {None, "identity"}
-    content_type = (header(answer.headers, b"content-type") or "").partition(";")[0]
-    return answer.status < 400 and is_plain and content_type.strip().lower() == EVENT_STREAM
+    is_plain = answer.value(b"content-encoding") in {None, b"identity"}
+    return answer.status < 400 and is_plain and media_type(answer.headers) == EVENT_STREAM
 
 
 async def _other_answer(answer: Answer, backend: Backend) -> RequestRefused:

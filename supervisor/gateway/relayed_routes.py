@@ -40,11 +40,7 @@ RELAYED_ROUTES: tuple[RelayedRoute, ...] = (
     *_computed("/rerank", "/reranking", "/v1/rerank"),
 )
 
-_ROUTE_BY_PATH: Mapping[str, RelayedRoute] = {route.path: route for route in RELAYED_ROUTES}
+ROUTE_BY_PATH: Mapping[str, RelayedRoute] = {route.path: route for route in RELAYED_ROUTES}
+"""What is known of a path of the backends', decoded and without its query."""
 
-_ANY_OTHER = RelayedRoute(path="")
-
-
-def relayed_route(path: str) -> RelayedRoute:
-    """Return what is known of a path of the backends', decoded and without its query."""
-    return _ROUTE_BY_PATH.get(path, _ANY_OTHER)
+ANY_OTHER = RelayedRoute(path="")

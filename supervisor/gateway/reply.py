@@ -20,6 +20,7 @@ import structlog
 
 from supervisor.errors import RequestRefused
 from supervisor.gateway.answer import Answer
+from supervisor.gateway.bodies import BodyAccount
 from supervisor.gateway.call import Headers, RequestHead
 from supervisor.gateway.error_responses import error_answer
 from supervisor.gateway.record import EVENT_STREAM, Record
@@ -71,7 +72,10 @@ class Reply:
         self._wire = wire
         self._headers = (*headers, (REQUEST_ID, head.request_id.encode()))
         self._head = head
-        self._comments: asyncio.Task[None] | None = None
+        self.comments: asyncio.Task[None] | None = None
+        """What writes them; None while nothing does."""
+        self.account: BodyAccount | None = None
+        """What its call's body takes of the ledger; None where it has none."""
         self.record = Record(head)
         self.state = ReplyState.NOT_BEGUN
 
@@ -128,14 +132,14 @@ class Reply:
 
         `stop_comments` ends that.
         """
-        if self._comments is None:
-            self._comments = asyncio.create_task(
+        if self.comments is None:
+            self.comments = asyncio.create_task(
                 self._comment(due_at, what_is_awaited), name=f"comments-{self._head.request_id}"
             )
 
     async def stop_comments(self) -> None:
         """Return when the last comment is written; safe to call twice."""
-        comments, self._comments = self._comments, None
+        comments, self.comments = self.comments, None
         if comments is not None:
             comments.cancel()  # between two comments: what a write has taken is sent whole
             await asyncio.wait([comments])
@@ -168,7 +172,7 @@ class Reply:
 
     async def _begin_early(self) -> None:
         headers = (
-            (b"Content-Type", EVENT_STREAM.encode()),
+            (b"Content-Type", EVENT_STREAM),
             (b"Cache-Control", b"no-cache"),
             (b"X-Accel-Buffering", b"no"),  # else nginx collects what is to keep its client waiting
         )

@@ -8,6 +8,9 @@ from msgspec.structs import replace
 from supervisor.errors import RequestRefused
 from supervisor.gateway.call import RequestHead
 
+ORIGIN_FORM = re.compile(r"/[^\x00-\x20\x7f]*")
+"""What nearly every target is, and what all become."""
+
 _NOT_IN_A_TARGET = re.compile(r"[\x00-\x20\x7f]")
 SERVED_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
@@ -39,4 +42,5 @@ def in_origin_form(head: RequestHead) -> RequestHead:
     host = urlsplit(target).netloc.rpartition("@")[2].encode("utf-8", "surrogateescape")
     others = tuple(each for each in head.headers if each[0].lower() != b"host")
     path = rest if rest.startswith("/") else f"/{rest}"
-    return replace(head, target=path, headers=((b"Host", host), *others))
+    headers = ((b"Host", host), *others)
+    return replace(head, target=path, headers=headers, fields={**head.fields, b"host": host})

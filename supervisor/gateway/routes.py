@@ -218,6 +218,10 @@ def methods_of(route: Route) -> tuple[str, ...]:
     return ("GET", "HEAD") if route.method == "GET" else (route.method,)
 
 
+NO_VALUES: Mapping[str, str] = {}
+"""Those of a path without variables."""
+
+
 def find_route(target: str) -> tuple[Route | None, Mapping[str, str]]:
     """Return the reserved route that a request's target means, with its path's values, decoded.
 
@@ -227,12 +231,12 @@ def find_route(target: str) -> tuple[Route | None, Mapping[str, str]]:
     path = unquote(raw_path) if "%" in raw_path else raw_path
     route = _BY_PATH.get(path)
     if route is not None:
-        return route, {}
+        return route, NO_VALUES
     for candidate, pattern in _PATTERNS:
         found = pattern.fullmatch(raw_path)
         if found is not None:
             return candidate, {name: unquote(value) for name, value in found.groupdict().items()}
-    return None, {}
+    return None, NO_VALUES
 
 
 def _pattern(path: str) -> re.Pattern[str]:

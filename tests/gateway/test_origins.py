@@ -6,7 +6,7 @@ import pytest
 
 from supervisor.config.holder import ConfigurationHolder
 from supervisor.errors import RequestRefused
-from supervisor.gateway.call import RequestHead
+from supervisor.gateway.call_reader import read_head
 from supervisor.gateway.origins import Origins
 from tests.conftest import RunningController, StartController
 from tests.gateway.conftest import ask_json, shipped
@@ -116,9 +116,7 @@ async def test_beyond_loopback_host_is_looked_at_for_browsers_only(
 ) -> None:
     controller = await start_controller()
     configuration: ConfigurationHolder = controller.parts.configuration
-    head = RequestHead(
-        request_id="1", method="GET", target="/", headers=headers, caller="", takes_chunks=True
-    )
+    head = read_head("GET", "/", headers, caller="", takes_chunks=True)
 
     if is_served:
         Origins(configuration, hosts).check(head)

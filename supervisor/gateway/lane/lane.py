@@ -13,7 +13,7 @@ from supervisor.config.settings import ServerSettings
 from supervisor.errors import RequestRefused
 from supervisor.gateway.bodies import BodyAccount
 from supervisor.gateway.call import RequestHead
-from supervisor.gateway.call_reader import request_id_of
+from supervisor.gateway.call_reader import read_head
 from supervisor.gateway.connections import ClientConnection, WriteProgress, note_slow_client
 from supervisor.gateway.lane.crossing import Crossing
 from supervisor.gateway.lane.plain_head import (
@@ -256,13 +256,8 @@ class FastLane(asyncio.Protocol):
         self._request, self._raw, self._head = self._raw, b"", None
         self._pieces_since = None
         self.keeps_alive = plain.keeps_alive
-        head = RequestHead(
-            request_id=request_id_of(plain.headers),
-            method=plain.method,
-            target=plain.target,
-            headers=plain.headers,
-            caller=self._caller,
-            takes_chunks=True,
+        head = read_head(
+            plain.method, plain.target, plain.headers, caller=self._caller, takes_chunks=True
         )
         self._crossing = self._lanes.cross(self, head, body)
         if self._crossing is None:

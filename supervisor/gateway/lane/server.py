@@ -14,6 +14,7 @@ from supervisor.gateway.lane.crossing import Crossing
 from supervisor.gateway.lane.lane import FastLane
 from supervisor.gateway.origins import Origins
 from supervisor.gateway.relay import Relay
+from supervisor.gateway.relayed_routes import ROUTE_BY_PATH
 from supervisor.gateway.routes import find_route
 
 _LOOK_EVERY_S = 0.5
@@ -78,7 +79,7 @@ class LaneServer(ClientServer):
 
     def cross(self, lane: FastLane, head: RequestHead, body: bytes) -> Crossing | None:
         """See `lane.Lanes`. What would be refused is left to the other door, which says why."""
-        route, _ = find_route(head.target)
+        route = None if head.target in ROUTE_BY_PATH else find_route(head.target)[0]
         if route is not None and route.handler is not None:
             return None
         try:
