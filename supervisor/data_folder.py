@@ -15,7 +15,6 @@ Marker and stores carry a format. A newer one is refused, for whoever wrote it k
 do; an older one is brought to ours.
 """
 
-import asyncio
 import contextlib
 import fcntl
 import hashlib
@@ -25,12 +24,12 @@ import secrets
 import sqlite3
 import stat
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import structlog
+import tenacity
 
 from supervisor.errors import ConfigError, SupervisorError
 
@@ -308,20 +307,23 @@ def _new_marker(path: Path) -> Marker:
 
 async def _lock_of(path: Path, wait_s: float) -> int:
     """Return the locked lock. Raises SupervisorError when another controller keeps it."""
-    deadline = time.monotonic() + wait_s
-    has_said = False
-    while True:
-        try:
+    attempts = tenacity.AsyncRetrying(
+        retry=tenacity.retry_if_exception_type(FolderInUse),
+        wait=tenacity.wait_fixed(_LOCK_POLL_S),
+        stop=tenacity.stop_after_delay(wait_s),
+        before_sleep=lambda state: _say_who_is_waited_for(state, path, wait_s),
+        reraise=True,
+    )
+    async for attempt in attempts:
+        with attempt:
             return _lock(path, f" after {wait_s:g} s" if wait_s else "")
-        except FolderInUse as taken:
-            if time.monotonic() >= deadline:
-                raise
-            if not has_said:
-                log.info(
-                    "controller.waiting_for_data", path=str(path), pid=taken.pid, wait_s=wait_s
-                )
-                has_said = True
-        await asyncio.sleep(_LOCK_POLL_S)
+    raise AssertionError("an attempt returns or raises")
+
+
+def _say_who_is_waited_for(state: tenacity.RetryCallState, path: Path, wait_s: float) -> None:
+    error = state.outcome.exception() if state.outcome is not None else None
+    if state.attempt_number == 1 and isinstance(error, FolderInUse):
+        log.info("controller.waiting_for_data", path=str(path), pid=error.pid, wait_s=wait_s)
 
 
 def _lock(path: Path, waited: str = "") -> int:

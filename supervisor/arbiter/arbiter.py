@@ -126,15 +126,13 @@ class Arbiter:
             self._set_wakeup()
 
     @asynccontextmanager
-    async def lease(
-        self, target: Target | None, mode_hint: Mode | None, body_bytes: int = 0
-    ) -> AsyncIterator[Lease]:
+    async def lease(self, target: Target | None, mode_hint: Mode | None) -> AsyncIterator[Lease]:
         """Use a backend of `target`'s model (None: whatever is live, preferring `mode_hint`).
 
         Waits while a switch that may bring it runs. Raises RequestRefused with the reason.
         """
         arrived_at = self._clock()
-        request_id, answer = self._announce_request(arrived_at, target, mode_hint, body_bytes)
+        request_id, answer = self._announce_request(arrived_at, target, mode_hint)
         try:
             epoch = answer.result() if answer.done() else await answer
             backend = self._performer.backends.get(epoch)
@@ -152,7 +150,7 @@ class Arbiter:
         Call its `end()` when the request is over. Nothing is kept of a request that gets None.
         """
         request_id, answer = self._announce_request(
-            self._clock(), target, mode_hint, 0, may_wait=False
+            self._clock(), target, mode_hint, may_wait=False
         )
         backend = self._performer.backends.get(answer.result()) if answer.done() else None
         if backend is None:
@@ -165,7 +163,6 @@ class Arbiter:
         at: float,
         target: Target | None,
         mode_hint: Mode | None,
-        body_bytes: int,
         *,
         may_wait: bool = True,
     ) -> tuple[str, asyncio.Future[int]]:
@@ -179,7 +176,6 @@ class Arbiter:
                 request_id=request_id,
                 target=target,
                 mode_hint=mode_hint,
-                body_bytes=body_bytes,
                 may_wait=may_wait,
             )
         )

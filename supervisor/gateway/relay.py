@@ -85,7 +85,7 @@ class Relay:
                 reply.comment_from(
                     due_at, lambda: describe_wait(self._arbiter.snapshot, call.wanted)
                 )
-            async with self._arbiter.lease(call.wanted, call.mode, len(call.body)) as lease:
+            async with self._arbiter.lease(call.wanted, call.mode) as lease:
                 self._require_ability(call, lease.backend)
                 reply.record.lease(lease)
                 try:

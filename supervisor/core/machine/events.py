@@ -79,7 +79,6 @@ class RequestArrived(Event, frozen=True, kw_only=True):
     request_id: str
     target: Target | None
     mode_hint: Mode | None = None
-    body_bytes: int = 0
     may_wait: bool = True
 
     @property

@@ -116,7 +116,6 @@ def settle_waiters(
             {waiter.request_id: number for number, waiter in staying}
         ),
         oldest_waiter=staying[0][0] if staying else draft.snapshot.requests.next_waiter,
-        held_bytes=sum(waiter.body_bytes for _, waiter in staying),
     )
     kept = draft.snapshot.requests.waiters
     granted: list[tuple[str, Backend]] = []
@@ -217,14 +216,13 @@ def _may_restart_help(snapshot: Snapshot, model: str | None) -> bool:
 def _hold(draft: Draft, request: RequestArrived) -> None:
     snapshot = draft.snapshot
     limits, waiting = snapshot.limits, snapshot.requests
-    is_crowded = len(waiting.waiters) >= limits.hold_max_requests
-    if is_crowded or waiting.held_bytes + request.body_bytes > limits.hold_max_bytes:
+    if len(waiting.waiters) >= limits.hold_max_requests:
         refuse(
             draft,
             request.request_id,
             Refusal(
                 code="hold_queue_full",
-                message=f"{len(waiting.waiters)} requests with {waiting.held_bytes} bytes are "
+                message=f"{len(waiting.waiters)} requests are "
                 "waiting for the running switch already; try again when it has ended",
                 details=(("retry_after_s", retry_after_s(snapshot, draft.at)),),
             ),
@@ -236,10 +234,8 @@ def _hold(draft: Draft, request: RequestArrived) -> None:
         target=request.target,
         mode_hint=request.mode_hint,
         arrived_at=request.at,
-        body_bytes=request.body_bytes,
     )
     draft.set_requests(
-        held_bytes=waiting.held_bytes + request.body_bytes,
         waiters=waiting.waiters.set(number, waiter),
         waiter_numbers=waiting.waiter_numbers.set(request.request_id, number),
         next_waiter=number + 1,
@@ -254,7 +250,6 @@ def _drop_waiter(draft: Draft, number: int) -> None:
     while oldest < waiting.next_waiter and oldest not in waiters:
         oldest += 1  # each gap is crossed once, whatever the number of waiters
     draft.set_requests(
-        held_bytes=waiting.held_bytes - waiter.body_bytes,
         waiters=waiters,
         waiter_numbers=waiting.waiter_numbers.delete(waiter.request_id),
         oldest_waiter=oldest,

@@ -28,7 +28,6 @@ class Requests(Struct, frozen=True, kw_only=True):
     leases: Map[str, int] = field(default_factory=Map)
     waiters: Map[int, Waiter] = field(default_factory=Map)
     waiter_numbers: Map[str, int] = field(default_factory=Map)
-    held_bytes: int = 0
     next_waiter: int = 0
     oldest_waiter: int = 0
 

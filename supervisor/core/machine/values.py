@@ -7,7 +7,6 @@ from enum import StrEnum
 
 from msgspec import Struct, field
 
-from supervisor.core.byte_size import MIB
 from supervisor.core.machine.footprint import Baseline, Footprint
 from supervisor.core.machine.memory import MemoryPolicy
 from supervisor.core.sizing.fitting import Alternative
@@ -201,7 +200,6 @@ class Waiter(Struct, frozen=True, kw_only=True):
     target: Target | None
     mode_hint: Mode | None
     arrived_at: float
-    body_bytes: int = 0
 
     @property
     def model(self) -> str | None:
@@ -242,7 +240,6 @@ class Limits(Struct, frozen=True, kw_only=True):
     """Bounds on requests that wait for a switch, and on restarts of a model that dies."""
 
     hold_max_requests: int = 10_000
-    hold_max_bytes: int = 1024 * MIB
     hold_timeout_s: float = 300.0
     breaker_deaths: int = 5
     breaker_window_s: float = 120.0

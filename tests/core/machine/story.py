@@ -187,14 +187,11 @@ class Story:
         """Let the pause before an attempt be over."""
         return self.tell(RetryDue, model=model, attempt=attempt)
 
-    def arrive(
-        self, request_id: str, model: str | None = "chat", body_bytes: int = 0
-    ) -> tuple[Command, ...]:
+    def arrive(self, request_id: str, model: str | None = "chat") -> tuple[Command, ...]:
         return self.tell(
             RequestArrived,
             request_id=request_id,
             target=asked_for(model),
-            body_bytes=body_bytes,
         )
 
     def end(self, request_id: str) -> tuple[Command, ...]:

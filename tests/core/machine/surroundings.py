@@ -48,4 +48,4 @@ DEVICES = (
     Device(name="alone", budget_bytes=TOTAL, is_exclusive=True),
     Device(name="shared", budget_bytes=90),
 )
-LIMITS = Limits(hold_max_requests=4, hold_max_bytes=60, hold_timeout_s=40.0)
+LIMITS = Limits(hold_max_requests=4, hold_timeout_s=40.0)

@@ -40,7 +40,6 @@ pauses_s = st.sampled_from([0.0, 0.0, 0.005, 0.3, 2.0, 31.0, 121.0])
 luck = st.sampled_from([True, True, False])
 picks = st.lists(st.integers(0, 5), min_size=1, max_size=12)
 needs = st.integers(20, 60)
-bodies = st.integers(0, 40)
 
 
 class Happenings(World):
@@ -78,10 +77,8 @@ class Happenings(World):
         self.callers[switch_id] = switch_id
         self.tell(RestartRequested(at=self.now, switch_id=switch_id))
 
-    @rule(pause_s=pauses_s, model=models, hint=st.sampled_from([None, *Mode]), body_bytes=bodies)
-    def request_arrives(
-        self, pause_s: float, model: str | None, hint: Mode | None, body_bytes: int
-    ) -> None:
+    @rule(pause_s=pauses_s, model=models, hint=st.sampled_from([None, *Mode]))
+    def request_arrives(self, pause_s: float, model: str | None, hint: Mode | None) -> None:
         self.pass_time(pause_s)
         request_id = f"r{len(self.requests)}"
         self.requests[request_id] = Fate.WAITING
@@ -93,14 +90,12 @@ class Happenings(World):
         elif model == "down" and self.snapshot.recoveries:
             model = self.snapshot.recoveries[0].target.model
         self.asked_for[request_id] = model
-        self.bodies[request_id] = body_bytes
         self.tell(
             RequestArrived(
                 at=self.now,
                 request_id=request_id,
                 target=asked_for(model),
                 mode_hint=hint,
-                body_bytes=body_bytes,
             )
         )
 

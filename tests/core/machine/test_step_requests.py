@@ -89,11 +89,8 @@ def arrival(
     *,
     at: float = 0.0,
     hint: Mode | None = None,
-    body_bytes: int = 0,
 ) -> RequestArrived:
-    return RequestArrived(
-        at=at, request_id=request_id, target=asked_for(model), mode_hint=hint, body_bytes=body_bytes
-    )
+    return RequestArrived(at=at, request_id=request_id, target=asked_for(model), mode_hint=hint)
 
 
 def end(request_id: str) -> RequestEnded:
@@ -271,32 +268,6 @@ def test_requests_beyond_the_hold_bound_are_refused() -> None:
 
     assert answer(play(snapshot, arrival("r3"))[1])[0] == "hold_queue_full"
     assert play(snapshot, end("r1"), arrival("r3"))[1] == ()
-
-
-def test_bodies_beyond_the_hold_bound_are_refused_until_one_that_waits_leaves() -> None:
-    full = replace(STARTING_CHAT, limits=Limits(hold_max_bytes=100))
-    snapshot, _ = play(full, arrival("r1", body_bytes=60), arrival("r2", body_bytes=40))
-
-    assert snapshot.requests.held_bytes == 100
-    assert play(snapshot, arrival("r3"))[1] == ()
-    code, message = answer(play(snapshot, arrival("r3", body_bytes=1))[1])
-    assert code == "hold_queue_full"
-    assert "2 requests with 100 bytes are waiting" in message
-    snapshot, commands = play(snapshot, end("r1"), arrival("r3", body_bytes=60))
-    assert (commands, snapshot.requests.held_bytes) == ((), 100)
-
-
-def test_body_of_a_request_that_need_not_wait_is_not_bounded() -> None:
-    snapshot = replace(CHAT_LIVE, limits=Limits(hold_max_bytes=100))
-
-    assert play(snapshot, arrival("r1", body_bytes=1000))[1] == (grant("r1", 1),)
-
-
-@pytest.mark.parametrize("last", [READY, DIED, TimePassed(at=300.0)])
-def test_held_bytes_are_free_again_when_those_who_waited_are_answered(last: Event) -> None:
-    snapshot, _ = play(STARTING_CHAT, arrival("r1", body_bytes=60), last)
-
-    assert snapshot.requests.held_bytes == 0
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,6 @@ class World(RuleBasedStateMachine):
         self.foreign = dict.fromkeys(("alone", "shared"), 0)
         self.completions = 0
         self.policies: dict[str, DrainPolicy] = {}
-        self.bodies: dict[str, int] = {}
         self.retries: list[tuple[float, ScheduleRetry]] = []
         self.recovering: set[str] = set()  # switches that bring back what died
         self.started_by: dict[int, str] = {}
@@ -453,8 +452,6 @@ class World(RuleBasedStateMachine):
         assert set(self.snapshot.requests.waiter_numbers) == set(waiting)
         assert len(waiting) <= LIMITS.hold_max_requests
         assert all(self.now < w.arrived_at + LIMITS.hold_timeout_s for w in waiters)
-        held = sum(self.bodies[request_id] for request_id in waiting)
-        assert self.snapshot.requests.held_bytes == held <= LIMITS.hold_max_bytes
         assert dict(self.snapshot.requests.leases) == self.leases
         in_flight = {b.epoch: b.in_flight for b in self.snapshot.backends if b.in_flight}
         assert in_flight == Counter(self.leases.values())
