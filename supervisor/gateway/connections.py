@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import structlog
-from aiohttp import web, web_response
+from aiohttp import EMPTY_PAYLOAD, HttpVersion11, StreamReader, web, web_response
 
 from supervisor.config.settings import ServerSettings
 
@@ -16,6 +16,15 @@ log = structlog.get_logger()
 
 LAST_ANSWERS_S = 2.0
 """Seconds that open handlers get once every backend is stopped; what is left cannot be answered."""
+
+HALF_CLOSED_S = 1.0
+"""Seconds without an answer until a client that sends no more is asked whether it is there:
+llama-server looks as often whether a client has left."""
+
+ARE_YOU_THERE = b"HTTP/1.1 100 Continue\r\n\r\n"
+"""What asks it: closed and half-closed connections look the same until something is written. Any
+client of HTTP/1.1 discards this (RFC 9110, 15.2.1); where one has left, its system resets the
+connection."""
 
 _LOOKS_PER_LIMIT = 8
 _LONGEST_PAUSE_S = 5.0
@@ -52,7 +61,7 @@ def note_slow_client(client: str | None, waited_for: str) -> None:
 class ClientConnection(web.RequestHandler):
     """One client's connection, which knows since when it waits for what."""
 
-    __slots__ = ("answering", "go_back", "head_began_at", "writing")
+    __slots__ = ("_has_ended", "_last_body", "answering", "go_back", "head_began_at", "writing")
 
     def __init__(self, server: web.Server, **options: Any) -> None:
         super().__init__(server, loop=asyncio.get_running_loop(), **options)
@@ -63,6 +72,9 @@ class ClientConnection(web.RequestHandler):
         self.writing = WriteProgress()
         self.go_back: Callable[[asyncio.Transport, bytes], None] | None = None
         """What goes on with the connection once its one request is answered; None: we do."""
+        self._has_ended = False
+        """Whether the client sends no more: it has left, or waits for its answers."""
+        self._last_body: StreamReader = EMPTY_PAYLOAD
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, and note when a head began."""
@@ -74,6 +86,39 @@ class ClientConnection(web.RequestHandler):
         if self.head_began_at is None and not self.answering:
             self.head_began_at = asyncio.get_running_loop().time()
         super().data_received(data)
+        if self._messages:
+            self._last_body = self._messages[-1][1]
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp's closes at once
+        """Keep the way open to a client that sends no more and is owed an answer."""
+        self._has_ended = True
+        is_owed = self._is_owed_an_answer() and self._last_body.is_eof()
+        if is_owed:
+            asyncio.get_running_loop().call_later(HALF_CLOSED_S, self._ask_whether_it_is_there)
+        return is_owed
+
+    def close_if_ended(self) -> None:
+        """Close behind the last answer to a client that sends no more."""
+        if self._has_ended and not self._messages:
+            self.close()
+
+    def _is_owed_an_answer(self) -> bool:
+        return bool(self._messages) or self._waiter is None
+
+    def _ask_whether_it_is_there(self) -> None:
+        """Write to a client that sends no more, until its answer begins or it has left."""
+        transport, request = self.transport, self._current_request
+        if transport is None:
+            return
+        if not self._is_owed_an_answer():
+            transport.close()
+            return
+        if request is not None and not request.writer.output_size:
+            if request.version < HttpVersion11:  # it would not know what is written
+                transport.abort()
+                return
+            transport.write(ARE_YOU_THERE)
+        asyncio.get_running_loop().call_later(HALF_CLOSED_S, self._ask_whether_it_is_there)
 
     def _is_given_back(
         self, go_back: Callable[[asyncio.Transport, bytes], None], data: bytes
@@ -181,5 +226,6 @@ def _counted(handler: Handler) -> Handler:
             return await handler(request)
         finally:
             connection.answering -= 1
+            connection.close_if_ended()
 
     return answer

@@ -25,6 +25,7 @@ FLAGS = (
 FLOOD_BYTES = 64 * 1024 * 1024
 GZIPPED = gzip.compress(b"compressed by the server", mtime=0)
 _CHUNK = b"x" * 65536
+LET_GO = asyncio.Event()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +121,14 @@ class Exchange:
         self.counts.clients_left += 1
         raise Silence
 
+    async def wait_to_be_let_go(self) -> None:
+        await LET_GO.wait()
+        self.send_json("let go")
+
+    async def let_go(self) -> None:
+        LET_GO.set()
+        self.send_json("all")
+
     async def flood(self) -> None:
         self.send_head("200 OK", f"Content-Length: {FLOOD_BYTES}")
         for _ in range(FLOOD_BYTES // len(_CHUNK)):
@@ -176,6 +185,8 @@ ACTIONS: dict[str, Callable[[Exchange], Awaitable[None]]] = {
     "/silent-when-reused": Exchange.be_silent_when_reused,
     "/cut-head-when-reused": Exchange.cut_head_when_reused,
     "/endless": Exchange.wait_for_ever,
+    "/held": Exchange.wait_to_be_let_go,
+    "/let-go": Exchange.let_go,
     "/flood": Exchange.flood,
     "/die-after-event": Exchange.die_after_event,
     "/die-in-event": Exchange.die_in_event,

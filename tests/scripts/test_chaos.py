@@ -449,6 +449,7 @@ def test_client_that_half_closes_takes_the_answer_and_misses_it_where_none_comes
     framing = b"Transfer-Encoding: chunked" if is_chunked else b"Content-Length: %d" % len(body)
     whole = b"HTTP/1.1 200 OK\r\n%s\r\n\r\n%s" % (framing, coded)
     assert asyncio.run(half_closed(whole)) is End.WHOLE
+    assert asyncio.run(half_closed(b"HTTP/1.1 100 Continue\r\n\r\n" * 2 + whole)) is End.WHOLE
     assert asyncio.run(half_closed(b"")) is End.BROKEN
 
 

@@ -20,7 +20,7 @@ from lab.chaos.balance import Balance, as_json, tables
 from lab.chaos.facts import SERVING
 from lab.chaos.faults import PHASES
 from lab.chaos.known import Known, learn
-from lab.chaos.setting import FAULTS, HELD_FAULTS, MODELS, Setting
+from lab.chaos.setting import FAULTS, MODELS, Setting
 from lab.chaos.storm import Storm
 from lab.harness import command
 from lab.harness.command import LabError, say, write_json
@@ -95,9 +95,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--seconds", type=seconds, default=120.0, metavar="N", help="of storm (%(default)s)")
     add("--seed", type=int, default=random.randrange(1_000_000), metavar="N", help="of all choices")
     add("--models", type=Path, default=command.MODELS, metavar="DIR", help="the demo models")
-    told = "%(choices)s; default: all that are known to be held"
-    choices, default = sorted(FAULTS), sorted(HELD_FAULTS)
-    add("--faults", nargs="+", choices=choices, default=default, metavar="NAME", help=told)
+    faults = sorted(FAULTS)
+    named = "%(choices)s; default: all"
+    add("--faults", nargs="+", choices=faults, default=faults, metavar="NAME", help=named)
     add("--fast-lane", choices=("on", "off"), help="server.fast_lane (default: not written)")
     add("--json", type=Path, metavar="FILE", help="write the balance there, too")
     add("--logs", type=Path, metavar="DIR", help="keep the controllers' logs there")

@@ -65,6 +65,7 @@ class Temper:
 
 PATIENT = Temper()
 
+_INTERIM = b"HTTP/1.1 100 "
 _HEADER = re.compile(r"\r\n([^:]+): *([^\r]*)")
 
 
@@ -188,6 +189,8 @@ class _Attempt:
             raw = await reader.read()
         finally:
             writer.close()
+        while raw.startswith(_INTERIM):  # whether we are there is asked so
+            raw = raw.partition(b"\r\n\r\n")[2]
         head, _, content = raw.partition(b"\r\n\r\n")
         if not content:
             raise ConnectionResetError(f"no answer came: {raw[:80]!r}")

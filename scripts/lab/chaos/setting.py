@@ -32,9 +32,6 @@ BODY_LIMIT_BYTES = 4 << 20
 FAULTS = frozenset({"kills", "disk", "sweep", "non-readers", "half-close", "uploads"})
 """What `--faults` chooses from; leavers and readers that are slow always play."""
 
-HELD_FAULTS = FAULTS - {"half-close"}
-"""Those that the product is known to hold. A client that half-closes gets no answer so far."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
@@ -49,7 +46,7 @@ class Setting:
     models: Path
     work_dir: Path
     llama_server: Path
-    faults: frozenset[str] = HELD_FAULTS
+    faults: frozenset[str] = FAULTS
     fast_lane: bool | None = None
 
     def choices(self, actor: str) -> random.Random:

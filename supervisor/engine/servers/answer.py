@@ -83,7 +83,10 @@ class Answer:
             self._exchange.cancel()
             raise
         if self._head is None and self._error is not None:
-            raise self._error
+            try:
+                raise self._error
+            finally:
+                self._error = None  # its traceback refers to us
         return self
 
     async def __aexit__(
@@ -94,6 +97,7 @@ class Answer:
     ) -> None:
         if self._exchange is not None and not self._is_over:
             self._exchange.cancel()
+        self._error = None  # its traceback refers to us
 
     def __aiter__(self) -> Self:
         return self

@@ -208,9 +208,9 @@ class Exchange:
 
     def __init__(self, channel: Channel, request: Request, head: bytes, receiver: Receiver) -> None:
         self._channel = channel
-        self._request = request
+        self._request: Request | None = request
         self._head = head
-        self._receiver = receiver
+        self._receiver: Receiver | None = receiver
         self._connection: Connection | None = None
         self._is_paused = False
         self._may_be_read = False
@@ -250,8 +250,10 @@ class Exchange:
 
     def go(self, connection: Connection) -> None:
         """Write the request on a connection."""
-        self._connection = connection
         request = self._request
+        if request is None:
+            return
+        self._connection = connection
         connection.send(self, self._head, request.body, wants_head_only=request.method == "HEAD")
         if self._is_paused:
             connection.pause()
@@ -259,17 +261,20 @@ class Exchange:
     def head_came(self, head: Head) -> None:
         """See `Carried`."""
         self._note_sign()
-        self._receiver.head(head)
+        if self._receiver is not None:
+            self._receiver.head(head)
 
     def data_came(self, data: bytes) -> None:
         """See `Carried`."""
         self._note_sign()
-        self._receiver.data(data)
+        if self._receiver is not None:
+            self._receiver.data(data)
 
     def ended(self) -> None:
         """See `Carried`."""
-        self._finish()
-        self._receiver.end()
+        receiver = self._finish()
+        if receiver is not None:
+            receiver.end()
 
     def broken(self, reason: str, *, is_stale: bool, is_unread: bool) -> None:
         """See `Carried`; sends the request again where the server did not read it.
@@ -299,9 +304,9 @@ class Exchange:
 
     def fail(self, reason: str, may_repeat: bool) -> None:
         """End it with an error."""
-        if not self.is_over:
-            self._finish()
-            self._receiver.failed(self._channel.fault(reason, may_repeat))
+        receiver = self._finish()
+        if receiver is not None:
+            receiver.failed(self._channel.fault(reason, may_repeat))
 
     def _cut_connection(self) -> None:
         if self.connecting is not None:
@@ -309,12 +314,19 @@ class Exchange:
         if self._connection is not None:
             self._connection.abort()
 
-    def _finish(self) -> None:
+    def _finish(self) -> Receiver | None:
+        """End it, and return who is still to hear of that.
+
+        A receiver refers to its exchange: unless both let go here, a body stays in memory until a
+        full collection, which comes rarely.
+        """
+        receiver, self._receiver, self._request = self._receiver, None, None
         self.is_over = True
         self._connection = None
         if self._is_paused:
             self._end_pause()
         self._channel.release(self)
+        return receiver
 
     def _end_pause(self) -> None:
         self._is_paused = False

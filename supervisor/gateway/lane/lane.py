@@ -14,7 +14,13 @@ from supervisor.errors import RequestRefused
 from supervisor.gateway.bodies import BodyAccount
 from supervisor.gateway.call import RequestHead
 from supervisor.gateway.call_reader import read_head
-from supervisor.gateway.connections import ClientConnection, WriteProgress, note_slow_client
+from supervisor.gateway.connections import (
+    ARE_YOU_THERE,
+    HALF_CLOSED_S,
+    ClientConnection,
+    WriteProgress,
+    note_slow_client,
+)
 from supervisor.gateway.lane.crossing import Crossing
 from supervisor.gateway.lane.plain_head import (
     MAX_HEAD_BYTES,
@@ -33,11 +39,6 @@ the backend back, however slow its client is."""
 PATIENCE_S = 1.0
 """Seconds in which a request comes whole; the other door goes on with one that does not, and has
 the limits for that."""
-
-
-HALF_CLOSED_S = 1.0
-"""Seconds in which a client that sends no more gets an answer that has not begun. llama-server
-looks as often whether a client has left, and takes one that sends no more to have."""
 
 
 class Lanes(Protocol):
@@ -196,8 +197,7 @@ class FastLane(asyncio.Protocol):
             note_slow_client(self._caller, "write")
             self._transport.abort()
         elif self._crossing is not None:
-            if self._has_left(now, self._crossing):
-                self._transport.abort()
+            self._ask_whether_it_is_there(now, self._crossing)
         elif self._raw:
             self._pieces_since = self._pieces_since or now
             if now - self._pieces_since >= PATIENCE_S:
@@ -205,13 +205,11 @@ class FastLane(asyncio.Protocol):
         elif now - self.quiet_since > limits.idle_timeout_s:
             self._transport.close()
 
-    def _has_left(self, now: float, crossing: Crossing) -> bool:
-        """Whether a client that sends no more is taken to have left.
-
-        Closed and half-closed connections look the same until something is written on them.
-        """
+    def _ask_whether_it_is_there(self, now: float, crossing: Crossing) -> None:
+        """Write to a client that sends no more and whose answer is late: see `ARE_YOU_THERE`."""
         is_late = self._ended_at is not None and now - self._ended_at > HALF_CLOSED_S
-        return is_late and not crossing.is_streaming
+        if is_late and not crossing.is_streaming:
+            self._transport.write(ARE_YOU_THERE)
 
     def close_if_idle(self) -> None:
         """Close a connection on which nothing is asked."""
