@@ -90,13 +90,8 @@ async def build(configuration: Configuration, options: Options) -> AsyncIterator
         stores = open_stores(configuration.settings.switch, data, owned, impairments)
         engines = build_engines(configuration, options.engine)
         engines.announce()
-        for left_out in configuration.left_out:
-            log.warning("scan.left_out", path=left_out.path, reason=left_out.reason)
-        for problem in telemetry.problems:
-            log.warning("telemetry.problem", problem=problem)
-        exposure = describe_exposure(options.hosts or configuration.settings.server.hosts)
-        if exposure is not None:
-            log.warning("controller.exposed", problem=exposure)
+        hosts = options.hosts or configuration.settings.server.hosts
+        warnings = warn_of(configuration, telemetry, hosts)
         holder = ConfigurationHolder(configuration)
         launcher = Launcher(
             configuration=holder,
@@ -107,16 +102,15 @@ async def build(configuration: Configuration, options: Options) -> AsyncIterator
             learned_store=stores.learned_store,
         )
         learner = Learner(store=stores.learned_store, devices=telemetry, assessed=launcher.assessed)
-        default_model = configuration.catalogue.default_model
-        readiness = Readiness(has_default_model=default_model is not None)
-        recorder = Recorder(stores.history)
+        has_default_model = configuration.catalogue.default_model is not None
+        readiness = Readiness(has_default_model=has_default_model)
         arbiter = Arbiter(
             snapshot=first_snapshot(configuration, telemetry.devices()),
             launcher=launcher,
             memory=telemetry,
             impairments=impairments,
             observers=(
-                recorder.observe,
+                Recorder(stores.history).observe,
                 children.observe,
                 learner.observe,
                 readiness.observe,
@@ -129,36 +123,44 @@ async def build(configuration: Configuration, options: Options) -> AsyncIterator
         await owned.enter_async_context(impairments.retried())
         targets = Targets(holder, telemetry, lambda device: note_device(arbiter, device))
         push_rules(arbiter, targets, stores, holder)
+        status = Status(
+            arbiter=arbiter,
+            configuration=holder,
+            telemetry=telemetry,
+            engines=engines,
+            warnings=warnings,
+            impairments=impairments,
+            readiness=readiness,
+        )
+        control = Control(
+            arbiter=arbiter, configuration=holder, targets=targets, history=stores.history
+        )
         door = Door(
             configuration=holder,
             reader=CallReader(holder, targets),
-            origins=Origins(holder, options.hosts or configuration.settings.server.hosts),
+            origins=Origins(holder, hosts),
             relay=Relay(arbiter=arbiter, configuration=holder),
-            owners=(
-                Control(
-                    arbiter=arbiter, configuration=holder, targets=targets, history=stores.history
-                ),
-                Status(
-                    arbiter=arbiter,
-                    configuration=holder,
-                    telemetry=telemetry,
-                    engines=engines,
-                    warnings=(exposure,) if exposure is not None else (),
-                    impairments=impairments,
-                    readiness=readiness,
-                ),
-                Devices(arbiter=arbiter, telemetry=telemetry, rings=rings),
-            ),
+            owners=(control, status, Devices(arbiter=arbiter, telemetry=telemetry, rings=rings)),
         )
         try:
-            yield Controller(
-                arbiter=arbiter,
-                targets=targets,
-                door=door,
-                configuration=holder,
-            )
+            yield Controller(arbiter=arbiter, targets=targets, door=door, configuration=holder)
         finally:
             await asyncio.shield(arbiter.shut_down(0))
+
+
+def warn_of(
+    configuration: Configuration, telemetry: Telemetry, hosts: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Log what an operator should know from the start; return what `/status` shows of it."""
+    for left_out in configuration.left_out:
+        log.warning("scan.left_out", path=left_out.path, reason=left_out.reason)
+    for problem in telemetry.problems:
+        log.warning("telemetry.problem", problem=problem)
+    exposure = describe_exposure(hosts)
+    if exposure is None:
+        return ()
+    log.warning("controller.exposed", problem=exposure)
+    return (exposure,)
 
 
 def note_device(arbiter: Arbiter, device: Device) -> None:
