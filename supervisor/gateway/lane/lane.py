@@ -44,6 +44,9 @@ the limits for that."""
 class Lanes(Protocol):
     """What all connections share."""
 
+    def limits(self) -> ServerSettings:
+        """Return the limits in force now."""
+
     def open_account(self) -> BodyAccount:
         """Return what the body of one request is counted in."""
 
@@ -242,7 +245,7 @@ class FastLane(asyncio.Protocol):
 
     def _may_take(self, length: int) -> bool:
         """Whether a body of this length is read here; it is counted then."""
-        if length > MAX_BODY_BYTES:
+        if length > MAX_BODY_BYTES or length > self._lanes.limits().max_body_bytes:
             return False
         try:
             self._account.grow_to(length)
