@@ -9,7 +9,7 @@ And CORS is answered by us alone, for the origins that the operator names.
 import ipaddress
 import socket
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from urllib.parse import urlsplit
 
 from supervisor.config.holder import ConfigurationHolder
@@ -122,6 +122,7 @@ def _is_same(origin: str | None, host: str | None) -> bool:
     return urlsplit(origin).netloc.lower() == host.lower()
 
 
+@lru_cache(maxsize=1024)
 def _is_address(name: str) -> bool:
     try:
         ipaddress.ip_address(name.partition("%")[0])

@@ -232,8 +232,8 @@ def find_route(target: str) -> tuple[Route | None, Mapping[str, str]]:
     route = _BY_PATH.get(path)
     if route is not None:
         return route, NO_VALUES
-    for candidate, pattern in _PATTERNS:
-        found = pattern.fullmatch(raw_path)
+    for candidate, beginning, pattern in _PATTERNS:
+        found = pattern.fullmatch(raw_path) if raw_path.startswith(beginning) else None
         if found is not None:
             return candidate, {name: unquote(value) for name, value in found.groupdict().items()}
     return None, NO_VALUES
@@ -245,4 +245,6 @@ def _pattern(path: str) -> re.Pattern[str]:
 
 
 _BY_PATH: Mapping[str, Route] = {r.path: r for r in RESERVED_ROUTES if "{" not in r.path}
-_PATTERNS = tuple((r, _pattern(r.path)) for r in RESERVED_ROUTES if "{" in r.path)
+_PATTERNS = tuple(
+    (r, r.path.partition("{")[0], _pattern(r.path)) for r in RESERVED_ROUTES if "{" in r.path
+)

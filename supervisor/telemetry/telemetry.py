@@ -108,7 +108,8 @@ class Telemetry:
 
         The first GPU that works when it is asked for, and from then on the same one.
         """
-        if kind == "gpu" and self._gpu is None:
+        may_have_one = any(sampler.devices for sampler in self._samplers)
+        if kind == "gpu" and self._gpu is None and may_have_one:
             gpus = [info for info in self.devices() if info.device != HOST]
             working = [info for info in gpus if info.fault is None]
             self._gpu = next((info.device for info in (*working, *gpus)), None)
