@@ -23,12 +23,43 @@ GC_THRESHOLD = (10_000, 10, 100)
 collection looks through all of them, and holds every answer up meanwhile."""
 
 
+class Signals:
+    """The signals that end us: the first drains, the second ends the draining.
+
+    While we start, the first one cuts that short: there is nothing to drain yet.
+    """
+
+    def __init__(self) -> None:
+        self.came = asyncio.Queue[signal.Signals]()
+        self.starting: asyncio.Task[None] | None = None
+        """What starts us; None once we serve."""
+
+    def take(self, number: signal.Signals) -> None:
+        """Note a signal."""
+        self.came.put_nowait(number)
+        if self.starting is not None:
+            log.info("controller.stopping", signal=number.name, drain_timeout_s=0.0)
+            self.starting.cancel()
+            self.starting = None
+
+
 async def serve(configuration: Configuration, options: Options) -> None:
     """Run the controller until SIGTERM or SIGINT, then drain, stop the children and return.
 
     A second signal stops at once. Raises SupervisorError when it cannot start.
     """
     raise_open_files_limit()
+    with _signals() as signals:
+        task = signals.starting = asyncio.create_task(
+            _serve(configuration, options, signals), name="serve"
+        )
+        await asyncio.wait([task])
+        if not task.cancelled():
+            await task  # which raises what it did
+    log.info("controller.stopped")
+
+
+async def _serve(configuration: Configuration, options: Options, signals: Signals) -> None:
     async with build(configuration, options) as controller:
         runner = controller.door.runner()
         await runner.setup()
@@ -39,10 +70,10 @@ async def serve(configuration: Configuration, options: Options) -> None:
             gc.collect()
             gc.freeze()
             gc.set_threshold(*GC_THRESHOLD)
-            await _run_until_signalled(controller)
+            signals.starting = None
+            await _run_until_signalled(controller, signals)
         finally:
             await runner.cleanup()
-    log.info("controller.stopped")
 
 
 def raise_open_files_limit() -> None:
@@ -69,38 +100,37 @@ def _load_default_model(controller: Controller) -> None:
         controller.arbiter.request_switch(target, "startup")
 
 
-async def _run_until_signalled(controller: Controller) -> None:
+async def _run_until_signalled(controller: Controller, signals: Signals) -> None:
     """Wait for the first signal, drain; the second signal ends the draining."""
     arbiter = controller.arbiter
-    with _signals() as signals:
-        first = await signals.get()
-        drain_s = controller.configuration.current.settings.switch.shutdown_drain_timeout_s
-        log.info("controller.stopping", signal=first.name, drain_timeout_s=drain_s)
-        draining = asyncio.create_task(arbiter.shut_down(drain_s), name="shutdown")
-        again = asyncio.create_task(signals.get(), name="second-signal")
-        await asyncio.wait([draining, again], return_when=asyncio.FIRST_COMPLETED)
-        if not draining.done():
-            log.info("controller.stopping_now")
-            await arbiter.shut_down(0)
-        again.cancel()
-        await draining
+    first = await signals.came.get()
+    drain_s = controller.configuration.current.settings.switch.shutdown_drain_timeout_s
+    log.info("controller.stopping", signal=first.name, drain_timeout_s=drain_s)
+    draining = asyncio.create_task(arbiter.shut_down(drain_s), name="shutdown")
+    again = asyncio.create_task(signals.came.get(), name="second-signal")
+    await asyncio.wait([draining, again], return_when=asyncio.FIRST_COMPLETED)
+    if not draining.done():
+        log.info("controller.stopping_now")
+        await arbiter.shut_down(0)
+    again.cancel()
+    await draining
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[asyncio.Queue[signal.Signals]]:
-    """Queue the signals that end us, as long as the context lasts.
+def _signals() -> Iterator[Signals]:
+    """Take the signals that end us, as long as the context lasts.
 
     A terminal that closes sends SIGHUP, which ends us, too. Where there was none when we began,
     somebody means a daemon to read its configuration anew, which is noted and nothing more. One
     that is ignored, as under nohup, stays so.
     """
-    signals = asyncio.Queue[signal.Signals]()
+    signals = Signals()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, signals.put_nowait, number)
+        loop.add_signal_handler(number, signals.take, number)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         if _has_terminal():
-            loop.add_signal_handler(signal.SIGHUP, signals.put_nowait, signal.SIGHUP)
+            loop.add_signal_handler(signal.SIGHUP, signals.take, signal.SIGHUP)
         else:
             loop.add_signal_handler(signal.SIGHUP, _note_hangup)
     yield signals

@@ -117,6 +117,22 @@ async def test_a_controller_waits_for_the_one_before_it_to_leave_the_data_folder
     await second.child()
 
 
+async def test_a_signal_while_we_start_ends_the_start_in_order(
+    serve: Serve, tmp_path: Path
+) -> None:
+    first = serve()
+    await first.url()
+    second = serve("--data-wait", "600", log_file=tmp_path / "second.log")
+    await second.until_logged("controller.waiting_for_data")
+
+    second.terminate()
+
+    assert await second.exit_code() == 0
+    assert second.events("controller.stopped")
+    first.terminate()
+    assert await first.exit_code() == 0
+
+
 async def test_a_folder_that_is_in_use_is_refused_at_once_without_the_option(
     serve: Serve, tmp_path: Path
 ) -> None:
