@@ -93,7 +93,13 @@ class Arbiter:
         self._observers = observers
         self._impairments = impairments or Impairments()
         self._clock = clock
-        self._performer = Performer(launcher=launcher, memory=memory, clock=clock, post=self.post)
+        self._performer = Performer(
+            launcher=launcher,
+            memory=memory,
+            clock=clock,
+            post=self.post,
+            new_switch_id=self._new_switch_id,
+        )
         self._mailbox: deque[Event] = deque()
         self._is_handling = False
         self._recent: deque[Event] = deque(maxlen=50)
@@ -211,7 +217,7 @@ class Arbiter:
         return self._ask(lambda switch_id: RestartRequested(at=self._clock(), switch_id=switch_id))
 
     def _ask(self, event: Callable[[str], Event]) -> SwitchTicket:
-        switch_id = f"s{int(time.time())}-{next(self._switch_numbers)}"
+        switch_id = self._new_switch_id()
         result: asyncio.Future[SwitchReport] = asyncio.get_running_loop().create_future()
         self._switches[switch_id] = [result]
         self.post(event(switch_id))
@@ -220,6 +226,9 @@ class Arbiter:
         is_own = switch_id in self._switches or result.done()
         running = self._snapshot.switch
         return (switch_id if is_own or running is None else running.switch_id), result
+
+    def _new_switch_id(self) -> str:
+        return f"s{int(time.time())}-{next(self._switch_numbers)}"
 
     async def shut_down(self, drain_timeout_s: float) -> None:
         """Refuse what comes, drain for `drain_timeout_s`, stop all; return when all is reaped."""

@@ -92,11 +92,13 @@ class Performer:
         memory: MemorySource,
         clock: Callable[[], float],
         post: Callable[[Event], None],
+        new_switch_id: Callable[[], str],
     ) -> None:
         self._launcher = launcher
         self._memory = memory
         self._clock = clock
         self._post = post
+        self._new_switch_id = new_switch_id
         self._tasks: set[asyncio.Task[None]] = set()
         self._warmings: dict[str, threading.Event] = {}
         self._former_pids: deque[int] = deque(maxlen=FORMER_SESSIONS)
@@ -251,7 +253,14 @@ class Performer:
             pause_s=round(pause_s, 2),
         )
         await asyncio.sleep(pause_s)
-        self._post(RetryDue(at=self._clock(), model=command.model, attempt=command.attempt))
+        self._post(
+            RetryDue(
+                at=self._clock(),
+                switch_id=self._new_switch_id(),
+                model=command.model,
+                attempt=command.attempt,
+            )
+        )
 
     async def _try_sample(self, device: str) -> tuple[MemorySample | None, str | None]:
         """Read the device, or return why it cannot be read."""

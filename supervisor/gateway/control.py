@@ -114,6 +114,8 @@ async def _answer(ticket: SwitchTicket, *, wait: bool) -> Answer:
     report = await asyncio.shield(result)  # the switch goes on when its caller leaves
     if report.refusal is not None:
         error = as_error(report.refusal)
-        error.details["switch"] = describe_report(report)
+        described = describe_report(report)
+        del described["error"]  # what it says stands in the error that it is part of
+        error.details["switch"] = described
         raise error
     return json_answer(describe_report(report))

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ async def test_server_that_is_killed_comes_back_by_itself(
     assert (status, len(answer["data"])) == (200, 1)
     newest = (await controller.json("GET", "/switches"))["switches"][0]
     assert (newest["requested_by"], newest["outcome"]) == ("recovery", "switched")
+    assert re.fullmatch(r"s\d+-2", newest["switch_id"])
     last_exit = (await controller.json("GET", "/status"))["last_exit"]
     assert (last_exit["signal"], last_exit["was_wanted"]) == (signal.SIGKILL, False)
 
@@ -186,7 +188,12 @@ def hasten_retry(controller: RunningController) -> None:
     """End the pause before the restart, which grows with each death."""
     arbiter: Any = controller.parts.arbiter
     (recovery,) = arbiter.snapshot.recoveries
-    event = RetryDue(at=arbiter._clock(), model=recovery.target.model, attempt=recovery.attempt)
+    event = RetryDue(
+        at=arbiter._clock(),
+        switch_id=arbiter._new_switch_id(),
+        model=recovery.target.model,
+        attempt=recovery.attempt,
+    )
     arbiter.post(event)
 
 

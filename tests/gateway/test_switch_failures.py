@@ -1,6 +1,7 @@
 """Switches that fail after the old backend has left: what callers and waiters learn."""
 
 import asyncio
+import json
 from typing import Any
 
 from tests.conftest import RunningController, StartController
@@ -23,6 +24,7 @@ async def test_server_that_dies_before_it_is_ready_is_told_with_its_last_lines(
     assert "before it was ready: unknown model architecture: 'lemma'" in error["message"]
     assert error["exit_code"] == 1
     assert error["switch"]["outcome"] == "failed"
+    assert json.dumps(error).count(error["message"]) == 1
     assert error["rolled_back"] is True
     assert await server_mode(controller) == "generation"
     chat = {**CHAT, "model": "demo-chat"}

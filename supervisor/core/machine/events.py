@@ -155,6 +155,8 @@ class MemoryUnreadable(Event, frozen=True, kw_only=True):
 class RetryDue(Event, frozen=True, kw_only=True):
     """The pause before another attempt to bring a model back is over."""
 
+    switch_id: str
+    """What the attempt is named if it is made."""
     model: str
     attempt: int
 

@@ -151,8 +151,7 @@ def _on_retry_due(draft: Draft, event: RetryDue) -> None:
     if draft.snapshot.switch is not None:
         recovery.postpone(draft, due)
         return
-    switch_id = f"{event.model}-retry-{event.attempt}-{round(event.at * 1000)}"
-    _recover(draft, switch_id, due.target)
+    _recover(draft, event.switch_id, due.target)
 
 
 def _on_restart_requested(draft: Draft, event: RestartRequested) -> None:

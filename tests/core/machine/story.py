@@ -185,7 +185,7 @@ class Story:
 
     def retry(self, model: str = "chat", attempt: int = 1) -> tuple[Command, ...]:
         """Let the pause before an attempt be over."""
-        return self.tell(RetryDue, model=model, attempt=attempt)
+        return self.tell(RetryDue, switch_id=f"{model}-{self.now}", model=model, attempt=attempt)
 
     def arrive(self, request_id: str, model: str | None = "chat") -> tuple[Command, ...]:
         return self.tell(

@@ -209,7 +209,13 @@ class World(RuleBasedStateMachine):
             else:
                 self.retries.sort(key=lambda retry: retry[0])
                 _, retry = self.retries.pop(0)
-                self.tell(RetryDue(at=self.now, model=retry.model, attempt=retry.attempt))
+                due = RetryDue(
+                    at=self.now,
+                    switch_id=f"retry-{self.now}",
+                    model=retry.model,
+                    attempt=retry.attempt,
+                )
+                self.tell(due)
         self.now = until
 
     # What the core orders, and what must hold.
