@@ -187,13 +187,21 @@ def doctor(
     profiles: Annotated[Path, typer.Option(help="Folder with the YAML files.")] = Path("profiles"),
     models: Annotated[Path, typer.Option(help="Folder with the GGUF files.")] = Path("models"),
     data: Annotated[Path, typer.Option(help="Folder for what the product writes.")] = Path("data"),
+    host: Annotated[
+        list[str] | None, typer.Option(help="Address that `serve` is given; several times, too.")
+    ] = None,
     engine: Annotated[EngineName, typer.Option(help="What `auto` means.")] = EngineName.AUTO,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False,
 ) -> None:
     """Show what is here, what is wrong, and the remedy; exit 1 when something will stop work."""
     set_up_logging("console", "error")  # what telemetry warns of is among the findings
     place = Place(
-        profiles=profiles, models=models, data=data, engine=engine.value, environ=os.environ
+        profiles=profiles,
+        models=models,
+        data=data,
+        engine=engine.value,
+        hosts=tuple(host or ()),
+        environ=os.environ,
     )
     facts = asyncio.run(gather(place, Telemetry()))
     findings = judge(facts)

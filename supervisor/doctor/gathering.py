@@ -45,13 +45,14 @@ _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 class Place:
     """What is looked at: the folders of the command line, and where /proc, /sys and /dev are.
 
-    `engine` replaces what `auto` means.
+    `engine` replaces what `auto` means, `hosts` the addresses of the configuration.
     """
 
     profiles: Path
     models: Path
     data: Path
     engine: str = "auto"
+    hosts: tuple[str, ...] = ()
     environ: Mapping[str, str]
     root: Path = Path("/")
 
@@ -188,7 +189,7 @@ def read_configuration(place: Place) -> ConfigurationFacts:
     return ConfigurationFacts(
         llama_server_bin=Path(named) if named else None,
         required_devices=tuple(name for name, given in settings.devices.items() if given.required),
-        hosts=settings.server.hosts,
+        hosts=place.hosts or settings.server.hosts,
     )
 
 

@@ -85,6 +85,8 @@ async def test_what_of_the_configuration_concerns_the_machine_is_read(
     configuration = read_configuration(replace(place, profiles=profiles))
 
     assert configuration.hosts == ("0.0.0.0",)
+    given = read_configuration(replace(place, profiles=profiles, hosts=("127.0.0.1",)))
+    assert given.hosts == ("127.0.0.1",)
     assert configuration.required_devices == ("gpu0",)
 
 

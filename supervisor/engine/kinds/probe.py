@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -101,20 +102,25 @@ class Probes:
 
 def _run(argv: tuple[str, ...], environ: Mapping[str, str] | None) -> str:
     try:
-        finished = subprocess.run(
+        with subprocess.Popen(
             argv,
             env=inherited_environment(os.environ, {}) if environ is None else environ,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             encoding="utf-8",
             errors="replace",
-            timeout=PROBE_TIMEOUT_S,
-            check=True,
-        )
-    except subprocess.CalledProcessError as error:
-        last = (error.stderr or error.stdout or "").strip().splitlines()[-1:]
-        reason = ": ".join([str(error), *last])
-        raise EngineError(f"{' '.join(argv)} failed: {reason}") from error
+            start_new_session=True,
+        ) as process:
+            try:
+                stdout, stderr = process.communicate(timeout=PROBE_TIMEOUT_S)
+            except BaseException:
+                os.killpg(process.pid, signal.SIGKILL)  # and what it has started
+                raise
     except (OSError, subprocess.SubprocessError) as error:
         raise EngineError(f"{' '.join(argv)} failed: {error}") from error
-    return finished.stdout + finished.stderr
+    if process.returncode:
+        problem = subprocess.CalledProcessError(process.returncode, argv)
+        reason = ": ".join([str(problem), *(stderr or stdout).strip().splitlines()[-1:]])
+        raise EngineError(f"{' '.join(argv)} failed: {reason}")
+    return stdout + stderr
