@@ -1,6 +1,7 @@
 """Where a child listens, and who it is that listens there."""
 
 import asyncio
+import contextlib
 import os
 import socket
 import stat
@@ -11,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from supervisor.engine.port import Address
+from supervisor.engine.servers.descendants import descendants_of
 from supervisor.errors import EngineError
 
 _CONNECT_TIMEOUT_S = 1.0
@@ -57,15 +59,19 @@ def is_listening(address: Address, leader: int, owns: Callable[[int], bool]) -> 
     """
     if address.socket_path is not None:
         return owns(_listener_pid(address.socket_path))
-    try:
-        child = psutil.Process(leader)
+    # A daemon that the leader started is no longer below it: it became our own child.
+    ours = {pid for pid in descendants_of(os.getpid()) if owns(pid)}
+    return any(_has_port(pid, address.port) for pid in {leader, *descendants_of(leader), *ours})
+
+
+def _has_port(pid: int, port: int | None) -> bool:
+    """Whether a process listens on a TCP port."""
+    with contextlib.suppress(psutil.Error):
         return any(
-            connection.status == psutil.CONN_LISTEN and connection.laddr.port == address.port
-            for member in (child, *child.children(recursive=True))
-            for connection in member.net_connections("tcp")
+            connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+            for connection in psutil.Process(pid).net_connections("tcp")
         )
-    except psutil.Error:
-        return False
+    return False
 
 
 async def accepts_connections(address: Address) -> bool:

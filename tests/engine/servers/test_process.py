@@ -13,6 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from supervisor.engine.port import Address
+from supervisor.engine.servers.addresses import is_listening
 from supervisor.engine.servers.descendants import MARK_VARIABLE
 from supervisor.engine.servers.output import KEPT_LINES
 from supervisor.engine.servers.process import ChildProcess, ProcessExit
@@ -205,6 +207,19 @@ async def test_what_left_the_group_of_the_child_is_ended_and_reaped_with_it(
     async with asyncio.timeout(10):
         await child.stop(5)
     assert not psutil.pid_exists(leaver), "also no zombie of it"
+
+
+async def test_daemon_that_listens_for_its_launcher_is_known(
+    spawn: Spawn, eventually: Eventually, unused_tcp_port: int
+) -> None:
+    listen = f"{sys.executable} -I -S -m http.server {unused_tcp_port} --bind 127.0.0.1"
+    child = spawn(sh=f"(setsid {listen} &); exec sleep 60")
+    address = Address(port=unused_tcp_port)
+
+    await eventually(lambda: is_listening(address, child.pid, child.owns))
+
+    await child.stop(5)
+    assert not is_listening(address, child.pid, child.owns)
 
 
 async def test_what_a_dead_child_left_outside_its_group_is_ended(
