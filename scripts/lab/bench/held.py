@@ -187,7 +187,7 @@ def _endure(server: Server, vectors: Vectors, requests: int, release: Callable[[
         raise LabError(f"the requests did not all come to wait; failures: {dict(failures)}")
     return Ordeal(
         answered=answered,
-        failures=failures,
+        failures=dict(failures),
         resident_before_bytes=before_bytes,
         resident_peak_bytes=peak_bytes,
         probes=probes,

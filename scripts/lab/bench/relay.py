@@ -123,7 +123,7 @@ class Field:
             units_per_s=tally.units / seconds,
             us_per_unit=cpu.by_role_s[name] * US / tally.all_units,
             requests=len(tally.latencies_s) + tally.failures.total(),
-            failures=tally.failures,
+            failures=dict(tally.failures),  # a Counter makes other keys of what `asdict` gives it
             median_latency_ms=median(tally.latencies_s) * 1000,
             client_us_per_unit=tally.used_s * US / tally.all_units,
             cpu=cpu,
