@@ -83,10 +83,12 @@ class Helm:
         release: str = "llm",
         chart: Path = CHART,
         kubernetes: str = NEWEST_KUBERNETES,
+        namespace: str = "default",
     ) -> Rendered:
         """Render the chart with a shipped values file and further values."""
         files = ("--values", CHART / values_file, "--kube-version", kubernetes)
-        ended = self.run("template", release, chart, *files, values=values or {})
+        where = ("--namespace", namespace)
+        ended = self.run("template", release, chart, *files, *where, values=values or {})
         assert ended.returncode == 0, ended.stderr
         return Rendered(manifests=tuple(yaml.safe_load_all(ended.stdout)))
 

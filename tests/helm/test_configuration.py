@@ -65,7 +65,7 @@ def test_shipped_configuration_is_mounted(helm: Helm, mount_files: MountFiles) -
         load(folder, Path("/models"), {}).settings
         for folder in (mount_files(rendered), ROOT / "profiles")
     )
-    assert ours == theirs
+    assert ours.model_copy(update={"server": theirs.server}) == theirs
 
 
 @pytest.mark.parametrize(
@@ -89,6 +89,25 @@ def test_gpu_that_is_asked_for_must_be_seen_unless_the_operator_says_otherwise(
 
     devices = load(mount_files(rendered), Path("/models"), {}).settings.devices
     assert {name: device.required for name, device in devices.items()} == required
+
+
+def test_service_is_called_by_its_four_names_and_those_that_are_given(
+    helm: Helm, mount_files: MountFiles
+) -> None:
+    values = {
+        "service": {"hosts": ["llm.example.com"]},
+        "configuration": {"supervisor.yaml": {"server": {"allowed_hosts": ["other.example.com"]}}},
+    }
+    rendered = helm.render(values, namespace="ai")
+
+    assert load(mount_files(rendered), Path("/models"), {}).settings.server.allowed_hosts == (
+        "llm-llama-supervisor",
+        "llm-llama-supervisor.ai",
+        "llm-llama-supervisor.ai.svc",
+        "llm-llama-supervisor.ai.svc.cluster.local",
+        "llm.example.com",
+        "other.example.com",
+    )
 
 
 def test_chart_that_lost_its_profiles_is_refused(newest_helm: Helm, tmp_path: Path) -> None:

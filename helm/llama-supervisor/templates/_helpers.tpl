@@ -68,18 +68,33 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- $files := include "llama-supervisor.writtenFiles" . | fromYaml }}
 {{- $settings := get $files "supervisor.yaml" | fromYaml }}
 {{- if not (hasKey $settings "Error") }}
-{{- $_ := set $files "supervisor.yaml" (mergeOverwrite (include "llama-supervisor.ownSettings" . | fromYaml) $settings | toYaml) }}
+{{- $own := include "llama-supervisor.ownSettings" . | fromYaml }}
+{{- $merged := mergeOverwrite (deepCopy $own) $settings }}
+{{- if kindIs "map" $merged.server }}
+{{- $written := get $merged.server "allowed_hosts" }}
+{{- if kindIs "slice" $written }}
+{{- $_ := set $merged.server "allowed_hosts" (concat $own.server.allowed_hosts $written | uniq) }}
+{{- end }}
+{{- end }}
+{{- $_ := set $files "supervisor.yaml" (toYaml $merged) }}
 {{- end }}
 {{- toYaml $files }}
 {{- end }}
 
-{{/* A GPU that was asked for must be seen: without this, a Pod that sees none runs in host memory. */}}
+{{/*
+What the chart knows. A GPU that was asked for must be seen: without this, a Pod that sees none runs
+in host memory. The names under which clients reach the Service are the only ones that a web page's
+request may give (DNS rebinding).
+*/}}
 {{- define "llama-supervisor.ownSettings" -}}
+{{- $name := include "llama-supervisor.fullname" . }}
+{{- $inNamespace := printf "%s.%s" $name .Release.Namespace }}
+{{- $hosts := list $name $inNamespace (printf "%s.svc" $inNamespace) (printf "%s.svc.%s" $inNamespace .Values.service.clusterDomain) }}
 {{- $devices := dict }}
 {{- range $number := until (int .Values.gpu.count) }}
 {{- $_ := set $devices (printf "gpu%d" $number) (dict "required" true) }}
 {{- end }}
-{{- toYaml (dict "devices" $devices) }}
+{{- toYaml (dict "devices" $devices "server" (dict "allowed_hosts" (concat $hosts .Values.service.hosts | uniq))) }}
 {{- end }}
 
 {{/* The same as a mapping from file name to the file's fields. */}}
