@@ -96,7 +96,7 @@ class PromptCache:
         OSError.
         """
         path = self._folder / identity
-        path.mkdir(mode=0o700, exist_ok=True)
+        self._make(path)
         return PromptFiles(cache=self, path=path, slot_kv_bytes=slot_kv_bytes)
 
     def close(self) -> None:
@@ -111,7 +111,7 @@ class PromptCache:
         follow. Raises OSError.
         """
         with self._lock:
-            path.mkdir(mode=0o700, exist_ok=True)
+            self._make(path)
             free_bytes = self._free_bytes(path)
             own_bytes = _size_bytes(path)
             others_bytes = _size_bytes(self._folder) - own_bytes
@@ -165,6 +165,11 @@ class PromptCache:
                 _write_manifest(path, slots)
             self._shrink_others(self.max_bytes - own_bytes, path)
             return None
+
+    def _make(self, path: Path) -> None:
+        """Make the folder of an identity, and ours where it was deleted since our start."""
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
 
     def _shrink_others(self, limit_bytes: int, own: Path | None) -> None:
         """Remove what other models saved, the oldest first, until it is no more than the limit.

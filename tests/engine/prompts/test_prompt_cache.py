@@ -1,6 +1,7 @@
 """The folder of saved prompts: what makes room, what is never restored, what is left at exit."""
 
 import os
+import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -186,3 +187,17 @@ def test_what_clients_wrote_is_for_the_owner_only(make_cache: MakeCache) -> None
     files = save(make_cache(), "a", 10)
     for folder in (files.path, files.path.parent):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_prompts_are_saved_again_after_the_folder_was_deleted(make_cache: MakeCache) -> None:
+    cache = make_cache()
+    files = save(cache, "chat", 10)
+    shutil.rmtree(files.path.parent)
+
+    assert files.take() == ()
+    assert files.begin(10) is None
+    assert files.finish(write(files, 10)) is None
+
+    assert len(files.take()) == 1
+    shutil.rmtree(files.path.parent)
+    assert names(save(cache, "embed", 10)) == {"manifest.json", "slot-0.bin"}
