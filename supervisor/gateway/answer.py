@@ -1,5 +1,6 @@
 """An answer of ours: whole and in JSON. What a backend answers is passed on as it comes."""
 
+import json
 from typing import Any
 
 import msgspec
@@ -19,6 +20,15 @@ def json_answer(content: Any, *, status: int = 200, headers: Headers = ()) -> An
     """Answer with content that JSON can express."""
     return Answer(
         status=status,
-        body=msgspec.json.encode(content),
+        body=as_json(content),
         headers=((b"Content-Type", b"application/json"), *headers),
     )
+
+
+def as_json(content: Any) -> bytes:
+    """Return content as JSON; what a client sent and is not UTF-8 is shown as `?`."""
+    try:
+        return msgspec.json.encode(content)
+    except UnicodeEncodeError:
+        text = json.dumps(msgspec.to_builtins(content), ensure_ascii=False)
+        return text.encode("utf-8", "replace")

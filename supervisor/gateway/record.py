@@ -2,10 +2,9 @@
 
 import time
 
-import msgspec
-
 from supervisor.arbiter.arbiter import Lease
 from supervisor.errors import RequestRefused
+from supervisor.gateway.answer import as_json
 from supervisor.gateway.call import Headers, RequestHead
 from supervisor.gateway.error_responses import error_body
 from supervisor.observability.request_log import request_log
@@ -76,7 +75,7 @@ class Record:
         """
         if not self.is_event_stream or not self._tail.endswith(_EVENT_ENDS):
             return b""
-        return b"data: " + msgspec.json.encode(error_body(error)) + b"\n\n"
+        return b"data: " + as_json(error_body(error)) + b"\n\n"
 
     def close(self) -> None:
         """Write the closing line; the last that is done with a request, whatever came of it."""
