@@ -16,6 +16,7 @@ import msgspec
 from supervisor.errors import RequestRefused
 
 _BOM = b"\xef\xbb\xbf"
+_OPENS_OBJECT = re.compile(rb"[ \t\r\n]*\{")
 _SLICE_BYTES = 64 * 1024
 _TURN_S = 0.001
 """How long inflating holds the event loop at a time."""
@@ -65,7 +66,7 @@ def read_fields(content_type: bytes, body: bytes) -> BodyFields:
 def _json_fields(body: bytes) -> BodyFields | None:
     """Read the fields of a JSON object; None for what is not one, or not JSON at all."""
     text = body.removeprefix(_BOM)
-    if not text[:64].lstrip(b" \t\r\n").startswith(b"{"):
+    if _OPENS_OBJECT.match(text) is None:
         return None
     try:
         return _decode(text)

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable
 from functools import partial
 
-from aiohttp import HttpVersion11, web
+from aiohttp import HttpVersion, HttpVersion11, web
 from multidict import CIMultiDict
 
 from supervisor.config.holder import ConfigurationHolder
@@ -80,21 +80,21 @@ class Door:
         cors = self._origins.headers(head) if b"origin" in head.fields else ()
         reply = Reply(wire, head, cors)
         try:
-            await reply.given_by(self._answer(request, head, reply))
+            await reply.given_by(self._answer(wire, head, reply))
         finally:
             if reply.account is not None:
                 reply.account.close()
         return wire.response
 
-    async def _answer(self, request: web.BaseRequest, head: RequestHead, reply: Reply) -> None:
+    async def _answer(self, wire: "AiohttpWire", head: RequestHead, reply: Reply) -> None:
         """Answer by the route that the target means, or by a backend."""
-        if request.version.major != HttpVersion11.major:
-            raise RequestRefused(
-                "version_not_supported", "only HTTP/1.1 and HTTP/1.0 are supported"
-            )
+        request = wire.request
+        wire.closes = True  # where a head is not understood, nothing that follows it is
+        _require_known_framing(request.version, head)
         if head.method == "CONNECT" or not ORIGIN_FORM.fullmatch(head.target):
             head = in_origin_form(head)
         preflight = self._origins.check(head)
+        wire.closes = False
         if preflight is not None:
             return await reply.send(preflight)
         if head.target == "*":
@@ -154,6 +154,22 @@ class Door:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
+def _require_known_framing(version: HttpVersion, head: RequestHead) -> None:
+    """Refuse what another server may see another end of (RFC 9112, 6.1). Raises RequestRefused."""
+    if version.major != HttpVersion11.major:
+        raise RequestRefused("version_not_supported", "only HTTP/1.1 and HTTP/1.0 are supported")
+    coding = head.fields.get(b"transfer-encoding")
+    if coding is None:
+        return
+    if not head.takes_chunks:
+        raise RequestRefused("bad_request", "HTTP/1.0 has no Transfer-Encoding")
+    if coding.strip().lower() != b"chunked":
+        raise RequestRefused(
+            "bad_request",
+            f"Transfer-Encoding: {coding.decode(errors='replace')} is not supported, only chunked",
+        )
+
+
 def _about_us() -> Answer:
     """Answer `OPTIONS *`, which asks about the server as a whole (RFC 9110, 9.3.7)."""
     return Answer(status=204, body=b"", headers=((b"Allow", ", ".join(SERVED_METHODS).encode()),))
@@ -184,7 +200,9 @@ class AiohttpWire:
     """The way to a client that came through this door."""
 
     def __init__(self, request: web.BaseRequest) -> None:
-        self._request = request
+        self.request = request
+        self.closes = False
+        """Whether the connection ends with an answer that is sent whole."""
         self.response = web.StreamResponse()
         """What the server of aiohttp is handed at the end: the answer that was sent."""
 
@@ -192,16 +210,18 @@ class AiohttpWire:
         """Send a whole answer now, so that its client need not wait for our bookkeeping."""
         whole = web.Response(status=status, reason=reason, headers=_decoded(headers), body=body)
         self.response = whole
-        await whole.prepare(self._request)
+        if self.closes:
+            whole.force_close()
+        await whole.prepare(self.request)
         await whole.write_eof()
 
     async def begin(self, status: int, reason: str | None, headers: Headers) -> None:
         """Send the head of an answer whose body follows by `write`."""
         self.response = web.StreamResponse(status=status, reason=reason, headers=_decoded(headers))
         has_length = any(name.lower() == b"content-length" for name, _ in headers)
-        if not has_length and self._request.version < HttpVersion11:
+        if not has_length and self.request.version < HttpVersion11:
             self.response.force_close()  # without chunks, the end of the connection ends the body
-        await self.response.prepare(self._request)
+        await self.response.prepare(self.request)
 
     async def write(self, content: bytes) -> None:
         """Send a piece of the body; returns when the client keeps up."""
@@ -213,8 +233,8 @@ class AiohttpWire:
 
     def cut(self) -> None:
         """Close the connection, so that what was sent cannot be taken for complete."""
-        if self._request.transport is not None:
-            self._request.transport.close()
+        if self.request.transport is not None:
+            self.request.transport.close()
 
 
 def _decoded(headers: Headers) -> CIMultiDict[str]:

@@ -7,6 +7,7 @@ And CORS is answered by us alone, for the origins that the operator names.
 """
 
 import ipaddress
+import re
 import socket
 from collections.abc import Sequence
 from functools import cache, lru_cache
@@ -19,6 +20,8 @@ from supervisor.gateway.call import Headers, RequestHead
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})  # RFC 9110, 9.2.1
 _ANY = "*"
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+(%[\w.~-]+)?\]|[A-Za-z0-9_.~-]+)(:[0-9]*)?", re.ASCII)
+"""A name or an address, with a port or not (RFC 9110, 7.2): what is called, and nothing else."""
 _METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 _EXPOSED = b"X-Request-ID, Retry-After, x-should-retry"
 _PREFLIGHT_S = b"600"
@@ -39,11 +42,13 @@ class Origins:
     def check(self, head: RequestHead) -> Answer | None:
         """Return the answer to a browser that asks beforehand; None for any other request.
 
-        Raises RequestRefused `foreign_host` or `foreign_origin`.
+        Raises RequestRefused `foreign_host`, `foreign_origin`, or `bad_request`.
         """
         origin = _text(head.fields.get(b"origin"))
         site = _text(head.fields.get(b"sec-fetch-site"))
         host = _text(head.fields.get(b"host"))
+        if host and _HOST.fullmatch(host) is None:
+            raise RequestRefused("bad_request", f"'{host}' in Host is not a name or an address")
         is_browser = origin is not None or site is not None
         if host and (is_browser or self._is_loopback) and not self._is_ours(host):
             raise RequestRefused(

@@ -35,9 +35,9 @@ RELAYED_ROUTES: tuple[RelayedRoute, ...] = (
     *_embedding("/embedding", "/embeddings", "/v1/embeddings"),
     *_generation("/completion", "/completions", "/v1/completions"),
     *_generation("/chat/completions", "/v1/chat/completions"),
-    *_generation("/v1/responses", "/v1/messages", "/infill"),
+    *_generation("/responses", "/v1/responses", "/v1/messages", "/infill"),
+    *_computed("/rerank", "/reranking", "/v1/rerank", "/v1/reranking"),
     *_computed("/tokenize", "/detokenize", "/apply-template"),
-    *_computed("/rerank", "/reranking", "/v1/rerank"),
 )
 
 ROUTE_BY_PATH: Mapping[str, RelayedRoute] = {route.path: route for route in RELAYED_ROUTES}

@@ -8,10 +8,12 @@ from msgspec.structs import replace
 from supervisor.errors import RequestRefused
 from supervisor.gateway.call import RequestHead
 
-ORIGIN_FORM = re.compile(r"/[^\x00-\x20\x7f]*")
+ORIGIN_FORM = re.compile(r"/[^\x00-\x20\x7f#]*")
 """What nearly every target is, and what all become."""
 
-_NOT_IN_A_TARGET = re.compile(r"[\x00-\x20\x7f]")
+_NOT_IN_A_TARGET = re.compile(r"[\x00-\x20\x7f#]")
+"""A server cuts a fragment off: what we judge, and what it does, would be two targets."""
+
 SERVED_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
@@ -31,14 +33,15 @@ def in_origin_form(head: RequestHead) -> RequestHead:
         )
     if _NOT_IN_A_TARGET.search(target):
         raise RequestRefused(
-            "bad_request", "the request's target contains a space or a control character"
+            "bad_request",
+            "the request's target contains a space, a control character or a fragment (#)",
         )
     if target.startswith("/") or (target == "*" and head.method == "OPTIONS"):
         return head
     if not target.lower().startswith(("http://", "https://")):
         raise RequestRefused("bad_request", "the request's target is neither a path nor a URL")
-    path_at = re.compile(r"[/?#]|$").search(target, target.index("://") + 3)
-    rest = target[path_at.start() if path_at else len(target) :].partition("#")[0]
+    path_at = re.compile(r"[/?]|$").search(target, target.index("://") + 3)
+    rest = target[path_at.start() if path_at else len(target) :]
     host = urlsplit(target).netloc.rpartition("@")[2].encode("utf-8", "surrogateescape")
     others = tuple(each for each in head.headers if each[0].lower() != b"host")
     path = rest if rest.startswith("/") else f"/{rest}"

@@ -33,6 +33,7 @@ def content_type(value: str) -> bytes:
         pytest.param(content_type("application/x-www-form-urlencoded"), BODY, id="curl -d"),
         pytest.param(b"", b"\xef\xbb\xbf" + BODY, id="byte order mark"),
         pytest.param(b"", b" \r\n" + BODY + b"\0rest", id="a NUL ends it"),
+        pytest.param(b"", b" \n" * 100 + BODY, id="behind many blanks"),
         pytest.param(content_type('multipart/form-data; boundary="xx"'), FORM, id="multipart"),
         pytest.param(
             content_type("Multipart/Form-Data; Boundary=xx"), FORM, id="the same, unquoted"

@@ -16,6 +16,24 @@ HOST = b"Host: localhost\r\n"
         pytest.param(b"GET * HTTP/1.1", HOST, 400, id="GET *"),
         pytest.param(b"GET /a\x0bb HTTP/1.1", HOST, 400, id="control character"),
         pytest.param(b"GET /a%0Ab HTTP/1.1", HOST, 200, id="an encoded newline is relayed"),
+        pytest.param(b"GET /a?b=c#d HTTP/1.1", HOST, 400, id="fragment"),
+        pytest.param(b"GET http://localhost/a#d HTTP/1.1", HOST, 400, id="fragment of a URL"),
+        pytest.param(
+            b"GET /a HTTP/1.1", b"Host: localhost:x\r\n", 400, id="a Host that is not one"
+        ),
+        pytest.param(b"GET /a HTTP/1.1", b"Host: a\xffb\r\n", 400, id="a Host that is not text"),
+        pytest.param(
+            b"POST /unload HTTP/1.1", HOST + b"Origin: http://\xff\r\n", 403, id="such an Origin"
+        ),
+        pytest.param(
+            b"GET /status HTTP/1.1", HOST + b"Origin: \xff\r\n", 200, id="one that only reads"
+        ),
+        pytest.param(
+            b"POST /completion HTTP/1.1",
+            HOST + b"Expect: \xff\r\nContent-Length: 1\r\n",
+            417,
+            id="such an expectation",
+        ),
         pytest.param(b"GET ftp://a/b HTTP/1.1", HOST, 400, id="another scheme"),
         pytest.param(b"GET / HTTP/2.0", HOST, 505, id="HTTP/2.0"),
         pytest.param(

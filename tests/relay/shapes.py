@@ -219,8 +219,9 @@ def _request_lines() -> Iterator[Shape]:
     )
     yield refused("a TLS handshake", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 99)
     yield relayed("an empty line first", b"\r\n" + get())
-    yield relayed("whole address", get(first=b"GET http://x/shape HTTP/1.1"))
-    yield relayed("whole address of another host", get(first=b"GET http://other/shape HTTP/1.1"))
+    yield relayed("whole address", get(first=b"GET http://localhost/shape HTTP/1.1"))
+    yield refused("whole address of another host", get(first=b"GET http://x/shape HTTP/1.1"))
+    yield refused("fragment behind the target", get(first=b"GET /shape?a=b#c HTTP/1.1"))
 
 
 def _hosts() -> Iterator[Shape]:
@@ -228,6 +229,9 @@ def _hosts() -> Iterator[Shape]:
     yield refused("one host twice", get(b"Host: localhost"))
     yield refused("no host", b"GET /shape HTTP/1.1\r\n\r\n")
     yield refused("a host that is not one", get().replace(b"Host: localhost", b"Host: a b"))
+    for host in (b"localhost:x", b"[::1", b"a@localhost", b"localhost/a"):
+        sent = get().replace(b"Host: localhost", b"Host: " + host)
+        yield refused(f"a host with more to it: {host.decode()}", sent)
     yield refused("a list of hosts", get().replace(b"Host: localhost", b"Host: a, b"))
     yield relayed("no host in HTTP/1.0", b"GET /shape HTTP/1.0\r\n\r\n", closes=True)
 
