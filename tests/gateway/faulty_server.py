@@ -121,6 +121,12 @@ class Exchange:
         self.counts.clients_left += 1
         raise Silence
 
+    async def have_nothing_in_chunks(self) -> None:
+        self.send_head("204 No Content", "Transfer-Encoding: chunked")
+        await self.writer.drain()
+        await asyncio.sleep(0.05)  # so that its end comes when the next request may be there
+        self.send_chunk(b"")
+
     async def wait_to_be_let_go(self) -> None:
         await LET_GO.wait()
         self.send_json("let go")
@@ -185,6 +191,7 @@ ACTIONS: dict[str, Callable[[Exchange], Awaitable[None]]] = {
     "/silent-when-reused": Exchange.be_silent_when_reused,
     "/cut-head-when-reused": Exchange.cut_head_when_reused,
     "/endless": Exchange.wait_for_ever,
+    "/nothing-in-chunks": Exchange.have_nothing_in_chunks,
     "/held": Exchange.wait_to_be_let_go,
     "/let-go": Exchange.let_go,
     "/flood": Exchange.flood,

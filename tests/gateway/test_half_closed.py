@@ -1,4 +1,4 @@
-"""A client that closes its side after its request gets its answer, through either door."""
+"""How an answer ends, through either door: for clients that half-close, and without content."""
 
 import gc
 import json
@@ -94,6 +94,18 @@ async def test_client_that_half_closes_and_cannot_be_answered_is_cut(
         assert await reader.read() == b""
 
     await until(lambda: is_in_flight(controller, 0))
+
+
+@both_doors
+async def test_answer_without_content_has_no_framing_of_one(controller: RunningController) -> None:
+    sent = b"GET /nothing-in-chunks" + HOST + b"\r\nGET /echo" + HOST + b"\r\n"
+    async with raw_request(controller, sent) as (reader, writer):
+        writer.write_eof()
+        head, _, rest = (await reader.read()).partition(b"\r\n\r\n")
+
+    assert head.startswith(b"HTTP/1.1 204 ")
+    assert b"transfer-encoding" not in head.lower()
+    assert b"HTTP/1.1 200 " in rest
 
 
 @both_doors

@@ -240,6 +240,8 @@ class Connection(asyncio.Protocol):
             self._is_parsed
             and self._keeps_alive
             and not self._is_chunked
+            and self._head is not None
+            and self._head.value(b"transfer-encoding") is None  # chunks may follow a 204, unasked
             and not self._has_surplus
             and not self._transport.get_write_buffer_size()  # else it was answered half-read
             and not self._transport.is_closing()
