@@ -48,8 +48,8 @@ class UnfitProfile(EngineError):
 
     def __init__(self, profile_name: str, problems: Mapping[str, str]) -> None:
         self.problems = dict(problems)
-        told = "; ".join(f"{field}: {problem}" for field, problem in problems.items())
-        super().__init__(f"profile '{profile_name}': {told}")
+        named = "; ".join(f"{field}: {problem}" for field, problem in problems.items())
+        super().__init__(f"profile '{profile_name}': {named}")
 
 
 class TelemetryError(SupervisorError):

@@ -80,7 +80,7 @@ class Devices:
         return json_answer({"device": device, **described})
 
     async def _describe(self, info: DeviceInfo) -> dict[str, Any]:
-        told = {"device": info.device, **describe_device(info)}
+        shown = {"device": info.device, **describe_device(info)}
         backends = backends_on(info.device, self._arbiter.snapshot)
         try:
             reading = await self._telemetry.read(
@@ -92,7 +92,7 @@ class Devices:
             health = DeviceHealth(device=info.device, state=TelemetryState.LOST, reason=str(error))
             now = dict.fromkeys(_WHAT_IS_READ)
         carried = describe_budget(info.device, self._arbiter.snapshot)
-        return told | {"state": health.state.value, "reason": health.reason} | now | carried
+        return shown | {"state": health.state.value, "reason": health.reason} | now | carried
 
 
 _WHAT_IS_READ = ("memory", "utilisation_percent", "temperature_c", "power_w", "processes")

@@ -49,7 +49,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
 """Status for each stable code. A code that is missing here is a bug, and answers 500."""
 
 RETRY_AFTER_S = 5
-"""What clients are told to wait where nothing was measured: a switch of some GB."""
+"""Seconds that clients should wait where nothing was measured: a switch of some GB."""
 
 _WAITING_HELPS = frozenset(
     {
@@ -58,7 +58,8 @@ _WAITING_HELPS = frozenset(
     }
 )
 """Codes of what may be over when a client comes back. Clients repeat any other 409 and 5xx, too,
-unless they are told not to: `x-should-retry`, as OpenAI's and Anthropic's clients read it."""
+unless an answer says that they should not: `x-should-retry`, which OpenAI's and Anthropic's clients
+read."""
 
 
 def error_answer(error: RequestRefused) -> Answer:

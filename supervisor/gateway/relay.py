@@ -25,7 +25,7 @@ from supervisor.gateway.reply import REQUEST_ID, Reply, ReplyState
 log = structlog.get_logger()
 
 MAX_REPEATS = 3
-"""Servers that one request may see die before its client is told."""
+"""Servers that one request may see die before its client gets an error."""
 
 COLLECT_UP_TO_BYTES = 1024 * 1024
 """Answers up to this length are read whole before they are sent: a backend that dies in the middle
@@ -280,7 +280,7 @@ async def _other_answer(answer: Answer, backend: Backend) -> RequestRefused:
             if len(content) >= _SHOWN_BYTES:
                 break
     except RequestRefused:
-        content = b""  # it broke on the way; the status is told
+        content = b""  # it broke on the way; the status is there
     return RequestRefused(
         "no_event_stream",
         f"the server of '{backend.model}' answered {answer.status} {answer.reason}, not with "

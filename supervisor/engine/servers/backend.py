@@ -229,7 +229,7 @@ class Backend:
 
         Waits half a second for its end to be reported, and up to `within_s` where it is ending: a
         process that holds much memory of a GPU takes seconds to die. One that runs although nobody
-        listens at its address any more is ended here. One that is told to stop, or that runs on,
+        listens at its address any more is ended here. One that we stop, or that runs on,
         is not dead, but for one that is being replaced because it hangs.
         """
         until = time.monotonic() + within_s

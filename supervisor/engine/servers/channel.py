@@ -18,7 +18,7 @@ from supervisor.engine.servers.pool import KEEPALIVE_S, Pool
 from supervisor.errors import BackendUnreachable
 
 STOPPED = "is stopped, or has ended; see /status for its last exit"
-"""What is told of a server whose connections were cut by us."""
+"""What errors say of a server whose connections were cut by us."""
 
 
 class Receiver(Protocol):

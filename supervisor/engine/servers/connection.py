@@ -66,7 +66,7 @@ class Connection(asyncio.Protocol):
         "_home",
         "_is_chunked",
         "_is_complete",
-        "_is_head_told",
+        "_is_head_given",
         "_is_parsed",
         "_is_paused",
         "_keeps_alive",
@@ -104,7 +104,7 @@ class Connection(asyncio.Protocol):
         self._headers: list[tuple[bytes, bytes]] = []
         self._head_bytes = 0
         self._body: list[bytes] = []
-        self._has_begun = self._is_head_told = self._is_chunked = False
+        self._has_begun = self._is_head_given = self._is_chunked = False
         self._is_complete = self._is_parsed = self._has_surplus = self._keeps_alive = False
         if len(body) <= _MAX_JOINED_BYTES:
             self._transport.write(head + body)
@@ -122,7 +122,7 @@ class Connection(asyncio.Protocol):
         self._transport.resume_reading()
 
     def abort(self) -> None:
-        """Close it at once; nothing more is told."""
+        """Close it at once; nothing more is handed on."""
         self._carried = None
         self._transport.abort()
 
@@ -215,8 +215,8 @@ class Connection(asyncio.Protocol):
 
     def _tell(self, carried: Carried, head: Head) -> None:
         """Hand on what was parsed; whoever gets it may abort at each step."""
-        if not self._is_head_told:
-            self._is_head_told = True
+        if not self._is_head_given:
+            self._is_head_given = True
             carried.head_came(head)
         if self._body and self._carried is carried:
             data = self._body[0] if len(self._body) == 1 else b"".join(self._body)

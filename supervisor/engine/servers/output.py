@@ -2,7 +2,7 @@
 
 A server may print 200,000 lines as it starts, or megabytes without a line's end. The pipe is always
 read on, so that it never waits for us; but lines are handed on at a bounded rate, a piece of the
-output at a time, and of the rest the number is told.
+output at a time, and of the rest only the number.
 """
 
 import asyncio

@@ -210,18 +210,18 @@ def list_smi_cards(library: Any) -> list[Card]:
 
 def _smi_card(library: Any, handle: Any) -> SmiCard:
     """Identify a card by what it reports; one that is lost reports nothing, and keeps its place."""
-    asic = _told(library, "amdsmi_get_gpu_asic_info", handle) or {}
-    bdf = _told(library, "amdsmi_get_gpu_device_bdf", handle)
-    driver = _told(library, "amdsmi_get_gpu_driver_info", handle) or {}
-    header = _told(library, "amdsmi_get_gpu_metrics_header_info", handle) or {}
-    places = _told(library, "amdsmi_get_gpu_enumeration_info", handle) or {}
+    asic = _asked(library, "amdsmi_get_gpu_asic_info", handle) or {}
+    bdf = _asked(library, "amdsmi_get_gpu_device_bdf", handle)
+    driver = _asked(library, "amdsmi_get_gpu_driver_info", handle) or {}
+    header = _asked(library, "amdsmi_get_gpu_metrics_header_info", handle) or {}
+    places = _asked(library, "amdsmi_get_gpu_enumeration_info", handle) or {}
     hip_id, minor = (_number(places.get(place)) for place in ("hip_id", "drm_render"))
     return SmiCard(
         library=library,
         handle=handle,
         identity=CardIdentity(
             name=str(asic.get("market_name", "AMD GPU")),
-            uuid=_told(library, "amdsmi_get_gpu_device_uuid", handle),
+            uuid=_asked(library, "amdsmi_get_gpu_device_uuid", handle),
             rocr_uuid=_rocr_uuid(str(asic.get("asic_serial", ""))),
             pci_id=bdf.lower() if bdf else None,
             driver_version=driver.get("driver_version"),
@@ -232,7 +232,7 @@ def _smi_card(library: Any, handle: Any) -> SmiCard:
     )
 
 
-def _told(library: Any, call: str, handle: Any) -> Any:
+def _asked(library: Any, call: str, handle: Any) -> Any:
     question: Callable[[Any], Any] | None = getattr(library, call, None)
     try:
         return None if question is None else question(handle)
@@ -300,8 +300,8 @@ def _sysfs_card(folder: Path, driver_version: str | None) -> SysfsCard:
 
 def _rocr_uuid(serial: str) -> str | None:
     digits = serial.lower().removeprefix("0x")
-    is_told = re.fullmatch(r"[0-9a-f]{16}", digits) and int(digits, 16) != 0
-    return f"GPU-{digits}" if is_told else None
+    is_given = re.fullmatch(r"[0-9a-f]{16}", digits) and int(digits, 16) != 0
+    return f"GPU-{digits}" if is_given else None
 
 
 def _number(value: Any) -> float | None:
