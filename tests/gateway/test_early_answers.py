@@ -146,9 +146,8 @@ async def test_client_that_leaves_after_its_early_answer_gives_its_place_up(
             await next_event(answer)
             assert await is_waiting(controller)
             answer.close()
-        took_s = await until(lambda: is_none_waiting(controller))
-
-    assert took_s < 0.5
+        await until(lambda: is_none_waiting(controller))
+        assert controller.parts.arbiter.snapshot.switch is not None  # it would have served it
 
 
 @asynccontextmanager
