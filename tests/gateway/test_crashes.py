@@ -1,6 +1,7 @@
 """Servers that die while they serve: restarted, requests repeated where that is safe, a breaker."""
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -11,7 +12,15 @@ from typing import Any
 from supervisor.core.machine.events import RetryDue
 from supervisor.engine.servers.backend import Backend
 from tests.conftest import RunningController, StartController
-from tests.gateway.conftest import ask_json, backend_of, both_doors, endless_stream, shipped, until
+from tests.gateway.conftest import (
+    ask_json,
+    backend_of,
+    both_doors,
+    endless_stream,
+    raw_request,
+    shipped,
+    until,
+)
 
 pytestmark = both_doors
 
@@ -53,6 +62,25 @@ async def test_embedding_whose_server_dies_under_it_is_answered_by_the_next_one(
 
     assert (status, len(answer["data"])) == (200, len(TEXTS))
     assert backend_of(controller).epoch == first + 1
+
+
+async def test_half_closed_client_whose_server_dies_is_answered_by_the_next_one(
+    start_controller: StartController,
+) -> None:
+    controller = await start_controller()
+    await controller.switch_to("minilm")
+    body = json.dumps({"model": "minilm", "input": TEXTS})
+    head = f"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+    async with raw_request(controller, f"{head}\r\n{body}".encode()) as (reader, writer):
+        writer.write_eof()
+        await until(lambda: is_in_flight(controller))
+
+        kill(controller)
+        received = await reader.read()
+
+    *_, answer = received.split(b"HTTP/1.1 ")  # behind what asked whether the client is there
+    assert answer.startswith(b"200 ")
+    assert answer.count(b'"index"') == len(TEXTS)
 
 
 async def test_request_that_finds_its_server_dead_waits_for_the_restart(

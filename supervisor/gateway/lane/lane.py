@@ -187,8 +187,7 @@ class FastLane(asyncio.Protocol):
             other.data_received(came)
         if is_one_request:
             other.go_back = self._lanes.take_back
-        if self._ended_at is not None:
-            other.eof_received()
+        if self._ended_at is not None and not other.eof_received():
             transport.close()
 
     # What the server calls
