@@ -91,14 +91,12 @@ class Relay:
                 try:
                     return await ask_backend(call, lease.backend, reply)
                 except BackendUnreachable as error:
-                    if reply.state is ReplyState.STREAMING:
-                        raise self.explained(
-                            error, lease.backend, reply.record, is_streaming=True
-                        ) from error
-                    is_dead = await lease.backend.is_found_dead(_patience_s(call, error))
+                    is_streaming = reply.state is ReplyState.STREAMING
+                    patience_s = _patience_s(call, error)
+                    is_dead = not is_streaming and await lease.backend.is_found_dead(patience_s)
                     if not is_dead or not repeats_left or not may_repeat(call, error):
                         raise self.explained(
-                            error, lease.backend, reply.record, is_streaming=False
+                            error, lease.backend, reply.record, is_streaming=is_streaming
                         ) from error
             repeats_left -= 1
             log.info("request.repeated", request_id=call.request_id, epoch=lease.backend.epoch)

@@ -78,12 +78,12 @@ class FastLane(asyncio.Protocol):
         "_head",
         "_lanes",
         "_pieces_since",
+        "_quiet_since",
         "_raw",
         "_request",
         "_transport",
         "_writing",
         "keeps_alive",
-        "quiet_since",
     )
     _transport: asyncio.Transport
 
@@ -104,7 +104,7 @@ class FastLane(asyncio.Protocol):
         self._account = lanes.open_account()
         self._writing = WriteProgress()
         self.keeps_alive = True
-        self.quiet_since = now
+        self._quiet_since = now
         """When it was opened, or its last answer ended, by the loop's clock."""
 
     # asyncio.Protocol
@@ -163,7 +163,7 @@ class FastLane(asyncio.Protocol):
         """See `crossing.Lane`."""
         self._crossing, self._request = None, b""
         self._account.close()
-        self.quiet_since = asyncio.get_running_loop().time()
+        self._quiet_since = asyncio.get_running_loop().time()
         if self._ended_at is not None or not self.keeps_alive:
             self._transport.close()
         elif self._raw:
@@ -204,7 +204,7 @@ class FastLane(asyncio.Protocol):
             self._pieces_since = self._pieces_since or now
             if now - self._pieces_since >= PATIENCE_S:
                 self.hand_over()
-        elif now - self.quiet_since > limits.idle_timeout_s:
+        elif now - self._quiet_since > limits.idle_timeout_s:
             self._transport.close()
 
     def _ask_whether_it_is_there(self, now: float, crossing: Crossing) -> None:
