@@ -13,6 +13,7 @@ from supervisor.core.machine.values import (
     Target,
     TargetNeed,
 )
+from supervisor.core.scheduling.values import Priority
 
 
 class Event(Struct, frozen=True, kw_only=True):
@@ -74,12 +75,16 @@ class RequestArrived(Event, frozen=True, kw_only=True):
 
     A target is served by the live backend of its model, whatever that one's profile.
     `may_wait` False: where no lease can be granted at once, nothing is ordered, and nothing kept.
+    `may_switch`: where its model is not live, it waits for its turn, and the scheduler decides
+    when; otherwise it is refused.
     """
 
     request_id: str
     target: Target | None
     mode_hint: Mode | None = None
     may_wait: bool = True
+    may_switch: bool = False
+    priority: Priority = Priority.INTERACTIVE
 
     @property
     def model(self) -> str | None:
