@@ -142,7 +142,7 @@ class Arbiter:
         try:
             epoch = answer.result() if answer.done() else await answer
             backend = self._performer.backends.get(epoch)
-            if backend is None:  # it died before this task's turn came
+            if backend is None:  # it died before this task ran
                 raise RequestRefused(
                     "backend_unreachable", "the model's server died; see /status for its last exit"
                 )

@@ -123,7 +123,7 @@ class ServerSettings(Settings):
         default=60.0,
         gt=0,
         description="Seconds in which a client takes nothing of its answer; beyond: it is cut, "
-        "so that it does not hold a model's turn for ever.",
+        "so that it does not hold one of a model's permits for ever.",
     )
     allowed_hosts: tuple[str, ...] = Field(
         default=(),

@@ -18,7 +18,7 @@ from supervisor.errors import RequestRefused
 _BOM = b"\xef\xbb\xbf"
 _OPENS_OBJECT = re.compile(rb"[ \t\r\n]*\{")
 _SLICE_BYTES = 64 * 1024
-_TURN_S = 0.001
+_SLICE_S = 0.001
 """How long inflating holds the event loop at a time."""
 
 _MAX_MEMBERS = 1000
@@ -126,7 +126,7 @@ async def inflated(encodings: bytes, body: bytes, max_bytes: int) -> bytes:
 
 async def _inflate(body: bytes, max_bytes: int) -> bytes:
     pieces, size = [], 0
-    turn_began_at = time.monotonic()
+    slice_began_at = time.monotonic()
     try:
         for piece in _pieces(body):
             pieces.append(piece)
@@ -137,9 +137,9 @@ async def _inflate(body: bytes, max_bytes: int) -> bytes:
                     f"the inflated body is larger than {max_bytes} bytes (server.max_body_bytes)",
                     {"max_body_bytes": max_bytes},
                 )
-            if time.monotonic() - turn_began_at > _TURN_S:
+            if time.monotonic() - slice_began_at > _SLICE_S:
                 await asyncio.sleep(0)
-                turn_began_at = time.monotonic()
+                slice_began_at = time.monotonic()
     except zlib.error:
         return body
     return b"".join(pieces)

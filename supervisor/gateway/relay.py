@@ -29,7 +29,7 @@ MAX_REPEATS = 3
 
 COLLECT_UP_TO_BYTES = 1024 * 1024
 """Answers up to this length are read whole before they are sent: a backend that dies in the middle
-of one is a 502, and its turn does not wait for a slow reader."""
+of one is a 502, and its permit does not wait for a slow reader."""
 
 _SHOWN_BYTES = 64 * 1024
 """How much of a backend's error a client is shown in an event."""

@@ -46,7 +46,7 @@ async def test_malformed_chunk_is_refused_and_ends_the_connection(
     assert b" 400 " in answer.partition(b"\r\n")[0]
 
 
-async def test_reader_that_takes_nothing_gives_its_turn_up(
+async def test_reader_that_takes_nothing_gives_its_permit_up(
     start_controller: StartController, tmp_path: Path
 ) -> None:
     controller = await start_faulty(start_controller, tmp_path, write_timeout_s=0.5)

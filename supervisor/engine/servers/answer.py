@@ -10,8 +10,8 @@ from supervisor.engine.servers.framing import Head
 from supervisor.errors import BackendUnreachable
 
 BUFFER_BYTES = 1024 * 1024
-"""What is read ahead of a reader that cannot keep up. An answer that fits ends the request's turn
-at the server, however slowly it is read; beyond it nothing more is read until the reader is back.
+"""What is read ahead of a reader that cannot keep up. An answer that fits gives the permit back
+however slowly it is read; beyond it nothing more is read until the reader is back.
 """
 
 

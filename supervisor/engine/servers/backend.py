@@ -141,7 +141,7 @@ class Backend:
         return self._channel.open_connections
 
     def send(self, request: Request, receiver: Receiver) -> Exchange:
-        """Send a request when its turn comes; see `Channel.send`. What comes is the receiver's."""
+        """Send a request when a permit is free (`Channel.send`). The receiver takes what comes."""
         return self._channel.send(request, receiver)
 
     def exchange(self, request: Request) -> Answer:

@@ -1,6 +1,6 @@
-"""The one way to talk to a server: whose turn it is, what is in flight, and what may be sent again.
+"""The one way to talk to a server: who may send, what is in flight, and what may be sent again.
 
-The form with callbacks (`send`) is the way of the relay: where a turn is free and a connection
+The form with callbacks (`send`) is the way of the relay: where a permit is free and a connection
 idle, the request is on the wire when it returns, without a task and without a wait. `exchange` is
 the same for whoever would rather wait for an answer and read it.
 """
@@ -74,7 +74,7 @@ class Activity:
 class Channel:
     """All connections to one server, from its start until `close`.
 
-    `turns`: requests that are with the server at a time; further ones wait here, the first come
+    `permits`: requests that are with the server at a time; further ones wait here, the first come
     first. As each has a connection of its own, no more connections than that are opened, but for
     those of our own questions. `fault` makes the errors, `is_alive` says whether the process runs.
     An idle connection is closed after `keepalive_s`.
@@ -84,7 +84,7 @@ class Channel:
         self,
         address: Address,
         authorization: str,
-        turns: int,
+        permits: int,
         *,
         fault: Fault = lambda reason, may_repeat: BackendUnreachable(
             f"the server {reason}", may_repeat=may_repeat
@@ -98,7 +98,7 @@ class Channel:
         self.is_alive = is_alive
         self.activity = Activity()
         self.is_closed = False
-        self._free_turns = turns
+        self._free_permits = permits
         self._waiting: deque[Exchange] = deque()
         self._begun: set[Exchange] = set()
         self._pool = Pool(address, keepalive_s)
@@ -108,28 +108,30 @@ class Channel:
         """Connections that stand, in use or idle."""
         return self._pool.open_count
 
-    def send(self, request: Request, receiver: Receiver, *, takes_turn: bool = True) -> "Exchange":
-        """Send a request when its turn comes; what comes back is for the receiver.
+    def send(
+        self, request: Request, receiver: Receiver, *, takes_permit: bool = True
+    ) -> "Exchange":
+        """Send a request when a permit is free; what comes back is for the receiver.
 
-        `takes_turn=False` is for our own questions, which must not wait behind requests. Raises
+        `takes_permit=False` is for our own questions, which must not wait behind requests. Raises
         ValueError where the request cannot be written as one.
         """
         exchange = Exchange(self, request, encode_head(request, self._own_headers), receiver)
         if self.is_closed:
             asyncio.get_running_loop().call_soon(exchange.fail, STOPPED, True)
             return exchange
-        if takes_turn and not self._free_turns:
+        if takes_permit and not self._free_permits:
             self._waiting.append(exchange)
             return exchange
-        if takes_turn:
-            self._free_turns -= 1
-            exchange.has_turn = True
+        if takes_permit:
+            self._free_permits -= 1
+            exchange.has_permit = True
         self._begin(exchange)
         return exchange
 
-    def exchange(self, request: Request, *, takes_turn: bool = True) -> Answer:
+    def exchange(self, request: Request, *, takes_permit: bool = True) -> Answer:
         """Return what sends the request, to be entered by `async with`; see `Answer`."""
-        return Answer(lambda receiver: self.send(request, receiver, takes_turn=takes_turn))
+        return Answer(lambda receiver: self.send(request, receiver, takes_permit=takes_permit))
 
     async def ask(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
         """Ask a question of our own, with JSON or nothing; gives the answer's status and body.
@@ -138,11 +140,11 @@ class Channel:
         """
         headers = ((b"Content-Type", b"application/json"),) if body else ()
         request = Request(method=method, path=path, headers=headers, body=body)
-        async with self.exchange(request, takes_turn=False) as answer:
+        async with self.exchange(request, takes_permit=False) as answer:
             return answer.status, await answer.read()
 
     def close(self) -> None:
-        """Cut every connection, and fail what is in flight or waits for its turn."""
+        """Cut every connection, and fail what is in flight or waits for a permit."""
         self.is_closed = True
         waiting, self._waiting = self._waiting, deque()
         for exchange in (*self._begun, *waiting):
@@ -151,7 +153,7 @@ class Channel:
 
     def _begin(self, exchange: "Exchange") -> None:
         self._begun.add(exchange)
-        if exchange.has_turn:
+        if exchange.has_permit:
             self.activity.begin()
         self.connect(exchange)
 
@@ -174,20 +176,20 @@ class Channel:
         exchange.go(connection)
 
     def release(self, exchange: "Exchange") -> None:
-        """Give the turn of an exchange that is over to the next one."""
+        """Give the permit of an exchange that is over to the next one."""
         if exchange not in self._begun:
             return
         self._begun.discard(exchange)
-        if not exchange.has_turn:
+        if not exchange.has_permit:
             return
         self.activity.end()
         while self._waiting:
             following = self._waiting.popleft()
             if not following.is_over:
-                following.has_turn = True
+                following.has_permit = True
                 self._begin(following)
                 return
-        self._free_turns += 1
+        self._free_permits += 1
 
 
 class Exchange:
@@ -202,7 +204,7 @@ class Exchange:
         "_receiver",
         "_request",
         "connecting",
-        "has_turn",
+        "has_permit",
         "is_over",
     )
 
@@ -216,7 +218,7 @@ class Exchange:
         self._may_be_read = False
         """Whether the server may have read the request."""
         self.connecting: asyncio.Task[None] | None = None
-        self.has_turn = False
+        self.has_permit = False
         self.is_over = False
 
     def pause(self) -> None:
@@ -334,5 +336,5 @@ class Exchange:
         self._note_sign()
 
     def _note_sign(self) -> None:
-        if self.has_turn:
+        if self.has_permit:
             self._channel.activity.signs += 1

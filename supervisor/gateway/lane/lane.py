@@ -33,7 +33,7 @@ MAX_BODY_BYTES = 1024 * 1024
 """Longer bodies are read by the other door."""
 
 BUFFER_BYTES = 1024 * 1024
-"""What is buffered for a client that does not read: an answer up to this length gives its turn at
+"""What is buffered for a client that does not read: an answer up to this length gives its permit at
 the backend back, however slow its client is."""
 
 PATIENCE_S = 1.0

@@ -1,4 +1,4 @@
-"""The channel to a server: every framing of an answer, what is sent again, and whose turn it is."""
+"""The channel to a server: every framing of an answer, what is sent again, and who may send."""
 
 import asyncio
 import socket
@@ -46,8 +46,8 @@ async def open_channel(address: Address, upstream: FakeUpstream) -> AsyncIterato
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(listening(upstream, address))
 
-        async def start(turns: int = 100, *, is_alive: bool = True, **options: Any) -> Channel:
-            channel = Channel(address, "Bearer key", turns, is_alive=lambda: is_alive, **options)
+        async def start(permits: int = 100, *, is_alive: bool = True, **options: Any) -> Channel:
+            channel = Channel(address, "Bearer key", permits, is_alive=lambda: is_alive, **options)
             stack.callback(channel.close)
             return channel
 
@@ -369,7 +369,7 @@ async def test_a_request_whose_server_died_on_a_used_connection_is_not_sent_agai
 
 async def test_what_could_not_connect_may_be_repeated(address: Address) -> None:
     channel = Channel(address, "Bearer key", 1)
-    for _ in range(3):  # its turn is given back each time
+    for _ in range(3):  # its permit is given back each time
         error = await fails(channel, "/hello")
         assert "cannot be reached" in error.message
         assert error.may_repeat
@@ -403,13 +403,13 @@ async def test_a_queue_of_connections_that_is_full_is_waited_for(
     channel.close()
 
 
-# Turns
+# Permits
 
 
-async def test_turns_are_given_in_order_and_those_who_wait_open_no_connection(
+async def test_permits_are_given_in_order_and_those_who_wait_open_no_connection(
     upstream: FakeUpstream, open_channel: OpenChannel, eventually: Eventually
 ) -> None:
-    channel = await open_channel(turns=2)
+    channel = await open_channel(permits=2)
     for n in range(6):
         upstream.scripts[f"/{n}"] = [WAIT, HELLO]
     recorders = [Recorder() for _ in range(6)]
@@ -431,20 +431,20 @@ async def test_turns_are_given_in_order_and_those_who_wait_open_no_connection(
 async def test_our_own_questions_do_not_wait_behind_requests(
     upstream: FakeUpstream, open_channel: OpenChannel
 ) -> None:
-    channel = await open_channel(turns=1)
+    channel = await open_channel(permits=1)
     upstream.scripts["/wait"] = [WAIT, HELLO]
     channel.send(get("/wait"), Recorder())
     waiting = Recorder()
     channel.send(get("/hello"), waiting)
-    async with asyncio.timeout(5), channel.exchange(get("/hello"), takes_turn=False) as answer:
+    async with asyncio.timeout(5), channel.exchange(get("/hello"), takes_permit=False) as answer:
         assert await answer.read() == b"hello"
     assert not waiting.events
 
 
-async def test_one_that_leaves_the_queue_gives_its_turn_to_nobody_and_loses_none(
+async def test_one_that_leaves_the_queue_gives_its_permit_to_nobody_and_loses_none(
     upstream: FakeUpstream, open_channel: OpenChannel
 ) -> None:
-    channel = await open_channel(turns=1)
+    channel = await open_channel(permits=1)
     upstream.scripts["/wait"] = [WAIT, HELLO]
     first, leaver, last = Recorder(), Recorder(), Recorder()
     channel.send(get("/wait"), first)
@@ -457,10 +457,10 @@ async def test_one_that_leaves_the_queue_gives_its_turn_to_nobody_and_loses_none
     assert await ask(channel, "/hello") == (200, b"hello")
 
 
-async def test_cancelling_cuts_the_connection_and_frees_the_turn(
+async def test_cancelling_cuts_the_connection_and_frees_the_permit(
     upstream: FakeUpstream, open_channel: OpenChannel, eventually: Eventually
 ) -> None:
-    channel = await open_channel(turns=1)
+    channel = await open_channel(permits=1)
     upstream.scripts["/wait"] = [WAIT]
     left, following = Recorder(), Recorder()
     exchange = channel.send(get("/wait"), left)
@@ -477,7 +477,7 @@ async def test_cancelling_cuts_the_connection_and_frees_the_turn(
 async def test_cancelling_before_the_connection_stands_leaves_nothing(
     upstream: FakeUpstream, open_channel: OpenChannel
 ) -> None:
-    channel = await open_channel(turns=1)
+    channel = await open_channel(permits=1)
     recorder = Recorder()
     channel.send(get("/hello"), recorder).cancel()
     assert channel.activity.requests == 0
@@ -520,12 +520,12 @@ async def test_a_receiver_may_cancel_from_within_a_call(
 # Slow readers
 
 
-async def test_a_small_answer_frees_its_turn_however_slowly_it_is_read(
+async def test_a_small_answer_frees_its_permit_however_slowly_it_is_read(
     upstream: FakeUpstream, open_channel: OpenChannel
 ) -> None:
     body = b"x" * (BUFFER_BYTES // 2)
     upstream.scripts["/small"] = [OK + b"Content-Length: %d\r\n\r\n" % len(body), body]
-    channel = await open_channel(turns=1)
+    channel = await open_channel(permits=1)
     async with channel.exchange(get("/small")) as slow:
         assert await ask(channel, "/hello") == (200, b"hello")
         assert await slow.read() == body
@@ -554,7 +554,7 @@ async def test_a_reader_that_leaves_in_a_pause_is_not_held_for_ever(
 ) -> None:
     piece = b"x" * 65536
     upstream.scripts["/large"] = [OK + b"\r\n", *[piece] * 400]
-    channel = await open_channel(turns=1)
+    channel = await open_channel(permits=1)
     async with channel.exchange(get("/large")):
         await eventually(lambda: channel.activity.held == 1)
     assert (channel.activity.held, channel.activity.requests) == (0, 0)
@@ -567,7 +567,7 @@ async def test_a_reader_that_leaves_in_a_pause_is_not_held_for_ever(
 async def test_closing_fails_what_is_in_flight_and_says_what_may_be_repeated(
     upstream: FakeUpstream, open_channel: OpenChannel, eventually: Eventually
 ) -> None:
-    channel = await open_channel(turns=1)
+    channel = await open_channel(permits=1)
     upstream.scripts["/wait"] = [HELLO[:-1], WAIT]
     reading, waiting, late = Recorder(), Recorder(), Recorder()
     channel.send(get("/wait"), reading)

@@ -1,4 +1,4 @@
-"""More requests at once than a server takes: they go to it by turns, and none is lost."""
+"""More requests at once than a server takes: they wait for a permit, and none is lost."""
 
 import asyncio
 import os
@@ -28,7 +28,7 @@ AT_ONCE = 120
 REQUESTS = 300
 
 
-async def test_requests_beyond_what_the_server_takes_wait_for_their_turn(
+async def test_requests_beyond_what_the_server_takes_wait_for_a_permit(
     faulty: RunningController,
 ) -> None:
     """The server takes no connection until all have come: its queue is full, which refuses some."""
@@ -41,7 +41,7 @@ async def test_requests_beyond_what_the_server_takes_wait_for_their_turn(
     assert 100 < most <= AT_ONCE
 
 
-async def test_requests_that_wait_for_their_turn_are_told_when_their_server_stops(
+async def test_requests_that_wait_for_a_permit_are_told_when_their_server_stops(
     start_controller: StartController, tmp_path: Path
 ) -> None:
     hasty = shipped("generation.yaml", drain_timeout_s=0.1, stop_grace_s=0.1)
@@ -52,7 +52,7 @@ async def test_requests_that_wait_for_their_turn_are_told_when_their_server_stop
             assert await statuses == [502] * REQUESTS
 
 
-async def test_clients_that_leave_while_they_wait_for_their_turn_give_it_up(
+async def test_clients_that_leave_while_they_wait_for_a_permit_give_it_up(
     faulty: RunningController,
 ) -> None:
     with suspended(faulty):
