@@ -21,6 +21,7 @@ from supervisor.config.settings import (
     EngineSettings,
     ModelEntry,
     QueueSettings,
+    SchedulerSettings,
     ServerSettings,
     SupervisorSettings,
     SwitchSettings,
@@ -44,6 +45,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`supervisor.yaml`: `engines`", EngineSettings),
     ("`supervisor.yaml`: `queue`", QueueSettings),
     ("`supervisor.yaml`: `switch`", SwitchSettings),
+    ("`supervisor.yaml`: `scheduler`", SchedulerSettings),
 )
 
 ROOT = Path(__file__).parent.parent

@@ -1,5 +1,6 @@
 """The catalogue of models (`models.yaml`) and the controller's own settings (`supervisor.yaml`)."""
 
+import math
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -8,6 +9,7 @@ from supervisor.config.fields import Settings
 from supervisor.config.units import Bytes, EnvText, Seconds
 from supervisor.core.byte_size import MIB
 from supervisor.core.machine.values import DrainPolicy, Limits, Mode, SwitchRules
+from supervisor.core.scheduling.values import SchedulingRules
 
 
 class ModelEntry(Settings):
@@ -174,6 +176,13 @@ class QueueSettings(Settings):
     hold_max_requests: int = Field(
         default=10_000, ge=0, description="Requests that may wait; beyond: 503."
     )
+    model_share: float = Field(
+        default=0.75,
+        gt=0,
+        le=1,
+        description="The largest part of these that may wait for one model, so that its clients "
+        "leave room for those of the others; beyond: 429.",
+    )
     hold_timeout_s: Seconds = Field(
         default=300.0, gt=0, description="Seconds that a request may wait; beyond: 503."
     )
@@ -238,6 +247,51 @@ class SwitchSettings(Settings):
     )
 
 
+class SchedulerSettings(Settings):
+    """Who gets the device when requests for several models contend for it."""
+
+    auto_switch: bool = Field(
+        default=True,
+        description="A request for a model that is not live waits for its turn, and the scheduler "
+        "switches. False: it gets 409, and only POST /switch-backend switches.",
+    )
+    policy: Literal["turns", "fifo"] = Field(
+        default="turns",
+        description="`turns`: models take turns, long enough that switching stays below "
+        "switching_share. `fifo`: the model of the request that has waited longest is next.",
+    )
+    switching_share: float = Field(
+        default=0.15,
+        gt=0,
+        lt=1,
+        description="The largest share of the time that switches may take while several models "
+        "have work; smaller is more throughput and longer waits.",
+    )
+    max_wait_s: Seconds | None = Field(
+        default=None,
+        gt=0,
+        description="Seconds that the first in a queue may wait: turns become as long as that "
+        "allows. Default: as long as follows from switching_share.",
+    )
+    drain_policy: DrainPolicy = Field(
+        default=DrainPolicy.WAIT,
+        description="What happens to requests that are in flight at drain_timeout_s in a switch of "
+        "the scheduler: `wait` never cuts an answer; `cancel` and `refuse` as in `switch`.",
+    )
+    manual_hold_s: Seconds = Field(
+        default=10.0,
+        ge=0,
+        description="Seconds after a switch or an unload by hand in which the scheduler does not "
+        "switch away.",
+    )
+
+    def rules(self) -> SchedulingRules:
+        """Return what the policies are held to."""
+        return SchedulingRules(
+            policy=self.policy, switching_share=self.switching_share, max_wait_s=self.max_wait_s
+        )
+
+
 class EngineSettings(Settings):
     """Where engines are found."""
 
@@ -257,11 +311,13 @@ class SupervisorSettings(Settings):
     engines: EngineSettings = Field(default_factory=EngineSettings)
     queue: QueueSettings = Field(default_factory=QueueSettings)
     switch: SwitchSettings = Field(default_factory=SwitchSettings)
+    scheduler: SchedulerSettings = Field(default_factory=SchedulerSettings)
 
     def limits(self) -> Limits:
         """Return the bounds on waiting requests as the core takes them."""
         return Limits(
             hold_max_requests=self.queue.hold_max_requests,
+            hold_max_per_model=math.ceil(self.queue.hold_max_requests * self.queue.model_share),
             hold_timeout_s=self.queue.hold_timeout_s,
         )
 
@@ -271,6 +327,9 @@ class SupervisorSettings(Settings):
             replaces=self.switch.residents == "replace",
             warms=self.switch.warm_start,
             keeps_prompts_at_exit=self.switch.keep_prompt_cache_at_exit,
+            scheduling=self.scheduler.rules(),
+            scheduler_drains=self.scheduler.drain_policy,
+            manual_hold_s=self.scheduler.manual_hold_s,
         )
 
     def budget_bytes(self, device: str, total_bytes: int) -> int:

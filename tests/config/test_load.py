@@ -10,7 +10,7 @@ import yaml
 
 from supervisor.config.configuration import Configuration
 from supervisor.config.load import load
-from supervisor.core.machine.values import Mode
+from supervisor.core.machine.values import DrainPolicy, Mode
 from supervisor.errors import ConfigError
 
 MODELS = Path("/models")
@@ -143,6 +143,21 @@ def test_without_supervisor_yaml_the_defaults_hold(folder: Folder) -> None:
     settings = folder.load().settings
     assert (settings.server.port, settings.queue.hold_max_requests) == (8000, 10_000)
     assert settings.devices == {}
+
+
+def test_what_the_core_is_held_to_is_what_operators_wrote(folder: Folder) -> None:
+    folder.change(
+        "supervisor.yaml",
+        lambda s: s.update(
+            queue={"hold_max_requests": 10, "model_share": 0.25},
+            scheduler={"policy": "fifo", "max_wait_s": "10s", "drain_policy": "cancel"},
+        ),
+    )
+    limits, rules = folder.load().settings.limits(), folder.load().settings.rules()
+    assert (limits.hold_max_requests, limits.hold_max_per_model) == (10, 3)
+    assert (rules.scheduling.policy, rules.scheduling.max_wait_s) == ("fifo", 10.0)
+    assert (rules.scheduling.switching_share, rules.manual_hold_s) == (0.15, 10.0)
+    assert rules.scheduler_drains is DrainPolicy.CANCEL
 
 
 def test_no_model_need_be_loaded_at_start(folder: Folder) -> None:

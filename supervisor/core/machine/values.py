@@ -9,6 +9,7 @@ from msgspec import Struct, field
 
 from supervisor.core.machine.footprint import Baseline, Footprint
 from supervisor.core.machine.memory import MemoryPolicy
+from supervisor.core.scheduling.values import SchedulingRules
 from supervisor.core.sizing.fitting import Alternative
 
 
@@ -240,6 +241,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     """Bounds on requests that wait for a switch, and on restarts of a model that dies."""
 
     hold_max_requests: int = 10_000
+    hold_max_per_model: int = 7_500
     hold_timeout_s: float = 300.0
     breaker_deaths: int = 5
     breaker_window_s: float = 120.0
@@ -250,9 +252,14 @@ class SwitchRules(Struct, frozen=True, kw_only=True):
 
     `replaces`: a switch leaves only its target live, even where more would fit. `warms`: the
     target's file is read into the page cache meanwhile. `keeps_prompts_at_exit`: prompt caches are
-    also saved when the controller ends.
+    also saved when the controller ends. `scheduling`: what the scheduler's policy is held to;
+    `scheduler_drains`: what its switches do to requests in flight; `manual_hold_s`: how long it
+    leaves alone what was switched to by hand.
     """
 
     replaces: bool = False
     warms: bool = True
     keeps_prompts_at_exit: bool = False
+    scheduling: SchedulingRules = SchedulingRules()
+    scheduler_drains: DrainPolicy = DrainPolicy.WAIT
+    manual_hold_s: float = 10.0
