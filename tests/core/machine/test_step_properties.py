@@ -55,8 +55,7 @@ class Happenings(World):
         self, pause_s: float, wanted: Target | None, policy: DrainPolicy
     ) -> None:
         self.pass_time(pause_s)
-        self.switch_count += 1
-        switch_id = f"s{self.switch_count}"
+        switch_id = self.new_switch_id()
         self.callers[switch_id] = switch_id
         self.policies[switch_id] = policy
         self.tell(
@@ -72,8 +71,7 @@ class Happenings(World):
     @rule(pause_s=pauses_s)
     def operator_wants_a_restart(self, pause_s: float) -> None:
         self.pass_time(pause_s)
-        self.switch_count += 1
-        switch_id = f"s{self.switch_count}"
+        switch_id = self.new_switch_id()
         self.callers[switch_id] = switch_id
         self.tell(RestartRequested(at=self.now, switch_id=switch_id))
 
@@ -208,6 +206,8 @@ class Happenings(World):
     def answer_is_told_again(self, pause_s: float, pick: int) -> None:
         self.pass_time(pause_s)
         event = replace(self.told[-1 - pick % len(self.told)], at=self.now)
+        if isinstance(event, RetryDue):
+            event = replace(event, switch_id=self.new_switch_id())
         if isinstance(event, REPEATABLE):
             self.tell(event)
         elif not isinstance(event, REQUESTS):
@@ -242,3 +242,18 @@ class Happenings(World):
 
 TestInvariants = Happenings.TestCase
 TestInvariants.settings = settings(max_examples=300, stateful_step_count=50)
+
+
+def test_a_retry_that_comes_twice_begins_a_switch_of_its_own() -> None:
+    """It was due once, and is told again after the model died anew: with a need of its own."""
+    world = Happenings()
+    world.operator_chooses_rules(replaces=False, warms=False)
+    world.switch_goes_well(TARGETS[0], 20)
+    world.backend_crashes(0.0, 0)
+    world.pass_time(4.0)
+    world.everything_goes_well_for_a_while(30)
+    world.backend_crashes(121.0, 0)
+    told_again = next(e for e in reversed(world.told) if isinstance(e, RetryDue))
+    world.answer_is_told_again(0.0, len(world.told) - 1 - world.told.index(told_again))
+    world.everything_goes_well_for_a_while(20)
+    world.teardown()

@@ -211,12 +211,17 @@ class World(RuleBasedStateMachine):
                 _, retry = self.retries.pop(0)
                 due = RetryDue(
                     at=self.now,
-                    switch_id=f"retry-{self.now}",
+                    switch_id=self.new_switch_id(),
                     model=retry.model,
                     attempt=retry.attempt,
                 )
                 self.tell(due)
         self.now = until
+
+    def new_switch_id(self) -> str:
+        """As the performer does: no two switches have one id, not even when a retry comes twice."""
+        self.switch_count += 1
+        return f"s{self.switch_count}"
 
     # What the core orders, and what must hold.
 
