@@ -24,7 +24,7 @@ class RequestHead(msgspec.Struct, frozen=True, kw_only=True):
 
     method: str
 
-    target: str
+    request_target: str
     """Path and query as they came, in origin form."""
 
     headers: Headers
@@ -49,7 +49,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     """Decoded and without the query: what decisions look at."""
 
-    target: str
+    request_target: str
     """Path and query as they came, in origin form: what a backend is sent."""
 
     query: tuple[tuple[str, str], ...]

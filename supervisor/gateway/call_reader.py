@@ -38,12 +38,14 @@ class CallReader:
     ) -> Call:
         """Read everything that is decided upon.
 
-        `content` is the inflated body where it came compressed. `is_raw`: the target begins with
-        `/upstream/` and a model's name, and the backend is sent what follows. Raises RequestRefused
-        for a model that is unknown or cannot be read.
+        `content` is the inflated body where it came compressed. `is_raw`: the request target begins
+        with `/upstream/` and a model's name, and the backend is sent what follows. Raises
+        RequestRefused for a model that is unknown or cannot be read.
         """
-        model_in_path, target = self._behind_upstream(head) if is_raw else (None, head.target)
-        raw_path, _, raw_query = target.partition("?")
+        model_in_path, request_target = (
+            self._behind_upstream(head) if is_raw else (None, head.request_target)
+        )
+        raw_path, _, raw_query = request_target.partition("?")
         path = unquote(raw_path)
         route = ROUTE_BY_PATH.get(path, ANY_OTHER)
         queue = self._configuration.current.settings.queue
@@ -61,7 +63,7 @@ class CallReader:
             request_id=head.request_id,
             method=head.method,
             path=path,
-            target=target,
+            request_target=request_target,
             query=query,
             headers=head.headers,
             fields=head.fields,
@@ -76,8 +78,8 @@ class CallReader:
         )
 
     def _behind_upstream(self, head: RequestHead) -> tuple[str, str]:
-        """Return the model that the target names, and what follows. Names may have slashes."""
-        path, question_mark, query = head.target.removeprefix(UPSTREAM).partition("?")
+        """Return the model that the path names, which may have slashes, and what follows."""
+        path, question_mark, query = head.request_target.removeprefix(UPSTREAM).partition("?")
         segments = path.split("/")
         for size in range(min(len(segments) - 1, _MAX_NAME_SEGMENTS), 1, -1):
             name = unquote("/".join(segments[:size]))
@@ -99,9 +101,9 @@ def _one_model(in_body: str | None, query: tuple[tuple[str, str], ...]) -> str |
 
 
 def read_head(
-    method: str, target: str, headers: Headers, *, caller: str, takes_chunks: bool
+    method: str, request_target: str, headers: Headers, *, caller: str, takes_chunks: bool
 ) -> RequestHead:
-    """Read what stands before a body; `target` as it came."""
+    """Read what stands before a body; `request_target` as it came."""
     fields: dict[bytes, bytes] = {}
     for name, value in headers:
         key = name.lower()
@@ -114,7 +116,7 @@ def read_head(
     return RequestHead(
         request_id=request_id,
         method=method,
-        target=target,
+        request_target=request_target,
         headers=headers,
         fields=fields,
         caller=caller,

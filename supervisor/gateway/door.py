@@ -87,20 +87,20 @@ class Door:
         return wire.response
 
     async def _answer(self, wire: "AiohttpWire", head: RequestHead, reply: Reply) -> None:
-        """Answer by the route that the target means, or by a backend."""
+        """Answer by the route that the request target means, or by a backend."""
         request = wire.request
         wire.closes = True  # where a head is not understood, nothing that follows it is
         _require_known_framing(request.version, head)
-        if head.method == "CONNECT" or not ORIGIN_FORM.fullmatch(head.target):
+        if head.method == "CONNECT" or not ORIGIN_FORM.fullmatch(head.request_target):
             head = in_origin_form(head)
         preflight = self._origins.check(head)
         wire.closes = False
         if preflight is not None:
             return await reply.send(preflight)
-        if head.target == "*":
+        if head.request_target == "*":
             return await reply.send(_about_us())
-        is_known = head.target in ROUTE_BY_PATH
-        route, values = (None, NO_VALUES) if is_known else find_route(head.target)
+        is_known = head.request_target in ROUTE_BY_PATH
+        route, values = (None, NO_VALUES) if is_known else find_route(head.request_target)
         if route is None or route.handler is None:
             call = await self._read_call(request, head, reply, is_raw=route is not None)
             return await self._relay.answer(call, reply)
@@ -108,7 +108,7 @@ class Door:
             raise _method_not_allowed(route)
         reply.record.is_probe = route.scope is Scope.PROBE
         body = await self._read_body(request, head, reply) if route.takes_body else b""
-        order = read_order(route.request, head.target.partition("?")[2], values, body)
+        order = read_order(route.request, head.request_target.partition("?")[2], values, body)
         return await reply.send(await route.handler(self._owners[route.owner], order))
 
     async def _read_call(

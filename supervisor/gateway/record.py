@@ -52,7 +52,7 @@ class Record:
     @property
     def path(self) -> str:
         """The path that was asked for, as it came."""
-        return self._head.target.partition("?")[0]
+        return self._head.request_target.partition("?")[0]
 
     @property
     def age_s(self) -> float:

@@ -202,7 +202,7 @@ def request_to(call: Call, backend: Backend) -> Request:
     headers = _without(_NOT_SENT, call.fields.get(b"connection"), call.headers)
     if backend.launch.abilities.takes_request_id:
         headers.append((REQUEST_ID, call.request_id.encode()))
-    return Request(method=call.method, path=call.target, headers=headers, body=call.body)
+    return Request(method=call.method, path=call.request_target, headers=headers, body=call.body)
 
 
 def answer_headers(headers: Headers) -> Headers:

@@ -222,12 +222,12 @@ NO_VALUES: Mapping[str, str] = {}
 """Those of a path without variables."""
 
 
-def find_route(target: str) -> tuple[Route | None, Mapping[str, str]]:
-    """Return the reserved route that a request's target means, with its path's values, decoded.
+def find_route(request_target: str) -> tuple[Route | None, Mapping[str, str]]:
+    """Return the reserved route that a request target means, with its path's values, decoded.
 
     None for what is relayed.
     """
-    raw_path = target.partition("?")[0]
+    raw_path = request_target.partition("?")[0]
     path = unquote(raw_path) if "%" in raw_path else raw_path
     route = _BY_PATH.get(path)
     if route is not None:

@@ -257,7 +257,11 @@ class FastLane(asyncio.Protocol):
         self._pieces_since = None
         self.keeps_alive = plain.keeps_alive
         head = read_head(
-            plain.method, plain.target, plain.headers, caller=self._caller, takes_chunks=True
+            plain.method,
+            plain.request_target,
+            plain.headers,
+            caller=self._caller,
+            takes_chunks=True,
         )
         self._crossing = self._lanes.cross(self, head, body)
         if self._crossing is None:

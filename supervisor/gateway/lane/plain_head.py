@@ -40,7 +40,7 @@ class PlainHead(msgspec.Struct, frozen=True):
     """A plain head. `length`: bytes of its body. `keeps_alive`: whether another may follow it."""
 
     method: str
-    target: str
+    request_target: str
     headers: Headers
     length: int
     keeps_alive: bool
@@ -64,11 +64,11 @@ def read_plain_head(head: bytes) -> PlainHead | None:
     method = parser.get_method()
     if method not in _METHODS or parser.get_http_version() != "1.1":
         return None
-    if _PLAIN_TARGET.fullmatch(parts.target) is None:
+    if _PLAIN_TARGET.fullmatch(parts.request_target) is None:
         return None
     return PlainHead(
         method.decode(),
-        parts.target.decode(),
+        parts.request_target.decode(),
         tuple(parts.headers),
         parts.length or 0,
         parser.should_keep_alive(),
@@ -78,18 +78,26 @@ def read_plain_head(head: bytes) -> PlainHead | None:
 class _Parts:
     """What the parser finds in a head."""
 
-    __slots__ = ("_has_connection", "headers", "hosts", "is_odd", "is_whole", "length", "target")
+    __slots__ = (
+        "_has_connection",
+        "headers",
+        "hosts",
+        "is_odd",
+        "is_whole",
+        "length",
+        "request_target",
+    )
 
     def __init__(self) -> None:
-        self.target = b""
+        self.request_target = b""
         self.headers: list[tuple[bytes, bytes]] = []
         self.hosts = 0
         self.length: int | None = None
         self.is_odd = self.is_whole = self._has_connection = False
 
     def on_url(self, part: bytes) -> None:
-        """Take the target, or a part of it."""
-        self.target += part
+        """Take the request target, or a part of it."""
+        self.request_target += part
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header."""

@@ -79,7 +79,7 @@ class LaneServer(ClientServer):
 
     def cross(self, lane: FastLane, head: RequestHead, body: bytes) -> Crossing | None:
         """See `lane.Lanes`. What would be refused is left to the other door, which says why."""
-        route = None if head.target in ROUTE_BY_PATH else find_route(head.target)[0]
+        route = None if head.request_target in ROUTE_BY_PATH else find_route(head.request_target)[0]
         if route is not None and route.handler is not None:
             return None
         try:
