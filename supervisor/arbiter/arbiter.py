@@ -155,36 +155,31 @@ class Arbiter:
 
         Call its `end()` when the request is over. Nothing is kept of a request that gets None.
         """
-        request_id, answer = self._announce_request(
-            self._clock(), target, mode_hint, may_wait=False
+        request_id = f"r{next(self._request_numbers)}"
+        self.post(
+            RequestArrived(
+                at=self._clock(),
+                request_id=request_id,
+                target=target,
+                mode_hint=mode_hint,
+                may_wait=False,
+            )
         )
-        backend = self._performer.backends.get(answer.result()) if answer.done() else None
+        epoch = self._snapshot.requests.leases.get(request_id)  # nobody else is told
+        backend = None if epoch is None else self._performer.backends.get(epoch)
         if backend is None:
             self._end_request(request_id)
             return None
         return Lease(request_id, backend, 0.0, self._end_request)
 
     def _announce_request(
-        self,
-        at: float,
-        target: Target | None,
-        mode_hint: Mode | None,
-        *,
-        may_wait: bool = True,
+        self, at: float, target: Target | None, mode_hint: Mode | None
     ) -> tuple[str, asyncio.Future[int]]:
         """Post that a request arrived. Returns its id, and the epoch that it gets, to come."""
         request_id = f"r{next(self._request_numbers)}"
         answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._requests[request_id] = answer
-        self.post(
-            RequestArrived(
-                at=at,
-                request_id=request_id,
-                target=target,
-                mode_hint=mode_hint,
-                may_wait=may_wait,
-            )
-        )
+        self.post(RequestArrived(at=at, request_id=request_id, target=target, mode_hint=mode_hint))
         return request_id, answer
 
     def _end_request(self, request_id: str) -> None:
@@ -253,9 +248,10 @@ class Arbiter:
             raise InvalidTransition(f"{error}; the last events were:\n{history}") from error
         if isinstance(event, _OF_REQUESTS):
             waits_as_before = self._snapshot.requests.waiters is before.requests.waiters
-            stops_nothing = isinstance(event, RequestArrived) or not commands
+            stops_nothing = not commands or isinstance(event, RequestArrived)
             if waits_as_before and stops_nothing:
-                self._perform_all(commands)
+                if commands:
+                    self._perform_all(commands)
                 return False
         else:  # of backends and switches, which no request changes
             self._check_invariants(event)

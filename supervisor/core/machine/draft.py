@@ -26,6 +26,8 @@ BACKEND_TRANSITIONS: dict[BackendState, frozenset[BackendState]] = {
 class Draft:
     """A snapshot under edit, the commands ordered so far, and the phases that were left."""
 
+    __slots__ = ("at", "commands", "moves", "snapshot")
+
     def __init__(self, snapshot: Snapshot, at: float) -> None:
         self.snapshot = snapshot
         self.at = at
@@ -75,7 +77,7 @@ class Draft:
         """Replace the backend of the same epoch, or add one, whose epoch is the highest so far."""
         epoch, backends = backend.epoch, self.snapshot.backends
         if backends and epoch <= backends[-1].epoch:
-            self.set(backends=tuple([backend if b.epoch == epoch else b for b in backends]))
+            self.set(backends=with_backend(backends, backend))
         else:
             self.set(backends=(*backends, backend))
 
@@ -96,6 +98,13 @@ class Draft:
                 del leases[request_id]
             self.set_requests(leases=leases.finish())
         self.set(backends=without(self.snapshot.backends, epoch))
+
+
+def with_backend(backends: tuple[Backend, ...], backend: Backend) -> tuple[Backend, ...]:
+    """Put a backend in the place of the one that has its epoch."""
+    if len(backends) == 1:  # as for nearly every request
+        return (backend,)
+    return tuple([backend if b.epoch == backend.epoch else b for b in backends])
 
 
 def phase_seconds(switch: Switch, at: float) -> tuple[tuple[Phase, float], ...]:

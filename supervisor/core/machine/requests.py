@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from supervisor.core.machine.commands import GrantLease, RefuseRequest
-from supervisor.core.machine.draft import Draft
+from supervisor.core.machine.draft import Draft, with_backend
 from supervisor.core.machine.events import RequestArrived
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.values import Backend, BackendState, Mode, Refusal, Waiter
@@ -54,9 +54,15 @@ def backend_for(snapshot: Snapshot, model: str | None, mode_hint: Mode | None) -
 
 def _grant(draft: Draft, request_id: str, backend: Backend) -> None:
     """Lease the backend to the request: on the way of every request, and so without detours."""
-    draft.put_backend(replace(backend, in_flight=backend.in_flight + 1))
-    draft.set_requests(leases=draft.snapshot.requests.leases.set(request_id, backend.epoch))
-    draft.order(GrantLease(request_id=request_id, epoch=backend.epoch))
+    epoch = backend.epoch
+    leased = replace(backend, in_flight=backend.in_flight + 1)
+    requests = draft.snapshot.requests
+    leases = requests.leases.set(request_id, epoch)
+    draft.set(
+        backends=with_backend(draft.snapshot.backends, leased),
+        requests=replace(requests, leases=leases),
+    )
+    draft.order(GrantLease(request_id=request_id, epoch=epoch))
 
 
 def grant_all(draft: Draft, granted: Sequence[tuple[str, Backend]]) -> None:
@@ -82,16 +88,21 @@ def end_request(draft: Draft, request_id: str) -> int | None:
     An unknown request is not a fault: its backend may have died under it.
     """
     snapshot = draft.snapshot
-    number = snapshot.requests.waiter_numbers.get(request_id)
-    if number is not None:
-        _drop_waiter(draft, number)
+    requests = snapshot.requests
+    epoch = requests.leases.get(request_id)
+    if epoch is None:
+        number = requests.waiter_numbers.get(request_id)
+        if number is not None:
+            _drop_waiter(draft, number)
         return None
-    epoch = snapshot.requests.leases.get(request_id)
     backend = snapshot.backend(epoch)
-    if epoch is None or backend is None:
+    if backend is None:
         return None
-    draft.set_requests(leases=snapshot.requests.leases.delete(request_id))
-    draft.put_backend(replace(backend, in_flight=backend.in_flight - 1))
+    freed = replace(backend, in_flight=backend.in_flight - 1)
+    draft.set(
+        backends=with_backend(snapshot.backends, freed),
+        requests=replace(requests, leases=requests.leases.delete(request_id)),
+    )
     return epoch
 
 

@@ -59,7 +59,10 @@ class Snapshot(Struct, frozen=True, kw_only=True):
 
     def backend(self, epoch: int | None) -> Backend | None:
         """Return the backend of an epoch, or None once it is gone."""
-        return next((b for b in self.backends if b.epoch == epoch), None)
+        for backend in self.backends:  # on the way of every request
+            if backend.epoch == epoch:
+                return backend
+        return None
 
     def sharing(self, *devices: str) -> tuple[Backend, ...]:
         """Return the backends that take of these devices, or of those that share their memory."""

@@ -52,7 +52,8 @@ def step(snapshot: Snapshot, event: Event) -> tuple[Snapshot, tuple[Command, ...
     """Return the next snapshot and the commands that the event calls for."""
     draft = Draft(snapshot, event.at)
     _REACTIONS[type(event)](draft, event)
-    check_moves(draft)
+    if draft.moves:
+        check_moves(draft)
     return draft.snapshot, tuple(draft.commands)
 
 
