@@ -126,7 +126,7 @@ def http_page() -> str:
 
 def route_row(route: Route) -> str:
     """Write a reserved route as a row of the table."""
-    fields = route.request.model_fields.items()
+    fields = route.parameters.model_fields.items()
     takes = ", ".join(f"`{name}`" + ("" if f.is_required() else "?") for name, f in fields)
     answers = ", ".join(map(str, route.answers)) if route.handler else "the backend's"
     refusals = ", ".join(f"`{code}`" for code in route.refusals)

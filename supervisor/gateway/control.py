@@ -8,12 +8,12 @@ from supervisor.core.machine.values import DrainPolicy, Mode, Target
 from supervisor.engine.targets import Targets
 from supervisor.errors import RequestRefused
 from supervisor.gateway.answer import Answer, json_answer
-from supervisor.gateway.orders import NoOrder, Order
+from supervisor.gateway.parameters import NoParameters, Parameters
 from supervisor.observability.descriptions import describe_report, describe_running
 from supervisor.observability.history import SwitchHistory
 
 
-class SwitchOrder(Order):
+class SwitchParameters(Parameters):
     """The body, or the query, of `POST /switch-backend`."""
 
     model_name: str
@@ -23,13 +23,13 @@ class SwitchOrder(Order):
     drain_policy: DrainPolicy | None = None
 
 
-class UnloadOrder(Order):
+class UnloadParameters(Parameters):
     """The body, or the query, of `POST /unload`."""
 
     wait: bool = True
 
 
-class SwitchQuestion(Order):
+class SwitchReportParameters(Parameters):
     """Which switch `GET /switches/{switch_id}` asks for."""
 
     switch_id: str
@@ -51,31 +51,29 @@ class Control:
         self._targets = targets
         self._history = history
 
-    async def switch_backend(self, order: SwitchOrder) -> Answer:
+    async def switch_backend(self, asked: SwitchParameters) -> Answer:
         """Make a model live; 200 with the report, or 202 with `wait=false`."""
-        target = self._target_of(order)
-        policy = order.drain_policy or self._configuration.current.settings.switch.drain_policy
+        target = self._target_of(asked)
+        policy = asked.drain_policy or self._configuration.current.settings.switch.drain_policy
         ticket = self._arbiter.request_switch(target, "manual", policy)
-        return await _answer(ticket, wait=order.wait)
+        return await _answer(ticket, wait=asked.wait)
 
-    async def unload(self, order: UnloadOrder) -> Answer:
+    async def unload(self, asked: UnloadParameters) -> Answer:
         """Stop every backend; answers when the memory is confirmed free."""
         policy = self._configuration.current.settings.switch.drain_policy
-        return await _answer(self._arbiter.request_switch(None, "manual", policy), wait=order.wait)
+        return await _answer(self._arbiter.request_switch(None, "manual", policy), wait=asked.wait)
 
-    async def restart(self, order: NoOrder) -> Answer:
+    async def restart(self, _: NoParameters) -> Answer:
         """Bring back what died; answers when it serves again, or with the reason."""
-        _ = order
         return await _answer(self._arbiter.request_restart(), wait=True)
 
-    async def switches(self, order: NoOrder) -> Answer:
+    async def switches(self, _: NoParameters) -> Answer:
         """List the switches, the newest first, the running one before all."""
-        _ = order
         running = self._arbiter.snapshot.switch
         now = [describe_running(running)] if running else []
         return json_answer({"switches": [*now, *self._history.newest_first()]})
 
-    async def switch_by_id(self, asked: SwitchQuestion) -> Answer:
+    async def switch_by_id(self, asked: SwitchReportParameters) -> Answer:
         """Show one switch, running or ended."""
         switch_id = asked.switch_id
         running = self._arbiter.snapshot.switch
@@ -88,13 +86,13 @@ class Control:
             )
         return json_answer(record)
 
-    def _target_of(self, order: SwitchOrder) -> Target:
-        """Find what an order means. Raises RequestRefused when it cannot mean anything."""
-        target = self._targets.target(order.model_name, order.profile)
-        if order.model_type not in {None, target.mode}:
+    def _target_of(self, asked: SwitchParameters) -> Target:
+        """Return the target that the parameters mean. Raises RequestRefused where there is none."""
+        target = self._targets.target(asked.model_name, asked.profile)
+        if asked.model_type not in {None, target.mode}:
             raise RequestRefused(
                 "model_type_mismatch",
-                f"'{target.model}' is a model for {target.mode}, not for {order.model_type}; leave "
+                f"'{target.model}' is a model for {target.mode}, not for {asked.model_type}; leave "
                 "model_type out, or correct the type in models.yaml",
             )
         self._targets.require_device(target)

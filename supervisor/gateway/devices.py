@@ -13,7 +13,7 @@ from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.values import Backend
 from supervisor.errors import RequestRefused, TelemetryError
 from supervisor.gateway.answer import Answer, json_answer
-from supervisor.gateway.orders import NoOrder, Order
+from supervisor.gateway.parameters import NoParameters, Parameters
 from supervisor.telemetry.port import (
     HOST,
     DeviceHealth,
@@ -29,7 +29,7 @@ _SOURCE_WITH_RESERVE = "nvml v2"
 _COLUMNS = tuple(field.name for field in fields(RingPoint) if field.name != "taken_at")
 
 
-class HistoryQuestion(Order):
+class HistoryParameters(Parameters):
     """Which device `GET /gpu/{device}/history` asks for, and how many seconds back from now."""
 
     device: str
@@ -59,13 +59,12 @@ class Devices:
         self._rings = rings
         self._clock = clock
 
-    async def list_devices(self, order: NoOrder) -> Answer:
+    async def list_devices(self, _: NoParameters) -> Answer:
         """Show every device as it is now; one that cannot be read says why in its place."""
-        _ = order
         described = [await self._describe(info) for info in self._telemetry.devices()]
         return json_answer({"devices": described, "telemetry_problems": self._telemetry.problems})
 
-    async def device_history(self, asked: HistoryQuestion) -> Answer:
+    async def device_history(self, asked: HistoryParameters) -> Answer:
         """Show the last `since` seconds of a device (by default the hour), oldest first.
 
         Raises RequestRefused for an unknown device.

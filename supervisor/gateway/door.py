@@ -21,8 +21,8 @@ from supervisor.gateway.call import Call, Headers, RequestHead
 from supervisor.gateway.call_reader import CallReader, read_head
 from supervisor.gateway.connections import ClientServer, Handler, make_runner
 from supervisor.gateway.lane.server import LaneServer
-from supervisor.gateway.orders import read_order
 from supervisor.gateway.origins import Origins
+from supervisor.gateway.parameters import read_parameters
 from supervisor.gateway.relay import Relay
 from supervisor.gateway.relayed_routes import ROUTE_BY_PATH
 from supervisor.gateway.reply import Reply
@@ -108,8 +108,10 @@ class Door:
             raise _method_not_allowed(route)
         reply.record.is_probe = route.scope is Scope.PROBE
         body = await self._read_body(request, head, reply) if route.takes_body else b""
-        order = read_order(route.request, head.request_target.partition("?")[2], values, body)
-        return await reply.send(await route.handler(self._owners[route.owner], order))
+        asked = read_parameters(
+            route.parameters, head.request_target.partition("?")[2], values, body
+        )
+        return await reply.send(await route.handler(self._owners[route.owner], asked))
 
     async def _read_call(
         self, request: web.BaseRequest, head: RequestHead, reply: Reply, *, is_raw: bool

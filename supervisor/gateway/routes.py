@@ -1,6 +1,6 @@
 """The table of reserved routes: everything else is relayed to a backend.
 
-The doors, the reading of orders and the generated reference all work from it.
+The doors, the reading of parameters and the generated reference all work from it.
 """
 
 import re
@@ -13,10 +13,15 @@ from urllib.parse import unquote
 from pydantic import BaseModel
 
 from supervisor.gateway.answer import Answer
-from supervisor.gateway.control import Control, SwitchOrder, SwitchQuestion, UnloadOrder
-from supervisor.gateway.devices import Devices, HistoryQuestion
-from supervisor.gateway.orders import NoOrder
-from supervisor.gateway.status import ModelQuestion, Status
+from supervisor.gateway.control import (
+    Control,
+    SwitchParameters,
+    SwitchReportParameters,
+    UnloadParameters,
+)
+from supervisor.gateway.devices import Devices, HistoryParameters
+from supervisor.gateway.parameters import NoParameters
+from supervisor.gateway.status import ModelParameters, Status
 
 
 class Scope(StrEnum):
@@ -38,10 +43,9 @@ class ErrorForm(StrEnum):
 class Route:
     """A path of ours: who answers it, what it takes, and what it gives back.
 
-    `handler` is a method of `owner`, called with what was read as `request`; None: it is relayed.
-    A path's last variable may be `{…:path}`, which takes slashes, too.
-    `answers` are the statuses
-    of success, `refusals` the codes of errors beyond those that every route may answer.
+    `handler` is a method of `owner`, called with the `parameters` as read; None: it is relayed. A
+    path's last variable may be `{…:path}`, which takes slashes, too. `answers` are the statuses of
+    success, `refusals` the codes of errors beyond those that every route may answer.
     """
 
     method: str
@@ -49,7 +53,7 @@ class Route:
     purpose: str
     owner: type = object
     handler: Callable[[Any, Any], Awaitable[Answer]] | None = None
-    request: type[BaseModel] = NoOrder
+    parameters: type[BaseModel] = NoParameters
     answers: tuple[int, ...] = (200,)
     refusals: tuple[str, ...] = ()
     error_form: ErrorForm = ErrorForm.OPENAI
@@ -58,7 +62,7 @@ class Route:
     @property
     def takes_body(self) -> bool:
         """Whether a body is read."""
-        return self.method == "POST" and self.request is not NoOrder
+        return self.method == "POST" and self.parameters is not NoParameters
 
 
 RESERVED_ROUTES: tuple[Route, ...] = (
@@ -126,7 +130,7 @@ RESERVED_ROUTES: tuple[Route, ...] = (
         purpose="One model of the catalogue, by name or alias.",
         owner=Status,
         handler=Status.model,
-        request=ModelQuestion,
+        parameters=ModelParameters,
         refusals=("model_not_found",),
         scope=Scope.INFERENCE,
     ),
@@ -136,7 +140,7 @@ RESERVED_ROUTES: tuple[Route, ...] = (
         purpose="Make a model live: `model_name`, optional `model_type`, `profile`, `wait`.",
         owner=Control,
         handler=Control.switch_backend,
-        request=SwitchOrder,
+        parameters=SwitchParameters,
         answers=(200, 202),
         refusals=(
             "model_not_found",
@@ -157,7 +161,7 @@ RESERVED_ROUTES: tuple[Route, ...] = (
         purpose="Stop every backend and confirm that the device is free.",
         owner=Control,
         handler=Control.unload,
-        request=UnloadOrder,
+        parameters=UnloadParameters,
         answers=(200, 202),
         refusals=("switch_in_progress", "memory_not_released", "backend_not_reaped"),
         scope=Scope.CONTROL,
@@ -184,7 +188,7 @@ RESERVED_ROUTES: tuple[Route, ...] = (
         purpose="One switch, running or ended; for a while also one that changed nothing.",
         owner=Control,
         handler=Control.switch_by_id,
-        request=SwitchQuestion,
+        parameters=SwitchReportParameters,
         refusals=("switch_not_found",),
     ),
     Route(
@@ -200,7 +204,7 @@ RESERVED_ROUTES: tuple[Route, ...] = (
         purpose="A device's last hour, a point a second: `since` seconds of it.",
         owner=Devices,
         handler=Devices.device_history,
-        request=HistoryQuestion,
+        parameters=HistoryParameters,
         refusals=("device_not_found",),
     ),
     Route(

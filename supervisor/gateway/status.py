@@ -14,7 +14,7 @@ from supervisor.core.machine.values import Backend, BackendExit, Recovery
 from supervisor.engine.kinds.engines import Engines
 from supervisor.errors import SupervisorError, TelemetryError
 from supervisor.gateway.answer import Answer, json_answer
-from supervisor.gateway.orders import NoOrder, Order
+from supervisor.gateway.parameters import NoParameters, Parameters
 from supervisor.observability.descriptions import describe_memory, describe_running
 from supervisor.observability.impairments import Impairments
 from supervisor.observability.readiness import Readiness
@@ -22,7 +22,7 @@ from supervisor.telemetry.port import TelemetryState
 from supervisor.telemetry.telemetry import Telemetry
 
 
-class ModelQuestion(Order):
+class ModelParameters(Parameters):
     """Which model `GET /v1/models/{model}` asks for, by name or alias."""
 
     model: str
@@ -52,20 +52,17 @@ class Status:
         self._clock = time.monotonic
         self._started_at = time.monotonic()
 
-    async def health(self, order: NoOrder) -> Answer:
+    async def health(self, _: NoParameters) -> Answer:
         """Answer as long as the event loop turns."""
-        _ = order
         return json_answer({"status": "healthy"})
 
-    async def ready(self, order: NoOrder) -> Answer:
+    async def ready(self, _: NoParameters) -> Answer:
         """Answer 200 from the first model on, also while a switch runs; 503 at start and end."""
-        _ = order
         state = self._readiness.state(self._arbiter.snapshot)
         return json_answer({"status": state}, status=200 if state == "ready" else 503)
 
-    async def management_health(self, order: NoOrder) -> Answer:
+    async def management_health(self, _: NoParameters) -> Answer:
         """Show health, mode, model and the devices' memory; 503 when unhealthy."""
-        _ = order
         snapshot = self._arbiter.snapshot
         live = snapshot.live_models()
         health = self._readiness.health(snapshot, is_impaired=bool(self._impairments.describe()))
@@ -81,13 +78,12 @@ class Status:
             status=503 if health == "unhealthy" else 200,
         )
 
-    async def models(self, order: NoOrder) -> Answer:
+    async def models(self, _: NoParameters) -> Answer:
         """List the catalogue."""
-        _ = order
         names = self._configuration.current.catalogue.models
         return json_answer({"object": "list", "data": [self._describe_model(n) for n in names]})
 
-    async def model(self, asked: ModelQuestion) -> Answer:
+    async def model(self, asked: ModelParameters) -> Answer:
         """Show one model of the catalogue. Raises RequestRefused for an unknown one."""
         return json_answer(self._describe_model(self._configuration.current.named(asked.model)))
 
@@ -106,9 +102,8 @@ class Status:
             "state": model_state(self._arbiter.snapshot, name),
         }
 
-    async def status(self, order: NoOrder) -> Answer:
+    async def status(self, _: NoParameters) -> Answer:
         """Show the whole snapshot."""
-        _ = order
         snapshot = self._arbiter.snapshot
         live = snapshot.live_models()
         return json_answer(

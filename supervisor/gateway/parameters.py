@@ -10,11 +10,11 @@ import pydantic
 from supervisor.errors import RequestRefused
 
 
-class NoOrder(pydantic.BaseModel):
+class NoParameters(pydantic.BaseModel):
     """What routes are asked that take nothing; whatever is given is not looked at."""
 
 
-class Order(pydantic.BaseModel):
+class Parameters(pydantic.BaseModel):
     """What a route is asked. Each field stands once: in the path, the query or the body."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
@@ -23,12 +23,14 @@ class Order(pydantic.BaseModel):
 _Asked = TypeVar("_Asked", bound=pydantic.BaseModel)
 
 
-def read_order(kind: type[_Asked], query: str, values: Mapping[str, str], body: bytes) -> _Asked:
+def read_parameters(
+    kind: type[_Asked], query: str, values: Mapping[str, str], body: bytes
+) -> _Asked:
     """Read what is asked out of the values in the path, the query and the JSON body.
 
     Raises RequestRefused `bad_request`, naming every field that is wrong.
     """
-    if kind is NoOrder:
+    if kind is NoParameters:
         return kind()
     fields: dict[str, Any] = dict(values)
     for name, value in (*parse_qsl(query, keep_blank_values=True), *_fields_of(body).items()):
