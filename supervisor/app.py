@@ -172,7 +172,7 @@ def note_device(arbiter: Arbiter, device: Device) -> None:
 def push_rules(
     arbiter: Arbiter, targets: Targets, stores: "Stores", holder: ConfigurationHolder
 ) -> None:
-    """Pass limits, rules, budgets and bounds on whenever the configuration is exchanged."""
+    """Pass limits, rules, budgets and bounds on whenever another configuration is applied."""
 
     def push(configuration: Configuration) -> None:
         settings = configuration.settings
@@ -183,7 +183,7 @@ def push_rules(
             note_device(arbiter, targets.device(name))
         stores.apply(settings.switch)
 
-    holder.on_exchange(push)
+    holder.on_apply(push)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The configuration in force: one place that holds it, so that it can be exchanged while we run."""
+"""The configuration in force, in one place, so that another can be applied at any time."""
 
 from collections.abc import Callable
 
@@ -13,25 +13,25 @@ class ConfigurationHolder:
     """Holds the current `Configuration`. Nobody else keeps one: they ask for `current` each time.
 
     What is decided once, at the start (where to listen, the engines, the data folder), stays as it
-    was until the next start. Use `exchange()` on the event loop only; `current` from any thread.
+    was until the next start. Use `apply()` on the event loop only; `current` from any thread.
     """
 
     def __init__(self, configuration: Configuration) -> None:
         self.current = configuration
-        """The configuration in force now. Only `exchange` sets it."""
+        """The configuration in force now. Only `apply` sets it."""
         self._listeners: list[Callable[[Configuration], None]] = []
 
-    def on_exchange(self, listener: Callable[[Configuration], None]) -> None:
+    def on_apply(self, listener: Callable[[Configuration], None]) -> None:
         """Have `listener` called with each later configuration, for what must be pushed on."""
         self._listeners.append(listener)
 
-    def exchange(self, configuration: Configuration) -> None:
+    def apply(self, configuration: Configuration) -> None:
         """Put another configuration in force, at once and for everybody."""
         self.current = configuration
         for listener in self._listeners:
             listener(configuration)
         log.info(
-            "configuration.exchanged",
+            "configuration.applied",
             models=len(configuration.catalogue.models),
             profiles=len(configuration.profiles),
         )

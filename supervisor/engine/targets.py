@@ -1,7 +1,7 @@
 """Targets: what a model's name and a profile's mean as something that a switch can make live.
 
-The configuration's part is computed once and kept until the configuration is exchanged. The device
-is asked for each time, because drivers come and go; whether it can be used, at each switch.
+The configuration's part is computed once and kept until another configuration is applied. The
+device is asked for each time, because drivers come and go; whether it can be used, at each switch.
 """
 
 from collections.abc import Callable, Sequence

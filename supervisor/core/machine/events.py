@@ -58,7 +58,7 @@ class DeviceFound(Event, frozen=True, kw_only=True):
 
 
 class RulesChanged(Event, frozen=True, kw_only=True):
-    """The operator's settings were exchanged: what comes from now on is held to these."""
+    """Other settings of the operator were applied: what comes from now on is held to these."""
 
     limits: Limits
     rules: SwitchRules

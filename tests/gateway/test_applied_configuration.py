@@ -1,4 +1,4 @@
-"""A configuration that is exchanged while the controller runs is used from then on, everywhere."""
+"""A configuration that is applied while the controller runs is used from then on, everywhere."""
 
 import shutil
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ def changed(tmp_path: Path, profiles_dir: Path, models_dir: Path) -> Any:
     return read
 
 
-async def test_exchanged_configuration_is_used_without_a_restart(
+async def test_applied_configuration_is_used_without_a_restart(
     start_controller: StartController, changed: Any
 ) -> None:
     """A new limit on waiting requests, a new model, a changed profile: each is seen at once."""
@@ -47,7 +47,7 @@ async def test_exchanged_configuration_is_used_without_a_restart(
         ),
         "generation.yaml": shipped("generation.yaml", parallel=2, drain_timeout_s=60),
     }
-    controller.parts.configuration.exchange(changed(files))
+    controller.parts.configuration.apply(changed(files))
 
     status, answer = await ask_json(controller, "POST", "/v1/chat/completions", {"x": "y" * 300})
     assert (status, answer["error"]["code"]) == (413, "body_too_large")
@@ -68,14 +68,14 @@ async def test_exchanged_configuration_is_used_without_a_restart(
     assert (before, await props(controller)) == (4, 2)
 
 
-async def test_exchanged_bounds_of_the_stores_are_used(
+async def test_applied_bounds_of_the_stores_are_used(
     start_controller: StartController, changed: Any
 ) -> None:
     controller = await start_controller()
     for model in ("demo-chat", "minilm", "demo-chat"):
         await controller.switch_to(model)
 
-    controller.parts.configuration.exchange(
+    controller.parts.configuration.apply(
         changed({"supervisor.yaml": shipped("supervisor.yaml", switch={"history_size": 2})})
     )
     await controller.switch_to("minilm")
@@ -84,14 +84,14 @@ async def test_exchanged_bounds_of_the_stores_are_used(
     assert [one["model"] for one in switches] == ["minilm", "demo-chat"]
 
 
-async def test_exchanged_budget_refuses_what_no_longer_fits(
+async def test_applied_budget_refuses_what_no_longer_fits(
     start_controller: StartController, changed: Any
 ) -> None:
     controller = await start_controller()
     await controller.switch_to("demo-chat")
 
     small = {"devices": {"host": {"budget_bytes": "1MiB", "exclusive": True}}}
-    controller.parts.configuration.exchange(changed({"supervisor.yaml": small}))
+    controller.parts.configuration.apply(changed({"supervisor.yaml": small}))
 
     status, answer = await switch(controller, "minilm")
     assert (status, answer["error"]["code"]) == (422, "target_does_not_fit")
