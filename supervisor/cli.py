@@ -19,7 +19,7 @@ from supervisor.app import Options, build_engines
 from supervisor.config.configuration import Configuration
 from supervisor.config.explain import explain as explain_fields
 from supervisor.config.load import load, read
-from supervisor.doctor.gathering import Place, gather
+from supervisor.doctor.gathering import Surroundings, gather
 from supervisor.doctor.judging import is_well, judge
 from supervisor.doctor.printing import describe_report, print_report
 from supervisor.engine.fit import report_fit
@@ -195,7 +195,7 @@ def doctor(
 ) -> None:
     """Show what is here, what is wrong, and the remedy; exit 1 when something will stop work."""
     set_up_logging("console", "error")  # what telemetry warns of is among the findings
-    place = Place(
+    surroundings = Surroundings(
         profiles=profiles,
         models=models,
         data=data,
@@ -203,7 +203,7 @@ def doctor(
         hosts=tuple(host or ()),
         environ=os.environ,
     )
-    facts = asyncio.run(gather(place, Telemetry()))
+    facts = asyncio.run(gather(surroundings, Telemetry()))
     findings = judge(facts)
     if as_json:
         print(json.dumps(describe_report(facts, findings), indent=2))

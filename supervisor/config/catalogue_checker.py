@@ -9,7 +9,7 @@ from supervisor.config.layers import Layers
 from supervisor.config.problems import field_problems, nearest
 from supervisor.config.profile import Profile
 from supervisor.config.settings import Catalogue, ModelEntry
-from supervisor.config.source import Place, Source, dotted
+from supervisor.config.source import FieldPath, Source, dotted
 from supervisor.core.machine.values import Mode
 
 _FIXED = frozenset({"mode", "extends"})
@@ -77,7 +77,7 @@ class CatalogueChecker:
                     )
 
     def _entry_problems(self, name: str, entry: ModelEntry) -> Iterable[str]:
-        place: Place = ("models", name, "profile")
+        place: FieldPath = ("models", name, "profile")
         chosen = entry.profile_name
         if chosen not in self._layers.names():
             known = self._layers.names()
@@ -116,7 +116,7 @@ class CatalogueChecker:
             )
 
     def _override_problems(self, name: str, entry: ModelEntry) -> Iterable[str]:
-        place: Place = ("models", name, "overrides")
+        place: FieldPath = ("models", name, "overrides")
         for fixed in _FIXED & entry.overrides.keys():
             yield self._at((*place, fixed), "cannot be overridden; choose another profile")
         overrides = {k: v for k, v in entry.overrides.items() if k not in _FIXED}
@@ -128,5 +128,5 @@ class CatalogueChecker:
             for inner, sentence in field_problems(error, Profile):
                 yield self._at((*place, *inner), sentence)
 
-    def _at(self, place: Place, sentence: str) -> str:
+    def _at(self, place: FieldPath, sentence: str) -> str:
         return f"{self._source.at(place)}: {dotted(place)}: {sentence}"

@@ -12,7 +12,7 @@ from supervisor.config.problems import field_problems
 from supervisor.config.profile import Profile
 from supervisor.config.scanned import LeftOut
 from supervisor.config.settings import Catalogue, SupervisorSettings
-from supervisor.config.source import Place, Source, dotted
+from supervisor.config.source import FieldPath, Source, dotted
 from supervisor.core.machine.values import Mode
 from supervisor.errors import RequestRefused
 
@@ -81,7 +81,7 @@ class Configuration:
             {"known_models": known},
         )
 
-    def located(self, place: Place, sentence: str) -> str:
+    def located(self, place: FieldPath, sentence: str) -> str:
         """Write a problem of the catalogue as `file:line: field: sentence`."""
         return f"{self.catalogue_source.at(place)}: {dotted(place)}: {sentence}"
 

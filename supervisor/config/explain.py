@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from supervisor.config.configuration import Configuration, ResolvedModel
 from supervisor.config.layers import leaves
-from supervisor.config.source import Place, dotted
+from supervisor.config.source import FieldPath, dotted
 from supervisor.config.units import variables_in
 
 
@@ -47,7 +47,7 @@ def explain(configuration: Configuration, resolved: ResolvedModel) -> Iterator[E
         )
 
 
-def _fields(settings: BaseModel, place: Place = ()) -> Iterator[tuple[Place, Any]]:
+def _fields(settings: BaseModel, place: FieldPath = ()) -> Iterator[tuple[FieldPath, Any]]:
     for name in type(settings).model_fields:
         value = getattr(settings, name)
         if isinstance(value, BaseModel):

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from supervisor.config.problems import field_problems, nearest
 from supervisor.config.profile import Profile
-from supervisor.config.source import Place, Source, dotted
+from supervisor.config.source import FieldPath, Source, dotted
 from supervisor.errors import ConfigError
 
 
@@ -21,9 +21,9 @@ class Layer:
     """Fields as written, merged from all that a profile extends, and where each stands."""
 
     values: Mapping[str, Any]
-    origins: Mapping[Place, str]
+    origins: Mapping[FieldPath, str]
 
-    def origin(self, place: Place, otherwise: str) -> str:
+    def origin(self, place: FieldPath, otherwise: str) -> str:
         """Return `file:line` of a value, or of what encloses it."""
         for length in range(len(place), 0, -1):
             found = self.origins.get(place[:length])
@@ -108,7 +108,7 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def leaves(values: Mapping[str, Any], place: Place = ()) -> Iterator[tuple[Place, Any]]:
+def leaves(values: Mapping[str, Any], place: FieldPath = ()) -> Iterator[tuple[FieldPath, Any]]:
     """Yield every value that is not a section, with its place."""
     for name, value in values.items():
         if isinstance(value, dict) and value:

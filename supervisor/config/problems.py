@@ -8,7 +8,7 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from supervisor.config.source import Place
+from supervisor.config.source import FieldPath
 
 _KINDS = {
     "int_type": "a whole number",
@@ -33,7 +33,9 @@ _BOUNDS = {
 }
 
 
-def field_problems(error: ValidationError, kind: type[BaseModel]) -> Iterator[tuple[Place, str]]:
+def field_problems(
+    error: ValidationError, kind: type[BaseModel]
+) -> Iterator[tuple[FieldPath, str]]:
     """Yield the place and the sentence for each finding of pydantic."""
     for details in error.errors():
         place = details["loc"]
@@ -74,7 +76,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
-def _fields_beside(kind: type[BaseModel], place: Place) -> list[str]:
+def _fields_beside(kind: type[BaseModel], place: FieldPath) -> list[str]:
     """Return the names that are known where the last part of a place stands."""
     here: Any = kind
     for part in place[:-1]:

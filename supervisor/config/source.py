@@ -14,7 +14,7 @@ from yaml.constructor import SafeConstructor
 
 from supervisor.errors import ConfigError
 
-Place = tuple[str | int, ...]
+FieldPath = tuple[str | int, ...]
 """The way to a value: names of fields and positions in lists."""
 
 MAX_FILE_BYTES = 16 * 1024 * 1024
@@ -33,10 +33,10 @@ class Source:
 
     path: Path
     content: dict[str, Any]
-    lines: Mapping[Place, int]
+    lines: Mapping[FieldPath, int]
     problems: tuple[str, ...] = ()
 
-    def at(self, place: Place) -> str:
+    def at(self, place: FieldPath) -> str:
         """Return `file:line` of a value, or of what encloses it where it is not written."""
         for length in range(len(place), -1, -1):
             line = self.lines.get(place[:length])
@@ -45,7 +45,7 @@ class Source:
         return f"{self.path}:1"
 
 
-def dotted(place: Place) -> str:
+def dotted(place: FieldPath) -> str:
     """Write a place as operators read it: `models.chat.path`."""
     return ".".join(str(part) for part in place) or "file"
 
@@ -109,7 +109,7 @@ class _Builder:
     """Turns composed nodes into values, noting lines and problems on the way."""
 
     def __init__(self, path: Path) -> None:
-        self.lines: dict[Place, int] = {}
+        self.lines: dict[FieldPath, int] = {}
         self.problems: list[str] = []
         self._path = path
         self._scalars = SafeConstructor()
@@ -117,7 +117,7 @@ class _Builder:
         self._open: set[int] = set()
         self._repeated = 0
 
-    def build(self, node: yaml.Node, place: Place) -> Any:
+    def build(self, node: yaml.Node, place: FieldPath) -> Any:
         """Return the node's value; what cannot be a value is noted and stands as None."""
         self.lines.setdefault(place, node.start_mark.line + 1)
         if id(node) in self._open:
@@ -135,7 +135,7 @@ class _Builder:
         finally:
             self._open.discard(id(node))
 
-    def _may_repeat(self, node: yaml.Node, place: Place) -> bool:
+    def _may_repeat(self, node: yaml.Node, place: FieldPath) -> bool:
         if id(node) not in self._built:
             self._built.add(id(node))
             return True
@@ -146,7 +146,7 @@ class _Builder:
             )
         return self._repeated < MAX_REPEATED_VALUES
 
-    def _scalar(self, node: yaml.ScalarNode, place: Place) -> Any:
+    def _scalar(self, node: yaml.ScalarNode, place: FieldPath) -> Any:
         try:
             return self._scalars.construct_object(node)
         except (yaml.YAMLError, ValueError) as error:
@@ -154,7 +154,7 @@ class _Builder:
             self._note(node, place, f"cannot be read: {reason}; put it in quotes")
             return None
 
-    def _mapping(self, node: yaml.Node, place: Place) -> dict[str, Any]:
+    def _mapping(self, node: yaml.Node, place: FieldPath) -> dict[str, Any]:
         values: dict[str, Any] = {}
         merged: dict[str, Any] = {}
         first_line: dict[str, int] = {}
@@ -178,7 +178,7 @@ class _Builder:
             values[name] = self.build(value, (*place, name))
         return merged | values
 
-    def _merged(self, value: yaml.Node, place: Place) -> dict[str, Any]:
+    def _merged(self, value: yaml.Node, place: FieldPath) -> dict[str, Any]:
         """Read `<<: *anchor` or `<<: [*one, *other]`, where the first one wins."""
         nodes = value.value if isinstance(value, yaml.SequenceNode) else [value]
         merged: dict[str, Any] = {}
@@ -190,6 +190,6 @@ class _Builder:
                 self._note(node, place, "`<<` merges mappings only")
         return merged
 
-    def _note(self, node: yaml.Node, place: Place, problem: str) -> None:
+    def _note(self, node: yaml.Node, place: FieldPath, problem: str) -> None:
         line = node.start_mark.line + 1
         self.problems.append(f"{self._path}:{line}: {dotted(place)}: {problem}")

@@ -42,7 +42,7 @@ _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class Surroundings:
     """What is looked at: the folders of the command line, and where /proc, /sys and /dev are.
 
     `engine` replaces what `auto` means, `hosts` the addresses of the configuration.
@@ -57,25 +57,27 @@ class Place:
     root: Path = Path("/")
 
 
-async def gather(place: Place, telemetry: Telemetry) -> Facts:
+async def gather(surroundings: Surroundings, telemetry: Telemetry) -> Facts:
     """Gather everything. `telemetry` is entered here, and left again.
 
     A driver that hangs takes as long as telemetry's policy gives it, an engine a minute at most.
     Raises nothing: what cannot be found out is a fact, too.
     """
     devices = await ask_telemetry(telemetry)
-    configuration = read_configuration(place)
+    configuration = read_configuration(surroundings)
     return Facts(
         process=look_at_process(),
-        container=find_container(place.root, place.environ),
-        vendors=find_traces(place.root, place.environ),
+        container=find_container(surroundings.root, surroundings.environ),
+        vendors=find_traces(surroundings.root, surroundings.environ),
         visibility={
-            name: place.environ[name] for name in visibility_variables() if name in place.environ
+            name: surroundings.environ[name]
+            for name in visibility_variables()
+            if name in surroundings.environ
         },
         devices=devices,
-        engines=ask_engines(place, configuration.llama_server_bin),
-        host=look_at_host(place),
-        data=look_at_data_folder(place.data),
+        engines=ask_engines(surroundings, configuration.llama_server_bin),
+        host=look_at_host(surroundings),
+        data=look_at_data_folder(surroundings.data),
         configuration=configuration,
     )
 
@@ -91,10 +93,10 @@ async def ask_telemetry(telemetry: Telemetry) -> DeviceFacts:
         )
 
 
-def ask_engines(place: Place, configured: Path | None) -> EngineFacts:
+def ask_engines(surroundings: Surroundings, configured: Path | None) -> EngineFacts:
     """Find the engines and let each tell of itself. Blocks: the programs are run."""
     try:
-        engines = Engines(place.environ, configured, place.engine)
+        engines = Engines(surroundings.environ, configured, surroundings.engine)
         found = tuple(engines.identities())
     except EngineError as error:
         return EngineFacts(problem=str(error))
@@ -105,13 +107,13 @@ def ask_engines(place: Place, configured: Path | None) -> EngineFacts:
     return EngineFacts(found=found, chosen=chosen)
 
 
-def look_at_host(place: Place) -> HostFacts:
+def look_at_host(surroundings: Surroundings) -> HostFacts:
     """Read the host's memory and what bounds it."""
-    meminfo = _read_meminfo(place.root / "proc/meminfo")
+    meminfo = _read_meminfo(surroundings.root / "proc/meminfo")
     machine_bytes = meminfo.get("MemTotal")
     try:
-        memory = HostMemory(place.root).sample(HOST)
-        limits = tuple(MemoryCgroup(place.root).limits(below_bytes=machine_bytes or 0))
+        memory = HostMemory(surroundings.root).sample(HOST)
+        limits = tuple(MemoryCgroup(surroundings.root).limits(below_bytes=machine_bytes or 0))
     except TelemetryError:  # telemetry says it of the host, too
         memory, limits = None, ()
     return HostFacts(
@@ -119,7 +121,7 @@ def look_at_host(place: Place) -> HostFacts:
         machine_bytes=machine_bytes,
         page_cache_bytes=meminfo.get("Cached"),
         limits=limits,
-        largest_model=find_largest_model(place.models),
+        largest_model=find_largest_model(surroundings.models),
     )
 
 
@@ -178,10 +180,12 @@ def _try_prctl() -> str | None:
     return os.strerror(ctypes.get_errno())
 
 
-def read_configuration(place: Place) -> ConfigurationFacts:
+def read_configuration(surroundings: Surroundings) -> ConfigurationFacts:
     """Read what of the configuration concerns the machine, or why it cannot be read."""
     try:
-        configuration = load(place.profiles, place.models.resolve(), place.environ, scan_models)
+        configuration = load(
+            surroundings.profiles, surroundings.models.resolve(), surroundings.environ, scan_models
+        )
     except ConfigError as error:
         return ConfigurationFacts(problem="; ".join(error.problems))
     settings = configuration.settings
@@ -189,7 +193,7 @@ def read_configuration(place: Place) -> ConfigurationFacts:
     return ConfigurationFacts(
         llama_server_bin=Path(named) if named else None,
         required_devices=tuple(name for name, given in settings.devices.items() if given.required),
-        hosts=place.hosts or settings.server.hosts,
+        hosts=surroundings.hosts or settings.server.hosts,
     )
 
 

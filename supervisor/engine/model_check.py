@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from supervisor.config.configuration import Configuration, ResolvedModel
-from supervisor.config.source import Place
+from supervisor.config.source import FieldPath
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.models.model_file import inspect_model_file
 from supervisor.engine.models.model_scan import is_utf8, printable
@@ -56,7 +56,7 @@ def _problems_of(
     configuration: Configuration, engines: Engines | None, resolved: ResolvedModel
 ) -> Iterator[str]:
     name = resolved.name
-    place: Place = ("models", name)
+    place: FieldPath = ("models", name)
     try:
         engine = engines.choose(resolved.profile.engine) if engines else None
     except EngineError as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from supervisor.doctor.gathering import (
-    Place,
+    Surroundings,
     ask_engines,
     find_largest_model,
     gather,
@@ -25,9 +25,9 @@ MIB = 1024**2
 
 
 @pytest.fixture
-def place(tmp_path: Path, llama_server_bin: Path) -> Place:
+def surroundings(tmp_path: Path, llama_server_bin: Path) -> Surroundings:
     """An empty machine, but for the shipped configuration and a real llama-server."""
-    return Place(
+    return Surroundings(
         profiles=ROOT / "profiles",
         models=tmp_path / "models",
         data=tmp_path / "data",
@@ -46,26 +46,28 @@ def write_cgroup(root: Path, limit_bytes: int) -> None:
     (root / "proc/meminfo").write_text("MemTotal: 65536 kB\nCached:  2048 kB\nHugePages_Total: 0\n")
 
 
-async def test_everything_is_gathered_without_leaving_a_trace(place: Place) -> None:
-    facts = await gather(place, Telemetry(environ={}, vendors=()))
+async def test_everything_is_gathered_without_leaving_a_trace(surroundings: Surroundings) -> None:
+    facts = await gather(surroundings, Telemetry(environ={}, vendors=()))
 
     assert [info.device for info in facts.devices.devices] == ["host"]
     assert facts.engines.chosen == "llama-server"
     assert facts.configuration.problem is None
     assert (facts.data.exists, facts.data.problem) == (False, None)
-    assert not place.data.exists()
+    assert not surroundings.data.exists()
 
 
-async def test_variables_of_visibility_are_told_as_they_are_set(place: Place) -> None:
-    environ = {**place.environ, "CUDA_VISIBLE_DEVICES": "", "HOME": "/"}
+async def test_variables_of_visibility_are_told_as_they_are_set(surroundings: Surroundings) -> None:
+    environ = {**surroundings.environ, "CUDA_VISIBLE_DEVICES": "", "HOME": "/"}
 
-    facts = await gather(replace(place, environ=environ), Telemetry(environ={}, vendors=()))
+    facts = await gather(replace(surroundings, environ=environ), Telemetry(environ={}, vendors=()))
 
     assert facts.visibility == {"CUDA_VISIBLE_DEVICES": ""}
 
 
-async def test_configuration_that_cannot_be_used_is_a_fact(place: Place, tmp_path: Path) -> None:
-    missing = replace(place, profiles=tmp_path / "none")
+async def test_configuration_that_cannot_be_used_is_a_fact(
+    surroundings: Surroundings, tmp_path: Path
+) -> None:
+    missing = replace(surroundings, profiles=tmp_path / "none")
 
     facts = await gather(missing, Telemetry(environ={}, vendors=()))
 
@@ -74,26 +76,28 @@ async def test_configuration_that_cannot_be_used_is_a_fact(place: Place, tmp_pat
 
 
 async def test_what_of_the_configuration_concerns_the_machine_is_read(
-    place: Place, tmp_path: Path
+    surroundings: Surroundings, tmp_path: Path
 ) -> None:
     profiles = tmp_path / "profiles"
-    shutil.copytree(place.profiles, profiles)
+    shutil.copytree(surroundings.profiles, profiles)
     (profiles / "supervisor.yaml").write_text(
         "server: {host: 0.0.0.0}\ndevices: {gpu0: {required: true}, gpu1: {}}\n"
     )
 
-    configuration = read_configuration(replace(place, profiles=profiles))
+    configuration = read_configuration(replace(surroundings, profiles=profiles))
 
     assert configuration.hosts == ("0.0.0.0",)
-    given = read_configuration(replace(place, profiles=profiles, hosts=("127.0.0.1",)))
+    given = read_configuration(replace(surroundings, profiles=profiles, hosts=("127.0.0.1",)))
     assert given.hosts == ("127.0.0.1",)
     assert configuration.required_devices == ("gpu0",)
 
 
-def test_memory_limit_of_the_container_is_told_with_the_page_cache(place: Place) -> None:
-    write_cgroup(place.root, 8 * MIB)
+def test_memory_limit_of_the_container_is_told_with_the_page_cache(
+    surroundings: Surroundings,
+) -> None:
+    write_cgroup(surroundings.root, 8 * MIB)
 
-    host = look_at_host(place)
+    host = look_at_host(surroundings)
 
     (limit,) = host.limits
     assert (limit.limit_bytes, limit.used_bytes, limit.source) == (8 * MIB, MIB, "cgroup v2")
@@ -102,11 +106,13 @@ def test_memory_limit_of_the_container_is_told_with_the_page_cache(place: Place)
     assert host.memory.total_bytes == 8 * MIB
 
 
-def test_limit_whose_use_cannot_be_read_leaves_the_memory_unknown(place: Place) -> None:
-    write_cgroup(place.root, 8 * MIB)
-    (place.root / "sys/fs/cgroup/memory.stat").unlink()
+def test_limit_whose_use_cannot_be_read_leaves_the_memory_unknown(
+    surroundings: Surroundings,
+) -> None:
+    write_cgroup(surroundings.root, 8 * MIB)
+    (surroundings.root / "sys/fs/cgroup/memory.stat").unlink()
 
-    assert (look_at_host(place).memory, look_at_host(place).limits) == (None, ())
+    assert (look_at_host(surroundings).memory, look_at_host(surroundings).limits) == (None, ())
 
 
 def test_largest_model_counts_all_of_its_shards(tmp_path: Path) -> None:
@@ -148,21 +154,25 @@ def test_data_folder_that_is_closed_to_us_says_so(open_folder: Path) -> None:
     assert below.problem == f"it is not there, and cannot be made in {closed}"
 
 
-def test_engine_that_is_named_and_not_there_is_a_fact(place: Place, tmp_path: Path) -> None:
-    told = ask_engines(place, tmp_path / "none")
+def test_engine_that_is_named_and_not_there_is_a_fact(
+    surroundings: Surroundings, tmp_path: Path
+) -> None:
+    told = ask_engines(surroundings, tmp_path / "none")
 
     assert f"{tmp_path}/none is not an executable file" in (told.problem or "")
     assert (told.found, told.chosen) == ((), None)
 
 
-def test_engine_that_does_not_run_is_told_with_its_last_words(place: Place, tmp_path: Path) -> None:
+def test_engine_that_does_not_run_is_told_with_its_last_words(
+    surroundings: Surroundings, tmp_path: Path
+) -> None:
     broken = tmp_path / "llama-server"
     broken.write_text(
         "#!/bin/sh\necho libcuda.so.1: cannot open shared object file >&2\nexit 127\n"
     )
     broken.chmod(0o700)
 
-    told = ask_engines(place, broken)
+    told = ask_engines(surroundings, broken)
 
     assert "libcuda.so.1: cannot open" in (told.problem or "")
     assert told.chosen is None

@@ -34,13 +34,13 @@ def expect_devices(draft: Draft, leaving: Sequence[Backend]) -> None:
 
     A target's own device comes last, so that the start follows its reading at once.
     """
-    placing = draft.running_switch().start.placing
-    if placing is None:
+    placement = draft.running_switch().start.placement
+    if placement is None:
         taken = [device for backend in leaving for device in backend.footprint.devices]
         devices = tuple(dict.fromkeys(taken))
     else:
-        own = placing.target.device
-        devices = (*(d for d in placing.footprint.devices if d != own), own)
+        own = placement.target.device
+        devices = (*(d for d in placement.footprint.devices if d != own), own)
     draft.set_switch("gate", devices=devices, opened=())
 
 
@@ -84,8 +84,8 @@ def question_device(draft: Draft, device: str, *, may_make_room: bool = False) -
     something can still give way.
     """
     switch = draft.running_switch()
-    placing = switch.start.placing
-    policy = placing.target.memory if placing else MemoryPolicy()
+    placement = switch.start.placement
+    policy = placement.target.memory if placement else MemoryPolicy()
     baseline = next((b for b in switch.gate.baselines if b.device == device), None)
     if may_make_room:
         policy = replace(policy, on_unconfirmed=OnUnconfirmed.REFUSE)
@@ -94,7 +94,7 @@ def question_device(draft: Draft, device: str, *, may_make_room: bool = False) -
         samples=(),
         question=ReleaseQuestion(
             device=device,
-            need_bytes=placing.footprint.on(device) if placing else None,
+            need_bytes=placement.footprint.on(device) if placement else None,
             baseline_used_bytes=baseline.used_bytes if baseline else None,
             baseline_foreign_bytes=baseline.foreign_bytes if baseline else None,
             policy=policy,

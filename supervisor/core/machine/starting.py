@@ -9,16 +9,16 @@ from supervisor.core.machine.switch import Switch
 from supervisor.core.machine.values import Backend, BackendState, Phase, Placement, Refusal
 
 
-def place(draft: Draft, placing: Placement | None) -> None:
+def place(draft: Draft, placement: Placement | None) -> None:
     """Say what is started next."""
-    draft.set_switch("start", placing=placing)
+    draft.set_switch("start", placement=placement)
 
 
 def start_placed(draft: Draft, phase: Phase) -> None:
     """Start what is placed, in its phase: the gate has just opened for it on every device."""
     switch = draft.running_switch()
-    placing = switch.start.placing
-    assert placing is not None  # noqa: S101 - the gate's questions were about it
+    placement = switch.start.placement
+    assert placement is not None  # noqa: S101 - the gate's questions were about it
     epoch = draft.snapshot.next_epoch
     baselines = tuple(
         baseline_at_start(draft.snapshot, question, sample)
@@ -31,14 +31,14 @@ def start_placed(draft: Draft, phase: Phase) -> None:
     draft.put_backend(
         Backend(
             epoch=epoch,
-            target=placing.target,
+            target=placement.target,
             state=BackendState.STARTING,
-            footprint=placing.footprint,
+            footprint=placement.footprint,
             started_at=draft.at,
             baselines=baselines,
         )
     )
-    draft.order(StartBackend(epoch=epoch, target=placing.target))
+    draft.order(StartBackend(epoch=epoch, target=placement.target))
 
 
 def note_live(draft: Draft, epoch: int) -> None:

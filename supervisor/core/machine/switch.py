@@ -65,11 +65,11 @@ class Gate(Struct, frozen=True, kw_only=True):
 class Start(Struct, frozen=True, kw_only=True):
     """What is started: written by `starting` alone.
 
-    `placing` is the target, or what a rollback brings back. `epoch` is the backend that the switch
-    waits for, None while none starts; `given_up`: why it is being stopped again.
+    `placement` is the target, or what a rollback brings back. `epoch` is the backend that the
+    switch waits for, None while none starts; `given_up`: why it is being stopped again.
     """
 
-    placing: Placement | None = None
+    placement: Placement | None = None
     epoch: int | None = None
     given_up: Refusal | None = None
 

@@ -184,7 +184,7 @@ def _go_on_behind_the_gate(draft: Draft) -> None:
         question_device(draft, device, may_make_room=bool(_replaced_in_the_way(draft)))
     elif switch.phase is Phase.ROLLING_BACK:
         start_placed(draft, Phase.RESTORING)
-    elif switch.start.placing is None:
+    elif switch.start.placement is None:
         end_switch(draft)
     else:
         stop_warming(draft, switch)
@@ -194,10 +194,10 @@ def _go_on_behind_the_gate(draft: Draft) -> None:
 def _replaced_in_the_way(draft: Draft) -> tuple[Backend, ...]:
     """What the target was to start beside, as long as nothing has stopped for it: make room."""
     switch = draft.running_switch()
-    placing = switch.start.placing
-    if switch.phase is not Phase.CONFIRMING or switch.leaving.epochs or placing is None:
+    placement = switch.start.placement
+    if switch.phase is not Phase.CONFIRMING or switch.leaving.epochs or placement is None:
         return ()
-    here = draft.snapshot.sharing(*placing.footprint.devices)
+    here = draft.snapshot.sharing(*placement.footprint.devices)
     return tuple(b for b in here if b.epoch in switch.leaving.behind)
 
 

@@ -77,13 +77,13 @@ def _has_port(pid: int, port: int | None) -> bool:
 async def accepts_connections(address: Address) -> bool:
     """Whether somebody listens at the address, even one whose queue is full, or who hangs."""
     family = socket.AF_UNIX if address.socket_path is not None else socket.AF_INET
-    place = str(address.socket_path) if address.socket_path else ("127.0.0.1", address.port or 0)
+    name = str(address.socket_path) if address.socket_path else ("127.0.0.1", address.port or 0)
     loop = asyncio.get_running_loop()
     with socket.socket(family) as probe:
         probe.setblocking(False)
         try:
             async with asyncio.timeout(_CONNECT_TIMEOUT_S):
-                await loop.sock_connect(probe, place)
+                await loop.sock_connect(probe, name)
         except (ConnectionRefusedError, FileNotFoundError):
             return False
         except OSError:  # TimeoutError and EAGAIN, too: its queue is full
