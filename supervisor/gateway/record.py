@@ -15,7 +15,7 @@ _EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
 _CLIENT_LEFT = 499  # nginx's number, for want of a standard one
 
 
-class Record:
+class RequestRecord:
     """The facts of one request and its answer, for every door."""
 
     __slots__ = (

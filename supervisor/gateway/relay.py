@@ -14,12 +14,12 @@ from supervisor.arbiter.arbiter import Arbiter, Lease
 from supervisor.config.holder import ConfigurationHolder
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.values import Mode, Target
-from supervisor.engine.servers.answer import Answer
+from supervisor.engine.servers.answer import ServerAnswer
 from supervisor.engine.servers.backend import Backend
 from supervisor.engine.servers.framing import Request
 from supervisor.errors import BackendUnreachable, RequestRefused
 from supervisor.gateway.call import Call, Headers
-from supervisor.gateway.record import EVENT_STREAM, Record, media_type
+from supervisor.gateway.record import EVENT_STREAM, RequestRecord, media_type
 from supervisor.gateway.reply import REQUEST_ID, Reply, ReplyState
 
 log = structlog.get_logger()
@@ -143,7 +143,12 @@ class Relay:
         return lease
 
     def explained(
-        self, error: BackendUnreachable, backend: Backend, record: Record, *, is_streaming: bool
+        self,
+        error: BackendUnreachable,
+        backend: Backend,
+        record: RequestRecord,
+        *,
+        is_streaming: bool,
     ) -> RequestRefused:
         """Say, too, what became of a server that broke its connection, or for what it was cut."""
         if backend.is_stopping:
@@ -263,13 +268,13 @@ def _what_is_loading(snapshot: Snapshot, model: str | None) -> Target | None:
     return down.target if down is not None else None
 
 
-def _is_event_stream(answer: Answer) -> bool:
+def _is_event_stream(answer: ServerAnswer) -> bool:
     """Whether the answer's bytes may follow in a reply that has begun as an event stream."""
     is_plain = answer.value(b"content-encoding") in {None, b"identity"}
     return answer.status < 400 and is_plain and media_type(answer.headers) == EVENT_STREAM
 
 
-async def _other_answer(answer: Answer, backend: Backend) -> RequestRefused:
+async def _other_answer(answer: ServerAnswer, backend: Backend) -> RequestRefused:
     """Tell a client that has its 200 already what the backend answered instead of a stream."""
     content = b""
     try:

@@ -23,7 +23,7 @@ from supervisor.gateway.answer import Answer
 from supervisor.gateway.bodies import BodyAccount
 from supervisor.gateway.call import Headers, RequestHead
 from supervisor.gateway.error_responses import error_answer
-from supervisor.gateway.record import EVENT_STREAM, Record
+from supervisor.gateway.record import EVENT_STREAM, RequestRecord
 
 log = structlog.get_logger()
 
@@ -76,7 +76,7 @@ class Reply:
         """What writes them; None while nothing does."""
         self.account: BodyAccount | None = None
         """What its call's body takes of the ledger; None where it has none."""
-        self.record = Record(head)
+        self.record = RequestRecord(head)
         self.state = ReplyState.NOT_BEGUN
 
     async def send(self, answer: Answer) -> None:

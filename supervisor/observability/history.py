@@ -37,7 +37,7 @@ CREATE TABLE IF NOT EXISTS set_aside (number INTEGER, switch_id, ended_at, recor
 _WRITE = "INSERT OR REPLACE INTO switches (switch_id, ended_at, record) VALUES (?, ?, ?)"
 _SHRINK = "DELETE FROM switches WHERE number <= (SELECT MAX(number) FROM switches) - ?"
 
-Record = dict[str, Any]
+SwitchRecord = dict[str, Any]
 
 
 class SwitchHistory:
@@ -58,9 +58,9 @@ class SwitchHistory:
         self.size = size
         self._impairments = impairments or Impairments()
         self._lock = threading.Lock()  # of the three maps
-        self._records: OrderedDict[str, Record] = OrderedDict()
-        self._passing: OrderedDict[str, Record] = OrderedDict()
-        self._unwritten: OrderedDict[str, Record] = OrderedDict()
+        self._records: OrderedDict[str, SwitchRecord] = OrderedDict()
+        self._passing: OrderedDict[str, SwitchRecord] = OrderedDict()
+        self._unwritten: OrderedDict[str, SwitchRecord] = OrderedDict()
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix=PART)
         self._database: sqlite3.Connection | None = None
         self._file_id: tuple[int, int] | None = None
@@ -70,7 +70,7 @@ class SwitchHistory:
             except (sqlite3.Error, OSError) as error:
                 self._fail(path, error)
 
-    def add(self, record: Record) -> None:
+    def add(self, record: SwitchRecord) -> None:
         """Keep a switch that has ended; `record` holds `switch_id` and `ended_at`."""
         with self._lock:
             _put(self._records, record, self.size)
@@ -79,16 +79,16 @@ class SwitchHistory:
             _put(self._unwritten, record, self.size)
         self._write_later()
 
-    def add_passing(self, record: Record) -> None:
+    def add_passing(self, record: SwitchRecord) -> None:
         """Keep a switch that changed nothing for a while, to be found by its id only."""
         with self._lock:
             _put(self._passing, record, PASSING_RECORDS)
 
-    def get(self, switch_id: str) -> Record | None:
+    def get(self, switch_id: str) -> SwitchRecord | None:
         """Return one switch, or None when it is not kept (any more)."""
         return self._records.get(switch_id) or self._passing.get(switch_id)
 
-    def newest_first(self) -> Iterator[Record]:
+    def newest_first(self) -> Iterator[SwitchRecord]:
         """Yield the switches, the newest first."""
         return reversed(self._records.values())
 
@@ -125,7 +125,7 @@ class SwitchHistory:
                     del self._unwritten[record["switch_id"]]
         self._impairments.clear(PART)
 
-    def _write_out(self, database: sqlite3.Connection, records: list[Record]) -> None:
+    def _write_out(self, database: sqlite3.Connection, records: list[SwitchRecord]) -> None:
         with database:
             database.executemany(_WRITE, [_row(record) for record in records])
             database.execute(_SHRINK, (self.size,))
@@ -184,7 +184,7 @@ class SwitchHistory:
                 self._records[record["switch_id"]] = record
 
 
-def _put(records: OrderedDict[str, Record], record: Record, size: int) -> None:
+def _put(records: OrderedDict[str, SwitchRecord], record: SwitchRecord, size: int) -> None:
     records[record["switch_id"]] = record
     while len(records) > size:
         records.popitem(last=False)
@@ -208,13 +208,13 @@ def _file_id(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _row(record: Record) -> tuple[str, float, str]:
+def _row(record: SwitchRecord) -> tuple[str, float, str]:
     # A model's name, and so an id, may come from a file whose name is not UTF-8.
     switch_id = record["switch_id"].encode("utf-8", "backslashreplace").decode()
     return switch_id, record["ended_at"], json.dumps(record, default=str)
 
 
-def _parse(content: object) -> Record:
+def _parse(content: object) -> SwitchRecord:
     """Read a record, as bytes. Raises ValueError or RecursionError where it is not one of ours."""
     if not isinstance(content, bytes):
         raise ValueError(f"it is not text but {type(content).__name__}")

@@ -98,8 +98,8 @@ def _fail_the_start(draft: Draft, gone: Exit) -> None:
 
 def _go_on_without_it(draft: Draft, gone: Exit) -> None:
     if gone.event.prompts is not None:
-        saved = draft.running_switch().record.prompts_saved
-        draft.set_switch("record", prompts_saved=(*saved, gone.event.prompts))
+        saved = draft.running_switch().notes.prompts_saved
+        draft.set_switch("notes", prompts_saved=(*saved, gone.event.prompts))
     if gone.record.stalled_s is not None:  # it did not leave for the switch
         note_death(draft, gone.backend.target, gone.record)
     advance_retiring(draft)

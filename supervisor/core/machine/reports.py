@@ -10,7 +10,7 @@ def report_of(
     switch: Switch, at: float, *, refusal: Refusal | None, memory_after: MemorySample | None = None
 ) -> SwitchReport:
     """Sum a switch up as of `at`."""
-    target, gate, record = switch.target, switch.gate, switch.record
+    target, gate, notes = switch.target, switch.gate, switch.notes
     return SwitchReport(
         switch_id=switch.switch_id,
         requested_by=switch.order.requested_by,
@@ -23,15 +23,15 @@ def report_of(
         total_s=at - switch.order.started_at,
         phase_seconds=phase_seconds(switch, at),
         memory=MemoryReport(
-            before=record.memory_before,
+            before=notes.memory_before,
             confirmed=gate.confirmed,
             after=memory_after or gate.confirmed,
             reason=gate.reason,
             samples_taken=gate.samples_taken,
         ),
-        fell_back=record.fell_back,
-        prompts_saved=record.prompts_saved,
-        prompts_restored=record.prompts_restored,
+        fell_back=notes.fell_back,
+        prompts_saved=notes.prompts_saved,
+        prompts_restored=notes.prompts_restored,
         refusal=refusal,
     )
 

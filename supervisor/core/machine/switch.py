@@ -84,7 +84,7 @@ class Rollback(Struct, frozen=True, kw_only=True):
     failure: Refusal | None = None
 
 
-class Record(Struct, frozen=True, kw_only=True):
+class Notes(Struct, frozen=True, kw_only=True):
     """What is only reported. `fell_back`: why the target is not the one that was asked for."""
 
     memory_before: MemorySample | None = None
@@ -107,7 +107,7 @@ class Switch(Struct, frozen=True, kw_only=True):
     gate: Gate = Gate()
     start: Start = Start()
     rollback: Rollback = Rollback()
-    record: Record = Record()
+    notes: Notes = Notes()
 
     @property
     def switch_id(self) -> str:

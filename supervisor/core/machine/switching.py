@@ -87,7 +87,7 @@ def accept_target(draft: Draft, event: TargetAccepted) -> None:
     plan = plan_residency(draft.snapshot, target, footprint, event.readings)
     place(draft, Placement(target=target, footprint=footprint))
     own = next((r for r in event.readings if r.device == target.device), None)
-    draft.set_switch("record", memory_before=own)
+    draft.set_switch("notes", memory_before=own)
     draft.set_switch(
         "leaving",
         first=tuple(b.epoch for b in plan.leaving),
@@ -115,7 +115,7 @@ def _fall_back_or_end(draft: Draft, target: Target, refusal: Refusal) -> None:
     if fallback is None:
         end_switch(draft, refusal=refusal)
         return
-    draft.set_switch("record", fell_back=refusal.message)
+    draft.set_switch("notes", fell_back=refusal.message)
     place(draft, None)
     switch = draft.set_switch("order", target=fallback)
     same = next((b for b in draft.snapshot.ready_backends() if b.target.is_same(fallback)), None)
@@ -203,7 +203,7 @@ def _replaced_in_the_way(draft: Draft) -> tuple[Backend, ...]:
 
 def finish_start(draft: Draft, event: BackendReady) -> None:
     """What the switch started is ready: the target, or what a rollback brings back."""
-    draft.set_switch("record", prompts_restored=event.prompts)
+    draft.set_switch("notes", prompts_restored=event.prompts)
     if draft.running_switch().phase is Phase.RESTORING:
         note_restored(draft, event.memory)
     else:

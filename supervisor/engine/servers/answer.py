@@ -28,14 +28,14 @@ class Handle(Protocol):
         """Cut the exchange."""
 
 
-class Answer:
-    """An answer: `async with channel.exchange(request) as answer`, which waits for its head.
+class ServerAnswer:
+    """A server's answer: `async with channel.exchange(request) as answer` waits for its head.
 
     Leaving it early cuts the connection, and so frees the server's slot. Entering and reading
     raise BackendUnreachable.
     """
 
-    def __init__(self, send: Callable[["Answer"], Handle]) -> None:
+    def __init__(self, send: Callable[["ServerAnswer"], Handle]) -> None:
         self._send = send
         self._exchange: Handle | None = None
         self._head: Head | None = None

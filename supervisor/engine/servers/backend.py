@@ -25,7 +25,7 @@ from supervisor.engine.servers.addresses import (
     is_listening,
     make_room,
 )
-from supervisor.engine.servers.answer import Answer
+from supervisor.engine.servers.answer import ServerAnswer
 from supervisor.engine.servers.channel import Channel, Exchange, Receiver
 from supervisor.engine.servers.framing import Request
 from supervisor.engine.servers.process import ChildProcess, ProcessExit
@@ -144,7 +144,7 @@ class Backend:
         """Send a request when a permit is free (`Channel.send`). The receiver takes what comes."""
         return self._channel.send(request, receiver)
 
-    def exchange(self, request: Request) -> Answer:
+    def exchange(self, request: Request) -> ServerAnswer:
         """Send a request, and read its answer: `async with backend.exchange(…) as answer`."""
         return self._channel.exchange(request)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from supervisor.engine.port import Address
-from supervisor.engine.servers.answer import Answer
+from supervisor.engine.servers.answer import ServerAnswer
 from supervisor.engine.servers.connection import Connection
 from supervisor.engine.servers.framing import Head, Request, encode_head
 from supervisor.engine.servers.pool import KEEPALIVE_S, Pool
@@ -129,9 +129,11 @@ class Channel:
         self._begin(exchange)
         return exchange
 
-    def exchange(self, request: Request, *, takes_permit: bool = True) -> Answer:
-        """Return what sends the request, to be entered by `async with`; see `Answer`."""
-        return Answer(lambda receiver: self.send(request, receiver, takes_permit=takes_permit))
+    def exchange(self, request: Request, *, takes_permit: bool = True) -> ServerAnswer:
+        """Return what sends the request, to be entered by `async with`; see `ServerAnswer`."""
+        return ServerAnswer(
+            lambda receiver: self.send(request, receiver, takes_permit=takes_permit)
+        )
 
     async def ask(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
         """Ask a question of our own, with JSON or nothing; gives the answer's status and body.

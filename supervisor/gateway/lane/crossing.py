@@ -12,7 +12,7 @@ from supervisor.engine.servers.framing import Head
 from supervisor.errors import BackendUnreachable, RequestRefused
 from supervisor.gateway.call import Call, Headers, RequestHead
 from supervisor.gateway.error_responses import error_answer
-from supervisor.gateway.record import Record
+from supervisor.gateway.record import RequestRecord
 from supervisor.gateway.relay import (
     COLLECT_UP_TO_BYTES,
     Relay,
@@ -69,7 +69,7 @@ class Crossing:
         self._relay = relay
         self._call = call
         self._lease = lease
-        self._record = Record(head)
+        self._record = RequestRecord(head)
         self._record.lease(lease)
         self._head: Head | None = None
         self._pieces: list[bytes] = []
