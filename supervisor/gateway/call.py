@@ -19,9 +19,6 @@ Fields = Mapping[bytes, bytes]
 class RequestHead(msgspec.Struct, frozen=True, kw_only=True):
     """What stands before a body, from which a door decides whether to read that."""
 
-    request_id: str
-    """The client's own where it can be sent on, else ours."""
-
     method: str
 
     request_target: str
@@ -31,18 +28,12 @@ class RequestHead(msgspec.Struct, frozen=True, kw_only=True):
 
     fields: Fields
 
-    caller: str
-    """The client's address."""
-
     takes_chunks: bool
     """Whether its client reads chunks (HTTP/1.1)."""
 
 
-class Call(msgspec.Struct, frozen=True, kw_only=True):
-    """One request, whole. Whoever needs a fact of it finds it here, and reads nothing again."""
-
-    request_id: str
-    """The client's own where it can be sent on, else ours."""
+class CallHead(msgspec.Struct, frozen=True, kw_only=True):
+    """What a head alone says of a call. Clients repeat themselves: it need not be read again."""
 
     method: str
 
@@ -55,9 +46,31 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     query: tuple[tuple[str, str], ...]
     """Decoded names and values, repeated ones included."""
 
-    headers: Headers
+    sent: Headers
+    """The headers that a backend is sent."""
 
-    fields: Fields
+    content_type: bytes
+
+    named: str | None
+    """The model that the path names; None where it names none."""
+
+    mode: Mode | None
+    """What a POST to the path is for; None where it may be for any backend."""
+
+    may_repeat: bool
+    """Whether the path and the method allow it."""
+
+    may_stream: bool
+    """Whether it can get a stream of events if its body asks for one."""
+
+
+class Call(msgspec.Struct, frozen=True, kw_only=True):
+    """One request, whole. Whoever needs a fact of it finds it here, and reads nothing again."""
+
+    head: CallHead
+
+    request_id: str
+    """The client's own where it can be sent on, else ours."""
 
     body: bytes
 
@@ -67,17 +80,11 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     wanted: Target | None
     """What the name means; None: whatever is live."""
 
-    mode: Mode | None
-    """What a POST to the path is for; None where it may be for any backend."""
-
     streams: bool
     """Whether it asks for a stream of events, in a way in which it can get one."""
 
     may_repeat: bool
     """Whether it may be sent to a second server if the first one dies before its first byte."""
-
-    caller: str
-    """The client's address."""
 
     deadline_at: float
     """When it stops waiting for a server, on the monotonic clock."""

@@ -10,7 +10,8 @@ from supervisor.core.machine.values import Mode
 from supervisor.engine.targets import Targets
 from supervisor.errors import RequestRefused
 from supervisor.gateway.body_fields import read_fields
-from supervisor.gateway.call import Call, Headers, RequestHead
+from supervisor.gateway.call import Call, CallHead, Headers, RequestHead
+from supervisor.gateway.hop_by_hop import request_headers
 from supervisor.gateway.relayed_routes import ANY_OTHER, ROUTE_BY_PATH
 
 _request_id_prefix = token_hex(4)
@@ -30,50 +31,61 @@ class CallReader:
     """Makes calls, and knows what they may name."""
 
     def __init__(self, configuration: ConfigurationHolder, targets: Targets) -> None:
-        self._configuration = configuration
+        self.configuration = configuration
+        """What is in force: with another one, a head may say something else."""
         self._targets = targets
 
-    def read(
-        self, head: RequestHead, body: bytes, content: bytes | None = None, *, is_raw: bool = False
-    ) -> Call:
-        """Read everything that is decided upon.
+    def read_head(self, head: RequestHead, *, is_raw: bool = False) -> CallHead:
+        """Read what the head says, as the configuration in force has it.
 
-        `content` is the inflated body where it came compressed. `is_raw`: the request target begins
-        with `/upstream/` and a model's name, and the backend is sent what follows. Raises
-        RequestRefused for a model that is unknown or cannot be read.
+        `is_raw`: the request target begins with `/upstream/` and a model's name, and the backend is
+        sent what follows.
         """
-        model_in_path, request_target = (
+        named, request_target = (
             self._behind_upstream(head) if is_raw else (None, head.request_target)
         )
         raw_path, _, raw_query = request_target.partition("?")
         path = unquote(raw_path)
         route = ROUTE_BY_PATH.get(path, ANY_OTHER)
-        queue = self._configuration.current.settings.queue
-        query = tuple(parse_qsl(raw_query, keep_blank_values=True)) if raw_query else ()
-        fields = read_fields(head.fields.get(b"content-type", b""), content or body)
-        named = model_in_path or (_one_model(fields.model, query) if query else fields.model)
-        configuration = self._configuration.current
-        wanted = None
-        refuses = configuration.catalogue.unknown_models == "refuse"
-        if named is not None and (refuses or configuration.model_name(named) is not None):
-            wanted = self._targets.target(named)
-        is_repeatable = route.may_repeat or head.method in _SAFE_METHODS or queue.retry_generation
-        is_generation = route.mode is Mode.GENERATION and head.method == "POST"
-        return Call(
-            request_id=head.request_id,
+        is_post = head.method == "POST"
+        return CallHead(
             method=head.method,
             path=path,
             request_target=request_target,
-            query=query,
-            headers=head.headers,
-            fields=head.fields,
+            query=tuple(parse_qsl(raw_query, keep_blank_values=True)) if raw_query else (),
+            sent=request_headers(head.headers),
+            content_type=head.fields.get(b"content-type", b""),
+            named=named,
+            mode=route.mode if is_post and not is_raw else None,
+            may_repeat=route.may_repeat or head.method in _SAFE_METHODS,
+            may_stream=route.mode is Mode.GENERATION and is_post and head.takes_chunks,
+        )
+
+    def read(
+        self, head: CallHead, body: bytes, request_id: str, content: bytes | None = None
+    ) -> Call:
+        """Read everything that is decided upon.
+
+        `content` is the inflated body where it came compressed. Raises RequestRefused for a model
+        that is unknown or cannot be read.
+        """
+        configuration = self.configuration.current
+        queue = configuration.settings.queue
+        fields = read_fields(head.content_type, content or body)
+        named = head.named or (_one_model(fields.model, head.query) if head.query else fields.model)
+        wanted = None
+        if named is not None:
+            refuses = configuration.catalogue.unknown_models == "refuse"
+            if refuses or configuration.model_name(named) is not None:
+                wanted = self._targets.target(named)
+        return Call(
+            head=head,
+            request_id=request_id,
             body=body,
             named=named,
             wanted=wanted,
-            mode=None if is_raw or head.method != "POST" else route.mode,
-            streams=is_generation and head.takes_chunks and fields.stream is True,
-            may_repeat=is_repeatable,
-            caller=head.caller,
+            streams=head.may_stream and fields.stream is True,
+            may_repeat=head.may_repeat or queue.retry_generation,
             deadline_at=time.monotonic() + queue.hold_timeout_s,
         )
 
@@ -83,7 +95,7 @@ class CallReader:
         segments = path.split("/")
         for size in range(min(len(segments) - 1, _MAX_NAME_SEGMENTS), 1, -1):
             name = unquote("/".join(segments[:size]))
-            if self._configuration.current.model_name(name) is not None:
+            if self.configuration.current.model_name(name) is not None:
                 break
         else:
             size, name = 1, unquote(segments[0])
@@ -101,24 +113,26 @@ def _one_model(in_body: str | None, query: tuple[tuple[str, str], ...]) -> str |
 
 
 def read_head(
-    method: str, request_target: str, headers: Headers, *, caller: str, takes_chunks: bool
+    method: str, request_target: str, headers: Headers, *, takes_chunks: bool
 ) -> RequestHead:
     """Read what stands before a body; `request_target` as it came."""
     fields: dict[bytes, bytes] = {}
     for name, value in headers:
         key = name.lower()
         fields[key] = value if key not in fields else fields[key] + b", " + value
-    given = fields.get(b"x-request-id", b"")
-    if given.isascii() and given.decode("ascii", "replace").isprintable() and given:
-        request_id = given.decode()
-    else:  # unique over this run, and unlikely to repeat over others
-        request_id = f"{_request_id_prefix}-{next(_request_numbers)}"
     return RequestHead(
-        request_id=request_id,
         method=method,
         request_target=request_target,
         headers=headers,
         fields=fields,
-        caller=caller,
         takes_chunks=takes_chunks,
     )
+
+
+def request_id_of(head: RequestHead) -> str:
+    """Return what the client calls its request, where it can be sent on, else a name of ours."""
+    given = head.fields.get(b"x-request-id")
+    if given and given.isascii() and (name := given.decode("ascii")).isprintable():
+        return name
+    # unique over this run, and unlikely to repeat over others
+    return f"{_request_id_prefix}-{next(_request_numbers)}"

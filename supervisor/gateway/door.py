@@ -18,11 +18,12 @@ from supervisor.gateway.answer import Answer
 from supervisor.gateway.bodies import BodyLedger
 from supervisor.gateway.body_fields import inflated
 from supervisor.gateway.call import Call, Headers, RequestHead
-from supervisor.gateway.call_reader import CallReader, read_head
+from supervisor.gateway.call_reader import CallReader, read_head, request_id_of
 from supervisor.gateway.connections import ClientServer, Handler, make_runner
 from supervisor.gateway.lane.server import LaneServer
 from supervisor.gateway.origins import Origins
 from supervisor.gateway.parameters import read_parameters
+from supervisor.gateway.record import RequestRecord
 from supervisor.gateway.relay import Relay
 from supervisor.gateway.relayed_routes import ROUTE_BY_PATH
 from supervisor.gateway.reply import Reply
@@ -74,11 +75,10 @@ class Door:
             request.method,
             request.raw_path,
             request.raw_headers,
-            caller=request.remote or "",
             takes_chunks=request.version >= HttpVersion11,
         )
         cors = self._origins.headers(head) if b"origin" in head.fields else ()
-        reply = Reply(wire, head, cors)
+        reply = Reply(wire, RequestRecord(head, request_id_of(head), request.remote or ""), cors)
         try:
             await reply.given_by(self._answer(wire, head, reply))
         finally:
@@ -121,7 +121,8 @@ class Door:
         if encodings is not None:
             max_bytes = self._settings().max_body_bytes
             content = await inflated(encodings, body, max_bytes)
-        return self._reader.read(head, body, content, is_raw=is_raw)
+        call_head = self._reader.read_head(head, is_raw=is_raw)
+        return self._reader.read(call_head, body, reply.record.request_id, content)
 
     async def _read_body(self, request: web.BaseRequest, head: RequestHead, reply: Reply) -> bytes:
         """Return the whole body as it came. Raises RequestRefused."""

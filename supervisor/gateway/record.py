@@ -20,18 +20,23 @@ class RequestRecord:
 
     __slots__ = (
         "_began_at",
+        "_caller",
         "_head",
         "_tail",
         "epoch",
         "is_event_stream",
         "is_probe",
         "model",
+        "request_id",
         "status",
         "waited_s",
     )
 
-    def __init__(self, head: RequestHead) -> None:
+    def __init__(self, head: RequestHead, request_id: str, caller: str) -> None:
+        """`caller`: the client's address."""
         self._head = head
+        self.request_id = request_id
+        self._caller = caller
         self._began_at = time.monotonic()
         self._tail = b"\n\n"
         """The last four bytes that were sent; a body begins at an event boundary."""
@@ -83,12 +88,12 @@ class RequestRecord:
             self._head.method,
             self.path,
             self.status,
-            request_id=self._head.request_id,
+            request_id=self.request_id,
             epoch=self.epoch,
             waited_s=self.waited_s,
             took_s=self.age_s,
             model=self.model,
-            client=self._head.caller,
+            client=self._caller,
             level="debug" if self.is_probe and self.status < 400 else "info",
         )
 

@@ -18,9 +18,10 @@ from supervisor.engine.servers.answer import ServerAnswer
 from supervisor.engine.servers.backend import Backend
 from supervisor.engine.servers.framing import Request
 from supervisor.errors import BackendUnreachable, RequestRefused
-from supervisor.gateway.call import Call, Headers
+from supervisor.gateway.call import Call
+from supervisor.gateway.hop_by_hop import answer_headers
 from supervisor.gateway.record import EVENT_STREAM, RequestRecord, media_type
-from supervisor.gateway.reply import REQUEST_ID, Reply, ReplyState
+from supervisor.gateway.reply import Reply, ReplyState
 
 log = structlog.get_logger()
 
@@ -33,26 +34,6 @@ of one is a 502, and its permit does not wait for a slow reader."""
 
 _SHOWN_BYTES = 64 * 1024
 """How much of a backend's error a client is shown in an event."""
-
-_HOP_BY_HOP = frozenset(
-    {
-        b"connection",
-        b"keep-alive",
-        b"proxy-authenticate",
-        b"proxy-authorization",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-    }
-)  # RFC 9110, section 7.6.1
-_NOT_SENT = _HOP_BY_HOP | {
-    *(b"host", b"content-length", b"expect"),  # the channel's own, or met at the door
-    *(b"authorization", b"x-api-key", b"x-request-id"),  # ours in their place
-}
-_CORS = b"access-control-"
-_NOT_ANSWERED = _HOP_BY_HOP | {b"x-request-id"}
 
 
 class Relay:
@@ -85,7 +66,7 @@ class Relay:
                 reply.comment_from(
                     due_at, lambda: describe_wait(self._arbiter.snapshot, call.wanted)
                 )
-            async with self._arbiter.lease(call.wanted, call.mode) as lease:
+            async with self._arbiter.lease(call.wanted, call.head.mode) as lease:
                 self._require_ability(call, lease.backend)
                 reply.record.lease(lease)
                 try:
@@ -114,13 +95,13 @@ class Relay:
         models = self._configuration.current.catalogue.models
         if mode is None and model in models:
             mode = models[model].type
-        if mode is None or call.mode is None or mode is call.mode:
+        if mode is None or call.head.mode is None or mode is call.head.mode:
             return
-        able = sorted(name for name, each in models.items() if each.type is call.mode)
+        able = sorted(name for name, each in models.items() if each.type is call.head.mode)
         raise RequestRefused(
             "model_type_mismatch",
-            f"{call.path} is for {call.mode}, and '{model}' is a model for {mode}; models "
-            f"for {call.mode}: {', '.join(able) or 'none'}",
+            f"{call.head.path} is for {call.head.mode}, and '{model}' is a model for {mode}; "
+            f"models for {call.head.mode}: {', '.join(able) or 'none'}",
             {"models": able},
         )
 
@@ -132,7 +113,7 @@ class Relay:
         early_after_s = self._configuration.current.settings.queue.early_answer_after_s
         if call.streams and early_after_s is not None:
             return None
-        lease = self._arbiter.lease_at_once(call.wanted, call.mode)
+        lease = self._arbiter.lease_at_once(call.wanted, call.head.mode)
         if lease is None:
             return None
         try:
@@ -192,7 +173,7 @@ async def ask_backend(call: Call, backend: Backend, reply: Reply) -> None:
             if not _is_event_stream(answer):
                 return await reply.break_off(await _other_answer(answer, backend))
             reply.state = ReplyState.STREAMING
-        elif call.method == "HEAD" or (length is not None and length <= COLLECT_UP_TO_BYTES):
+        elif call.head.method == "HEAD" or (length is not None and length <= COLLECT_UP_TO_BYTES):
             kept = answer_headers(headers)
             return await reply.send_whole(status, reason, kept, await answer.read())
         else:
@@ -204,26 +185,15 @@ async def ask_backend(call: Call, backend: Backend, reply: Reply) -> None:
 
 def request_to(call: Call, backend: Backend) -> Request:
     """Return what the backend is sent: the call as it came, but for what is between two hops."""
-    headers = _without(_NOT_SENT, call.fields.get(b"connection"), call.headers)
-    if backend.launch.abilities.takes_request_id:
-        headers.append((REQUEST_ID, call.request_id.encode()))
-    return Request(method=call.method, path=call.request_target, headers=headers, body=call.body)
-
-
-def answer_headers(headers: Headers) -> Headers:
-    """Return the backend's headers for the client: hop-by-hop ones and CORS, which is ours, out."""
-    named = [value for name, value in headers if name.lower() == b"connection"]
-    kept = _without(_NOT_ANSWERED, b",".join(named), headers)
-    return tuple(each for each in kept if not each[0].lower().startswith(_CORS))
-
-
-def _without(
-    dropped: frozenset[bytes], options: bytes | None, headers: Headers
-) -> list[tuple[bytes, bytes]]:
-    """Leave headers out, and those that a Connection header names as for one hop."""
-    if options:
-        dropped |= {option.strip().lower() for option in options.split(b",")}
-    return [each for each in headers if each[0].lower() not in dropped]
+    head = call.head
+    takes_id = backend.launch.abilities.takes_request_id
+    return Request(
+        method=head.method,
+        path=head.request_target,
+        headers=head.sent,
+        body=call.body,
+        request_id=call.request_id if takes_id else None,
+    )
 
 
 def refuse_slot_files(call: Call, backend: Backend) -> None:
@@ -231,9 +201,9 @@ def refuse_slot_files(call: Call, backend: Backend) -> None:
 
     Raises RequestRefused. A backend takes the last of repeated values: any of them counts.
     """
-    if backend.launch.prompt_files is None or not call.path.startswith("/slots/"):
+    if backend.launch.prompt_files is None or not call.head.path.startswith("/slots/"):
         return
-    if any(name == "action" and value in {"save", "restore"} for name, value in call.query):
+    if any(name == "action" and value in {"save", "restore"} for name, value in call.head.query):
         raise RequestRefused(
             "slot_files_reserved",
             "this model's prompts are kept over switches by the controller (keep_prompt_cache), "

@@ -21,7 +21,7 @@ import structlog
 from supervisor.errors import RequestRefused
 from supervisor.gateway.answer import Answer
 from supervisor.gateway.bodies import BodyAccount
-from supervisor.gateway.call import Headers, RequestHead
+from supervisor.gateway.call import Headers
 from supervisor.gateway.error_responses import error_answer
 from supervisor.gateway.record import EVENT_STREAM, RequestRecord
 
@@ -67,16 +67,15 @@ class Wire(Protocol):
 class Reply:
     """The answer to one request, and what its closing line says of it."""
 
-    def __init__(self, wire: Wire, head: RequestHead, headers: Headers = ()) -> None:
+    def __init__(self, wire: Wire, record: RequestRecord, headers: Headers = ()) -> None:
         """`headers` are those of every answer to this request, whatever it is (CORS)."""
         self._wire = wire
-        self._headers = (*headers, (REQUEST_ID, head.request_id.encode()))
-        self._head = head
+        self._headers = (*headers, (REQUEST_ID, record.request_id.encode()))
         self.comments: asyncio.Task[None] | None = None
         """What writes them; None while nothing does."""
         self.account: BodyAccount | None = None
         """What its call's body takes of the ledger; None where it has none."""
-        self.record = RequestRecord(head)
+        self.record = record
         self.state = ReplyState.NOT_BEGUN
 
     async def send(self, answer: Answer) -> None:
@@ -134,7 +133,7 @@ class Reply:
         """
         if self.comments is None:
             self.comments = asyncio.create_task(
-                self._comment(due_at, what_is_awaited), name=f"comments-{self._head.request_id}"
+                self._comment(due_at, what_is_awaited), name=f"comments-{self.record.request_id}"
             )
 
     async def stop_comments(self) -> None:

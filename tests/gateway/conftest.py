@@ -89,7 +89,7 @@ async def ask_child(
     controller: RunningController, method: str, path: str, body: Any = None
 ) -> tuple[int, str | None, bytes]:
     """Ask the child directly. Returns status, content type and body."""
-    headers = [(b"Content-Type", b"application/json")] if body is not None else []
+    headers = ((b"Content-Type", b"application/json"),) if body is not None else ()
     content = b"" if body is None else json.dumps(body).encode()
     request = Request(method=method, path=path, headers=headers, body=content)
     async with backend_of(controller).exchange(request) as answer:

@@ -116,7 +116,7 @@ async def test_beyond_loopback_host_is_looked_at_for_browsers_only(
 ) -> None:
     controller = await start_controller()
     configuration: ConfigurationHolder = controller.parts.configuration
-    head = read_head("GET", "/", headers, caller="", takes_chunks=True)
+    head = read_head("GET", "/", headers, takes_chunks=True)
 
     if is_served:
         Origins(configuration, hosts).check(head)

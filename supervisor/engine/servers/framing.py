@@ -1,10 +1,10 @@
 """HTTP/1.1 as it is spoken to a server: what a request is, its bytes, and the head of an answer."""
 
-from collections.abc import Iterable
+from functools import lru_cache
 
 import msgspec
 
-Headers = Iterable[tuple[bytes, bytes]]
+Headers = tuple[tuple[bytes, bytes], ...]
 """Names and values as they stand on the wire, duplicates kept."""
 
 _HAS_LENGTH_WITHOUT_BODY = frozenset({"POST", "PUT", "PATCH"})  # RFC 9110, section 8.6
@@ -15,12 +15,14 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     `path`: with its query, as it stands in the request line. `headers`: those of the request
     itself; Host, Authorization, Content-Length and all that is hop by hop are the channel's.
+    `request_id`: what the server may name it by, printable ASCII.
     """
 
     method: str
     path: str
     headers: Headers = ()
     body: bytes = b""
+    request_id: str | None = None
 
 
 class Head(msgspec.Struct, frozen=True):
@@ -28,11 +30,14 @@ class Head(msgspec.Struct, frozen=True):
 
     status: int
     reason: bytes
-    headers: tuple[tuple[bytes, bytes], ...]
+    headers: Headers
 
     def value(self, name: bytes) -> bytes | None:
         """Return the first value of a header; `name` in lower case. None where there is none."""
-        return next((value for key, value in self.headers if key.lower() == name), None)
+        for key, value in self.headers:
+            if key.lower() == name:
+                return value
+        return None
 
     @property
     def length(self) -> int | None:
@@ -49,18 +54,25 @@ def encode_head(request: Request, own_headers: bytes) -> bytes:
 
     Raises ValueError where a part of it would end its line, and so be read as something else.
     """
-    body, headers = request.body, request.headers
-    lines = [b"%b: %b\r\n" % header for header in headers]
+    start, lines = _encoded(request.method, request.path, request.headers)
+    body, request_id = request.body, request.request_id
+    own_id = b"" if request_id is None else b"X-Request-ID: %b\r\n" % request_id.encode("ascii")
     if body:
-        lines.append(b"Content-Length: %d\r\n" % len(body))
-    elif request.method in _HAS_LENGTH_WITHOUT_BODY:
-        lines.append(b"Content-Length: 0\r\n")
-    start = f"{request.method} {request.path} HTTP/1.1\r\n".encode("utf-8", "surrogateescape")
-    head = b"".join((start, own_headers, *lines))
-    line_count = 1 + own_headers.count(b"\n") + len(lines)
-    is_one_line_each = head.count(b"\n") == head.count(b"\r") == line_count
-    if not is_one_line_each or b"\0" in head or start.count(b" ") != 2:
+        length = b"Content-Length: %d\r\n" % len(body)
+    else:
+        length = b"Content-Length: 0\r\n" if request.method in _HAS_LENGTH_WITHOUT_BODY else b""
+    return b"%b%b%b%b%b\r\n" % (start, own_headers, lines, own_id, length)
+
+
+@lru_cache(maxsize=256)  # clients repeat themselves
+def _encoded(method: str, path: str, headers: Headers) -> tuple[bytes, bytes]:
+    """Return the request line and the lines of the headers. Raises ValueError as `encode_head`."""
+    start = f"{method} {path} HTTP/1.1\r\n".encode("utf-8", "surrogateescape")
+    lines = b"".join([b"%b: %b\r\n" % header for header in headers])
+    both = start + lines
+    is_one_line_each = both.count(b"\n") == both.count(b"\r") == 1 + len(headers)
+    if not is_one_line_each or b"\0" in both or start.count(b" ") != 2:
         raise ValueError(
             "a request to a server has a line break, a blank or a null where none may be"
         )
-    return head + b"\r\n"
+    return start, lines

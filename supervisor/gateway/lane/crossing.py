@@ -10,13 +10,13 @@ import structlog
 from supervisor.arbiter.arbiter import Lease
 from supervisor.engine.servers.framing import Head
 from supervisor.errors import BackendUnreachable, RequestRefused
-from supervisor.gateway.call import Call, Headers, RequestHead
+from supervisor.gateway.call import Call, Headers
 from supervisor.gateway.error_responses import error_answer
+from supervisor.gateway.hop_by_hop import answer_headers
 from supervisor.gateway.record import RequestRecord
 from supervisor.gateway.relay import (
     COLLECT_UP_TO_BYTES,
     Relay,
-    answer_headers,
     may_repeat,
     request_to,
 )
@@ -62,15 +62,15 @@ class Crossing:
     )
 
     def __init__(
-        self, lane: Lane, relay: Relay, head: RequestHead, call: Call, lease: Lease
+        self, lane: Lane, relay: Relay, call: Call, lease: Lease, record: RequestRecord
     ) -> None:
         """Send the call. Raises ValueError where it cannot be written as a request."""
         self._lane = lane
         self._relay = relay
         self._call = call
         self._lease = lease
-        self._record = RequestRecord(head)
-        self._record.lease(lease)
+        self._record = record
+        record.lease(lease)
         self._head: Head | None = None
         self._pieces: list[bytes] = []
         """The body, as long as the answer is collected."""

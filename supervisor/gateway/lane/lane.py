@@ -9,11 +9,12 @@ it is not sure where a request ends, it stays there.
 import asyncio
 from typing import Protocol, cast
 
+import msgspec
+
 from supervisor.config.settings import ServerSettings
 from supervisor.errors import RequestRefused
 from supervisor.gateway.bodies import BodyAccount
-from supervisor.gateway.call import RequestHead
-from supervisor.gateway.call_reader import read_head
+from supervisor.gateway.call import CallHead
 from supervisor.gateway.connections import (
     ARE_YOU_THERE,
     HALF_CLOSED_S,
@@ -22,12 +23,7 @@ from supervisor.gateway.connections import (
     note_slow_client,
 )
 from supervisor.gateway.lane.crossing import Crossing
-from supervisor.gateway.lane.plain_head import (
-    MAX_HEAD_BYTES,
-    PlainHead,
-    may_be_plain,
-    read_plain_head,
-)
+from supervisor.gateway.lane.plain_head import MAX_HEAD_BYTES, PlainHead, may_be_plain
 
 MAX_BODY_BYTES = 1024 * 1024
 """Longer bodies are read by the other door."""
@@ -39,6 +35,16 @@ the backend back, however slow its client is."""
 PATIENCE_S = 1.0
 """Seconds in which a request comes whole; the other door goes on with one that does not, and has
 the limits for that."""
+
+
+class KnownHead(msgspec.Struct, frozen=True):
+    """A plain head, whose Content-Length reads 0, and what it says of its call.
+
+    `call_head` None: the other door's, plain as it is.
+    """
+
+    plain: PlainHead
+    call_head: CallHead | None
 
 
 class Lanes(Protocol):
@@ -56,7 +62,12 @@ class Lanes(Protocol):
     def leave(self, lane: "FastLane") -> None:
         """Forget a connection that is closed or handed over."""
 
-    def cross(self, lane: "FastLane", head: RequestHead, body: bytes) -> Crossing | None:
+    def recognise(self, head: bytes) -> tuple[KnownHead, int] | None:
+        """Return what a head says, and the length of its body; None where it is not plain."""
+
+    def cross(
+        self, lane: "FastLane", known: KnownHead, body: bytes, caller: str
+    ) -> Crossing | None:
         """Send a request on its way; None where the other door has to answer it."""
 
     def other_door(self) -> ClientConnection:
@@ -75,13 +86,14 @@ class FastLane(asyncio.Protocol):
         "_caller",
         "_crossing",
         "_ended_at",
-        "_head",
+        "_known",
         "_lanes",
         "_pieces_since",
         "_quiet_since",
         "_raw",
         "_request",
         "_transport",
+        "_whole_at",
         "_writing",
         "keeps_alive",
     )
@@ -94,9 +106,10 @@ class FastLane(asyncio.Protocol):
         """The request that is being answered, to be handed over if that fails."""
         self._raw = b""
         """What has come of the next one."""
-        self._head: PlainHead | None = None
+        self._known: KnownHead | None = None
         """The head of the next one, once it is there."""
-        self._body_at = 0
+        self._body_at = self._whole_at = 0
+        """Where in `_raw` its body begins and ends."""
         self._pieces_since: float | None = None
         """Since when a part of a request was seen to be there."""
         self._ended_at: float | None = None
@@ -224,23 +237,24 @@ class FastLane(asyncio.Protocol):
 
     def _go_on(self) -> None:
         """Look at what has come of a request: serve it, wait for the rest, or hand it over."""
-        came, head = self._raw, self._head
-        if head is None:
+        came, known = self._raw, self._known
+        if known is None:
             end = came.find(b"\r\n\r\n") + 4
             if end < 4:
                 if len(came) > MAX_HEAD_BYTES or not may_be_plain(came):
                     self.hand_over()
                 return
-            head = read_plain_head(came[:end])
-            if head is None or not self._may_take(head.length):
+            recognised = None if end > MAX_HEAD_BYTES else self._lanes.recognise(came[:end])
+            if recognised is None or not self._may_take(recognised[1]):
                 self.hand_over()
                 return
-            self._head, self._body_at = head, end
-        surplus = len(came) - self._body_at - head.length
+            known, length = recognised
+            self._known, self._body_at, self._whole_at = known, end, end + length
+        surplus = len(came) - self._whole_at
         if surplus > 0:  # requests in a row, which the other door can do
             self.hand_over()
         elif surplus == 0:
-            self._serve(head, came[self._body_at :])
+            self._serve(known, came[self._body_at :])
 
     def _may_take(self, length: int) -> bool:
         """Whether a body of this length is read here; it is counted then."""
@@ -252,17 +266,10 @@ class FastLane(asyncio.Protocol):
             return False
         return True
 
-    def _serve(self, plain: PlainHead, body: bytes) -> None:
-        self._request, self._raw, self._head = self._raw, b"", None
+    def _serve(self, known: KnownHead, body: bytes) -> None:
+        self._request, self._raw, self._known = self._raw, b"", None
         self._pieces_since = None
-        self.keeps_alive = plain.keeps_alive
-        head = read_head(
-            plain.method,
-            plain.request_target,
-            plain.headers,
-            caller=self._caller,
-            takes_chunks=True,
-        )
-        self._crossing = self._lanes.cross(self, head, body)
+        self.keeps_alive = known.plain.keeps_alive
+        self._crossing = self._lanes.cross(self, known, body, self._caller)
         if self._crossing is None:
             self.hand_over()

@@ -10,7 +10,8 @@ from contextlib import suppress
 import httptools
 import msgspec
 
-from supervisor.gateway.call import Headers
+from supervisor.gateway.call import RequestHead
+from supervisor.gateway.call_reader import read_head
 
 MAX_HEAD_BYTES = 8190
 """A longer head is handed over: the other door has bounds for its parts, of this size at most."""
@@ -36,14 +37,26 @@ _ODD_LINES = re.compile(rb"[^\r]\n|\r[^\n]|\n[ \t]|\0")
 """Half of a line's end, a line that continues the one before it, and a null."""
 
 
+_LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ?([0-9]{1,9})\r\n")
+
+
 class PlainHead(msgspec.Struct, frozen=True):
     """A plain head. `length`: bytes of its body. `keeps_alive`: whether another may follow it."""
 
-    method: str
-    request_target: str
-    headers: Headers
+    head: RequestHead
     length: int
     keeps_alive: bool
+
+
+def split_length(head: bytes) -> tuple[bytes, int | None]:
+    """Return the head with 0 for its Content-Length, and that; None where none is recognised.
+
+    Two heads that differ in the length of the body alone are the same otherwise.
+    """
+    found = _LENGTH.search(head)
+    if found is None:
+        return head, None
+    return b"%b0%b" % (head[: found.start(1)], head[found.end(1) :]), int(found[1])
 
 
 def may_be_plain(beginning: bytes) -> bool:
@@ -66,13 +79,10 @@ def read_plain_head(head: bytes) -> PlainHead | None:
         return None
     if _PLAIN_TARGET.fullmatch(parts.request_target) is None:
         return None
-    return PlainHead(
-        method.decode(),
-        parts.request_target.decode(),
-        tuple(parts.headers),
-        parts.length or 0,
-        parser.should_keep_alive(),
+    head_read = read_head(
+        method.decode(), parts.request_target.decode(), tuple(parts.headers), takes_chunks=True
     )
+    return PlainHead(head_read, parts.length or 0, not parts.closes)
 
 
 class _Parts:
@@ -80,6 +90,7 @@ class _Parts:
 
     __slots__ = (
         "_has_connection",
+        "closes",
         "headers",
         "hosts",
         "is_odd",
@@ -93,7 +104,7 @@ class _Parts:
         self.headers: list[tuple[bytes, bytes]] = []
         self.hosts = 0
         self.length: int | None = None
-        self.is_odd = self.is_whole = self._has_connection = False
+        self.is_odd = self.is_whole = self.closes = self._has_connection = False
 
     def on_url(self, part: bytes) -> None:
         """Take the request target, or a part of it."""
@@ -113,6 +124,7 @@ class _Parts:
         elif lower == b"connection":
             self.is_odd |= self._has_connection or value.lower() not in _CONNECTION
             self._has_connection = True
+            self.closes = value.lower() == b"close"
         elif lower in _ODD_NAMES or lower.startswith(_ODD_PREFIXES):
             self.is_odd = True
 

@@ -4,20 +4,24 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
+from supervisor.config.configuration import Configuration
 from supervisor.config.settings import ServerSettings
 from supervisor.errors import RequestRefused
 from supervisor.gateway.bodies import BodyAccount, BodyLedger
-from supervisor.gateway.call import RequestHead
-from supervisor.gateway.call_reader import CallReader
+from supervisor.gateway.call import CallHead, RequestHead
+from supervisor.gateway.call_reader import CallReader, request_id_of
 from supervisor.gateway.connections import ClientConnection, ClientServer, Handler
 from supervisor.gateway.lane.crossing import Crossing
-from supervisor.gateway.lane.lane import FastLane
+from supervisor.gateway.lane.lane import FastLane, KnownHead
+from supervisor.gateway.lane.plain_head import read_plain_head, split_length
 from supervisor.gateway.origins import Origins
+from supervisor.gateway.record import RequestRecord
 from supervisor.gateway.relay import Relay
 from supervisor.gateway.relayed_routes import ROUTE_BY_PATH
 from supervisor.gateway.routes import find_route
 
 _LOOK_EVERY_S = 0.5
+_MAX_KNOWN = 256  # of 8 KiB each at most
 
 
 class LaneServer(ClientServer):
@@ -41,6 +45,10 @@ class LaneServer(ClientServer):
         self._origins = origins
         self._relay = relay
         self._bodies = bodies
+        self._known: dict[bytes, KnownHead] = {}
+        """Heads that came before, by what they are without the lengths of their bodies."""
+        self._known_of: Configuration | None = None
+        """What they were read with."""
         self._lanes: set[FastLane] = set()
         self._is_empty = asyncio.Event()
         """Set when the last connection has left."""
@@ -77,21 +85,50 @@ class LaneServer(ClientServer):
         if not self._lanes:
             self._is_empty.set()
 
-    def cross(self, lane: FastLane, head: RequestHead, body: bytes) -> Crossing | None:
-        """See `lane.Lanes`. What would be refused is left to the other door, which says why."""
-        route = None if head.request_target in ROUTE_BY_PATH else find_route(head.request_target)[0]
+    def recognise(self, head: bytes) -> tuple[KnownHead, int] | None:
+        """See `lane.Lanes`. A head that came before is known, whatever the length of its body."""
+        shape, length = split_length(head)
+        configuration = self._reader.configuration.current
+        if configuration is not self._known_of:
+            self._known, self._known_of = {}, configuration
+        known = self._known.get(shape)
+        if known is None:
+            plain = read_plain_head(shape)
+            if plain is None:
+                return None
+            known = KnownHead(plain, self._read(plain.head))
+            if len(self._known) >= _MAX_KNOWN:
+                del self._known[next(iter(self._known))]
+            self._known[shape] = known
+        return known, known.plain.length if length is None else length
+
+    def _read(self, head: RequestHead) -> CallHead | None:
+        """Read what a plain head asks for; None where the other door has to answer it."""
+        is_relayed = head.request_target in ROUTE_BY_PATH
+        route = None if is_relayed else find_route(head.request_target)[0]
         if route is not None and route.handler is not None:
             return None
         try:
             self._origins.check(head)
-            call = self._reader.read(head, body, is_raw=route is not None)
+        except RequestRefused:
+            return None
+        return self._reader.read_head(head, is_raw=route is not None)
+
+    def cross(self, lane: FastLane, known: KnownHead, body: bytes, caller: str) -> Crossing | None:
+        """See `lane.Lanes`. What would be refused is left to the other door, which says why."""
+        head, call_head = known.plain.head, known.call_head
+        if call_head is None:
+            return None
+        request_id = request_id_of(head)
+        try:
+            call = self._reader.read(call_head, body, request_id)
             lease = self._relay.lease_at_once(call)
         except RequestRefused:
             return None
         if lease is None:
             return None
         try:
-            return Crossing(lane, self._relay, head, call, lease)
+            return Crossing(lane, self._relay, call, lease, RequestRecord(head, request_id, caller))
         except ValueError:
             lease.end()
             return None

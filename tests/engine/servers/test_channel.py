@@ -247,7 +247,7 @@ async def test_a_request_is_written_with_its_headers_and_ours(
 ) -> None:
     channel = await open_channel()
     request = Request(
-        method="POST", path="/hello", headers=[(b"X-A", b"1"), (b"X-A", b"2")], body=b"{}"
+        method="POST", path="/hello", headers=((b"X-A", b"1"), (b"X-A", b"2")), body=b"{}"
     )
     async with channel.exchange(request) as answer:
         await answer.read()
@@ -285,9 +285,9 @@ async def test_a_body_of_many_megabytes_arrives_whole(
         get("/a\r\nX: y"),
         get("/a\n"),
         Request(method="GET /x", path="/"),
-        Request(method="GET", path="/", headers=[(b"X-A", b"1\r\nX-B: 2")]),
-        Request(method="GET", path="/", headers=[(b"X-A\n", b"1")]),
-        Request(method="GET", path="/", headers=[(b"X-A", b"\0")]),
+        Request(method="GET", path="/", headers=((b"X-A", b"1\r\nX-B: 2"),)),
+        Request(method="GET", path="/", headers=((b"X-A\n", b"1"),)),
+        Request(method="GET", path="/", headers=((b"X-A", b"\0"),)),
     ],
 )
 async def test_what_would_be_read_as_two_requests_is_never_written(
