@@ -23,7 +23,9 @@ class Queue(Struct, frozen=True, kw_only=True):
 
     `oldest_at`: when its head arrived, and `oldest_interactive_at`: when the first interactive one
     did; None where there is none. `arrived_at_sum` is the sum over all of them: n·now less that is
-    what they have waited in all.
+    what they have waited in all. `left_at`: when the last stay of the model ended, its last request
+    answered; None where it had none. With three models and more it keeps a long backlog from
+    passing a younger head again and again.
     """
 
     model: str
@@ -32,6 +34,7 @@ class Queue(Struct, frozen=True, kw_only=True):
     oldest_at: float | None = None
     oldest_interactive_at: float | None = None
     arrived_at_sum: float = 0.0
+    left_at: float | None = None
 
     @property
     def waiting(self) -> int:

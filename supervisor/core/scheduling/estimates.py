@@ -1,0 +1,141 @@
+"""What is learned of each model: from the last 20 times, and robust against a few odd ones.
+
+Values only: msgspec writes them as JSON, so that they are kept over restarts.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from supervisor.core.scheduling.values import Costs, ReturnGap
+
+KEPT = 20
+"""How many of the last values count; arrivals are counted until there are so many, too."""
+
+LEAST_GAPS = 3
+"""So many returns make a habit."""
+
+SWITCH_S = 1.0
+"""How long a switch is taken to last before one was measured."""
+
+
+class StaySeen(Struct, frozen=True, kw_only=True):
+    """How many requests came in how many seconds."""
+
+    arrived: int
+    elapsed_s: float
+
+
+class ModelEstimates(Struct, frozen=True, kw_only=True):
+    """The last values of one model, in seconds, the newest at the end."""
+
+    switches_s: tuple[float, ...] = ()
+    drains_s: tuple[float, ...] = ()
+    services_s: tuple[float, ...] = ()
+    returns_s: tuple[float, ...] = ()
+    stays: tuple[StaySeen, ...] = ()
+
+
+class Estimates(Struct, frozen=True, kw_only=True):
+    """What is known of every model that was live at some time."""
+
+    models: Mapping[str, ModelEstimates] = {}
+
+
+def note_switch(estimates: Estimates, model: str, took_s: float, *, is_cold: bool) -> Estimates:
+    """Learn from a switch to the model that took so long, the drain before it left out.
+
+    A cold one read its file from the disk: that is no switch's cost, and nothing is learned.
+    """
+    if is_cold:
+        return estimates
+    known = _of(estimates, model)
+    return _with(estimates, model, replace(known, switches_s=_kept(known.switches_s, took_s)))
+
+
+def note_drain(estimates: Estimates, model: str, took_s: float) -> Estimates:
+    """Learn how long it took from the end of the model's admission to its last answer."""
+    known = _of(estimates, model)
+    return _with(estimates, model, replace(known, drains_s=_kept(known.drains_s, took_s)))
+
+
+def note_stay(  # noqa: PLR0913 - what a stretch of time shows
+    estimates: Estimates,
+    model: str,
+    *,
+    answered: int,
+    busy_s: float,
+    arrived: int,
+    elapsed_s: float,
+) -> Estimates:
+    """Learn from a stretch of time: what was answered in it, and what arrived.
+
+    `busy_s` are the seconds in which at least one request was in flight: with `answered` they make
+    the seconds per answer at the concurrency that there was. `arrived` requests came in
+    `elapsed_s`, also while the model was not live.
+    """
+    known = _of(estimates, model)
+    if answered:
+        known = replace(known, services_s=_kept(known.services_s, busy_s / answered))
+    if elapsed_s > 0:
+        seen = StaySeen(arrived=arrived, elapsed_s=elapsed_s)
+        known = replace(known, stays=(*known.stays, seen)[-KEPT:])
+    return _with(estimates, model, known)
+
+
+def note_return(estimates: Estimates, model: str, gap_s: float) -> Estimates:
+    """Learn how soon the next request came once the model had nothing to do; live or not."""
+    known = _of(estimates, model)
+    return _with(estimates, model, replace(known, returns_s=_kept(known.returns_s, gap_s)))
+
+
+def costs_of(estimates: Estimates, model: str) -> Costs:
+    """What a switch to the model costs, and what its requests do."""
+    known = _of(estimates, model)
+    return Costs(
+        switch_s=_quantile(known.switches_s, 0.5) if known.switches_s else SWITCH_S,
+        drain_s=_quantile(known.drains_s, 0.5) if known.drains_s else 0.0,
+        service_s=_quantile(known.services_s, 0.5) if known.services_s else 0.0,
+        arrivals_per_s=_arrivals_per_s(known.stays),
+        return_gap=_return_gap(known.returns_s),
+    )
+
+
+def _of(estimates: Estimates, model: str) -> ModelEstimates:
+    return estimates.models.get(model) or ModelEstimates()
+
+
+def _with(estimates: Estimates, model: str, known: ModelEstimates) -> Estimates:
+    return Estimates(models={**estimates.models, model: known})
+
+
+def _kept(values: tuple[float, ...], value: float) -> tuple[float, ...]:
+    return (*values, value)[-KEPT:]
+
+
+def _quantile(values: Sequence[float], part: float) -> float:
+    """The smallest value that at least so large a part of all does not exceed."""
+    return sorted(values)[max(0, math.ceil(part * len(values)) - 1)]
+
+
+def _return_gap(returns_s: Sequence[float]) -> ReturnGap | None:
+    if len(returns_s) < LEAST_GAPS:
+        return None
+    return ReturnGap(median_s=_quantile(returns_s, 0.5), p90_s=_quantile(returns_s, 0.9))
+
+
+def _arrivals_per_s(stays: Sequence[StaySeen]) -> float:
+    """The rate over the newest stretches that make up 20 arrivals.
+
+    A night without requests thus counts only until enough have come since; a median of the
+    stretches would be 0 where most of them are short and see nobody.
+    """
+    arrived, elapsed_s = 0, 0.0
+    for stay in reversed(stays):
+        arrived += stay.arrived
+        elapsed_s += stay.elapsed_s
+        if arrived >= KEPT:
+            break
+    return arrived / elapsed_s if elapsed_s else 0.0

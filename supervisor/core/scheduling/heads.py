@@ -1,0 +1,112 @@
+"""Who waits for the device, in the order in which they get it.
+
+Heads are served in the order in which their waits began to count: at their arrival, or at the end
+of their model's last stay where that was later. So whoever had the device stands behind all who
+wait for it, however old its backlog is, and between two stays of one model every other model that
+waits gets one.
+
+Batch work stands behind interactive work: while there is any, its wait counts from a later time,
+by which it has waited as many times the longest wait as it weighs less, or for `batch_ages_s`.
+Until then it does not contend.
+"""
+
+import math
+from collections.abc import Sequence
+
+from msgspec import Struct
+
+from supervisor.core.scheduling.bounds import Cycle, cycle_of, linger_s
+from supervisor.core.scheduling.values import Queue, Stay, View
+
+_NOBODY = Queue(model="")
+
+
+class Head(Struct, frozen=True):
+    """The head of a queue, and from when its wait counts."""
+
+    queue: Queue
+    since: float
+
+
+class Contest(Struct, frozen=True, kw_only=True):
+    """The models that contend for the device now, the resident among them.
+
+    `heads`: those who wait for other models, the first to be served first; `next_at`: when batch
+    work will join them, infinity where none waits. `kept_until`: to when an empty resident is kept
+    for clients that return soon.
+    """
+
+    own: Queue
+    heads: Sequence[Head]
+    next_at: float
+    cycle: Cycle
+    kept_until: float
+
+
+def contest_of(view: View, stay: Stay | None) -> Contest:
+    """Who contends; heads is empty where nobody waits for another model, or only batch work does.
+
+    Batch work waits for its time only while interactive work is there: waiting anywhere, in flight,
+    or expected back by a resident that is kept for it.
+    """
+    resident = stay.model if stay else None
+    own = next((queue for queue in view.queues if queue.model == resident), _NOBODY)
+    others = [queue for queue in view.queues if queue.waiting and queue.model != resident]
+    models = [queue.model for queue in others]
+    if resident is not None:
+        models.append(resident)
+    cycle = cycle_of(models, view.costs, view.rules)
+    kept_until = _kept_until(view, stay, own, cycle)
+    heads, next_at = _by_time(view, others, cycle, _is_interactive(view, stay, kept_until))
+    if len(heads) < len(others):
+        models = [head.queue.model for head in heads]
+        models += [resident] if resident is not None else []
+        cycle = cycle_of(models, view.costs, view.rules)
+    return Contest(own=own, heads=heads, next_at=next_at, cycle=cycle, kept_until=kept_until)
+
+
+def _kept_until(view: View, stay: Stay | None, own: Queue, cycle: Cycle) -> float:
+    if stay is None or stay.in_flight or own.waiting or not stay.granted:
+        return -math.inf
+    empty_since = stay.since if stay.empty_since is None else stay.empty_since
+    return empty_since + linger_s(cycle, view.costs[stay.model])
+
+
+def _is_interactive(view: View, stay: Stay | None, kept_until: float) -> bool:
+    """Whether there is interactive work, for any model."""
+    if stay is not None and (stay.interactive_in_flight or view.at < kept_until):
+        return True
+    return any(queue.interactive for queue in view.queues)
+
+
+def _by_time(
+    view: View, others: Sequence[Queue], cycle: Cycle, is_interactive: bool
+) -> tuple[list[Head], float]:
+    """The heads that contend now, in their order, and when the next one will."""
+    rules = view.rules
+    later = max(0.0, rules.interactive_weight / rules.batch_weight - 1.0) if is_interactive else 0.0
+    heads, next_at = [], math.inf
+    for queue in others:
+        longest_s = cycle.longest_wait_s(view.costs[queue.model].drain_s)
+        since = _counts_from(queue, min(later * longest_s, rules.batch_ages_s))
+        if since <= view.at or not is_interactive:
+            heads.append(Head(queue, since))
+        else:
+            next_at = min(next_at, since)
+    heads.sort(key=_since)
+    return heads, next_at
+
+
+def _counts_from(queue: Queue, batch_later_s: float) -> float:
+    """From when the wait of a queue's head counts."""
+    since = math.inf
+    left_at = -math.inf if queue.left_at is None else queue.left_at
+    if queue.oldest_interactive_at is not None:
+        since = max(queue.oldest_interactive_at, left_at)
+    if queue.oldest_at is not None and queue.batch:
+        since = min(since, max(queue.oldest_at, left_at) + batch_later_s)
+    return since
+
+
+def _since(head: Head) -> float:
+    return head.since

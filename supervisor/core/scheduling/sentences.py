@@ -1,0 +1,38 @@
+"""Decisions in words, for log, history and status."""
+
+from supervisor.core.scheduling.heads import Contest
+from supervisor.core.scheduling.values import View
+
+
+def switching(view: View, contest: Contest, why: str) -> str:
+    """`switching to minilm: its turn; chat has had 0.85 s; 3 wait, the oldest 0.9 s …`."""
+    head = contest.heads[0].queue
+    held = f"; {view.stay.model} has had {_s(view.at - view.stay.since)}" if view.stay else ""
+    return f"switching to {head.model}: {why}{held}; {_waiting(view, contest, '')}"
+
+
+def stays(view: View, contest: Contest, why: str) -> str:
+    """`chat stays: its turn ends in 0.4 s; 3 wait for minilm, the oldest 0.9 s …`."""
+    if view.stay is None:
+        return "nobody waits for any model"
+    if not contest.heads:
+        return f"{view.stay.model} stays: {why}"
+    head = contest.heads[0].queue
+    return f"{view.stay.model} stays: {why}; {_waiting(view, contest, f' for {head.model}')}"
+
+
+def _waiting(view: View, contest: Contest, whom: str) -> str:
+    head = contest.heads[0]
+    count = head.queue.waiting
+    wait_s = contest.cycle.longest_wait_s(view.costs[head.queue.model].drain_s)
+    oldest_at = head.since if head.queue.oldest_at is None else head.queue.oldest_at
+    counted = f"{_s(view.at - oldest_at)} of at most {_s(wait_s)}"
+    if oldest_at < head.since:
+        counted = (
+            f"{_s(view.at - oldest_at)}; {_s(view.at - head.since)} of at most {_s(wait_s)} count"
+        )
+    return f"{count} {'waits' if count == 1 else 'wait'}{whom}, the oldest {counted}"
+
+
+def _s(seconds: float) -> str:
+    return f"{seconds:.2g} s"
