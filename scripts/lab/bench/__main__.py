@@ -1,6 +1,6 @@
 """Measure the product against the bare server that it supervises; `scripts/bench` runs this.
 
-    python -m lab.bench serve|relay|switch [--only NAME ...] [--rounds N] [--json FILE]
+    python -m lab.bench serve|relay|switch|mixed [--only NAME ...] [--rounds N] [--json FILE]
 
 Prints a table and writes the same as JSON, with every sample. A target that is missed is marked
 and is not an error: the exit status says whether everything could be measured.
@@ -19,6 +19,7 @@ from lab.bench import (
     held,
     listening,
     make_before_break,
+    mixed,
     prompt_cache,
     relay,
     switching,
@@ -46,12 +47,20 @@ FIGURES: Mapping[str, Mapping[str, Callable[[Setting], Figure]]] = {
         "overhead": partial(switching.measure, name="overhead"),
         **{each.NAME: each.measure for each in (make_before_break, prompt_cache, warm_start, held)},
     },
+    "mixed": {
+        **{f"closed_{clients}": partial(mixed.closed, clients=clients) for clients in (1, 4)},
+        **{f"open_{load}": partial(mixed.open_traffic, percent=load) for load in (30, 60)},
+    },
 }
 """The figures of each subcommand, in the order of the table."""
 
 AMOUNTS: Mapping[str, tuple[Mapping[str, float], Callable[[str], float], str]] = {
-    "seconds": ({"serve": 5.0, "relay": 5.0}, command.positive, "of load in a round of a side"),
-    "rounds": ({"serve": 5, "relay": 5, "switch": 3}, at_least(1), "of each side"),
+    "seconds": (
+        {"serve": 5.0, "relay": 5.0, "mixed": 60.0},
+        command.positive,
+        "of load in a round of a side",
+    ),
+    "rounds": ({"serve": 5, "relay": 5, "switch": 3, "mixed": 1}, at_least(1), "of each side"),
     "starts": ({"serve": 7}, at_least(1), "measured"),
     "switches": (
         {"serve": 20, "relay": 20, "switch": 20},
@@ -130,9 +139,10 @@ def _add_options(parser: argparse.ArgumentParser, suite: str, figures: tuple[str
             default, text = defaults[suite], f"{meaning} (%(default)g)"
             add(f"--{name}", type=kind, default=default, metavar="N", help=text)
     parser.set_defaults(peer=[])
-    if suite == "relay":
+    if suite in {"relay", "mixed"}:
         add("--peer", action="append", type=_peer, metavar="NAME=URL", help=PEER_HELP)
-    add("--engine", default="llama-server", choices=("llama-server", "embedded"))
+    engines = ("llama-server",) if suite == "mixed" else ("llama-server", "embedded")
+    add("--engine", default="llama-server", choices=engines)
     add("--profiles", type=Path, default=PROFILES, metavar="DIR")
     add("--models", type=Path, default=MODELS, metavar="DIR")
     add("--json", type=Path, metavar="FILE", help="default: bench-results/SUITE.json")

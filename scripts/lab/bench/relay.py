@@ -13,12 +13,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from statistics import median
-from typing import Any, Self
-from urllib.parse import urlsplit
-
-import psutil
+from typing import Any
 
 from lab.bench.report import Figure, Judged, Row, compare
+from lab.bench.sides import Side
 from lab.harness.command import LabError, say
 from lab.harness.cpu import CpuMeter, CpuUse
 from lab.harness.lean import LeanLoad, drive, post, process_id
@@ -40,30 +38,6 @@ MANY_STREAMS = 64
 US = 1_000_000
 
 DIRECT, OURS = "direct", "controller"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Side:
-    """A server: where it listens, who relays, and the path of llama-server's own routes."""
-
-    endpoint: Endpoint
-    pid: int
-    prefix: str
-
-    @classmethod
-    def peer(cls, url: str, model: str) -> Self:
-        """Find a running peer by its URL, in which `{model}` stands for the model's name.
-
-        The URL leads to llama-server's own routes: `http://127.0.0.1:9292/upstream/{model}`. Raises
-        LabError where nobody listens.
-        """
-        parts = urlsplit(url.format(model=model))
-        for found in psutil.net_connections("tcp"):
-            is_there = found.status == psutil.CONN_LISTEN and found.laddr[1:] == (parts.port,)
-            if is_there and found.pid is not None:
-                endpoint = Endpoint(host=parts.hostname or "127.0.0.1", port=parts.port)
-                return cls(endpoint=endpoint, pid=found.pid, prefix=parts.path.rstrip("/"))
-        raise LabError(f"no process of this machine listens at {url}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

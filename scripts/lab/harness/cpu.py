@@ -1,6 +1,7 @@
 """Who used the processors in a turn, so that a slow one can be told from a disturbed one."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import psutil
@@ -18,8 +19,9 @@ class CpuUse:
 class CpuMeter:
     """Measures from its making to `stop()`."""
 
-    def __init__(self, pids: Mapping[str, int]) -> None:
-        """Watch the processes, given by their role."""
+    def __init__(self, pids: Mapping[str, int], *, with_descendants: bool = False) -> None:
+        """Watch the processes, given by their role, and where asked all that descend from them."""
+        self._used_by = _tree_used_s if with_descendants else _used_s
         self._watched = {role: psutil.Process(pid) for role, pid in pids.items()}
         self._used_before = self._used_s()
         self._machine_before = psutil.cpu_times()
@@ -43,5 +45,18 @@ class CpuMeter:
         )
 
     def _used_s(self) -> dict[str, float]:
-        times = {role: process.cpu_times() for role, process in self._watched.items()}
-        return {role: used.user + used.system for role, used in times.items()}
+        return {role: self._used_by(process) for role, process in self._watched.items()}
+
+
+def _used_s(process: psutil.Process) -> float:
+    used = process.cpu_times()
+    return float(used.user + used.system)
+
+
+def _tree_used_s(root: psutil.Process) -> float:
+    """Sum over all that lives of a tree, and over what each of them has reaped (getrusage(2))."""
+    total_s = 0.0
+    for process in (root, *root.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            total_s += sum(process.cpu_times()[:4])  # user, system, and those of reaped children
+    return total_s

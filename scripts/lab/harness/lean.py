@@ -57,17 +57,19 @@ class LeanTally:
     """What was counted.
 
     `units`: those that arrived within the time; `all_units`: those, too, of the answers that began
-    within it and ended later. `used_s` is the processor time of the load itself.
+    within it and ended later. Each right answer has its latency, and the monotonic moment at which
+    it was whole. `used_s` is the processor time of the load itself.
     """
 
     units: int = 0
     all_units: int = 0
     latencies_s: list[float] = field(default_factory=list)
+    ended_at: list[float] = field(default_factory=list)
     failures: Counter[str] = field(default_factory=Counter)
     used_s: float = 0.0
 
 
-class _Client:
+class LeanClient:
     """One connection, which is opened again after the server has closed it."""
 
     def __init__(self, endpoint: Endpoint, load: LeanLoad, requests: Iterator[bytes]) -> None:
@@ -89,12 +91,12 @@ class _Client:
         self._has_served = False
         return connection
 
-    def ask(self) -> None:
-        """Send the next request."""
+    def ask(self, due_at: float | None = None) -> None:
+        """Send the next request; its latency counts from when it was due, or else from now."""
         self._request = next(self._requests)
         self._received.clear()
         self._body_at, self._counted, self._counted_to, self._end_at = 0, 0, 0, None
-        self._asked_at = time.monotonic()
+        self._asked_at = time.monotonic() if due_at is None else due_at
         self.socket.sendall(self._request)
 
     def take(self, tally: LeanTally, *, is_in_time: bool) -> bool:
@@ -123,7 +125,9 @@ class _Client:
         missed = self._checked_units() - self._counted
         tally.all_units += missed
         tally.units += missed if is_in_time else 0
-        tally.latencies_s.append(time.monotonic() - self._asked_at)
+        now = time.monotonic()
+        tally.latencies_s.append(now - self._asked_at)
+        tally.ended_at.append(now)
         self._has_served = True
         return True
 
@@ -166,6 +170,10 @@ class _Client:
         return may_repeat
 
 
+Busy = dict[int, LeanClient]
+"""The clients that wait for an answer, by the descriptor of their socket."""
+
+
 def dechunked(body: bytes) -> bytes:
     """Return the content of a chunked body that has no extensions and no trailers."""
     parts, at = [], 0
@@ -179,12 +187,12 @@ def dechunked(body: bytes) -> bytes:
 def drive(load: LeanLoad, endpoint: Endpoint, clients: int, seconds: float) -> LeanTally:
     """Put a server under the load for a time, in this process; each client waits for its answer."""
     tally, used_before_s = LeanTally(), time.process_time()
-    busy: dict[int, _Client] = {}
+    busy: Busy = {}
     poll = select.epoll()
     for number in range(clients):
         # Each client begins elsewhere in the list, so that no two send the same in step.
         begin = number * len(load.requests) // clients
-        client = _Client(endpoint, load, islice(cycle(load.requests), begin, None))
+        client = LeanClient(endpoint, load, islice(cycle(load.requests), begin, None))
         busy[client.socket.fileno()] = client
         poll.register(client.socket, select.EPOLLIN)
     ends_at = time.monotonic() + seconds
@@ -204,9 +212,23 @@ def drive(load: LeanLoad, endpoint: Endpoint, clients: int, seconds: float) -> L
 
 
 def _serve(
-    busy: dict[int, _Client], number: int, tally: LeanTally, poll: select.epoll, *, is_in_time: bool
+    busy: Busy, number: int, tally: LeanTally, poll: select.epoll, *, is_in_time: bool
 ) -> None:
     """Take what came for a client; one whose answer has ended asks again while there is time."""
+    client = take(busy, number, tally, poll, is_in_time=is_in_time)
+    if client is None:
+        return
+    if is_in_time:
+        client.ask()
+    else:
+        del busy[client.socket.fileno()]
+        client.socket.close()
+
+
+def take(
+    busy: Busy, number: int, tally: LeanTally, poll: select.epoll, *, is_in_time: bool
+) -> LeanClient | None:
+    """Take what came on a socket. Returns its client once that waits no more."""
     client = busy[number]
     try:
         goes_on = not client.take(tally, is_in_time=is_in_time)
@@ -217,13 +239,7 @@ def _serve(
             tally.failures[str(error)] += 1
         busy[client.socket.fileno()] = client
         poll.register(client.socket, select.EPOLLIN)
-    if goes_on:
-        return
-    if is_in_time:
-        client.ask()
-    else:
-        del busy[client.socket.fileno()]
-        client.socket.close()
+    return None if goes_on else client
 
 
 def process_id() -> int:

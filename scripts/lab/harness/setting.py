@@ -18,7 +18,7 @@ CLIENTS = 8
 class Setting:
     """Options of the command line and the folders; `work_dir` is temporary and ours alone.
 
-    `peers` are the URLs of further supervisors by their names (`lab.bench.relay.Peer`).
+    `peers` are the URLs of further supervisors by their names (`lab.bench.sides.Side.peer`).
     """
 
     profiles: Path
