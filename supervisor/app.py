@@ -97,7 +97,7 @@ async def build(configuration: Configuration, options: Options) -> AsyncIterator
             configuration=holder,
             engines=engines,
             run_dir=run_dir,
-            device_env=lambda device: child_environment(device, telemetry.devices()),
+            device_env=lambda shown: child_environment(shown, telemetry.devices()),
             prompt_cache=stores.prompt_cache,
             learned_store=stores.learned_store,
         )

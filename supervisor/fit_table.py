@@ -27,7 +27,7 @@ def print_fit(report: FitReport) -> None:
         console.print(f"What was learned about its need on {report.device} has been dropped.")
     table = Table("", show_edge=False)
     for fit in report.devices:
-        chosen = " *" if fit.room.device == report.device else ""
+        chosen = " *" if fit.room.device in (report.device, *report.split_over) else ""
         table.add_column(f"{fit.room.device}{chosen}", justify="right")
     for name, cell in _ROWS:
         cells = [cell(fit) for fit in report.devices]

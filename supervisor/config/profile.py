@@ -45,6 +45,7 @@ def _variable_pattern(value: Any) -> Any:
 _VARIABLE_PATTERN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\*?|\*")
 
 VariablePattern = Annotated[str, BeforeValidator(_variable_pattern)]
+Share = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 GpuLayers = Annotated[int | Literal["auto", "all"], BeforeValidator(_layers)]
 OnOffAuto = Annotated[Literal["on", "off", "auto"], BeforeValidator(_switch_word)]
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
@@ -120,8 +121,9 @@ class Profile(Settings):
     )
     device: Literal["gpu", "cpu"] = Field(
         default="gpu",
-        description="Whose memory it takes: the first GPU (host memory where there is none) or, "
-        "with `cpu`, the host's; then no GPU is visible to the server.",
+        description="Whose memory it takes: the first GPU, or those that `main_gpu` and "
+        "`tensor_split` name (host memory where there is none); or, with `cpu`, the host's, and no "
+        "GPU is visible to the server.",
     )
     ctx_size: int = Field(
         default=0,
@@ -159,6 +161,19 @@ class Profile(Settings):
     )
     n_gpu_layers: GpuLayers = Field(
         default="all", description="Layers kept on the GPU: all, auto or a number."
+    )
+    tensor_split: tuple[Share, ...] | None = Field(
+        default=None,
+        min_length=2,
+        max_length=16,
+        description="How the layers on GPUs are divided over the first GPUs, a number for each: "
+        "`[3, 1]` puts three quarters on `gpu0`, the rest on `gpu1`. Default: one GPU takes all.",
+    )
+    main_gpu: int | None = Field(
+        default=None,
+        ge=0,
+        description="The number of the GPU that it runs on: 1 is `gpu1`; default: the first that "
+        "works. With `tensor_split`: the one of these that the server takes for its main one.",
     )
     fit: bool = Field(
         default=False,
@@ -218,6 +233,16 @@ class Profile(Settings):
     memory: ProfileMemory = Field(
         default_factory=ProfileMemory, description="Need, and proof of release."
     )
+
+    @field_validator("tensor_split", "main_gpu")
+    @classmethod
+    def _need_gpus(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None and info.data.get("device") == "cpu":
+            raise ValueError("is for device: gpu; leave it out")
+        split = info.data.get("tensor_split")
+        if info.field_name == "main_gpu" and split and value is not None and value >= len(split):
+            raise ValueError(f"must be one of the {len(split)} GPUs of tensor_split, from 0 on")
+        return value
 
     @field_validator("keep_prompt_cache")
     @classmethod

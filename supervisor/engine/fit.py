@@ -21,7 +21,8 @@ from supervisor.core.sizing.fitting import (
 from supervisor.engine.needs.assessment import Assessment, Candidate, assess
 from supervisor.engine.needs.learned_store import FILE_NAME, LearnedStore
 from supervisor.engine.servers.children import running_children
-from supervisor.errors import TelemetryError
+from supervisor.engine.targets import devices_of, unusable_together
+from supervisor.errors import EngineError, TelemetryError
 from supervisor.telemetry.telemetry import Telemetry
 
 
@@ -93,11 +94,15 @@ async def read_rooms(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitReport:
-    """The answer of `fit`: `device` is the one that the profile chooses, of all in `devices`."""
+    """The answer of `fit`: `device` is the one that the profile chooses, of all in `devices`.
+
+    `split_over`: the GPUs that it divides the layers over, the device among them.
+    """
 
     candidate: Candidate
     device: str
     devices: tuple[DeviceFit, ...]
+    split_over: tuple[str, ...] = ()
     has_forgotten: bool = False
 
     @property
@@ -112,7 +117,7 @@ async def report_fit(
     """Read the devices, and judge each. `data_dir` holds what was learned, and what runs.
 
     With `forget` what was learned of the need on its device is dropped before. Raises EngineError
-    for settings that the model cannot have.
+    for settings that the model cannot have, and GPUs that are not here.
     """
     store_path = data_dir / FILE_NAME
     with (
@@ -121,16 +126,23 @@ async def report_fit(
         else (contextlib.nullcontext()) as store
     ):
         async with Telemetry() as telemetry:
-            device = telemetry.device_for(candidate.resolved.profile.device)
+            profile = candidate.resolved.profile
+            shown = devices_of(profile, telemetry.device_for(profile.device))
+            fault = unusable_together(shown, telemetry.devices())
             rooms = await read_rooms(telemetry, configuration, running_children(data_dir))
+        if fault is not None:
+            raise EngineError(fault)
+        device, split_over = shown[0], shown if len(shown) > 1 else ()
         identity = candidate.identity_on(device)
         has_forgotten = bool(forget and store and identity and store.forget(identity))
         return FitReport(
             candidate=candidate,
             device=device,
             devices=tuple(
-                judge_fit(assess(candidate, room.device, store), room, rooms) for room in rooms
+                judge_fit(assess(candidate, room.device, store, split_over), room, rooms)
+                for room in rooms
             ),
+            split_over=split_over,
             has_forgotten=has_forgotten,
         )
 

@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -52,7 +52,7 @@ class Launcher:
     """Turns targets into running backends.
 
     `run_dir` is our private folder for sockets; `device_env` returns the variables that show a
-    child its device and no other. `prompt_cache` is where prompts are kept, `learned_store` what
+    child its devices and no others. `prompt_cache` is where prompts are kept, `learned_store` what
     servers were seen to take; None: they are not.
     """
 
@@ -62,7 +62,7 @@ class Launcher:
         configuration: ConfigurationHolder,
         engines: Engines,
         run_dir: Path,
-        device_env: Callable[[str], Mapping[str, str]],
+        device_env: Callable[[Sequence[str]], Mapping[str, str]],
         prompt_cache: PromptCache | None = None,
         learned_store: LearnedStore | None = None,
         environ: Mapping[str, str] = os.environ,
@@ -88,7 +88,7 @@ class Launcher:
         candidate = examine(resolved, engine, self._known_file(resolved))
         if candidate.file is not None:
             self._seen_files[resolved.path] = candidate.file
-        assessment = assess(candidate, target.device, self._learned_store)
+        assessment = assess(candidate, target.device, self._learned_store, target.split_over)
         self._assessed[_key(target)] = assessment
         return assessment.need()
 
@@ -132,7 +132,7 @@ class Launcher:
         address = choose_address(self._run_dir, epoch, has_unix_socket=abilities.has_unix_socket)
         key = secrets.token_urlsafe(32)
         inherited = inherited_environment(
-            self._environ, self._device_env(target.device), resolved.profile.env_passthrough
+            self._environ, self._device_env(target.devices), resolved.profile.env_passthrough
         )
         prompt_files = self._prompt_files(resolved, engine, abilities)
         slots_dir = prompt_files.path if prompt_files else None

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from supervisor.config.configuration import Configuration, ResolvedModel
 from supervisor.config.holder import ConfigurationHolder
+from supervisor.config.profile import Profile
 from supervisor.config.settings import SupervisorSettings
 from supervisor.core.machine.memory import OnUnconfirmed
 from supervisor.core.machine.values import Device, Mode, Target
@@ -82,10 +83,11 @@ class Targets:
         return target
 
     def require_device(self, target: Target) -> None:
-        """Ask telemetry whether the target's device can be used; to be called at each switch.
+        """Ask telemetry whether the target's devices can be used; to be called at each switch.
 
-        Raises RequestRefused `telemetry_lost` where a GPU's driver is here and does not work: the
-        host's memory does not stand in for what was made for a GPU.
+        Raises RequestRefused: `telemetry_lost` where a GPU's driver is here and does not work, for
+        the host's memory does not stand in for what was made for a GPU; `target_cannot_start`
+        where a GPU that the profile names is not here.
         """
         for each in (target, target.fallback):
             if each is not None:
@@ -102,7 +104,14 @@ class Targets:
         may_proceed = profile.memory.on_unconfirmed is OnUnconfirmed.PROCEED
         if profile.device == "gpu" and target.device == HOST and problems and not may_proceed:
             raise RequestRefused("telemetry_lost", "; ".join(problems))
-        self._on_device(self.device(target.device))
+        fault = unusable_together(target.devices, self._devices.devices())
+        if fault is not None:
+            raise RequestRefused(
+                "target_cannot_start",
+                f"'{target.model}' with profile '{target.profile}' cannot run here: {fault}",
+            )
+        for device in target.devices:
+            self._on_device(self.device(device))
 
     def _build(self, configuration: Configuration, name: str, profile_name: str | None) -> Target:
         resolved = configuration.resolve(name, profile_name)
@@ -114,11 +123,13 @@ class Targets:
 
     def _target_of(self, resolved: ResolvedModel) -> Target:
         profile = resolved.profile
+        devices = devices_of(profile, self._devices.device_for(profile.device))
         return Target(
             model=resolved.name,
             mode=resolved.mode,
             profile=resolved.profile_name,
-            device=self._devices.device_for(profile.device),
+            device=devices[0],
+            split_over=devices if len(devices) > 1 else (),
             start_timeout_s=profile.start_timeout_s,
             drain_timeout_s=profile.drain_timeout_s,
             stop_grace_s=profile.stop_grace_s,
@@ -126,6 +137,33 @@ class Targets:
             restart_on_stall=profile.restart_on_stall,
             memory=profile.memory.policy(),
         )
+
+
+def devices_of(profile: Profile, usual: str) -> tuple[str, ...]:
+    """Return the devices that a profile names, the one that counts as its own first.
+
+    `usual`: the device of one that names none. Without a GPU, that is the host for all.
+    """
+    if usual == HOST:
+        return (HOST,)
+    if profile.tensor_split is not None:
+        return tuple(f"gpu{number}" for number in range(len(profile.tensor_split)))
+    return (usual if profile.main_gpu is None else f"gpu{profile.main_gpu}",)
+
+
+def unusable_together(devices: Sequence[str], here: Sequence[DeviceInfo]) -> str | None:
+    """Return why no server can have these devices, in a sentence; None: one can."""
+    vendors = {info.device: info.vendor for info in here}
+    for device in devices:
+        if device not in vendors:
+            return (
+                f"its profile names {device} (tensor_split, main_gpu), and no such device is here; "
+                f"found: {', '.join(vendors) or 'none'}"
+            )
+    if len({vendors[device] for device in devices}) > 1:
+        named = ", ".join(f"{device} ({vendors[device]})" for device in devices)
+        return f"its layers cannot be divided over GPUs of different vendors: {named}"
+    return None
 
 
 def configured_device(info: DeviceInfo, settings: SupervisorSettings) -> Device:

@@ -102,7 +102,7 @@ def backends_on(device: str, snapshot: Snapshot) -> tuple[Backend, ...]:
 
     A GPU is shown only to those that are accounted there; on the host they all hold something.
     """
-    return tuple(b for b in snapshot.backends if device in {b.target.device, HOST})
+    return tuple(b for b in snapshot.backends if device in {*b.target.devices, HOST})
 
 
 def describe_device(info: DeviceInfo) -> dict[str, Any]:

@@ -23,15 +23,18 @@ def visibility_variables() -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def child_environment(device: str, devices: Sequence[DeviceInfo]) -> dict[str, str]:
-    """Return the variables that show a child this device and no other; `devices` are all.
+def child_environment(shown: Sequence[str], devices: Sequence[DeviceInfo]) -> dict[str, str]:
+    """Return the variables that show a child these devices, in this order, and no others.
 
-    A child on the host's memory sees none of them.
+    `devices` are all. A child on the host's memory sees none of them.
     """
-    chosen = next((info for info in devices if info.device == device), None)
-    shown = dict(chosen.visible_as) if chosen is not None else {}
-    if not shown and device != HOST:
+    infos = {info.device: info for info in devices}
+    values: dict[str, list[str]] = {}
+    for device in shown:
+        for name, value in infos[device].visible_as if device in infos else ():
+            values.setdefault(name, []).append(value)
+    if not values and HOST not in shown:
         return {}
     here = (VENDORS[info.vendor] for info in devices if info.vendor in VENDORS)
     hidden = {name: value for vendor in here for name, value in vendor.visibility.hidden_as}
-    return hidden | shown
+    return hidden | {name: ",".join(each) for name, each in values.items()}

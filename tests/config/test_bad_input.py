@@ -163,6 +163,16 @@ def problems(folder: Path, models_dir: Path | None = None, **environ: str) -> li
         ),
         (
             "generation.yaml",
+            b"mode: generation\ndevice: cpu\nmain_gpu: 1\n",
+            "generation.yaml:3: main_gpu: is for device: gpu; leave it out",
+        ),
+        (
+            "generation.yaml",
+            b"mode: generation\ntensor_split: [1, 1]\nmain_gpu: 2\n",
+            "generation.yaml:3: main_gpu: must be one of the 2 GPUs of tensor_split, from 0 on",
+        ),
+        (
+            "generation.yaml",
             b"mode: embedding\nkeep_prompt_cache: true\n",
             (
                 "generation.yaml:2: keep_prompt_cache: is for generation: embedding keeps no "

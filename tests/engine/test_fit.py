@@ -119,3 +119,22 @@ def test_layers_in_host_memory_leave_room_on_the_gpu_and_need_it_on_the_host(
     assert judge_fit(part, gpu, (gpu, short)).fits is False
     assert judge_fit(part, gpu, (gpu, replace(tight, free_bytes=None))).fits is None
     assert judge_fit(whole, gpu, (gpu, short)).fits is True
+
+
+def test_each_gpu_that_layers_are_divided_over_must_have_room_for_its_share(
+    candidate: Candidate,
+) -> None:
+    assert candidate.settings is not None
+    halves = replace(candidate, settings=replace(candidate.settings, tensor_split=(1, 1)))
+    gpus = ("gpu0", "gpu1")
+
+    first, second = (assess(halves, device, None, gpus) for device in gpus)
+
+    assert first.footprint == {"gpu0": first.need_bytes, "gpu1": second.need_bytes}
+    assert second.footprint == first.footprint
+    assert assess(halves, "host", None, gpus).footprint == assess(candidate, "host", None).footprint
+    rooms = [replace(PLENTY, device=device) for device in gpus]
+    assert judge_fit(first, rooms[0], rooms).fits is True
+    tight = (rooms[0], replace(rooms[1], budget_bytes=second.need_bytes - 1))
+    assert judge_fit(first, rooms[0], tight).fits is False
+    assert largest_ctx(judge_fit(first, rooms[0], tight)) < 4096

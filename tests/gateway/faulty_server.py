@@ -20,7 +20,7 @@ FLAGS = (
     *("--model", "--host", "--port", "--ctx-size", "--batch-size", "--ubatch-size", "--parallel"),
     *("--kv-unified", "--no-kv-unified", "--cache-type-k", "--cache-type-v", "--flash-attn"),
     *("--cache-ram", "--cache-reuse", "--n-gpu-layers", "--fit", "--load-mode", "--embeddings"),
-    *("--metrics", "--pooling", "--threads", "--threads-http"),
+    *("--metrics", "--pooling", "--threads", "--threads-http", "--tensor-split", "--main-gpu"),
 )
 FLOOD_BYTES = 64 * 1024 * 1024
 GZIPPED = gzip.compress(b"compressed by the server", mtime=0)

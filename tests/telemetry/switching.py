@@ -33,6 +33,8 @@ def profile(
     release_steps: int = 1,
     env: Mapping[str, str] | None = None,
     fallback_profile: str | None = None,
+    tensor_split: tuple[float, ...] | None = None,
+    main_gpu: int | None = None,
     **memory: Any,
 ) -> dict[str, Any]:
     """A profile whose server takes `held_gib`, which is its need unless another is stated.
@@ -53,6 +55,8 @@ def profile(
         "env_passthrough": ["SIMULATED_*"],
         "memory": {"need_bytes": need_bytes, "release_timeout_s": 5.0} | memory,
         "fallback_profile": fallback_profile,
+        "tensor_split": list(tensor_split) if tensor_split else None,
+        "main_gpu": main_gpu,
     }
 
 

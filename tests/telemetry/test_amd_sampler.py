@@ -182,7 +182,7 @@ async def test_machine_with_both_vendors_keeps_them_apart(
         ]
         assert (await telemetry.sample("gpu0")).used_bytes == 2 * GIB
         assert (await telemetry.sample("gpu3")).used_bytes == 3 * GIB
-        assert child_environment("gpu3", found) == {
+        assert child_environment(["gpu3"], found) == {
             "CUDA_VISIBLE_DEVICES": "-1",
             "HIP_VISIBLE_DEVICES": "1",
         }

@@ -329,5 +329,5 @@ async def test_variables_count_as_hip_does_and_indices_as_amd_smi(
 
     found = cards(await open_amd(FAST, **environment))
 
-    shown = [child_environment(info.device, found)["HIP_VISIBLE_DEVICES"] for info in found]
+    shown = [child_environment([info.device], found)["HIP_VISIBLE_DEVICES"] for info in found]
     assert list(zip([info.index for info in found], shown, strict=True)) == expected

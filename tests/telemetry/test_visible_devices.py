@@ -102,8 +102,8 @@ ALL = (GPU_OF_NVIDIA, GPU_OF_AMD, HOST_MEMORY)
 
 def test_child_sees_its_own_device_and_none_of_the_other_vendor() -> None:
     shown = {"CUDA_VISIBLE_DEVICES": "MIG-bb33", "HIP_VISIBLE_DEVICES": "-1"}
-    assert child_environment("gpu0", ALL) == shown
-    assert child_environment("gpu1", ALL) == {
+    assert child_environment(["gpu0"], ALL) == shown
+    assert child_environment(["gpu1"], ALL) == {
         "CUDA_VISIBLE_DEVICES": "-1",
         "HIP_VISIBLE_DEVICES": "3",
     }
@@ -111,5 +111,11 @@ def test_child_sees_its_own_device_and_none_of_the_other_vendor() -> None:
 
 def test_child_on_the_host_sees_no_gpu() -> None:
     hidden = {"CUDA_VISIBLE_DEVICES": "-1", "HIP_VISIBLE_DEVICES": "-1"}
-    assert child_environment(HOST, ALL) == hidden
-    assert child_environment(HOST, (HOST_MEMORY,)) == {}
+    assert child_environment([HOST], ALL) == hidden
+    assert child_environment([HOST], (HOST_MEMORY,)) == {}
+
+
+def test_child_on_several_gpus_sees_them_in_their_order() -> None:
+    second = device("gpu2", "NVIDIA", ("CUDA_VISIBLE_DEVICES", "GPU-cc44"))
+    shown = child_environment(["gpu0", "gpu2"], (*ALL, second))
+    assert shown == {"CUDA_VISIBLE_DEVICES": "MIG-bb33,GPU-cc44", "HIP_VISIBLE_DEVICES": "-1"}

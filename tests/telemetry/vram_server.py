@@ -1,7 +1,7 @@
 """A server with llama-server's command line that takes memory of the simulated GPU.
 
-It takes it on the device that CUDA_VISIBLE_DEVICES names, and none where that is `-1`. Its
-environment says how much, and what becomes of that at its death:
+It takes it on the devices that CUDA_VISIBLE_DEVICES names, in the shares of `--tensor-split`, and
+none where that is `-1`. Its environment says how much, and what becomes of that at its death:
 
     VRAM_BYTES            what it takes
     VRAM_RELEASE_AFTER_S  seconds from its death until all is given back (`inf`: never)
@@ -26,23 +26,26 @@ LONGEST_LIFE_S = 60
 _ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
 
 
-def take_memory() -> None:
+def take_memory(split: str) -> None:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     if not visible or visible == "-1":
         return
     gpu = SimulatedGpu.attached()
-    device = [each.uuid.decode() for each in gpu.devices].index(visible)
-    gpu.allocate(
-        os.getpid(),
-        int(os.environ.get("VRAM_BYTES", "0")),
-        device,
-        release_after_s=float(os.environ.get("VRAM_RELEASE_AFTER_S", "0")),
-        release_steps=int(os.environ.get("VRAM_RELEASE_STEPS", "1")),
-        listed_as=int(os.environ.get("VRAM_LISTED_AS", "0")),
-    )
+    known = [each.uuid.decode() for each in gpu.devices]
+    devices = [known.index(uuid) for uuid in visible.split(",")]
+    shares = [float(share) for share in split.split(",")]
+    for device, share in zip(devices, shares, strict=True):
+        gpu.allocate(
+            os.getpid(),
+            int(int(os.environ.get("VRAM_BYTES", "0")) * share / sum(shares)),
+            device,
+            release_after_s=float(os.environ.get("VRAM_RELEASE_AFTER_S", "0")),
+            release_steps=int(os.environ.get("VRAM_RELEASE_STEPS", "1")),
+            listed_as=int(os.environ.get("VRAM_LISTED_AS", "0")),
+        )
     left_bytes = int(os.environ.get("VRAM_LEFT_BYTES", "0"))
     if left_bytes:
-        leave_behind(gpu, left_bytes, device)
+        leave_behind(gpu, left_bytes, devices[0])
 
 
 def leave_behind(gpu: SimulatedGpu, left_bytes: int, device: int) -> None:
@@ -76,7 +79,8 @@ def main(arguments: list[str]) -> None:
 
         print("sockets end in .sock", *FLAGS, sep="\n")  # noqa: T201 - the same
     else:
-        take_memory()
+        has_split = "--tensor-split" in arguments
+        take_memory(arguments[arguments.index("--tensor-split") + 1] if has_split else "1")
         serve(arguments[arguments.index("--host") + 1])
 
 

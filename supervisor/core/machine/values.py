@@ -71,13 +71,16 @@ class Outcome(StrEnum):
 class Target(Struct, frozen=True, kw_only=True):
     """A model in a mode with a profile on a device: what a switch makes live.
 
-    `fallback` is tried instead where there is no room for it: the same model with another profile.
+    `split_over`: the GPUs that its layers are divided over, `device` being the first of them; empty
+    where it is on `device` alone. `fallback` is tried instead where there is no room for it: the
+    same model with another profile.
     """
 
     model: str
     mode: Mode
     profile: str
     device: str
+    split_over: tuple[str, ...] = ()
     start_timeout_s: float = 120.0
     drain_timeout_s: float = 30.0
     stop_grace_s: float = 5.0
@@ -85,6 +88,11 @@ class Target(Struct, frozen=True, kw_only=True):
     restart_on_stall: bool = False
     memory: MemoryPolicy = field(default_factory=MemoryPolicy)
     fallback: "Target | None" = None
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices that its server is shown."""
+        return self.split_over or (self.device,)
 
     def is_same(self, other: "Target") -> bool:
         """Whether both name the same model with the same profile."""

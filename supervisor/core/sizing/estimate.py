@@ -10,8 +10,13 @@ Source: llama-context.cpp of llama.cpp (build 11434), and the buffer sizes that 
 at `-lv 4`, which the tests compare with what is estimated here.
 """
 
+import struct
+from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from math import ceil
 
 from supervisor.core.byte_size import MIB, format_bytes
 from supervisor.core.sizing.ggml_types import GGML_TYPES_BY_NAME, GgmlType
@@ -32,6 +37,7 @@ EMBEDDING_ARCHITECTURES = EMBEDDING_WITHOUT_KV | {"llama-embed"}
 
 _WITHOUT_FLASH = frozenset({"grok"})
 _FLOAT_BYTES = 4  # intermediate results are f32
+_PIPELINE_COPIES = 4  # GGML_SCHED_MAX_COPIES: inputs of GPUs that work on several batches at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +49,9 @@ class MemorySettings:
     `flash_attention` is False only where it is switched off. `is_embedding`: the server answers
     with vectors (`--embeddings`). `gpu_layers` (`-ngl`) is how many layers a GPU takes, from the
     last one backwards, the output being the first of them; None: all, or there is no GPU.
-    `kv_fallback_bytes` stands in for a KV cache that is not known from the header.
+    `tensor_split` (`-ts`): how much of these each of several GPUs takes, empty where there is one;
+    `part` is the GPU that is asked about, by its position among them. `kv_fallback_bytes` stands in
+    for a KV cache that is not known from the header.
     """
 
     ctx_size_per_slot: int = 0
@@ -55,6 +63,8 @@ class MemorySettings:
     flash_attention: bool = True
     is_embedding: bool = False
     gpu_layers: int | None = None
+    tensor_split: tuple[float, ...] = ()
+    part: int = 0
     kv_fallback_bytes: int = 2048 * MIB
 
 
@@ -65,7 +75,7 @@ class MemoryEstimate:
     `host_output_bytes` is not in the total: results are handed over in host memory, also when
     the model is on a GPU. It is small for chat, and large for embedding with a large vocabulary,
     because llama.cpp makes room for the logits of every token of a batch. `host_bytes` is what the
-    layers take that stay in host memory; it is not in the total either.
+    layers take that stay in host memory, `tensor_split` or not; it is not in the total either.
     `kv_assumed_because` is why the KV cache is not known from the header; None where it was.
     """
 
@@ -107,6 +117,9 @@ def estimate_memory(headers: Sequence[GgufHeader], settings: MemorySettings) -> 
     if plan.host_layers:
         host_bytes += compute_bytes  # the bound holds on either side
         sentences.append(f"{plan.host_layers} layers in {format_bytes(host_bytes)} of host memory")
+    if settings.tensor_split:
+        shares = ",".join(f"{share:g}" for share in settings.tensor_split)
+        sentences.append(f"{len(plan.layers)} layers by tensor_split {shares}")
     return MemoryEstimate(
         weights_bytes=weights.device_bytes,
         kv_bytes=kv.device_bytes,
@@ -130,31 +143,40 @@ class _Split:
 def _split_weights(headers: Sequence[GgufHeader], plan: "_Plan") -> _Split:
     """Divide the weights as llama.cpp does: the input always stays on the host, then the layers do.
 
-    Where all layers are on the GPU the input counts there, too: it is small, and the bound safe.
+    Where all layers are on GPUs the input counts on the first, too: it is small, and the bound
+    safe. An output without weights of its own gets a copy of the input's.
     Source: llama_model_base::load_tensors(), `i_gpu_start`.
     """
     tensors = [header.tensors for header in headers]
     total_bytes = sum(one.total_bytes for one in tensors)
-    is_measured = any(one.layer_bytes for one in tensors)
-    if not plan.host_layers or not is_measured:
-        return _Split(device_bytes=total_bytes)
-    moved_bytes = sum(
-        size
-        for one in tensors
-        for number, size in one.layer_bytes.items()
-        if number >= plan.host_layers
-    )
-    copied_bytes = 0
-    if plan.settings.gpu_layers:
-        moved_bytes += sum(one.output_bytes for one in tensors)
-        if not any(one.has_output_weights for one in tensors):
-            copied_bytes = sum(one.embedding_bytes for one in tensors)
-    return _Split(device_bytes=moved_bytes + copied_bytes, host_bytes=total_bytes - moved_bytes)
+    if not any(one.layer_bytes for one in tensors):
+        return _Split(device_bytes=ceil(total_bytes * plan.share))
+    sizes: Counter[int] = Counter()
+    for one in tensors:
+        sizes[plan.output] += one.output_bytes
+        for number, size in one.layer_bytes.items():
+            sizes[min(number, plan.output)] += size
+    input_bytes = total_bytes - sizes.total()
+    device_bytes = sum(sizes[number] for number in plan.layers)
+    host_bytes = sum(sizes[number] for number in range(plan.host_layers))
+    has_input = not plan.host_layers and plan.settings.part == 0
+    if has_input:
+        device_bytes += input_bytes
+    elif plan.host_layers:
+        host_bytes += input_bytes
+    shares_weights = not any(one.has_output_weights for one in tensors)
+    if shares_weights and plan.output in plan.layers and not has_input:
+        device_bytes += sum(one.embedding_bytes for one in tensors)
+    return _Split(device_bytes=device_bytes, host_bytes=host_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Plan:
-    """What header and settings mean together. `layout` is a reason where it is not known."""
+    """What header and settings mean together. `layout` is a reason where it is not known.
+
+    `layers` are those of the device by number, the output being the one behind the last. Of all,
+    the first `host_layers` stay in host memory, with the input.
+    """
 
     header: GgufHeader
     settings: MemorySettings
@@ -162,7 +184,15 @@ class _Plan:
     cells: CacheCells
     tokens: int  # of one micro-batch
     has_flash: bool
-    host_layers: int  # from the first one on, with the input
+    layers: range
+    output: int
+    host_layers: int
+
+    @property
+    def share(self) -> float:
+        """The part of all that the device takes of what is not known by layers."""
+        split = self.settings.tensor_split
+        return split[self.settings.part] / sum(split) if split else 1.0
 
 
 def _plan(header: GgufHeader, settings: MemorySettings) -> _Plan:
@@ -182,6 +212,9 @@ def _plan(header: GgufHeader, settings: MemorySettings) -> _Plan:
             is_unified=settings.kv_unified,
             ubatch_size=tokens,
         )
+    output = header.count_parameter("block_count") or 0
+    gpu_layers = output + 1 if settings.gpu_layers is None else settings.gpu_layers
+    host_layers = max(0, output + 1 - gpu_layers)
     return _Plan(
         header=header,
         settings=settings,
@@ -189,13 +222,30 @@ def _plan(header: GgufHeader, settings: MemorySettings) -> _Plan:
         cells=cells,
         tokens=tokens,
         has_flash=settings.flash_attention and header.architecture not in _WITHOUT_FLASH,
-        host_layers=_count_host_layers(header, settings),
+        layers=_layers_here(settings, range(host_layers, output + 1)),
+        output=output,
+        host_layers=host_layers,
     )
 
 
-def _count_host_layers(header: GgufHeader, settings: MemorySettings) -> int:
-    layers = header.count_parameter("block_count") or 0
-    return 0 if settings.gpu_layers is None else max(0, layers + 1 - settings.gpu_layers)
+def _layers_here(settings: MemorySettings, on_gpus: range) -> range:
+    """Return which of the layers on GPUs the one takes that is asked about.
+
+    In single precision, as llama.cpp computes. Source: get_layer_buft_list() in load_tensors().
+    """
+    if not settings.tensor_split:
+        return on_gpus
+    shares = map(_single, settings.tensor_split)
+    sums = tuple(accumulate(shares, lambda all_before, one: _single(all_before + one)))
+    ends = [_single(each / sums[-1]) for each in sums]
+    parts = [bisect_right(ends, _single(n / len(on_gpus))) for n in range(len(on_gpus))]
+    return on_gpus[bisect_left(parts, settings.part) : bisect_right(parts, settings.part)]
+
+
+def _single(value: float) -> float:
+    """Round to single precision."""
+    rounded: float = struct.unpack("f", struct.pack("f", value))[0]
+    return rounded
 
 
 def _estimate_kv(plan: _Plan) -> tuple[_Split, str]:
@@ -203,9 +253,8 @@ def _estimate_kv(plan: _Plan) -> tuple[_Split, str]:
     key_type = _fitting_type(plan, "key", settings.cache_type_k)
     value_type = _fitting_type(plan, "value", settings.cache_type_v)
     if isinstance(layout, str):
-        size = format_bytes(settings.kv_fallback_bytes)
-        assumed = _Split(device_bytes=settings.kv_fallback_bytes)
-        return assumed, f"KV cache {size} assumed, because {layout}"
+        assumed = _Split(device_bytes=ceil(settings.kv_fallback_bytes * plan.share))
+        return assumed, (f"KV cache {format_bytes(assumed.device_bytes)} assumed, because {layout}")
     if not layout.layers:
         return _Split(device_bytes=0), "no KV cache"
     if key_type != value_type and not all(layer.value_length for layer in layout.layers):
@@ -222,8 +271,10 @@ def _estimate_kv(plan: _Plan) -> tuple[_Split, str]:
     )
     sliding = sum(layer.is_sliding for layer in layout.layers)
     window = f", {sliding} of them with {cells.sliding} cells" if sliding else ""
-    host_bytes = sum(sizes[: plan.host_layers])
-    split = _Split(device_bytes=sum(sizes) - host_bytes, host_bytes=host_bytes)
+    split = _Split(
+        device_bytes=sum(sizes[plan.layers.start : plan.layers.stop]),
+        host_bytes=sum(sizes[: plan.host_layers]),
+    )
     return split, (
         f"KV cache {format_bytes(split.device_bytes)} ({cells.streams} × {cells.full} cells, "
         f"{len(layout.layers)} layers{window}, {settings.cache_type_k}/{settings.cache_type_v})"
@@ -257,7 +308,10 @@ def _estimate_compute(plan: _Plan) -> int:
     The buffer keeps the attention masks all the time, and has room for the larger of two more:
     the widest layer, or the logits. Logits count for every token of a micro-batch, which is true
     of embedding; for chat newer builds reserve one row per slot, older ones all of them.
-    An eighth and 8 MiB come on top, for what some architectures add.
+    Of several GPUs with all layers each computes on several batches at once, and so has more than
+    one of the masks, and of what it takes from the GPU before it and hands to the next one
+    (llama_context, `pipeline_parallel`). An eighth and 8 MiB come on top, for what some
+    architectures add.
     """
     tokens, cells = plan.tokens, plan.cells
     masks = tokens * (cells.full + cells.sliding) * (2 if plan.has_flash else 4)
@@ -265,6 +319,9 @@ def _estimate_compute(plan: _Plan) -> int:
     width = plan.header.count_parameter("embedding_length") or 0
     scores = 0 if plan.has_flash else _largest(plan.header, "attention.head_count") * cells.full
     values = max(_widest_layer_values(plan.header) + scores, width + logits)
+    if plan.settings.tensor_split and not plan.host_layers:
+        masks *= _PIPELINE_COPIES
+        values += 2 * _PIPELINE_COPIES * width
     bound = masks + tokens * values * _FLOAT_BYTES + _unpacked_layer_bytes(plan)
     return bound + bound // 8 + 8 * MIB
 

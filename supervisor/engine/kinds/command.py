@@ -128,5 +128,9 @@ def _filler(resolved: ResolvedModel, address: Address, api_key: str) -> Fill:
 
 
 def _written(value: object) -> str:
-    """Write a field's value as YAML does: `true`, `q8_0`, `4096`."""
+    """Write a field's value as YAML does: `true`, `q8_0`, `4096`; a list as `3,1`."""
+    if isinstance(value, tuple):
+        return ",".join(map(_written, value))
+    if isinstance(value, float):
+        return f"{value:g}"
     return str(value).lower() if isinstance(value, bool) else str(value)

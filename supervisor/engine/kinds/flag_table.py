@@ -26,6 +26,8 @@ of N connections on K idle threads, N - K wait until others are closed, 5 s late
 
 _MIN_AT_ONCE = 120
 
+_WHEEL_GPUS = 128
+
 ALL_LAYERS = "999"
 """More layers than any model has, for builds that take no word for all of them."""
 
@@ -115,6 +117,17 @@ class Flag:
         if value is None or value is False:
             return (self.negation,) if value is False and self.negation else ()
         return (self.name, str(value))
+
+
+def _shares(start: Start) -> str | None:
+    split = start.model.profile.tensor_split
+    return ",".join(f"{share:g}" for share in split) if split else None
+
+
+def _padded_shares(word: str) -> list[float]:
+    """Read shares as the wheel wants them: one for each GPU that llama.cpp has room for."""
+    shares = [float(share) for share in word.split(",")]
+    return shares + [0.0] * (_WHEEL_GPUS - len(shares))
 
 
 def _layers(word: str) -> int:
@@ -243,6 +256,24 @@ SETTINGS = (
         older={"all": ("--n-gpu-layers", ALL_LAYERS)},
         older_values="all or a number",
         wheel=WheelParameter(attributes=("n_gpu_layers",), read=_layers),
+    ),
+    Flag(
+        name="--tensor-split",
+        field="tensor_split",
+        synonyms=("-ts",),
+        value=_shares,
+        instead="write the field tensor_split, by which the controller knows what each GPU takes",
+        wheel=WheelParameter(attributes=("tensor_split",), read=_padded_shares),
+    ),
+    Flag(  # where it is on one GPU, it sees no other
+        name="--main-gpu",
+        field="main_gpu",
+        synonyms=("-mg",),
+        value=lambda start: (
+            start.model.profile.main_gpu if start.model.profile.tensor_split else None
+        ),
+        instead="write the field main_gpu, by which the controller knows whose memory it takes",
+        wheel=_number("main_gpu"),
     ),
     Flag(
         name="--fit",

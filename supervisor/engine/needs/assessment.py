@@ -10,6 +10,7 @@ settings and build, where it is higher than the estimate; the estimate from the 
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 
 from supervisor.config.configuration import ResolvedModel
 from supervisor.core.byte_size import MIB, format_bytes
@@ -17,7 +18,6 @@ from supervisor.core.machine.footprint import Footprint
 from supervisor.core.machine.values import Mode, TargetNeed
 from supervisor.core.sizing.estimate import MemoryEstimate, MemorySettings, estimate_memory
 from supervisor.core.sizing.fitting import Alternative, alternatives
-from supervisor.core.sizing.gguf import GgufHeader
 from supervisor.core.sizing.kv_cache import keeps_no_kv
 from supervisor.core.sizing.learned import LearnedPeak, count_need
 from supervisor.engine.models.model_file import ModelFile, inspect_model_file, require_loadable
@@ -89,11 +89,38 @@ class Candidate:
         server = prompt_identity(self.resolved, self.file, self.build)
         return identity_of({"server": server, "device": device})
 
-    def estimate_on(self, device: str) -> DeviceEstimate | None:
-        """Estimate the need on a device; None without a header. Raises EngineError."""
-        if self.file is None or self.settings is None:
+    def settings_on(self, device: str, split_over: Sequence[str] = ()) -> MemorySettings | None:
+        """Return the settings for what a device takes; None without a header.
+
+        `split_over`: the GPUs that the layers are divided over, where they are.
+        """
+        if self.settings is None or self.file is None:
             return None
-        return estimate_on(self.file.headers, self.settings, device)
+        if device == HOST:
+            return replace(self.settings, gpu_layers=None, tensor_split=())
+        if device not in split_over:
+            return replace(self.settings, tensor_split=())
+        return replace(self.settings, part=split_over.index(device))
+
+    def estimate_on(self, device: str, split_over: Sequence[str] = ()) -> DeviceEstimate | None:
+        """Estimate the need on a device; None without a header. Raises EngineError."""
+        settings = self.settings_on(device, split_over)
+        if self.file is None or settings is None:
+            return None
+        is_host = device == HOST
+        memory = estimate_memory(self.file.headers, settings)
+        return DeviceEstimate(
+            memory=memory,
+            output_bytes=memory.host_output_bytes if is_host else 0,
+            context_bytes=0 if is_host else DRIVER_CONTEXT_BYTES,
+        )
+
+    def stated_on(self, device: str, split_over: Sequence[str] = ()) -> int | None:
+        """Return the stated need of a device: all of it, or its share by `tensor_split`."""
+        shares = self.resolved.profile.tensor_split
+        if self.stated_bytes is None or shares is None or device not in split_over:
+            return self.stated_bytes
+        return ceil(self.stated_bytes * shares[split_over.index(device)] / sum(shares))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,12 +129,14 @@ class Assessment:
 
     `need_bytes` is what counts there; `estimate` and `learned` are what it was made from, None
     where there is none (`learned_sentence` says how far the peak counts). `identity` is the name
-    under which its peak is learned.
+    under which its peak is learned. `split_over`: the GPUs that its layers are divided over, the
+    device among them; empty where it is alone.
     """
 
     candidate: Candidate
     device: str
     need_bytes: int
+    split_over: tuple[str, ...] = ()
     identity: str | None = None
     estimate: DeviceEstimate | None = None
     learned: LearnedPeak | None = None
@@ -137,22 +166,37 @@ class Assessment:
 
     @property
     def footprint(self) -> Mapping[str, int]:
-        """What it takes of each device, in bytes: its own, and the host's for layers left there."""
+        """What it takes of each device, in bytes: its own, other GPUs, the host for layers there.
+
+        Of other GPUs nothing is learned: what they take is stated, or estimated.
+        """
+        needs = {device: self._need_on(device) for device in (self.split_over or (self.device,))}
         host_bytes = self.estimate.memory.host_bytes if self.estimate else 0
-        beside = {HOST: host_bytes} if host_bytes and not self.is_stated else {}
-        return {self.device: self.need_bytes, **beside}
+        return needs | ({HOST: host_bytes} if host_bytes and not self.is_stated else {})
+
+    def _need_on(self, device: str) -> int:
+        if device == self.device:
+            return self.need_bytes
+        stated_bytes = self.candidate.stated_on(device, self.split_over)
+        if stated_bytes is not None:
+            return stated_bytes
+        estimate = self.candidate.estimate_on(device, self.split_over)
+        return estimate.total_bytes if estimate else 0
 
     def footprint_with(self, settings: MemorySettings) -> Mapping[str, int]:
         """Return the footprint of the same model with other settings. Raises EngineError."""
-        changed = replace(self.candidate, settings=settings).estimate_on(self.device)
+        candidate = replace(self.candidate, settings=settings)
+        changed = candidate.estimate_on(self.device, self.split_over)
         if changed is None:
             return self.footprint
         need_bytes = changed.total_bytes + self.unseen_bytes
-        return replace(self, estimate=changed, need_bytes=need_bytes).footprint
+        other = replace(self, candidate=candidate, estimate=changed, need_bytes=need_bytes)
+        return other.footprint
 
     def smaller(self) -> tuple[Alternative, ...]:
-        """Return what each smaller setting would need; nothing where the need is stated."""
-        file, settings = self.candidate.file, self.candidate.settings
+        """Return what each smaller setting would need here; nothing where the need is stated."""
+        file = self.candidate.file
+        settings = self.candidate.settings_on(self.device, self.split_over)
         if file is None or settings is None or self.estimate is None or self.is_stated:
             return ()
         extra_bytes = self.estimate.beside_bytes + self.unseen_bytes
@@ -196,22 +240,32 @@ def examine(resolved: ResolvedModel, engine: Engine, known: ModelFile | None = N
     )
 
 
-def assess(candidate: Candidate, device: str, learned_store: LearnedStore | None) -> Assessment:
+def assess(
+    candidate: Candidate,
+    device: str,
+    learned_store: LearnedStore | None,
+    split_over: tuple[str, ...] = (),
+) -> Assessment:
     """Return what the candidate will take on a device. May block for the disk.
 
-    Raises EngineError for settings that the model cannot have; a stated need takes precedence.
+    `split_over`: the GPUs that its layers are divided over; on a device that is none of them, all
+    of it is assessed. Raises EngineError for settings that the model cannot have; a stated need
+    takes precedence.
     """
-    if candidate.stated_bytes is not None:
+    split_over = split_over if device in split_over else ()
+    stated_bytes = candidate.stated_on(device, split_over)
+    if stated_bytes is not None:
         estimate = None
         with contextlib.suppress(EngineError):
-            estimate = candidate.estimate_on(device)
+            estimate = candidate.estimate_on(device, split_over)
         return Assessment(
             candidate=candidate,
             device=device,
-            need_bytes=candidate.stated_bytes,
+            need_bytes=stated_bytes,
+            split_over=split_over,
             estimate=estimate,
         )
-    estimate = candidate.estimate_on(device)
+    estimate = candidate.estimate_on(device, split_over)
     if estimate is None:
         raise EngineError("a model without a header needs memory.need_bytes")
     identity = candidate.identity_on(device)
@@ -221,6 +275,7 @@ def assess(candidate: Candidate, device: str, learned_store: LearnedStore | None
         candidate=candidate,
         device=device,
         need_bytes=counted.need_bytes,
+        split_over=split_over,
         identity=identity,
         estimate=estimate,
         learned=learned,
@@ -242,19 +297,7 @@ def memory_settings(resolved: ResolvedModel, abilities: Abilities) -> MemorySett
         or (profile.flash_attn == "auto" and abilities.chooses_flash_attention),
         is_embedding=resolved.mode is Mode.EMBEDDING,
         gpu_layers=profile.n_gpu_layers if isinstance(profile.n_gpu_layers, int) else None,
-    )
-
-
-def estimate_on(
-    headers: Sequence[GgufHeader], settings: MemorySettings, device: str
-) -> DeviceEstimate:
-    """Estimate what a model takes on a device. Raises EngineError for settings it cannot have."""
-    is_host = device == HOST
-    memory = estimate_memory(headers, replace(settings, gpu_layers=None) if is_host else settings)
-    return DeviceEstimate(
-        memory=memory,
-        output_bytes=memory.host_output_bytes if is_host else 0,
-        context_bytes=0 if is_host else DRIVER_CONTEXT_BYTES,
+        tensor_split=profile.tensor_split or (),
     )
 
 
@@ -263,7 +306,7 @@ def slot_kv_bytes(file: ModelFile, settings: MemorySettings) -> int:
 
     Raises EngineError for settings that do not fit the model.
     """
-    one_slot = replace(settings, parallel=1, kv_unified=False, gpu_layers=None)
+    one_slot = replace(settings, parallel=1, kv_unified=False, gpu_layers=None, tensor_split=())
     return estimate_memory(file.headers, one_slot).kv_bytes
 
 

@@ -35,6 +35,7 @@ FLAG_OF_FIELD: dict[str, tuple[Any, tuple[str, ...]]] = {
     "cache_ram_mib": (-1, ("--cache-ram", "-1")),
     "cache_reuse": (64, ("--cache-reuse", "64")),
     "n_gpu_layers": (12, ("--n-gpu-layers", "12")),
+    "tensor_split": ((3, 1.5), ("--tensor-split", "3,1.5")),
     "fit": (True, ("--fit", "on")),
     "pooling": ("last", ("--pooling", "last")),
     "threads": (5, ("--threads", "5")),
@@ -60,6 +61,7 @@ NO_FLAGS = {
     "restart_on_stall",
     "memory",
     "keep_prompt_cache",  # --slot-save-path, where there is a folder
+    "main_gpu",  # whose memory it takes; --main-gpu, where it sees several
 }
 
 
@@ -152,7 +154,13 @@ def test_the_table_has_one_row_for_each_field_that_the_servers_are_told() -> Non
     fields = [flag.field for flag in FLAGS if flag.field != "engine"]
     assert sorted({*fields} - {"mode"} | {"extra_args"}) == sorted(SERVER_FIELDS)
     assert len(fields) == len(set(fields))
-    assert FLAG_OF_FIELD.keys() | {"keep_prompt_cache"} == SERVER_FIELDS
+    assert FLAG_OF_FIELD.keys() | {"keep_prompt_cache", "main_gpu"} == SERVER_FIELDS
+
+
+def test_a_server_that_sees_one_gpu_is_named_none() -> None:
+    assert "--main-gpu" not in server_flags(resolved(main_gpu=1), SOCKET)
+    flags = server_flags(resolved(tensor_split=(1, 1), main_gpu=1), SOCKET)
+    assert value_of(flags, "--main-gpu") == "1"
 
 
 # Threads for what is sent at once
@@ -327,7 +335,7 @@ params = build_params(flag_parser().parse_args(joined(sys.argv[1:])), "the-key")
 names = (
     "hostnames port api_keys embedding endpoint_metrics ui kv_unified n_ctx n_batch n_ubatch "
     "n_parallel cache_ram_mib n_cache_reuse n_threads_http n_gpu_layers fit_params slot_save_path "
-    "chat_template sse_ping_interval"
+    "chat_template sse_ping_interval tensor_split main_gpu"
 ).split()
 told = {name: getattr(params, name) for name in names}
 told["path"] = params.model.path
@@ -356,6 +364,7 @@ def embedded_params(*flags: str) -> dict[str, Any]:
 
 def test_the_embedded_engine_sets_the_wheels_parameters() -> None:
     everything = {field: value for field, (value, _) in FLAG_OF_FIELD.items()}
+    everything["main_gpu"] = 1
     told = embedded_params(*server_flags(resolved(Mode.EMBEDDING, **everything), SOCKET))
     assert told["path"] == "/models/mine.gguf"
     assert told["hostnames"] == ["/run/ours/backend-1.sock"]
@@ -365,6 +374,7 @@ def test_the_embedded_engine_sets_the_wheels_parameters() -> None:
     assert (told["n_batch"], told["n_ubatch"]) == (300, 200)
     assert (told["cache_ram_mib"], told["n_cache_reuse"]) == (-1, 64)
     assert (told["n_gpu_layers"], told["fit_params"]) == (12, True)
+    assert (told["tensor_split"][:3], told["main_gpu"]) == ([3, 1.5, 0], 1)
     assert (told["threads"], told["threads_batch"], told["n_threads_http"]) == (5, 5, 6)
     assert told["sse_ping_interval"] == 3
     assert told["cache_type_k"].endswith("GGML_TYPE_Q4_0")
