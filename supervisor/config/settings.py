@@ -116,7 +116,8 @@ class ServerSettings(Settings):
     body_timeout_s: Seconds = Field(
         default=30.0,
         gt=0,
-        description="Seconds without a further byte of a request's body; beyond: 408.",
+        description="Seconds without a further byte of a request's body, and seconds by which a "
+        "body may come later than at 4 KiB a second; beyond: 408.",
     )
     idle_timeout_s: Seconds = Field(
         default=75.0, gt=0, description="Seconds after which an idle connection is closed."
@@ -124,8 +125,9 @@ class ServerSettings(Settings):
     write_timeout_s: Seconds = Field(
         default=60.0,
         gt=0,
-        description="Seconds in which a client takes nothing of its answer; beyond: it is cut, "
-        "so that it does not hold one of a model's permits for ever.",
+        description="Seconds in which a client takes nothing of its answer; beyond: it is cut. "
+        "One that takes a little all the time is cut once its model has waited 60 s for it in all, "
+        "10 s where others wait for a permit; 1 MiB is buffered for each before that counts.",
     )
     allowed_hosts: tuple[str, ...] = Field(
         default=(),

@@ -30,6 +30,10 @@ from supervisor.gateway.reply import Reply
 from supervisor.gateway.request_target import ORIGIN_FORM, SERVED_METHODS, in_origin_form
 from supervisor.gateway.routes import NO_VALUES, Route, Scope, find_route, methods_of
 
+MIN_BODY_BYTES_PER_S = 4096
+"""The slowest that a body may come on the whole, beside pauses of `body_timeout_s` in all: nobody
+holds its memory for ever with a byte now and then, and the slowest mobile networks are faster."""
+
 
 class Door:
     """Lets requests in. `owners` are the objects whose methods the route table names."""
@@ -138,9 +142,12 @@ class Door:
         account.grow_to(length or 0)
         pieces: list[bytes] = []
         size = 0
+        loop = asyncio.get_running_loop()
+        began_at = loop.time()
         try:
             while size != length:
-                async with asyncio.timeout(limits.body_timeout_s):
+                slowest = began_at + size / MIN_BODY_BYTES_PER_S
+                async with asyncio.timeout_at(min(loop.time(), slowest) + limits.body_timeout_s):
                     piece = await request.content.readany()
                 if not piece:
                     break
@@ -180,7 +187,9 @@ def _about_us() -> Answer:
 
 def _too_slow(limit_s: float) -> RequestRefused:
     return RequestRefused(
-        "body_timeout", f"nothing of the body came for {limit_s:g} s (server.body_timeout_s)"
+        "body_timeout",
+        f"the body did not come on for {limit_s:g} s (server.body_timeout_s), or came with less "
+        f"than {MIN_BODY_BYTES_PER_S} bytes a second",
     )
 
 

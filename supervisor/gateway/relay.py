@@ -70,7 +70,7 @@ class Relay:
                 self._require_ability(call, lease.backend)
                 reply.record.lease(lease)
                 try:
-                    return await ask_backend(call, lease.backend, reply)
+                    return await ask_backend(call, lease, reply)
                 except BackendUnreachable as error:
                     is_streaming = reply.state is ReplyState.STREAMING
                     patience_s = _patience_s(call, error)
@@ -153,14 +153,17 @@ def _patience_s(call: Call, error: BackendUnreachable) -> float:
     return max(0.0, call.deadline_at - time.monotonic()) if may_repeat(call, error) else 0.0
 
 
-async def ask_backend(call: Call, backend: Backend, reply: Reply) -> None:
+async def ask_backend(call: Call, lease: Lease, reply: Reply) -> None:
     """Send the call to a leased backend, and what it answers to the client.
 
-    Raises BackendUnreachable; the reply's state tells whether the client has got a byte by then.
+    The lease ends with the backend's part: no switch waits for a client that reads slowly. Raises
+    BackendUnreachable; the reply's state tells whether the client has got a byte by then.
     """
+    backend = lease.backend
     if reply.comments is not None and reply.state is ReplyState.NOT_BEGUN:
         await reply.stop_comments()
     async with backend.exchange(request_to(call, backend)) as answer:
+        answer.on_end(lease.end)
         if reply.comments is not None:
             await reply.stop_comments()
         status, reason, headers, length = (

@@ -1,15 +1,30 @@
 """Nothing waits for ever for a client, and what clients send takes bounded memory."""
 
 import asyncio
+import contextlib
+import socket
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from supervisor.engine.kinds.flag_table import SPARE_THREADS
+from supervisor.engine.servers import slow_readers
 from tests.conftest import RunningController, StartController
-from tests.gateway.conftest import ask_json, raw_request, requests_now, start_faulty, until
+from tests.gateway.conftest import (
+    ask_json,
+    backend_of,
+    both_doors,
+    raw_request,
+    requests_now,
+    shipped,
+    start_faulty,
+    until,
+)
 
 POST = b"POST /echo HTTP/1.1\r\nHost: localhost\r\n"
+FLOOD = b"GET /flood HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 @pytest.mark.parametrize(
@@ -36,6 +51,28 @@ async def test_client_that_stops_in_the_middle_is_cut(
     assert answer.split(b" ")[1:2] == ([status] if status else [])
 
 
+@both_doors
+async def test_body_that_comes_byte_by_byte_is_cut(
+    start_controller: StartController, tmp_path: Path, *, has_fast_lane: bool
+) -> None:
+    controller = await start_faulty(
+        start_controller, tmp_path, body_timeout_s=0.5, fast_lane=has_fast_lane
+    )
+    sent = POST + b"Content-Length: 1000000\r\n\r\n"
+    async with raw_request(controller, sent) as (reader, writer), asyncio.TaskGroup() as tasks:
+        trickling = tasks.create_task(send_byte_by_byte(writer))
+        assert b" 408 " in await reader.readline()
+        trickling.cancel()
+
+
+async def send_byte_by_byte(writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(ConnectionError):
+        while True:
+            writer.write(b"x")
+            await writer.drain()
+            await asyncio.sleep(0.05)
+
+
 async def test_malformed_chunk_is_refused_and_ends_the_connection(
     faulty: RunningController,
 ) -> None:
@@ -51,10 +88,101 @@ async def test_reader_that_takes_nothing_gives_its_permit_up(
 ) -> None:
     controller = await start_faulty(start_controller, tmp_path, write_timeout_s=0.5)
 
-    async with raw_request(controller, b"GET /flood HTTP/1.1\r\nHost: localhost\r\n\r\n") as (r, _):
+    async with raw_request(controller, FLOOD) as (r, _):
         r._transport.pause_reading()  # type: ignore[attr-defined]
         await until(lambda: in_flight(controller, 1))
         await until(lambda: in_flight(controller, 0))
+
+
+@both_doors
+async def test_reader_that_takes_a_little_all_the_time_gives_way_to_who_waits(
+    start_controller: StartController,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    has_fast_lane: bool,
+) -> None:
+    monkeypatch.setattr(slow_readers, "CROWDED_PATIENCE_S", 0.2)
+    one_permit = shipped("generation.yaml", threads_http=SPARE_THREADS + 1)
+    controller = await start_faulty(
+        start_controller, tmp_path, {"generation.yaml": one_permit}, fast_lane=has_fast_lane
+    )
+    assert backend_of(controller).launch.abilities.requests_at_once == 1
+    async with raw_request(controller, FLOOD) as (reader, _), asyncio.TaskGroup() as tasks:
+        trickling = tasks.create_task(take_little_by_little(reader))
+        await until(lambda: in_flight(controller, 1))
+        async with controller.client.get(f"{controller.url}/echo") as answer:
+            assert answer.status == 200
+        trickling.cancel()
+
+
+async def take_little_by_little(reader: asyncio.StreamReader) -> None:
+    while True:
+        if not await reader.read(1000):
+            return
+        await asyncio.sleep(0.01)
+
+
+@both_doors
+async def test_client_that_does_not_read_a_short_answer_keeps_no_switch_waiting(
+    start_controller: StartController, tmp_path: Path, *, has_fast_lane: bool
+) -> None:
+    controller = await start_faulty(start_controller, tmp_path, fast_lane=has_fast_lane)
+    body = b"x" * 700_000
+    async with raw_request(controller, b"") as (reader, writer):
+        reader._transport.pause_reading()  # type: ignore[attr-defined]
+        await until(lambda: has_little_room_in_the_kernel(controller))
+        writer.write(POST + b"Content-Length: 700000\r\n\r\n" + body)
+        await until(lambda: is_unread(controller))
+        await until(lambda: echoed(controller, 1))
+        assert await is_unread(controller)
+
+
+@both_doors
+async def test_client_that_asks_on_without_reading_has_little_buffered(
+    start_controller: StartController, tmp_path: Path, *, has_fast_lane: bool
+) -> None:
+    """Each answer is one that is buffered whole; the first ones are not taken yet."""
+    controller = await start_faulty(start_controller, tmp_path, fast_lane=has_fast_lane)
+    asked = POST + b"Content-Length: 600000\r\n\r\n" + b"x" * 600_000
+    async with raw_request(controller, b"") as (reader, writer):
+        reader._transport.pause_reading()  # type: ignore[attr-defined]
+        with contextlib.suppress(TimeoutError):
+            for number in range(1, 41):
+                async with asyncio.timeout(1):
+                    writer.write(asked)
+                    await until(partial(echoed, controller, number))
+        assert 0 < unread_bytes(controller) < 4 * 1024 * 1024
+
+
+async def echoed(controller: RunningController, count: int) -> bool:
+    """Whether so many echoes were asked for, and answered."""
+    counts = await controller.json("GET", "/counts")
+    return counts["times_asked"].get("/echo", 0) == count and await in_flight(controller, 0)
+
+
+async def has_little_room_in_the_kernel(controller: RunningController) -> bool:
+    """Have the system buffer little of what is written on each connection, once there is one."""
+    for transport in transports(controller):
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    return bool(transports(controller))
+
+
+async def is_unread(controller: RunningController) -> bool:
+    return unread_bytes(controller) > 0
+
+
+def unread_bytes(controller: RunningController) -> int:
+    """What all connections hold that their clients have not taken."""
+    return sum(transport.get_write_buffer_size() for transport in transports(controller))
+
+
+def transports(controller: RunningController) -> list[asyncio.Transport]:
+    """Those of all clients."""
+    door = controller.server
+    lanes = [lane._transport for lane in getattr(door, "_lanes", ())]
+    others = [connection.transport for connection in door.connections]
+    return [each for each in (*lanes, *others) if each is not None]
 
 
 async def test_bodies_beyond_their_memory_are_refused_until_some_is_given_back(

@@ -45,6 +45,7 @@ class ServerAnswer:
         self._is_over = False
         self._error: BackendUnreachable | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._on_end: Callable[[], None] | None = None
 
     @property
     def status(self) -> int:
@@ -69,6 +70,13 @@ class ServerAnswer:
     def value(self, name: bytes) -> bytes | None:
         """Return the first value of a header; `name` in lower case."""
         return self._known_head.value(name)
+
+    def on_end(self, call: Callable[[], None]) -> None:
+        """Have `call` called once the server is done with it, maybe long before it is read."""
+        if self._is_over:
+            call()
+        else:
+            self._on_end = call
 
     async def read(self) -> bytes:
         """Return the rest of the body."""
@@ -154,6 +162,8 @@ class ServerAnswer:
     def end(self) -> None:
         """See `Receiver`."""
         self._is_over = True
+        if self._on_end is not None:
+            self._on_end()
         self._wake()
 
     def failed(self, error: BackendUnreachable) -> None:

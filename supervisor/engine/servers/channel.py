@@ -15,6 +15,7 @@ from supervisor.engine.servers.answer import ServerAnswer
 from supervisor.engine.servers.connection import Connection
 from supervisor.engine.servers.framing import Head, Request, encode_head
 from supervisor.engine.servers.pool import KEEPALIVE_S, Pool
+from supervisor.engine.servers.slow_readers import SlowReaders
 from supervisor.errors import BackendUnreachable
 
 STOPPED = "is stopped, or has ended; see /status for its last exit"
@@ -102,6 +103,9 @@ class Channel:
         self._waiting: deque[Exchange] = deque()
         self._begun: set[Exchange] = set()
         self._pool = Pool(address, keepalive_s)
+        self.slow_readers = SlowReaders(
+            lambda: any(not waiting.is_over for waiting in self._waiting)
+        )
 
     @property
     def open_connections(self) -> int:
@@ -201,8 +205,9 @@ class Exchange:
         "_channel",
         "_connection",
         "_head",
-        "_is_paused",
         "_may_be_read",
+        "_paused_at",
+        "_paused_s",
         "_receiver",
         "_request",
         "connecting",
@@ -216,7 +221,10 @@ class Exchange:
         self._head = head
         self._receiver: Receiver | None = receiver
         self._connection: Connection | None = None
-        self._is_paused = False
+        self._paused_at: float | None = None
+        """Since when its reader does not keep up, by the loop's clock."""
+        self._paused_s = 0.0
+        """How long its reader did not keep up before that."""
         self._may_be_read = False
         """Whether the server may have read the request."""
         self.connecting: asyncio.Task[None] | None = None
@@ -226,20 +234,21 @@ class Exchange:
     def pause(self) -> None:
         """Ask for no more data until `resume`; the server is not blamed for the pause.
 
-        Once.
+        The reader is: see `SlowReaders`.
         """
-        if self._is_paused or self.is_over:
+        if self._paused_at is not None or self.is_over:
             return
-        self._is_paused = True
+        self._paused_at = asyncio.get_running_loop().time()
         self._channel.activity.held += 1
+        self._channel.slow_readers.hold(self)
         if self._connection is not None:
             self._connection.pause()
 
     def resume(self) -> None:
         """Go on after `pause`."""
-        if not self._is_paused:
+        if self._paused_at is None:
             return
-        self._end_pause()
+        self._end_pause(self._paused_at)
         if self._connection is not None:
             self._connection.resume()
 
@@ -259,7 +268,7 @@ class Exchange:
             return
         self._connection = connection
         connection.send(self, self._head, request.body, wants_head_only=request.method == "HEAD")
-        if self._is_paused:
+        if self._paused_at is not None:
             connection.pause()
 
     def head_came(self, head: Head) -> None:
@@ -300,6 +309,15 @@ class Exchange:
             reason = f"closed the connection without an answer, and {reason}"
         self.fail(reason, may_repeat=not self._may_be_read)
 
+    def held_s(self, now: float) -> float:
+        """See `Held`."""
+        return self._paused_s + (0.0 if self._paused_at is None else now - self._paused_at)
+
+    def give_up(self, reason: str) -> None:
+        """See `Held`."""
+        self._cut_connection()
+        self.fail(reason, may_repeat=False)
+
     def cut(self) -> None:
         """End it: the connections to the server are cut."""
         is_sent = self._connection is not None or self._may_be_read
@@ -327,14 +345,16 @@ class Exchange:
         receiver, self._receiver, self._request = self._receiver, None, None
         self.is_over = True
         self._connection = None
-        if self._is_paused:
-            self._end_pause()
+        if self._paused_at is not None:
+            self._end_pause(self._paused_at)
         self._channel.release(self)
         return receiver
 
-    def _end_pause(self) -> None:
-        self._is_paused = False
+    def _end_pause(self, began_at: float) -> None:
+        self._paused_s += asyncio.get_running_loop().time() - began_at
+        self._paused_at = None
         self._channel.activity.held -= 1
+        self._channel.slow_readers.let_go(self)
         self._note_sign()
 
     def _note_sign(self) -> None:

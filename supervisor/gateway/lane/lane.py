@@ -86,6 +86,7 @@ class FastLane(asyncio.Protocol):
         "_caller",
         "_crossing",
         "_ended_at",
+        "_is_full",
         "_known",
         "_lanes",
         "_pieces_since",
@@ -116,6 +117,8 @@ class FastLane(asyncio.Protocol):
         """Since when the client sends no more: it has left, or waits for its last answer."""
         self._account = lanes.open_account()
         self._writing = WriteProgress()
+        self._is_full = False
+        """Whether its client has more than BUFFER_BYTES to take."""
         self.keeps_alive = True
         self._quiet_since = now
         """When it was opened, or its last answer ended, by the loop's clock."""
@@ -133,15 +136,15 @@ class FastLane(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Serve the request once it is there."""
         self._raw = self._raw + data if self._raw else data
-        if self._crossing is None:
+        if self._crossing is None and not self._is_full:
             self._go_on()
-        else:  # a client that does not wait for its answer has to
+        else:  # a client that does not wait for its answer, or does not take it, has to
             self._transport.pause_reading()
 
     def eof_received(self) -> bool:
         """Keep the way open to a client that sends no more and is owed an answer."""
         self._ended_at = asyncio.get_running_loop().time()
-        return self._crossing is not None
+        return self._crossing is not None or bool(self._raw and self._is_full)
 
     def connection_lost(self, _: Exception | None) -> None:
         """Give up what is being answered."""
@@ -153,13 +156,18 @@ class FastLane(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Read no more from the backend: the client does not keep up."""
+        self._is_full = True
         if self._crossing is not None:
             self._crossing.pause()
 
     def resume_writing(self) -> None:
         """Read on."""
+        self._is_full = False
         if self._crossing is not None:
             self._crossing.resume()
+        elif self._raw:
+            self._transport.resume_reading()
+            self._go_on()
 
     # What a crossing calls
 
@@ -179,7 +187,7 @@ class FastLane(asyncio.Protocol):
         self._quiet_since = asyncio.get_running_loop().time()
         if self._ended_at is not None or not self.keeps_alive:
             self._transport.close()
-        elif self._raw:
+        elif self._raw and not self._is_full:
             self._transport.resume_reading()
             self._go_on()
 
@@ -215,7 +223,7 @@ class FastLane(asyncio.Protocol):
             self._ask_whether_it_is_there(now, self._crossing)
         elif self._raw:
             self._pieces_since = self._pieces_since or now
-            if now - self._pieces_since >= PATIENCE_S:
+            if now - self._pieces_since >= PATIENCE_S and not self._is_full:
                 self.hand_over()
         elif now - self._quiet_since > limits.idle_timeout_s:
             self._transport.close()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from supervisor.engine.port import Address
+from supervisor.engine.servers import slow_readers
 from supervisor.engine.servers.addresses import choose_address
 from supervisor.engine.servers.answer import BUFFER_BYTES
 from supervisor.engine.servers.channel import Channel, Exchange
@@ -531,13 +532,13 @@ async def test_a_small_answer_frees_its_permit_however_slowly_it_is_read(
         assert await slow.read() == body
 
 
+LARGE = [OK + b"Content-Length: %d\r\n\r\n" % (65536 * 400), *[b"x" * 65536] * 400]
+
+
 async def test_a_large_answer_is_read_no_faster_than_it_is_taken(
     upstream: FakeUpstream, open_channel: OpenChannel, eventually: Eventually
 ) -> None:
-    piece = b"x" * 65536
-    count = 400
-    head = OK + b"Content-Length: %d\r\n\r\n" % (len(piece) * count)
-    upstream.scripts["/large"] = [head, *[piece] * count]
+    upstream.scripts["/large"] = LARGE
     channel = await open_channel()
     async with channel.exchange(get("/large")) as slow:
         await eventually(lambda: channel.activity.held == 1)
@@ -545,7 +546,7 @@ async def test_a_large_answer_is_read_no_faster_than_it_is_taken(
         for _ in range(50):
             await asyncio.sleep(0)
         assert upstream.written_bytes < 10 * BUFFER_BYTES
-        assert len(await slow.read()) == len(piece) * count
+        assert len(await slow.read()) == 65536 * 400
     assert channel.activity.held == 0
 
 
@@ -559,6 +560,45 @@ async def test_a_reader_that_leaves_in_a_pause_is_not_held_for_ever(
         await eventually(lambda: channel.activity.held == 1)
     assert (channel.activity.held, channel.activity.requests) == (0, 0)
     assert await ask(channel, "/hello") == (200, b"hello")
+
+
+async def test_a_reader_that_keeps_its_server_waiting_gives_its_permit_to_who_waits_for_one(
+    upstream: FakeUpstream,
+    open_channel: OpenChannel,
+    eventually: Eventually,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    upstream.scripts["/large"] = LARGE
+    monkeypatch.setattr(slow_readers, "CROWDED_PATIENCE_S", 0.05)
+    channel = await open_channel(permits=1)
+    async with channel.exchange(get("/large")) as slow:
+        await eventually(lambda: channel.activity.held == 1)
+        await asyncio.sleep(0.2)  # alone it may go on
+        assert channel.activity.held == 1
+        assert await ask(channel, "/hello") == (200, b"hello")
+        with pytest.raises(BackendUnreachable, match="while others waited") as caught:
+            await slow.read()
+    assert not caught.value.may_repeat
+    assert (channel.activity.held, channel.activity.requests) == (0, 0)
+
+
+async def test_all_pauses_of_a_reader_count_together(
+    upstream: FakeUpstream, open_channel: OpenChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A permit may be wanted by a switch, too: nobody holds it for ever, a piece at a time."""
+    upstream.scripts["/wait"] = [HELLO[:-1], WAIT]
+    monkeypatch.setattr(slow_readers, "CROWDED_PATIENCE_S", 0.05)
+    monkeypatch.setattr(slow_readers, "PATIENCE_S", 0.2)
+    channel = await open_channel(permits=1)
+    recorder = Recorder()
+    exchange = channel.send(get("/wait"), recorder)
+    while not recorder.is_over.is_set():
+        exchange.pause()
+        await asyncio.sleep(0.02)
+        exchange.resume()
+        await asyncio.sleep(0)
+    assert recorder.events == [200, "failed"]
+    assert "for its client" in str(recorder.error)
 
 
 # The end
