@@ -38,7 +38,8 @@ from supervisor.engine.port import Abilities, Engine, Launch
 from supervisor.engine.prompts.prompt_cache import PromptCache, PromptFiles
 from supervisor.engine.servers.addresses import choose_address
 from supervisor.engine.servers.backend import Backend, OnLine
-from supervisor.errors import SupervisorError
+from supervisor.engine.targets import revision_of
+from supervisor.errors import RequestRefused, SupervisorError
 from supervisor.telemetry.host import HostMemory
 from supervisor.telemetry.port import HOST
 
@@ -75,7 +76,7 @@ class Launcher:
         self._learned_store = learned_store
         self._environ = environ
         self._seen_files: dict[Path, ModelFile] = {}
-        self._assessed: dict[tuple[str, str, str], Assessment] = {}
+        self._assessed: dict[tuple[str, ...], Assessment] = {}
 
     def check(self, target: Target) -> TargetNeed:
         """Return what the target will need on its device, and what would make it smaller.
@@ -166,11 +167,25 @@ class Launcher:
             return None
 
     def _resolve(self, target: Target) -> ResolvedModel:
-        return self._configuration.current.resolve(target.model, target.profile)
+        """Return the target's model and profile, as they are written now.
+
+        Where the configuration has changed since it was checked, it is what it was then: a rollback
+        and a restart bring back what ran.
+        """
+        checked = self._assessed.get(_key(target))
+        try:
+            current = self._configuration.current.resolve(target.model, target.profile)
+        except RequestRefused:
+            if checked is None:
+                raise
+            return checked.candidate.resolved
+        if checked is None or revision_of(current) == target.revision:
+            return current
+        return checked.candidate.resolved
 
 
-def _key(target: Target) -> tuple[str, str, str]:
-    return target.model, target.profile, target.device
+def _key(target: Target) -> tuple[str, ...]:
+    return target.model, target.profile, target.device, target.revision
 
 
 def _log_output(model: str, epoch: int) -> OnLine:

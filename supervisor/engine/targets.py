@@ -17,8 +17,10 @@ from supervisor.config.settings import SupervisorSettings
 from supervisor.core.machine.memory import OnUnconfirmed
 from supervisor.core.machine.values import Device, Mode, Target
 from supervisor.core.sizing.estimate import is_embedding_model
+from supervisor.engine.kinds.flags import SERVER_FIELDS
 from supervisor.engine.models.model_file import inspect_model_file
 from supervisor.engine.models.model_scan import safe_name
+from supervisor.engine.prompts.prompt_cache import identity_of
 from supervisor.errors import RequestRefused
 from supervisor.telemetry.port import HOST, DeviceInfo
 
@@ -130,6 +132,7 @@ class Targets:
             profile=resolved.profile_name,
             device=devices[0],
             split_over=devices if len(devices) > 1 else (),
+            revision=revision_of(resolved),
             start_timeout_s=profile.start_timeout_s,
             drain_timeout_s=profile.drain_timeout_s,
             stop_grace_s=profile.stop_grace_s,
@@ -137,6 +140,23 @@ class Targets:
             restart_on_stall=profile.restart_on_stall,
             memory=profile.memory.policy(),
         )
+
+
+def revision_of(resolved: ResolvedModel) -> str:
+    """Return what changes with all that decides how a model's server is started.
+
+    What the controller alone goes by (time-outs, the proof of release) is no part of it.
+    """
+    profile = resolved.profile
+    fields = {*SERVER_FIELDS, "command", "device", "engine", "env", "env_passthrough"}
+    return identity_of(
+        {
+            "model": (resolved.reference, resolved.path, resolved.projector_path),
+            "mode": resolved.mode,
+            "fields": profile.model_dump(mode="json", include=fields),
+            "aliases": resolved.aliases if profile.command else (),
+        }
+    )
 
 
 def devices_of(profile: Profile, usual: str) -> tuple[str, ...]:

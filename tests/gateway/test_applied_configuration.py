@@ -68,6 +68,49 @@ async def test_applied_configuration_is_used_without_a_restart(
     assert (before, await props(controller)) == (4, 2)
 
 
+async def test_live_model_serves_on_until_a_switch_starts_it_with_its_new_profile(
+    start_controller: StartController, changed: Any
+) -> None:
+    controller = await start_controller()
+    await controller.switch_to("demo-chat")
+    fewer = shipped("generation.yaml", parallel=2)
+    controller.parts.configuration.apply(changed({"generation.yaml": fewer}))
+
+    assert (await ask_json(controller, "POST", "/v1/chat/completions", CHAT))[0] == 200
+    assert await props(controller) == 4
+
+    _, report = await switch(controller, "demo-chat")
+    assert (report["outcome"], report["epoch"], await props(controller)) == ("switched", 2, 2)
+    assert (await switch(controller, "demo-chat"))[1]["outcome"] == "unchanged"
+
+
+async def test_what_the_controller_alone_goes_by_starts_nothing_again(
+    start_controller: StartController, changed: Any
+) -> None:
+    controller = await start_controller()
+    await controller.switch_to("demo-chat")
+    patient = shipped("generation.yaml", drain_timeout_s=60, stop_grace_s=9)
+    controller.parts.configuration.apply(changed({"generation.yaml": patient}))
+
+    assert (await switch(controller, "demo-chat"))[1]["outcome"] == "unchanged"
+
+
+async def test_rollback_brings_back_what_ran_whatever_its_profile_says_now(
+    start_controller: StartController, changed: Any
+) -> None:
+    alone = {"supervisor.yaml": {"devices": {"host": {"exclusive": True}}}}
+    controller = await start_controller(files=alone)
+    await controller.switch_to("demo-chat")
+    broken = shipped("generation.yaml", parallel=2, extra_args=["--lora", "/no/such/adapter"])
+    controller.parts.configuration.apply(changed({**alone, "generation.yaml": broken}))
+
+    status, answer = await switch(controller, "demo-chat")
+
+    assert (status, answer["error"]["rolled_back"]) == (502, True)
+    assert await is_live(controller, "demo-chat")
+    assert await props(controller) == 4
+
+
 async def test_applied_bounds_of_the_stores_are_used(
     start_controller: StartController, changed: Any
 ) -> None:

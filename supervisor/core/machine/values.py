@@ -72,8 +72,9 @@ class Target(Struct, frozen=True, kw_only=True):
     """A model in a mode with a profile on a device: what a switch makes live.
 
     `split_over`: the GPUs that its layers are divided over, `device` being the first of them; empty
-    where it is on `device` alone. `fallback` is tried instead where there is no room for it: the
-    same model with another profile.
+    where it is on `device` alone. `revision` changes with all that decides how the server is
+    started, whatever its profile is called. `fallback` is tried instead where there is no room for
+    it: the same model with another profile.
     """
 
     model: str
@@ -81,6 +82,7 @@ class Target(Struct, frozen=True, kw_only=True):
     profile: str
     device: str
     split_over: tuple[str, ...] = ()
+    revision: str = ""
     start_timeout_s: float = 120.0
     drain_timeout_s: float = 30.0
     stop_grace_s: float = 5.0
@@ -95,8 +97,9 @@ class Target(Struct, frozen=True, kw_only=True):
         return self.split_over or (self.device,)
 
     def is_same(self, other: "Target") -> bool:
-        """Whether both name the same model with the same profile."""
-        return (self.model, self.profile) == (other.model, other.profile)
+        """Whether both mean the same model with the same profile, as both are written now."""
+        own = self.model, self.profile, self.revision
+        return own == (other.model, other.profile, other.revision)
 
 
 class Placement(Struct, frozen=True, kw_only=True):
