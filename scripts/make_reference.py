@@ -17,6 +17,7 @@ from supervisor.config.command import CommandSettings
 from supervisor.config.profile import Profile, ProfileMemory
 from supervisor.config.settings import (
     Catalogue,
+    DefaultModels,
     DeviceSettings,
     EngineSettings,
     ModelEntry,
@@ -35,6 +36,7 @@ from supervisor.gateway.routes import RESERVED_ROUTES, Route
 
 SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`models.yaml`", Catalogue),
+    ("`models.yaml`: `default_models`", DefaultModels),
     ("`models.yaml`: an entry of `models`", ModelEntry),
     ("A profile", Profile),
     ("A profile: `command`", CommandSettings),
@@ -222,7 +224,7 @@ WORDS: dict[Any, str] = {
 
 def anchor(title: str) -> str:
     """Return the name under which a heading can be linked to, as GitHub makes it."""
-    return re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-")
+    return re.sub(r"[^a-z0-9 _-]", "", title.lower()).replace(" ", "-")
 
 
 def default_of(field: FieldInfo, hint: Any) -> str:

@@ -39,6 +39,7 @@ from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.step import step
 from supervisor.core.machine.switch import SwitchReport
 from supervisor.core.machine.values import DrainPolicy, Mode, Refusal, Target
+from supervisor.core.scheduling.values import Priority
 from supervisor.engine.servers.backend import Backend
 from supervisor.errors import InvalidTransition, RequestRefused
 from supervisor.observability.impairments import Impairments
@@ -132,13 +133,30 @@ class Arbiter:
             self._set_wakeup()
 
     @asynccontextmanager
-    async def lease(self, target: Target | None, mode_hint: Mode | None) -> AsyncIterator[Lease]:
+    async def lease(
+        self,
+        target: Target | None,
+        mode_hint: Mode | None,
+        *,
+        may_switch: bool = False,
+        priority: Priority = Priority.INTERACTIVE,
+    ) -> AsyncIterator[Lease]:
         """Use a backend of `target`'s model (None: whatever is live, preferring `mode_hint`).
 
-        Waits while a switch that may bring it runs. Raises RequestRefused with the reason.
+        Waits while a switch that may bring it runs, and for one that the scheduler decides upon
+        (`may_switch`), the more urgent first. Raises RequestRefused with the reason.
         """
-        arrived_at = self._clock()
-        request_id, answer = self._announce_request(arrived_at, target, mode_hint)
+        arrived = RequestArrived(
+            at=self._clock(),
+            request_id=f"r{next(self._request_numbers)}",
+            target=target,
+            mode_hint=mode_hint,
+            may_switch=may_switch,
+            priority=priority,
+        )
+        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._requests[arrived.request_id] = answer
+        self.post(arrived)
         try:
             epoch = answer.result() if answer.done() else await answer
             backend = self._performer.backends.get(epoch)
@@ -146,11 +164,14 @@ class Arbiter:
                 raise RequestRefused(
                     "backend_unreachable", "the model's server died; see /status for its last exit"
                 )
-            yield Lease(request_id, backend, self._clock() - arrived_at, self._end_request)
+            waited_s = self._clock() - arrived.at
+            yield Lease(arrived.request_id, backend, waited_s, self._end_request)
         finally:
-            self._end_request(request_id)
+            self._end_request(arrived.request_id)
 
-    def lease_at_once(self, target: Target | None, mode_hint: Mode | None) -> Lease | None:
+    def lease_at_once(
+        self, target: Target | None, mode_hint: Mode | None, priority: Priority
+    ) -> Lease | None:
         """Return a lease as `lease()` gives, or None where that would wait or refuse.
 
         Call its `end()` when the request is over. Nothing is kept of a request that gets None.
@@ -163,6 +184,7 @@ class Arbiter:
                 target=target,
                 mode_hint=mode_hint,
                 may_wait=False,
+                priority=priority,
             )
         )
         epoch = self._snapshot.requests.leases.get(request_id)  # nobody else is told
@@ -171,16 +193,6 @@ class Arbiter:
             self._end_request(request_id)
             return None
         return Lease(request_id, backend, 0.0, self._end_request)
-
-    def _announce_request(
-        self, at: float, target: Target | None, mode_hint: Mode | None
-    ) -> tuple[str, asyncio.Future[int]]:
-        """Post that a request arrived. Returns its id, and the epoch that it gets, to come."""
-        request_id = f"r{next(self._request_numbers)}"
-        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._requests[request_id] = answer
-        self.post(RequestArrived(at=at, request_id=request_id, target=target, mode_hint=mode_hint))
-        return request_id, answer
 
     def _end_request(self, request_id: str) -> None:
         self._requests.pop(request_id, None)

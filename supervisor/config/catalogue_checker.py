@@ -32,13 +32,10 @@ class CatalogueChecker:
 
     def problems(self, *, knows_all_models: bool) -> Iterable[str]:
         """Yield every problem of the catalogue as a whole."""
-        default, models = self._catalogue.default_model, self._catalogue.models
-        if default is not None and default not in models and knows_all_models:
-            hint = nearest(default, list(models)) or f"; there are: {', '.join(sorted(models))}"
-            yield self._at(("default_model",), f"there is no model '{default}'{hint}")
+        yield from self._default_problems(knows_all_models=knows_all_models)
         yield from self._bad_names()
         yield from self._name_clashes()
-        for name, entry in models.items():
+        for name, entry in self._catalogue.models.items():
             yield from self._entry_problems(name, entry)
 
     def root_problems(self, models_dir: Path) -> Iterable[str]:
@@ -56,6 +53,20 @@ class CatalogueChecker:
                         f"{path} lies outside allowed_roots ({allowed}); move it, or add its "
                         "folder",
                     )
+
+    def _default_problems(self, *, knows_all_models: bool) -> Iterable[str]:
+        models = self._catalogue.models
+        of_mode = {mode: self._catalogue.default_models.of(mode) for mode in Mode}
+        named: dict[FieldPath, str | None] = {("default_model",): self._catalogue.default_model}
+        named |= {("default_models", mode.value): name for mode, name in of_mode.items()}
+        for path, name in named.items():
+            if name is not None and name not in models and knows_all_models:
+                hint = nearest(name, list(models)) or f"; there are: {', '.join(sorted(models))}"
+                yield self._at(path, f"there is no model '{name}'{hint}")
+        for mode, name in of_mode.items():
+            if name in models and models[name].type is not mode:
+                sentence = f"'{name}' is a model for {models[name].type}; name one for {mode}"
+                yield self._at(("default_models", mode.value), sentence)
 
     def _bad_names(self) -> Iterable[str]:
         for name, entry in self._catalogue.models.items():

@@ -9,7 +9,7 @@ from supervisor.config.fields import Settings
 from supervisor.config.units import Bytes, EnvText, Seconds
 from supervisor.core.byte_size import MIB
 from supervisor.core.machine.values import DrainPolicy, Limits, Mode, SwitchRules
-from supervisor.core.scheduling.values import SchedulingRules
+from supervisor.core.scheduling.values import Priority, SchedulingRules
 
 
 class ModelEntry(Settings):
@@ -33,6 +33,11 @@ class ModelEntry(Settings):
         default=None, description="The profile to run with; default: the one named as the type."
     )
     aliases: tuple[str, ...] = Field(default=(), description="Further names that clients may use.")
+    priority: Priority = Field(
+        default=Priority.INTERACTIVE,
+        description="How urgent requests for it are that say nothing of it (`X-Priority`): "
+        "`interactive`, or `batch` for work that may wait for a quiet time.",
+    )
     max_input_tokens: int | None = Field(
         default=None,
         ge=1,
@@ -63,11 +68,30 @@ class ModelEntry(Settings):
         return self.profile or self.type.value
 
 
+class DefaultModels(Settings):
+    """What requests mean that name no model, by what their route is for."""
+
+    generation: str | None = Field(
+        default=None,
+        description="The model for generation. Default: the only one of that type; where there "
+        "are several, a request that names none is refused with 400.",
+    )
+    embedding: str | None = Field(default=None, description="The same for embedding.")
+
+    def of(self, mode: Mode) -> str | None:
+        """Return the model that is written for a mode."""
+        return self.generation if mode is Mode.GENERATION else self.embedding
+
+
 class Catalogue(Settings):
     """`models.yaml`: the models that can be switched to."""
 
     default_model: str | None = Field(
         default=None, description="The model to load at start; none when left out."
+    )
+    default_models: DefaultModels = Field(
+        default_factory=DefaultModels,
+        description="By type, the model of requests that name none, and of switches to a type.",
     )
     models: dict[str, ModelEntry] = Field(
         default_factory=dict, description="Each model under the name clients use."
@@ -76,7 +100,7 @@ class Catalogue(Settings):
         default="refuse",
         description="What becomes of a request that names a model which is not here: `refuse` "
         "answers 404 with the known names; `default` answers it as one that names none, by "
-        "whatever is live, for clients that cannot name one.",
+        "its route's default model, for clients that cannot name one.",
     )
     models_dir: EnvText | None = Field(
         default=None,

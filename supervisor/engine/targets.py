@@ -84,6 +84,10 @@ class Targets:
             target = self._targets[key] = self._build(configuration, name_or_alias, profile_name)
         return target
 
+    def default_for(self, mode: Mode) -> Target:
+        """Return what is meant where only a mode is known. Raises RequestRefused."""
+        return self.target(self._configuration.current.default_for(mode))
+
     def require_device(self, target: Target) -> None:
         """Ask telemetry whether the target's devices can be used; to be called at each switch.
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import msgspec
 
 from supervisor.core.machine.values import Mode, Target
+from supervisor.core.scheduling.values import Priority
 
 Headers = tuple[tuple[bytes, bytes], ...]
 """Names and values as they stand on the wire, repeated ones included."""
@@ -57,6 +58,12 @@ class CallHead(msgspec.Struct, frozen=True, kw_only=True):
     mode: Mode | None
     """What a POST to the path is for; None where it may be for any backend."""
 
+    may_switch: bool
+    """Whether the scheduler may switch for it where its model is not live."""
+
+    priority: Priority | None
+    """How urgent its client says that it is; None: as its model is."""
+
     may_repeat: bool
     """Whether the path and the method allow it."""
 
@@ -78,7 +85,9 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     """The model as the client named it; None where it named none."""
 
     wanted: Target | None
-    """What the name means; None: whatever is live."""
+    """What the name means, or the route where none is named; None: whatever is live."""
+
+    priority: Priority
 
     streams: bool
     """Whether it asks for a stream of events, in a way in which it can get one."""

@@ -7,6 +7,7 @@ from urllib.parse import parse_qsl, unquote
 
 from supervisor.config.holder import ConfigurationHolder
 from supervisor.core.machine.values import Mode
+from supervisor.core.scheduling.values import Priority
 from supervisor.engine.targets import Targets
 from supervisor.errors import RequestRefused
 from supervisor.gateway.body_fields import read_fields
@@ -26,6 +27,8 @@ _MAX_NAME_SEGMENTS = 8
 
 _SAFE_METHODS = frozenset({"GET", "HEAD"})
 
+_PRIORITIES = {priority.value.encode(): priority for priority in Priority}
+
 
 class CallReader:
     """Makes calls, and knows what they may name."""
@@ -39,7 +42,7 @@ class CallReader:
         """Read what the head says, as the configuration in force has it.
 
         `is_raw`: the request target begins with `/upstream/` and a model's name, and the backend is
-        sent what follows.
+        sent what follows. Raises RequestRefused for a priority that is not one.
         """
         named, request_target = (
             self._behind_upstream(head) if is_raw else (None, head.request_target)
@@ -48,6 +51,8 @@ class CallReader:
         path = unquote(raw_path)
         route = ROUTE_BY_PATH.get(path, ANY_OTHER)
         is_post = head.method == "POST"
+        is_work = is_post and route.computes and (not is_raw or self._is_for(named, route.mode))
+        auto_switch = self.configuration.current.settings.scheduler.auto_switch
         return CallHead(
             method=head.method,
             path=path,
@@ -57,6 +62,8 @@ class CallReader:
             content_type=head.fields.get(b"content-type", b""),
             named=named,
             mode=route.mode if is_post and not is_raw else None,
+            may_switch=is_work and auto_switch,
+            priority=_priority(head.fields.get(b"x-priority")),
             may_repeat=route.may_repeat or head.method in _SAFE_METHODS,
             may_stream=route.mode is Mode.GENERATION and is_post and head.takes_chunks,
         )
@@ -78,16 +85,25 @@ class CallReader:
             refuses = configuration.catalogue.unknown_models == "refuse"
             if refuses or configuration.model_name(named) is not None:
                 wanted = self._targets.target(named)
+        if wanted is None and head.mode is not None:
+            wanted = self._targets.default_for(head.mode)
         return Call(
             head=head,
             request_id=request_id,
             body=body,
             named=named,
             wanted=wanted,
+            priority=head.priority or configuration.priority_of(wanted.model if wanted else None),
             streams=head.may_stream and fields.stream is True,
             may_repeat=head.may_repeat or queue.retry_generation,
             deadline_at=time.monotonic() + queue.hold_timeout_s,
         )
+
+    def _is_for(self, name: str | None, mode: Mode | None) -> bool:
+        """Whether a model that may be unknown is one of those that a route is for."""
+        configuration = self.configuration.current
+        entry = configuration.catalogue.models.get(configuration.model_name(name or "") or "")
+        return mode is None or (entry is not None and entry.type is mode)
 
     def _behind_upstream(self, head: RequestHead) -> tuple[str, str]:
         """Return the model that the path names, which may have slashes, and what follows."""
@@ -100,6 +116,12 @@ class CallReader:
         else:
             size, name = 1, unquote(segments[0])
         return name, f"/{'/'.join(segments[size:])}{question_mark}{query}"
+
+
+def _priority(given: bytes | None) -> Priority | None:
+    if given is not None and given not in _PRIORITIES:
+        raise RequestRefused("bad_request", "X-Priority must be `interactive` or `batch`")
+    return None if given is None else _PRIORITIES[given]
 
 
 def _one_model(in_body: str | None, query: tuple[tuple[str, str], ...]) -> str | None:

@@ -16,7 +16,7 @@ from supervisor.observability.history import SwitchHistory
 class SwitchParameters(Parameters):
     """The body, or the query, of `POST /switch-backend`."""
 
-    model_name: str
+    model_name: str | None = None
     model_type: Mode | None = None
     profile: str | None = None
     wait: bool = True
@@ -88,7 +88,7 @@ class Control:
 
     def _target_of(self, asked: SwitchParameters) -> Target:
         """Return the target that the parameters mean. Raises RequestRefused where there is none."""
-        target = self._targets.target(asked.model_name, asked.profile)
+        target = self._targets.target(self._model_of(asked), asked.profile)
         if asked.model_type not in {None, target.mode}:
             raise RequestRefused(
                 "model_type_mismatch",
@@ -97,6 +97,16 @@ class Control:
             )
         self._targets.require_device(target)
         return target
+
+    def _model_of(self, asked: SwitchParameters) -> str:
+        """Return the model that is named, or meant by its type. Raises RequestRefused."""
+        if asked.model_name is not None:
+            return asked.model_name
+        if asked.model_type is None:
+            raise RequestRefused(
+                "bad_request", "model_name and model_type are missing; give at least one of them"
+            )
+        return self._configuration.current.default_for(asked.model_type)
 
 
 async def _answer(ticket: SwitchTicket, *, wait: bool) -> Answer:

@@ -9,6 +9,7 @@ from supervisor.gateway.call import Headers
 
 STATUS_BY_CODE: Mapping[str, int] = {
     "bad_request": 400,
+    "model_not_named": 400,
     "foreign_host": 403,
     "foreign_origin": 403,
     "slot_files_reserved": 403,

@@ -13,7 +13,7 @@ import structlog
 from supervisor.arbiter.arbiter import Arbiter, Lease
 from supervisor.config.holder import ConfigurationHolder
 from supervisor.core.machine.snapshot import Snapshot
-from supervisor.core.machine.values import Mode, Target
+from supervisor.core.machine.values import Target
 from supervisor.engine.servers.answer import ServerAnswer
 from supervisor.engine.servers.backend import Backend
 from supervisor.engine.servers.framing import Request
@@ -55,8 +55,7 @@ class Relay:
 
     async def _lease_and_exchange(self, call: Call, reply: Reply) -> None:
         """Lease a backend and ask it, once more where it died before its first byte."""
-        if call.wanted is not None:
-            self._require_mode(call, call.wanted.model, call.wanted.mode)
+        self._require_mode(call)
         repeats_left = MAX_REPEATS
         after_s = self._configuration.current.settings.queue.early_answer_after_s
         is_early = after_s is not None and call.streams
@@ -66,8 +65,13 @@ class Relay:
                 reply.comment_from(
                     due_at, lambda: describe_wait(self._arbiter.snapshot, call.wanted)
                 )
-            async with self._arbiter.lease(call.wanted, call.head.mode) as lease:
-                self._require_ability(call, lease.backend)
+            async with self._arbiter.lease(
+                call.wanted,
+                call.head.mode,
+                may_switch=call.head.may_switch and call.wanted is not None,
+                priority=call.priority,
+            ) as lease:
+                refuse_slot_files(call, lease.backend)
                 reply.record.lease(lease)
                 try:
                     return await ask_backend(call, lease, reply)
@@ -82,42 +86,30 @@ class Relay:
             repeats_left -= 1
             log.info("request.repeated", request_id=call.request_id, epoch=lease.backend.epoch)
 
-    def _require_ability(self, call: Call, backend: Backend) -> None:
-        """Refuse what this backend may not be asked, or cannot answer. Raises RequestRefused."""
-        refuse_slot_files(call, backend)
-        self._require_mode(call, backend.model, call.wanted.mode if call.wanted else None)
-
-    def _require_mode(self, call: Call, model: str, mode: Mode | None) -> None:
-        """Refuse what a model of this type cannot answer: its server's own error helps nobody.
-
-        `mode` is the model's; None: as the catalogue has it.
-        """
-        models = self._configuration.current.catalogue.models
-        if mode is None and model in models:
-            mode = models[model].type
-        if mode is None or call.head.mode is None or mode is call.head.mode:
+    def _require_mode(self, call: Call) -> None:
+        """Refuse what a model of this type cannot answer: its server's own error helps nobody."""
+        wanted, mode = call.wanted, call.head.mode
+        if wanted is None or mode is None or wanted.mode is mode:
             return
-        able = sorted(name for name, each in models.items() if each.type is call.head.mode)
+        able = self._configuration.current.models_for(mode)
         raise RequestRefused(
             "model_type_mismatch",
-            f"{call.head.path} is for {call.head.mode}, and '{model}' is a model for {mode}; "
-            f"models for {call.head.mode}: {', '.join(able) or 'none'}",
+            f"{call.head.path} is for {mode}, and '{wanted.model}' is a model for {wanted.mode}; "
+            f"models for {mode}: {', '.join(able) or 'none'}",
             {"models": able},
         )
 
     def lease_at_once(self, call: Call) -> Lease | None:
-        """Lease a backend that can be asked now; None where the call would wait, or begin early.
+        """Lease a backend that can be asked now; None where the call would wait.
 
         Raises RequestRefused as `answer` would answer.
         """
-        early_after_s = self._configuration.current.settings.queue.early_answer_after_s
-        if call.streams and early_after_s is not None:
-            return None
-        lease = self._arbiter.lease_at_once(call.wanted, call.head.mode)
+        self._require_mode(call)
+        lease = self._arbiter.lease_at_once(call.wanted, call.head.mode, call.priority)
         if lease is None:
             return None
         try:
-            self._require_ability(call, lease.backend)
+            refuse_slot_files(call, lease.backend)
         except RequestRefused:
             lease.end()
             raise

@@ -137,12 +137,14 @@ RESERVED_ROUTES: tuple[Route, ...] = (
     Route(
         method="POST",
         path="/switch-backend",
-        purpose="Make a model live: `model_name`, optional `model_type`, `profile`, `wait`.",
+        purpose="Make a model live: `model_name`, or `model_type` for its default model; optional "
+        "`profile`, `wait`, `drain_policy`.",
         owner=Control,
         handler=Control.switch_backend,
         parameters=SwitchParameters,
         answers=(200, 202),
         refusals=(
+            "model_not_named",
             "model_not_found",
             "model_type_mismatch",
             "unknown_profile",

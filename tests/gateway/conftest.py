@@ -51,7 +51,8 @@ def unloadable(tmp_path: Path, models_dir: Path) -> dict[str, Any]:
     path = tmp_path / "unloadable.gguf"
     renamed = content.replace(name + value, name + value.replace(b"llama", b"lemma"))
     path.write_bytes(renamed.replace(b"llama.", b"lemma."))
-    return {"models": shipped("models.yaml")["models"] | {"unloadable": {"path": str(path)}}}
+    models = shipped("models.yaml")["models"] | {"unloadable": {"path": str(path)}}
+    return shipped("models.yaml", default_model=None, models=models)
 
 
 async def start_faulty(

@@ -41,7 +41,7 @@ async def test_applied_configuration_is_used_without_a_restart(
     models = shipped("models.yaml")["models"]
     added = models | {"added": {"path": "demo-chat.gguf", "aliases": ["new"]}}
     files = {
-        "models.yaml": {"models": added},
+        "models.yaml": shipped("models.yaml", default_model=None, models=added),
         "supervisor.yaml": shipped(
             "supervisor.yaml", queue={"hold_max_requests": 0}, server={"max_body_bytes": 200}
         ),
@@ -149,7 +149,7 @@ async def test_profile_that_contradicts_a_models_overrides_is_refused(
         "overrides": {"kv_unified": True, "cache_ram_mib": 64},
     }
     files = {
-        "models.yaml": {"models": models},
+        "models.yaml": shipped("models.yaml", default_model=None, models=models),
         "plain.yaml": {"mode": "generation"},
         "keeping.yaml": {"mode": "generation", "keep_prompt_cache": True},
     }

@@ -180,12 +180,33 @@ async def test_unload_need_not_be_awaited(start_controller: StartController) -> 
     assert (await controller.json("GET", "/status"))["backends"] == []
 
 
+async def test_type_alone_means_its_default_model(start_controller: StartController) -> None:
+    """As the reference's `switch_to_embedding_mode()` asks for it."""
+    controller = await start_controller()
+
+    for mode, model in (("embedding", "minilm"), ("generation", "demo-chat")):
+        status, report = await switch(controller, model_type=mode)
+        assert (status, report["model"], report["mode"]) == (200, model, mode)
+
+
+async def test_type_of_several_models_without_a_default_is_refused_with_their_names(
+    start_controller: StartController,
+) -> None:
+    models = shipped("models.yaml", default_model=None, default_models={})
+    controller = await start_controller(files={"models.yaml": models})
+
+    status, answer = await switch(controller, model_type="generation")
+
+    assert (status, answer["error"]["code"]) == (400, "model_not_named")
+    assert answer["error"]["models"] == ["bench-chat", "demo-chat"]
+
+
 @pytest.mark.parametrize(
     ("body", "problem"),
     [
         (b'{"model_name": "minilm", "model_type": "chat"}', "model_type"),
         (b'{"model_name": "minilm", "modeltype": "embedding"}', "modeltype"),
-        (b'{"model_type": "embedding"}', "model_name"),
+        (b'{"wait": true}', "model_name and model_type are missing"),
         (b'{"model_name": "minilm", "wait": "perhaps"}', "wait"),
         (b'{"model_name": ', "JSON object"),
         (b'["minilm"]', "JSON object"),
@@ -227,7 +248,7 @@ async def test_target_that_cannot_start_leaves_the_live_backend_alone(
         "huge": {"path": "demo-chat.gguf", "overrides": {"memory": {"need_bytes": 1 << 50}}},
     }
     files = {
-        "models.yaml": {"models": models},
+        "models.yaml": shipped("models.yaml", default_model=None, models=models),
         "odd.yaml": shipped("generation.yaml", extra_args=["--no-such-flag"]),
     }
     controller = await start_controller(engine=engine, files=files)

@@ -157,7 +157,9 @@ async def test_catalogue_shows_one_model_and_an_unknown_one_is_refused(
     assert listed == await controller.json("GET", "/v1/models")
 
 
-async def test_unknown_model_may_mean_whatever_is_live(start_controller: StartController) -> None:
+async def test_unknown_model_may_mean_the_default_of_its_route(
+    start_controller: StartController,
+) -> None:
     models = shipped("models.yaml", unknown_models="default", default_model=None)
     controller = await start_controller(files={"models.yaml": models})
     await controller.switch_to("minilm")

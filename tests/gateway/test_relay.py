@@ -192,7 +192,7 @@ async def test_child_killed_in_a_stream_breaks_it_visibly(
 ) -> None:
     controller = await start_controller(engine=engine)
     await controller.switch_to("bench-chat")
-    body = b'{"prompt": "on", "n_predict": 100000, "ignore_eos": true, "stream": true}'
+    body = json.dumps({**ENDLESS, "stream": True}).encode()
     head = b"POST /completion HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     request = head + b"Content-Length: %d\r\n\r\n" % len(body) + body
 

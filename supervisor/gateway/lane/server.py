@@ -110,9 +110,9 @@ class LaneServer(ClientServer):
             return None
         try:
             self._origins.check(head)
+            return self._reader.read_head(head, is_raw=route is not None)
         except RequestRefused:
             return None
-        return self._reader.read_head(head, is_raw=route is not None)
 
     def cross(self, lane: FastLane, known: KnownHead, body: bytes, caller: str) -> Crossing | None:
         """See `lane.Lanes`. What would be refused is left to the other door, which says why."""

@@ -1,0 +1,169 @@
+"""What a head and a body say of a call: which model, how urgent, whether the device may switch."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from supervisor.config.holder import ConfigurationHolder
+from supervisor.config.load import load
+from supervisor.core.scheduling.values import Priority
+from supervisor.engine.targets import Targets
+from supervisor.errors import RequestRefused
+from supervisor.gateway.call import Call
+from supervisor.gateway.call_reader import UPSTREAM, CallReader, read_head
+from supervisor.telemetry.port import DeviceInfo
+from tests.conftest import write_configuration
+from tests.gateway.conftest import shipped
+
+CHAT, EMBED = "/v1/chat/completions", "/v1/embeddings"
+
+
+class HostAlone:
+    """A machine without a GPU."""
+
+    problems: tuple[str, ...] = ()
+
+    def devices(self) -> Sequence[DeviceInfo]:
+        return ()
+
+    def device_for(self, kind: Literal["gpu", "cpu"]) -> str:
+        _ = kind
+        return "host"
+
+
+class Reading:
+    """Reads calls as a configuration has it; keyword arguments change what is shipped."""
+
+    def __init__(self, folder: Path, profiles_dir: Path, **files: Any) -> None:
+        named = {f"{name}.yaml": content for name, content in files.items()}
+        write_configuration(folder, profiles_dir, None, named)
+        holder = ConfigurationHolder(load(folder, Path("/models"), {}))
+        self._reader = CallReader(holder, Targets(holder, HostAlone()))
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *headers: tuple[bytes, bytes],
+    ) -> Call:
+        head = read_head(method, path, headers, takes_chunks=True)
+        call_head = self._reader.read_head(head, is_raw=path.startswith(UPSTREAM))
+        content = b"" if body is None else json.dumps(body).encode()
+        return self._reader.read(call_head, content, "1")
+
+
+@pytest.fixture
+def reading(tmp_path: Path, profiles_dir: Path) -> Reading:
+    return Reading(tmp_path, profiles_dir)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "model"),
+    [
+        ("POST", CHAT, "demo-chat"),
+        ("POST", "/completion", "demo-chat"),
+        ("POST", EMBED, "minilm"),
+        ("POST", "/tokenize", None),
+        ("POST", "/slots/0?action=erase", None),
+        ("GET", "/props", None),
+        ("GET", CHAT, None),
+    ],
+)
+def test_request_that_names_no_model_means_the_default_of_what_its_route_is_for(
+    reading: Reading, method: str, path: str, model: str | None
+) -> None:
+    wanted = reading.call(method, path, {"input": "a"}).wanted
+
+    assert (wanted.model if wanted else None) == model
+
+
+def test_request_that_names_none_of_several_models_is_refused_with_their_names(
+    tmp_path: Path, profiles_dir: Path
+) -> None:
+    reading = Reading(tmp_path, profiles_dir, models=shipped("models.yaml", default_models={}))
+
+    with pytest.raises(RequestRefused, match="bench-chat, demo-chat") as refused:
+        reading.call("POST", CHAT)
+    wanted = reading.call("POST", EMBED).wanted
+
+    assert refused.value.code == "model_not_named"
+    assert wanted is not None
+    assert wanted.model == "minilm"  # the only one of its type
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", CHAT),
+        ("POST", "/infill"),
+        ("POST", "/tokenize"),
+        ("POST", "/v1/messages/count_tokens"),
+        ("POST", f"/upstream/demo-chat{CHAT}"),
+        ("POST", "/upstream/chat/tokenize"),
+    ],
+)
+def test_work_for_a_model_may_switch(reading: Reading, method: str, path: str) -> None:
+    assert reading.call(method, path, {"model": "demo-chat"}).head.may_switch
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "PUT", "DELETE"])
+def test_no_method_but_post_may_switch(reading: Reading, method: str) -> None:
+    assert not reading.call(method, CHAT, {"model": "demo-chat"}).head.may_switch
+
+
+@pytest.mark.parametrize(
+    "path", ["/slots", "/slots/0?action=erase", "/props", "/metrics", "/lora-adapters", "/no/such"]
+)
+@pytest.mark.parametrize("prefix", ["", "/upstream/demo-chat"])
+def test_what_asks_or_changes_how_a_server_is_never_switches(
+    reading: Reading, prefix: str, path: str
+) -> None:
+    assert not reading.call("POST", prefix + path, {"model": "demo-chat"}).head.may_switch
+
+
+@pytest.mark.parametrize("model", ["minilm", "nobody"])
+def test_raw_work_that_its_model_cannot_do_never_switches(
+    tmp_path: Path, profiles_dir: Path, model: str
+) -> None:
+    models = shipped("models.yaml", unknown_models="default")
+    reading = Reading(tmp_path, profiles_dir, models=models)
+
+    assert not reading.call("POST", f"/upstream/{model}{CHAT}").head.may_switch
+
+
+def test_nothing_may_switch_where_the_operator_switches(tmp_path: Path, profiles_dir: Path) -> None:
+    settings = shipped("supervisor.yaml", scheduler={"auto_switch": False})
+    reading = Reading(tmp_path, profiles_dir, supervisor=settings)
+
+    assert not reading.call("POST", CHAT).head.may_switch
+
+
+@pytest.mark.parametrize(
+    ("headers", "priority"),
+    [
+        ((), Priority.BATCH),
+        (((b"X-Priority", b"interactive"),), Priority.INTERACTIVE),
+        (((b"x-priority", b"batch"),), Priority.BATCH),
+    ],
+)
+def test_call_is_as_urgent_as_its_client_says_else_as_its_model(
+    tmp_path: Path, profiles_dir: Path, headers: Any, priority: Priority
+) -> None:
+    models = shipped("models.yaml")["models"]
+    models["minilm"]["priority"] = "batch"
+    reading = Reading(tmp_path, profiles_dir, models={"models": models})
+
+    assert reading.call("POST", EMBED, {"model": "minilm"}, *headers).priority is priority
+    assert reading.call("POST", "/tokenize").priority is Priority.INTERACTIVE
+
+
+@pytest.mark.parametrize("given", [b"high", b"", b"Batch", b"batch, batch"])
+def test_priority_that_is_none_is_refused(reading: Reading, given: bytes) -> None:
+    with pytest.raises(RequestRefused, match="`interactive` or `batch`") as refused:
+        reading.call("POST", CHAT, {}, (b"X-Priority", given))
+
+    assert refused.value.code == "bad_request"
