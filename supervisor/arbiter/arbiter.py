@@ -170,7 +170,10 @@ class Arbiter:
             self._end_request(arrived.request_id)
 
     def lease_at_once(
-        self, target: Target | None, mode_hint: Mode | None, priority: Priority
+        self,
+        target: Target | None,
+        mode_hint: Mode | None,
+        priority: Priority = Priority.INTERACTIVE,
     ) -> Lease | None:
         """Return a lease as `lease()` gives, or None where that would wait or refuse.
 

@@ -206,8 +206,8 @@ class QueueSettings(Settings):
         default=0.75,
         gt=0,
         le=1,
-        description="The largest part of these that may wait for one model, so that its clients "
-        "leave room for those of the others; beyond: 429.",
+        description="The largest part of these, and of server.bodies_max_bytes, that may wait for "
+        "one model, so that its clients leave room for those of the others; beyond: 429.",
     )
     hold_timeout_s: Seconds = Field(
         default=300.0, gt=0, description="Seconds that a request may wait; beyond: 503."
@@ -229,12 +229,13 @@ class QueueSettings(Settings):
         return section
 
     early_answer_after_s: Seconds | None = Field(
-        default=None,
+        default=5.0,
         ge=0,
         description="Seconds of waiting after which a generation with `stream: true` is answered "
-        "200 and a comment line each second until its stream begins, which keeps proxies and "
-        "clients from giving up; what fails then ends as a broken stream with one error event, "
-        "without a status of its own. Default: never; the status comes with the answer.",
+        "200 and a comment line each second, with its position and what it waits for, until its "
+        "stream begins: proxies and clients do not give up. What fails then ends as a broken "
+        "stream with one error event, without a status of its own. Empty: never; the status comes "
+        "with the answer.",
     )
 
 

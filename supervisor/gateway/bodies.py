@@ -2,6 +2,8 @@
 
 import asyncio
 import ctypes
+import math
+from collections import Counter
 
 from supervisor.config.holder import ConfigurationHolder
 from supervisor.core.byte_size import MIB
@@ -12,12 +14,20 @@ DEFAULT_MAX_BYTES = 256 * MIB
 """What all bodies may take where the operator names nothing; a quarter of the cgroup's limit where
 that is less: servers and their page cache need the rest."""
 
+_FIRST_RETRY_AFTER_S = 5
+_LONGEST_RETRY_AFTER_S = 60
+"""A client that is told to wait longer gives up: OpenAI's takes no more from Retry-After."""
+
 _WORTH_TRIMMING_BYTES = 16 * MIB
 _TRIM_AFTER_S = 1.0
 
 
 class BodyLedger:
-    """Counts the bytes of all bodies. `open` gives each request an account of its own."""
+    """Counts the bytes of all bodies. `open` gives each request an account of its own.
+
+    Bodies that wait for one model may take `queue.model_share` of the whole, so that there is room
+    for those of the others.
+    """
 
     def __init__(
         self, configuration: ConfigurationHolder, default_bytes: int | None = None
@@ -25,6 +35,11 @@ class BodyLedger:
         self._configuration = configuration
         self._default_bytes = default_bytes or _default_bytes()
         self._peak_bytes = 0
+        self._given_back_bytes = 0
+        self._last_refusal: tuple[float, int] | None = None
+        """When it was, and what had been given back in all by then."""
+        self._waiting: Counter[str | None] = Counter()
+        """Bytes of those that wait, by model."""
         self.taken_bytes = 0
 
     @property
@@ -44,7 +59,7 @@ class BodyLedger:
                 "bodies_full",
                 f"bodies of {self.taken_bytes} bytes are being served already, and all may take "
                 f"{self.max_bytes} bytes (server.bodies_max_bytes); try again later",
-                {"retry_after_s": 1},
+                {"retry_after_s": self._retry_after_s(count)},
             )
         self.taken_bytes += count
         self._peak_bytes = max(self._peak_bytes, self.taken_bytes)
@@ -52,9 +67,43 @@ class BodyLedger:
     def give_back(self, count: int) -> None:
         """Give bytes back; after the last ones the heap is given back to the system, too."""
         self.taken_bytes -= count
+        self._given_back_bytes += count
         if not self.taken_bytes and self._peak_bytes > _WORTH_TRIMMING_BYTES:
             self._peak_bytes = 0
             asyncio.get_running_loop().call_later(_TRIM_AFTER_S, self._trim)
+
+    def begin_to_wait(self, model: str | None, count: int) -> None:
+        """Count bytes among those that wait for a model (None: for whatever will be live).
+
+        The first body may wait, however large. Raises RequestRefused `queue_full`.
+        """
+        waiting = self._waiting[model]
+        share = self._configuration.current.settings.queue.model_share
+        if waiting and waiting + count > share * self.max_bytes:
+            whose = f"for '{model}'" if model else "for a model to be live"
+            raise RequestRefused(
+                "queue_full",
+                f"bodies of {waiting} bytes wait {whose} already, and they may take "
+                f"{share:.0%} of {self.max_bytes} bytes (queue.model_share, "
+                "server.bodies_max_bytes); try again later",
+                {"retry_after_s": self._retry_after_s(count)},
+            )
+        self._waiting[model] += count
+
+    def end_wait(self, model: str | None, count: int) -> None:
+        """Count bytes no more among those that wait."""
+        self._waiting[model] -= count
+        if not self._waiting[model]:
+            del self._waiting[model]
+
+    def _retry_after_s(self, count: int) -> int:
+        """Return when so many bytes may be free, at the rate since the last refusal."""
+        now, last = asyncio.get_running_loop().time(), self._last_refusal
+        self._last_refusal = now, self._given_back_bytes
+        if last is None or self._given_back_bytes == last[1]:
+            return _FIRST_RETRY_AFTER_S
+        rate = (self._given_back_bytes - last[1]) / max(now - last[0], 1e-3)
+        return min(_LONGEST_RETRY_AFTER_S, max(1, math.ceil(count / rate)))
 
     def _trim(self) -> None:
         if not self.taken_bytes:
@@ -64,11 +113,13 @@ class BodyLedger:
 class BodyAccount:
     """What one request's body takes."""
 
-    __slots__ = ("_bytes", "_ledger")
+    __slots__ = ("_bytes", "_is_waiting", "_ledger", "_model")
 
     def __init__(self, ledger: BodyLedger) -> None:
         self._ledger = ledger
         self._bytes = 0
+        self._is_waiting = False
+        self._model: str | None = None
 
     def grow_to(self, size: int) -> None:
         """Take what the body has grown by. Raises RequestRefused `bodies_full`."""
@@ -76,8 +127,21 @@ class BodyAccount:
             self._ledger.take(size - self._bytes)
             self._bytes = size
 
+    def begin_to_wait(self, model: str | None) -> None:
+        """Its request waits for a model from now on. Raises RequestRefused `queue_full`."""
+        self.end_wait()
+        self._ledger.begin_to_wait(model, self._bytes)
+        self._is_waiting, self._model = True, model
+
+    def end_wait(self) -> None:
+        """Its request waits no more. A second time changes nothing."""
+        if self._is_waiting:
+            self._is_waiting = False
+            self._ledger.end_wait(self._model, self._bytes)
+
     def close(self) -> None:
         """Give everything back."""
+        self.end_wait()
         if self._bytes:
             self._ledger.give_back(self._bytes)
             self._bytes = 0

@@ -24,6 +24,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "nothing_is_down": 409,
     "place_is_taken": 409,
     "body_too_large": 413,
+    "queue_full": 429,
     "model_type_mismatch": 422,
     "unknown_profile": 422,
     "profile_conflict": 422,
@@ -55,7 +56,14 @@ RETRY_AFTER_S = 5
 _WAITING_HELPS = frozenset(
     {
         *("backend_down", "backend_died", "backend_unreachable", "backend_start_timeout"),
-        *("bodies_full", "hold_queue_full", "hold_timeout", "shutting_down", "body_timeout"),
+        *(
+            "bodies_full",
+            "queue_full",
+            "hold_queue_full",
+            "hold_timeout",
+            "shutting_down",
+            "body_timeout",
+        ),
     }
 )
 """Codes of what may be over when a client comes back. Clients repeat any other 409 and 5xx, too,
@@ -66,11 +74,14 @@ read."""
 def error_answer(error: RequestRefused) -> Answer:
     """Answer with the error's status and envelope, and whether and when to come back."""
     headers: Headers
-    if error.code in _WAITING_HELPS:
+    if error.code in _WAITING_HELPS or "retry_after_s" in error.details:
         retry_after_s = error.details.get("retry_after_s", RETRY_AFTER_S)
         headers = ((b"Retry-After", b"%d" % retry_after_s), (b"x-should-retry", b"true"))
     else:
         headers = ((b"x-should-retry", b"false"),)
+    if "queue_position" in error.details:
+        position = b"%d" % error.details["queue_position"]
+        headers = (*headers, (b"X-Queue-Position", position))
     if "allowed" in error.details:
         headers = (*headers, (b"Allow", ", ".join(error.details["allowed"]).encode()))
     status = STATUS_BY_CODE.get(error.code, 500)

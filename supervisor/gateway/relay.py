@@ -57,20 +57,17 @@ class Relay:
         """Lease a backend and ask it, once more where it died before its first byte."""
         self._require_mode(call)
         repeats_left = MAX_REPEATS
-        after_s = self._configuration.current.settings.queue.early_answer_after_s
-        is_early = after_s is not None and call.streams
-        due_at = time.monotonic() + (after_s or 0.0)
+        began_at = time.monotonic()
         while True:
-            if is_early:
-                reply.comment_from(
-                    due_at, lambda: describe_wait(self._arbiter.snapshot, call.wanted)
-                )
+            self._begin_to_wait(call, reply, began_at)
             async with self._arbiter.lease(
                 call.wanted,
                 call.head.mode,
                 may_switch=call.head.may_switch and call.wanted is not None,
                 priority=call.priority,
             ) as lease:
+                if reply.account is not None:
+                    reply.account.end_wait()
                 refuse_slot_files(call, lease.backend)
                 reply.record.lease(lease)
                 try:
@@ -85,6 +82,19 @@ class Relay:
                         ) from error
             repeats_left -= 1
             log.info("request.repeated", request_id=call.request_id, epoch=lease.backend.epoch)
+
+    def _begin_to_wait(self, call: Call, reply: Reply, began_at: float) -> None:
+        """Count the body among those that wait, and have a stream shown signs of life.
+
+        Raises RequestRefused `queue_full`.
+        """
+        if reply.account is not None:
+            reply.account.begin_to_wait(call.wanted.model if call.wanted else None)
+        after_s = self._configuration.current.settings.queue.early_answer_after_s
+        if after_s is not None and call.streams:
+            reply.comment_from(
+                began_at + after_s, lambda: describe_wait(self._arbiter.snapshot, call.wanted)
+            )
 
     def _require_mode(self, call: Call) -> None:
         """Refuse what a model of this type cannot answer: its server's own error helps nobody."""

@@ -41,10 +41,11 @@ async def test_comments_arrive_while_a_switch_runs_and_the_whole_stream_follows(
     assert events[-2:] == ["data: [DONE]", ""]
 
 
-async def test_nothing_is_sent_early_unless_the_operator_asks_for_it(
+async def test_nothing_is_sent_early_where_the_operator_wants_each_status(
     start_controller: StartController,
 ) -> None:
-    controller = await start_controller()
+    never = shipped("supervisor.yaml", queue={"early_answer_after_s": None})
+    controller = await start_controller(files={"supervisor.yaml": never})
     async with draining(controller, to="minilm") as draining_stream:
         asking = asyncio.create_task(read_chat(controller))
         await until(lambda: is_waiting(controller))
