@@ -22,9 +22,9 @@ class RequestRecord:
         "_began_at",
         "_caller",
         "_head",
+        "_headers",
         "_tail",
         "epoch",
-        "is_event_stream",
         "is_probe",
         "model",
         "request_id",
@@ -40,7 +40,8 @@ class RequestRecord:
         self._began_at = time.monotonic()
         self._tail = b"\n\n"
         """The last four bytes that were sent; a body begins at an event boundary."""
-        self.is_event_stream = False
+        self._headers: Headers = ()
+        """Those of the answer, once it has begun."""
         self.status = _CLIENT_LEFT
         self.is_probe = False
         """Whether somebody looks whether we live; said at debug only, as long as we do."""
@@ -67,7 +68,7 @@ class RequestRecord:
     def begin(self, status: int, headers: Headers) -> None:
         """The head of the answer is sent."""
         self.status = status
-        self.is_event_stream = media_type(headers) == EVENT_STREAM
+        self._headers = headers
 
     def pass_on(self, content: bytes) -> None:
         """A piece of the body is sent."""
@@ -78,7 +79,8 @@ class RequestRecord:
 
         That is one error event, where an event stream stands at an event boundary.
         """
-        if not self.is_event_stream or not self._tail.endswith(_EVENT_ENDS):
+        is_event_stream = media_type(self._headers) == EVENT_STREAM
+        if not is_event_stream or not self._tail.endswith(_EVENT_ENDS):
             return b""
         return b"data: " + as_json(error_body(error)) + b"\n\n"
 

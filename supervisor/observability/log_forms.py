@@ -68,34 +68,41 @@ def _requests_as_json(lines: Sequence[RequestLine]) -> bytes:
 def _console_requests(
     renderer: structlog.dev.ConsoleRenderer,
 ) -> Callable[[Sequence[RequestLine]], bytes]:
-    """Return a formatter that writes what the renderer would, in a fifth of its time.
+    """Return a formatter that writes what the renderer would, in a tenth of its time.
 
-    The renderer writes one line of each level, with a placeholder for every value.
+    The renderer writes a line with a placeholder for what differs in each; it is kept for the next
+    lines that have the rest in common, as nearly all have.
     """
-    marks = {name: f"\x00{name}\x00" for name in RequestLine.__struct_fields__}
-    templates = {}
-    for level in ("info", "debug"):
-        rendered = renderer(None, level, {**marks, "event": EVENT, "level": level})
-        template = rendered.replace("%", "%%") + "\n"
-        for name, mark in marks.items():
-            template = template.replace(mark, f"%({name})s")
-        templates[level] = template
+
+    @lru_cache(maxsize=256)
+    def template(in_common: tuple[str | int | None, ...]) -> str:
+        fields = dict(zip(_IN_COMMON, in_common, strict=True))
+        level = str(fields["level"])
+        fields = {"event": EVENT, **_quote_control_characters(None, level, fields), **_MARKS}
+        line = str(renderer(None, level, fields)).replace("%", "%%")
+        for mark in _MARKS.values():
+            line = line.replace(mark, "%s", 1)
+        return line + "\n"
 
     def form(line: RequestLine) -> str:
-        return templates[line.level] % {
-            "method": _shown_again(line.method),
-            "path": _shown(line.path),
-            "status": line.status,
-            "request_id": _shown(line.request_id),
-            "epoch": line.epoch,
-            "waited_s": line.waited_s,
-            "took_s": line.took_s,
-            "model": _shown_again(line.model),
-            "client": _shown_again(line.client),
-            "timestamp": line.timestamp.isoformat().replace("+00:00", "Z"),
-        }
+        common = template((line.level, line.method, line.path, line.epoch, line.model, line.client))
+        stamp = line.timestamp.isoformat()[: -len("+00:00")]
+        return common % (
+            f"{stamp}Z",
+            _shown(line.request_id),
+            line.status,
+            line.took_s,
+            line.waited_s,
+        )
 
     return lambda lines: "".join(map(form, lines)).encode("utf-8", "backslashreplace")
+
+
+_IN_COMMON = ("level", "method", "path", "epoch", "model", "client")
+_MARKS = {
+    name: f"\x00{name}\x00" for name in ("timestamp", "request_id", "status", "took_s", "waited_s")
+}
+"""Stand for what each line has of its own, in the order in which the renderer writes it."""
 
 
 def _shown(value: str | None) -> str | None:
@@ -103,9 +110,6 @@ def _shown(value: str | None) -> str | None:
     if value is None or (value.isprintable() and _NEEDS_QUOTES.isdisjoint(value)):
         return value
     return repr(value)
-
-
-_shown_again = lru_cache(maxsize=256)(_shown)
 
 
 def _to_bytes(_logger: WrappedLogger, _name: str, line: Any) -> Any:

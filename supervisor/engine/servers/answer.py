@@ -50,12 +50,12 @@ class ServerAnswer:
     @property
     def status(self) -> int:
         """Its status."""
-        return self._known_head.status
+        return self._known_head.form.status
 
     @property
     def reason(self) -> str:
         """The words behind the status."""
-        return self._known_head.reason.decode("latin-1")
+        return self._known_head.form.reason.decode("latin-1")
 
     @property
     def headers(self) -> tuple[tuple[bytes, bytes], ...]:
@@ -68,8 +68,8 @@ class ServerAnswer:
         return self._known_head.length
 
     def value(self, name: bytes) -> bytes | None:
-        """Return the first value of a header; `name` in lower case."""
-        return self._known_head.value(name)
+        """Return the first value of a header other than Content-Length; `name` in lower case."""
+        return self._known_head.form.value(name)
 
     def on_end(self, call: Callable[[], None]) -> None:
         """Have `call` called once the server is done with it, maybe long before it is read."""

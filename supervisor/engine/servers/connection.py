@@ -10,7 +10,7 @@ from typing import Protocol, cast
 
 import httptools
 
-from supervisor.engine.servers.framing import Head
+from supervisor.engine.servers.framing import CONTENT_LENGTH, Head, form_of
 
 MAX_HEAD_BYTES = 64 * 1024
 """A head that has not ended after so many bytes is an error; llhttp itself sets no bound."""
@@ -70,6 +70,7 @@ class Connection(asyncio.Protocol):
         "_is_parsed",
         "_is_paused",
         "_keeps_alive",
+        "_length",
         "_parser",
         "_reason",
         "_transport",
@@ -102,6 +103,7 @@ class Connection(asyncio.Protocol):
         self._head: Head | None = None
         self._reason = b""
         self._headers: list[tuple[bytes, bytes]] = []
+        self._length: int | None = None
         self._head_bytes = 0
         self._body: list[bytes] = []
         self._has_begun = self._is_head_given = self._is_chunked = False
@@ -183,8 +185,12 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header; those behind a chunked body (trailers) come too late."""
-        if self._head is None:
-            self._headers.append((name, value))
+        if self._head is not None:
+            return
+        if len(name) == len(CONTENT_LENGTH) and name.lower() == CONTENT_LENGTH:
+            self._length = int(value)
+            value = b""
+        self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         """Make the head, unless it is an interim one."""
@@ -192,9 +198,10 @@ class Connection(asyncio.Protocol):
             return
         status = self._parser.get_status_code()
         if status >= 200:
-            self._head = Head(status, self._reason, tuple(self._headers))
+            form = form_of(status, self._reason, tuple(self._headers))
+            self._head = Head(form, self._length)
             self._is_complete = self._wants_head_only
-        self._reason, self._headers = b"", []
+        self._reason, self._headers, self._length = b"", [], None
 
     def on_chunk_header(self) -> None:
         """Note that the body is chunked."""
@@ -241,7 +248,8 @@ class Connection(asyncio.Protocol):
             and self._keeps_alive
             and not self._is_chunked
             and self._head is not None
-            and self._head.value(b"transfer-encoding") is None  # chunks may follow a 204, unasked
+            and self._head.form.value(b"transfer-encoding")
+            is None  # chunks may follow a 204, unasked
             and not self._has_surplus
             and not self._transport.get_write_buffer_size()  # else it was answered half-read
             and not self._transport.is_closing()
@@ -261,7 +269,7 @@ class Connection(asyncio.Protocol):
         head = self._head
         if head is None or self._is_complete:
             return False
-        return head.length is None and head.value(b"transfer-encoding") is None
+        return head.length is None and head.form.value(b"transfer-encoding") is None
 
     def _how_it_was_lost(self, exc: Exception | None) -> str:
         where = "in the middle of its answer" if self._has_begun else "without an answer"

@@ -7,6 +7,7 @@ import msgspec
 Headers = tuple[tuple[bytes, bytes], ...]
 """Names and values as they stand on the wire, duplicates kept."""
 
+CONTENT_LENGTH = b"content-length"
 _HAS_LENGTH_WITHOUT_BODY = frozenset({"POST", "PUT", "PATCH"})  # RFC 9110, section 8.6
 
 
@@ -25,28 +26,59 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str | None = None
 
 
-class Head(msgspec.Struct, frozen=True):
-    """The head of an answer. `headers`: as they came, in their order, duplicates kept."""
+class HeadForm:
+    """The head of an answer but for the length of its body: servers repeat themselves.
 
-    status: int
-    reason: bytes
-    headers: Headers
+    Two heads of the same form have the same object here, so that what follows from it can be kept.
+    """
+
+    __slots__ = ("_length_at", "_values", "headers", "reason", "status")
+
+    def __init__(self, status: int, reason: bytes, headers: Headers) -> None:
+        self.status = status
+        self.reason = reason
+        self.headers = headers
+        """As they came, in their order, duplicates kept; but the value of Content-Length is left
+        out."""
+        self._values: dict[bytes, bytes] = {}
+        self._length_at: int | None = None
+        for position, (name, value) in enumerate(headers):
+            key = name.lower()
+            self._values.setdefault(key, value)
+            if key == CONTENT_LENGTH:
+                self._length_at = position
 
     def value(self, name: bytes) -> bytes | None:
         """Return the first value of a header; `name` in lower case. None where there is none."""
-        for key, value in self.headers:
-            if key.lower() == name:
-                return value
-        return None
+        return self._values.get(name)
+
+    def with_length(self, length: int | None) -> Headers:
+        """Return the headers with the value of Content-Length."""
+        at = self._length_at
+        if at is None or length is None:
+            return self.headers
+        name, _ = self.headers[at]
+        return (*self.headers[:at], (name, b"%d" % length), *self.headers[at + 1 :])
+
+
+form_of = lru_cache(maxsize=256)(HeadForm)
+"""Return the form of a head from its status, reason and headers, the same for the same ones."""
+
+
+class Head(msgspec.Struct, frozen=True):
+    """The head of an answer.
+
+    `length`: what its body is stated to have, in bytes; None where that is not stated. The answer
+    to a HEAD, and a 304, state the length of a body that does not follow.
+    """
+
+    form: HeadForm
+    length: int | None
 
     @property
-    def length(self) -> int | None:
-        """The length that the body is stated to have, in bytes; None where none is stated.
-
-        The answer to a HEAD, and a 304, state the length of a body that does not follow.
-        """
-        stated = self.value(b"content-length")
-        return int(stated) if stated is not None else None
+    def headers(self) -> Headers:
+        """Its headers as they came, in their order, duplicates kept."""
+        return self.form.with_length(self.length)
 
 
 def encode_head(request: Request, own_headers: bytes) -> bytes:

@@ -3,12 +3,13 @@
 Everything happens in callbacks of the two connections: no task is made, and nothing is awaited.
 """
 
+from functools import lru_cache
 from typing import Protocol
 
 import structlog
 
 from supervisor.arbiter.arbiter import Lease
-from supervisor.engine.servers.framing import Head
+from supervisor.engine.servers.framing import CONTENT_LENGTH, Head, HeadForm
 from supervisor.errors import BackendUnreachable, RequestRefused
 from supervisor.gateway.call import Call, Headers
 from supervisor.gateway.error_responses import error_answer
@@ -84,13 +85,13 @@ class Crossing:
         """See `Receiver`. A short answer is sent when it is whole."""
         self._head = head
         length = head.length
-        if head.status in _WITHOUT_BODY or (length is not None and length <= COLLECT_UP_TO_BYTES):
+        if length is not None and length <= COLLECT_UP_TO_BYTES:
+            return
+        if head.form.status in _WITHOUT_BODY:
             return
         self.is_streaming, self._is_chunked = True, length is None
         framing = b"Transfer-Encoding: chunked\r\n" if self._is_chunked else b""
-        self._lane.write(
-            self._begin(head.status, head.reason, answer_headers(head.headers), framing)
-        )
+        self._lane.write(self._begin(head, framing))
 
     def data(self, chunk: bytes) -> None:
         """See `Receiver`."""
@@ -107,8 +108,7 @@ class Crossing:
             if self._is_chunked:
                 self._lane.write(b"0\r\n\r\n")
         elif head is not None:
-            encoded = self._begin(head.status, head.reason, answer_headers(head.headers))
-            self._lane.write(b"".join((encoded, *self._pieces)))
+            self._lane.write(b"".join((self._begin(head), *self._pieces)))
         self._close()
         self._lane.finish()
 
@@ -153,20 +153,25 @@ class Crossing:
 
     def _refuse(self, error: RequestRefused) -> None:
         answer = error_answer(error)
+        self._record.begin(answer.status, answer.headers)
+        lines = _lines(answer.status, b"", answer.headers)
         length = b"Content-Length: %d\r\n" % len(answer.body)
-        self._lane.write(self._begin(answer.status, b"", answer.headers, length) + answer.body)
+        self._lane.write(self._end_head(lines, length) + answer.body)
         self._close()
         self._lane.finish()
 
-    def _begin(self, status: int, reason: bytes, headers: Headers, framing: bytes = b"") -> bytes:
-        """Return the head of the answer; `framing` is whole lines of our own."""
-        self._record.begin(status, headers)
-        lines = [b"HTTP/1.1 %d %b\r\n" % (status, reason)]
-        lines += [b"%b: %b\r\n" % each for each in headers]
-        lines.append(b"X-Request-ID: %b\r\n" % self._call.request_id.encode())
-        lines.append(framing if self._lane.keeps_alive else framing + b"Connection: close\r\n")
-        lines.append(b"\r\n")
-        return b"".join(lines)
+    def _begin(self, head: Head, framing: bytes = b"") -> bytes:
+        """Return the head of the answer; `framing` is a whole line of our own."""
+        form, length = head.form, head.length
+        self._record.begin(form.status, form.headers)
+        before, behind = _for_client(form)
+        lines = before if length is None or not behind else b"%b%d%b" % (before, length, behind)
+        return self._end_head(lines, framing)
+
+    def _end_head(self, lines: bytes, framing: bytes) -> bytes:
+        connection = b"" if self._lane.keeps_alive else b"Connection: close\r\n"
+        request_id = self._call.request_id.encode()
+        return b"%bX-Request-ID: %b\r\n%b%b\r\n" % (lines, request_id, framing, connection)
 
     def _write_piece(self, content: bytes) -> None:
         if self._is_chunked:
@@ -176,3 +181,25 @@ class Crossing:
     def _close(self) -> None:
         self._lease.end()
         self._record.close()
+
+
+@lru_cache(maxsize=256)
+def _for_client(form: HeadForm) -> tuple[bytes, bytes]:
+    """Return a head as its client gets it, up to the value of Content-Length, and from there.
+
+    The second part is empty where it has none.
+    """
+    headers = answer_headers(form.headers)
+    at = next((i for i, each in enumerate(headers) if each[0].lower() == CONTENT_LENGTH), None)
+    if at is None:
+        return _lines(form.status, form.reason, headers), b""
+    before = _lines(form.status, form.reason, headers[: at + 1]).removesuffix(b"\r\n")
+    return before, b"\r\n" + _header_lines(headers[at + 1 :])
+
+
+def _lines(status: int, reason: bytes, headers: Headers) -> bytes:
+    return b"HTTP/1.1 %d %b\r\n%b" % (status, reason, _header_lines(headers))
+
+
+def _header_lines(headers: Headers) -> bytes:
+    return b"".join([b"%b: %b\r\n" % each for each in headers])

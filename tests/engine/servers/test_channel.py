@@ -66,7 +66,7 @@ class Recorder:
         self.error: BackendUnreachable | None = None
 
     def head(self, head: Head) -> None:
-        self.events.append(head.status)
+        self.events.append(head.form.status)
 
     def data(self, chunk: bytes) -> None:
         self.body += chunk
