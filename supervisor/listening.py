@@ -12,28 +12,41 @@ from supervisor.errors import SupervisorError
 BACKLOG = 4096
 """Connections that wait to be accepted; the kernel takes no more than net.core.somaxconn."""
 
+_Address = tuple[socket.AddressFamily, str]
+
+_ANY_IPV4: _Address = (socket.AF_INET, "0.0.0.0")  # noqa: S104 - where the operator names it
+_ANY_IPV6: _Address = (socket.AF_INET6, "::")
+
 
 def open_sockets(hosts: Sequence[str], port: int) -> tuple[socket.socket, ...]:
     """Listen on every address of the hosts, with one port for all; 0: any free one.
 
-    `::` stands for both families where the system allows that. Raises SupervisorError, with nothing
-    left open, naming the process that holds the port.
+    `::` stands for both families where the system allows that. An address that is named twice, or
+    that another one stands for, is opened once. Raises SupervisorError, with nothing left open,
+    naming the process that holds the port.
     """
+    wanted = dict[_Address, str]()
+    for host in hosts:
+        for each in _addresses(host, port):
+            wanted.setdefault(each, host)
+    serves_both = _ANY_IPV6 in wanted and _ANY_IPV4 not in wanted and socket.has_dualstack_ipv6()
+    covering = {_ANY_IPV6, _ANY_IPV4} & wanted.keys()
+    covered = {family for family, _ in covering} | ({socket.AF_INET} if serves_both else set())
     with contextlib.ExitStack() as opened:
         sockets: list[socket.socket] = []
-        for host in hosts:
-            for family, address in _addresses(host, port):
-                serves_both = address == "::" and "0.0.0.0" not in hosts  # noqa: S104 - compared
-                try:
-                    one = _bound(family, address, port, serves_both=serves_both)
-                except OSError as error:
-                    raise SupervisorError(
-                        f"cannot listen on {host}:{port}: {_reason(error)}{_listener_of(port)}; "
-                        "choose others with --host and --port"
-                    ) from error
-                opened.callback(one.close)
-                sockets.append(one)
-                port = one.getsockname()[1]
+        for each, host in wanted.items():
+            if each[0] in covered and each not in covering:
+                continue
+            try:
+                one = _bound(*each, port, serves_both=serves_both)
+            except OSError as error:
+                raise SupervisorError(
+                    f"cannot listen on {host}:{port}: {_reason(error)}{_listener_of(port)}; "
+                    "choose others with --host and --port"
+                ) from error
+            opened.callback(one.close)
+            sockets.append(one)
+            port = one.getsockname()[1]
         opened.pop_all()
     return tuple(sockets)
 
@@ -43,11 +56,11 @@ def url_of(listening: socket.socket) -> str:
     host, port = listening.getsockname()[:2]
     address = ipaddress.ip_address(host.partition("%")[0])
     if address.version == 4:
-        return f"http://{host}:{port}"
+        return f"http://{'127.0.0.1' if address.is_unspecified else host}:{port}"
     return f"http://[{'::1' if address.is_unspecified else host}]:{port}"
 
 
-def _addresses(host: str, port: int) -> Sequence[tuple[socket.AddressFamily, str]]:
+def _addresses(host: str, port: int) -> Sequence[_Address]:
     """Return the addresses of a host, each once; those of families that are not here left out."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -79,8 +92,7 @@ def _bound(
     try:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            only = not (serves_both and socket.has_dualstack_ipv6())
-            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not serves_both)
         one.bind((address, port))
         one.listen(BACKLOG)
         one.setblocking(False)

@@ -39,6 +39,25 @@ def test_both_unspecified_addresses_can_be_named_together() -> None:
     close(sockets)
 
 
+@pytest.mark.parametrize(
+    ("hosts", "addresses"),
+    [
+        (("127.0.0.1", "127.0.0.1"), ["127.0.0.1"]),
+        (("127.0.0.1", "0.0.0.0"), ["0.0.0.0"]),
+        (("::1", "127.0.0.1", "::"), ["::"]),
+        (("::1", "127.0.0.1", "::", "0.0.0.0"), ["::", "0.0.0.0"]),
+    ],
+)
+def test_an_address_that_another_stands_for_is_opened_once(
+    hosts: tuple[str, ...], addresses: list[str]
+) -> None:
+    sockets = open_sockets(hosts, 0)
+    assert [each.getsockname()[0] for each in sockets] == addresses
+    port = sockets[0].getsockname()[1]
+    assert url_of(sockets[-1]) == f"http://{'[::1]' if addresses == ['::'] else '127.0.0.1'}:{port}"
+    close(sockets)
+
+
 def test_an_address_is_served_alone() -> None:
     [only] = sockets = open_sockets(("::1",), 0)
     port = only.getsockname()[1]

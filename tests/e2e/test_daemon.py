@@ -5,6 +5,7 @@ import fcntl
 import os
 import pty
 import signal
+import subprocess
 import termios
 from collections.abc import Callable
 from pathlib import Path
@@ -57,10 +58,11 @@ async def test_sighup_without_a_terminal_is_noted_and_ignored(serve: Serve) -> N
 # Standard streams
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 async def test_closed_standard_streams_take_no_file_of_ours(
-    serve: Serve, unused_tcp_port: int, data_dir: Path
+    serve: Serve, unused_tcp_port: int, data_dir: Path, closed: str
 ) -> None:
-    close = ("/bin/sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh")
+    close = ("/bin/sh", "-c", f'exec "$@" {closed}', "sh")
     served = serve("--port", str(unused_tcp_port), through=close)
     async with aiohttp.ClientSession() as client:
 
@@ -75,7 +77,9 @@ async def test_closed_standard_streams_take_no_file_of_ours(
             while not await is_ready():
                 assert served.process.poll() is None
                 await asyncio.sleep(0.01)
-    assert standard_streams(served.process.pid) == [os.devnull] * 3
+    streams = standard_streams(served.process.pid)
+    assert [each for each in streams if each.startswith(str(data_dir))] == []
+    assert streams.count(os.devnull) >= len(closed.split())
     assert (data_dir / "controller.lock").read_text() == str(served.process.pid)
     served.terminate()
     assert await served.exit_code() == 0
@@ -85,7 +89,40 @@ def standard_streams(pid: int) -> list[str]:
     return [str(Path(f"/proc/{pid}/fd/{number}").readlink()) for number in range(3)]
 
 
+# Users
+
+
+@pytest.fixture
+def as_nobody() -> tuple[str, ...]:
+    """What runs a program as a user whom the system does not know, and who has no home."""
+    unknown = ("unshare", "--user", "--map-user=54321")
+    if subprocess.run([*unknown, "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("no user namespaces here")
+    return ("env", "-u", "HOME", "-u", "XDG_CACHE_HOME", *unknown)
+
+
+async def test_neither_a_home_nor_an_entry_in_passwd_is_needed(
+    serve: Serve, as_nobody: tuple[str, ...]
+) -> None:
+    served = serve(through=as_nobody)
+    await served.child()
+    assert await ready_status(served) == 200
+    served.terminate()
+    assert await served.exit_code() == 0
+
+
 # Hosts
+
+
+async def test_the_unspecified_address_of_ipv6_serves_both_families(serve: Serve) -> None:
+    served = serve("--host", "::", "--host", "localhost")
+    url = await served.url()
+    port = url.rpartition(":")[2]
+    assert url == f"http://[::1]:{port}"
+    async with aiohttp.ClientSession() as client:
+        for host in ("[::1]", "127.0.0.1", "localhost"):
+            async with client.get(f"http://{host}:{port}/health") as answer:
+                assert answer.status == 200
 
 
 async def test_several_hosts_are_served_with_one_port_and_urls_that_work(serve: Serve) -> None:
