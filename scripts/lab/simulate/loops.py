@@ -1,0 +1,96 @@
+"""Clients that ask again once they are answered, and one that asks for more than its share."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lab.simulate.disciplines import exhaustive
+from lab.simulate.knowledge import Known, Learned
+from lab.simulate.simulation import Outcome, Simulation
+from lab.simulate.workload import Loop, Model, poisson
+from supervisor.core.scheduling.values import Policy, SchedulingRules
+
+SECONDS = 300.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crowd:
+    """So many clients of each of two models, on a device with so many slots."""
+
+    clients: int
+    chat_s: float
+    embedding_s: float
+    switch_s: float
+    slots: int = 1
+
+    def models(self) -> list[Model]:
+        """Return the models; how often they are asked for follows from the clients."""
+        pairs = (("chat", self.chat_s), ("embedding", self.embedding_s))
+        return [Model(name=name, service_s=s, switch_s=self.switch_s) for name, s in pairs]
+
+    def __str__(self) -> str:
+        slots = f", {self.slots} slots" if self.slots > 1 else ""
+        return f"{self.clients}+{self.clients}, switch {self.switch_s:g} s{slots}"
+
+
+CROWDS = (
+    Crowd(clients=1, chat_s=0.02, embedding_s=0.005, switch_s=0.4),
+    Crowd(clients=4, chat_s=0.02, embedding_s=0.005, switch_s=0.4),
+    Crowd(clients=8, chat_s=0.02, embedding_s=0.005, switch_s=0.4, slots=4),
+    Crowd(clients=4, chat_s=0.5, embedding_s=0.05, switch_s=2.0),
+    Crowd(clients=4, chat_s=0.5, embedding_s=0.05, switch_s=8.0),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shares:
+    """What each model's clients get of what they get alone; the longest wait; time of switches."""
+
+    chat: float
+    embedding: float
+    longest_wait_s: float
+    switching: float
+
+    def cells(self) -> tuple[float, float, float, float]:
+        """Return them in that order."""
+        return (self.chat, self.embedding, self.longest_wait_s, self.switching)
+
+
+def shares(
+    crowd: Crowd, policy: Policy, *, switching_share: float = 0.15, seconds: float = SECONDS
+) -> Shares:
+    """Run a crowd against a policy that has learned from the same crowd before."""
+    models = crowd.models()
+    learned = Learned(models)
+    rules = SchedulingRules(switching_share=switching_share)
+    for _ in range(2):
+        simulation = Simulation(models, policy, learned, rules=rules, slots=crowd.slots)
+        together = simulation.run((), _clients(models, crowd.clients), seconds)
+    alone = [_served_alone(model, crowd, seconds) for model in models]
+    parts = [
+        len(together.waits_s[model.name]) / most for model, most in zip(models, alone, strict=True)
+    ]
+    return Shares(
+        chat=parts[0],
+        embedding=parts[1],
+        longest_wait_s=together.longest_wait_s,
+        switching=together.switching_s / seconds,
+    )
+
+
+def _clients(models: Sequence[Model], each: int) -> list[Loop]:
+    return [Loop(model=model.name) for model in models for _ in range(each)]
+
+
+def _served_alone(model: Model, crowd: Crowd, seconds: float) -> int:
+    alone = Simulation([model], exhaustive, Known([model]), slots=crowd.slots)
+    return len(alone.run((), _clients([model], crowd.clients), seconds).waits_s[model.name])
+
+
+def beside_greedy(policy: Policy, *, greedy: int = 64) -> Outcome:
+    """Run chats that come now and then beside one client that keeps so many embeddings waiting."""
+    chat = Model(name="chat", service_s=0.5, switch_s=0.4, arrivals_per_s=0.2)
+    embedding = Model(name="embedding", service_s=0.05, switch_s=0.4)
+    models = [chat, embedding]
+    trace = poisson([chat], round(SECONDS * chat.arrivals_per_s), seed=1)
+    clients = [Loop(model=embedding.name)] * greedy
+    return Simulation(models, policy, Learned(models)).run(trace, clients, SECONDS)

@@ -1,0 +1,63 @@
+"""What a simulated device is asked for: models with their true costs, traces, closed loops."""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from heapq import merge
+from typing import TypeAlias
+
+Arrival: TypeAlias = tuple[float, str]
+"""When a request comes, and which model it wants."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A model as it truly is: seconds for a request, and for a switch to it; its clients' rate."""
+
+    name: str
+    service_s: float
+    switch_s: float
+    arrivals_per_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loop:
+    """A client of a model that asks again `think_s` after each answer."""
+
+    model: str
+    think_s: float = 0.001
+
+
+def two_models(chat_s: float, embedding_s: float, switch_s: float, load: float) -> list[Model]:
+    """Return two models that are asked for equally often and keep the device busy for `load`.
+
+    `load` is ρ: the share of the time that service alone takes.
+    """
+    rate = load / (chat_s + embedding_s)
+    pairs = (("chat", chat_s), ("embedding", embedding_s))
+    return [
+        Model(name=name, service_s=service_s, switch_s=switch_s, arrivals_per_s=rate)
+        for name, service_s in pairs
+    ]
+
+
+def poisson(models: Sequence[Model], requests: int, seed: int) -> list[Arrival]:
+    """Return so many arrivals in all, of each model at its rate, apart from all others."""
+    return bursts(models, requests, 1, seed)
+
+
+def bursts(models: Sequence[Model], requests: int, size: int, seed: int) -> list[Arrival]:
+    """Return so many arrivals in all, of each model at its rate, `size` of them at a time."""
+    arrivals_per_s = sum(model.arrivals_per_s for model in models)
+    parts = [round(requests * model.arrivals_per_s / arrivals_per_s) for model in models]
+    each = zip(models, parts, strict=True)
+    return list(merge(*(_of_one(model, part, size, seed) for model, part in each)))
+
+
+def _of_one(model: Model, requests: int, size: int, seed: int) -> Iterator[Arrival]:
+    chance = random.Random(f"{seed} {model.name}")
+    at = 0.0
+    for number in range(requests):
+        if number % size == 0:
+            at += chance.expovariate(model.arrivals_per_s / size)
+        yield at, model.name
