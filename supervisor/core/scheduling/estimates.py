@@ -14,11 +14,12 @@ from supervisor.core.scheduling.values import Costs, ReturnGap
 KEPT = 20
 """How many of the last values count; arrivals are counted until there are so many, too."""
 
-LEAST_GAPS = 3
-"""So many returns make a habit."""
+SWITCH_S = 0.25
+"""What a switch is taken to last before one was measured.
 
-SWITCH_S = 1.0
-"""How long a switch is taken to last before one was measured."""
+Too short, it costs one early switch, after which more is known; too long, it makes the first heads
+wait for nothing.
+"""
 
 
 class StaySeen(Struct, frozen=True, kw_only=True):
@@ -121,7 +122,8 @@ def _quantile(values: Sequence[float], part: float) -> float:
 
 
 def _return_gap(returns_s: Sequence[float]) -> ReturnGap | None:
-    if len(returns_s) < LEAST_GAPS:
+    """One is enough: a model is never kept longer than the longest of a few that were seen."""
+    if not returns_s:
         return None
     return ReturnGap(median_s=_quantile(returns_s, 0.5), p90_s=_quantile(returns_s, 0.9))
 

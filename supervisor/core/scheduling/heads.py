@@ -27,19 +27,26 @@ class Head(Struct, frozen=True):
     queue: Queue
     since: float
 
+    @property
+    def oldest_at(self) -> float:
+        """When the oldest of the queue arrived."""
+        return self.since if self.queue.oldest_at is None else self.queue.oldest_at
+
 
 class Contest(Struct, frozen=True, kw_only=True):
     """The models that contend for the device now, the resident among them.
 
     `heads`: those who wait for other models, the first to be served first; `next_at`: when batch
-    work will join them, infinity where none waits. `kept_until`: to when an empty resident is kept
-    for clients that return soon.
+    work will join them, infinity where none waits. `idle_since`: since when the resident does
+    nothing though somebody waits, infinity where it works. `kept_until`: to when it is kept for
+    clients that return soon.
     """
 
     own: Queue
     heads: Sequence[Head]
     next_at: float
     cycle: Cycle
+    idle_since: float
     kept_until: float
 
 
@@ -56,20 +63,35 @@ def contest_of(view: View, stay: Stay | None) -> Contest:
     if resident is not None:
         models.append(resident)
     cycle = cycle_of(models, view.costs, view.rules)
-    kept_until = _kept_until(view, stay, own, cycle)
+    empty_since = _empty_since(stay, own)
+    kept_until = -math.inf
+    if stay is not None and stay.granted and empty_since < math.inf:
+        kept_until = empty_since + linger_s(cycle, view.costs[stay.model])
     heads, next_at = _by_time(view, others, cycle, _is_interactive(view, stay, kept_until))
     if len(heads) < len(others):
         models = [head.queue.model for head in heads]
         models += [resident] if resident is not None else []
         cycle = cycle_of(models, view.costs, view.rules)
-    return Contest(own=own, heads=heads, next_at=next_at, cycle=cycle, kept_until=kept_until)
+    oldest_at = min((_oldest_at(queue) for queue in others), default=view.at)
+    return Contest(
+        own=own,
+        heads=heads,
+        next_at=next_at,
+        cycle=cycle,
+        idle_since=max(empty_since, oldest_at),
+        kept_until=kept_until,
+    )
 
 
-def _kept_until(view: View, stay: Stay | None, own: Queue, cycle: Cycle) -> float:
-    if stay is None or stay.in_flight or own.waiting or not stay.granted:
-        return -math.inf
-    empty_since = stay.since if stay.empty_since is None else stay.empty_since
-    return empty_since + linger_s(cycle, view.costs[stay.model])
+def _empty_since(stay: Stay | None, own: Queue) -> float:
+    """Since when the resident has no work; infinity where it has some."""
+    if stay is None or stay.in_flight or own.waiting:
+        return math.inf
+    return stay.since if stay.empty_since is None else stay.empty_since
+
+
+def _oldest_at(queue: Queue) -> float:
+    return math.inf if queue.oldest_at is None else queue.oldest_at
 
 
 def _is_interactive(view: View, stay: Stay | None, kept_until: float) -> bool:

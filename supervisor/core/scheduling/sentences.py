@@ -24,13 +24,10 @@ def stays(view: View, contest: Contest, why: str) -> str:
 def _waiting(view: View, contest: Contest, whom: str) -> str:
     head = contest.heads[0]
     count = head.queue.waiting
-    wait_s = contest.cycle.longest_wait_s(view.costs[head.queue.model].drain_s)
-    oldest_at = head.since if head.queue.oldest_at is None else head.queue.oldest_at
-    counted = f"{_s(view.at - oldest_at)} of at most {_s(wait_s)}"
-    if oldest_at < head.since:
-        counted = (
-            f"{_s(view.at - oldest_at)}; {_s(view.at - head.since)} of at most {_s(wait_s)} count"
-        )
+    longest_s = contest.cycle.longest_wait_s(view.costs[head.queue.model].drain_s)
+    counted = f"{_s(view.at - head.since)} of at most {_s(longest_s)}"
+    if head.oldest_at < head.since:
+        counted = f"{_s(view.at - head.oldest_at)} ({counted} since its last turn)"
     return f"{count} {'waits' if count == 1 else 'wait'}{whom}, the oldest {counted}"
 
 

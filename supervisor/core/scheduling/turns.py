@@ -134,13 +134,9 @@ def _idle_end(view: View, stay: Stay, contest: Contest) -> _Leave:
     enough = threshold(contest.cycle, stay.model, models, view.costs)
     waiting = sum(head.queue.waiting for head in contest.heads)
     if waiting >= enough:
-        return _Leave(kept_until, why, "its clients return soon: it is left in")
-    idle_at = max(
-        stay.since if stay.empty_since is None else stay.empty_since,
-        min(head.since for head in contest.heads),
-    )
+        return _Leave(kept_until, why, "its clients return soon, else left in")
     arrived_at_sum = sum(head.queue.arrived_at_sum for head in contest.heads)
     switch_s = contest.cycle.switch_s
     paid_at = (switch_s * enough + arrived_at_sum) / waiting
-    held_until = max(kept_until, min(idle_at + switch_s, paid_at))
-    return _Leave(held_until, why, f"{enough} are worth a switch, {waiting} wait: it is left in")
+    held_until = max(kept_until, min(contest.idle_since + switch_s, paid_at))
+    return _Leave(held_until, why, f"{enough} are worth a switch, {waiting} wait: left in")

@@ -1,0 +1,104 @@
+"""The published figures, by the formulas and by hand."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from supervisor.core.scheduling.bounds import Bounds, bounds
+from supervisor.core.scheduling.values import Costs, ReturnGap, SchedulingRules, View
+
+
+def of(costs: dict[str, Costs], rules: SchedulingRules | None = None) -> Bounds:
+    return bounds(View(at=0.0, stay=None, queues=(), costs=costs, rules=rules or SchedulingRules()))
+
+
+def two(switch_s: float, drain_s: float = 0.0) -> dict[str, Costs]:
+    return {model: Costs(switch_s=switch_s, drain_s=drain_s) for model in ("chat", "embed")}
+
+
+def test_with_two_models_the_bound_is_that_of_the_formula() -> None:
+    published = of(two(0.4, 0.1))
+    chat = published.models["chat"]
+    assert chat.turn_s == pytest.approx(0.4 * 0.85 / 0.15)
+    assert chat.longest_wait_s == pytest.approx(0.4 * (1 + 1 / 0.15) + 0.1)
+    assert published.keeps_max_wait
+
+
+@given(
+    switches=st.lists(st.floats(0.05, 60), min_size=2, max_size=6),
+    share=st.floats(0.02, 0.5),
+)
+def test_a_cycle_of_shortest_turns_serves_exactly_its_share(
+    switches: list[float], share: float
+) -> None:
+    costs = {f"model{number}": Costs(switch_s=s) for number, s in enumerate(switches)}
+    turn_s = of(costs, SchedulingRules(switching_share=share)).shortest_turn_s
+    turns_s = len(switches) * turn_s
+    assert turns_s / (turns_s + sum(switches)) == pytest.approx(1 - share)
+
+
+def test_a_model_waits_for_the_turns_and_the_drains_of_the_others() -> None:
+    costs = {
+        "a": Costs(switch_s=1.0, drain_s=0.1),
+        "b": Costs(switch_s=2.0, drain_s=0.2),
+        "c": Costs(switch_s=3.0, drain_s=0.4),
+    }
+    published = of(costs, SchedulingRules(switching_share=0.5))
+    assert published.shortest_turn_s == pytest.approx(2.0)
+    waits = {model: each.longest_wait_s for model, each in published.models.items()}
+    assert waits == pytest.approx({"a": 6 + 4 + 0.6, "b": 6 + 4 + 0.5, "c": 6 + 4 + 0.3})
+
+
+def test_a_longer_bound_makes_turns_longer_until_it_is_met() -> None:
+    published = of(two(0.4, 0.1), SchedulingRules(max_wait_s=10.0))
+    assert published.models["chat"].turn_s == pytest.approx(10.0 - 0.8 - 0.1)
+    assert published.models["chat"].longest_wait_s == pytest.approx(10.0)
+    assert published.keeps_max_wait
+    assert published.shortest_turn_s == pytest.approx(0.4 * 0.85 / 0.15)
+
+
+def test_a_bound_that_switches_do_not_allow_is_said_not_to_hold() -> None:
+    published = of(two(2.0), SchedulingRules(max_wait_s=10.0))
+    assert not published.keeps_max_wait
+    assert published.models["chat"].longest_wait_s == pytest.approx(2.0 * (1 + 1 / 0.15))
+
+
+def test_the_bound_at_the_edge_holds() -> None:
+    edge_s = 1.3 * (1 + 1 / 0.15)
+    assert of(two(1.3), SchedulingRules(max_wait_s=edge_s)).keeps_max_wait
+
+
+@pytest.mark.parametrize(
+    ("gap", "linger_s"),
+    [
+        (None, 0.0),
+        (ReturnGap(median_s=0.01, p90_s=0.05), 0.05),
+        (ReturnGap(median_s=0.01, p90_s=7.0), 0.4),
+        (ReturnGap(median_s=0.2, p90_s=0.3), 0.0),
+    ],
+)
+def test_a_model_is_kept_only_for_clients_that_return_soon(
+    gap: ReturnGap | None, linger_s: float
+) -> None:
+    costs = two(0.4) | {"chat": Costs(switch_s=0.4, return_gap=gap)}
+    assert of(costs).models["chat"].linger_s == pytest.approx(linger_s)
+
+
+def test_the_threshold_is_one_where_switches_are_short_against_the_gaps() -> None:
+    def threshold(switch_s: float) -> int:
+        known = Costs(switch_s=switch_s, arrivals_per_s=1.0)
+        return of({"chat": known, "embed": known}).models["chat"].threshold
+
+    assert [threshold(s) for s in (0.4, 2.0, 8.0)] == [1, 3, 12]
+
+
+def test_load_is_the_sum_of_what_each_model_needs() -> None:
+    costs = {
+        "chat": Costs(switch_s=1.0, service_s=0.5, arrivals_per_s=1.0),
+        "embed": Costs(switch_s=1.0, service_s=0.05, arrivals_per_s=2.0),
+    }
+    assert of(costs).load == pytest.approx(0.6)
+
+
+def test_no_models_no_bounds() -> None:
+    assert of({}).models == {}

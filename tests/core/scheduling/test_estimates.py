@@ -1,0 +1,105 @@
+"""What is learned: robust, of the last 20, and kept as JSON."""
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from supervisor.core.scheduling.estimates import (
+    SWITCH_S,
+    Estimates,
+    costs_of,
+    note_drain,
+    note_return,
+    note_stay,
+    note_switch,
+)
+from supervisor.core.scheduling.values import ReturnGap
+
+seconds = st.floats(0.001, 100.0)
+
+
+def of_switches(*values: float) -> Estimates:
+    estimates = Estimates()
+    for took_s in values:
+        estimates = note_switch(estimates, "chat", took_s, is_cold=False)
+    return estimates
+
+
+def test_nothing_is_known_of_a_model_that_was_never_live() -> None:
+    costs = costs_of(Estimates(), "chat")
+    assert (costs.switch_s, costs.drain_s, costs.service_s) == (SWITCH_S, 0.0, 0.0)
+    assert costs.return_gap is None
+
+
+def test_a_few_odd_switches_do_not_count() -> None:
+    assert costs_of(of_switches(0.4, 0.4, 0.4, 60.0, 90.0), "chat").switch_s == 0.4
+
+
+def test_a_cold_switch_teaches_nothing() -> None:
+    estimates = note_switch(of_switches(0.4), "chat", 60.0, is_cold=True)
+    assert estimates == of_switches(0.4)
+
+
+def test_what_changed_for_good_counts_after_eleven_times() -> None:
+    assert costs_of(of_switches(*[1.0] * 20, *[2.0] * 11), "chat").switch_s == 2.0
+
+
+def test_each_model_has_its_own() -> None:
+    estimates = note_drain(of_switches(0.4), "embed", 3.0)
+    assert costs_of(estimates, "chat").drain_s == 0.0
+    assert costs_of(estimates, "embed").drain_s == 3.0
+    assert costs_of(estimates, "embed").switch_s == SWITCH_S
+
+
+def stay(estimates: Estimates, answered: int, arrived: int, elapsed_s: float) -> Estimates:
+    return note_stay(
+        estimates, "chat", answered=answered, busy_s=1.0, arrived=arrived, elapsed_s=elapsed_s
+    )
+
+
+def test_service_is_the_time_in_work_for_each_answer() -> None:
+    assert costs_of(stay(Estimates(), 50, 50, 10.0), "chat").service_s == pytest.approx(0.02)
+
+
+def test_a_stretch_without_answers_or_without_length_does_no_harm() -> None:
+    estimates = stay(stay(Estimates(), 0, 3, 10.0), 0, 0, 0.0)
+    costs = costs_of(estimates, "chat")
+    assert costs.service_s == 0.0
+    assert costs.arrivals_per_s == pytest.approx(0.3)
+
+
+def test_the_rate_forgets_a_quiet_night_once_twenty_have_come() -> None:
+    estimates = stay(Estimates(), 1, 1, 30_000.0)
+    assert costs_of(stay(estimates, 9, 9, 3.0), "chat").arrivals_per_s < 0.001
+    assert costs_of(stay(estimates, 20, 20, 4.0), "chat").arrivals_per_s == pytest.approx(5.0)
+
+
+def test_short_stretches_in_which_nobody_comes_count_too() -> None:
+    estimates = Estimates()
+    for number in range(20):
+        estimates = stay(estimates, 0, number % 4 == 0, 1.0)
+    assert costs_of(estimates, "chat").arrivals_per_s == pytest.approx(0.25)
+
+
+def test_returns_are_known_by_their_median_and_their_ninetieth_percentile() -> None:
+    estimates = note_return(Estimates(), "chat", 0.1)
+    assert costs_of(estimates, "chat").return_gap == ReturnGap(median_s=0.1, p90_s=0.1)
+    for number in range(2, 21):
+        estimates = note_return(estimates, "chat", number / 10)
+    assert costs_of(estimates, "chat").return_gap == ReturnGap(median_s=1.0, p90_s=1.8)
+
+
+@given(switches=st.lists(seconds, max_size=30), returns=st.lists(seconds, max_size=30))
+def test_estimates_survive_as_json(switches: list[float], returns: list[float]) -> None:
+    estimates = of_switches(*switches)
+    for gap_s in returns:
+        estimates = note_return(estimates, "embed", gap_s)
+    estimates = stay(estimates, 3, 4, 2.0)
+    assert msgspec.json.decode(msgspec.json.encode(estimates), type=Estimates) == estimates
+
+
+@given(st.lists(seconds, min_size=1, max_size=60))
+def test_an_estimate_lies_among_the_last_twenty(values: list[float]) -> None:
+    last = values[-20:]
+    assert min(last) <= costs_of(of_switches(*values), "chat").switch_s <= max(last)
