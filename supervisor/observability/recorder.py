@@ -40,8 +40,6 @@ class Recorder:
         self, event: Event, before: Snapshot, after: Snapshot, commands: tuple[Command, ...]
     ) -> None:
         """Note what the event changed."""
-        if after.switch is not before.switch:
-            _log_phase(before, after)
         if not isinstance(event, _OF_REQUESTS):
             _log_backend(event, after)
         for command in commands:
@@ -49,6 +47,8 @@ class Recorder:
                 self._keep(command.report)
         if isinstance(event, BackendReady):
             _log_retiring(before, after)
+        if after.switch is not before.switch:  # the next one may begin where one has just ended
+            _log_phase(before, after)
 
     def _keep(self, report: SwitchReport) -> None:
         record = describe_report(report) | {"ended_at": self._wall_clock()}
@@ -60,10 +60,11 @@ class Recorder:
 
 
 def _log_phase(before: Snapshot, after: Snapshot) -> None:
-    switch = after.switch
-    if switch is None or (
-        before.switch is not None and before.switch.phase.shown is switch.phase.shown
-    ):
+    switch, was = after.switch, before.switch
+    if switch is None:
+        return
+    shown = (switch.switch_id, switch.phase.shown)
+    if was is not None and shown == (was.switch_id, was.phase.shown):
         return
     log.info(
         "switch.phase",

@@ -192,6 +192,35 @@ def test_a_switch_that_changes_nothing_is_told_and_takes_no_place_in_the_history
     assert (history.get("s2") or {})["outcome"] == "unchanged"
 
 
+@pytest.mark.parametrize(
+    ("so_far", "last"),
+    [
+        pytest.param(TO_CHAT[:-1], TO_CHAT[-1], id="it succeeds"),
+        pytest.param(
+            TO_CHAT[:1],
+            TargetRejected(at=1.0, switch_id="s1", message="no file"),
+            id="it fails in the phase in which the next one begins",
+        ),
+    ],
+)
+def test_a_switch_that_begins_where_another_ends_is_told_after_it(
+    recorder: Recorder, so_far: tuple[Event, ...], last: Event
+) -> None:
+    before, _ = play(recorder, EMPTY, *so_far)
+    ended, finish = step(before, last)
+    following = SwitchRequested(
+        at=last.at, switch_id="s2", target=replace(CHAT, model="embed"), requested_by="manual"
+    )
+    after, _ = step(ended, following)
+
+    with capture_logs() as lines:
+        recorder.observe(last, before, after, finish)
+
+    told = [(line["event"], line["switch_id"]) for line in lines if "switch_id" in line]
+    assert [switch_id for _, switch_id in told] == ["s1", "s2"]
+    assert told[-1] == ("switch.phase", "s2")
+
+
 def test_a_rollback_is_shown_as_one_phase_though_it_has_two(recorder: Recorder) -> None:
     embed = replace(CHAT, model="embed")
     sample = replace(FREE, taken_at=8.0)
