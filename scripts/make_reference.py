@@ -86,10 +86,13 @@ def http_page() -> str:
             "",
             "Every path that is not above is relayed. More is known of these: a request that may",
             "be repeated is sent to the next server if its own dies before the first byte, as GET",
-            "and HEAD are. A POST to a model of the other type is refused with 422.",
+            "and HEAD are. A POST to a model of the other type is refused with 422. A POST that",
+            "names no model means the default one of its type; one that switches waits for the",
+            "turn of its model where that is not live (`scheduler.auto_switch`). No other request",
+            "switches.",
             "",
-            "| Path | Answered by models for | May be repeated |",
-            "|---|---|---|",
+            "| Path | Answered by models for | May be repeated | Switches |",
+            "|---|---|---|---|",
             *relayed,
             "",
             "What is relayed is the server's own answer, byte by byte, except that",
@@ -116,7 +119,7 @@ def http_page() -> str:
             "",
             'Errors of ours have OpenAI\'s form: `{"error": {"message", "type", "code", …}}`.',
             "`x-should-retry` says whether waiting can help; where it can, `Retry-After` says for",
-            "how many seconds.",
+            "how many seconds, and `X-Queue-Position` where a request that waited stood.",
             "",
             "| Status | Code |",
             "|---|---|",
@@ -138,7 +141,8 @@ def route_row(route: Route) -> str:
 
 def relayed_row(route: RelayedRoute) -> str:
     """Write what is known of a path of the backends as a row of the table."""
-    return f"| `{route.path}` | {route.mode or 'any'} | {'yes' if route.may_repeat else 'no'} |"
+    yes_or_no = ("yes" if each else "no" for each in (route.may_repeat, route.computes))
+    return f"| `{route.path}` | {route.mode or 'any'} | {' | '.join(yes_or_no)} |"
 
 
 def configuration_page() -> str:
