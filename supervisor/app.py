@@ -139,7 +139,7 @@ async def build(configuration: Configuration, options: Options) -> AsyncIterator
             configuration=holder,
             reader=CallReader(holder, targets),
             origins=Origins(holder, hosts),
-            relay=Relay(arbiter=arbiter, configuration=holder),
+            relay=Relay(arbiter=arbiter, configuration=holder, targets=targets),
             owners=(control, status, Devices(arbiter=arbiter, telemetry=telemetry, rings=rings)),
         )
         try:

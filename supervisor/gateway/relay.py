@@ -5,6 +5,8 @@ that leaves cancels the call, which cuts the connection to the backend and so fr
 """
 
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
@@ -17,6 +19,7 @@ from supervisor.core.machine.values import Target
 from supervisor.engine.servers.answer import ServerAnswer
 from supervisor.engine.servers.backend import Backend
 from supervisor.engine.servers.framing import Request
+from supervisor.engine.targets import Targets
 from supervisor.errors import BackendUnreachable, RequestRefused
 from supervisor.gateway.call import Call
 from supervisor.gateway.hop_by_hop import answer_headers
@@ -39,9 +42,12 @@ _SHOWN_BYTES = 64 * 1024
 class Relay:
     """Has calls answered by backends."""
 
-    def __init__(self, *, arbiter: Arbiter, configuration: ConfigurationHolder) -> None:
+    def __init__(
+        self, *, arbiter: Arbiter, configuration: ConfigurationHolder, targets: Targets
+    ) -> None:
         self._arbiter = arbiter
         self._configuration = configuration
+        self._targets = targets
 
     async def answer(self, call: Call, reply: Reply) -> None:
         """Answer the call by the backend of its model, or with the reason why not."""
@@ -55,20 +61,10 @@ class Relay:
 
     async def _lease_and_exchange(self, call: Call, reply: Reply) -> None:
         """Lease a backend and ask it, once more where it died before its first byte."""
-        self._require_mode(call)
         repeats_left = MAX_REPEATS
         began_at = time.monotonic()
         while True:
-            self._begin_to_wait(call, reply, began_at)
-            async with self._arbiter.lease(
-                call.wanted,
-                call.head.mode,
-                may_switch=call.head.may_switch and call.wanted is not None,
-                priority=call.priority,
-            ) as lease:
-                if reply.account is not None:
-                    reply.account.end_wait()
-                refuse_slot_files(call, lease.backend)
+            async with self._lease(call, reply, began_at) as lease:
                 reply.record.lease(lease)
                 try:
                     return await ask_backend(call, lease, reply)
@@ -83,11 +79,35 @@ class Relay:
             repeats_left -= 1
             log.info("request.repeated", request_id=call.request_id, epoch=lease.backend.epoch)
 
+    @asynccontextmanager
+    async def _lease(self, call: Call, reply: Reply, began_at: float) -> AsyncIterator[Lease]:
+        """Lease a backend, at once or when its turn has come. Raises RequestRefused."""
+        lease = self.lease_at_once(call)
+        if lease is not None:
+            try:
+                yield lease
+            finally:
+                lease.end()
+            return
+        self._begin_to_wait(call, reply, began_at)
+        async with self._arbiter.lease(
+            call.wanted,
+            call.head.mode,
+            may_switch=call.head.may_switch and call.wanted is not None,
+            priority=call.priority,
+        ) as lease:
+            if reply.account is not None:
+                reply.account.end_wait()
+            refuse_slot_files(call, lease.backend)
+            yield lease
+
     def _begin_to_wait(self, call: Call, reply: Reply, began_at: float) -> None:
         """Count the body among those that wait, and have a stream shown signs of life.
 
-        Raises RequestRefused `queue_full`.
+        Raises RequestRefused: `queue_full`, or `telemetry_lost` for a device that cannot be used.
         """
+        if call.head.may_switch and call.wanted is not None:
+            self._targets.require_device(call.wanted)
         if reply.account is not None:
             reply.account.begin_to_wait(call.wanted.model if call.wanted else None)
         after_s = self._configuration.current.settings.queue.early_answer_after_s
