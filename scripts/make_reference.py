@@ -31,6 +31,7 @@ from supervisor.config.units import Bytes, Seconds
 from supervisor.core.byte_size import MIB
 from supervisor.engine.kinds.flag_table import SETTINGS
 from supervisor.gateway.error_responses import STATUS_BY_CODE
+from supervisor.gateway.parameters import AnyParameters
 from supervisor.gateway.relayed_routes import RELAYED_ROUTES, RelayedRoute
 from supervisor.gateway.routes import RESERVED_ROUTES, Route
 
@@ -76,7 +77,10 @@ def http_page() -> str:
             "Content-Type and with gzip or deflate, from a multipart form, and from the query.",
             "",
             "What a route takes is in its path, its query or its JSON body, each field once; a",
-            "field that the route does not know is refused. A field with `?` may be left out.",
+            "field that the route does not know is refused. A field with `?` may be left out. A",
+            "flag is `true` or `false` in JSON, and `true`, `false`, `1` or `0` in a query. Routes",
+            "that take `any` answer whatever is given, and do not look at it: they are asked by",
+            "probes, and by clients of other servers.",
             "",
             "| Method | Path | What it does | Takes | Answers | Refusals of its own |",
             "|---|---|---|---|---|---|",
@@ -133,6 +137,8 @@ def route_row(route: Route) -> str:
     """Write a reserved route as a row of the table."""
     fields = route.parameters.model_fields.items()
     takes = ", ".join(f"`{name}`" + ("" if f.is_required() else "?") for name, f in fields)
+    if route.parameters is AnyParameters:
+        takes = "any"
     answers = ", ".join(map(str, route.answers)) if route.handler else "the backend's"
     refusals = ", ".join(f"`{code}`" for code in route.refusals)
     cells = (f"`{route.path}`", route.purpose, takes or "–", answers, refusals or "–")

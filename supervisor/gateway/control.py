@@ -2,6 +2,8 @@
 
 import asyncio
 
+from pydantic import StrictBool
+
 from supervisor.arbiter.arbiter import Arbiter, SwitchTicket, as_error
 from supervisor.config.holder import ConfigurationHolder
 from supervisor.core.machine.values import DrainPolicy, Mode, Target
@@ -19,14 +21,14 @@ class SwitchParameters(Parameters):
     model_name: str | None = None
     model_type: Mode | None = None
     profile: str | None = None
-    wait: bool = True
+    wait: StrictBool = True
     drain_policy: DrainPolicy | None = None
 
 
 class UnloadParameters(Parameters):
     """The body, or the query, of `POST /unload`."""
 
-    wait: bool = True
+    wait: StrictBool = True
 
 
 class SwitchReportParameters(Parameters):

@@ -10,15 +10,27 @@ import pydantic
 from supervisor.errors import RequestRefused
 
 
-class NoParameters(pydantic.BaseModel):
-    """What routes are asked that take nothing; whatever is given is not looked at."""
-
-
 class Parameters(pydantic.BaseModel):
-    """What a route is asked. Each field stands once: in the path, the query or the body."""
+    """What a route is asked. Each field stands once: in the path, the query or the body.
+
+    A flag is declared `pydantic.StrictBool`: `true` or `false` in JSON, also `1` or `0` in a query.
+    """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
+
+class NoParameters(Parameters):
+    """What routes are asked that take nothing."""
+
+
+class AnyParameters(pydantic.BaseModel):
+    """What routes are asked that answer whatever is given, and do not look at it.
+
+    Those of probes, and of lists that clients of other servers ask for with queries of their own.
+    """
+
+
+_FLAGS = {"true": True, "1": True, "false": False, "0": False}
 
 _Asked = TypeVar("_Asked", bound=pydantic.BaseModel)
 
@@ -30,10 +42,12 @@ def read_parameters(
 
     Raises RequestRefused `bad_request`, naming every field that is wrong.
     """
-    if kind is NoParameters:
+    if kind is AnyParameters:
         return kind()
     fields: dict[str, Any] = dict(values)
-    for name, value in (*parse_qsl(query, keep_blank_values=True), *_fields_of(body).items()):
+    pairs = parse_qsl(query, keep_blank_values=True)
+    asked = [(name, _flag_of(kind, name, text)) for name, text in pairs]
+    for name, value in (*asked, *_fields_of(body).items()):
         if name in fields:
             raise RequestRefused("bad_request", f"{name} is given more than once")
         fields[name] = value
@@ -42,6 +56,12 @@ def read_parameters(
     except pydantic.ValidationError as error:
         problems = "; ".join(_describe(problem) for problem in error.errors())
         raise RequestRefused("bad_request", problems) from error
+
+
+def _flag_of(kind: type[pydantic.BaseModel], name: str, text: str) -> str | bool:
+    """Return what stands in a query; true or false where the field is a flag and it names one."""
+    field = kind.model_fields.get(name)
+    return _FLAGS.get(text, text) if field is not None and field.annotation is bool else text
 
 
 def _fields_of(body: bytes) -> dict[str, Any]:

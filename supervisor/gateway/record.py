@@ -44,7 +44,7 @@ class RequestRecord:
         """Those of the answer, once it has begun."""
         self.status = _CLIENT_LEFT
         self.is_probe = False
-        """Whether somebody looks whether we live; said at debug only, as long as we do."""
+        """Whether somebody looks whether we live, or may be sent requests; logged at debug only."""
         self.model: str | None = None
         self.epoch: int | None = None
         self.waited_s = 0.0
@@ -96,7 +96,7 @@ class RequestRecord:
             took_s=self.age_s,
             model=self.model,
             client=self._caller,
-            level="debug" if self.is_probe and self.status < 400 else "info",
+            level="debug" if self.is_probe else "info",
         )
 
 

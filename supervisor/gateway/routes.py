@@ -20,7 +20,7 @@ from supervisor.gateway.control import (
     UnloadParameters,
 )
 from supervisor.gateway.devices import Devices, HistoryParameters
-from supervisor.gateway.parameters import NoParameters
+from supervisor.gateway.parameters import AnyParameters, NoParameters
 from supervisor.gateway.status import ModelParameters, Status
 
 
@@ -62,7 +62,7 @@ class Route:
     @property
     def takes_body(self) -> bool:
         """Whether a body is read."""
-        return self.method == "POST" and self.parameters is not NoParameters
+        return self.method == "POST"
 
 
 RESERVED_ROUTES: tuple[Route, ...] = (
@@ -72,6 +72,7 @@ RESERVED_ROUTES: tuple[Route, ...] = (
         purpose="Liveness: the controller's event loop turns. Says nothing about models.",
         owner=Status,
         handler=Status.health,
+        parameters=AnyParameters,
         scope=Scope.PROBE,
     ),
     Route(
@@ -81,6 +82,7 @@ RESERVED_ROUTES: tuple[Route, ...] = (
         "and nothing serves), `server_mode`, `loaded_model`, and memory and state of each device.",
         owner=Status,
         handler=Status.management_health,
+        parameters=AnyParameters,
         answers=(200, 503),
     ),
     Route(
@@ -89,6 +91,7 @@ RESERVED_ROUTES: tuple[Route, ...] = (
         purpose="The same, for gateways that prefix `/api`.",
         owner=Status,
         handler=Status.management_health,
+        parameters=AnyParameters,
         answers=(200, 503),
     ),
     Route(
@@ -98,6 +101,7 @@ RESERVED_ROUTES: tuple[Route, ...] = (
         "named) until the shutdown, also while a switch runs; 503 before and after.",
         owner=Status,
         handler=Status.ready,
+        parameters=AnyParameters,
         answers=(200, 503),
         scope=Scope.PROBE,
     ),
@@ -114,6 +118,7 @@ RESERVED_ROUTES: tuple[Route, ...] = (
         purpose="The catalogue with type and state, in OpenAI's list form.",
         owner=Status,
         handler=Status.models,
+        parameters=AnyParameters,
         scope=Scope.INFERENCE,
     ),
     Route(
@@ -122,6 +127,7 @@ RESERVED_ROUTES: tuple[Route, ...] = (
         purpose="The same.",
         owner=Status,
         handler=Status.models,
+        parameters=AnyParameters,
         scope=Scope.INFERENCE,
     ),
     Route(

@@ -14,7 +14,7 @@ from supervisor.core.machine.values import Backend, BackendExit, Recovery
 from supervisor.engine.kinds.engines import Engines
 from supervisor.errors import SupervisorError, TelemetryError
 from supervisor.gateway.answer import Answer, json_answer
-from supervisor.gateway.parameters import NoParameters, Parameters
+from supervisor.gateway.parameters import AnyParameters, NoParameters, Parameters
 from supervisor.observability.descriptions import describe_memory, describe_running
 from supervisor.observability.impairments import Impairments
 from supervisor.observability.readiness import Readiness
@@ -22,8 +22,8 @@ from supervisor.telemetry.port import TelemetryState
 from supervisor.telemetry.telemetry import Telemetry
 
 
-class ModelParameters(Parameters):
-    """Which model `GET /v1/models/{model}` asks for, by name or alias."""
+class ModelParameters(Parameters, extra="ignore"):
+    """Which model `GET /v1/models/{model}` asks for, by name or alias; as in `AnyParameters`."""
 
     model: str
 
@@ -52,16 +52,16 @@ class Status:
         self._clock = time.monotonic
         self._started_at = time.monotonic()
 
-    async def health(self, _: NoParameters) -> Answer:
+    async def health(self, _: AnyParameters) -> Answer:
         """Answer as long as the event loop turns."""
         return json_answer({"status": "healthy"})
 
-    async def ready(self, _: NoParameters) -> Answer:
+    async def ready(self, _: AnyParameters) -> Answer:
         """Answer 200 from the first model on, also while a switch runs; 503 at start and end."""
         state = self._readiness.state(self._arbiter.snapshot)
         return json_answer({"status": state}, status=200 if state == "ready" else 503)
 
-    async def management_health(self, _: NoParameters) -> Answer:
+    async def management_health(self, _: AnyParameters) -> Answer:
         """Show health, mode, model and the devices' memory; 503 when unhealthy."""
         snapshot = self._arbiter.snapshot
         live = snapshot.live_models()
@@ -78,7 +78,7 @@ class Status:
             status=503 if health == "unhealthy" else 200,
         )
 
-    async def models(self, _: NoParameters) -> Answer:
+    async def models(self, _: AnyParameters) -> Answer:
         """List the catalogue."""
         names = self._configuration.current.catalogue.models
         return json_answer({"object": "list", "data": [self._describe_model(n) for n in names]})

@@ -6,6 +6,7 @@ import signal
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from supervisor import __version__
 from tests.conftest import RunningController, StartController
@@ -33,6 +34,19 @@ async def test_controller_is_ready_once_its_default_model_serves_and_stays_so(
     await controller.json("POST", "/unload")
 
     assert await ask_json(controller, "GET", "/ready") == (200, {"status": "ready"})
+
+
+async def test_probes_are_debug_lines_whatever_they_are_answered(
+    start_controller: StartController,
+) -> None:
+    controller = await start_controller(default_model="demo-chat")
+
+    with capture_logs() as lines:
+        for path in ("/health", "/ready", "/gpu"):
+            await ask_json(controller, "GET", path)
+        ended = [(e["path"], e["status"], e["log_level"]) for e in lines if "path" in e]
+
+    assert ended == [("/health", 200, "debug"), ("/ready", 503, "debug"), ("/gpu", 200, "info")]
 
 
 async def test_controller_whose_default_model_cannot_load_is_unhealthy_until_one_serves(

@@ -135,14 +135,21 @@ def _gguf_files(folder: Path, left_out: list[LeftOut]) -> Iterator[Path]:
             if path.name.startswith("."):
                 continue
             if os.path.isdir(path):  # noqa: PTH112 - a folder closed to us is not one, and no error
-                yield from walk(path)
-            elif path.suffix.lower() == ".gguf":
+                found = list(walk(path))
+                yield from found
+                if not found and _is_gguf(path):  # as a mount makes of a file that is not there
+                    left_out.append(_left_out(path, "it is a folder, and no model is in it"))
+            elif _is_gguf(path):
                 if is_utf8(path):
                     yield path
                 else:
                     left_out.append(_left_out(path, "its name is not UTF-8; rename it"))
 
     yield from walk(folder)
+
+
+def _is_gguf(path: Path) -> bool:
+    return path.suffix.lower() == ".gguf"
 
 
 def _attach(

@@ -144,6 +144,15 @@ def test_models_of_one_name_get_their_folders_names(tmp_path: Path) -> None:
     assert not left_out_of(tmp_path)
 
 
+def test_folder_that_looks_like_a_model_is_left_out_unless_one_is_in_it(tmp_path: Path) -> None:
+    """A mount of a file that is not there makes such a folder."""
+    (tmp_path / "gone.gguf").mkdir()
+    write_gguf(tmp_path / "chat.GGUF" / "inner.gguf", "llama")
+
+    assert list(found_in(tmp_path)) == ["inner"]
+    assert left_out_of(tmp_path) == {"gone.gguf": "it is a folder, and no model is in it"}
+
+
 def test_name_that_cannot_be_told_apart_is_left_out_and_told(tmp_path: Path) -> None:
     write_gguf(tmp_path / "my model.gguf", "llama")
     write_gguf(tmp_path / "my-model.gguf", "llama", name="another")
