@@ -7,7 +7,7 @@ from supervisor.core.scheduling.values import View
 def switching(view: View, contest: Contest, why: str) -> str:
     """`switching to minilm: its turn; chat has had 0.85 s; 3 wait, the oldest 0.9 s …`."""
     head = contest.heads[0].queue
-    held = f"; {view.stay.model} has had {_s(view.at - view.stay.since)}" if view.stay else ""
+    held = f"; {view.stay.model} has had {seconds(view.at - view.stay.since)}" if view.stay else ""
     return f"switching to {head.model}: {why}{held}; {_waiting(view, contest, '')}"
 
 
@@ -25,11 +25,13 @@ def _waiting(view: View, contest: Contest, whom: str) -> str:
     head = contest.heads[0]
     count = head.queue.waiting
     longest_s = contest.cycle.longest_wait_s(view.costs[head.queue.model].drain_s)
-    counted = f"{_s(view.at - head.since)} of at most {_s(longest_s)}"
+    counted = f"{seconds(view.at - head.since)} of at most {seconds(longest_s)}"
     if head.oldest_at < head.since:
-        counted = f"{_s(view.at - head.oldest_at)} ({counted} since its last turn)"
+        counted = f"{seconds(view.at - head.oldest_at)}, counted as {counted}"
     return f"{count} {'waits' if count == 1 else 'wait'}{whom}, the oldest {counted}"
 
 
-def _s(seconds: float) -> str:
-    return f"{seconds:.2g} s"
+def seconds(duration_s: float) -> str:
+    """In two digits, in whole seconds from ten on."""
+    digits = f"{duration_s:.0f}" if duration_s >= 9.95 else f"{round(duration_s, 3):.2g}"
+    return f"{digits} s"

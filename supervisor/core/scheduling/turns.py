@@ -24,7 +24,7 @@ from msgspec import Struct
 
 from supervisor.core.scheduling.bounds import threshold
 from supervisor.core.scheduling.heads import Contest, Head, contest_of
-from supervisor.core.scheduling.sentences import stays, switching
+from supervisor.core.scheduling.sentences import seconds, stays, switching
 from supervisor.core.scheduling.values import Decision, Stay, View
 
 
@@ -52,7 +52,7 @@ def turns(view: View) -> Decision:
     if leave.at <= view.at:
         return _go(view, contest, leave.why)
     wake_at = min(leave.at, contest.next_at)
-    reason = stays(view, contest, f"{leave.until} {leave.at - view.at:.2g} s")
+    reason = stays(view, contest, f"{leave.until} {seconds(leave.at - view.at)}")
     return Decision(wake_at=wake_at, reason=reason)
 
 

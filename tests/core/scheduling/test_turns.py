@@ -180,7 +180,15 @@ def test_who_had_the_device_stands_behind_who_waits_however_old_its_backlog_is()
     decision = decide(11.5, BUSY, backlog, queue("gte", 9.0))
     assert decision.model == "gte"
     again = decide(11.5, BUSY, backlog)
-    assert "the oldest 10 s (1.7 s of at most 1.6 s since its last turn)" in again.reason
+    assert "the oldest 10 s, counted as 1.7 s of at most 1.6 s" in again.reason
+
+
+@pytest.mark.parametrize(
+    ("waited_s", "words"), [(0.0, "0 s"), (0.0123, "0.012 s"), (9.97, "10 s"), (123.4, "123 s")]
+)
+def test_sentences_give_times_in_plain_digits(waited_s: float, words: str) -> None:
+    decision = decide(200.0, None, queue("minilm", 200.0 - waited_s))
+    assert f"1 waits, the oldest {words} of at most 0.2 s" in decision.reason
 
 
 def test_first_come_first_served_follows_the_oldest_request() -> None:
