@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +41,7 @@ from supervisor.observability.impairments import Impairments
 from supervisor.observability.readiness import Readiness
 from supervisor.observability.recorder import Recorder
 from supervisor.telemetry.port import DeviceInfo
-from supervisor.telemetry.ring import record_devices
+from supervisor.telemetry.ring import Ring, record_devices
 from supervisor.telemetry.telemetry import Telemetry
 from supervisor.telemetry.vendors import child_environment
 
@@ -78,74 +78,129 @@ async def build(configuration: Configuration, options: Options) -> AsyncIterator
     required device cannot be used.
     """
     async with AsyncExitStack() as owned:
-        impairments = Impairments()
-        data = await DataFolder.claim(options.data_dir, options.data_wait_s)
-        owned.callback(data.release)
-        children = Children(data, impairments)
-        owned.callback(children.release)
-        run_dir = data.make_run_dir()
-        owned.callback(remove_run_dir, run_dir)
-        telemetry = await owned.enter_async_context(Telemetry())
-        require_devices(configuration.settings, telemetry)
-        stores = open_stores(configuration.settings.switch, data, owned, impairments)
-        engines = build_engines(configuration, options.engine)
-        engines.announce()
-        hosts = options.hosts or configuration.settings.server.hosts
-        warnings = warn_of(configuration, telemetry, hosts)
-        holder = ConfigurationHolder(configuration)
-        launcher = Launcher(
-            configuration=holder,
-            engines=engines,
-            run_dir=run_dir,
-            device_env=lambda shown: child_environment(shown, telemetry.devices()),
-            prompt_cache=stores.prompt_cache,
-            learned_store=stores.learned_store,
-        )
-        learner = Learner(store=stores.learned_store, devices=telemetry, assessed=launcher.assessed)
-        has_default_model = configuration.catalogue.default_model is not None
-        readiness = Readiness(has_default_model=has_default_model)
-        arbiter = Arbiter(
-            snapshot=first_snapshot(configuration, telemetry.devices()),
-            launcher=launcher,
-            memory=telemetry,
-            impairments=impairments,
-            observers=(
-                Recorder(stores.history).observe,
-                children.observe,
-                learner.observe,
-                readiness.observe,
-            ),
-        )
-        rings = await owned.enter_async_context(
-            record_devices(telemetry, child_pids=lambda: child_pids(arbiter.snapshot))
-        )
-        await owned.enter_async_context(keep_learning(learner, lambda: arbiter.snapshot.backends))
-        await owned.enter_async_context(impairments.retried())
-        targets = Targets(holder, telemetry, lambda device: note_device(arbiter, device))
-        push_rules(arbiter, targets, stores, holder)
-        status = Status(
-            arbiter=arbiter,
-            configuration=holder,
-            telemetry=telemetry,
-            engines=engines,
-            warnings=warnings,
-            impairments=impairments,
-            readiness=readiness,
-        )
-        control = Control(
-            arbiter=arbiter, configuration=holder, targets=targets, history=stores.history
-        )
-        door = Door(
-            configuration=holder,
-            reader=CallReader(holder, targets),
-            origins=Origins(holder, hosts),
-            relay=Relay(arbiter=arbiter, configuration=holder, targets=targets),
-            owners=(control, status, Devices(arbiter=arbiter, telemetry=telemetry, rings=rings)),
-        )
+        ground = await prepare_ground(configuration, options, owned)
+        machine = await start_machine(ground, owned)
+        arbiter, holder = machine.arbiter, ground.configuration
+        targets = Targets(holder, ground.telemetry, lambda device: note_device(arbiter, device))
+        push_rules(arbiter, targets, ground.stores, holder)
+        door = make_door(ground, machine, targets)
         try:
             yield Controller(arbiter=arbiter, targets=targets, door=door, configuration=holder)
         finally:
             await asyncio.shield(arbiter.shut_down(0))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ground:
+    """What the machine stands on: the configuration, the data folder, devices and engines.
+
+    `hosts` are the addresses to listen on, `warnings` what `/status` shows of the start.
+    """
+
+    configuration: ConfigurationHolder
+    children: Children
+    run_dir: Path
+    stores: "Stores"
+    telemetry: Telemetry
+    engines: Engines
+    impairments: Impairments
+    hosts: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+async def prepare_ground(
+    configuration: Configuration, options: Options, owned: AsyncExitStack
+) -> Ground:
+    """Claim the data folder, find devices and engines. Raises as `build`; `owned` gives back."""
+    impairments = Impairments()
+    data = await DataFolder.claim(options.data_dir, options.data_wait_s)
+    owned.callback(data.release)
+    children = Children(data, impairments)
+    owned.callback(children.release)
+    run_dir = data.make_run_dir()
+    owned.callback(remove_run_dir, run_dir)
+    telemetry = await owned.enter_async_context(Telemetry())
+    require_devices(configuration.settings, telemetry)
+    stores = open_stores(configuration.settings.switch, data, owned, impairments)
+    engines = build_engines(configuration, options.engine)
+    engines.announce()
+    hosts = options.hosts or configuration.settings.server.hosts
+    return Ground(
+        configuration=ConfigurationHolder(configuration),
+        children=children,
+        run_dir=run_dir,
+        stores=stores,
+        telemetry=telemetry,
+        engines=engines,
+        impairments=impairments,
+        hosts=hosts,
+        warnings=warn_of(configuration, telemetry, hosts),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """The arbiter, and what is known by watching: readiness, and the last hour of each device."""
+
+    arbiter: Arbiter
+    readiness: Readiness
+    rings: Mapping[str, Ring]
+
+
+async def start_machine(ground: Ground, owned: AsyncExitStack) -> Machine:
+    """Start the arbiter with its observers, and all that watches; `owned` ends the watching."""
+    configuration, telemetry = ground.configuration.current, ground.telemetry
+    launcher = Launcher(
+        configuration=ground.configuration,
+        engines=ground.engines,
+        run_dir=ground.run_dir,
+        device_env=lambda shown: child_environment(shown, telemetry.devices()),
+        prompt_cache=ground.stores.prompt_cache,
+        learned_store=ground.stores.learned_store,
+    )
+    learner = Learner(
+        store=ground.stores.learned_store, devices=telemetry, assessed=launcher.assessed
+    )
+    readiness = Readiness(has_default_model=configuration.catalogue.default_model is not None)
+    observers = (Recorder(ground.stores.history), ground.children, learner, readiness)
+    arbiter = Arbiter(
+        snapshot=first_snapshot(configuration, telemetry.devices()),
+        launcher=launcher,
+        memory=telemetry,
+        impairments=ground.impairments,
+        observers=tuple(each.observe for each in observers),
+    )
+    rings = await owned.enter_async_context(
+        record_devices(telemetry, child_pids=lambda: child_pids(arbiter.snapshot))
+    )
+    await owned.enter_async_context(keep_learning(learner, lambda: arbiter.snapshot.backends))
+    await owned.enter_async_context(ground.impairments.retried())
+    return Machine(arbiter=arbiter, readiness=readiness, rings=rings)
+
+
+def make_door(ground: Ground, machine: Machine, targets: Targets) -> Door:
+    """Make what lets requests in, and those who answer our own routes."""
+    arbiter, holder, telemetry = machine.arbiter, ground.configuration, ground.telemetry
+    status = Status(
+        arbiter=arbiter,
+        configuration=holder,
+        telemetry=telemetry,
+        engines=ground.engines,
+        warnings=ground.warnings,
+        impairments=ground.impairments,
+        readiness=machine.readiness,
+    )
+    control = Control(
+        arbiter=arbiter, configuration=holder, targets=targets, history=ground.stores.history
+    )
+    devices = Devices(arbiter=arbiter, telemetry=telemetry, rings=machine.rings)
+    return Door(
+        configuration=holder,
+        reader=CallReader(holder, targets),
+        origins=Origins(holder, ground.hosts),
+        relay=Relay(arbiter=arbiter, configuration=holder, targets=targets),
+        owners=(control, status, devices),
+    )
 
 
 def warn_of(

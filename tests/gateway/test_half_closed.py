@@ -10,7 +10,7 @@ import pytest
 from supervisor.gateway import connections
 from supervisor.gateway.call import Call
 from supervisor.gateway.connections import ARE_YOU_THERE
-from supervisor.gateway.lane import lane, server
+from supervisor.gateway.lane import lane
 from tests.conftest import RunningController, StartController
 from tests.gateway.conftest import ask_json, both_doors, raw_request, start_faulty, until
 
@@ -28,7 +28,7 @@ async def controller(
     """A controller with that door, which soon asks whether a client is there."""
     for module in (connections, lane):
         monkeypatch.setattr(module, "HALF_CLOSED_S", 0.05)
-    monkeypatch.setattr(server, "_LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(connections, "_LONGEST_PAUSE_S", 0.05)
     return await start_faulty(start_controller, tmp_path, fast_lane=has_fast_lane)
 
 

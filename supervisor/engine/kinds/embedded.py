@@ -3,11 +3,9 @@
 import argparse
 import json
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +14,17 @@ from supervisor.engine.kinds.embedded_server import flag_parser, joined, value_c
 from supervisor.engine.kinds.flag_table import requests_at_once
 from supervisor.engine.kinds.flags import (
     API_KEY_VARIABLE,
-    SERVER_FIELDS,
     ArgumentReading,
-    server_environment,
+    TakesServerFlags,
     server_flags,
     unhonoured,
 )
-from supervisor.engine.kinds.probe import Probes
+from supervisor.engine.kinds.probe import Probes, package_file
 from supervisor.engine.port import Abilities, Address, EngineIdentity, TokenizeRoute
 from supervisor.errors import EngineError, UnfitProfile
 
 NAME = "embedded"
+PACKAGE = "xllamacpp"
 
 _DESCRIBE = """
 import json
@@ -40,27 +38,20 @@ print(json.dumps({
 """
 
 
-class EmbeddedEngine:
+class EmbeddedEngine(TakesServerFlags):
     """Runs our module `embedded_server`, which takes llama-server's flags."""
-
-    honoured = SERVER_FIELDS
 
     def __init__(self) -> None:
         self._probes = Probes()
-
-    @staticmethod
-    def is_installed() -> bool:
-        """Whether the wheel is there, without loading its 30 MB library into the controller."""
-        return find_spec("xllamacpp") is not None
 
     @property
     def identity(self) -> EngineIdentity:
         """The wheel's name and version, and what a process that loads it says of its build."""
         try:
-            wheel_version = version("xllamacpp")
+            wheel_version = version(PACKAGE)
         except PackageNotFoundError:
-            return EngineIdentity(name=NAME, location="xllamacpp", version="not installed")
-        known = EngineIdentity(name=NAME, location="xllamacpp", version=wheel_version)
+            return EngineIdentity(name=NAME, location=PACKAGE, version="not installed")
+        known = EngineIdentity(name=NAME, location=PACKAGE, version=wheel_version)
         try:
             said = self._description()
         except EngineError as error:  # a driver's fault, or an older wheel
@@ -73,8 +64,7 @@ class EmbeddedEngine:
         )
 
     def _description(self) -> dict[str, Any]:
-        spec = find_spec("xllamacpp")
-        file = Path(spec.origin) if spec and spec.origin else Path("xllamacpp")
+        file = package_file(PACKAGE) or Path(PACKAGE)
         printed = self._probes.ask((sys.executable, "-P", "-c", _DESCRIBE), file)
         try:
             said: dict[str, Any] = json.loads(printed.splitlines()[0])
@@ -99,7 +89,7 @@ class EmbeddedEngine:
 
     def check(self, resolved: ResolvedModel) -> None:
         """Raise UnfitProfile for what the wheel's server cannot honour, EngineError without it."""
-        if not self.is_installed():
+        if package_file(PACKAGE) is None:
             raise EngineError("the embedded engine is not installed: pip install xllamacpp")
         problems = unhonoured(NAME, resolved.profile, self.honoured)
         if resolved.projector_path is not None:
@@ -123,17 +113,6 @@ class EmbeddedEngine:
         self.check(resolved)
         module = "supervisor.engine.kinds.embedded_server"
         return (sys.executable, "-P", "-m", module, *server_flags(resolved, address, slots_dir))
-
-    def environment(
-        self,
-        resolved: ResolvedModel,
-        inherited: Mapping[str, str],
-        address: Address,
-        api_key: str,
-    ) -> dict[str, str]:
-        """Return what the child inherits, the profile's variables, and the key."""
-        _ = address
-        return server_environment(resolved.profile, inherited, api_key)
 
 
 @cache

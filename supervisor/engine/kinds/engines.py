@@ -10,6 +10,7 @@ from supervisor.engine.kinds.command import CommandEngine
 from supervisor.engine.kinds.embedded import EmbeddedEngine
 from supervisor.engine.kinds.llama_cpp_python import LlamaCppPython
 from supervisor.engine.kinds.llama_server import LlamaServer, find_binary
+from supervisor.engine.kinds.probe import package_file
 from supervisor.engine.port import Engine, EngineIdentity
 from supervisor.errors import EngineError
 
@@ -27,9 +28,9 @@ class Engines:
         binary = find_binary(environ, configured)
         if binary is not None:
             self._found[llama_server.NAME] = LlamaServer(binary)
-        if EmbeddedEngine.is_installed():
+        if package_file(embedded.PACKAGE):
             self._found[embedded.NAME] = EmbeddedEngine()
-        if LlamaCppPython.is_installed():
+        if package_file(llama_cpp_python.PACKAGE):
             self._found[llama_cpp_python.NAME] = LlamaCppPython(environ)
         self._command = CommandEngine(environ)
         self._preferred = preferred

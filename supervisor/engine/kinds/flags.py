@@ -45,11 +45,21 @@ def server_flags(
     return (*words, *resolved.profile.extra_args)
 
 
-def server_environment(
-    profile: Profile, inherited: Mapping[str, str], api_key: str
-) -> dict[str, str]:
-    """Return what the child inherits, the profile's variables over it, and the key."""
-    return {**inherited, **profile.env, API_KEY_VARIABLE: api_key}
+class TakesServerFlags:
+    """What engines share whose servers take llama-server's flags and variables."""
+
+    honoured = SERVER_FIELDS
+
+    def environment(
+        self,
+        resolved: ResolvedModel,
+        inherited: Mapping[str, str],
+        address: Address,
+        api_key: str,
+    ) -> dict[str, str]:
+        """Return what the child inherits, the profile's variables over it, and the key."""
+        _ = address  # a flag
+        return {**inherited, **resolved.profile.env, API_KEY_VARIABLE: api_key}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

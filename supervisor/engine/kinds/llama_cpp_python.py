@@ -10,7 +10,6 @@ Source: llama_cpp/server of llama-cpp-python 0.3.36.
 import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 
 from supervisor.config.configuration import ResolvedModel
@@ -21,11 +20,12 @@ from supervisor.engine.kinds.arguments import Argument, read_arguments
 from supervisor.engine.kinds.cached_build import cached_llama_server
 from supervisor.engine.kinds.environment import inherited_environment
 from supervisor.engine.kinds.flags import ArgumentReading, unhonoured
-from supervisor.engine.kinds.probe import Probes, read_help
+from supervisor.engine.kinds.probe import Probes, package_file, read_help
 from supervisor.engine.port import Abilities, Address, EngineIdentity, TokenizeRoute
 from supervisor.errors import EngineError, UnfitProfile
 
 NAME = "llama-cpp-python"
+PACKAGE = "llama_cpp"
 REMEDY = "pip install 'llama-supervisor[llama-cpp-python]'"
 
 LIBRARY_VARIABLE = "LLAMA_CPP_LIB_PATH"
@@ -90,18 +90,13 @@ class LlamaCppPython:
         self._environ = environ
         self._probes = Probes()
 
-    @staticmethod
-    def is_installed() -> bool:
-        """Whether the package is there, without loading its libraries into the controller."""
-        return find_spec("llama_cpp") is not None
-
     @property
     def identity(self) -> EngineIdentity:
         """The package's version, where it is, and the libraries that it loads."""
         try:
             package_version = version("llama_cpp_python")
         except PackageNotFoundError:
-            return EngineIdentity(name=NAME, location="llama_cpp", version="not installed")
+            return EngineIdentity(name=NAME, location=PACKAGE, version="not installed")
         libraries = self._library_dir()
         return EngineIdentity(
             name=NAME,
@@ -126,7 +121,7 @@ class LlamaCppPython:
 
     def check(self, resolved: ResolvedModel) -> None:
         """Raise UnfitProfile for what it cannot honour, EngineError when it cannot run."""
-        if not self.is_installed():
+        if package_file(PACKAGE) is None:
             raise EngineError(f"{NAME} is not installed: {REMEDY}")
         if self._library_dir() is None:
             raise EngineError(_NO_LIBRARY)
@@ -262,8 +257,8 @@ _NO_LIBRARY = (
 
 
 def _package_dir() -> Path:
-    spec = find_spec("llama_cpp")
-    return Path(spec.origin).parent if spec and spec.origin else Path("llama_cpp")
+    file = package_file(PACKAGE)
+    return file.parent if file else Path(PACKAGE)
 
 
 def _backends_in(folder: Path) -> tuple[str, ...]:

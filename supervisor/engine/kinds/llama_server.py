@@ -14,8 +14,7 @@ from supervisor.engine.kinds.dialect import Dialect, lists_slots
 from supervisor.engine.kinds.flag_table import PLACE, SETTINGS, Start, requests_at_once
 from supervisor.engine.kinds.flags import (
     API_KEY_VARIABLE,
-    SERVER_FIELDS,
-    server_environment,
+    TakesServerFlags,
     unhonoured,
 )
 from supervisor.engine.kinds.probe import HelpEntry, Probes, read_help
@@ -47,7 +46,7 @@ def find_binary(environ: Mapping[str, str], configured: Path | None = None) -> P
 
 
 @dataclass(frozen=True)
-class LlamaServer:
+class LlamaServer(TakesServerFlags):
     """Runs a llama-server binary in place, beside its libraries.
 
     What it is able to do, and how its flags are spelled, is read from its own help.
@@ -55,8 +54,6 @@ class LlamaServer:
 
     binary: Path
     _probes: Probes = field(default_factory=Probes, compare=False)
-
-    honoured = SERVER_FIELDS
 
     @property
     def identity(self) -> EngineIdentity:
@@ -146,17 +143,6 @@ class LlamaServer:
         if problems:
             raise UnfitProfile(resolved.profile_name, problems)
         return tuple(words)
-
-    def environment(
-        self,
-        resolved: ResolvedModel,
-        inherited: Mapping[str, str],
-        address: Address,
-        api_key: str,
-    ) -> dict[str, str]:
-        """Return what the child inherits, the profile's variables, and the key."""
-        _ = address
-        return server_environment(resolved.profile, inherited, api_key)
 
     def _ask(self, flag: str) -> str:
         return self._probes.ask((str(self.binary), flag), self.binary)

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 
@@ -23,6 +24,12 @@ _TWO_VALUES = re.compile(r"[A-Z]+ [A-Z]+")  # `START END`; other hints with spac
 _ANY_VALUES = re.compile(r"\[\w+ \.\.\.\]")  # argparse's `[NAME ...]`
 _VARIABLE = re.compile(r"\(env: (\w+)\)")
 _REMOVED = "argument has been removed"  # llama.cpp lists such flags only to say so, and exits
+
+
+def package_file(name: str) -> Path | None:
+    """Return the file of a Python package, without loading it; None where it is not installed."""
+    spec = find_spec(name)
+    return Path(spec.origin) if spec and spec.origin else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

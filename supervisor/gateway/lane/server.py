@@ -20,7 +20,6 @@ from supervisor.gateway.relay import Relay
 from supervisor.gateway.relayed_routes import ROUTE_BY_PATH
 from supervisor.gateway.routes import find_route
 
-_LOOK_EVERY_S = 0.5
 _MAX_KNOWN = 256  # of 8 KiB each at most
 
 
@@ -52,7 +51,6 @@ class LaneServer(ClientServer):
         self._lanes: set[FastLane] = set()
         self._is_empty = asyncio.Event()
         """Set when the last connection has left."""
-        self._next_look: asyncio.TimerHandle | None = None
 
     def __call__(self) -> asyncio.Protocol:  # type: ignore[override]  # not aiohttp's own
         """Return what serves a new connection."""
@@ -76,8 +74,6 @@ class LaneServer(ClientServer):
     def enter(self, lane: FastLane) -> None:
         """See `lane.Lanes`."""
         self._lanes.add(lane)
-        if self._next_look is None:
-            self._look_later()
 
     def leave(self, lane: FastLane) -> None:
         """See `lane.Lanes`."""
@@ -133,6 +129,12 @@ class LaneServer(ClientServer):
             lease.end()
             return None
 
+    def look(self, now: float, limits: ServerSettings) -> None:
+        """Look through the connections of both doors; each may leave."""
+        super().look(now, limits)
+        for lane in tuple(self._lanes):
+            lane.look(now, limits)
+
     def pre_shutdown(self) -> None:
         """Close what is idle."""
         for lane in tuple(self._lanes):
@@ -150,18 +152,4 @@ class LaneServer(ClientServer):
                     await self._is_empty.wait()
         for lane in tuple(self._lanes):
             lane.abort()
-        if self._next_look is not None:
-            self._next_look.cancel()
         await super().shutdown(max(0.0, deadline - loop.time()))
-
-    def _look_later(self) -> None:
-        self._next_look = asyncio.get_running_loop().call_later(_LOOK_EVERY_S, self._look)
-
-    def _look(self) -> None:
-        """Look through the connections, each of which may leave."""
-        now, limits = asyncio.get_running_loop().time(), self.limits()
-        for lane in tuple(self._lanes):
-            lane.look(now, limits)
-        self._next_look = None
-        if self._lanes:
-            self._look_later()
