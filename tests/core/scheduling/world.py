@@ -238,6 +238,7 @@ class World:
             head = queue[0]
             since = max(head.at, self._left_at.get(model, 0.0))
             self.record.head_waits_s.append((model, head.priority, self.now - since))
+        self._decide()  # asked before anybody is granted, as may happen
         self._grant()
 
     def view(self) -> View:
