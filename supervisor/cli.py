@@ -28,6 +28,7 @@ from supervisor.engine.kinds.environment import withheld_names
 from supervisor.engine.model_check import model_problems, require_models_dir
 from supervisor.engine.models.model_scan import scan_models
 from supervisor.engine.needs.assessment import examine
+from supervisor.engine.port import ServerStart
 from supervisor.engine.servers.addresses import choose_address
 from supervisor.engine.targets import model_or_file
 from supervisor.errors import ConfigError, SupervisorError
@@ -264,7 +265,8 @@ def print_explanation(
     slots_dir = Path("<data>/prompt-cache/<identity>") if keeps_prompts else None
     withheld = withheld_names(os.environ, resolved.profile.env_passthrough)
     print(f"\nnot passed on (see env_passthrough): {', '.join(withheld) or 'nothing'}")
-    print(f"\n{shlex.join(chosen.argv(resolved, address, '<key>', slots_dir))}")
+    start = ServerStart(model=resolved, address=address, api_key="<key>", slots_dir=slots_dir)
+    print(f"\n{shlex.join(chosen.argv(start))}")
 
 
 def open_standard_streams() -> None:

@@ -34,7 +34,7 @@ from supervisor.engine.needs.assessment import (
 )
 from supervisor.engine.needs.learned_store import LearnedStore
 from supervisor.engine.needs.prompt_identity import prompt_identity
-from supervisor.engine.port import Abilities, Engine, Launch
+from supervisor.engine.port import Abilities, Engine, Launch, ServerStart
 from supervisor.engine.prompts.prompt_cache import PromptCache, PromptFiles
 from supervisor.engine.servers.addresses import choose_address
 from supervisor.engine.servers.backend import Backend, OnLine
@@ -130,18 +130,21 @@ class Launcher:
         resolved = self._resolve(target)
         engine = self._engines.choose(resolved.profile.engine)
         abilities = engine.abilities(resolved)
-        address = choose_address(self._run_dir, epoch, has_unix_socket=abilities.has_unix_socket)
-        key = secrets.token_urlsafe(32)
         inherited = inherited_environment(
             self._environ, self._device_env(target.devices), resolved.profile.env_passthrough
         )
         prompt_files = self._prompt_files(resolved, engine, abilities)
-        slots_dir = prompt_files.path if prompt_files else None
+        start = ServerStart(
+            model=resolved,
+            address=choose_address(self._run_dir, epoch, has_unix_socket=abilities.has_unix_socket),
+            api_key=secrets.token_urlsafe(32),
+            slots_dir=prompt_files.path if prompt_files else None,
+        )
         launch = Launch(
-            argv=engine.argv(resolved, address, key, slots_dir),
-            env=engine.environment(resolved, inherited, address, key),
-            address=address,
-            api_key=key,
+            argv=engine.argv(start),
+            env=engine.environment(start, inherited),
+            address=start.address,
+            api_key=start.api_key,
             model=target.model,
             epoch=epoch,
             abilities=abilities,

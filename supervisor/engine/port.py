@@ -113,6 +113,19 @@ class EngineIdentity:
     problem: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerStart:
+    """What decides the command line and the environment of a start.
+
+    `slots_dir`: an existing folder in which a server that keeps its prompts saves its slots.
+    """
+
+    model: ResolvedModel
+    address: Address
+    api_key: str = ""
+    slots_dir: Path | None = None
+
+
 class Engine(Protocol):
     """A way to run a model behind HTTP as a child process."""
 
@@ -132,26 +145,13 @@ class Engine(Protocol):
         """
         ...
 
-    def argv(
-        self,
-        resolved: ResolvedModel,
-        address: Address,
-        api_key: str,
-        slots_dir: Path | None = None,
-    ) -> tuple[str, ...]:
+    def argv(self, start: ServerStart) -> tuple[str, ...]:
         """Return the command line that serves the model at the address.
 
-        The key is for servers that take it as an argument only. `slots_dir` is an existing folder
-        to save slots in, for a server that can. Raises what `check` raises.
+        The key is for servers that take it as an argument only. Raises what `check` raises.
         """
         ...
 
-    def environment(
-        self,
-        resolved: ResolvedModel,
-        inherited: Mapping[str, str],
-        address: Address,
-        api_key: str,
-    ) -> dict[str, str]:
+    def environment(self, start: ServerStart, inherited: Mapping[str, str]) -> dict[str, str]:
         """Return the child's environment: what it inherits, the profile's, and the key."""
         ...

@@ -3,13 +3,12 @@
 import shutil
 import signal
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from supervisor.config.command import PLACEHOLDER, CommandSettings
 from supervisor.config.configuration import ResolvedModel
 from supervisor.engine.kinds.flags import unhonoured
 from supervisor.engine.models.model_source import model_argument
-from supervisor.engine.port import Abilities, Address, EngineIdentity
+from supervisor.engine.port import Abilities, EngineIdentity, ServerStart
 from supervisor.errors import UnfitProfile
 
 NAME = "command"
@@ -69,17 +68,11 @@ class CommandEngine:
         if problems:
             raise UnfitProfile(resolved.profile_name, problems)
 
-    def argv(
-        self,
-        resolved: ResolvedModel,
-        address: Address,
-        api_key: str,
-        slots_dir: Path | None = None,
-    ) -> tuple[str, ...]:
+    def argv(self, start: ServerStart) -> tuple[str, ...]:
         """Return the section's words with the placeholders filled in, and the extra arguments."""
-        _ = slots_dir  # nothing is known of how it saves slots
+        resolved = start.model
         self.check(resolved)
-        fill = _filler(resolved, address, api_key)
+        fill = _filler(start)
         words: list[str] = []
         for word in _section(resolved).argv:
             if word == "{aliases}":
@@ -88,17 +81,11 @@ class CommandEngine:
                 words.append(fill(word))
         return (*words, *resolved.profile.extra_args)
 
-    def environment(
-        self,
-        resolved: ResolvedModel,
-        inherited: Mapping[str, str],
-        address: Address,
-        api_key: str,
-    ) -> dict[str, str]:
+    def environment(self, start: ServerStart, inherited: Mapping[str, str]) -> dict[str, str]:
         """Return what the child inherits, the profile's variables, and the section's, filled in."""
-        fill = _filler(resolved, address, api_key)
-        own = {name: fill(text) for name, text in _section(resolved).env.items()}
-        return {**inherited, **resolved.profile.env, **own}
+        fill = _filler(start)
+        own = {name: fill(text) for name, text in _section(start.model).env.items()}
+        return {**inherited, **start.model.profile.env, **own}
 
 
 def _section(resolved: ResolvedModel) -> CommandSettings:
@@ -109,15 +96,16 @@ def _section(resolved: ResolvedModel) -> CommandSettings:
     return command
 
 
-def _filler(resolved: ResolvedModel, address: Address, api_key: str) -> Fill:
+def _filler(start: ServerStart) -> Fill:
     """Return what fills a text's placeholders in; the configuration knows all their names."""
+    resolved = start.model
     values = {
-        "port": str(address.port),
-        "socket": str(address.socket_path),
+        "port": str(start.address.port),
+        "socket": str(start.address.socket_path),
         "model": model_argument(resolved),
         "alias": resolved.name,
         "aliases": " ".join((resolved.name, *resolved.aliases)),
-        "api_key": api_key,
+        "api_key": start.api_key,
     }
 
     def value_of(name: str) -> str:

@@ -10,9 +10,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from supervisor.config.profile import Profile
-from supervisor.engine.kinds.flag_table import Flag, Start, instead_of
+from supervisor.engine.kinds.flag_table import Flag, instead_of
 from supervisor.engine.kinds.flags import ArgumentReading
 from supervisor.engine.kinds.probe import HelpEntry
+from supervisor.engine.port import ServerStart
 from supervisor.errors import EngineError
 
 
@@ -29,7 +30,7 @@ class Dialect:
         self._binary = binary
         self._entries = entries
 
-    def words(self, flag: Flag, start: Start) -> tuple[str, ...]:
+    def words(self, flag: Flag, start: ServerStart) -> tuple[str, ...]:
         """Return a flag in this build's words. Raises EngineError when it has none for it."""
         wanted = flag.words(start)
         if not wanted:

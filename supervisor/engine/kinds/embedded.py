@@ -20,7 +20,7 @@ from supervisor.engine.kinds.flags import (
     unhonoured,
 )
 from supervisor.engine.kinds.probe import Probes, package_file
-from supervisor.engine.port import Abilities, Address, EngineIdentity, TokenizeRoute
+from supervisor.engine.port import Abilities, EngineIdentity, ServerStart, TokenizeRoute
 from supervisor.errors import EngineError, UnfitProfile
 
 NAME = "embedded"
@@ -101,18 +101,11 @@ class EmbeddedEngine(TakesServerFlags):
         if problems:
             raise UnfitProfile(resolved.profile_name, problems)
 
-    def argv(
-        self,
-        resolved: ResolvedModel,
-        address: Address,
-        api_key: str,
-        slots_dir: Path | None = None,
-    ) -> tuple[str, ...]:
+    def argv(self, start: ServerStart) -> tuple[str, ...]:
         """Return the command line that serves the model at the address."""
-        _ = api_key  # the environment carries it
-        self.check(resolved)
+        self.check(start.model)
         module = "supervisor.engine.kinds.embedded_server"
-        return (sys.executable, "-P", "-m", module, *server_flags(resolved, address, slots_dir))
+        return (sys.executable, "-P", "-m", module, *server_flags(start))
 
 
 @cache

@@ -9,13 +9,11 @@ The embedded server's process reads it, too, so it imports nothing that takes ti
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from supervisor.config.configuration import ResolvedModel
     from supervisor.config.profile import Profile
-    from supervisor.engine.port import Address
+    from supervisor.engine.port import ServerStart
 
 SPARE_THREADS = 8
 """Threads beyond one for each request that we send at once: for probes, slots and the tokenizer.
@@ -43,18 +41,6 @@ def requests_at_once(profile: "Profile") -> int:
     if profile.threads_http is None:
         return wanted
     return max(1, min(wanted, profile.threads_http - SPARE_THREADS))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Start:
-    """What decides the command line of a start.
-
-    `slots_dir`: the folder in which a server that keeps its prompts saves its slots.
-    """
-
-    model: "ResolvedModel"
-    address: "Address"
-    slots_dir: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +82,7 @@ class Flag:
     field: str = "engine"
     negation: str | None = None
     synonyms: tuple[str, ...] = ()
-    value: Callable[[Start], object] | None = None
+    value: Callable[["ServerStart"], object] | None = None
     is_old_way: Callable[["Profile"], bool] | None = None
     since: Mapping[str, str] | None = None
     older: Mapping[str, tuple[str, ...]] | None = None
@@ -109,7 +95,7 @@ class Flag:
         """All its names, the opposite among them."""
         return (self.name, *self.synonyms, *((self.negation,) if self.negation else ()))
 
-    def words(self, start: Start) -> tuple[str, ...]:
+    def words(self, start: "ServerStart") -> tuple[str, ...]:
         """Return the flag with its value, as a build of today takes them; empty: left out."""
         value = self.value(start) if self.value else getattr(start.model.profile, self.field)
         if value is True:
@@ -119,7 +105,7 @@ class Flag:
         return (self.name, str(value))
 
 
-def _shares(start: Start) -> str | None:
+def _shares(start: "ServerStart") -> str | None:
     split = start.model.profile.tensor_split
     return ",".join(f"{share:g}" for share in split) if split else None
 

@@ -6,13 +6,11 @@ flag is stands in `flag_table.py`, how other builds of llama-server spell them i
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from supervisor.config.configuration import ResolvedModel
 from supervisor.config.profile import Profile
 from supervisor.engine.kinds.arguments import MANY, Argument, read_arguments, spelled
-from supervisor.engine.kinds.flag_table import FLAGS, SETTINGS, Start, instead_of
-from supervisor.engine.port import Address
+from supervisor.engine.kinds.flag_table import FLAGS, SETTINGS, instead_of
+from supervisor.engine.port import ServerStart
 
 API_KEY_VARIABLE = "LLAMA_API_KEY"
 """The variable by which llama-server takes its API key; never an argument, which `ps` shows."""
@@ -36,13 +34,10 @@ def unhonoured(engine: str, profile: Profile, honoured: Collection[str]) -> dict
     }
 
 
-def server_flags(
-    resolved: ResolvedModel, address: Address, slots_dir: Path | None = None
-) -> tuple[str, ...]:
+def server_flags(start: ServerStart) -> tuple[str, ...]:
     """Return the arguments that follow the program's name."""
-    start = Start(model=resolved, address=address, slots_dir=slots_dir)
     words = (word for flag in FLAGS for word in flag.words(start))
-    return (*words, *resolved.profile.extra_args)
+    return (*words, *start.model.profile.extra_args)
 
 
 class TakesServerFlags:
@@ -50,16 +45,9 @@ class TakesServerFlags:
 
     honoured = SERVER_FIELDS
 
-    def environment(
-        self,
-        resolved: ResolvedModel,
-        inherited: Mapping[str, str],
-        address: Address,
-        api_key: str,
-    ) -> dict[str, str]:
+    def environment(self, start: ServerStart, inherited: Mapping[str, str]) -> dict[str, str]:
         """Return what the child inherits, the profile's variables over it, and the key."""
-        _ = address  # a flag
-        return {**inherited, **resolved.profile.env, API_KEY_VARIABLE: api_key}
+        return {**inherited, **start.model.profile.env, API_KEY_VARIABLE: start.api_key}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

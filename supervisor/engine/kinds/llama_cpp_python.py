@@ -21,7 +21,7 @@ from supervisor.engine.kinds.cached_build import cached_llama_server
 from supervisor.engine.kinds.environment import inherited_environment
 from supervisor.engine.kinds.flags import ArgumentReading, unhonoured
 from supervisor.engine.kinds.probe import Probes, package_file, read_help
-from supervisor.engine.port import Abilities, Address, EngineIdentity, TokenizeRoute
+from supervisor.engine.port import Abilities, EngineIdentity, ServerStart, TokenizeRoute
 from supervisor.errors import EngineError, UnfitProfile
 
 NAME = "llama-cpp-python"
@@ -144,22 +144,16 @@ class LlamaCppPython:
         if problems:
             raise UnfitProfile(resolved.profile_name, problems)
 
-    def argv(
-        self,
-        resolved: ResolvedModel,
-        address: Address,
-        api_key: str,
-        slots_dir: Path | None = None,
-    ) -> tuple[str, ...]:
+    def argv(self, start: ServerStart) -> tuple[str, ...]:
         """Return the command line that serves the model at the address."""
-        _ = api_key, slots_dir  # the environment carries the key, and it saves no slots
+        resolved = start.model
         self.check(resolved)
         profile = resolved.profile
         settings = {
             "model": str(resolved.path),
             "model_alias": resolved.name,
             "host": "127.0.0.1",
-            "port": str(address.port),
+            "port": str(start.address.port),
             **_context_settings(profile),
             **_device_settings(profile),
             "embedding": _word(value=resolved.mode is Mode.EMBEDDING),
@@ -174,23 +168,17 @@ class LlamaCppPython:
         extra = (word for each in further for word in _for_argparse(each))
         return (sys.executable, "-P", "-m", module, *words, *extra)
 
-    def environment(
-        self,
-        resolved: ResolvedModel,
-        inherited: Mapping[str, str],
-        address: Address,
-        api_key: str,
-    ) -> dict[str, str]:
+    def environment(self, start: ServerStart, inherited: Mapping[str, str]) -> dict[str, str]:
         """Return what the child inherits without the server's settings, and those that it needs."""
         settings = {_variable(flag) for flag in read_help(self._help())}
         kept = {name: value for name, value in inherited.items() if name.upper() not in settings}
         return {
             **kept,
             **self._library_environment(),
-            **resolved.profile.env,
+            **start.model.profile.env,
             "HOST": "127.0.0.1",
-            "PORT": str(address.port),
-            "API_KEY": api_key,
+            "PORT": str(start.address.port),
+            "API_KEY": start.api_key,
         }
 
     def _arguments(self) -> ArgumentReading:

@@ -11,14 +11,14 @@ from pathlib import Path
 from supervisor.config.configuration import ResolvedModel
 from supervisor.engine.kinds.cached_build import CMAKE_FLAGS, cached_llama_server
 from supervisor.engine.kinds.dialect import Dialect, lists_slots
-from supervisor.engine.kinds.flag_table import PLACE, SETTINGS, Start, requests_at_once
+from supervisor.engine.kinds.flag_table import PLACE, SETTINGS, requests_at_once
 from supervisor.engine.kinds.flags import (
     API_KEY_VARIABLE,
     TakesServerFlags,
     unhonoured,
 )
 from supervisor.engine.kinds.probe import HelpEntry, Probes, read_help
-from supervisor.engine.port import Abilities, Address, EngineIdentity, TokenizeRoute
+from supervisor.engine.port import Abilities, Address, EngineIdentity, ServerStart, TokenizeRoute
 from supervisor.errors import EngineError, UnfitProfile
 
 NAME = "llama-server"
@@ -111,19 +111,11 @@ class LlamaServer(TakesServerFlags):
     def check(self, resolved: ResolvedModel) -> None:
         """Raise UnfitProfile, naming fields and flags, for what this build does not know."""
         slots_dir = Path() if resolved.profile.keep_prompt_cache else None
-        self.argv(resolved, Address(port=0), "", slots_dir)
+        self.argv(ServerStart(model=resolved, address=Address(port=0), slots_dir=slots_dir))
 
-    def argv(
-        self,
-        resolved: ResolvedModel,
-        address: Address,
-        api_key: str,
-        slots_dir: Path | None = None,
-    ) -> tuple[str, ...]:
+    def argv(self, start: ServerStart) -> tuple[str, ...]:
         """Return the command line that serves the model at the address, in this build's words."""
-        _ = api_key  # the environment carries it
-        entries, profile = self.help_entries, resolved.profile
-        start = Start(model=resolved, address=address, slots_dir=slots_dir)
+        entries, profile = self.help_entries, start.model.profile
         words = [str(self.binary), *(word for flag in PLACE for word in flag.words(start))]
         strange = [word for word in words if word in _PLACE_NAMES and word not in entries]
         if strange:
@@ -141,7 +133,7 @@ class LlamaServer(TakesServerFlags):
         with _noting(problems, "env"):
             dialect.refuse_variables(profile.env.keys())
         if problems:
-            raise UnfitProfile(resolved.profile_name, problems)
+            raise UnfitProfile(start.model.profile_name, problems)
         return tuple(words)
 
     def _ask(self, flag: str) -> str:

@@ -22,7 +22,7 @@ from supervisor.engine.kinds.command import CommandEngine
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.launcher import Launcher
 from supervisor.engine.model_check import model_problems
-from supervisor.engine.port import Address
+from supervisor.engine.port import Address, ServerStart
 from supervisor.errors import ConfigError, EngineError, ModelFileError, UnfitProfile
 from tests.conftest import ROOT, RunningController
 
@@ -107,11 +107,13 @@ def test_placeholders_are_filled_in(
         kv_unified=True,
         extra_args=("--further",),
     )
-    assert engine.argv(model, PORT, "the-key") == (
+    assert engine.argv(ServerStart(model=model, address=PORT, api_key="the-key")) == (
         *(sys.executable, str(hashed), "--port=4711", "mine", "mine", "our", "own"),
         *("512", "true", "gpu:512", "--further"),
     )
-    environment = engine.environment(model, {"HOME": "/root"}, PORT, "the-key")
+    environment = engine.environment(
+        ServerStart(model=model, address=PORT, api_key="the-key"), {"HOME": "/root"}
+    )
     assert environment == {"HOME": "/root", "KEY": "the-key", "AT": "127.0.0.1:4711"}
     assert engine.abilities(model).api_key_variable == "KEY"
 
@@ -122,20 +124,25 @@ def test_a_socket_is_handed_over_where_the_command_asks_for_one(
     model = commanded("--uds", "{socket}")
     assert engine.abilities(model).has_unix_socket
     address = Address(socket_path=Path("/run/ours/backend-1.sock"))
-    assert engine.argv(model, address, "")[1:] == ("--uds", "/run/ours/backend-1.sock")
+    assert engine.argv(ServerStart(model=model, address=address))[1:] == (
+        "--uds",
+        "/run/ours/backend-1.sock",
+    )
     assert not engine.abilities(commanded("{port}")).has_unix_socket
 
 
 def test_other_braces_stand_for_themselves(engine: CommandEngine, commanded: Resolved) -> None:
     words = ('{"temperature": 0.5, "a": {}}', "{}", "${", "{A}", "{1}")
-    assert engine.argv(commanded("{port}", *words), PORT, "")[2:] == words
+    assert engine.argv(ServerStart(model=commanded("{port}", *words), address=PORT))[2:] == words
 
 
 def test_the_sections_environment_goes_over_the_profiles(
     engine: CommandEngine, commanded: Resolved
 ) -> None:
     model = commanded("{port}", variables={"A": "section"}, env={"A": "profile", "B": "profile"})
-    environment = engine.environment(model, {"B": "ours", "C": "ours"}, PORT, "")
+    environment = engine.environment(
+        ServerStart(model=model, address=PORT), {"B": "ours", "C": "ours"}
+    )
     assert environment == {"A": "section", "B": "profile", "C": "ours"}
 
 
@@ -251,7 +258,9 @@ def test_a_folder_or_a_hub_name_needs_what_the_profile_states(
     configuration = load(folder, tmp_path, {})
     assert launcher_for(configuration, run_dir).check(MINE).footprint.total_bytes == 64 * 1024**2
     assert list(model_problems(configuration, Engines(os.environ, None))) == []
-    argv = CommandEngine(os.environ).argv(configuration.resolve("mine"), PORT, "")
+    argv = CommandEngine(os.environ).argv(
+        ServerStart(model=configuration.resolve("mine"), address=PORT)
+    )
     assert argv[3] == (str(hashed) if path == "hashed-ngrams" else path)
 
 
@@ -331,7 +340,9 @@ def test_the_documented_examples_can_be_used(
     program.touch(mode=0o755)
     engine = CommandEngine({"PATH": str(program.parent)})
     address = Address(socket_path=Path("/s"), port=4711)
-    assert " ".join(engine.argv(configuration.resolve(model), address, "")).startswith(words)
+    assert " ".join(
+        engine.argv(ServerStart(model=configuration.resolve(model), address=address))
+    ).startswith(words)
     assert list(model_problems(configuration, Engines({"PATH": str(program.parent)}, None))) == []
 
 

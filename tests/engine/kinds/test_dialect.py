@@ -13,7 +13,7 @@ from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.kinds.llama_server import LlamaServer
 from supervisor.engine.kinds.probe import read_help
 from supervisor.engine.launcher import Launcher
-from supervisor.engine.port import Address
+from supervisor.engine.port import Address, ServerStart
 from supervisor.engine.servers.backend import Backend
 from supervisor.errors import EngineError, UnfitProfile
 
@@ -90,7 +90,7 @@ async def end_later() -> AsyncIterator[list[Backend]]:
 
 
 def words_of(build: LlamaServer, model: ResolvedModel) -> tuple[str, ...]:
-    return build.argv(model, SOCKET, "key")[1:]
+    return build.argv(ServerStart(model=model, address=SOCKET))[1:]
 
 
 def problems_of(build: LlamaServer, model: ResolvedModel) -> dict[str, str]:
@@ -297,4 +297,4 @@ def test_all_problems_are_told_at_once_with_the_profile(
 ) -> None:
     model = resolved_with(fit=True, cache_ram_mib=1)
     with pytest.raises(EngineError, match=r"^profile 'test': cache_ram_mib: .*; fit: .*--fit"):
-        build_of(OLD_HELP).argv(model, SOCKET, "key")
+        build_of(OLD_HELP).argv(ServerStart(model=model, address=SOCKET))

@@ -22,7 +22,7 @@ from supervisor.engine.kinds.embedded import EmbeddedEngine
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.kinds.llama_cpp_python import LlamaCppPython
 from supervisor.engine.kinds.llama_server import LlamaServer, find_binary
-from supervisor.engine.port import Address
+from supervisor.engine.port import Address, ServerStart
 from supervisor.errors import EngineError
 
 Resolve = Callable[..., ResolvedModel]
@@ -337,8 +337,10 @@ def test_the_command_line_of_an_engine_begins_with_its_program(
     llama_server_bin: Path, resolve: Resolve
 ) -> None:
     model = resolve("demo-chat")
-    native = LlamaServer(llama_server_bin).argv(model, Address(port=4711), "key")
-    embedded = EmbeddedEngine().argv(model, Address(port=4711), "key")
+    native = LlamaServer(llama_server_bin).argv(
+        ServerStart(model=model, address=Address(port=4711))
+    )
+    embedded = EmbeddedEngine().argv(ServerStart(model=model, address=Address(port=4711)))
     assert native[0] == str(llama_server_bin)
     assert embedded[0] == sys.executable
     assert native[1:] == embedded[embedded.index("--model") :]

@@ -16,7 +16,7 @@ from supervisor.engine.kinds.embedded import EmbeddedEngine
 from supervisor.engine.kinds.flag_table import FLAGS, requests_at_once
 from supervisor.engine.kinds.flags import SERVER_FIELDS, server_flags
 from supervisor.engine.kinds.llama_server import LlamaServer
-from supervisor.engine.port import Address, Engine
+from supervisor.engine.port import Address, Engine, ServerStart
 from supervisor.errors import EngineError, UnfitProfile
 
 Resolve = Callable[..., ResolvedModel]
@@ -82,6 +82,12 @@ def resolved(mode: Mode = Mode.GENERATION, **fields: Any) -> ResolvedModel:
     )
 
 
+def flags_of(
+    model: ResolvedModel, address: Address, slots_dir: Path | None = None
+) -> tuple[str, ...]:
+    return server_flags(ServerStart(model=model, address=address, slots_dir=slots_dir))
+
+
 def has_run(words: tuple[str, ...], wanted: tuple[str, ...]) -> bool:
     """Whether the wanted words stand in a row."""
     starts = range(len(words) - len(wanted) + 1)
@@ -95,8 +101,8 @@ def value_of(words: tuple[str, ...], flag: str) -> str:
 @pytest.mark.parametrize("field", FLAG_OF_FIELD)
 def test_a_field_becomes_its_flag(field: str) -> None:
     value, wanted = FLAG_OF_FIELD[field]
-    assert has_run(server_flags(resolved(**{field: value}), SOCKET), wanted)
-    assert not has_run(server_flags(resolved(), SOCKET), wanted)
+    assert has_run(flags_of(resolved(**{field: value}), SOCKET), wanted)
+    assert not has_run(flags_of(resolved(), SOCKET), wanted)
 
 
 def test_every_field_is_a_flag_or_meant_for_the_controller() -> None:
@@ -104,7 +110,7 @@ def test_every_field_is_a_flag_or_meant_for_the_controller() -> None:
 
 
 def test_a_field_that_was_left_out_leaves_the_choice_to_the_engine() -> None:
-    flags = server_flags(resolved(), SOCKET)
+    flags = flags_of(resolved(), SOCKET)
     assert not {"--pooling", "--threads"} & set(flags)
 
 
@@ -112,42 +118,42 @@ def test_a_field_that_was_left_out_leaves_the_choice_to_the_engine() -> None:
 def test_the_context_is_counted_per_slot_unless_all_slots_share_it(
     *, kv_unified: bool, tokens: str
 ) -> None:
-    flags = server_flags(resolved(ctx_size=1024, parallel=4, kv_unified=kv_unified), SOCKET)
+    flags = flags_of(resolved(ctx_size=1024, parallel=4, kv_unified=kv_unified), SOCKET)
     assert value_of(flags, "--ctx-size") == tokens
     assert ("--kv-unified" in flags) is kv_unified
     assert ("--no-kv-unified" in flags) is not kv_unified
 
 
 def test_a_context_of_zero_is_the_models_own_whatever_the_number_of_slots() -> None:
-    assert value_of(server_flags(resolved(ctx_size=0, parallel=4), SOCKET), "--ctx-size") == "0"
+    assert value_of(flags_of(resolved(ctx_size=0, parallel=4), SOCKET), "--ctx-size") == "0"
 
 
 def test_a_profile_on_the_cpu_has_no_layers_on_the_gpu_whatever_it_says() -> None:
-    flags = server_flags(resolved(device="cpu", n_gpu_layers="all"), SOCKET)
+    flags = flags_of(resolved(device="cpu", n_gpu_layers="all"), SOCKET)
     assert value_of(flags, "--n-gpu-layers") == "0"
 
 
 def test_only_a_model_for_embedding_is_served_with_embeddings() -> None:
-    assert "--embeddings" in server_flags(resolved(Mode.EMBEDDING), SOCKET)
-    assert "--embeddings" not in server_flags(resolved(Mode.GENERATION), SOCKET)
+    assert "--embeddings" in flags_of(resolved(Mode.EMBEDDING), SOCKET)
+    assert "--embeddings" not in flags_of(resolved(Mode.GENERATION), SOCKET)
 
 
 def test_a_child_listens_on_its_socket_or_on_loopback_only() -> None:
-    assert has_run(server_flags(resolved(), SOCKET), ("--host", "/run/ours/backend-1.sock"))
-    flags = server_flags(resolved(), Address(port=4711))
+    assert has_run(flags_of(resolved(), SOCKET), ("--host", "/run/ours/backend-1.sock"))
+    flags = flags_of(resolved(), Address(port=4711))
     assert has_run(flags, ("--host", "127.0.0.1", "--port", "4711"))
 
 
 def test_extra_arguments_come_last_so_that_they_win() -> None:
     extra = ("--batch-size", "7", "--verbose-prompt")
-    assert server_flags(resolved(extra_args=extra), SOCKET)[-3:] == extra
+    assert flags_of(resolved(extra_args=extra), SOCKET)[-3:] == extra
 
 
 def test_slots_are_saved_to_the_folder_given_and_without_one_not_at_all() -> None:
     model = resolved(keep_prompt_cache=True)
-    flags = server_flags(model, SOCKET, Path("/data/prompts"))
+    flags = flags_of(model, SOCKET, Path("/data/prompts"))
     assert has_run(flags, ("--slot-save-path", "/data/prompts/"))
-    assert "--slot-save-path" not in server_flags(model, SOCKET)
+    assert "--slot-save-path" not in flags_of(model, SOCKET)
 
 
 def test_the_table_has_one_row_for_each_field_that_the_servers_are_told() -> None:
@@ -158,8 +164,8 @@ def test_the_table_has_one_row_for_each_field_that_the_servers_are_told() -> Non
 
 
 def test_a_server_that_sees_one_gpu_is_named_none() -> None:
-    assert "--main-gpu" not in server_flags(resolved(main_gpu=1), SOCKET)
-    flags = server_flags(resolved(tensor_split=(1, 1), main_gpu=1), SOCKET)
+    assert "--main-gpu" not in flags_of(resolved(main_gpu=1), SOCKET)
+    flags = flags_of(resolved(tensor_split=(1, 1), main_gpu=1), SOCKET)
     assert value_of(flags, "--main-gpu") == "1"
 
 
@@ -182,7 +188,9 @@ def test_a_server_has_a_thread_for_each_request_that_it_is_sent_at_once_and_eigh
     server: Engine, fields: dict[str, Any], at_once: int, threads: str
 ) -> None:
     model = resolved(**fields)
-    assert value_of(server.argv(model, SOCKET, "key"), "--threads-http") == threads
+    assert (
+        value_of(server.argv(ServerStart(model=model, address=SOCKET)), "--threads-http") == threads
+    )
     assert server.abilities(model).requests_at_once == at_once
     assert requests_at_once(model.profile) == at_once
 
@@ -206,7 +214,9 @@ def test_a_server_has_a_thread_for_each_request_that_it_is_sent_at_once_and_eigh
 def test_what_follows_a_flag_that_takes_a_value_is_a_value_whatever_it_looks_like(
     llama_server_bin: Path, extra: tuple[str, ...]
 ) -> None:
-    argv = LlamaServer(llama_server_bin).argv(resolved(extra_args=extra), SOCKET, "key")
+    argv = LlamaServer(llama_server_bin).argv(
+        ServerStart(model=resolved(extra_args=extra), address=SOCKET)
+    )
     assert argv[-len(extra) :] == extra
 
 
@@ -287,7 +297,7 @@ def test_variables_take_nothing_away_either(llama_server_bin: Path) -> None:
 
 def test_the_embedded_engine_reads_values_that_begin_with_a_dash() -> None:
     extra = ("--chat_template", "-END-", "--sse-ping-interval", "-1")
-    told = embedded_params(*server_flags(resolved(extra_args=extra), SOCKET))
+    told = embedded_params(*flags_of(resolved(extra_args=extra), SOCKET))
     assert (told["chat_template"], told["sse_ping_interval"]) == ("-END-", -1)
 
 
@@ -365,7 +375,7 @@ def embedded_params(*flags: str) -> dict[str, Any]:
 def test_the_embedded_engine_sets_the_wheels_parameters() -> None:
     everything = {field: value for field, (value, _) in FLAG_OF_FIELD.items()}
     everything["main_gpu"] = 1
-    told = embedded_params(*server_flags(resolved(Mode.EMBEDDING, **everything), SOCKET))
+    told = embedded_params(*flags_of(resolved(Mode.EMBEDDING, **everything), SOCKET))
     assert told["path"] == "/models/mine.gguf"
     assert told["hostnames"] == ["/run/ours/backend-1.sock"]
     assert told["api_keys"] == ["the-key"]
@@ -408,7 +418,7 @@ def test_the_embedded_engine_translates_every_word_that_it_accepts() -> None:
 
 
 def test_the_embedded_engine_takes_all_layers_and_leaves_what_is_not_said() -> None:
-    said = embedded_params(*server_flags(resolved(n_gpu_layers="all"), Address(port=4711)))
+    said = embedded_params(*flags_of(resolved(n_gpu_layers="all"), Address(port=4711)))
     assert said["n_gpu_layers"] == -2
     assert (said["hostnames"], said["port"]) == (["127.0.0.1"], 4711)
     assert said["fit_params"] is False

@@ -23,7 +23,7 @@ from supervisor.engine.kinds.cached_build import (
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.kinds.llama_cpp_python import LlamaCppPython
 from supervisor.engine.model_check import model_problems
-from supervisor.engine.port import Address
+from supervisor.engine.port import Address, ServerStart
 from supervisor.errors import EngineError, UnfitProfile
 from tests.conftest import RunningController
 
@@ -108,14 +108,14 @@ def test_a_field_becomes_its_setting(
     fields: dict[str, Any],
     settings: dict[str, str],
 ) -> None:
-    argv = server.argv(resolved_with(**fields), PORT, "the-key")
+    argv = server.argv(ServerStart(model=resolved_with(**fields), address=PORT, api_key="the-key"))
     assert {name: setting(argv, name) for name in settings} == settings
 
 
 def test_the_server_runs_in_our_python_on_loopback_and_its_model_can_be_seen(
     server: LlamaCppPython, resolved_with: Resolved
 ) -> None:
-    argv = server.argv(resolved_with(), PORT, "the-key")
+    argv = server.argv(ServerStart(model=resolved_with(), address=PORT, api_key="the-key"))
     assert argv[:4] == (sys.executable, "-P", "-m", "llama_cpp.server")
     assert setting(argv, "model") == "/models/mine.gguf"
     assert (setting(argv, "host"), setting(argv, "port")) == ("127.0.0.1", "4711")
@@ -181,7 +181,9 @@ def test_no_variable_of_ours_becomes_a_setting_of_the_server(
 ) -> None:
     strange = ("HOST", "Port", "CONFIG_FILE", "MODEL", "seed", "API_KEY", "N_CTX", "CACHE")
     inherited = dict.fromkeys(strange, "strange") | {"HOME": "/root", "PATH": "/bin"}
-    environment = server.environment(resolved_with(), inherited, PORT, "the-key")
+    environment = server.environment(
+        ServerStart(model=resolved_with(), address=PORT, api_key="the-key"), inherited
+    )
     assert environment.pop("LLAMA_CPP_LIB_PATH", "cached")
     assert environment == {
         "HOME": "/root",
@@ -196,7 +198,7 @@ def test_a_profile_may_set_variables_but_not_where_the_server_listens(
     server: LlamaCppPython, resolved_with: Resolved
 ) -> None:
     model = resolved_with(env={"SEED": "7", "HOST": "0.0.0.0", "PORT": "80", "API_KEY": "mine"})
-    environment = server.environment(model, {}, PORT, "the-key")
+    environment = server.environment(ServerStart(model=model, address=PORT, api_key="the-key"), {})
     named = {name: environment[name] for name in ("SEED", "HOST", "PORT", "API_KEY")}
     assert named == {"SEED": "7", "HOST": "127.0.0.1", "PORT": "4711", "API_KEY": "the-key"}
 
@@ -207,7 +209,9 @@ def test_the_libraries_are_the_named_ones_the_packages_own_or_the_cached_builds(
     def library_of(environ: dict[str, str]) -> str | None:
         monkeypatch.setattr(LlamaCppPython, "_help", lambda _: "  --seed SEED\n")
         server = LlamaCppPython(environ)
-        return server.environment(resolved_with(), {}, PORT, "").get("LLAMA_CPP_LIB_PATH")
+        return server.environment(ServerStart(model=resolved_with(), address=PORT), {}).get(
+            "LLAMA_CPP_LIB_PATH"
+        )
 
     package = tmp_path / "packages" / "llama_cpp"
     package.mkdir(parents=True)
@@ -283,7 +287,11 @@ async def test_it_serves_both_modes_and_is_switched_to_and_from(
     *chunks, last = await events_of(
         controller,
         "/v1/chat/completions",
-        {"max_tokens": 6, "messages": [{"role": "user", "content": "Hello"}]},
+        {
+            "model": "python-chat",
+            "max_tokens": 6,
+            "messages": [{"role": "user", "content": "Hello"}],
+        },
     )
     assert last == "[DONE]"
     deltas = [json.loads(chunk)["choices"][0]["delta"].get("content", "") for chunk in chunks]

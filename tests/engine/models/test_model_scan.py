@@ -15,7 +15,7 @@ from supervisor.config.scanned import Scan
 from supervisor.core.machine.values import Mode
 from supervisor.engine.kinds.flags import server_flags
 from supervisor.engine.models.model_scan import safe_name, scan_models
-from supervisor.engine.port import Address
+from supervisor.engine.port import Address, ServerStart
 
 
 def write_gguf(path: Path, architecture: str, **metadata: Any) -> Path:
@@ -221,7 +221,7 @@ def test_scanned_model_runs_with_its_projector(tmp_path: Path) -> None:
 
     configuration = load(profiles, tmp_path / "models", {}, scan_models)
 
-    flags = server_flags(configuration.resolve("model"), Address(port=1))
+    flags = server_flags(ServerStart(model=configuration.resolve("model"), address=Address(port=1)))
     assert flags[flags.index("--mmproj") + 1] == str(projector)
 
 

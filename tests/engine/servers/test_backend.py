@@ -20,7 +20,7 @@ from supervisor.data_folder import DataFolder, remove_run_dir
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.kinds.environment import inherited_environment
 from supervisor.engine.launcher import Launcher
-from supervisor.engine.port import Address, Launch
+from supervisor.engine.port import Address, Launch, ServerStart
 from supervisor.engine.servers.addresses import choose_address
 from supervisor.engine.servers.backend import Backend
 from supervisor.engine.servers.framing import Request
@@ -105,9 +105,9 @@ async def test_a_real_server_becomes_ready_answers_and_leaves_nothing(
 ) -> None:
     server = engines.choose("auto")
     model = resolve("demo-chat", parallel=2, ctx_size=512)
-    argv = server.argv(model, address, "the-key")
-    inherited = inherited_environment(os.environ, {})
-    environment = server.environment(model, inherited, address, "the-key")
+    start = ServerStart(model=model, address=address, api_key="the-key")
+    argv = server.argv(start)
+    environment = server.environment(start, inherited_environment(os.environ, {}))
     backend = Backend(make_launch(*argv, env=environment, address=address), ignore_line)
     try:
         async with asyncio.timeout(30):
@@ -168,7 +168,8 @@ async def test_a_real_server_that_cannot_load_its_model_tells_why(
     model = tmp_path / "broken.gguf"
     model.write_bytes(b"GGUF" + b"\xff" * 4096)
     address = choose_address(run_dir, 1, has_unix_socket=True)
-    argv = list(engines.choose("auto").argv(resolve("demo-chat"), address, "the-key"))
+    start = ServerStart(model=resolve("demo-chat"), address=address)
+    argv = list(engines.choose("auto").argv(start))
     argv[argv.index("--model") + 1] = str(model)
     backend = Backend(make_launch(*argv, address=address), ignore_line)
     readying = asyncio.create_task(backend.become_ready())

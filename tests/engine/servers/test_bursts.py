@@ -18,7 +18,7 @@ import pytest
 from supervisor.config.configuration import ResolvedModel
 from supervisor.core.machine.values import Stop
 from supervisor.engine.kinds.engines import Engines
-from supervisor.engine.port import Launch
+from supervisor.engine.port import Launch, ServerStart
 from supervisor.engine.servers.addresses import choose_address
 from supervisor.engine.servers.backend import Backend
 from supervisor.engine.servers.framing import Request
@@ -44,9 +44,10 @@ async def start_server(
         engine = engines.choose("auto")
         model = resolve("minilm", **fields)
         address = choose_address(run_dir, len(backends) + 1, has_unix_socket=True)
+        start = ServerStart(model=model, address=address, api_key="the-key")
         launch = Launch(
-            argv=engine.argv(model, address, "the-key"),
-            env=engine.environment(model, {}, address, "the-key"),
+            argv=engine.argv(start),
+            env=engine.environment(start, {}),
             address=address,
             api_key="the-key",
             model="minilm",
