@@ -24,7 +24,7 @@ import secrets
 import sqlite3
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -244,6 +244,31 @@ def set_aside(path: Path, reason: str) -> None:
     kept_as = next(name for name in names if not os.path.lexists(name))
     path.rename(kept_as)
     log.warning("data.set_aside", path=str(path), kept_as=str(kept_as), reason=reason)
+
+
+def open_database(path: Path, prepare: Callable[[sqlite3.Connection], None]) -> sqlite3.Connection:
+    """Open one of our SQLite files, for any thread; a damaged one is set aside, and one begun anew.
+
+    `prepare` makes the tables and looks whether they are ours. Raises sqlite3.Error where the file
+    is locked or cannot be written, and OSError.
+    """
+    try:
+        return _prepared(path, prepare)
+    except sqlite3.OperationalError:
+        raise  # no reason to set it aside
+    except sqlite3.DatabaseError as error:
+        set_aside(path, f"it is damaged: {error}")
+        return _prepared(path, prepare)
+
+
+def _prepared(path: Path, prepare: Callable[[sqlite3.Connection], None]) -> sqlite3.Connection:
+    database = sqlite3.connect(path, check_same_thread=False)
+    try:
+        prepare(database)
+    except sqlite3.Error:
+        database.close()
+        raise
+    return database
 
 
 def write_new(path: Path, text: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import structlog
 
+from supervisor.data_folder import open_database
 from supervisor.observability.impairments import Impairments
 
 log = structlog.get_logger()
@@ -143,15 +144,7 @@ class SwitchHistory:
         """Open the file, and the folder, anew. Raises sqlite3.Error and OSError."""
         self._forget_database()
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        try:
-            database = _connect(path)
-        except sqlite3.OperationalError:
-            raise  # locked, or not to be written: no reason to set it aside
-        except sqlite3.DatabaseError as error:
-            aside = path.with_name(f"{path.name}.damaged")
-            path.replace(aside)
-            log.warning("history.unusable", path=str(path), kept_as=str(aside), reason=str(error))
-            database = _connect(path)
+        database = open_database(path, _prepare)
         self._database, self._file_id = database, _file_id(path)
         return database
 
@@ -190,17 +183,11 @@ def _put(records: OrderedDict[str, SwitchRecord], record: SwitchRecord, size: in
         records.popitem(last=False)
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(path, check_same_thread=False)
-    try:
-        database.text_factory = bytes  # text that is not UTF-8 is one record's fault
-        database.execute("PRAGMA journal_mode=WAL")
-        database.execute(_SCHEMA)
-        database.execute("SELECT number, switch_id, ended_at, record FROM switches LIMIT 1")
-    except sqlite3.Error:
-        database.close()
-        raise
-    return database
+def _prepare(database: sqlite3.Connection) -> None:
+    database.text_factory = bytes  # text that is not UTF-8 is one record's fault
+    database.execute("PRAGMA journal_mode=WAL")
+    database.execute(_SCHEMA)
+    database.execute("SELECT number, switch_id, ended_at, record FROM switches LIMIT 1")
 
 
 def _file_id(path: Path) -> tuple[int, int]:

@@ -75,7 +75,7 @@ def test_file_that_is_no_database_costs_the_past_and_nothing_else(
         history = SwitchHistory(path, 3)
         history.add(record(1))
 
-    assert [line["event"] for line in lines] == ["history.unusable"]
+    assert [line["event"] for line in lines] == ["data.set_aside"]
     assert ids(history) == ["s1"]
     history.close()
 

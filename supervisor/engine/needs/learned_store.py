@@ -12,6 +12,7 @@ from pathlib import Path
 import structlog
 
 from supervisor.core.sizing.learned import LearnedPeak
+from supervisor.data_folder import open_database
 from supervisor.observability.impairments import Impairments
 
 log = structlog.get_logger()
@@ -50,7 +51,7 @@ class LearnedStore:
     """
 
     def __init__(self, path: Path, impairments: Impairments | None = None) -> None:
-        """Open the file. A damaged one is reported, put aside, and a new one begun."""
+        """Open the file. A damaged one is set aside, and a new one begun."""
         self._path = path
         self._impairments = impairments or Impairments()
         self._is_closed = False
@@ -58,7 +59,7 @@ class LearnedStore:
         self._database: sqlite3.Connection | None = None
         self._unwritten: dict[str, LearnedPeak] = {}
         try:
-            self._database = _open_or_begin_anew(path)
+            self._database = open_database(path, _prepare)
         except (sqlite3.Error, OSError) as error:
             self._report(error)
 
@@ -111,7 +112,7 @@ class LearnedStore:
             return 0
         try:
             if self._database is None:
-                self._database = _open_or_begin_anew(self._path)
+                self._database = open_database(self._path, _prepare)
             with self._database as database:
                 changed = [database.execute(*statement).rowcount for statement in statements]
         except (sqlite3.Error, OSError) as error:
@@ -132,26 +133,7 @@ class LearnedStore:
             log.warning("needs.unusable", path=str(self._path), reason=str(error))
 
 
-def _open_or_begin_anew(path: Path) -> sqlite3.Connection:
-    """Open the file; a damaged one is put aside first. Raises sqlite3.Error and OSError."""
-    try:
-        return _open(path)
-    except sqlite3.OperationalError:
-        raise  # locked, or not to be written: no reason to put it aside
-    except sqlite3.DatabaseError as error:
-        aside = path.with_name(f"{path.name}.damaged")
-        path.replace(aside)
-        log.warning("needs.damaged", path=str(path), kept_as=str(aside), reason=str(error))
-        return _open(path)
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(path, check_same_thread=False)
-    try:
-        database.execute(_SCHEMA)
-        database.execute("SELECT identity, peak_bytes, seen_on, noted_at FROM needs LIMIT 1")
-        database.commit()
-    except sqlite3.Error:
-        database.close()
-        raise
-    return database
+def _prepare(database: sqlite3.Connection) -> None:
+    database.execute(_SCHEMA)
+    database.execute("SELECT identity, peak_bytes, seen_on, noted_at FROM needs LIMIT 1")
+    database.commit()

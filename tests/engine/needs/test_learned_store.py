@@ -108,9 +108,9 @@ def test_a_damaged_file_is_reported_put_aside_and_begun_anew(
         needs = open_needs()
         needs.note("chat", peak(100))
 
-    assert [line["event"] for line in lines] == ["needs.damaged"]
+    assert [line["event"] for line in lines] == ["data.set_aside"]
     assert needs.get("chat") == peak(100)
-    assert path.with_name(f"{path.name}.damaged").read_bytes().startswith(b"no database")
+    assert path.with_name(f"{path.name}.set-aside").read_bytes().startswith(b"no database")
 
 
 def test_a_file_of_another_shape_is_reported_and_left_as_it_is(
