@@ -8,10 +8,11 @@ import pytest
 from supervisor.engine.kinds import probe
 from supervisor.engine.kinds.probe import Probes
 from supervisor.errors import EngineError
+from tests.engine.conftest import Eventually
 
 
-def test_program_that_does_not_end_is_ended_with_what_it_has_started(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_program_that_does_not_end_is_ended_with_what_it_has_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
 ) -> None:
     monkeypatch.setattr(probe, "PROBE_TIMEOUT_S", 0.3)
     noted = tmp_path / "pid"
@@ -21,4 +22,12 @@ def test_program_that_does_not_end_is_ended_with_what_it_has_started(
         Probes().ask(("/bin/sh", "-c", script), Path("/bin/sh"))
 
     pid = int(noted.read_text())
-    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    await eventually(lambda: has_ended(pid))
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process is gone, or waits for somebody to reap it."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
