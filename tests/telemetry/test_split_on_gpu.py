@@ -75,7 +75,7 @@ async def test_model_is_refused_where_one_gpu_has_no_room_for_its_share(
 
     assert error["code"] == "target_does_not_fit"
     assert (error["need_bytes"], error["available_bytes"]) == (20 * GIB, 10 * GIB)
-    assert "gpu1 has 10.0 GiB free" in error["message"]
+    assert "needs about 20.0 GiB of gpu1, and gpu1 has 10.0 GiB free; put less" in error["message"]
 
 
 async def test_only_what_is_on_the_same_gpu_gives_way(

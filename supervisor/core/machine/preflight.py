@@ -124,12 +124,14 @@ def _refusal(  # noqa: PLR0913, PLR0917 - what the sentence is made of
     remedy: str,
 ) -> Refusal:
     need_bytes = need.footprint.on(device.name)
-    # What a smaller setting needs is known of the target's own device only.
-    smaller = need.alternatives if device.name == target.device else ()
-    fitting = mildest_fitting(smaller, room_bytes)
+    is_own = device.name == target.device  # how the need there comes about is known, and its like
+    fitting = mildest_fitting(need.alternatives, room_bytes) if is_own else ()
     would = "; ".join(f"{a.setting} needs {format_bytes(a.need_bytes)}" for a in fitting)
     advice = f"it would fit with {would}" if would else "no smaller setting makes it fit"
     explained = f" ({need.explanation})" if need.explanation else ""
+    if not is_own:
+        advice = "put less of it there (tensor_split, n_gpu_layers)"
+        explained = f" of {device.name}"
     return Refusal(
         code="target_does_not_fit",
         message=f"'{target.model}' with profile '{target.profile}' needs about "

@@ -92,7 +92,7 @@ def test_target_is_refused_for_each_device_that_has_no_room() -> None:
     story.ask_for(CHAT)
     code, message = failure_in(accept(story, SPLIT, gpu0=0, host=21))
     assert code == "target_does_not_fit"
-    assert "needs about 4.0 GiB, and host has 3.0 GiB free" in message
+    assert "needs about 4.0 GiB of host, and host has 3.0 GiB free; put less of it" in message
     story.ask_for(CHAT)
     much = Footprint.of({"gpu0": 8 * GIB, "host": 17 * GIB})
     assert "devices.host.budget_bytes" in failure_in(accept(story, much, gpu0=0, host=0))[1]
