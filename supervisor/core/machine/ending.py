@@ -52,9 +52,9 @@ def stop_warming(draft: Draft, switch: Switch) -> None:
 
 def _forget_replaced(draft: Draft, target: Target) -> None:
     """What is live now is wanted: where it is to be alone, nothing comes back beside it."""
-    device = draft.snapshot.devices[target.device]
+    exclusive = {device.name for device in draft.snapshot.devices.values() if device.is_exclusive}
     for down in draft.snapshot.recoveries:
-        is_alone = device.is_exclusive and down.target.device == device.name
+        is_alone = not exclusive.isdisjoint(down.target.shared_devices(target))
         is_replaced = is_alone or draft.snapshot.rules.replaces
         if is_replaced or down.target.model == target.model:
             forget_recovery(draft, down.target.model)

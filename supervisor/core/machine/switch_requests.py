@@ -62,13 +62,13 @@ def begin_switch(draft: Draft, event: SwitchRequested, *, is_recovery: bool = Fa
 
 
 def _baselines_of_the_dead(draft: Draft, target: Target, is_recovery: bool) -> tuple[Baseline, ...]:
-    """Return what the target's device should return to, where a server of it has died.
+    """Return what the target's devices should return to, where a server of it has died.
 
     Its memory may be held still, so that a reading of now would be no baseline.
     """
     if is_recovery:
         return known_baselines(draft, draft.snapshot.recovery(target.model))
-    down = [r for r in draft.snapshot.recoveries if r.target.device == target.device]
+    down = [r for r in draft.snapshot.recoveries if r.target.shared_devices(target)]
     return next((known for r in down if (known := known_baselines(draft, r))), ())
 
 

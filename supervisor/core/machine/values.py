@@ -96,6 +96,10 @@ class Target(Struct, frozen=True, kw_only=True):
         """The devices that its server is shown."""
         return self.split_over or (self.device,)
 
+    def shared_devices(self, other: "Target") -> frozenset[str]:
+        """The devices that the servers of both are shown."""
+        return frozenset(self.devices) & frozenset(other.devices)
+
     def is_same(self, other: "Target") -> bool:
         """Whether both mean the same model with the same profile, as both are written now."""
         own = self.model, self.profile, self.revision

@@ -163,11 +163,7 @@ def _report(target: Target, peak_bytes: int, estimated_bytes: int, *, is_first: 
 def _company(epoch: int, backends: Sequence[Backend]) -> set[int]:
     """Return the epochs that share a device with a new one, and its own, if any do."""
     new = next((b for b in backends if b.epoch == epoch), None)
-    together = {
-        b.epoch
-        for b in backends
-        if new and not set(b.target.devices).isdisjoint(new.target.devices)
-    }
+    together = {b.epoch for b in backends if new and new.target.shared_devices(b.target)}
     return together if len(together) > 1 else set()
 
 

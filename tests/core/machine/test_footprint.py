@@ -140,6 +140,22 @@ def test_what_a_rollback_brings_back_is_confirmed_on_each_device_too() -> None:
     assert story.confirm() == (StartBackend(epoch=3, target=CHAT),)
 
 
+def test_what_died_on_two_gpus_stays_down_once_one_of_them_is_another_models_alone() -> None:
+    alone = tuple(replace(gpu, is_exclusive=True) for gpu in GPUS)
+    story = Story(*alone)
+    story.ask_for(replace(CHAT, split_over=("gpu0", "gpu1")))
+    accept(story, Footprint.of({"gpu0": 8 * GIB, "gpu1": 8 * GIB}), gpu0=0, gpu1=0)
+    story.confirm(0, "gpu1")
+    story.start()
+    story.reap(1, exit_code=1)
+    assert [down.target.model for down in story.snapshot.recoveries] == [CHAT.model]
+
+    story.ask_for(replace(EMBED, device="gpu1"))
+    accept(story, Footprint.of({"gpu1": 8 * GIB}), gpu1=0)
+    story.start(device="gpu1")
+    assert story.snapshot.recoveries == ()
+
+
 def test_an_unload_confirms_each_device_of_what_it_stops() -> None:
     story = Story(SHARED, HOST)
     story.ask_for(CHAT)
