@@ -6,7 +6,6 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +18,7 @@ from supervisor.app import Options, build_engines
 from supervisor.config.configuration import Configuration
 from supervisor.config.explain import explain as explain_fields
 from supervisor.config.load import load, read
+from supervisor.config.profile import EngineName
 from supervisor.doctor.gathering import Surroundings, gather
 from supervisor.doctor.judging import is_well, judge
 from supervisor.doctor.printing import describe_report, print_report
@@ -42,14 +42,11 @@ cli = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=N
 EXIT_BAD_CONFIGURATION = 2
 
 
-class EngineName(StrEnum):
-    """Values of `--engine`."""
-
-    AUTO = "auto"
-    LLAMA_SERVER = "llama-server"
-    EMBEDDED = "embedded"
-    LLAMA_CPP_PYTHON = "llama-cpp-python"
-    COMMAND = "command"
+Profiles = Annotated[Path, typer.Option(help="Folder with the YAML files.")]
+Models = Annotated[Path, typer.Option(help="Folder with the GGUF files.")]
+Data = Annotated[Path, typer.Option(help="Folder for what the product writes.")]
+Engine = Annotated[EngineName, typer.Option(help="What `auto` means.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 
 
 def print_version(is_asked: bool) -> None:
@@ -79,16 +76,16 @@ def serve(
     port: Annotated[
         int | None, typer.Option(help="Port to listen on; 0: any free one.", min=0, max=65535)
     ] = None,
-    profiles: Annotated[Path, typer.Option(help="Folder with the YAML files.")] = Path("profiles"),
-    models: Annotated[Path, typer.Option(help="Folder with the GGUF files.")] = Path("models"),
-    data: Annotated[Path, typer.Option(help="Folder for what the product writes.")] = Path("data"),
+    profiles: Profiles = Path("profiles"),
+    models: Models = Path("models"),
+    data: Data = Path("data"),
     data_wait: Annotated[
         float,
         typer.Option(
             help="Seconds that another controller gets to leave the data folder.", min=0.0
         ),
     ] = 0.0,
-    engine: Annotated[EngineName, typer.Option(help="What `auto` means.")] = EngineName.AUTO,
+    engine: Engine = "auto",
 ) -> None:
     """Run the controller until SIGTERM or SIGINT."""
     try:
@@ -101,7 +98,7 @@ def serve(
             data_wait_s=data_wait,
             hosts=tuple(host or ()),
             port=port,
-            engine=engine.value,
+            engine=engine,
         )
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(run_controller(configuration, options))
@@ -119,17 +116,17 @@ def fit(
     profile: Annotated[
         str | None, typer.Option(help="The profile to run with; default: the model's.")
     ] = None,
-    profiles: Annotated[Path, typer.Option(help="Folder with the YAML files.")] = Path("profiles"),
-    models: Annotated[Path, typer.Option(help="Folder with the GGUF files.")] = Path("models"),
-    data: Annotated[Path, typer.Option(help="Folder of the controller's data.")] = Path("data"),
-    engine: Annotated[EngineName, typer.Option(help="What `auto` means.")] = EngineName.AUTO,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False,
+    profiles: Profiles = Path("profiles"),
+    models: Models = Path("models"),
+    data: Data = Path("data"),
+    engine: Engine = "auto",
+    as_json: Json = False,
     forget: Annotated[bool, typer.Option(help="First drop what was learned of its need.")] = False,
 ) -> None:
     """Show what a model takes on each device, whether it fits, and what would; exit 0, 1 or 2."""
     try:
         configuration = load(profiles, models.resolve(), os.environ, scan_models)
-        engines = build_engines(configuration, engine.value)
+        engines = build_engines(configuration, engine)
         resolved = model_or_file(configuration, model, profile)
         candidate = examine(resolved, engines.choose(resolved.profile.engine))
         report = asyncio.run(report_fit(candidate, configuration, data, forget=forget))
@@ -147,12 +144,12 @@ def fit(
 @cli.command()
 def check(
     folder: Annotated[Path, typer.Argument(help="Folder with the YAML files.")] = Path("profiles"),
-    models: Annotated[Path, typer.Option(help="Folder with the GGUF files.")] = Path("models"),
+    models: Models = Path("models"),
     explain: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Show where each value comes from.")
     ] = None,
     profile: Annotated[str | None, typer.Option(help="With --explain: another profile.")] = None,
-    engine: Annotated[EngineName, typer.Option(help="What `auto` means.")] = EngineName.AUTO,
+    engine: Engine = "auto",
     configuration_only: Annotated[
         bool,
         typer.Option(
@@ -169,7 +166,7 @@ def check(
     reading = read(folder, models.resolve(), os.environ, scan)
     configuration, problems = reading.configuration, list(reading.problems)
     if configuration is not None and not configuration_only:
-        engines = find_engines(configuration, engine.value, problems)
+        engines = find_engines(configuration, engine, problems)
         if explain is not None and engines is not None and not problems:
             explain_or_exit(configuration, engines, explain, profile)
             return
@@ -185,14 +182,14 @@ def check(
 
 @cli.command()
 def doctor(
-    profiles: Annotated[Path, typer.Option(help="Folder with the YAML files.")] = Path("profiles"),
-    models: Annotated[Path, typer.Option(help="Folder with the GGUF files.")] = Path("models"),
-    data: Annotated[Path, typer.Option(help="Folder for what the product writes.")] = Path("data"),
+    profiles: Profiles = Path("profiles"),
+    models: Models = Path("models"),
+    data: Data = Path("data"),
     host: Annotated[
         list[str] | None, typer.Option(help="Address that `serve` is given; several times, too.")
     ] = None,
-    engine: Annotated[EngineName, typer.Option(help="What `auto` means.")] = EngineName.AUTO,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False,
+    engine: Engine = "auto",
+    as_json: Json = False,
 ) -> None:
     """Show what is here, what is wrong, and the remedy; exit 1 when something will stop work."""
     set_up_logging("console", "error")  # what telemetry warns of is among the findings
@@ -200,7 +197,7 @@ def doctor(
         profiles=profiles,
         models=models,
         data=data,
-        engine=engine.value,
+        engine=engine,
         hosts=tuple(host or ()),
         environ=os.environ,
     )

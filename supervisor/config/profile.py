@@ -48,6 +48,7 @@ VariablePattern = Annotated[str, BeforeValidator(_variable_pattern)]
 Share = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 GpuLayers = Annotated[int | Literal["auto", "all"], BeforeValidator(_layers)]
 OnOffAuto = Annotated[Literal["on", "off", "auto"], BeforeValidator(_switch_word)]
+EngineName = Literal["auto", "llama-server", "embedded", "llama-cpp-python", "command"]
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
 Pooling = Literal["none", "mean", "cls", "last", "rank"]
 LoadMode = Literal["auto", "none", "mmap", "mlock", "mmap+mlock", "dio"]
@@ -104,7 +105,7 @@ class Profile(Settings):
         description="Another profile, whose fields apply where this one does not set them.",
     )
     mode: Mode = Field(description="`generation` or `embedding`: which models it is for.")
-    engine: Literal["auto", "llama-server", "embedded", "llama-cpp-python", "command"] = Field(
+    engine: EngineName = Field(
         default="auto",
         description="What runs the model: the native `llama-server`, the `embedded` wheel, "
         "`llama-cpp-python`, any other server by its `command`, or `auto`: the first of the first "

@@ -27,9 +27,9 @@ def describe_report(facts: Facts, findings: Sequence[Finding]) -> dict[str, Any]
     }
 
 
-def print_report(facts: Facts, findings: Sequence[Finding], console: Console | None = None) -> None:
+def print_report(facts: Facts, findings: Sequence[Finding]) -> None:
     """Print the facts by section, and then what is wrong, with its remedy."""
-    console = console or Console(soft_wrap=True, highlight=False, markup=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
     for title, rows in _sections(facts):
         console.print(Text(title, style="bold"))
         width = max((len(name) for name, _ in rows), default=0)
