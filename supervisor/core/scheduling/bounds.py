@@ -24,6 +24,13 @@ from supervisor.core.scheduling.values import Costs, SchedulingRules, View
 RETURNS_SOON = 0.25
 """Clients return soon if at the median it takes them less than this part of a switch."""
 
+WAITS_FOR_ANSWERS = 0.5
+"""Clients wait for answers if at the median they return sooner than this part of a mean gap, 1/λ.
+
+Of those that come whenever they like (Poisson arrivals) the median is ln 2 = 0.69 of it. They come
+while the model is away, too, so that to keep it for them gains nothing; loops come only if served.
+"""
+
 
 class Cycle(Struct, frozen=True, kw_only=True):
     """One round of the models that contend: R, one switch (s), ΣD, Q, and the turn that is given.
@@ -132,6 +139,8 @@ def linger_s(cycle: Cycle, known: Costs) -> float:
     """How long a model without work is kept for clients that return soon; 0 where they do not."""
     gap = known.return_gap
     if gap is None or gap.median_s > RETURNS_SOON * cycle.switch_s:
+        return 0.0
+    if gap.median_s * known.arrivals_per_s > WAITS_FOR_ANSWERS:
         return 0.0
     return min(gap.p90_s, cycle.switch_s)
 

@@ -84,6 +84,18 @@ def test_a_model_is_kept_only_for_clients_that_return_soon(
     assert of(costs).models["chat"].linger_s == pytest.approx(linger_s)
 
 
+def test_a_model_is_not_kept_for_clients_that_come_whenever_they_like() -> None:
+    """Their gaps are short against a switch because there are many of them, not for an answer."""
+    gap = ReturnGap(median_s=0.07, p90_s=0.23)
+
+    def linger_s(arrivals_per_s: float) -> float:
+        chat = Costs(switch_s=0.4, arrivals_per_s=arrivals_per_s, return_gap=gap)
+        return of(two(0.4) | {"chat": chat}).models["chat"].linger_s
+
+    assert linger_s(arrivals_per_s=10.0) == 0.0
+    assert linger_s(arrivals_per_s=4.0) == pytest.approx(0.23)
+
+
 def test_the_threshold_is_one_where_switches_are_short_against_the_gaps() -> None:
     def threshold(switch_s: float) -> int:
         known = Costs(switch_s=switch_s, arrivals_per_s=1.0)
