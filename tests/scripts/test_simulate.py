@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from itertools import permutations
 from pathlib import Path
+from statistics import mean
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -15,7 +16,7 @@ from lab.simulate.__main__ import main
 from lab.simulate.clairvoyant import least_total_wait_s, start
 from lab.simulate.disciplines import cyclic_exhaustive, cyclic_gated, exhaustive
 from lab.simulate.knowledge import Known, Learned
-from lab.simulate.loops import CROWDS, Crowd, shares
+from lab.simulate.loops import CROWDS, Crowd, beside_greedy, shares
 from lab.simulate.open_traces import (
     OVER_CLAIRVOYANT,
     OVER_STATIONARY,
@@ -29,7 +30,7 @@ from lab.simulate.simulation import Simulation
 from lab.simulate.workload import Arrival, Loop, Model, poisson, two_models
 
 from supervisor.core.scheduling.policies import POLICIES
-from supervisor.core.scheduling.values import Decision, Policy
+from supervisor.core.scheduling.values import Decision, Policy, Priority
 
 SEEDS = range(1, 21)
 LOADS = (0.3, 0.6)
@@ -227,6 +228,14 @@ def test_without_turns_one_side_of_closed_loops_starves() -> None:
     got = shares(CROWDS[1], exhaustive, seconds=60.0)
     assert min(got.chat, got.embedding) < 0.01
     assert got.longest_wait_s > 50
+
+
+def test_chats_wait_less_beside_a_greedy_client_whose_work_is_batch_work() -> None:
+    mean_s = {
+        priority: mean(beside_greedy(POLICIES["turns"], priority=priority).waits_s["chat"])
+        for priority in Priority
+    }
+    assert mean_s[Priority.BATCH] < mean_s[Priority.INTERACTIVE] / 2
 
 
 # -- the command ------------------------------------------------------------------------------

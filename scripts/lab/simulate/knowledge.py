@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import log
 from typing import Protocol
 
 from lab.simulate.workload import Model
 from supervisor.core.scheduling import estimates
 from supervisor.core.scheduling.estimates import Estimates
-from supervisor.core.scheduling.values import Costs
+from supervisor.core.scheduling.values import Costs, ReturnGap
 
 
 class Knowledge(Protocol):
@@ -42,15 +43,7 @@ class Known:
     """Knows what is true, and has nothing to learn."""
 
     def __init__(self, models: Iterable[Model]) -> None:
-        self.costs: Mapping[str, Costs] = {
-            model.name: Costs(
-                switch_s=model.switch_s,
-                drain_s=model.service_s,
-                service_s=model.service_s,
-                arrivals_per_s=model.arrivals_per_s,
-            )
-            for model in models
-        }
+        self.costs: Mapping[str, Costs] = {model.name: _truth(model) for model in models}
 
     def note_switch(self, model: str, took_s: float) -> None:
         """Nothing to learn."""
@@ -60,6 +53,18 @@ class Known:
 
     def note_return(self, model: str, gap_s: float) -> None:
         """Nothing to learn."""
+
+
+def _truth(model: Model) -> Costs:
+    """Return the costs of a model; its gaps are exponential where its clients have a rate."""
+    rate = model.arrivals_per_s
+    return Costs(
+        switch_s=model.switch_s,
+        drain_s=model.service_s,
+        service_s=model.service_s,
+        arrivals_per_s=rate,
+        return_gap=ReturnGap(median_s=log(2) / rate, p90_s=log(10) / rate) if rate else None,
+    )
 
 
 class Learned:

@@ -7,7 +7,7 @@ from lab.simulate.disciplines import exhaustive
 from lab.simulate.knowledge import Known, Learned
 from lab.simulate.simulation import Outcome, Simulation
 from lab.simulate.workload import Loop, Model, poisson
-from supervisor.core.scheduling.values import Policy, SchedulingRules
+from supervisor.core.scheduling.values import Policy, Priority, SchedulingRules
 
 SECONDS = 300.0
 
@@ -86,11 +86,11 @@ def _served_alone(model: Model, crowd: Crowd, seconds: float) -> int:
     return len(alone.run((), _clients([model], crowd.clients), seconds).waits_s[model.name])
 
 
-def beside_greedy(policy: Policy, *, greedy: int = 64) -> Outcome:
-    """Run chats that come now and then beside one client that keeps so many embeddings waiting."""
+def beside_greedy(policy: Policy, *, priority: Priority = Priority.INTERACTIVE) -> Outcome:
+    """Run chats that come now and then beside a client that keeps 64 embeddings waiting."""
     chat = Model(name="chat", service_s=0.5, switch_s=0.4, arrivals_per_s=0.2)
-    embedding = Model(name="embedding", service_s=0.05, switch_s=0.4)
+    embedding = Model(name="embedding", service_s=0.05, switch_s=0.4, priority=priority)
     models = [chat, embedding]
     trace = poisson([chat], round(SECONDS * chat.arrivals_per_s), seed=1)
-    clients = [Loop(model=embedding.name)] * greedy
+    clients = [Loop(model=embedding.name)] * 64
     return Simulation(models, policy, Learned(models)).run(trace, clients, SECONDS)

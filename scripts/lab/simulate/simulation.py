@@ -15,7 +15,14 @@ from typing import Any
 from lab.harness.command import LabError
 from lab.simulate.knowledge import Knowledge, Stayed
 from lab.simulate.workload import Arrival, Loop, Model
-from supervisor.core.scheduling.values import Policy, Queue, SchedulingRules, Stay, View
+from supervisor.core.scheduling.values import (
+    Policy,
+    Priority,
+    Queue,
+    SchedulingRules,
+    Stay,
+    View,
+)
 
 
 @dataclass(slots=True)
@@ -61,12 +68,14 @@ class _Line:
 
     def queue(self) -> Queue:
         """Return it as policies see it."""
-        oldest_at = self.requests[0][0]
+        oldest_at, waiting = self.requests[0][0], len(self.requests)
+        is_batch = self.model.priority is Priority.BATCH
         return Queue(
             model=self.model.name,
-            interactive=len(self.requests),
+            interactive=0 if is_batch else waiting,
+            batch=waiting if is_batch else 0,
             oldest_at=oldest_at,
-            oldest_interactive_at=oldest_at,
+            oldest_interactive_at=None if is_batch else oldest_at,
             arrived_at_sum=self.arrived_at_sum,
             left_at=self.left_at,
         )
@@ -80,7 +89,7 @@ class _Held:
     all until `busy_since`.
     """
 
-    model: str
+    model: Model
     since: float
     granted: int = 0
     in_flight: int = 0
@@ -92,12 +101,13 @@ class _Held:
 
     def stay(self) -> Stay:
         """Return it as policies see it."""
+        is_batch = self.model.priority is Priority.BATCH
         return Stay(
-            model=self.model,
+            model=self.model.name,
             since=self.since,
             granted=self.granted,
             in_flight=self.in_flight,
-            interactive_in_flight=self.in_flight,
+            interactive_in_flight=0 if is_batch else self.in_flight,
             empty_since=self.empty_since,
         )
 
@@ -117,7 +127,7 @@ class Simulation:
         self._policy, self._knowledge, self._slots = policy, knowledge, slots
         self._rules = rules or SchedulingRules()
         self._lines = {model.name: _Line(model) for model in models}
-        self._held = _Held(model=models[0].name, since=0.0)
+        self._held = _Held(model=models[0], since=0.0)
         self._is_switching = False
         self._now = 0.0
         self._wake_at = inf
@@ -189,7 +199,7 @@ class Simulation:
                 if decision.wake_at <= self._now:
                     raise LabError(f"woken at {self._now}, the policy wants to be woken then again")
                 self._wake_at = decision.wake_at
-        elif decision.model == self._held.model:
+        elif decision.model == self._held.model.name:
             raise LabError(f"the policy switches to {decision.model}, which is live")
         else:
             self._held.next_model = decision.model
@@ -207,11 +217,11 @@ class Simulation:
 
     def _admit(self) -> None:
         held = self._held
-        line = self._lines[held.model]
+        line = self._lines[held.model.name]
         while line.requests and held.in_flight < self._slots:
             arrived_at, loop = line.requests.popleft()
             line.arrived_at_sum -= arrived_at
-            self._outcome.waits_s[held.model].append(self._now - arrived_at)
+            self._outcome.waits_s[held.model.name].append(self._now - arrived_at)
             held.granted += 1
             held.in_flight += 1
             if held.empty_since is not None:
@@ -227,7 +237,7 @@ class Simulation:
         if not held.in_flight:
             held.empty_since = self._now
             held.busy_s += self._now - held.busy_since
-            line = self._lines[held.model]
+            line = self._lines[held.model.name]
             if not line.requests:
                 line.idle_since = self._now
             self._switch_when_empty()
@@ -244,7 +254,7 @@ class Simulation:
         self._at(self._now + took_s, self._become_live, target)
 
     def _note_leaving(self) -> None:
-        held, line = self._held, self._lines[self._held.model]
+        held, line = self._held, self._lines[self._held.model.name]
         stayed = Stayed(
             answered=held.granted,
             busy_s=held.busy_s,
@@ -252,10 +262,10 @@ class Simulation:
             arrived=line.arrived,
             elapsed_s=self._now - line.noted_at,
         )
-        self._knowledge.note_leaving(held.model, stayed)
+        self._knowledge.note_leaving(held.model.name, stayed)
         line.arrived, line.noted_at, line.left_at = 0, self._now, self._now
 
     def _become_live(self, target: str) -> None:
         self._is_switching = False
         self._knowledge.note_switch(target, self._lines[target].model.switch_s)
-        self._held = _Held(model=target, since=self._now, empty_since=self._now)
+        self._held = _Held(model=self._lines[target].model, since=self._now, empty_since=self._now)

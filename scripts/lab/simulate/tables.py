@@ -23,6 +23,7 @@ from lab.simulate.open_traces import (
 from lab.simulate.simulation import Simulation
 from lab.simulate.workload import poisson, two_models
 from supervisor.core.scheduling.policies import POLICIES
+from supervisor.core.scheduling.values import Priority
 
 LOADS = (0.3, 0.6, 0.9)
 SETTINGS = (*EQUAL, *UNEQUAL, VERY_UNEQUAL, IN_BURSTS)
@@ -117,9 +118,10 @@ def closed_loops(plan: Plan) -> Table:
 
 def greedy(_: Plan) -> Table:
     """A chat now and then beside one client that keeps 64 embeddings waiting."""
+    outcomes = {name: beside_greedy(policy) for name, policy in PRACTISED.items()}
+    batch = beside_greedy(POLICIES["turns"], priority=Priority.BATCH)
     rows: list[tuple[Cell, ...]] = []
-    for name, policy in PRACTISED.items():
-        outcome = beside_greedy(policy)
+    for name, outcome in {**outcomes, "turns, embeddings as batch": batch}.items():
         chats, embeddings = (outcome.waits_s[model] for model in ("chat", "embedding"))
         mean_s = sum(chats) / len(chats) if chats else "–"
         rows.append((name, str(len(chats)), mean_s, str(len(embeddings)), outcome.longest_wait_s))

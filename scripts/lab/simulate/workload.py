@@ -6,18 +6,24 @@ from dataclasses import dataclass
 from heapq import merge
 from typing import TypeAlias
 
+from supervisor.core.scheduling.values import Priority
+
 Arrival: TypeAlias = tuple[float, str]
 """When a request comes, and which model it wants."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A model as it truly is: seconds for a request, and for a switch to it; its clients' rate."""
+    """A model as it truly is: seconds for a request, and for a switch to it; its clients' rate.
+
+    All of its requests have the same priority.
+    """
 
     name: str
     service_s: float
     switch_s: float
     arrivals_per_s: float = 0.0
+    priority: Priority = Priority.INTERACTIVE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
