@@ -137,16 +137,16 @@ async def test_requests_that_arrive_during_a_switch_wait_and_are_served(
     world.launcher.is_slow = True
     switching = asyncio.create_task(world.switch_to(make_target("chat")))
     await eventually(lambda: world.launcher.backends)
+    began_at = time.monotonic()
     clients = [Client(world, make_target("chat")), Client(world, None)]
     await eventually(lambda: len(world.snapshot.requests.waiters) == 2)
-    began_at = time.monotonic()
     world.launcher.newest.ready.set()
     await switching
     await eventually(lambda: in_flight(world) == 2)
     for client in clients:
         assert client.epoch == 1
         assert client.waited_s is not None
-        assert 0 < client.waited_s < time.monotonic() - began_at + 5
+        assert 0 < client.waited_s <= time.monotonic() - began_at
         await client.let_go()
     assert in_flight(world) == 0
 
@@ -745,7 +745,7 @@ async def test_shutting_down_ends_the_switch_that_runs(
 
 
 async def test_shutting_down_with_nothing_loaded_is_done_at_once(world: World) -> None:
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(30):
         await world.arbiter.shut_down(60)
         await world.arbiter.shut_down(0)
 

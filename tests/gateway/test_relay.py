@@ -181,9 +181,10 @@ async def test_slot_is_free_soon_after_its_client_left(
 
     async with endless_stream(controller) as answer:
         answer.close()
-        took_s = await until(lambda: is_idle(controller))
+        await until(lambda: is_idle(controller))
 
-    assert took_s < 2  # the completion itself goes on for longer
+    lines = backend_of(controller).process.last_lines
+    assert any("cancel task" in line for line in lines)  # it did not come to its end
     assert (await requests_now(controller))["in_flight"] == 0
 
 

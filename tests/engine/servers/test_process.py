@@ -23,6 +23,9 @@ from supervisor.errors import EngineError
 Eventually = Callable[..., Awaitable[None]]
 Spawn = Callable[..., ChildProcess]
 
+GRACE_S = 600.0
+"""Nobody waits for the end of it, however loaded the machine is."""
+
 IGNORES_SIGTERM = "trap '' TERM; echo up; while :; do sleep 1; done"
 
 
@@ -115,9 +118,8 @@ async def test_stopping_asks_with_sigterm_and_hears_the_last_words(
 
 async def test_a_process_without_handler_ends_by_sigterm_at_once(spawn: Spawn) -> None:
     child = spawn("/bin/sleep", "60")
-    started_at = time.monotonic()
-    assert await child.stop(30) == ended_by(signal.SIGTERM)
-    assert time.monotonic() - started_at < 5
+    async with asyncio.timeout(GRACE_S / 10):
+        assert await child.stop(GRACE_S) == ended_by(signal.SIGTERM)
 
 
 async def test_a_process_that_ignores_sigterm_is_killed_after_the_grace(
@@ -127,7 +129,7 @@ async def test_a_process_that_ignores_sigterm_is_killed_after_the_grace(
     await eventually(lambda: child.last_lines)
     started_at = time.monotonic()
     assert await child.stop(0.2) == ended_by(signal.SIGKILL)
-    assert 0.2 <= time.monotonic() - started_at < 5
+    assert time.monotonic() - started_at >= 0.2
 
 
 async def test_a_second_stop_may_be_less_patient(spawn: Spawn, eventually: Eventually) -> None:
@@ -298,7 +300,7 @@ async def test_a_killed_parent_leaves_no_child(
         child = int(parent.stdout.readline())
         assert is_alive(child)
         os.kill(parent.pid, signal.SIGKILL)
-    await eventually(lambda: not is_alive(child), within_s=2)
+    await eventually(lambda: not is_alive(child))
 
 
 async def test_process_1_reaps_the_orphans_that_it_adopts() -> None:

@@ -5,7 +5,6 @@ queue: the handler then waits for the same lock.
 """
 
 import signal
-import time
 from collections.abc import Awaitable, Callable
 
 from supervisor.engine.servers.process import ChildProcess, ProcessExit
@@ -18,8 +17,5 @@ async def test_a_process_that_misses_the_first_signal_gets_a_second_before_the_g
 ) -> None:
     child = spawn(sh=HANGS_ON_THE_FIRST)
     await eventually(lambda: child.last_lines)
-    started_at = time.monotonic()
 
     assert await child.stop(30) == ProcessExit(exit_code=None, signal=signal.SIGTERM)
-
-    assert time.monotonic() - started_at < 10
