@@ -17,8 +17,9 @@ from supervisor.config.exposure import describe_exposure
 from supervisor.config.holder import ConfigurationHolder
 from supervisor.config.settings import SupervisorSettings, SwitchSettings
 from supervisor.core.machine.events import DeviceFound, RulesChanged
-from supervisor.core.machine.snapshot import Snapshot
+from supervisor.core.machine.snapshot import Scheduling, Snapshot
 from supervisor.core.machine.values import Device
+from supervisor.core.scheduling.estimates import Estimates
 from supervisor.data_folder import HISTORY, DataFolder, remove_run_dir
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.launcher import Launcher
@@ -36,6 +37,8 @@ from supervisor.gateway.door import Door
 from supervisor.gateway.origins import Origins
 from supervisor.gateway.relay import Relay
 from supervisor.gateway.status import Status
+from supervisor.observability.estimates_store import FILE_NAME as ESTIMATES_FILE
+from supervisor.observability.estimates_store import EstimatesStore
 from supervisor.observability.history import SwitchHistory
 from supervisor.observability.impairments import Impairments
 from supervisor.observability.readiness import Readiness
@@ -162,9 +165,10 @@ async def start_machine(ground: Ground, owned: AsyncExitStack) -> Machine:
         store=ground.stores.learned_store, devices=telemetry, assessed=launcher.assessed
     )
     readiness = Readiness(has_default_model=configuration.catalogue.default_model is not None)
-    observers = (Recorder(ground.stores.history), ground.children, learner, readiness)
+    stores = ground.stores
+    observers = (Recorder(stores.history), ground.children, learner, readiness, stores.estimates)
     arbiter = Arbiter(
-        snapshot=first_snapshot(configuration, telemetry.devices()),
+        snapshot=first_snapshot(configuration, telemetry.devices(), stores.estimates.read()),
         launcher=launcher,
         memory=telemetry,
         impairments=ground.impairments,
@@ -248,6 +252,7 @@ class Stores:
     history: SwitchHistory
     prompt_cache: PromptCache
     learned_store: LearnedStore
+    estimates: EstimatesStore
 
     def apply(self, settings: SwitchSettings) -> None:
         """Hold what comes from now on to other bounds."""
@@ -270,7 +275,12 @@ def open_stores(
     owned.callback(prompt_cache.close)
     learned_store = LearnedStore(data.store(LEARNED_NEEDS_FILE), impairments)
     owned.callback(learned_store.close)
-    return Stores(history=history, prompt_cache=prompt_cache, learned_store=learned_store)
+    return Stores(
+        history=history,
+        prompt_cache=prompt_cache,
+        learned_store=learned_store,
+        estimates=EstimatesStore(data.path / ESTIMATES_FILE, impairments),
+    )
 
 
 def build_engines(configuration: Configuration, preferred: str) -> Engines:
@@ -295,7 +305,9 @@ def require_devices(settings: SupervisorSettings, telemetry: Telemetry) -> None:
         )
 
 
-def first_snapshot(configuration: Configuration, devices: tuple[DeviceInfo, ...]) -> Snapshot:
+def first_snapshot(
+    configuration: Configuration, devices: tuple[DeviceInfo, ...], estimates: Estimates
+) -> Snapshot:
     """Build the state at start: the devices with their budgets, and nothing loaded.
 
     Raises ConfigError when the settings name a device that is not there.
@@ -313,6 +325,7 @@ def first_snapshot(configuration: Configuration, devices: tuple[DeviceInfo, ...]
         devices=Map(budgets),
         limits=settings.limits(),
         rules=settings.rules(),
+        scheduling=Scheduling(run=f"s{int(time.time())}", estimates=estimates),
     )
 
 

@@ -8,6 +8,7 @@ is set aside, which means renamed and named in the log.
     llama-supervisor.json    the marker: format, the folder's identity, which folders we made
     controller.lock          locked while a controller lives; the kernel unlocks it at its death
     run-IDENTITY-…/          our sockets, while we run
+    estimates.json           what the scheduler has learned of models
     children.json            the servers that run, for whoever finds them after a crash
     history.sqlite, learned-needs.sqlite, prompt-cache/
 

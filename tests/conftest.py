@@ -94,11 +94,14 @@ def write_configuration(
         (folder / name).write_text(yaml.safe_dump(content))
 
 
-def through_door(configuration: Configuration, has_fast_lane: bool) -> Configuration:
+def through_door(
+    configuration: Configuration, has_fast_lane: bool, *, auto_switch: bool
+) -> Configuration:
     """Return the configuration with that door, unless it closes the fast lane itself."""
     server = configuration.settings.server
     server = server.model_copy(update={"fast_lane": server.fast_lane and has_fast_lane})
-    settings = configuration.settings.model_copy(update={"server": server})
+    scheduler = configuration.settings.scheduler.model_copy(update={"auto_switch": auto_switch})
+    settings = configuration.settings.model_copy(update={"server": server, "scheduler": scheduler})
     return replace(configuration, settings=settings)
 
 
@@ -123,6 +126,7 @@ async def start_controller(
 
     `engine`: what auto means. `default_model`: loaded at start (none by default). `files`: further
     or replaced YAML files of the folder, by name, as values. `data_dir`: one that outlives it.
+    `auto_switch`: requests may switch (by default the tests do so by hand).
     Host memory is exclusive, as shipped.
     """
     async with AsyncExitStack() as stack:
@@ -133,11 +137,13 @@ async def start_controller(
             default_model: str | None = None,
             files: Mapping[str, Any] | None = None,
             data_dir: Path | None = None,
+            auto_switch: bool = False,
         ) -> RunningController:
             own = await stack.enter_async_context(AsyncExitStack())
             folder = Path(tempfile.mkdtemp(dir=tmp_path))
             write_configuration(folder, profiles_dir, default_model, files or {})
-            configuration = through_door(load(folder, models_dir, {}), has_fast_lane)
+            configuration = load(folder, models_dir, {})
+            configuration = through_door(configuration, has_fast_lane, auto_switch=auto_switch)
             options = Options(data_dir=data_dir or folder / "data", engine=engine)
             parts = await own.enter_async_context(build(configuration, options))
             runner = parts.door.runner()

@@ -209,8 +209,8 @@ class Arbiter:
     ) -> SwitchTicket:
         """Ask for a switch to `target` (None: unload). Returns its id and its result to come.
 
-        The id is the running switch's when that has the same target. Raises RequestRefused when
-        the switch is not begun. A switch that fails is a report, not an exception.
+        The id is that of the switch that runs or waits, when it has the same target. Raises
+        RequestRefused when the switch is not begun. One that fails is a report, not an exception.
         """
         return self._ask(
             lambda switch_id: SwitchRequested(
@@ -233,9 +233,8 @@ class Arbiter:
         self.post(event(switch_id))
         if result.done():
             result.result()  # raises what refused it
-        is_own = switch_id in self._switches or result.done()
-        running = self._snapshot.switch
-        return (switch_id if is_own or running is None else running.switch_id), result
+        joined = (i for i, callers in self._switches.items() if result in callers)
+        return next(joined, switch_id), result
 
     def _new_switch_id(self) -> str:
         return f"s{int(time.time())}-{next(self._switch_numbers)}"
@@ -262,9 +261,8 @@ class Arbiter:
             history = "\n".join(repr(past) for past in self._recent)
             raise InvalidTransition(f"{error}; the last events were:\n{history}") from error
         if isinstance(event, _OF_REQUESTS):
-            waits_as_before = self._snapshot.requests.waiters is before.requests.waiters
             stops_nothing = not commands or isinstance(event, RequestArrived)
-            if waits_as_before and stops_nothing:
+            if stops_nothing and _waits_as_before(before, self._snapshot):
                 if commands:
                     self._perform_all(commands)
                 return False
@@ -315,6 +313,7 @@ class Arbiter:
             case RefuseSwitch():
                 for result in self._switches.pop(command.switch_id):
                     result.set_exception(as_error(command.refusal))
+                    result.exception()  # nobody waits where it was to begin later
             case CompleteShutdown():
                 self._is_shut_down.set()
             case _:
@@ -345,6 +344,15 @@ class Arbiter:
     def _wake(self) -> None:
         self._wakeup_at = None
         self.post(TimePassed(at=self._clock()))
+
+
+def _waits_as_before(before: Snapshot, after: Snapshot) -> bool:
+    """Whether nobody waits who did not, or for something else: no deadline has moved."""
+    return (
+        after.requests.lines is before.requests.lines
+        and after.scheduling is before.scheduling
+        and after.switch is before.switch
+    )
 
 
 def as_error(refusal: Refusal) -> RequestRefused:

@@ -142,6 +142,7 @@ class Targets:
             stop_grace_s=profile.stop_grace_s,
             stall_timeout_s=profile.stall_timeout_s,
             restart_on_stall=profile.restart_on_stall,
+            parallel=profile.parallel,
             memory=profile.memory.policy(),
         )
 

@@ -18,6 +18,7 @@ from supervisor.gateway.parameters import AnyParameters, NoParameters, Parameter
 from supervisor.observability.descriptions import describe_memory, describe_running
 from supervisor.observability.impairments import Impairments
 from supervisor.observability.readiness import Readiness
+from supervisor.observability.scheduling_description import describe_scheduling
 from supervisor.telemetry.port import TelemetryState
 from supervisor.telemetry.telemetry import Telemetry
 
@@ -115,8 +116,9 @@ class Status:
                 "switch": describe_running(snapshot.switch) if snapshot.switch else None,
                 "requests": {
                     "in_flight": sum(b.in_flight for b in snapshot.backends),
-                    "waiting": len(snapshot.requests.waiters),
+                    "waiting": snapshot.requests.waiting,
                 },
+                "scheduling": describe_scheduling(snapshot, self._clock()),
                 "last_exit": describe_exit(snapshot.last_exit, self._clock()),
                 "recoveries": [describe_recovery(r) for r in snapshot.recoveries],
                 "last_failure": snapshot.last_failure.message if snapshot.last_failure else None,

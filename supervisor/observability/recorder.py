@@ -17,7 +17,7 @@ from supervisor.core.machine.events import (
     RequestEnded,
 )
 from supervisor.core.machine.snapshot import Snapshot
-from supervisor.core.machine.switch import SwitchReport
+from supervisor.core.machine.switch import SCHEDULER, SwitchReport
 from supervisor.core.machine.values import Outcome
 from supervisor.observability.descriptions import describe_report
 from supervisor.observability.history import SwitchHistory
@@ -48,6 +48,7 @@ class Recorder:
         if isinstance(event, BackendReady):
             _log_retiring(before, after)
         if after.switch is not before.switch:  # the next one may begin where one has just ended
+            _log_decision(before, after)
             _log_phase(before, after)
 
     def _keep(self, report: SwitchReport) -> None:
@@ -57,6 +58,15 @@ class Recorder:
         else:
             self._history.add(record)
         _log_switch(report)
+
+
+def _log_decision(before: Snapshot, after: Snapshot) -> None:
+    """Log why the scheduler has begun a switch."""
+    switch = after.switch
+    if switch is None or switch.order.requested_by != SCHEDULER:
+        return
+    if before.switch is None or before.switch.switch_id != switch.switch_id:
+        log.info("scheduler.decided", switch_id=switch.switch_id, reason=switch.order.reason)
 
 
 def _log_phase(before: Snapshot, after: Snapshot) -> None:

@@ -139,7 +139,7 @@ async def test_requests_that_arrive_during_a_switch_wait_and_are_served(
     await eventually(lambda: world.launcher.backends)
     began_at = time.monotonic()
     clients = [Client(world, make_target("chat")), Client(world, None)]
-    await eventually(lambda: len(world.snapshot.requests.waiters) == 2)
+    await eventually(lambda: world.snapshot.requests.waiting == 2)
     world.launcher.newest.ready.set()
     await switching
     await eventually(lambda: in_flight(world) == 2)
@@ -158,11 +158,11 @@ async def test_a_client_that_leaves_while_it_waits_leaves_no_trace(
     switching = asyncio.create_task(world.switch_to(make_target("chat")))
     await eventually(lambda: world.launcher.backends)
     client = Client(world, make_target("chat"))
-    await eventually(lambda: world.snapshot.requests.waiters)
+    await eventually(lambda: world.snapshot.requests.waiting)
     client.task.cancel()
     await asyncio.wait([client.task])
-    assert not world.snapshot.requests.waiters
-    assert not world.snapshot.requests.waiter_numbers
+    assert not world.snapshot.requests.waiting
+    assert not world.snapshot.requests.lines
     world.launcher.newest.ready.set()
     await switching
     assert in_flight(world) == 0
@@ -176,7 +176,7 @@ async def test_a_client_that_leaves_between_its_grant_and_its_turn_gives_the_lea
     switching = asyncio.create_task(world.switch_to(make_target("chat")))
     await eventually(lambda: world.launcher.backends)
     client = Client(world, make_target("chat"))
-    await eventually(lambda: world.snapshot.requests.waiters)
+    await eventually(lambda: world.snapshot.requests.waiting)
     # The grant is decided inside post(); the client's task has its turn afterwards.
     world.arbiter.post(BackendReady(at=time.monotonic(), epoch=1, memory=None))
     assert in_flight(world) == 1
@@ -194,7 +194,7 @@ async def test_a_backend_that_dies_between_grant_and_turn_is_a_refusal_that_says
     switching = asyncio.create_task(world.switch_to(make_target("chat")))
     await eventually(lambda: world.launcher.backends)
     client = Client(world, make_target("chat"))
-    await eventually(lambda: world.snapshot.requests.waiters)
+    await eventually(lambda: world.snapshot.requests.waiting)
     world.arbiter.post(BackendReady(at=time.monotonic(), epoch=1, memory=None))
     del world.arbiter._performer.backends[1]  # as when its exit is handled in the same turn
     with pytest.raises(RequestRefused) as refusal:
@@ -243,7 +243,7 @@ async def test_where_nothing_can_be_leased_at_once_no_trace_is_left(
     switching = asyncio.create_task(world.switch_to(make_target("chat")))
     await eventually(lambda: world.launcher.backends)
     assert world.arbiter.lease_at_once(make_target("chat"), None) is None
-    assert not world.snapshot.requests.waiters
+    assert not world.snapshot.requests.waiting
     assert not world.arbiter._requests
     world.launcher.newest.ready.set()
     await switching
@@ -269,7 +269,7 @@ async def test_new_rules_hold_for_requests_that_wait_already(
     switching = asyncio.create_task(world.switch_to(make_target("chat")))
     await eventually(lambda: world.launcher.backends)
     client = Client(world, make_target("chat"))
-    await eventually(lambda: world.snapshot.requests.waiters)
+    await eventually(lambda: world.snapshot.requests.waiting)
     world.arbiter.post(
         RulesChanged(
             at=time.monotonic(), limits=Limits(hold_timeout_s=0.0), rules=SwitchRules(warms=False)
@@ -451,7 +451,7 @@ async def test_a_server_that_dies_while_loading_fails_the_switch_with_its_last_w
     _, result = world.arbiter.request_switch(make_target("chat"), "test")
     await eventually(lambda: world.launcher.backends)
     client = Client(world, make_target("chat"))
-    await eventually(lambda: world.snapshot.requests.waiters)
+    await eventually(lambda: world.snapshot.requests.waiting)
     world.launcher.newest.end(exit_code=1)
     report = await result
     code, message = refusal_of(report)

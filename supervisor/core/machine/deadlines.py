@@ -1,9 +1,9 @@
 """When the core wants to know that time has passed: every deadline that the snapshot holds."""
 
 from supervisor.core.machine.phases import phase_deadline
-from supervisor.core.machine.requests import oldest_waiter
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.values import BackendState
+from supervisor.core.machine.waiting import oldest_waiter
 
 
 def next_wakeup(snapshot: Snapshot) -> float | None:
@@ -20,4 +20,6 @@ def next_wakeup(snapshot: Snapshot) -> float | None:
     oldest = oldest_waiter(snapshot)
     if oldest is not None:
         moments.append(oldest.arrived_at + snapshot.limits.hold_timeout_s)
+    if snapshot.switch is None and snapshot.scheduling.wake_at is not None:
+        moments.append(snapshot.scheduling.wake_at)
     return min(moments) if moments else None

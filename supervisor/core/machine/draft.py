@@ -5,9 +5,11 @@ It lives for one event only: seen from outside, `step()` is a pure function.
 
 from typing import Any
 
+from immutables import Map
 from msgspec.structs import replace
 
 from supervisor.core.machine.commands import Command
+from supervisor.core.machine.learning import end_stay, note_gone
 from supervisor.core.machine.residency import without
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.switch import Switch
@@ -42,6 +44,10 @@ class Draft:
     def set(self, **changes: Any) -> None:
         """Replace fields of the snapshot."""
         self.snapshot = replace(self.snapshot, **changes)
+
+    def set_scheduling(self, **changes: Any) -> None:
+        """Replace fields of what the scheduler knows."""
+        self.set(scheduling=replace(self.snapshot.scheduling, **changes))
 
     def set_requests(self, **changes: Any) -> None:
         """Replace fields of the snapshot's requests."""
@@ -85,18 +91,26 @@ class Draft:
         """Move a backend on. Raises InvalidTransition for a move that the table forbids."""
         if state not in BACKEND_TRANSITIONS[backend.state]:
             raise InvalidTransition(f"backend {backend.epoch}: {backend.state} → {state}")
+        if backend.state is BackendState.READY:
+            scheduling, backend = end_stay(self.snapshot, backend, self.at)
+            self.set(scheduling=scheduling)
         moved = replace(backend, state=state)
         self.put_backend(moved)
         return moved
 
     def remove_backend(self, epoch: int) -> None:
         """Forget a reaped backend and the leases on it, whose requests break by themselves."""
-        held = self.snapshot.requests.leases
-        lost = [request_id for request_id, holder in held.items() if holder == epoch]
-        with held.mutate() as leases:
-            for request_id in lost:
-                del leases[request_id]
-            self.set_requests(leases=leases.finish())
+        backend = self.snapshot.backend(epoch)
+        if backend is not None and backend.state is BackendState.READY:
+            scheduling, backend = end_stay(self.snapshot, backend, self.at)
+            self.set(scheduling=scheduling)
+        if backend is not None and backend.state is not BackendState.STARTING:
+            self.set(scheduling=note_gone(self.snapshot, backend, self.at))
+        requests = self.snapshot.requests
+        self.set_requests(
+            leases=_without_holder(requests.leases, epoch),
+            batch=_without_holder(requests.batch, epoch),
+        )
         self.set(backends=without(self.snapshot.backends, epoch))
 
 
@@ -105,6 +119,14 @@ def with_backend(backends: tuple[Backend, ...], backend: Backend) -> tuple[Backe
     if len(backends) == 1:  # as for nearly every request
         return (backend,)
     return tuple([backend if b.epoch == backend.epoch else b for b in backends])
+
+
+def _without_holder(leases: Map[str, int], epoch: int) -> Map[str, int]:
+    lost = [request_id for request_id, holder in leases.items() if holder == epoch]
+    left = leases.mutate()
+    for request_id in lost:
+        del left[request_id]
+    return left.finish()
 
 
 def phase_seconds(switch: Switch, at: float) -> tuple[tuple[Phase, float], ...]:

@@ -4,12 +4,14 @@ from msgspec.structs import replace
 
 from supervisor.core.machine.commands import FinishSwitch, StopWarming
 from supervisor.core.machine.draft import Draft
+from supervisor.core.machine.learning import note_switch
 from supervisor.core.machine.memory import MemorySample
 from supervisor.core.machine.recovery import forget_recovery, note_failed_recovery
-from supervisor.core.machine.reports import refusal_for_waiters, report_of
-from supervisor.core.machine.requests import settle_waiters
-from supervisor.core.machine.switch import Switch
+from supervisor.core.machine.reports import report_of
+from supervisor.core.machine.setbacks import forget_setback, note_failure
+from supervisor.core.machine.switch import SCHEDULER, Switch, SwitchReport
 from supervisor.core.machine.values import Outcome, Phase, Refusal, Target
+from supervisor.core.machine.waiting import settle_waiters
 
 KEPT_DURATIONS = 16
 """Switches whose duration is remembered, to tell clients when to come back."""
@@ -41,7 +43,36 @@ def end_switch(
     draft.set(switch=None, last_failure=refusal, switch_durations_s=durations)
     draft.order(FinishSwitch(report=report))
     failed_model = switch.target.model if switch.target else None
-    settle_waiters(draft, refusal_for_waiters(refusal), failed_model)
+    _note_for_scheduling(draft, switch, report)
+    settle_waiters(draft, refusal, failed_model)
+
+
+def _note_for_scheduling(draft: Draft, switch: Switch, report: SwitchReport) -> None:
+    """Learn what the switch took, and from a failure of the scheduler's; a hand's choice holds."""
+    left = tuple(each.target.model for each in switch.rollback.to_restore)
+    draft.set(scheduling=note_switch(draft.snapshot, report, left))
+    scheduling, target = draft.snapshot.scheduling, switch.target
+    if report.refusal is None:
+        if target is not None:
+            draft.set(scheduling=forget_setback(scheduling, target.model))
+        if switch.order.is_by_hand:
+            hold(draft, target)
+    elif target is not None and switch.order.requested_by == SCHEDULER:
+        failed = note_failure(
+            draft.snapshot, target.model, report.refusal, report.total_s, draft.at
+        )
+        draft.set(scheduling=failed)
+
+
+def hold(draft: Draft, target: Target | None) -> None:
+    """A hand set the target's devices (None: all): the scheduler leaves them alone for a while."""
+    snapshot = draft.snapshot
+    until = draft.at + snapshot.rules.manual_hold_s
+    devices = snapshot.devices if target is None else snapshot.scheduling.devices_of(target)
+    held = snapshot.scheduling.held_until.update(
+        {name: until for device in devices for name in snapshot.pool(device)}
+    )
+    draft.set_scheduling(held_until=held)
 
 
 def stop_warming(draft: Draft, switch: Switch) -> None:

@@ -23,12 +23,13 @@ class Event(Struct, frozen=True, kw_only=True):
 
 
 class SwitchRequested(Event, frozen=True, kw_only=True):
-    """Somebody wants `target` live, or (None) the device freed."""
+    """Somebody wants `target` live, or (None) the device freed. `reason`: why, in a sentence."""
 
     switch_id: str
     target: Target | None
     requested_by: str
     drain_policy: DrainPolicy = DrainPolicy.CANCEL
+    reason: str = ""
 
 
 class TargetAccepted(Event, frozen=True, kw_only=True):

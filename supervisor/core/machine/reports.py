@@ -33,6 +33,7 @@ def report_of(
         prompts_saved=notes.prompts_saved,
         prompts_restored=notes.prompts_restored,
         refusal=refusal,
+        reason=switch.order.reason,
     )
 
 
@@ -52,8 +53,10 @@ def switch_is_running(running: Switch) -> Refusal:
     )
 
 
-def refusal_for_waiters(refusal: Refusal | None) -> Refusal | None:
-    """Say to those who waited that the switch they waited for failed."""
-    if refusal is None:
-        return None
-    return Refusal(code="switch_failed", message=f"the switch failed: {refusal.message}")
+def switch_is_pending(switch_id: str) -> Refusal:
+    """Say that a switch by hand waits already for the end of the running one."""
+    return Refusal(
+        code="switch_in_progress",
+        message=f"another switch by hand is next; wait for /switches/{switch_id}",
+        details=(("switch_id", switch_id),),
+    )

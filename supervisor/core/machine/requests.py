@@ -1,35 +1,50 @@
-"""Which request may use which backend, which waits for the running switch, which is refused."""
+"""Which request may use which backend, which waits in a line, which is refused."""
 
-import math
-from collections import Counter
 from collections.abc import Sequence
 
 from msgspec.structs import replace
 
 from supervisor.core.machine.commands import GrantLease, RefuseRequest
 from supervisor.core.machine.draft import Draft, with_backend
-from supervisor.core.machine.events import RequestArrived
+from supervisor.core.machine.events import RequestArrived, SwitchRequested
+from supervisor.core.machine.learning import note_arrival, note_return
+from supervisor.core.machine.queues import Kind, LineKey, join, leave_line
+from supervisor.core.machine.refusals import (
+    SHUTTING_DOWN,
+    not_live,
+    queue_full,
+    refusal_after_setback,
+)
 from supervisor.core.machine.snapshot import Snapshot
-from supervisor.core.machine.values import Backend, BackendState, Mode, Refusal, Waiter
+from supervisor.core.machine.values import (
+    Backend,
+    BackendState,
+    Mode,
+    Refusal,
+    Target,
+    Waiter,
+    Work,
+)
+from supervisor.core.scheduling.values import Priority
 
 
 def admit(draft: Draft, request: RequestArrived) -> None:
-    """Grant the request a lease, let it wait for the running switch, or refuse it.
+    """Grant the request a lease, let it wait in a line, or refuse it.
 
     One that may not wait and gets no lease leaves everything as it is.
     """
     snapshot = draft.snapshot
     backend = backend_for(snapshot, request.model, request.mode_hint)
-    if backend is not None and not snapshot.is_closing:
-        _grant(draft, request.request_id, backend)
+    if backend is not None and not snapshot.is_closing and _has_room(snapshot, backend, request):
+        _grant(draft, request, backend)
     elif not request.may_wait:
         return
     elif snapshot.is_closing:
         refuse(draft, request.request_id, SHUTTING_DOWN)
-    elif _may_wait(snapshot, request.model):
-        _hold(draft, request)
+    elif backend is not None:
+        _hold(draft, request, Kind(request.priority))
     else:
-        refuse(draft, request.request_id, not_live(snapshot, request.model))
+        _hold_or_refuse(draft, request)
 
 
 def backend_for(snapshot: Snapshot, model: str | None, mode_hint: Mode | None) -> Backend | None:
@@ -52,27 +67,93 @@ def backend_for(snapshot: Snapshot, model: str | None, mode_hint: Mode | None) -
     return newest
 
 
-def _grant(draft: Draft, request_id: str, backend: Backend) -> None:
-    """Lease the backend to the request: on the way of every request, and so without detours."""
-    epoch = backend.epoch
-    leased = replace(backend, in_flight=backend.in_flight + 1)
-    requests = draft.snapshot.requests
-    leases = requests.leases.set(request_id, epoch)
-    draft.set(
-        backends=with_backend(draft.snapshot.backends, leased),
-        requests=replace(requests, leases=leases),
+def room_at(snapshot: Snapshot, backend: Backend) -> int | None:
+    """Return how many more may use the backend now; None: as many as come.
+
+    While others wait for its device, it is given as many as it works on at once and as many again,
+    which keep it busy; the rest stand in its line, so that its turn ends with a short drain.
+    """
+    if not is_contended(snapshot, backend):
+        return None
+    return max(0, 2 * backend.target.parallel - backend.in_flight)
+
+
+def is_contended(snapshot: Snapshot, backend: Backend) -> bool:
+    """Whether others wait for a turn on a device of this backend."""
+    return any(
+        any(b.epoch == backend.epoch for b in sharing_with(snapshot, head.target))
+        for model, head in snapshot.requests.heads_in_turn().items()
+        if backend_for(snapshot, model, None) is None
     )
+
+
+def sharing_with(snapshot: Snapshot, target: Target | None) -> tuple[Backend, ...]:
+    """Return the backends on the devices of a target."""
+    return () if target is None else snapshot.sharing(*snapshot.scheduling.devices_of(target))
+
+
+def _has_room(snapshot: Snapshot, backend: Backend, request: RequestArrived) -> bool:
+    """Whether the request may have a live backend now. What cannot cause a switch always may."""
+    requests = snapshot.requests
+    if not requests.lines or request.model is None:
+        return True
+    if request.may_wait and not request.may_switch:
+        return True
+    if any(key.kind is not Kind.BYSTANDER for key, _ in requests.lines_of(backend.target.model)):
+        return False
+    return room_at(snapshot, backend) != 0
+
+
+def _grant(draft: Draft, request: RequestArrived, backend: Backend) -> None:
+    """Lease the backend to the request: on the way of every request, and so without detours."""
+    snapshot, epoch, request_id = draft.snapshot, backend.epoch, request.request_id
+    requests = snapshot.requests
+    if requests.lines:
+        draft.set(scheduling=note_return(snapshot, backend, draft.at))
+    leases = requests.leases.set(request_id, epoch)
+    if request.priority is Priority.BATCH:
+        requests = replace(requests, leases=leases, batch=requests.batch.set(request_id, epoch))
+        interactive = 0
+    else:
+        requests = replace(requests, leases=leases)
+        interactive = 1
+    leased = with_leases(backend, draft.at, 1, interactive)
+    draft.set(backends=with_backend(snapshot.backends, leased), requests=requests)
     draft.order(GrantLease(request_id=request_id, epoch=epoch))
 
 
-def grant_all(draft: Draft, granted: Sequence[tuple[str, Backend]]) -> None:
-    """Lease backends to requests, in their order; ten thousand of them in some milliseconds."""
-    new = Counter(backend.epoch for _, backend in granted)
-    for epoch, count in new.items():
-        backend = next(b for _, b in granted if b.epoch == epoch)
-        draft.put_backend(replace(backend, in_flight=backend.in_flight + count))
-    leases = {request_id: backend.epoch for request_id, backend in granted}
-    draft.set_requests(leases=draft.snapshot.requests.leases.update(leases))
+def with_leases(backend: Backend, at: float, granted: int, interactive: int) -> Backend:
+    """Count leases that are granted on a backend."""
+    work = backend.work
+    idle_s = work.idle_s if work.empty_since is None else work.idle_s + at - work.empty_since
+    return replace(
+        backend,
+        in_flight=backend.in_flight + granted,
+        work=Work(
+            since=work.since,
+            granted=work.granted + granted,
+            interactive_in_flight=work.interactive_in_flight + interactive,
+            idle_s=idle_s,
+            queued_before=work.queued_before,
+        ),
+    )
+
+
+def grant_all(draft: Draft, granted: Sequence[tuple[Waiter, Backend]]) -> None:
+    """Lease backends to waiters, in their order; ten thousand of them in some milliseconds."""
+    for epoch in {backend.epoch for _, backend in granted}:
+        theirs = [waiter for waiter, backend in granted if backend.epoch == epoch]
+        interactive = sum(waiter.priority is Priority.INTERACTIVE for waiter in theirs)
+        backend = next(b for b in draft.snapshot.backends if b.epoch == epoch)
+        draft.put_backend(with_leases(backend, draft.at, len(theirs), interactive))
+    requests = draft.snapshot.requests
+    leases = {waiter.request_id: backend.epoch for waiter, backend in granted}
+    batch = {
+        waiter.request_id: backend.epoch
+        for waiter, backend in granted
+        if waiter.priority is Priority.BATCH
+    }
+    draft.set_requests(leases=requests.leases.update(leases), batch=requests.batch.update(batch))
     for request_id, epoch in leases.items():
         draft.order(GrantLease(request_id=request_id, epoch=epoch))
 
@@ -91,177 +172,94 @@ def end_request(draft: Draft, request_id: str) -> int | None:
     requests = snapshot.requests
     epoch = requests.leases.get(request_id)
     if epoch is None:
-        number = requests.waiter_numbers.get(request_id)
-        if number is not None:
-            _drop_waiter(draft, number)
+        if request_id in requests.places:
+            draft.set(requests=leave_line(requests, request_id))
         return None
     backend = snapshot.backend(epoch)
     if backend is None:
         return None
-    freed = replace(backend, in_flight=backend.in_flight - 1)
-    draft.set(
-        backends=with_backend(snapshot.backends, freed),
-        requests=replace(requests, leases=requests.leases.delete(request_id)),
-    )
+    leases = requests.leases.delete(request_id)
+    if requests.batch and request_id in requests.batch:
+        requests = replace(requests, leases=leases, batch=requests.batch.delete(request_id))
+        interactive = 0
+    else:
+        requests = replace(requests, leases=leases)
+        interactive = 1
+    freed = _without_lease(backend, draft.at, interactive)
+    draft.set(backends=with_backend(snapshot.backends, freed), requests=requests)
     return epoch
 
 
-def settle_waiters(
-    draft: Draft, failure: Refusal | None = None, failed_model: str | None = None
-) -> None:
-    """After a switch ended: serve every waiter whose model is live, refuse the others.
-
-    `failure` is what those get who waited for `failed_model` (None: everybody) in vain. Those whose
-    model died meanwhile, and will be restarted, wait on.
-    """
-    waiting = sorted(draft.snapshot.requests.waiters.items())
-    staying = [
-        (number, waiter)
-        for number, waiter in waiting
-        if backend_for(draft.snapshot, waiter.model, waiter.mode_hint) is None
-        and _may_restart_help(draft.snapshot, waiter.model)
-    ]
-    draft.set_requests(
-        waiters=draft.snapshot.requests.waiters.__class__(staying),
-        waiter_numbers=draft.snapshot.requests.waiter_numbers.__class__(
-            {waiter.request_id: number for number, waiter in staying}
+def _without_lease(backend: Backend, at: float, interactive: int) -> Backend:
+    work, in_flight = backend.work, backend.in_flight - 1
+    return replace(
+        backend,
+        in_flight=in_flight,
+        work=Work(
+            since=work.since,
+            granted=work.granted,
+            interactive_in_flight=work.interactive_in_flight - interactive,
+            idle_s=work.idle_s,
+            empty_since=None if in_flight else at,
+            queued_before=work.queued_before,
         ),
-        oldest_waiter=staying[0][0] if staying else draft.snapshot.requests.next_waiter,
-    )
-    kept = draft.snapshot.requests.waiters
-    granted: list[tuple[str, Backend]] = []
-    for number, waiter in waiting:
-        backend = backend_for(draft.snapshot, waiter.model, waiter.mode_hint)
-        if backend is not None:
-            granted.append((waiter.request_id, backend))
-        elif number not in kept:
-            is_concerned = failed_model is None or waiter.model in {None, failed_model}
-            reason = failure if is_concerned else None
-            refuse(draft, waiter.request_id, reason or not_live(draft.snapshot, waiter.model))
-    grant_all(draft, granted)
-
-
-def expire_waiters(draft: Draft) -> None:
-    """Refuse the waiters that have waited longer than the bound."""
-    timeout_s = draft.snapshot.limits.hold_timeout_s
-    while (oldest := oldest_waiter(draft.snapshot)) is not None:
-        if oldest.arrived_at + timeout_s > draft.at:
-            return
-        _drop_waiter(draft, draft.snapshot.requests.oldest_waiter)
-        refuse(
-            draft,
-            oldest.request_id,
-            Refusal(
-                code="hold_timeout",
-                message=f"waited {timeout_s:g} s for a switch that has not ended; try again later",
-                details=(("retry_after_s", retry_after_s(draft.snapshot, draft.at)),),
-            ),
-        )
-
-
-def oldest_waiter(snapshot: Snapshot) -> Waiter | None:
-    """Return the waiter that arrived first, or None when nobody waits."""
-    return snapshot.requests.waiters.get(snapshot.requests.oldest_waiter)
-
-
-FIRST_RETRY_AFTER_S = 5.0
-"""Retry-After in seconds before any switch was measured: a model of some GB."""
-
-SHUTTING_DOWN = Refusal(
-    code="shutting_down", message="the controller is shutting down; try again after its restart"
-)
-
-
-def not_live(snapshot: Snapshot, model: str | None) -> Refusal:
-    """Say that a request's model is not live, and which one is, or what brought it down."""
-    live = snapshot.live_models()
-    down = snapshot.recovery(model) or (snapshot.recoveries[0] if snapshot.recoveries else None)
-    if down is not None and (not live or down.target.model == model):
-        return Refusal(code="backend_down", message=down.reason)
-    if not live:
-        why = f": {snapshot.last_failure.message}" if snapshot.last_failure else ""
-        return Refusal(
-            code="no_model_loaded",
-            message=f"no model is loaded{why}; POST /switch-backend loads one",
-        )
-    return Refusal(
-        code="model_not_live",
-        message=f"model '{model}' is not live, {_listed(live)}; POST /switch-backend "
-        f'{{"model_name": "{model}"}} switches',
-        details=(("live_models", live),),
     )
 
 
-def _listed(live: Sequence[str]) -> str:
-    """Write which models are live: `'a' is`, `'a' and 'b' are`, `'a', 'b' and 'c' are`."""
-    *others, last = (f"'{name}'" for name in live)
-    return f"{', '.join(others)} and {last} are" if others else f"{last} is"
+def _hold_or_refuse(draft: Draft, request: RequestArrived) -> None:
+    """Nothing live serves it: it waits for its model's turn, or for what is under way."""
+    snapshot, model = draft.snapshot, request.model
+    down = snapshot.recovery(model)
+    may_have_turn = request.may_switch and model is not None and (down is None or down.may_hold)
+    setback = None if model is None else snapshot.scheduling.setbacks.get(model)
+    if may_have_turn and is_under_way(snapshot, model):
+        _hold(draft, request, Kind(request.priority))
+    elif may_have_turn and setback is not None and setback.refusal and draft.at < setback.until:
+        refuse(draft, request.request_id, refusal_after_setback(setback, setback.refusal, draft.at))
+    elif may_have_turn:
+        _hold(draft, request, Kind(request.priority))
+    elif is_something_under_way(snapshot, model):
+        _hold(draft, request, Kind.BYSTANDER)
+    else:
+        refuse(draft, request.request_id, not_live(snapshot, model))
 
 
-def retry_after_s(snapshot: Snapshot, at: float) -> int:
-    """Whole seconds after which a refused client may come back.
-
-    The median of the last switches, less what the running one has taken; a guess before the
-    first switch.
-    """
-    durations = sorted(snapshot.switch_durations_s)
-    expected_s = durations[len(durations) // 2] if durations else FIRST_RETRY_AFTER_S
-    elapsed_s = at - snapshot.switch.order.started_at if snapshot.switch else 0.0
-    return max(1, math.ceil(expected_s - elapsed_s))
+def is_under_way(snapshot: Snapshot, model: str | None) -> bool:
+    """Whether a switch to the model runs, or one by hand waits."""
+    pending = snapshot.scheduling.pending
+    switches = (snapshot.switch, pending if isinstance(pending, SwitchRequested) else None)
+    return any(s is not None and s.target is not None and s.target.model == model for s in switches)
 
 
-def _may_wait(snapshot: Snapshot, model: str | None) -> bool:
+def is_something_under_way(snapshot: Snapshot, model: str | None) -> bool:
     """Whether something is under way after which the request can be answered or refused.
 
     Whoever arrives during a switch waits for its end, even for another model: it may fail,
     and they learn then which model is live.
     """
-    return snapshot.switch is not None or _may_restart_help(snapshot, model)
+    return snapshot.switch is not None or may_restart_help(snapshot, model)
 
 
-def _may_restart_help(snapshot: Snapshot, model: str | None) -> bool:
+def may_restart_help(snapshot: Snapshot, model: str | None) -> bool:
+    """Whether a restart is due after which a request for the model can be served."""
     holding = [r for r in snapshot.recoveries if r.may_hold]
     return any(model is None or r.target.model == model for r in holding)
 
 
-def _hold(draft: Draft, request: RequestArrived) -> None:
-    snapshot = draft.snapshot
-    limits, waiting = snapshot.limits, snapshot.requests
-    if len(waiting.waiters) >= limits.hold_max_requests:
-        refuse(
-            draft,
-            request.request_id,
-            Refusal(
-                code="hold_queue_full",
-                message=f"{len(waiting.waiters)} requests are "
-                "waiting for the running switch already; try again when it has ended",
-                details=(("retry_after_s", retry_after_s(snapshot, draft.at)),),
-            ),
-        )
+def _hold(draft: Draft, request: RequestArrived, kind: Kind) -> None:
+    full = queue_full(draft.snapshot, request.model, draft.at)
+    if full is not None:
+        refuse(draft, request.request_id, full)
         return
-    number = waiting.next_waiter
+    if request.model is not None:
+        draft.set(scheduling=note_arrival(draft.snapshot, request.model, draft.at))
     waiter = Waiter(
         request_id=request.request_id,
         target=request.target,
         mode_hint=request.mode_hint,
         arrived_at=request.at,
+        number=draft.snapshot.requests.held,
+        priority=request.priority,
     )
-    draft.set_requests(
-        waiters=waiting.waiters.set(number, waiter),
-        waiter_numbers=waiting.waiter_numbers.set(request.request_id, number),
-        next_waiter=number + 1,
-    )
-
-
-def _drop_waiter(draft: Draft, number: int) -> None:
-    waiting = draft.snapshot.requests
-    waiter = waiting.waiters[number]
-    waiters = waiting.waiters.delete(number)
-    oldest = waiting.oldest_waiter
-    while oldest < waiting.next_waiter and oldest not in waiters:
-        oldest += 1  # each gap is crossed once, whatever the number of waiters
-    draft.set_requests(
-        waiters=waiters,
-        waiter_numbers=waiting.waiter_numbers.delete(waiter.request_id),
-        oldest_waiter=oldest,
-    )
+    key = LineKey(request.model, kind)
+    draft.set(requests=join(draft.snapshot.requests, key, waiter))

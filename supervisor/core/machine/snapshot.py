@@ -3,6 +3,9 @@
 from immutables import Map
 from msgspec import Struct, field
 
+from supervisor.core.machine.events import RestartRequested, SwitchRequested
+from supervisor.core.machine.footprint import Footprint
+from supervisor.core.machine.queues import Requests
 from supervisor.core.machine.switch import Switch
 from supervisor.core.machine.values import (
     Backend,
@@ -13,23 +16,67 @@ from supervisor.core.machine.values import (
     Recovery,
     Refusal,
     SwitchRules,
-    Waiter,
+    Target,
 )
+from supervisor.core.scheduling.estimates import Estimates
+from supervisor.core.scheduling.values import Decision
 
 
-class Requests(Struct, frozen=True, kw_only=True):
-    """Who uses a backend, and who waits for one: written by `requests`.
+class Setback(Struct, frozen=True, kw_only=True):
+    """A model to which the scheduler's last switches failed: it is not tried before `until`.
 
-    `leases` name the epoch by request id. Waiters are keyed by arrival number, so that the oldest
-    is found without searching: `oldest_waiter` is its number, or `next_waiter` when nobody waits.
-    It only moves up.
+    `refusal` is for its requests meanwhile; None: they wait on.
     """
 
-    leases: Map[str, int] = field(default_factory=Map)
-    waiters: Map[int, Waiter] = field(default_factory=Map)
-    waiter_numbers: Map[str, int] = field(default_factory=Map)
-    next_waiter: int = 0
-    oldest_waiter: int = 0
+    failures: int
+    until: float
+    refusal: Refusal | None
+
+
+class Away(Struct, frozen=True, kw_only=True):
+    """When the last stay of a model ended, its last request answered.
+
+    `waiting`: how many it left behind in its line; `is_awaited`: nobody has asked for it since.
+    """
+
+    left_at: float
+    waiting: int = 0
+    is_awaited: bool = True
+
+
+class Scheduling(Struct, frozen=True, kw_only=True):
+    """What the scheduler knows and has decided: written by `scheduler` and the modules it names.
+
+    `run` and `begun` name its next switch. `needs` are the last that were accepted, by the
+    target's identity. `pending` is a switch by hand that waits for the end of the running one,
+    `held_until` how long devices stay as a hand has set them. `decision` is the last one, `wake_at`
+    when it is to be thought over.
+    """
+
+    run: str = "s0"
+    begun: int = 0
+    needs: Map[tuple[str, str, str], Footprint] = field(default_factory=Map)
+    pending: SwitchRequested | RestartRequested | None = None
+    held_until: Map[str, float] = field(default_factory=Map)
+    setbacks: Map[str, Setback] = field(default_factory=Map)
+    away: Map[str, Away] = field(default_factory=Map)
+    estimates: Estimates = Estimates()
+    decision: Decision | None = None
+    wake_at: float | None = None
+
+    @property
+    def is_up(self) -> bool:
+        """Whether there is something to be done though nobody waits."""
+        return self.pending is not None or self.wake_at is not None
+
+    def need_of(self, target: Target) -> Footprint | None:
+        """Return what a target was found to need, where it was looked at before."""
+        return self.needs.get(target.identity)
+
+    def devices_of(self, target: Target) -> tuple[str, ...]:
+        """Return the devices that a target takes of, as far as is known."""
+        need = self.need_of(target)
+        return target.devices if need is None else (*target.devices, *need.devices)
 
 
 class Snapshot(Struct, frozen=True, kw_only=True):
@@ -43,6 +90,7 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     rules: SwitchRules = SwitchRules()
     backends: tuple[Backend, ...] = ()
     requests: Requests = Requests()
+    scheduling: Scheduling = Scheduling()
     switch: Switch | None = None
     recoveries: tuple[Recovery, ...] = ()
     recent_deaths: Map[str, tuple[float, ...]] = field(default_factory=Map)

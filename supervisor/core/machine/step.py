@@ -10,8 +10,16 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from supervisor.core.machine import leaving, recovery, requests, switch_requests, switching
-from supervisor.core.machine.commands import Command, FinishSwitch, RefuseSwitch
+from supervisor.core.machine import (
+    leaving,
+    recovery,
+    requests,
+    scheduler,
+    switch_requests,
+    switching,
+    waiting,
+)
+from supervisor.core.machine.commands import Command, FinishSwitch
 from supervisor.core.machine.draft import Draft
 from supervisor.core.machine.ending import end_switch
 from supervisor.core.machine.events import (
@@ -37,14 +45,15 @@ from supervisor.core.machine.events import (
     WarmingBegun,
 )
 from supervisor.core.machine.exits import complete_shutdown, note_exit
+from supervisor.core.machine.learning import begin_stay
 from supervisor.core.machine.phases import check_moves, pass_phase_deadline, progress_phase
-from supervisor.core.machine.reports import report_of, switch_is_running
+from supervisor.core.machine.refusals import SHUTTING_DOWN
+from supervisor.core.machine.reports import report_of
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.values import (
     BackendState,
     Phase,
     Refusal,
-    Target,
 )
 
 
@@ -52,6 +61,8 @@ def step(snapshot: Snapshot, event: Event) -> tuple[Snapshot, tuple[Command, ...
     """Return the next snapshot and the commands that the event calls for."""
     draft = Draft(snapshot, event.at)
     _REACTIONS[type(event)](draft, event)
+    if draft.snapshot.requests.lines or draft.snapshot.scheduling.is_up:
+        scheduler.go_on(draft)
     if draft.moves:
         check_moves(draft)
     return draft.snapshot, tuple(draft.commands)
@@ -117,7 +128,9 @@ def _on_backend_ready(draft: Draft, event: BackendReady) -> None:
     backend = draft.snapshot.backend(event.epoch)
     if backend is None or backend.state is not BackendState.STARTING:
         return  # it was stopped in the meantime
-    draft.move_backend(backend, BackendState.READY)
+    scheduling, begun = begin_stay(draft.snapshot, backend, draft.at)
+    draft.set(scheduling=scheduling)
+    draft.move_backend(begun, BackendState.READY)
     switching.finish_start(draft, event)
 
 
@@ -152,32 +165,15 @@ def _on_retry_due(draft: Draft, event: RetryDue) -> None:
     if draft.snapshot.switch is not None:
         recovery.postpone(draft, due)
         return
-    _recover(draft, event.switch_id, due.target)
+    switch_requests.begin_recovery(draft, event.switch_id, due.target, "recovery")
 
 
 def _on_restart_requested(draft: Draft, event: RestartRequested) -> None:
-    running, down = draft.snapshot.switch, draft.snapshot.recoveries
-    if draft.snapshot.is_closing:
-        refusal = requests.SHUTTING_DOWN
-    elif running is not None:
-        refusal = switch_is_running(running)
-    elif not down:
-        refusal = Refusal(code="nothing_is_down", message="no backend is down; nothing to restart")
-    else:
-        _recover(draft, event.switch_id, recovery.reset_breakers(draft).target)
-        return
-    draft.order(RefuseSwitch(switch_id=event.switch_id, refusal=refusal))
-
-
-def _recover(draft: Draft, switch_id: str, target: Target) -> None:
-    wanted = SwitchRequested(
-        at=draft.at, switch_id=switch_id, target=target, requested_by="recovery"
-    )
-    switch_requests.begin_switch(draft, wanted, is_recovery=True)
+    switch_requests.request_restart(draft, event)
 
 
 def _on_time_passed(draft: Draft, _event: TimePassed) -> None:
-    requests.expire_waiters(draft)
+    waiting.expire_waiters(draft)
     leaving.advance_retiring(draft)
     pass_phase_deadline(draft)
     deadline = draft.snapshot.close_deadline
@@ -190,8 +186,9 @@ def _on_shutdown_requested(draft: Draft, event: ShutdownRequested) -> None:
         return  # it is complete, and was reported
     if draft.snapshot.switch is not None:
         _abandon_switch(draft)
+    switch_requests.abandon_pending(draft)
     draft.set(close_deadline=draft.at + event.drain_timeout_s, recoveries=())
-    requests.settle_waiters(draft, requests.SHUTTING_DOWN)
+    waiting.settle_waiters(draft, SHUTTING_DOWN)
     for backend in draft.snapshot.backends:
         if backend.state is BackendState.STARTING:
             leaving.stop_backend(draft, backend)
@@ -202,7 +199,7 @@ def _on_shutdown_requested(draft: Draft, event: ShutdownRequested) -> None:
 
 
 def _abandon_switch(draft: Draft) -> None:
-    report = report_of(draft.running_switch(), draft.at, refusal=requests.SHUTTING_DOWN)
+    report = report_of(draft.running_switch(), draft.at, refusal=SHUTTING_DOWN)
     draft.set(switch=None)
     draft.order(FinishSwitch(report=report))
 

@@ -15,6 +15,10 @@ from supervisor.core.machine.values import (
     Target,
 )
 
+SCHEDULER = "scheduler"
+AUTOMATIC = frozenset({"startup", SCHEDULER, "recovery", "clock"})
+"""Who asks for switches that nobody waits for in person: one by hand waits for their end."""
+
 
 class Order(Struct, frozen=True, kw_only=True):
     """What was asked for, by whom and when. `target` None is an unload.
@@ -28,6 +32,12 @@ class Order(Struct, frozen=True, kw_only=True):
     started_at: float
     drain_policy: DrainPolicy = DrainPolicy.CANCEL
     is_recovery: bool = False
+    reason: str = ""
+
+    @property
+    def is_by_hand(self) -> bool:
+        """Whether a person asked for it, and not the controller itself."""
+        return self.requested_by not in AUTOMATIC
 
 
 class Leaving(Struct, frozen=True, kw_only=True):
@@ -131,7 +141,10 @@ class MemoryReport(Struct, frozen=True, kw_only=True):
 
 
 class SwitchReport(Struct, frozen=True, kw_only=True):
-    """What callers and the history learn of a switch that ended. Seconds and bytes."""
+    """What callers and the history learn of a switch that ended. Seconds and bytes.
+
+    `reason`: why it was begun, where the scheduler decided so.
+    """
 
     switch_id: str
     requested_by: str
@@ -148,3 +161,4 @@ class SwitchReport(Struct, frozen=True, kw_only=True):
     prompts_restored: KeptPrompts | None = None
     fell_back: str | None = None
     refusal: Refusal | None = None
+    reason: str = ""

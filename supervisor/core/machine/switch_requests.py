@@ -1,31 +1,98 @@
-"""What becomes of the wish for a switch: one begins, joins the running one, or is refused."""
+"""What becomes of the wish for a switch: one begins, joins another, waits, or is refused.
+
+A hand's wish is not refused for what the controller does by itself: it waits for the end of that,
+and comes before the scheduler's next decision. One waits at most.
+"""
 
 from msgspec.structs import replace
 
 from supervisor.core.machine.commands import CheckTarget, FinishSwitch, JoinSwitch, RefuseSwitch
 from supervisor.core.machine.confirming import expect_use_of_the_dead
 from supervisor.core.machine.draft import Draft
-from supervisor.core.machine.events import SwitchRequested
+from supervisor.core.machine.ending import hold
+from supervisor.core.machine.events import RestartRequested, SwitchRequested
 from supervisor.core.machine.footprint import Baseline
-from supervisor.core.machine.recovery import known_baselines
-from supervisor.core.machine.reports import report_of, switch_is_running
-from supervisor.core.machine.requests import SHUTTING_DOWN, backend_for, settle_waiters
-from supervisor.core.machine.switch import Order, Switch
+from supervisor.core.machine.recovery import known_baselines, reset_breakers
+from supervisor.core.machine.refusals import SHUTTING_DOWN
+from supervisor.core.machine.reports import report_of, switch_is_pending, switch_is_running
+from supervisor.core.machine.requests import backend_for
+from supervisor.core.machine.switch import AUTOMATIC, Order, Switch
 from supervisor.core.machine.switching import leave
-from supervisor.core.machine.values import Outcome, Phase, Target
+from supervisor.core.machine.values import Outcome, Phase, Refusal, Target
+from supervisor.core.machine.waiting import settle_waiters
 
 
 def request_switch(draft: Draft, event: SwitchRequested) -> None:
     """Begin the switch, join the running one, answer that nothing changes, or refuse."""
+    running, pending = draft.snapshot.switch, draft.snapshot.scheduling.pending
+    if draft.snapshot.is_closing:
+        _refuse(draft, event, SHUTTING_DOWN)
+    elif running is None:
+        begin_switch(draft, event)
+    elif _wants_same(running.target, event):
+        draft.order(JoinSwitch(switch_id=event.switch_id, running_id=running.switch_id))
+    elif isinstance(pending, SwitchRequested) and _wants_same(pending.target, event):
+        draft.order(JoinSwitch(switch_id=event.switch_id, running_id=pending.switch_id))
+    else:
+        _wait_for(draft, running, event, is_by_hand=event.requested_by not in AUTOMATIC)
+
+
+def request_restart(draft: Draft, event: RestartRequested) -> None:
+    """Bring back what is down, now or behind what runs; join what does so, or refuse."""
     running = draft.snapshot.switch
     if draft.snapshot.is_closing:
-        draft.order(RefuseSwitch(switch_id=event.switch_id, refusal=SHUTTING_DOWN))
-    elif running is not None and _wants_same(running, event):
+        _refuse(draft, event, SHUTTING_DOWN)
+    elif not draft.snapshot.recoveries:
+        nothing = "no backend is down; nothing to restart"
+        _refuse(draft, event, Refusal(code="nothing_is_down", message=nothing))
+    elif running is None:
+        begin_recovery(draft, event.switch_id, reset_breakers(draft).target, "restart")
+    elif running.order.is_recovery and not running.order.is_by_hand:
         draft.order(JoinSwitch(switch_id=event.switch_id, running_id=running.switch_id))
-    elif running is not None:
-        draft.order(RefuseSwitch(switch_id=event.switch_id, refusal=switch_is_running(running)))
     else:
-        begin_switch(draft, event)
+        _wait_for(draft, running, event, is_by_hand=True)
+
+
+def begin_recovery(draft: Draft, switch_id: str, target: Target, requested_by: str) -> None:
+    """Bring a model back that should be live, while no switch runs."""
+    wanted = SwitchRequested(
+        at=draft.at, switch_id=switch_id, target=target, requested_by=requested_by
+    )
+    begin_switch(draft, wanted, is_recovery=True)
+
+
+def begin_pending(draft: Draft) -> None:
+    """The running switch is over: do what a hand wanted meanwhile."""
+    pending = draft.snapshot.scheduling.pending
+    draft.set_scheduling(pending=None)
+    if isinstance(pending, SwitchRequested):
+        begin_switch(draft, replace(pending, at=draft.at))
+    elif pending is not None:
+        request_restart(draft, replace(pending, at=draft.at))
+
+
+def abandon_pending(draft: Draft) -> None:
+    """The controller shuts down: what waits is not begun."""
+    pending = draft.snapshot.scheduling.pending
+    if pending is not None:
+        draft.set_scheduling(pending=None)
+        _refuse(draft, pending, SHUTTING_DOWN)
+
+
+def _wait_for(
+    draft: Draft, running: Switch, event: SwitchRequested | RestartRequested, *, is_by_hand: bool
+) -> None:
+    pending = draft.snapshot.scheduling.pending
+    if not is_by_hand or running.order.is_by_hand:
+        _refuse(draft, event, switch_is_running(running))
+    elif pending is not None:
+        _refuse(draft, event, switch_is_pending(pending.switch_id))
+    else:
+        draft.set_scheduling(pending=event)
+
+
+def _refuse(draft: Draft, event: SwitchRequested | RestartRequested, refusal: Refusal) -> None:
+    draft.order(RefuseSwitch(switch_id=event.switch_id, refusal=refusal))
 
 
 def begin_switch(draft: Draft, event: SwitchRequested, *, is_recovery: bool = False) -> None:
@@ -37,12 +104,15 @@ def begin_switch(draft: Draft, event: SwitchRequested, *, is_recovery: bool = Fa
         started_at=draft.at,
         drain_policy=event.drain_policy,
         is_recovery=is_recovery,
+        reason=event.reason,
     )
     switch = Switch(order=order, phase=Phase.PREFLIGHT, phase_started_at=draft.at)
     if _is_already_so(draft, event):
         if event.target is None:
             draft.set(recoveries=())
             settle_waiters(draft)
+        if order.is_by_hand:
+            hold(draft, event.target)
         report = report_of(switch, draft.at, refusal=None)
         same = backend_for(draft.snapshot, report.model, report.mode) if report.model else None
         draft.order(
@@ -79,7 +149,7 @@ def _is_already_so(draft: Draft, event: SwitchRequested) -> bool:
     return any(b.target.is_same(event.target) for b in live)
 
 
-def _wants_same(running: Switch, event: SwitchRequested) -> bool:
-    if running.target is None or event.target is None:
-        return running.target is event.target
-    return running.target.is_same(event.target)
+def _wants_same(target: Target | None, event: SwitchRequested) -> bool:
+    if target is None or event.target is None:
+        return target is event.target
+    return target.is_same(event.target)

@@ -85,6 +85,8 @@ def accept_target(draft: Draft, event: TargetAccepted) -> None:
         return
     footprint = event.need.footprint.among(draft.snapshot.devices)
     plan = plan_residency(draft.snapshot, target, footprint, event.readings)
+    needs = draft.snapshot.scheduling.needs
+    draft.set_scheduling(needs=needs.set(target.identity, footprint))
     place(draft, Placement(target=target, footprint=footprint))
     own = next((r for r in event.readings if r.device == target.device), None)
     draft.set_switch("notes", memory_before=own)

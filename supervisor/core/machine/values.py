@@ -9,7 +9,7 @@ from msgspec import Struct, field
 
 from supervisor.core.machine.footprint import Baseline, Footprint
 from supervisor.core.machine.memory import MemoryPolicy
-from supervisor.core.scheduling.values import SchedulingRules
+from supervisor.core.scheduling.values import Priority, SchedulingRules
 from supervisor.core.sizing.fitting import Alternative
 
 
@@ -73,8 +73,8 @@ class Target(Struct, frozen=True, kw_only=True):
 
     `split_over`: the GPUs that its layers are divided over, `device` being the first of them; empty
     where it is on `device` alone. `revision` changes with all that decides how the server is
-    started, whatever its profile is called. `fallback` is tried instead where there is no room for
-    it: the same model with another profile.
+    started, whatever its profile is called. `parallel` is how many requests it works on at a time.
+    `fallback` is tried instead where there is no room for it: the same model with another profile.
     """
 
     model: str
@@ -88,6 +88,7 @@ class Target(Struct, frozen=True, kw_only=True):
     stop_grace_s: float = 5.0
     stall_timeout_s: float = 0.0
     restart_on_stall: bool = False
+    parallel: int = 1
     memory: MemoryPolicy = field(default_factory=MemoryPolicy)
     fallback: "Target | None" = None
 
@@ -100,10 +101,14 @@ class Target(Struct, frozen=True, kw_only=True):
         """The devices that the servers of both are shown."""
         return frozenset(self.devices) & frozenset(other.devices)
 
+    @property
+    def identity(self) -> tuple[str, str, str]:
+        """What makes it another target than one of the same model."""
+        return self.model, self.profile, self.revision
+
     def is_same(self, other: "Target") -> bool:
         """Whether both mean the same model with the same profile, as both are written now."""
-        own = self.model, self.profile, self.revision
-        return own == (other.model, other.profile, other.revision)
+        return self.identity == other.identity
 
 
 class Placement(Struct, frozen=True, kw_only=True):
@@ -167,6 +172,22 @@ class Device(Struct, frozen=True, kw_only=True):
     is_host_memory: bool = False
 
 
+class Work(Struct, frozen=True, kw_only=True):
+    """What a backend has done since it admits requests (`since`): its stay on the device.
+
+    `granted` leases in all, of which `interactive_in_flight` are in use for interactive requests.
+    `idle_s` is the time without any, but for the present one, which lasts since `empty_since`
+    (None while it has work). `queued_before` waited for it when it began.
+    """
+
+    since: float = 0.0
+    granted: int = 0
+    interactive_in_flight: int = 0
+    idle_s: float = 0.0
+    empty_since: float | None = None
+    queued_before: int = 0
+
+
 class Backend(Struct, frozen=True, kw_only=True):
     """One spawned server. `epoch` is unique: an event of an older epoch changes nothing.
 
@@ -184,6 +205,7 @@ class Backend(Struct, frozen=True, kw_only=True):
     started_at: float
     baselines: tuple[Baseline, ...] = ()
     in_flight: int = 0
+    work: Work = Work()
     pid: int | None = None
     address: str | None = None
     is_retiring: bool = False
@@ -210,12 +232,17 @@ class Stop(Struct, frozen=True, kw_only=True):
 
 
 class Waiter(Struct, frozen=True, kw_only=True):
-    """A request that waits for the running switch. `target` None takes whatever is live then."""
+    """A request that waits for its model. `target` None takes whatever is live after a switch.
+
+    `number` grows with every arrival.
+    """
 
     request_id: str
     target: Target | None
     mode_hint: Mode | None
     arrived_at: float
+    number: int
+    priority: Priority = Priority.INTERACTIVE
 
     @property
     def model(self) -> str | None:
@@ -253,10 +280,13 @@ class BackendExit(Struct, frozen=True, kw_only=True):
 
 
 class Limits(Struct, frozen=True, kw_only=True):
-    """Bounds on requests that wait for a switch, and on restarts of a model that dies."""
+    """Bounds on requests that wait for a switch, and on restarts of a model that dies.
+
+    `hold_max_per_model` None: as many as may wait in all.
+    """
 
     hold_max_requests: int = 10_000
-    hold_max_per_model: int = 7_500
+    hold_max_per_model: int | None = None
     hold_timeout_s: float = 300.0
     breaker_deaths: int = 5
     breaker_window_s: float = 120.0

@@ -48,4 +48,6 @@ DEVICES = (
     Device(name="alone", budget_bytes=TOTAL, is_exclusive=True),
     Device(name="shared", budget_bytes=90),
 )
-LIMITS = Limits(hold_max_requests=4, hold_timeout_s=40.0)
+LIMITS = Limits(hold_max_requests=4, hold_max_per_model=3, hold_timeout_s=40.0)
+ALONE = frozenset({"chat"})
+"""Models that run on the exclusive device only."""

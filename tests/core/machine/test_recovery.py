@@ -119,7 +119,7 @@ def test_waiters_for_what_died_wait_on_when_another_switch_ends(beside: Story) -
     assert refused_in(beside.last) == []
     assert (
         next_wakeup(beside.snapshot)
-        == beside.snapshot.requests.waiters[0].arrived_at + HOLD_TIMEOUT_S
+        == next(beside.snapshot.requests.heads()).arrived_at + HOLD_TIMEOUT_S
     )
     beside.end("r1")
     beside.recover()

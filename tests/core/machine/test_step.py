@@ -126,7 +126,7 @@ def test_switch_to_what_is_live_changes_nothing(chat_live: Story) -> None:
     report = report_in(chat_live.ask_for(CHAT))
 
     assert (report.outcome, report.epoch, report.total_s) == (Outcome.UNCHANGED, 1, 0.0)
-    assert chat_live.snapshot is before
+    assert chat_live.snapshot == before
 
 
 def test_unload_of_nothing_changes_nothing(story: Story) -> None:

@@ -167,7 +167,7 @@ def test_request_for_a_backend_that_crashed_waits_for_the_restart() -> None:
 
     snapshot, commands = play(snapshot, arrival("r2"))
     assert commands == ()
-    assert [w.request_id for w in snapshot.requests.waiters.values()] == ["r2"]
+    assert [w.request_id for w in snapshot.requests.heads()] == ["r2"]
 
 
 def test_backend_that_crashed_too_often_is_named_to_the_next_request() -> None:
@@ -190,7 +190,7 @@ def test_requests_wait_for_the_switch_and_are_served_in_arrival_order() -> None:
     snapshot, (_, *grants) = play(snapshot, READY)
     assert grants == [grant(i, 9) for i in ids]
     assert in_flight(snapshot) == {9: 12}
-    assert snapshot.requests.waiters == Map()
+    assert not snapshot.requests.waiting
 
 
 def test_request_that_names_no_model_waits_when_nothing_is_live() -> None:
@@ -373,4 +373,4 @@ def test_20_000_waiters_are_answered_together(last: Event, answer_type: type[Com
 
     assert time.process_time() - began_s < 6.0
     assert sum(isinstance(c, answer_type) for c in commands) == count
-    assert snapshot.requests.waiters == Map()
+    assert not snapshot.requests.waiting

@@ -5,8 +5,10 @@ The books are its own; the snapshot is checked against them after every event.
 
 from collections import Counter
 from enum import Enum, auto
+from itertools import chain
 from typing import cast
 
+import pytest
 from hypothesis.stateful import RuleBasedStateMachine
 from immutables import Map
 
@@ -33,9 +35,10 @@ from supervisor.core.machine.events import (
     Event,
     MemorySampled,
     MemoryUnreadable,
+    RequestArrived,
     RequestEnded,
-    RestartRequested,
     RetryDue,
+    SwitchRequested,
     TargetAccepted,
     TargetRejected,
     TimePassed,
@@ -45,9 +48,10 @@ from supervisor.core.machine.exits import Part, part_of
 from supervisor.core.machine.invariants import violations
 from supervisor.core.machine.memory import GateState, MemorySample, judge_release
 from supervisor.core.machine.phases import phase_deadline
+from supervisor.core.machine.queues import Kind
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.step import step
-from supervisor.core.machine.switch import Switch, SwitchReport
+from supervisor.core.machine.switch import AUTOMATIC, SCHEDULER, Switch, SwitchReport
 from supervisor.core.machine.values import (
     BackendState,
     DrainPolicy,
@@ -56,7 +60,8 @@ from supervisor.core.machine.values import (
     Target,
     TargetNeed,
 )
-from tests.core.machine.surroundings import DEVICES, LIMITS, TOTAL, taking
+from supervisor.core.scheduling.values import Priority
+from tests.core.machine.surroundings import ALONE, DEVICES, LIMITS, TOTAL, taking
 
 
 class Fate(Enum):
@@ -83,7 +88,7 @@ class World(RuleBasedStateMachine):
         self.told: list[Event] = []
         self.orders: list[Command] = []
         self.requests: dict[str, Fate] = {}
-        self.asked_for: dict[str, str | None] = {}
+        self.asked_for: dict[str, RequestArrived] = {}
         self.leases: dict[str, int] = {}
         self.callers: dict[str, str] = {}  # who waits, and for the end of which switch
         self.switch_count = 0
@@ -102,6 +107,7 @@ class World(RuleBasedStateMachine):
         self.was_ready: set[int] = set()
         self.live_before: dict[str, frozenset[Target]] = {}
         self.deaths: dict[str, list[float]] = {}
+        self.held_until: dict[str, float] = {}
         self.broken: set[str] = set()
 
     # How orders are carried out.
@@ -247,20 +253,45 @@ class World(RuleBasedStateMachine):
         if isinstance(event, BackendExited):
             self.check_part(before, event)
             self.note_death(before, event)
-        elif isinstance(event, RestartRequested) and self.is_running(event.switch_id):
-            self.deaths.clear()
-            self.broken.clear()
-            self.recovering.add(event.switch_id)
-        elif isinstance(event, RetryDue) and self.snapshot.switch != before.switch:
-            assert self.snapshot.switch is not None
-            switch_id = self.snapshot.switch.switch_id
-            assert event.model not in self.broken
-            self.recovering.add(switch_id)
-            self.callers[switch_id] = switch_id
         switch = self.snapshot.switch
         if switch is not None and switch.switch_id not in self.live_before:
-            live = frozenset(b.target for b in before.ready_backends())
-            self.live_before[switch.switch_id] = live
+            self.note_begin(switch)
+
+    def note_begin(self, switch: Switch) -> None:
+        """A switch has begun: by whom, and what is live then."""
+        order, switch_id = switch.order, switch.switch_id
+        ready = [b.target for b in self.snapshot.ready_backends()]
+        closed = [placement.target for placement in switch.rollback.to_restore]
+        self.live_before[switch_id] = frozenset((*ready, *closed))
+        if order.is_recovery:
+            self.recovering.add(switch_id)
+        if order.requested_by == "restart":
+            self.deaths.clear()
+            self.broken.clear()
+        elif order.requested_by in AUTOMATIC:
+            self.callers[switch_id] = switch_id
+            self.policies[switch_id] = order.drain_policy
+        if order.requested_by == "recovery" and order.target is not None:
+            assert order.target.model not in self.broken
+        if order.requested_by == SCHEDULER and order.target is not None:
+            assert order.drain_policy is DrainPolicy.WAIT
+            assert order.reason
+            self.check_that_somebody_waits_for(order.target)
+            here = [b for b in self.snapshot.backends if b.target.device == order.target.device]
+            assert (
+                not here
+                or self.now >= self.held_until.get("alone", 0.0)
+                or (order.target.device != "alone")
+            )
+
+    def check_that_somebody_waits_for(self, target: Target) -> None:
+        """No switch without a reason."""
+        assert any(
+            fate is Fate.WAITING
+            and self.asked_for[request_id].model == target.model
+            and self.asked_for[request_id].may_switch
+            for request_id, fate in self.requests.items()
+        )
 
     def check_part(self, before: Snapshot, event: BackendExited) -> None:
         """What an end means follows from who waited for it."""
@@ -299,25 +330,24 @@ class World(RuleBasedStateMachine):
         assert recovery is not None
         assert recovery.is_open is (model in self.broken)
 
-    def is_running(self, switch_id: str) -> bool:
-        return self.snapshot.switch is not None and self.snapshot.switch.switch_id == switch_id
-
     def take(self, command: Command, before: Snapshot, event: Event) -> None:
         match command:
             case GrantLease():
-                self.take_grant(command)
+                self.take_grant(command, before)
             case RefuseRequest(request_id=request_id):
                 assert self.requests[request_id] is Fate.WAITING
                 self.requests[request_id] = Fate.OVER
             case FinishSwitch(report=report):
                 assert self.callers[report.switch_id] == report.switch_id
                 self.callers = {c: s for c, s in self.callers.items() if s != report.switch_id}
+                self.note_hold(report)
                 self.check_outcome(report, before)
             case JoinSwitch(switch_id=switch_id, running_id=running_id):
                 assert self.callers[running_id] == running_id
                 self.callers[switch_id] = running_id
             case RefuseSwitch(switch_id=switch_id):
-                del self.callers[switch_id]
+                assert self.callers[switch_id] == switch_id
+                self.callers = {c: s for c, s in self.callers.items() if s != switch_id}
             case CompleteShutdown():
                 self.completions += 1
             case ScheduleRetry(attempt=attempt):
@@ -335,14 +365,23 @@ class World(RuleBasedStateMachine):
             case _:
                 self.orders.append(command)
 
-    def take_grant(self, command: GrantLease) -> None:
+    def note_hold(self, report: SwitchReport) -> None:
+        """What a hand has set on a device stays for a while."""
+        by_hand = report.requested_by not in AUTOMATIC
+        if by_hand and report.outcome is not Outcome.FAILED and report.model in {None, *ALONE}:
+            self.held_until["alone"] = self.now + self.snapshot.rules.manual_hold_s
+
+    def take_grant(self, command: GrantLease, before: Snapshot) -> None:
         assert self.requests[command.request_id] is Fate.WAITING
         self.requests[command.request_id] = Fate.LEASED
         self.leases[command.request_id] = command.epoch
         backend = self.snapshot.backend(command.epoch)
         assert backend is not None
-        assert backend.state is BackendState.READY
-        assert self.asked_for[command.request_id] in {None, backend.target.model}
+        is_next = self.snapshot.switch is not before.switch  # begun right behind the grants
+        assert backend.state is BackendState.READY or (
+            is_next and backend.state is BackendState.DRAINING
+        )
+        assert self.asked_for[command.request_id].model in {None, backend.target.model}
 
     def need_of(self, target: Target, before: Snapshot) -> int:
         """What was estimated for it; what is brought back needs what it needed before."""
@@ -373,7 +412,7 @@ class World(RuleBasedStateMachine):
 
     def check_drain(self, epoch: int, before: Snapshot) -> None:
         """No request is cut off before a deadline has passed, and only if the policy says so."""
-        switch = before.switch
+        switch = self.orders_of(before)
         may_cancel = switch and self.policies.get(switch.switch_id) is DrainPolicy.CANCEL
         drain = switch.leaving.drain_deadline if switch and may_cancel else None
         backend = before.backend(epoch)
@@ -382,12 +421,20 @@ class World(RuleBasedStateMachine):
         is_late = self.now >= min(deadlines, default=self.now + 1)
         assert is_late or epoch not in self.leases.values() or self.is_replaced(epoch)
 
+    def orders_of(self, before: Snapshot) -> Switch | None:
+        """The switch that gives orders: the one that ran, or one that has begun behind it."""
+        begun = self.snapshot.switch
+        is_next = begun is not None and (
+            before.switch is None or begun.switch_id != before.switch.switch_id
+        )
+        return begun if is_next else before.switch
+
     def is_replaced(self, epoch: int) -> bool:
         backend = self.snapshot.backend(epoch)
         return backend is not None and backend.is_replaced
 
     def check_that_no_recovery_stops_others(self, epoch: int, before: Snapshot) -> None:
-        switch = before.switch
+        switch = self.orders_of(before)
         if switch is not None and switch.switch_id in self.recovering:
             is_own = self.started_by[epoch] == switch.switch_id
             backend = before.backend(epoch)
@@ -397,6 +444,8 @@ class World(RuleBasedStateMachine):
     def check_outcome(self, report: SwitchReport, before: Snapshot) -> None:
         """What was live and did not give way to a success is live, or will be brought back."""
         if report.outcome is Outcome.UNCHANGED or self.snapshot.is_closing:
+            return
+        if self.frees_devices_next(before):
             return
         switch = before.switch
         assert switch is not None
@@ -412,6 +461,12 @@ class World(RuleBasedStateMachine):
             assert {t.model for t in lost} <= set(self.deaths)
         if report.switch_id in self.recovering:
             assert not switch.rollback.to_restore
+
+    def frees_devices_next(self, before: Snapshot) -> bool:
+        """Whether an unload waited for the end of this switch: nothing is to be live behind it."""
+        pending = before.scheduling.pending
+        is_unload = isinstance(pending, SwitchRequested) and pending.target is None
+        return is_unload and self.snapshot.scheduling.pending is None
 
     def gives_way(self, before: Target, switch: Switch) -> bool:
         """Whether it was stopped for the target, or died and finds its place taken."""
@@ -458,22 +513,52 @@ class World(RuleBasedStateMachine):
 
     def check_requests(self) -> None:
         waiting = [r for r, fate in self.requests.items() if fate is Fate.WAITING]
-        waiters = [w for _, w in sorted(self.snapshot.requests.waiters.items())]
+        requests = self.snapshot.requests
+        lines = {
+            key: [waiter for _, waiter in sorted(line.waiters.items(), key=lambda item: item[0])]
+            for key, line in requests.lines.items()
+        }
+        waiters = sorted(chain.from_iterable(lines.values()), key=lambda waiter: waiter.number)
         assert [w.request_id for w in waiters] == waiting
-        assert set(self.snapshot.requests.waiter_numbers) == set(waiting)
+        assert set(requests.places) == set(waiting)
         assert len(waiting) <= LIMITS.hold_max_requests
         assert all(self.now < w.arrived_at + LIMITS.hold_timeout_s for w in waiters)
-        assert dict(self.snapshot.requests.leases) == self.leases
+        for key, line in requests.lines.items():
+            assert line.head is lines[key][0]
+            assert line.arrived_at_sum == pytest.approx(sum(w.arrived_at for w in lines[key]))
+        assert dict(requests.leases) == self.leases
         in_flight = {b.epoch: b.in_flight for b in self.snapshot.backends if b.in_flight}
         assert in_flight == Counter(self.leases.values())
+        for backend in self.snapshot.backends:
+            held = [self.asked_for[r] for r, e in self.leases.items() if e == backend.epoch]
+            urgent = [request for request in held if request.priority is Priority.INTERACTIVE]
+            assert backend.work.interactive_in_flight == len(urgent)
 
     def check_switch(self) -> None:
         running = {self.snapshot.switch.switch_id} if self.snapshot.switch else set()
-        assert set(self.callers.values()) == running
-        holding = {r.target.model for r in self.snapshot.recoveries if r.may_hold}
-        for waiter in self.snapshot.requests.waiters.values():
-            assert running or waiter.model in holding or (holding and waiter.model is None)
+        pending = self.snapshot.scheduling.pending
+        assert running or pending is None
+        waited = running | ({pending.switch_id} if pending else set())
+        assert set(self.callers.values()) == waited, (self.callers, waited, self.snapshot.switch)
+        self.check_waiting(is_switching=bool(running))
         if running and not self.drains_without_a_deadline():  # then it goes on by itself
             assert phase_deadline(self.snapshot) is not None or self.orders
         is_over = self.snapshot.is_closing and not self.snapshot.backends
         assert self.completions == int(is_over)
+
+    def check_waiting(self, *, is_switching: bool) -> None:
+        """Whoever waits while no switch runs waits for a recovery, for room, or for a turn."""
+        holding = {r.target.model for r in self.snapshot.recoveries if r.may_hold}
+        live = self.snapshot.live_models()
+        for (model, kind), line in self.snapshot.requests.lines.items():
+            if is_switching or model in holding or (holding and model is None and not live):
+                continue
+            assert kind is not Kind.BYSTANDER
+            assert model is not None
+            assert all(self.asked_for[w.request_id].may_switch for w in line.waiters.values())
+            if model in live:
+                backend = next(b for b in self.snapshot.backends if b.target.model == model)
+                assert backend.in_flight >= 2 * backend.target.parallel
+            else:  # its turn comes when the clock, or somebody who uses the device, says so
+                in_use = [b for b in self.snapshot.ready_backends() if b.in_flight]
+                assert in_use or self.snapshot.scheduling.wake_at is not None

@@ -1,0 +1,146 @@
+"""Which models contend for a device, and what a policy is shown of them."""
+
+from collections.abc import Sequence
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from supervisor.core.machine.queues import queue_of
+from supervisor.core.machine.requests import backend_for
+from supervisor.core.machine.residency import plan_residency
+from supervisor.core.machine.snapshot import Snapshot
+from supervisor.core.machine.values import Backend, BackendState, Target
+from supervisor.core.scheduling.estimates import costs_of
+from supervisor.core.scheduling.values import Costs, Queue, Stay, View
+
+
+class Contest(Struct, frozen=True, kw_only=True):
+    """Models that share devices, and that somebody waits for; and who would give way to them.
+
+    `targets` may be switched to now, the one that is waited for longest first. `joined_at`: when
+    another may be, None where none is kept back. `resident` None: nothing is live there.
+    """
+
+    targets: tuple[Target, ...] = ()
+    joined_at: float | None = None
+    resident: Backend | None = None
+
+
+def contests(snapshot: Snapshot, at: float) -> tuple[Contest, ...]:
+    """Return who contends, device by device: models that have none in common do not."""
+    heads = sorted(snapshot.requests.heads_in_turn().values(), key=lambda head: head.number)
+    targets = [head.target for head in heads if head.target and _is_away(snapshot, head.target)]
+    return tuple(_contest(snapshot, group, at) for group in _groups(snapshot, targets))
+
+
+def fits_beside(snapshot: Snapshot, target: Target) -> bool:
+    """Whether a target, as far as its need is known, may start beside all that is there."""
+    need = snapshot.scheduling.need_of(target)
+    if need is None or not snapshot.sharing(*need.devices):
+        return False
+    plan = plan_residency(snapshot, target, need, ())
+    return not (plan.leaving or plan.retiring)
+
+
+def view_of(snapshot: Snapshot, contest: Contest, at: float) -> View:
+    """Show a policy the contest: heads, counts and sums, and what everything costs."""
+    models = [target.model for target in contest.targets]
+    costs = {model: costs_of(snapshot.scheduling.estimates, model) for model in models}
+    stay = None
+    if contest.resident is not None:
+        stay = _stay_of(contest.resident)
+        models.append(stay.model)
+        costs[stay.model] = _costs_of_resident(snapshot, contest.resident, at)
+    queues = tuple(_queue(snapshot, model) for model in models)
+    return View(
+        at=at,
+        stay=stay,
+        queues=tuple(queue for queue in queues if queue.waiting),
+        costs=costs,
+        rules=snapshot.rules.scheduling,
+    )
+
+
+def _is_away(snapshot: Snapshot, target: Target) -> bool:
+    """Whether the scheduler is to bring the model: it is not live, and has no recovery."""
+    model = target.model
+    return backend_for(snapshot, model, None) is None and snapshot.recovery(model) is None
+
+
+def _groups(snapshot: Snapshot, targets: Sequence[Target]) -> list[list[Target]]:
+    """Part targets into those that share devices, also by way of what is live on them."""
+    groups: list[tuple[set[str], list[Target]]] = []
+    for target in targets:
+        devices, members = _memories(snapshot, target), [target]
+        for group in [g for g in groups if not devices.isdisjoint(g[0])]:
+            groups.remove(group)
+            devices, members = devices | group[0], [*group[1], *members]
+        groups.append((devices, members))
+    return [members for _, members in groups]
+
+
+def _memories(snapshot: Snapshot, target: Target) -> set[str]:
+    """Return the devices of a target, and of what is live on them."""
+    own = snapshot.scheduling.devices_of(target)
+    there = [d for b in snapshot.sharing(*own) for d in b.footprint.devices]
+    return {name for device in (*own, *there) for name in snapshot.pool(device)}
+
+
+def _contest(snapshot: Snapshot, members: Sequence[Target], at: float) -> Contest:
+    kept_back = [(target, _kept_back_until(snapshot, target)) for target in members]
+    later = [until for _, until in kept_back if until > at]
+    targets = tuple(target for target, until in kept_back if until <= at)
+    return Contest(
+        targets=targets,
+        joined_at=min(later, default=None),
+        resident=_resident(snapshot, targets[0]) if targets else None,
+    )
+
+
+def _kept_back_until(snapshot: Snapshot, target: Target) -> float:
+    """Return until when a target is left alone: it has failed, or a hand chose what is there."""
+    scheduling = snapshot.scheduling
+    setback = scheduling.setbacks.get(target.model)
+    until = 0.0 if setback is None else setback.until
+    if fits_beside(snapshot, target):
+        return until
+    held = [scheduling.held_until.get(d, 0.0) for d in scheduling.devices_of(target)]
+    return max(until, *held)
+
+
+def _resident(snapshot: Snapshot, target: Target) -> Backend | None:
+    """Return who would give way: of several the one that works, else the one that came last."""
+    need = snapshot.scheduling.need_of(target)
+    there = snapshot.sharing(*snapshot.scheduling.devices_of(target))
+    if need is not None:
+        plan = plan_residency(snapshot, target, need, ())
+        there = (*plan.leaving, *plan.retiring)
+    live = [b for b in there if b.state is BackendState.READY]
+    return max(live, key=lambda b: (b.in_flight > 0, b.epoch), default=None)
+
+
+def _stay_of(backend: Backend) -> Stay:
+    work = backend.work
+    return Stay(
+        model=backend.target.model,
+        since=work.since,
+        granted=work.granted,
+        in_flight=backend.in_flight,
+        interactive_in_flight=work.interactive_in_flight,
+        empty_since=work.empty_since,
+    )
+
+
+def _queue(snapshot: Snapshot, model: str) -> Queue:
+    away = snapshot.scheduling.away.get(model)
+    return queue_of(snapshot.requests, model, None if away is None else away.left_at)
+
+
+def _costs_of_resident(snapshot: Snapshot, backend: Backend, at: float) -> Costs:
+    """Return the costs of what is live; in its first stay, its service is known from that alone."""
+    known, work = costs_of(snapshot.scheduling.estimates, backend.target.model), backend.work
+    answered = work.granted - backend.in_flight
+    if known.service_s or not answered:
+        return known
+    idle_s = work.idle_s + (0.0 if work.empty_since is None else at - work.empty_since)
+    return replace(known, service_s=max(0.0, at - work.since - idle_s) / answered)

@@ -1,0 +1,173 @@
+"""Who waits: lines by model and kind, in the order of arrival. Nothing here walks a line.
+
+Each operation costs the same however many wait: a line keeps its waiters by number, the number of
+its head, and sums. `Requests.places` says where somebody stands who leaves out of the middle.
+"""
+
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import NamedTuple
+
+from immutables import Map
+from msgspec import Struct, field
+from msgspec.structs import replace
+
+from supervisor.core.machine.values import Waiter
+from supervisor.core.scheduling.values import Priority, Queue
+
+
+class Kind(StrEnum):
+    """What a line waits for: its model's turn, or (a bystander) the end of what is under way."""
+
+    INTERACTIVE = Priority.INTERACTIVE.value
+    BATCH = Priority.BATCH.value
+    BYSTANDER = "bystander"
+
+
+class LineKey(NamedTuple):
+    """Names a line. Who named no model stands in one without."""
+
+    model: str | None
+    kind: Kind
+
+
+class Place(NamedTuple):
+    """Where a request waits."""
+
+    line: LineKey
+    number: int
+
+
+class Line(Struct, frozen=True, kw_only=True):
+    """Those who wait for one thing, by arrival number. `first` is the head's, and only moves up."""
+
+    waiters: Map[int, Waiter] = field(default_factory=Map)
+    first: int = 0
+    following: int = 0
+    arrived_at_sum: float = 0.0
+
+    @property
+    def head(self) -> Waiter:
+        """Who arrived first. A line without anybody is not kept."""
+        return self.waiters[self.first]
+
+
+class Requests(Struct, frozen=True, kw_only=True):
+    """Who uses a backend, and who waits for one: written by `requests` and `waiting`.
+
+    `leases` name the epoch by request id; `batch` has those of them that are batch work. `held`
+    counts all who ever waited.
+    """
+
+    leases: Map[str, int] = field(default_factory=Map)
+    batch: Map[str, int] = field(default_factory=Map)
+    lines: Map[LineKey, Line] = field(default_factory=Map)
+    places: Map[str, Place] = field(default_factory=Map)
+    held: int = 0
+
+    @property
+    def waiting(self) -> int:
+        """How many wait."""
+        return len(self.places)
+
+    def waiting_for(self, model: str | None) -> int:
+        """How many wait for a model."""
+        return sum(len(line.waiters) for _, line in self.lines_of(model))
+
+    def lines_of(self, model: str | None) -> list[tuple[LineKey, Line]]:
+        """Return the lines of a model in which somebody waits, the most urgent first."""
+        keys = [LineKey(model, kind) for kind in Kind]
+        return [(key, self.lines[key]) for key in keys if key in self.lines]
+
+    def heads(self) -> Iterator[Waiter]:
+        """Yield the first of each line."""
+        return (line.head for line in self.lines.values())
+
+    def heads_in_turn(self) -> dict[str, Waiter]:
+        """Return who waits longest for the turn of each model, by the model."""
+        heads: dict[str, Waiter] = {}
+        for (model, kind), line in self.lines.items():
+            if model is None or kind is Kind.BYSTANDER:
+                continue
+            head = line.head
+            if model not in heads or head.number < heads[model].number:
+                heads[model] = head
+        return heads
+
+
+def join(requests: Requests, key: LineKey, waiter: Waiter) -> Requests:
+    """Put somebody at the end of a line."""
+    line = requests.lines.get(key) or Line()
+    number = line.following
+    line = Line(
+        waiters=line.waiters.set(number, waiter),
+        first=line.first,
+        following=number + 1,
+        arrived_at_sum=line.arrived_at_sum + waiter.arrived_at,
+    )
+    return replace(
+        requests,
+        lines=requests.lines.set(key, line),
+        places=requests.places.set(waiter.request_id, Place(key, number)),
+        held=requests.held + 1,
+    )
+
+
+def leave_line(requests: Requests, request_id: str) -> Requests:
+    """Take somebody out of a line, wherever in it."""
+    key, number = requests.places[request_id]
+    line = requests.lines[key]
+    waiters = line.waiters.delete(number)
+    first = line.first
+    while first < line.following and waiters and first not in waiters:
+        first += 1  # each gap is crossed once, however many wait
+    left = Line(
+        waiters=waiters,
+        first=first,
+        following=line.following,
+        arrived_at_sum=line.arrived_at_sum - line.waiters[number].arrived_at,
+    )
+    return replace(
+        requests,
+        lines=requests.lines.set(key, left) if waiters else requests.lines.delete(key),
+        places=requests.places.delete(request_id),
+    )
+
+
+def take(
+    requests: Requests, key: LineKey, count: int | None = None
+) -> tuple[Requests, list[Waiter]]:
+    """Take so many from the head of a line; None: dissolve it, and return who stood in it."""
+    line = requests.lines[key]
+    if count is None or len(line.waiters) <= count:
+        taken = [waiter for _, waiter in sorted(line.waiters.items(), key=_number)]
+        with requests.places.mutate() as places:
+            for waiter in taken:
+                del places[waiter.request_id]
+            left = replace(requests, lines=requests.lines.delete(key), places=places.finish())
+        return left, taken
+    taken = []
+    for _ in range(count):
+        taken.append(requests.lines[key].head)
+        requests = leave_line(requests, taken[-1].request_id)
+    return requests, taken
+
+
+def _number(numbered: tuple[int, Waiter]) -> int:
+    return numbered[0]
+
+
+def queue_of(requests: Requests, model: str, left_at: float | None) -> Queue:
+    """Sum up who waits for a model's turn, as a policy sees it; `left_at`: its last stay's end."""
+    interactive = requests.lines.get(LineKey(model, Kind.INTERACTIVE))
+    batch = requests.lines.get(LineKey(model, Kind.BATCH))
+    there = [line for line in (interactive, batch) if line is not None]
+    return Queue(
+        model=model,
+        interactive=0 if interactive is None else len(interactive.waiters),
+        batch=0 if batch is None else len(batch.waiters),
+        oldest_at=min((line.head.arrived_at for line in there), default=None),
+        oldest_interactive_at=None if interactive is None else interactive.head.arrived_at,
+        arrived_at_sum=sum(line.arrived_at_sum for line in there),
+        left_at=left_at,
+    )

@@ -1,0 +1,55 @@
+"""Models to which a switch of the scheduler failed: when each may be tried again.
+
+Every attempt may stop what is live, so that the pauses grow from what one costs: no more than
+`switching_share` of the time is lost to them. After as many failures as open a breaker, only a
+switch by hand tries again.
+"""
+
+import math
+
+from msgspec.structs import replace
+
+from supervisor.core.machine.refusals import switch_failed
+from supervisor.core.machine.snapshot import Scheduling, Setback, Snapshot
+from supervisor.core.machine.values import Refusal
+from supervisor.core.pauses import doubled_pause_s
+
+SHORTEST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 600.0
+
+_NOT_THE_TARGETS_FAULT = frozenset({"place_is_taken", "drain_refused"})
+
+
+def is_targets_fault(refusal: Refusal) -> bool:
+    """Whether a switch failed for its target, so that waiting for that is in vain."""
+    return refusal.code not in _NOT_THE_TARGETS_FAULT
+
+
+def note_failure(
+    snapshot: Snapshot, model: str, refusal: Refusal, took_s: float, at: float
+) -> Scheduling:
+    """A switch of the scheduler failed: leave its model alone for a while that grows.
+
+    Its requests are refused with the reason meanwhile, or wait on where it was not its fault.
+    """
+    scheduling, share = snapshot.scheduling, snapshot.rules.scheduling.switching_share
+    before = scheduling.setbacks.get(model)
+    failures = 1 if before is None else before.failures + 1
+    first_s = max(SHORTEST_PAUSE_S, took_s * (1.0 - share) / share)
+    pause_s = doubled_pause_s(failures, first_s, max(first_s, LONGEST_PAUSE_S))
+    is_fault = is_targets_fault(refusal)
+    if is_fault and failures >= snapshot.limits.breaker_deaths:
+        pause_s = math.inf
+    setback = Setback(
+        failures=failures,
+        until=at + pause_s,
+        refusal=switch_failed(refusal) if is_fault else None,
+    )
+    return replace(scheduling, setbacks=scheduling.setbacks.set(model, setback))
+
+
+def forget_setback(scheduling: Scheduling, model: str) -> Scheduling:
+    """The model was switched to: whatever failed before is over."""
+    if model not in scheduling.setbacks:
+        return scheduling
+    return replace(scheduling, setbacks=scheduling.setbacks.delete(model))

@@ -1,0 +1,128 @@
+"""How waiting ends: with a lease once the model admits, or with an answer that says why not."""
+
+from collections.abc import Sequence
+
+from supervisor.core.machine.draft import Draft
+from supervisor.core.machine.queues import Kind, LineKey, leave_line, take
+from supervisor.core.machine.refusals import hold_timeout, not_live, switch_failed
+from supervisor.core.machine.requests import (
+    backend_for,
+    grant_all,
+    may_restart_help,
+    refuse,
+    room_at,
+)
+from supervisor.core.machine.setbacks import is_targets_fault
+from supervisor.core.machine.snapshot import Snapshot
+from supervisor.core.machine.values import Backend, Refusal, Waiter
+
+Granted = list[tuple[Waiter, Backend]]
+
+
+def let_in(draft: Draft) -> None:
+    """Give what is live to those in its line, as far as there is room for them."""
+    _grant_in_order(draft, _take_in(draft))
+
+
+def settle_waiters(
+    draft: Draft, failure: Refusal | None = None, failed_model: str | None = None
+) -> None:
+    """After a switch ended: serve whoever waits for what is live, refuse who waits in vain.
+
+    Those wait on who wait for their model's turn, whose model died and will be restarted, or for
+    whom a switch by hand is about to begin. `failure` is for those who waited for `failed_model`
+    (None: for the device), and for its turn where that was in vain.
+    """
+    granted = _take_in(draft)
+    for key in tuple(draft.snapshot.requests.lines):
+        if _waits_on(draft.snapshot, key, failure, failed_model):
+            continue
+        is_concerned = failed_model is None or key.model in {None, failed_model}
+        for waiter in _take_from(draft, key):
+            backend = backend_for(draft.snapshot, waiter.model, waiter.mode_hint)
+            if backend is not None:  # it named none
+                granted.append((waiter, backend))
+                continue
+            refusal = failure and is_concerned and switch_failed(failure)
+            refuse(draft, waiter.request_id, refusal or not_live(draft.snapshot, key.model))
+    _grant_in_order(draft, granted)
+
+
+def expire_waiters(draft: Draft) -> None:
+    """Refuse those who have waited longer than the bound, the oldest first."""
+    timeout_s = draft.snapshot.limits.hold_timeout_s
+    while (oldest := oldest_waiter(draft.snapshot)) is not None:
+        if oldest.arrived_at + timeout_s > draft.at:
+            return
+        draft.set(requests=leave_line(draft.snapshot.requests, oldest.request_id))
+        refuse(draft, oldest.request_id, hold_timeout(draft.snapshot, draft.at))
+
+
+def oldest_waiter(snapshot: Snapshot) -> Waiter | None:
+    """Return who has waited longest, or None when nobody waits."""
+    return min(snapshot.requests.heads(), key=lambda waiter: waiter.number, default=None)
+
+
+def _take_in(draft: Draft) -> Granted:
+    """Take those out of the lines of live models for whom there is room, the most urgent first.
+
+    Whoever waits as a bystander is no part of a turn, and needs no room.
+    """
+    granted: Granted = []
+    for backend in draft.snapshot.ready_backends():
+        room = room_at(draft.snapshot, backend)
+        for key in _by_urgency(draft, backend.target.model):
+            count = None if key.kind is Kind.BYSTANDER else room
+            taken = _take_from(draft, key, count)
+            granted += [(waiter, backend) for waiter in taken]
+            if count is not None and room is not None:
+                room -= len(taken)
+    return granted
+
+
+def _by_urgency(draft: Draft, model: str) -> list[LineKey]:
+    """Return the lines of a model; batch work that has aged comes before all."""
+    requests, aged_s = draft.snapshot.requests, draft.snapshot.rules.scheduling.batch_ages_s
+    keys = [key for key, _ in requests.lines_of(model)]
+    batch = LineKey(model, Kind.BATCH)
+    if batch in keys and requests.lines[batch].head.arrived_at + aged_s <= draft.at:
+        keys.remove(batch)
+        keys.insert(0, batch)
+    return keys
+
+
+def _take_from(draft: Draft, key: LineKey, count: int | None = None) -> Sequence[Waiter]:
+    """Take so many from the head of a line; None: all."""
+    requests, taken = take(draft.snapshot.requests, key, count)
+    if taken:
+        draft.set(requests=requests)
+    return taken
+
+
+def _grant_in_order(draft: Draft, granted: Granted) -> None:
+    if granted:
+        grant_all(draft, sorted(granted, key=lambda each: each[0].number))
+
+
+def _waits_on(
+    snapshot: Snapshot, key: LineKey, failure: Refusal | None, failed_model: str | None
+) -> bool:
+    """Whether those of a line that was not emptied have something to wait for."""
+    if snapshot.is_closing:
+        return False
+    if key.model is None:
+        is_served = bool(snapshot.ready_backends())
+        return not is_served and (may_restart_help(snapshot, None) or _is_pending(snapshot))
+    if may_restart_help(snapshot, key.model):
+        return True
+    if key.kind is Kind.BYSTANDER:
+        return _is_pending(snapshot)
+    if backend_for(snapshot, key.model, None) is not None:
+        return True
+    is_down = snapshot.recovery(key.model) is not None
+    is_concerned = failure is not None and failed_model == key.model
+    return not is_down and not (is_concerned and failure and is_targets_fault(failure))
+
+
+def _is_pending(snapshot: Snapshot) -> bool:
+    return snapshot.scheduling.pending is not None

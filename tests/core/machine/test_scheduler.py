@@ -1,0 +1,274 @@
+"""The scheduler: whose turn it is, who is let in meanwhile, and what a hand has precedence over."""
+
+import time
+
+import pytest
+from msgspec.structs import replace
+
+from supervisor.core.machine.commands import (
+    CheckTarget,
+    Command,
+    FinishSwitch,
+    JoinSwitch,
+    RefuseRequest,
+    RefuseSwitch,
+    ReleaseMemory,
+)
+from supervisor.core.machine.deadlines import next_wakeup
+from supervisor.core.machine.events import (
+    BackendExited,
+    RequestArrived,
+    RequestEnded,
+    TargetRejected,
+)
+from supervisor.core.machine.step import step
+from supervisor.core.machine.values import BackendState, DrainPolicy, Limits, Outcome, Phase
+from supervisor.core.scheduling.values import Priority
+from tests.core.machine.story import (
+    CHAT,
+    EMBED,
+    EXCLUSIVE,
+    GIB,
+    RERANK,
+    SHARED,
+    Story,
+    granted_in,
+    refused_in,
+    report_in,
+)
+
+MANUAL_HOLD_S = 10.0
+
+
+def ask(
+    story: Story, request_id: str, target: object = EMBED, priority: Priority = Priority.INTERACTIVE
+) -> tuple[Command, ...]:
+    """A request that may switch arrives."""
+    return story.tell(
+        RequestArrived, request_id=request_id, target=target, may_switch=True, priority=priority
+    )
+
+
+@pytest.fixture
+def chat_live() -> Story:
+    """`chat` is live on an exclusive device, chosen by a hand long ago, and has served one."""
+    story = Story(EXCLUSIVE)
+    story.make_live(CHAT)
+    story.now += 60.0
+    story.arrive("r0")
+    story.end("r0")
+    return story
+
+
+def switch_target(commands: tuple[Command, ...]) -> str | None:
+    """The model that a switch has begun to in these commands."""
+    return next((c.target.model for c in commands if isinstance(c, CheckTarget)), None)
+
+
+def test_request_for_another_model_is_waited_for_by_no_hand(chat_live: Story) -> None:
+    """Nothing keeps an empty resident: the switch begins at once, and waits for streams."""
+    assert switch_target(ask(chat_live, "r1")) == "embed"
+    switch = chat_live.snapshot.switch
+    assert switch is not None
+    assert (switch.order.requested_by, switch.order.drain_policy) == ("scheduler", DrainPolicy.WAIT)
+    assert switch.order.reason.startswith("switching to embed: ")
+
+    chat_live.accept()
+    chat_live.reap(1)
+    chat_live.start()
+    assert granted_in(chat_live.last) == [("r1", 2)]
+    assert report_in(chat_live.last).reason == switch.order.reason
+
+
+def test_answer_that_runs_is_never_cut(chat_live: Story) -> None:
+    chat_live.arrive("long")
+    ask(chat_live, "r1")
+    chat_live.now += 3600.0
+    chat_live.tell(RequestEnded, request_id="nobody")
+    if chat_live.snapshot.switch is None:
+        chat_live.wake()
+    chat_live.accept()
+    assert chat_live.phase is Phase.DRAINING
+    for _ in range(3):
+        if next_wakeup(chat_live.snapshot) is not None:
+            assert not any(isinstance(c, ReleaseMemory) for c in chat_live.wake())
+    assert any(isinstance(c, ReleaseMemory) for c in chat_live.end("long"))
+
+
+def test_request_that_may_not_switch_is_refused_as_ever(chat_live: Story) -> None:
+    assert refused_in(chat_live.arrive("r1", "embed")) == [("r1", "model_not_live")]
+
+
+def test_resident_admits_twice_what_it_works_on_while_others_wait(chat_live: Story) -> None:
+    ids = [f"c{i}" for i in range(4)]
+    chat_live.arrive("c")
+    ask(chat_live, "e")  # chat works: it keeps its turn
+    grants = [ask(chat_live, request_id, CHAT) for request_id in ids]
+
+    assert [granted_in(commands) for commands in grants] == [[("c0", 1)], [], [], []]
+    assert granted_in(chat_live.end("c")) == [("c1", 1)]
+
+
+def test_bound_of_the_resident_falls_with_the_last_who_waits(chat_live: Story) -> None:
+    chat_live.arrive("c")
+    ask(chat_live, "e")
+    for request_id in ("c0", "c1", "c2"):
+        ask(chat_live, request_id, CHAT)
+    assert granted_in(chat_live.end("e")) == [("c1", 1), ("c2", 1)]
+
+
+def test_interactive_requests_go_before_batch_work_of_the_same_model() -> None:
+    story = Story(EXCLUSIVE)
+    story.ask_for(CHAT)
+    ask(story, "b", CHAT, Priority.BATCH)
+    for request_id in ("i0", "i1"):
+        ask(story, request_id, CHAT)
+    ask(story, "e", EMBED)
+    story.accept()
+    story.start()
+    assert granted_in(story.last) == [("i0", 1), ("i1", 1)]
+    assert granted_in(story.end("i0")) == [("b", 1)]
+
+
+def test_target_that_is_known_to_fit_is_switched_to_at_once() -> None:
+    story = Story(SHARED)
+    story.make_live(EMBED, GIB)
+    story.ask_for(None)
+    story.reap(1)
+    story.confirm()
+    story.make_live(CHAT, GIB)
+    story.arrive("long")
+
+    assert switch_target(ask(story, "r1")) == "embed"
+    assert "fits beside" in story.snapshot.switch.order.reason  # type: ignore[union-attr]
+
+
+def test_choice_of_a_hand_holds_for_a_while() -> None:
+    story = Story(EXCLUSIVE)
+    story.make_live(CHAT)
+    assert ask(story, "r1") == ()
+    assert next_wakeup(story.snapshot) == story.now + MANUAL_HOLD_S
+    assert switch_target(story.wake()) == "embed"
+
+
+def test_device_that_a_hand_freed_stays_free_for_a_while(chat_live: Story) -> None:
+    chat_live.ask_for(None)
+    chat_live.reap(1)
+    chat_live.confirm()
+    assert ask(chat_live, "r1") == ()
+    assert switch_target(chat_live.wake()) == "embed"
+
+
+def test_switch_by_hand_waits_for_the_schedulers(chat_live: Story) -> None:
+    ask(chat_live, "r1")
+    assert chat_live.ask_for(RERANK) == ()
+    joined, refused = chat_live.ask_for(RERANK), chat_live.ask_for(None)
+    assert joined == (JoinSwitch(switch_id="s3", running_id="s2"),)
+    assert [c.refusal.code for c in refused if isinstance(c, RefuseSwitch)] == [
+        "switch_in_progress"
+    ]
+
+    chat_live.accept()
+    chat_live.reap(1)
+    chat_live.start()
+    assert granted_in(chat_live.last) == [("r1", 2)]  # every stay serves
+    assert switch_target(chat_live.last) == "rerank"
+
+
+def test_switch_by_hand_is_refused_for_another_by_hand(chat_live: Story) -> None:
+    chat_live.ask_for(EMBED)
+    assert [type(c) for c in chat_live.ask_for(RERANK)] == [RefuseSwitch]
+
+
+def fail(story: Story) -> tuple[Command, ...]:
+    """The scheduler's target does not start; what was live is brought back."""
+    story.accept()
+    (gone,) = [b.epoch for b in story.snapshot.backends if b.state is BackendState.STOPPING]
+    story.reap(gone)
+    *_, start = story.confirm()
+    story.tell(BackendExited, epoch=start.epoch, exit_code=1, last_lines=("bad magic",))  # type: ignore[attr-defined]
+    story.start()
+    return story.last
+
+
+def test_target_that_fails_is_left_alone_for_a_while_that_grows(chat_live: Story) -> None:
+    """A hundred requests for a broken file: what is live is stopped once, and once per pause."""
+    ask(chat_live, "r0")
+    assert refused_in(fail(chat_live)) == [("r0", "switch_failed")]
+    pauses_s = []
+    for round_number in range(3):
+        answers = [ask(chat_live, f"{round_number}-{i}") for i in range(100)]
+        refusals = [c.refusal for a in answers for c in a if isinstance(c, RefuseRequest)]
+        assert len(refusals) == 100
+        assert "ended (exit code 1)" in refusals[0].message
+        pauses_s.append(float(str(dict(refusals[0].details)["retry_after_s"])))
+        assert chat_live.snapshot.switch is None
+        chat_live.now += pauses_s[-1]
+        assert switch_target(ask(chat_live, f"again-{round_number}")) == "embed"
+        fail(chat_live)
+    assert pauses_s[0] < pauses_s[1] < pauses_s[2]
+
+
+def test_target_that_goes_on_failing_waits_for_a_hand(chat_live: Story) -> None:
+    chat_live.snapshot = replace(chat_live.snapshot, limits=Limits(breaker_deaths=1))
+    ask(chat_live, "r0")
+    chat_live.tell(TargetRejected, switch_id=chat_live.running, message="no such file: embed.gguf")
+    chat_live.now += 24 * 3600.0
+    (refused,) = ask(chat_live, "r1")
+    assert isinstance(refused, RefuseRequest)
+    assert "no such file: embed.gguf" in refused.refusal.message
+    assert "POST /switch-backend" in refused.refusal.message
+
+    chat_live.ask_for(EMBED)
+    chat_live.accept()
+    chat_live.reap(1)
+    chat_live.start()
+    assert not chat_live.snapshot.scheduling.setbacks
+
+
+def test_one_model_may_take_a_share_of_the_places_only(chat_live: Story) -> None:
+    limits = Limits(hold_max_requests=3, hold_max_per_model=2)
+    chat_live.snapshot = replace(chat_live.snapshot, limits=limits)
+    for request_id in ("r0", "r1"):
+        assert refused_in(ask(chat_live, request_id)) == []
+    assert refused_in(ask(chat_live, "r2")) == [("r2", "queue_full")]
+    assert refused_in(ask(chat_live, "r3", RERANK)) == []
+    assert refused_in(ask(chat_live, "r4", RERANK)) == [("r4", "hold_queue_full")]
+
+
+def test_first_load_is_no_measure_of_a_switch(chat_live: Story) -> None:
+    for round_number, target in enumerate((EMBED, CHAT, EMBED)):
+        live = chat_live.snapshot.backends[0].epoch
+        ask(chat_live, f"r{round_number}", target)
+        chat_live.accept()
+        chat_live.now += 2.0
+        chat_live.reap(live)
+        chat_live.start()
+        chat_live.end(f"r{round_number}")
+        assert report_in(chat_live.last).outcome is Outcome.SWITCHED
+        chat_live.now += 60.0
+    learned = chat_live.snapshot.scheduling.estimates.models
+    assert [len(learned[name].switches_s) for name in ("chat", "embed")] == [1, 1]
+    assert learned["embed"].switches_s[0] == pytest.approx(2.01, abs=0.01)
+
+
+def test_100_000_that_wait_cost_little_each(chat_live: Story) -> None:
+    """A walk over the queue per event would take hours. Most leave out of the middle."""
+    count = 100_000
+    chat_live.snapshot = replace(chat_live.snapshot, limits=Limits(hold_max_requests=count))
+    chat_live.arrive("long")
+    snapshot, at = chat_live.snapshot, chat_live.now
+    began_s = time.process_time()
+    for i in range(count):
+        target = EMBED if i % 2 else CHAT
+        arrived = RequestArrived(at=at, request_id=f"r{i}", target=target, may_switch=True)
+        snapshot, _ = step(snapshot, arrived)
+    for i in range(count // 4, count // 2):
+        snapshot, _ = step(snapshot, RequestEnded(at=at, request_id=f"r{i}"))
+
+    assert time.process_time() - began_s < 60.0
+    assert not [
+        c
+        for c in step(snapshot, RequestEnded(at=at, request_id="r99999"))[1]
+        if isinstance(c, FinishSwitch)
+    ]
