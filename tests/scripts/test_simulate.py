@@ -214,7 +214,7 @@ def test_best_stationary_policy_is_as_good_as_all_others(waits_s: Waits) -> None
         assert waits[STATIONARY] <= 1.05 * min(waits.values())
 
 
-@pytest.mark.parametrize("crowd", CROWDS, ids=str)
+@pytest.mark.parametrize("crowd", [each for each in CROWDS if each.think_s < 0.01], ids=str)
 def test_each_side_of_closed_loops_gets_its_part(crowd: Crowd) -> None:
     got = shares(crowd, POLICIES["turns"], seconds=150 * crowd.switch_s)
     turn_s = crowd.switch_s * (1 - 0.15) / 0.15

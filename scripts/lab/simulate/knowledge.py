@@ -21,6 +21,9 @@ class Knowledge(Protocol):
     def note_switch(self, model: str, took_s: float) -> None:
         """A switch to the model has ended."""
 
+    def note_away(self, model: str, arrived: int, elapsed_s: float) -> None:
+        """The model is live again; so many have come since its last stay."""
+
     def note_leaving(self, model: str, stay: "Stayed") -> None:
         """The model has given way, its last request answered."""
 
@@ -30,7 +33,7 @@ class Knowledge(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stayed:
-    """What a stay has shown, and how many arrived since the one before it ended."""
+    """What a stay has shown, and how many arrived in it."""
 
     answered: int
     busy_s: float
@@ -46,6 +49,9 @@ class Known:
         self.costs: Mapping[str, Costs] = {model.name: _truth(model) for model in models}
 
     def note_switch(self, model: str, took_s: float) -> None:
+        """Nothing to learn."""
+
+    def note_away(self, model: str, arrived: int, elapsed_s: float) -> None:
         """Nothing to learn."""
 
     def note_leaving(self, model: str, stay: Stayed) -> None:
@@ -78,6 +84,13 @@ class Learned:
     def note_switch(self, model: str, took_s: float) -> None:
         """Learn what a switch costs."""
         known = estimates.note_switch(self._estimates, model, took_s, is_cold=False)
+        self._renew(model, known)
+
+    def note_away(self, model: str, arrived: int, elapsed_s: float) -> None:
+        """Learn how many come while the model is away."""
+        known = estimates.note_stay(
+            self._estimates, model, answered=0, busy_s=0.0, arrived=arrived, elapsed_s=elapsed_s
+        )
         self._renew(model, known)
 
     def note_leaving(self, model: str, stay: Stayed) -> None:

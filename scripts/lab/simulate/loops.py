@@ -14,13 +14,17 @@ SECONDS = 300.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crowd:
-    """So many clients of each of two models, on a device with so many slots."""
+    """So many clients of each of two models, on a device with so many slots.
+
+    They ask again `think_s` after each answer: by default at once, but for the way.
+    """
 
     clients: int
     chat_s: float
     embedding_s: float
     switch_s: float
     slots: int = 1
+    think_s: float = 0.001
 
     def models(self) -> list[Model]:
         """Return the models; how often they are asked for follows from the clients."""
@@ -29,12 +33,19 @@ class Crowd:
 
     def __str__(self) -> str:
         slots = f", {self.slots} slots" if self.slots > 1 else ""
-        return f"{self.clients}+{self.clients}, switch {self.switch_s:g} s{slots}"
+        thinking = f", think {self.think_s:g} s" if self.think_s > self.embedding_s else ""
+        return f"{self.clients}+{self.clients}, switch {self.switch_s:g} s{slots}{thinking}"
+
+    def loops(self, models: Sequence[Model]) -> list[Loop]:
+        """Return the clients of these models."""
+        each = range(self.clients)
+        return [Loop(model=model.name, think_s=self.think_s) for model in models for _ in each]
 
 
 CROWDS = (
     Crowd(clients=1, chat_s=0.02, embedding_s=0.005, switch_s=0.4),
     Crowd(clients=4, chat_s=0.02, embedding_s=0.005, switch_s=0.4),
+    Crowd(clients=4, chat_s=0.02, embedding_s=0.005, switch_s=0.4, think_s=0.05),
     Crowd(clients=8, chat_s=0.02, embedding_s=0.005, switch_s=0.4, slots=4),
     Crowd(clients=4, chat_s=0.5, embedding_s=0.05, switch_s=2.0),
     Crowd(clients=4, chat_s=0.5, embedding_s=0.05, switch_s=8.0),
@@ -64,7 +75,7 @@ def shares(
     rules = SchedulingRules(switching_share=switching_share)
     for _ in range(2):
         simulation = Simulation(models, policy, learned, rules=rules, slots=crowd.slots)
-        together = simulation.run((), _clients(models, crowd.clients), seconds)
+        together = simulation.run((), crowd.loops(models), seconds)
     alone = [_served_alone(model, crowd, seconds) for model in models]
     parts = [
         len(together.waits_s[model.name]) / most for model, most in zip(models, alone, strict=True)
@@ -77,13 +88,9 @@ def shares(
     )
 
 
-def _clients(models: Sequence[Model], each: int) -> list[Loop]:
-    return [Loop(model=model.name) for model in models for _ in range(each)]
-
-
 def _served_alone(model: Model, crowd: Crowd, seconds: float) -> int:
     alone = Simulation([model], exhaustive, Known([model]), slots=crowd.slots)
-    return len(alone.run((), _clients([model], crowd.clients), seconds).waits_s[model.name])
+    return len(alone.run((), crowd.loops([model]), seconds).waits_s[model.name])
 
 
 def beside_greedy(policy: Policy, *, priority: Priority = Priority.INTERACTIVE) -> Outcome:

@@ -267,5 +267,8 @@ class Simulation:
 
     def _become_live(self, target: str) -> None:
         self._is_switching = False
-        self._knowledge.note_switch(target, self._lines[target].model.switch_s)
+        line = self._lines[target]
+        self._knowledge.note_switch(target, line.model.switch_s)
+        self._knowledge.note_away(target, line.arrived, self._now - line.noted_at)
+        line.arrived, line.noted_at = 0, self._now
         self._held = _Held(model=self._lines[target].model, since=self._now, empty_since=self._now)
