@@ -140,15 +140,17 @@ class Arbiter:
         *,
         may_switch: bool = False,
         priority: Priority = Priority.INTERACTIVE,
+        request_id: str | None = None,
     ) -> AsyncIterator[Lease]:
         """Use a backend of `target`'s model (None: whatever is live, preferring `mode_hint`).
 
         Waits while a switch that may bring it runs, and for one that the scheduler decides upon
-        (`may_switch`), the more urgent first. Raises RequestRefused with the reason.
+        (`may_switch`), the more urgent first. `request_id` is from `new_request_id()`, for whoever
+        wants to look where it stands. Raises RequestRefused with the reason.
         """
         arrived = RequestArrived(
             at=self._clock(),
-            request_id=f"r{next(self._request_numbers)}",
+            request_id=request_id or self.new_request_id(),
             target=target,
             mode_hint=mode_hint,
             may_switch=may_switch,
@@ -169,6 +171,10 @@ class Arbiter:
         finally:
             self._end_request(arrived.request_id)
 
+    def new_request_id(self) -> str:
+        """Return an id under which the snapshot knows a request that waits."""
+        return f"r{next(self._request_numbers)}"
+
     def lease_at_once(
         self,
         target: Target | None,
@@ -179,7 +185,7 @@ class Arbiter:
 
         Call its `end()` when the request is over. Nothing is kept of a request that gets None.
         """
-        request_id = f"r{next(self._request_numbers)}"
+        request_id = self.new_request_id()
         self.post(
             RequestArrived(
                 at=self._clock(),

@@ -56,14 +56,8 @@ RETRY_AFTER_S = 5
 _WAITING_HELPS = frozenset(
     {
         *("backend_down", "backend_died", "backend_unreachable", "backend_start_timeout"),
-        *(
-            "bodies_full",
-            "queue_full",
-            "hold_queue_full",
-            "hold_timeout",
-            "shutting_down",
-            "body_timeout",
-        ),
+        *("queue_full", "hold_queue_full", "hold_timeout"),
+        *("bodies_full", "body_timeout", "shutting_down"),
     }
 )
 """Codes of what may be over when a client comes back. Clients repeat any other 409 and 5xx, too,
@@ -91,5 +85,6 @@ def error_answer(error: RequestRefused) -> Answer:
 def error_body(error: RequestRefused) -> dict[str, Any]:
     """Return `{"error": {message, type, code, …details}}`."""
     status = STATUS_BY_CODE.get(error.code, 500)
-    kind = "server_error" if status >= 500 else "invalid_request_error"
+    kind = "rate_limit_error" if status == 429 else "invalid_request_error"
+    kind = "server_error" if status >= 500 else kind
     return {"error": {"message": error.message, "type": kind, "code": error.code, **error.details}}

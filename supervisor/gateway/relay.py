@@ -15,12 +15,13 @@ import structlog
 from supervisor.arbiter.arbiter import Arbiter, Lease
 from supervisor.config.holder import ConfigurationHolder
 from supervisor.core.machine.snapshot import Snapshot
-from supervisor.core.machine.values import Target
+from supervisor.core.machine.values import BackendState, Target
 from supervisor.engine.servers.answer import ServerAnswer
 from supervisor.engine.servers.backend import Backend
 from supervisor.engine.servers.framing import Request
 from supervisor.engine.targets import Targets
 from supervisor.errors import BackendUnreachable, RequestRefused
+from supervisor.gateway.bodies import BodyAccount
 from supervisor.gateway.call import Call
 from supervisor.gateway.hop_by_hop import answer_headers
 from supervisor.gateway.record import EVENT_STREAM, RequestRecord, media_type
@@ -63,8 +64,9 @@ class Relay:
         """Lease a backend and ask it, once more where it died before its first byte."""
         repeats_left = MAX_REPEATS
         began_at = time.monotonic()
+        lease_id = self._arbiter.new_request_id()
         while True:
-            async with self._lease(call, reply, began_at) as lease:
+            async with self._lease(call, reply, lease_id, began_at) as lease:
                 reply.record.lease(lease)
                 try:
                     return await ask_backend(call, lease, reply)
@@ -80,7 +82,9 @@ class Relay:
             log.info("request.repeated", request_id=call.request_id, epoch=lease.backend.epoch)
 
     @asynccontextmanager
-    async def _lease(self, call: Call, reply: Reply, began_at: float) -> AsyncIterator[Lease]:
+    async def _lease(
+        self, call: Call, reply: Reply, lease_id: str, began_at: float
+    ) -> AsyncIterator[Lease]:
         """Lease a backend, at once or when its turn has come. Raises RequestRefused."""
         lease = self.lease_at_once(call)
         if lease is not None:
@@ -89,19 +93,20 @@ class Relay:
             finally:
                 lease.end()
             return
-        self._begin_to_wait(call, reply, began_at)
+        self._begin_to_wait(call, reply, lease_id, began_at)
         async with self._arbiter.lease(
             call.wanted,
             call.head.mode,
             may_switch=call.head.may_switch and call.wanted is not None,
             priority=call.priority,
+            request_id=lease_id,
         ) as lease:
             if reply.account is not None:
                 reply.account.end_wait()
             refuse_slot_files(call, lease.backend)
             yield lease
 
-    def _begin_to_wait(self, call: Call, reply: Reply, began_at: float) -> None:
+    def _begin_to_wait(self, call: Call, reply: Reply, lease_id: str, began_at: float) -> None:
         """Count the body among those that wait, and have a stream shown signs of life.
 
         Raises RequestRefused: `queue_full`, or `telemetry_lost` for a device that cannot be used.
@@ -109,12 +114,21 @@ class Relay:
         if call.head.may_switch and call.wanted is not None:
             self._targets.require_device(call.wanted)
         if reply.account is not None:
-            reply.account.begin_to_wait(call.wanted.model if call.wanted else None)
+            self._count_waiting(reply.account, call.wanted.model if call.wanted else None)
         after_s = self._configuration.current.settings.queue.early_answer_after_s
         if after_s is not None and call.streams:
             reply.comment_from(
-                began_at + after_s, lambda: describe_wait(self._arbiter.snapshot, call.wanted)
+                began_at + after_s,
+                lambda: describe_wait(self._arbiter.snapshot, call.wanted, lease_id),
             )
+
+    def _count_waiting(self, account: BodyAccount, model: str | None) -> None:
+        try:
+            account.begin_to_wait(model)
+        except RequestRefused as error:
+            waiting = self._arbiter.snapshot.requests.waiting_for(model)
+            error.details["queue_position"] = waiting + 1
+            raise
 
     def _require_mode(self, call: Call) -> None:
         """Refuse what a model of this type cannot answer: its server's own error helps nobody."""
@@ -248,19 +262,30 @@ def describe_cause(snapshot: Snapshot) -> str:
     return f"a switch to '{snapshot.switch.target.model}'"
 
 
-def describe_wait(snapshot: Snapshot, wanted: Target | None) -> str:
-    """Say what a call for this model waits for: `loading embedding model minilm`."""
-    loading = _what_is_loading(snapshot, wanted.model if wanted is not None else None)
-    if loading is not None:
-        return f"loading {loading.mode} model {loading.model}"
-    return "waiting for the answer" if snapshot.switch is None else "unloading"
+def describe_wait(snapshot: Snapshot, wanted: Target | None, request_id: str) -> str:
+    """Say where a call stands, and what it waits for: `position 2, loading … model minilm`."""
+    position = snapshot.requests.position_of(request_id)
+    awaited = _what_is_awaited(snapshot, wanted.model if wanted is not None else None)
+    return awaited if position is None else f"position {position}, {awaited}"
 
 
-def _what_is_loading(snapshot: Snapshot, model: str | None) -> Target | None:
-    if snapshot.switch is not None:
-        return snapshot.switch.target
+def _what_is_awaited(snapshot: Snapshot, model: str | None) -> str:
+    switch, decision = snapshot.switch, snapshot.scheduling.decision
+    if switch is not None:
+        loading = "unloading" if switch.target is None else _loading(switch.target)
+        leaving = [b for b in snapshot.backends if b.state is BackendState.DRAINING]
+        running = sum(backend.in_flight for backend in leaving)
+        return f"{loading} (in flight before it: {running})" if running else loading
     down = snapshot.recovery(model) or next(iter(snapshot.recoveries), None)
-    return down.target if down is not None else None
+    if down is not None:
+        return _loading(down.target)
+    if model in snapshot.live_models() or decision is None or not decision.reason:
+        return "waiting for the answer"
+    return decision.reason
+
+
+def _loading(target: Target) -> str:
+    return f"loading {target.mode} model {target.model}"
 
 
 def _is_event_stream(answer: ServerAnswer) -> bool:

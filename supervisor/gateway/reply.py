@@ -166,7 +166,7 @@ class Reply:
             await self._begin_early()
         while True:
             waited_s = int(self.record.age_s)
-            await self._wire.write(f": {what_is_awaited()} {waited_s} s\n\n".encode())
+            await self._wire.write(f": {what_is_awaited()}, {waited_s} s\n\n".encode())
             await asyncio.sleep(COMMENT_PAUSE_S)
 
     async def _begin_early(self) -> None:

@@ -116,7 +116,7 @@ async def test_a_default_model_that_cannot_start_is_told_to_whoever_asks(
     failed = await served.until_logged("switch.failed")
     assert "demo-chat.gguf" in failed["reason"]
     status, answer = await served.json("POST", "/v1/chat/completions", HELLO)
-    assert (status, answer["error"]["code"]) == (503, "no_model_loaded")
+    assert (status, answer["error"]["code"]) == (503, "switch_failed")
     assert "demo-chat.gguf" in answer["error"]["message"]
     assert await served.json("GET", "/ready") == (503, {"status": "starting"})
     assert (await served.json("GET", "/management/health"))[0] == 503

@@ -20,7 +20,15 @@ from tests.gateway.conftest import (
 )
 
 STREAM = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4, "stream": True}
-EARLY = {"supervisor.yaml": shipped("supervisor.yaml", queue={"early_answer_after_s": 0.05})}
+
+
+def early(after_s: float | None) -> dict[str, Any]:
+    """Return settings with which streams that wait are answered after so long."""
+    queue = {"early_answer_after_s": after_s}
+    return {"supervisor.yaml": shipped("supervisor.yaml", queue=queue)}
+
+
+EARLY = early(0.05)
 CHAT_PATH = "/v1/chat/completions"
 
 
@@ -28,11 +36,12 @@ async def test_comments_arrive_while_a_switch_runs_and_the_whole_stream_follows(
     start_controller: StartController, engine: str
 ) -> None:
     controller = await start_controller(engine=engine, files=EARLY)
+    awaited = ": loading generation model demo-chat (in flight before it: 1)"
     async with draining(controller, to="demo-chat") as draining_stream, chat(controller) as answer:
         assert (answer.status, answer.content_type) == (200, "text/event-stream")
         assert answer.headers["X-Request-ID"]
-        assert await next_event(answer) == ": loading generation model demo-chat 0 s"
-        assert await next_event(answer) == ": loading generation model demo-chat 1 s"
+        assert await next_event(answer) == f"{awaited}, 0 s"
+        assert await next_event(answer) == f"{awaited}, 1 s"
         draining_stream.close()
         events = (await answer.text()).split("\n\n")
 
@@ -44,8 +53,7 @@ async def test_comments_arrive_while_a_switch_runs_and_the_whole_stream_follows(
 async def test_nothing_is_sent_early_where_the_operator_wants_each_status(
     start_controller: StartController,
 ) -> None:
-    never = shipped("supervisor.yaml", queue={"early_answer_after_s": None})
-    controller = await start_controller(files={"supervisor.yaml": never})
+    controller = await start_controller(files=early(None))
     async with draining(controller, to="minilm") as draining_stream:
         asking = asyncio.create_task(read_chat(controller))
         await until(lambda: is_waiting(controller))
@@ -65,8 +73,7 @@ async def test_nothing_is_sent_early_where_the_operator_wants_each_status(
 async def test_requests_that_want_no_stream_wait_for_their_status(
     start_controller: StartController, path: str, changes: Mapping[str, Any]
 ) -> None:
-    hasty = shipped("supervisor.yaml", queue={"early_answer_after_s": 0})
-    controller = await start_controller(files={"supervisor.yaml": hasty})
+    controller = await start_controller(files=early(0))
     async with draining(controller, to="minilm") as draining_stream:
         asking = asyncio.create_task(read_chat(controller, path, **changes))
         await until(lambda: is_waiting(controller))
@@ -95,8 +102,7 @@ async def test_client_of_http_1_0_waits_for_its_status(start_controller: StartCo
 async def test_request_that_need_not_wait_is_answered_as_ever(
     start_controller: StartController,
 ) -> None:
-    hasty = shipped("supervisor.yaml", queue={"early_answer_after_s": 0})
-    controller = await start_controller(files={"supervisor.yaml": hasty})
+    controller = await start_controller(files=early(0))
     await controller.switch_to("demo-chat")
 
     status, content = await read_chat(controller)

@@ -5,7 +5,7 @@ import json
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 from urllib.parse import urlsplit
@@ -41,7 +41,6 @@ class Request:
     model: str | None = None
     body: bytes | None = None
     method: str = "POST"
-    headers: Mapping[str, str] = field(default_factory=dict)
     is_stream: bool = False
     right_statuses: frozenset[int] = frozenset({200})
     may_refuse: frozenset[str] = frozenset()
@@ -103,7 +102,6 @@ class Exchanger:
             ended_at=time.time(),
             seen=seen,
             wrong=wrong,
-            is_batch=request.headers.get("X-Priority") == "batch",
             right_statuses=request.right_statuses,
             may_refuse=request.may_refuse,
         )
@@ -146,13 +144,12 @@ class _Attempt:
             code=self._code,
             retry_after=self._headers.get("Retry-After"),
             should_retry=self._headers.get("x-should-retry"),
-            has_begun=self.content is not None,
             detail=detail,
         )
 
     async def make(self, url: str) -> Seen:
         """Send the request and read the answer."""
-        headers = {"X-Request-ID": self.request_id, **self.request.headers}
+        headers = {"X-Request-ID": self.request_id}
         if self.request.body is not None:
             headers["Content-Type"] = "application/json"
         if self.temper.half_closes:

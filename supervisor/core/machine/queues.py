@@ -79,6 +79,20 @@ class Requests(Struct, frozen=True, kw_only=True):
         keys = [LineKey(model, kind) for kind in Kind]
         return [(key, self.lines[key]) for key in keys if key in self.lines]
 
+    def position_of(self, request_id: str) -> int | None:
+        """Return which of those who wait for its model's turn a request is; None where it is none.
+
+        Those who have left from the middle of a line are counted until its head is behind them: it
+        is that or better.
+        """
+        place = self.places.get(request_id)
+        if place is None or place.line.kind is Kind.BYSTANDER:
+            return None
+        urgent = self.lines.get(LineKey(place.line.model, Kind.INTERACTIVE))
+        is_batch = place.line.kind is Kind.BATCH
+        before = len(urgent.waiters) if urgent is not None and is_batch else 0
+        return before + place.number - self.lines[place.line].first + 1
+
     def heads(self) -> Iterator[Waiter]:
         """Yield the first of each line."""
         return (line.head for line in self.lines.values())

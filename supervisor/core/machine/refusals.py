@@ -7,9 +7,12 @@ from msgspec.structs import replace
 
 from supervisor.core.machine.snapshot import Setback, Snapshot
 from supervisor.core.machine.values import Refusal
+from supervisor.core.scheduling.estimates import costs_of
 
 FIRST_RETRY_AFTER_S = 5.0
 """Retry-After in seconds before any switch was measured: a model of some GB."""
+
+LONGEST_RETRY_AFTER_S = 60
 
 SHUTTING_DOWN = Refusal(
     code="shutting_down", message="the controller is shutting down; try again after its restart"
@@ -45,7 +48,10 @@ def _listed(live: Sequence[str]) -> str:
 def queue_full(snapshot: Snapshot, model: str | None, at: float) -> Refusal | None:
     """Return why one more may not wait: all places are taken, or all that its model may take."""
     limits, requests = snapshot.limits, snapshot.requests
-    details = (("retry_after_s", retry_after_s(snapshot, at)),)
+    details = (
+        ("retry_after_s", _drained_after_s(snapshot, model, at)),
+        ("queue_position", requests.waiting_for(model) + 1),
+    )
     if requests.waiting >= limits.hold_max_requests:
         message = f"{requests.waiting} requests wait already (queue.hold_max_requests)"
         return Refusal(
@@ -62,14 +68,30 @@ def queue_full(snapshot: Snapshot, model: str | None, at: float) -> Refusal | No
     )
 
 
-def hold_timeout(snapshot: Snapshot, at: float) -> Refusal:
+def _drained_after_s(snapshot: Snapshot, model: str | None, at: float) -> int:
+    """Return when those who wait for a model may all be answered, at the rate of late.
+
+    A place is free before, but not for all who are refused now. Nobody is sent away for longer than
+    clients take from Retry-After (OpenAI's: a minute).
+    """
+    wait_s = retry_after_s(snapshot, at)
+    if model is None:
+        return wait_s
+    service_s = costs_of(snapshot.scheduling.estimates, model).service_s
+    work_s = math.ceil(service_s * snapshot.requests.waiting_for(model))
+    return max(wait_s, min(wait_s + work_s, LONGEST_RETRY_AFTER_S))
+
+
+def hold_timeout(snapshot: Snapshot, request_id: str, at: float) -> Refusal:
     """Say that a request has waited for as long as any may."""
     timeout_s = snapshot.limits.hold_timeout_s
+    position = snapshot.requests.position_of(request_id)
+    stood = () if position is None else (("queue_position", position),)
     return Refusal(
         code="hold_timeout",
         message=f"waited {timeout_s:g} s (queue.hold_timeout_s) and its model did not come; try "
         "again later",
-        details=(("retry_after_s", retry_after_s(snapshot, at)),),
+        details=(("retry_after_s", retry_after_s(snapshot, at)), *stood),
     )
 
 

@@ -54,8 +54,9 @@ def expire_waiters(draft: Draft) -> None:
     while (oldest := oldest_waiter(draft.snapshot)) is not None:
         if oldest.arrived_at + timeout_s > draft.at:
             return
+        refusal = hold_timeout(draft.snapshot, oldest.request_id, draft.at)
         draft.set(requests=leave_line(draft.snapshot.requests, oldest.request_id))
-        refuse(draft, oldest.request_id, hold_timeout(draft.snapshot, draft.at))
+        refuse(draft, oldest.request_id, refusal)
 
 
 def oldest_waiter(snapshot: Snapshot) -> Waiter | None:

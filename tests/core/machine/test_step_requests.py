@@ -20,7 +20,7 @@ from supervisor.core.machine.events import (
     TimePassed,
 )
 from supervisor.core.machine.footprint import Baseline
-from supervisor.core.machine.snapshot import Snapshot
+from supervisor.core.machine.snapshot import Scheduling, Snapshot
 from supervisor.core.machine.step import step
 from supervisor.core.machine.switch import Order, Start, Switch
 from supervisor.core.machine.values import (
@@ -33,6 +33,7 @@ from supervisor.core.machine.values import (
     Target,
     TargetNeed,
 )
+from supervisor.core.scheduling.estimates import Estimates, note_stay
 from tests.core.machine.story import AT_ONCE
 from tests.core.machine.surroundings import asked_for, taking
 
@@ -284,7 +285,28 @@ def test_refused_client_is_told_to_come_back_when_the_switch_should_have_ended(
     _, (command,) = play(full, arrival("r1", at=elapsed_s))
 
     assert isinstance(command, RefuseRequest)
-    assert dict(command.refusal.details) == {"retry_after_s": expected_s}
+    assert dict(command.refusal.details)["retry_after_s"] == expected_s
+
+
+@pytest.mark.parametrize(("service_s", "expected_s"), [(2.0, 11), (100.0, 60)])
+def test_client_beyond_its_models_share_is_told_where_it_stands_and_when_that_is_served(
+    service_s: float, expected_s: int
+) -> None:
+    estimates = note_stay(
+        Estimates(), "chat", answered=10, busy_s=10 * service_s, arrived=0, elapsed_s=0.0
+    )
+    few = replace(
+        STARTING_CHAT,
+        limits=Limits(hold_max_requests=9, hold_max_per_model=3),
+        scheduling=Scheduling(estimates=estimates),
+    )
+    snapshot, _ = play(few, *(arrival(f"r{number}", at=0.0) for number in range(3)))
+
+    _, (command,) = play(snapshot, arrival("r3", at=0.0))
+
+    assert isinstance(command, RefuseRequest)
+    assert command.refusal.code == "queue_full"
+    assert dict(command.refusal.details) == {"retry_after_s": expected_s, "queue_position": 4}
 
 
 def test_waiter_is_refused_when_the_hold_time_is_over_and_not_before() -> None:
