@@ -1,6 +1,7 @@
 """Switching, unloading and the history of switches over HTTP."""
 
 import asyncio
+from typing import Any
 
 from pydantic import StrictBool
 
@@ -11,7 +12,11 @@ from supervisor.engine.targets import Targets
 from supervisor.errors import RequestRefused
 from supervisor.gateway.answer import Answer, json_answer
 from supervisor.gateway.parameters import NoParameters, Parameters
-from supervisor.observability.descriptions import describe_report, describe_running
+from supervisor.observability.descriptions import (
+    describe_report,
+    describe_running,
+    describe_waiting,
+)
 from supervisor.observability.history import SwitchHistory
 
 
@@ -70,23 +75,28 @@ class Control:
         return await _answer(self._arbiter.request_restart(), wait=True)
 
     async def switches(self, _: NoParameters) -> Answer:
-        """List the switches, the newest first, the running one before all."""
-        running = self._arbiter.snapshot.switch
-        now = [describe_running(running)] if running else []
-        return json_answer({"switches": [*now, *self._history.newest_first()]})
+        """List the switches, the newest first; what waits and what runs before all."""
+        return json_answer({"switches": [*self._under_way(), *self._history.newest_first()]})
 
     async def switch_by_id(self, asked: SwitchReportParameters) -> Answer:
-        """Show one switch, running or ended."""
+        """Show one switch: waiting, running or ended."""
         switch_id = asked.switch_id
-        running = self._arbiter.snapshot.switch
-        if running is not None and running.switch_id == switch_id:
-            return json_answer(describe_running(running))
+        for described in self._under_way():
+            if described["switch_id"] == switch_id:
+                return json_answer(described)
         record = self._history.get(switch_id)
         if record is None:
             raise RequestRefused(
                 "switch_not_found", f"there is no switch '{switch_id}'; GET /switches lists them"
             )
         return json_answer(record)
+
+    def _under_way(self) -> list[dict[str, Any]]:
+        """Describe the switch by hand that waits, and the one that runs, for whose end it waits."""
+        snapshot = self._arbiter.snapshot
+        pending, running = snapshot.scheduling.pending, snapshot.switch
+        waiting = [describe_waiting(pending)] if pending else []
+        return [*waiting, *([describe_running(running)] if running else [])]
 
     def _target_of(self, asked: SwitchParameters) -> Target:
         """Return the target that the parameters mean. Raises RequestRefused where there is none."""

@@ -4,6 +4,7 @@ from typing import Any
 
 from msgspec.structs import asdict
 
+from supervisor.core.machine.events import RestartRequested, SwitchRequested
 from supervisor.core.machine.memory import MemorySample
 from supervisor.core.machine.switch import Switch, SwitchReport
 from supervisor.core.machine.values import Outcome, Phase, Refusal
@@ -22,6 +23,23 @@ def describe_running(switch: Switch) -> dict[str, Any]:
         "profile": switch.target.profile if switch.target else None,
         "seconds": _seconds(switch.phase_seconds),
         "waiting_for": switch.gate.reason,
+    }
+
+
+def describe_waiting(pending: SwitchRequested | RestartRequested) -> dict[str, Any]:
+    """Write a switch by hand that begins when the running one has ended, in the same form."""
+    target = pending.target if isinstance(pending, SwitchRequested) else None
+    return {
+        "switch_id": pending.switch_id,
+        "outcome": "running",
+        "requested_by": "manual",
+        "phase": "waiting",
+        "model": target.model if target else None,
+        "mode": target.mode if target else None,
+        "profile": target.profile if target else None,
+        "reason": None,
+        "seconds": {},
+        "waiting_for": "the end of the running switch",
     }
 
 

@@ -82,7 +82,7 @@ def _drain(snapshot: Snapshot) -> str | None:
     if switch is None or switch.phase is not Phase.DRAINING:
         return None
     draining = [b for b in snapshot.backends if b.state is BackendState.DRAINING and b.in_flight]
-    return ", ".join(f"{b.in_flight} requests of '{b.target.model}'" for b in draining) or None
+    return ", ".join(f"'{b.target.model}': {b.in_flight} in flight" for b in draining) or None
 
 
 def _setback(setback: Setback | None, now: float) -> dict[str, Any] | None:

@@ -144,6 +144,31 @@ async def test_same_target_joins_the_running_switch_and_another_is_refused(
     assert (await live_backend(controller))["model"] == "minilm"
 
 
+async def test_switch_that_waits_for_one_of_the_scheduler_can_be_followed_from_the_start(
+    start_controller: StartController,
+) -> None:
+    hasty = shipped("supervisor.yaml", scheduler={"manual_hold_s": 0, "policy": "fifo"})
+    controller = await start_controller(files={"supervisor.yaml": hasty}, auto_switch=True)
+    await controller.switch_to("bench-chat")
+
+    async with endless_stream(controller) as stream:
+        embedding = asyncio.create_task(
+            ask_json(controller, "POST", "/v1/embeddings", {"model": "minilm", "input": "a"})
+        )
+        await until(lambda: is_switching(controller))
+        status, accepted = await switch(controller, model_name="demo-chat", wait=False)
+        assert status == 202
+        waiting = await controller.json("GET", accepted["location"])
+        assert (waiting["outcome"], waiting["phase"]) == ("running", "waiting")
+        listed = (await controller.json("GET", "/switches"))["switches"]
+        assert [each["model"] for each in listed[:2]] == ["demo-chat", "minilm"]
+        stream.close()
+        await until(lambda: has_ended(controller, accepted["location"]))
+        assert (await embedding)[0] == 200
+
+    assert (await live_backend(controller))["model"] == "demo-chat"
+
+
 async def test_switch_goes_on_when_its_caller_leaves(start_controller: StartController) -> None:
     controller = await start_controller()
     await controller.switch_to("bench-chat")
@@ -299,3 +324,7 @@ async def is_state(controller: RunningController, state: str) -> bool:
 
 async def is_live(controller: RunningController, model: str) -> bool:
     return bool((await controller.json("GET", "/status"))["loaded_model"] == model)
+
+
+async def is_switching(controller: RunningController) -> bool:
+    return (await controller.json("GET", "/status"))["switch"] is not None

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from lab.chaos import balance, facts, faults, history, judging, operators
+from lab.chaos import balance, facts, faults, heads, history, judging, operators
 from lab.chaos.clients import INFERENCE_REFUSALS, crowd
 from lab.chaos.disk import Disk
 from lab.chaos.exchange import Answer, Exchanger, Request, Temper
@@ -93,7 +93,11 @@ def entry(
     ("given", "verdict"),
     [
         pytest.param(entry(status=200), Verdict.ANSWERED, id="answered"),
-        pytest.param(entry(status=409, code="model_not_live"), Verdict.REFUSED, id="refused"),
+        pytest.param(
+            entry(status=503, code="hold_timeout", should_retry="true", retry_after="1"),
+            Verdict.REFUSED,
+            id="refused",
+        ),
         pytest.param(
             entry(status=503, code="hold_timeout", retry_after="3", should_retry="true"),
             Verdict.REFUSED,
@@ -255,6 +259,99 @@ def test_a_switch_to_another_model_or_profile_than_asked_for_is_found() -> None:
     ):
         fault = operators.order_fault(target, Answer(status=200, content=report))
         assert (fault is None) is is_right
+
+
+def waited(
+    request_id: str,
+    arrived_at: float,
+    let_in_at: float,
+    *,
+    by: str = "demo-chat",
+    batch: bool = False,
+) -> tuple[LogEvent, Entry]:
+    """A request for a model that was let in at a moment, and answered half a second later."""
+    over_at = let_in_at + 0.5
+    waited_s, took_s = let_in_at - arrived_at, over_at - arrived_at
+    told = {"request_id": request_id, "epoch": 1, "waited_s": waited_s, "took_s": took_s}
+    seen = entry(status=200, started_at=arrived_at, ended_at=over_at)
+    asked = replace(seen, request_id=request_id, model=by, is_batch=batch)
+    return ("request.done", over_at, told), asked
+
+
+def switched(number: int, model: str, began_at: float, **fields: Any) -> list[LogEvent]:
+    """A switch of the scheduler to a model, which takes a second."""
+    told = {"switch_id": f"t{number}", "model": model}
+    ended = {"outcome": "switched", "requested_by": "scheduler", **fields}
+    name = "switch.failed" if ended["outcome"] == "failed" else "switch.finished"
+    return [
+        ("switch.phase", began_at, {**told, "phase": "preflight"}),
+        (name, began_at + 1, {**told, **ended}),
+    ]
+
+
+PASSED_OVER = [
+    *switched(1, "bench-chat", 10),
+    *switched(2, "minilm", 14),
+    *switched(3, "bench-chat", 18),
+    *switched(4, "demo-chat", 22),
+]
+
+
+def promise_to(
+    *waits: tuple[LogEvent, Entry], log: list[LogEvent] = PASSED_OVER, **changes: Any
+) -> heads.Promise:
+    found = facts_of([*log, *(told for told, _ in waits)])
+    given: dict[str, Any] = {"faults": [], "bounds": []} | changes
+    return heads.judge_heads([asked for _, asked in waits], found, **given)
+
+
+def test_head_that_is_passed_over_twice_by_one_model_is_found() -> None:
+    passed_over = promise_to(waited("q1", 10.5, 23))
+    [broken] = passed_over.violations
+    assert "'bench-chat' came 2 times" in broken.what
+    assert promise_to(waited("q1", 11.5, 23)).violations == ()  # the first stay had begun before
+    assert promise_to(waited("q1", 10.5, 23, batch=True)) == heads.Promise()
+    assert promise_to(waited("q1", 10.5, 10.51)) == heads.Promise()  # it was let in at once
+
+
+def test_only_the_first_of_a_queue_is_promised_anything() -> None:
+    behind = promise_to(waited("q1", 10.2, 20), waited("q2", 10.5, 23))
+    assert behind.heads == 2
+    assert all("q1" in broken.what for broken in behind.violations)
+
+
+def test_head_that_waits_while_others_are_served_for_longer_than_its_bound_is_found() -> None:
+    once = PASSED_OVER[2:]  # minilm is served from 15 to 18, bench-chat from 19 to 22
+    wait = waited("q1", 14.5, 23)
+    assert promise_to(wait, log=once, bounds=[(16.0, {"demo-chat": 6.0})]).violations == ()
+    [broken] = promise_to(wait, log=once, bounds=[(16.0, {"demo-chat": 5.0})]).violations
+    assert "others were served for 6.00 s" in broken.what
+    assert promise_to(wait, log=once, bounds=[(2.0, {"demo-chat": 5.0})]).violations == ()  # old
+
+
+def test_head_that_a_fault_or_a_hand_held_up_is_counted_and_not_judged() -> None:
+    wait = waited("q1", 10.5, 23)
+    shot = Fault(at=20, weapon=Weapon.STOP, pid=501, aimed_at="serving")
+    by_hand = [*PASSED_OVER[:4], *switched(3, "bench-chat", 18, requested_by="manual")]
+    failed = [*PASSED_OVER, *switched(5, "minilm", 19.5, outcome="failed")]
+    for changes in ({"faults": [shot]}, {"log": [*by_hand, *PASSED_OVER[6:]]}, {"log": failed}):
+        held = promise_to(wait, **changes)
+        assert (held.heads, held.held, held.violations) == (1, 1, ())
+
+
+def test_stream_that_is_refused_before_it_begins_is_told_why_and_one_that_has_begun_is_lost() -> (
+    None
+):
+    refused = entry(End.ERROR_EVENT, status=200, code="hold_timeout", has_begun=False)
+    assert judging.judge(refused, scene()) == (Verdict.REFUSED, "hold_timeout")
+    begun = replace(refused, ended_at=15, seen=replace(refused.seen, has_begun=True))
+    assert judging.judge(begun, scene())[0] is Verdict.LOST
+    unknown = entry(End.ERROR_EVENT, status=200, code="so_what", has_begun=False)
+    assert judging.judge(unknown, scene())[0] is Verdict.LOST
+
+
+def test_that_another_model_is_live_is_no_reason_to_refuse_what_computes() -> None:
+    assert judging.judge(entry(status=409, code="model_not_live"), scene())[0] is Verdict.LOST
 
 
 def test_two_switches_at_once_are_found_in_the_log() -> None:

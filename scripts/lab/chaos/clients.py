@@ -11,12 +11,17 @@ from typing import Any
 from lab.chaos.controller import Controller
 from lab.chaos.exchange import PATIENT, Answer, Exchanger, Request, Temper
 from lab.chaos.known import PROMPTS, TEXTS, Known, chat_content
-from lab.chaos.setting import BODY_LIMIT_BYTES, EMBEDDING_MODEL, GENERATION_MODELS, Setting
+from lab.chaos.layout import CORRUPT, DEFAULT_MODEL, SWAPPED
+from lab.chaos.setting import (
+    BODY_LIMIT_BYTES,
+    EMBEDDING_MODEL,
+    GENERATION_MODELS,
+    MODELS,
+    Setting,
+)
 
 INFERENCE_REFUSALS = frozenset(
     {
-        "model_not_live",
-        "no_model_loaded",
         "switch_failed",
         "hold_timeout",
         "hold_queue_full",
@@ -24,7 +29,10 @@ INFERENCE_REFUSALS = frozenset(
         "shutting_down",
     }
 )
-"""What a request for a model may be told in a storm: another one is live, or none."""
+"""What a request that computes may be told in a storm. That another model is live is no reason."""
+
+BROKEN_BODY_REFUSALS = INFERENCE_REFUSALS | {"no_model_loaded", "model_type_mismatch"}
+"""What is told to who names no model, or one that is not for the path."""
 
 NON_READERS = 6
 """More than a model has slots: others must be served nevertheless."""
@@ -33,8 +41,10 @@ _LONG_TOKENS = 160
 _REFUSED_PAUSE_S = 0.15
 _CHAT_PATH = "/v1/chat/completions"
 _BROKEN_STATUSES = frozenset({400, 404, 500, 501})
-_NAMELESS_REFUSALS = INFERENCE_REFUSALS | {"model_type_mismatch"}
-"""Who names no model is told so where the live one is of the other kind."""
+_PRIORITIES = (None, None, "interactive", "batch")
+_CHANGING = (*CORRUPT, SWAPPED)
+_SETBACKS = INFERENCE_REFUSALS | {"target_cannot_start", "backend_died", "backend_start_timeout"}
+"""What a request may be told whose model cannot be loaded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,31 +59,45 @@ class Step:
 Steps = Iterator[Step]
 
 
-def chat(known: Known, model: str | None, prompt: str, kind: str, **more: Any) -> Request:
-    """Build a chat whose answer is held against what is known."""
+def chat(
+    known: Known,
+    model: str | None,
+    prompt: str,
+    kind: str,
+    *,
+    priority: str | None = None,
+    **more: Any,
+) -> Request:
+    """Build a chat whose answer is held against what is known; without a model: the default's."""
 
     def find_fault(answer: Answer) -> str | None:
         if answer.status != 200:
             return _fault_of_refusal(answer)
-        return known.chat_fault(model, prompt, answer)
+        return known.chat_fault(model or DEFAULT_MODEL, prompt, answer)
 
     return Request(
         kind=kind,
         path=_CHAT_PATH,
         model=model,
         body=json.dumps(chat_content(prompt, model=model, **more)).encode(),
-        may_refuse=INFERENCE_REFUSALS if model else _NAMELESS_REFUSALS,
+        headers=_headers(priority),
+        may_refuse=INFERENCE_REFUSALS,
         find_fault=find_fault,
     )
 
 
-def embedding(known: Known, text: str) -> Request:
+def _headers(priority: str | None) -> dict[str, str]:
+    return {} if priority is None else {"X-Priority": priority}
+
+
+def embedding(known: Known, text: str, priority: str | None = None) -> Request:
     """Build an embedding whose vector is held against what is known."""
     return Request(
         kind="embedding",
         path="/v1/embeddings",
         model=EMBEDDING_MODEL,
         body=json.dumps({"model": EMBEDDING_MODEL, "input": text}).encode(),
+        headers=_headers(priority),
         may_refuse=INFERENCE_REFUSALS,
         find_fault=partial(known.vector_fault, text),
     )
@@ -81,26 +105,51 @@ def embedding(known: Known, text: str) -> Request:
 
 def slow_stream(known: Known, model: str, prompt: str) -> Request:
     """Build a long stream of fat events, so that a slow reader fills every buffer on the way."""
-    more = {"stream": True, "tokens": _LONG_TOKENS, "logprobs": True, "top_logprobs": 20}
+    more: dict[str, Any] = {"logprobs": True, "top_logprobs": 20}
+    more |= {"stream": True, "tokens": _LONG_TOKENS}
     return chat(known, model, prompt, "slow reader", **more)
 
 
 def chats(
     known: Known, model: str | None, choices: random.Random, *, is_stream: bool = False
 ) -> Steps:
-    """Chat with one model (None: with whatever is live), for ever."""
+    """Chat with one model (None: with the default one), for ever."""
     kind = "stream" if is_stream else "chat"
     more = {"stream": True} if is_stream else {}
     while True:
-        request = chat(known, model, choices.choice(PROMPTS), kind, **more)
+        prompt, priority = choices.choice(PROMPTS), choices.choice(_PRIORITIES)
+        request = chat(known, model, prompt, kind, priority=priority, **more)
         yield Step(request=request, temper=PATIENT, pause_s=choices.uniform(0, 0.1))
 
 
 def embeddings(known: Known, choices: random.Random) -> Steps:
     """Embed texts, for ever."""
     while True:
-        request = embedding(known, choices.choice(TEXTS))
+        request = embedding(known, choices.choice(TEXTS), choices.choice(_PRIORITIES))
         yield Step(request=request, temper=PATIENT, pause_s=choices.uniform(0, 0.05))
+
+
+def queue_leavers(known: Known, choices: random.Random) -> Steps:
+    """Ask for one model or another, and often leave before its turn has come."""
+    while True:
+        text, prompt = choices.choice(TEXTS), choices.choice(PROMPTS)
+        model, priority = choices.choice(MODELS), choices.choice(_PRIORITIES)
+        request = (
+            embedding(known, text, priority)
+            if model == EMBEDDING_MODEL
+            else chat(known, model, prompt, "queue leaver", priority=priority)
+        )
+        temper = Temper(leave_after_s=choices.uniform(0.05, 3.0))
+        request = replace(request, kind="queue leaver")
+        yield Step(request=request, temper=temper, pause_s=choices.uniform(0, 0.3))
+
+
+def changing_models(known: Known, choices: random.Random) -> Steps:
+    """Ask for models whose files are cut short; only one of them is whole now and then."""
+    while True:
+        model, prompt = choices.choice(_CHANGING), choices.choice(PROMPTS)
+        request = replace(chat(known, model, prompt, "changing model"), may_refuse=_SETBACKS)
+        yield Step(request=request, temper=PATIENT, pause_s=choices.uniform(0.3, 1.5))
 
 
 def leavers(known: Known, choices: random.Random) -> Steps:
@@ -132,7 +181,7 @@ def non_readers(known: Known, choices: random.Random) -> Steps:
     """Ask for long streams, read nothing of them, and leave much later."""
     while True:
         model, prompt = choices.choice(GENERATION_MODELS), choices.choice(PROMPTS)
-        temper = Temper(leave_after_s=choices.uniform(1.0, 8.0), reads_nothing=True)
+        temper = Temper(leave_after_s=choices.uniform(0.5, 3.0), reads_nothing=True)
         request = replace(slow_stream(known, model, prompt), kind="non-reader")
         yield Step(request=request, temper=temper, pause_s=choices.uniform(0, 0.3))
 
@@ -185,7 +234,7 @@ def broken_bodies(choices: random.Random) -> Steps:
                 path=path,
                 body=body,
                 right_statuses=statuses if not code else frozenset({404}),
-                may_refuse=_NAMELESS_REFUSALS,
+                may_refuse=BROKEN_BODY_REFUSALS,
                 find_fault=_fault_of_refusal,
             ),
             temper=PATIENT,
@@ -234,6 +283,8 @@ def crowd(known: Known, setting: Setting) -> dict[str, Steps]:
         actor = f"embedding {number}"
         crowd[actor] = embeddings(known, choose(actor))
     crowd["leaver"] = leavers(known, choose("leaver"))
+    crowd["queue leaver"] = queue_leavers(known, choose("queue leaver"))
+    crowd["changing model"] = changing_models(known, choose("changing model"))
     crowd["slow reader"] = slow_readers(known, choose("slow reader"))
     if "non-readers" in setting.faults:
         for number in range(NON_READERS):

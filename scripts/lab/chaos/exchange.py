@@ -5,7 +5,7 @@ import json
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 from urllib.parse import urlsplit
@@ -41,6 +41,7 @@ class Request:
     model: str | None = None
     body: bytes | None = None
     method: str = "POST"
+    headers: Mapping[str, str] = field(default_factory=dict)
     is_stream: bool = False
     right_statuses: frozenset[int] = frozenset({200})
     may_refuse: frozenset[str] = frozenset()
@@ -102,6 +103,7 @@ class Exchanger:
             ended_at=time.time(),
             seen=seen,
             wrong=wrong,
+            is_batch=request.headers.get("X-Priority") == "batch",
             right_statuses=request.right_statuses,
             may_refuse=request.may_refuse,
         )
@@ -144,12 +146,13 @@ class _Attempt:
             code=self._code,
             retry_after=self._headers.get("Retry-After"),
             should_retry=self._headers.get("x-should-retry"),
+            has_begun=self.content is not None,
             detail=detail,
         )
 
     async def make(self, url: str) -> Seen:
         """Send the request and read the answer."""
-        headers = {"X-Request-ID": self.request_id}
+        headers = {"X-Request-ID": self.request_id, **self.request.headers}
         if self.request.body is not None:
             headers["Content-Type"] = "application/json"
         if self.temper.half_closes:

@@ -20,13 +20,33 @@ class PhaseBegun:
     phase: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwitchRun:
+    """A switch that has ended; `model` is its target, None for an unload."""
+
+    model: str | None
+    requested_by: str
+    outcome: str
+    began_at: float
+    ended_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait:
+    """How long a request waited for its model: until it was let in, or was over without that."""
+
+    arrived_at: float
+    over_at: float
+    was_let_in: bool
+
+
 @dataclass(slots=True, kw_only=True)
 class Facts:
     """One controller process.
 
-    `request_epochs`: the server that a request was given to last. `died`: when one died by itself,
-    its epoch and its model. `retiring`: since when a server ends its last requests behind its
-    successor, and the switch that replaced it.
+    `request_epochs`: the server that a request was given to last. `waits`: by request. `died`: when
+    one died by itself, its epoch and its model. `retiring`: since when a server ends its last
+    requests behind its successor, and the switch that replaced it.
     `troubles`: log events of level error, and lines that are not log events, such as tracebacks.
     """
 
@@ -36,6 +56,8 @@ class Facts:
     died: list[tuple[float, int, str]] = field(default_factory=list)
     retiring: dict[int, tuple[float, str]] = field(default_factory=dict)
     phases: list[PhaseBegun] = field(default_factory=list)
+    switches: list[SwitchRun] = field(default_factory=list)
+    waits: dict[str, Wait] = field(default_factory=dict)
     request_epochs: dict[str, int] = field(default_factory=dict)
     troubles: list[tuple[float, str]] = field(default_factory=list)
 
@@ -82,8 +104,19 @@ def _add_event(facts: Facts, at: float, event: Mapping[str, Any]) -> None:
         _add_server(facts, at, event)
     elif kind == "switch":
         _add_switch(facts, at, event)
-    elif event["event"] == "request.done" and None not in map(event.get, ("request_id", "epoch")):
-        facts.request_epochs[event["request_id"]] = event["epoch"]
+    elif event["event"] == "request.done" and event.get("request_id") is not None:
+        _add_request(facts, at, event)
+
+
+def _add_request(facts: Facts, at: float, event: Mapping[str, Any]) -> None:
+    request_id, epoch = event["request_id"], event.get("epoch")
+    if epoch is not None:
+        facts.request_epochs[request_id] = epoch
+    arrived_at = at - event.get("took_s", 0.0)
+    over_at = at if epoch is None else arrived_at + event.get("waited_s", 0.0)
+    facts.waits[request_id] = Wait(
+        arrived_at=arrived_at, over_at=over_at, was_let_in=epoch is not None
+    )
 
 
 def _add_server(facts: Facts, at: float, event: Mapping[str, Any]) -> None:
@@ -102,9 +135,25 @@ def _add_switch(facts: Facts, at: float, event: Mapping[str, Any]) -> None:
             phase = event["phase"]
         case "switch.finished" | "switch.failed" if event["outcome"] != "unchanged":
             phase = "ended"
+            _add_run(facts, at, event)
         case _:  # it changed nothing, and never ran
             return
     facts.phases.append(PhaseBegun(at=at, switch_id=event["switch_id"], phase=phase))
+
+
+def _add_run(facts: Facts, at: float, event: Mapping[str, Any]) -> None:
+    began_at = next(
+        (begun.at for begun in facts.phases if begun.switch_id == event["switch_id"]), at
+    )
+    facts.switches.append(
+        SwitchRun(
+            model=event.get("model"),
+            requested_by=event.get("requested_by", ""),
+            outcome=event["outcome"],
+            began_at=began_at,
+            ended_at=at,
+        )
+    )
 
 
 def _add_trouble(facts: Facts, at: float, line: str, *, goes_on: bool) -> None:

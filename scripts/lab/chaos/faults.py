@@ -32,6 +32,10 @@ PHASES = tuple(phase.value for phase in Phase if phase is not Phase.READY)
 _WITHOUT_SERVER = {Phase.CONFIRMING}
 """Where nothing runs on an exclusive device, so that only the controller can be hit."""
 
+_AFTER_A_FAILURE = {Phase.ROLLING_BACK, Phase.RESTORING}
+"""What comes only where a switch fails, and so must be brought about."""
+
+_BY_HAND = 0.3
 _AIM_S = 3.0
 _TRIES = 2
 _SERVER_WITHIN_S = 1.0
@@ -48,7 +52,10 @@ _SIGNALS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shot:
-    """A fault to come: with what, at which phase, and of a switch to what."""
+    """A fault to come: with what, at which phase, and of a switch to what.
+
+    `is_by_hand`: that switch is ordered; else one of the scheduler's is waited for.
+    """
 
     weapon: Weapon
     phase: str
@@ -57,6 +64,7 @@ class Shot:
     prompt: str
     stopped_s: float
     is_exclusive: bool
+    is_by_hand: bool
     delay_s: float
     pause_s: float
 
@@ -80,8 +88,9 @@ def draw_shots(choices: random.Random, weapons: Sequence[Weapon] = tuple(Weapon)
                 prompt=choices.choice(PROMPTS),
                 stopped_s=choices.uniform(0.2, 2.0),
                 is_exclusive=choices.random() < 0.65,
+                is_by_hand=choices.random() < _BY_HAND,
                 delay_s=choices.choice((0.0, 0.0, choices.uniform(0, 0.15))),
-                pause_s=choices.uniform(0.05, 0.6),
+                pause_s=choices.uniform(0.1, 1.5),
             )
 
 
@@ -128,6 +137,9 @@ class Marksman:
         deadline = time.monotonic() + _AIM_S
         if shot.phase == SERVING:
             return await self._until_phase(client, SERVING, deadline)
+        if not shot.is_by_hand and shot.phase not in _AFTER_A_FAILURE:
+            await self._prepare(client, shot)
+            return await self._until_phase(client, shot.phase, deadline, follows=True)
         first = _TARGETS.index((shot.model, shot.profile))
         for model, profile in (*_TARGETS[first:], *_TARGETS[:first])[::2][:_TRIES]:
             await self._prepare(client, shot)
@@ -174,16 +186,19 @@ class Marksman:
         phase: str,
         deadline: float,
         beginning: asyncio.Task[str | None] | None = None,
+        *,
+        follows: bool = False,
     ) -> bool:
         """Poll until a switch is in the phase; give up when it has begun, and runs no more.
 
         The short phases are over when the order is answered, so that it cannot be awaited first.
+        With `follows`, one switch after the other is looked at, whoever wants them.
         """
         while time.monotonic() < deadline:
             switch_id = None
             if beginning is not None and beginning.done():
                 switch_id = beginning.result()
-            is_last = beginning is None or beginning.done()
+            is_last = not follows and (beginning is None or beginning.done())
             with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
                 now = await self._phase(client, switch_id)
                 if now == phase or (now == SERVING and is_last):

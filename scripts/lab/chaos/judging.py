@@ -63,9 +63,11 @@ def judge(entry: Entry, scene: Scene) -> tuple[Verdict, str]:
         return Verdict.CANCELLED, ""
     if seen.end in {End.TRUNCATED, End.TIMED_OUT}:
         return Verdict.LOST, str(seen.end)
-    if seen.end is not End.WHOLE or seen.code == "backend_unreachable":
+    is_refused_late = seen.end is End.ERROR_EVENT and not seen.has_begun and seen.code is not None
+    is_told_why = seen.end is End.WHOLE or is_refused_late
+    if not is_told_why or seen.code == "backend_unreachable":
         return _explain_break(entry, scene)
-    if seen.status in entry.right_statuses:
+    if seen.status in entry.right_statuses and not is_refused_late:
         return Verdict.ANSWERED, ""
     problem = refusal_problem(seen, entry.may_refuse, scene.statuses)
     return (Verdict.LOST, problem) if problem else (Verdict.REFUSED, seen.code or "")
@@ -74,18 +76,26 @@ def judge(entry: Entry, scene: Scene) -> tuple[Verdict, str]:
 def refusal_problem(
     seen: Seen, may_refuse: frozenset[str], statuses: Mapping[str, int]
 ) -> str | None:
-    """Say what makes a refusal unfair; None when it is one that clients can live with."""
+    """Say what makes a refusal unfair; None when it is one that clients can live with.
+
+    A stream that waits has its status and its headers before anybody knows that it will be refused.
+    """
     if seen.code is None:
         return f"status {seen.status} without a code of ours: {seen.detail}"
     if seen.code not in statuses:
         return f"code {seen.code} is not documented"
-    if seen.status != statuses[seen.code]:
-        return f"{seen.code} has status {seen.status}, documented is {statuses[seen.code]}"
-    says_when = (seen.retry_after or "").isdigit() and seen.should_retry == "true"
-    if seen.status == 503 and not says_when and seen.should_retry != "false":
-        return f"{seen.code} is a 503 that says neither when to come again nor that it is no use"
     if seen.code not in may_refuse:
         return f"{seen.code} is not a reason to refuse this: {seen.detail}"
+    return None if seen.end is End.ERROR_EVENT else _form_problem(seen.code, seen, statuses)
+
+
+def _form_problem(code: str, seen: Seen, statuses: Mapping[str, int]) -> str | None:
+    """Say what is wrong with the status and the headers of a refusal."""
+    if seen.status != statuses[code]:
+        return f"{code} has status {seen.status}, documented is {statuses[code]}"
+    says_when = (seen.retry_after or "").isdigit() and seen.should_retry == "true"
+    if seen.status == 503 and not says_when and seen.should_retry != "false":
+        return f"{code} is a 503 that says neither when to come again nor that it is no use"
     return None
 
 

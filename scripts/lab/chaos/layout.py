@@ -13,8 +13,10 @@ from lab.chaos.ledger import Ledger
 from lab.chaos.setting import (
     BODY_LIMIT_BYTES,
     DRAIN_TIMEOUT_S,
+    EARLY_ANSWER_AFTER_S,
     EMBEDDING_MODEL,
     HOLD_TIMEOUT_S,
+    MANUAL_HOLD_S,
     MODELS,
     SHUTDOWN_DRAIN_S,
     START_TIMEOUT_S,
@@ -28,6 +30,9 @@ PROFILES: Mapping[str, tuple[str, ...]] = {
     "minilm": ("embedding", "few"),
 }
 """The profiles that each model is switched between; the first is its default."""
+
+DEFAULT_MODEL = MODELS[0]
+"""What starts first, and what a chat means that names no model."""
 
 SWAPPED = "swapped"
 """A model whose file is whole at one time and cut short at another."""
@@ -74,11 +79,19 @@ class Layout:
         if not is_exclusive:
             host["budget_bytes"] = "8GiB"
         files = {
-            "models": {"default_model": MODELS[0], "models": _catalogue()},
+            "models": {
+                "default_model": DEFAULT_MODEL,
+                "default_models": {"generation": DEFAULT_MODEL},
+                "models": _catalogue(),
+            },
             "supervisor": {
                 "server": self._server,
                 "devices": {"host": host},
-                "queue": {"hold_timeout_s": HOLD_TIMEOUT_S},
+                "queue": {
+                    "hold_timeout_s": HOLD_TIMEOUT_S,
+                    "early_answer_after_s": EARLY_ANSWER_AFTER_S,
+                },
+                "scheduler": {"manual_hold_s": MANUAL_HOLD_S},
                 "switch": {"shutdown_drain_timeout_s": SHUTDOWN_DRAIN_S},
             },
             "generation": {**_GENERATION, **_COMMON},

@@ -29,13 +29,17 @@ class End(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """What a client saw. `code` is that of our error envelope; the headers are as text."""
+    """What a client saw. `code` is that of our error envelope; the headers are as text.
+
+    `has_begun`: something of the answer itself came, beyond its head and comments.
+    """
 
     end: End
     status: int | None = None
     code: str | None = None
     retry_after: str | None = None
     should_retry: str | None = None
+    has_begun: bool = False
     detail: str = ""
 
 
@@ -43,7 +47,8 @@ class Seen:
 class Entry:
     """One request. `wrong` says what is wrong with the content of an answer that came.
 
-    `right_statuses`: those of a right answer. `may_refuse`: codes that are a fair refusal of it.
+    `is_batch`: it was sent as batch work. `right_statuses`: those of a right answer. `may_refuse`:
+    codes that are a fair refusal of it.
     """
 
     request_id: str
@@ -53,6 +58,7 @@ class Entry:
     ended_at: float
     seen: Seen
     wrong: str | None = None
+    is_batch: bool = False
     right_statuses: frozenset[int] = frozenset({200})
     may_refuse: frozenset[str] = frozenset()
 
@@ -141,6 +147,8 @@ class Ledger:
     """When each request began that has not ended."""
     full_disks: list[tuple[float, float]] = field(default_factory=list)
     """From when until when the disk of the data folder was full."""
+    bounds: list[tuple[float, dict[str, float]]] = field(default_factory=list)
+    """When /status was read, and the longest wait of a head that it gave for each model."""
 
     def note(self, what: str) -> None:
         """Remember an event for the story."""

@@ -59,7 +59,7 @@ def draw_wish(choices: random.Random) -> Wish:
         does_wait=choices.random() < 0.75,
         policy=choices.choice((None, "wait", "cancel", "refuse")),
         leaves_after_s=leaves_after_s if choices.random() < 0.1 else None,
-        pause_s=choices.uniform(0.05, 1.2),
+        pause_s=choices.uniform(0.5, 4.0),
     )
 
 

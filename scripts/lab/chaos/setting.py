@@ -13,6 +13,8 @@ STOP_GRACE_S = 1.0
 START_TIMEOUT_S = 6.0
 HOLD_TIMEOUT_S = 10.0
 SHUTDOWN_DRAIN_S = 1.5
+EARLY_ANSWER_AFTER_S = 0.3
+MANUAL_HOLD_S = 0.3
 
 REQUEST_BOUND_S = 60.0
 """A request without an answer is lost then: held four times (three repeats), and served slowly."""

@@ -15,6 +15,7 @@ from lab.chaos.controller import Controller
 from lab.chaos.exchange import Exchanger, Request
 from lab.chaos.facts import read_facts
 from lab.chaos.faults import Marksman, draw_shots
+from lab.chaos.heads import judge_all
 from lab.chaos.judging import Scene
 from lab.chaos.known import PROMPTS, TEXTS, Known
 from lab.chaos.layout import PROFILES, Layout, ModelFiles
@@ -39,6 +40,7 @@ DESCRIPTORS_BOUND = 100
 
 _CALM_PAUSE_S = 0.2
 _WATCH_PAUSE_S = 0.02
+_BOUNDS_PAUSE_S = 0.3
 
 
 class Storm:
@@ -99,7 +101,21 @@ class Storm:
                 group.create_task(marksman.play(shots, is_over))
                 group.create_task(change_files(self._layout.files, self.ledger, choose, is_over))
                 group.create_task(watch_servers(self.controller, self.ledger, is_over))
+                group.create_task(self._watch_bounds(is_over))
         await self.controller.settle()
+
+    async def _watch_bounds(self, is_over: Callable[[], bool]) -> None:
+        """Note what /status promises to the heads of the queues until the storm is over."""
+        while not is_over():
+            await self.controller.is_up.wait()
+            _, content = await self._exchanger.exchange(
+                Request(kind="state", path="/status", method="GET")
+            )
+            if isinstance(content, dict) and "scheduling" in content:
+                models = content["scheduling"]["models"]
+                waits_s = {name: each["longest_wait_s"] for name, each in models.items()}
+                self.ledger.bounds.append((time.time(), waits_s))
+            await asyncio.sleep(_BOUNDS_PAUSE_S)
 
     async def _calm(self) -> dict[str, float]:
         """Each model must be served once more; then the controller must be as small as before."""
@@ -165,6 +181,10 @@ class Storm:
         ]
         for problem in history.unlisted(facts, records, self.ledger.may_be_unwritten):
             self.ledger.violate("history", problem)
+        alone = [each for each, life in zip(facts, lives, strict=True) if life.is_exclusive]
+        promise = judge_all(self.ledger.entries, alone, self.ledger.faults, self.ledger.bounds)
+        self.ledger.violations.extend(promise.violations)
+        figures |= {"heads": promise.heads, "heads_held_by_faults": promise.held}
         scene = Scene(
             facts=facts,
             faults=self.ledger.faults,

@@ -218,6 +218,8 @@ def _hold_or_refuse(draft: Draft, request: RequestArrived) -> None:
         refuse(draft, request.request_id, refusal_after_setback(setback, setback.refusal, draft.at))
     elif may_have_turn:
         _hold(draft, request, Kind(request.priority))
+    elif request.may_switch and down is not None and not is_under_way(snapshot, model):
+        refuse(draft, request.request_id, not_live(snapshot, model))  # it did not come back
     elif is_something_under_way(snapshot, model):
         _hold(draft, request, Kind.BYSTANDER)
     else:

@@ -5,7 +5,7 @@ moment that it names. The scheduler changes nothing that a hand has set a moment
 nothing that has just failed; a model that died is brought back by its recovery.
 """
 
-from supervisor.core.machine.contests import Contest, contests, fits_beside, view_of
+from supervisor.core.machine.contentions import Contention, contentions, fits_beside, view_of
 from supervisor.core.machine.draft import Draft
 from supervisor.core.machine.events import SwitchRequested
 from supervisor.core.machine.snapshot import Snapshot
@@ -38,14 +38,14 @@ def go_on(draft: Draft) -> None:
 def _decide(draft: Draft) -> float | None:
     """Begin the switch that is due, or return when one may be."""
     moments: list[float] = []
-    for contest in contests(draft.snapshot, draft.at):
-        if contest.joined_at is not None:
-            moments.append(contest.joined_at)
-        if not contest.targets:
+    for contention in contentions(draft.snapshot, draft.at):
+        if contention.joined_at is not None:
+            moments.append(contention.joined_at)
+        if not contention.targets:
             continue
-        decision = _decision(draft.snapshot, contest, draft.at)
+        decision = _decision(draft.snapshot, contention, draft.at)
         draft.set_scheduling(decision=decision)
-        target = next((t for t in contest.targets if t.model == decision.model), None)
+        target = next((t for t in contention.targets if t.model == decision.model), None)
         if target is not None:
             _begin(draft, target, decision)
             return None
@@ -54,12 +54,12 @@ def _decide(draft: Draft) -> float | None:
     return max(min(moments), draft.at + SHORTEST_WAIT_S) if moments else None
 
 
-def _decision(snapshot: Snapshot, contest: Contest, at: float) -> Decision:
-    for target in contest.targets:
+def _decision(snapshot: Snapshot, contention: Contention, at: float) -> Decision:
+    for target in contention.targets:
         if fits_beside(snapshot, target):
             reason = f"switching to {target.model}: it fits beside what is live"
             return Decision(model=target.model, reason=reason)
-    return POLICIES[snapshot.rules.scheduling.policy](view_of(snapshot, contest, at))
+    return POLICIES[snapshot.rules.scheduling.policy](view_of(snapshot, contention, at))
 
 
 def _begin(draft: Draft, target: Target, decision: Decision) -> None:

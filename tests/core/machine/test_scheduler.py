@@ -95,6 +95,26 @@ def test_answer_that_runs_is_never_cut(chat_live: Story) -> None:
     assert any(isinstance(c, ReleaseMemory) for c in chat_live.end("long"))
 
 
+def test_request_for_what_did_not_come_back_is_told_why_though_another_switch_runs() -> None:
+    """Its place is taken by the end of that switch, and "another is live" would be no reason."""
+    story = Story(EXCLUSIVE)
+    story.make_live(CHAT)
+    story.crash(1)
+    story.retry()
+    story.accept()
+    story.confirm()
+    story.reap(2, exit_code=1)
+    story.now += 60.0
+    assert switch_target(ask(story, "e")) == "embed"
+
+    assert refused_in(ask(story, "c", CHAT)) == [("c", "backend_down")]
+
+    story.accept()
+    story.start()
+    assert refused_in(story.last) == []
+    assert refused_in(ask(story, "c", CHAT)) == []  # from now on it waits for its turn
+
+
 def test_request_that_may_not_switch_is_refused_as_ever(chat_live: Story) -> None:
     assert refused_in(chat_live.arrive("r1", "embed")) == [("r1", "model_not_live")]
 

@@ -14,7 +14,7 @@ from supervisor.core.scheduling.estimates import costs_of
 from supervisor.core.scheduling.values import Costs, Queue, Stay, View
 
 
-class Contest(Struct, frozen=True, kw_only=True):
+class Contention(Struct, frozen=True, kw_only=True):
     """Models that share devices, and that somebody waits for; and who would give way to them.
 
     `targets` may be switched to now, the one that is waited for longest first. `joined_at`: when
@@ -26,11 +26,11 @@ class Contest(Struct, frozen=True, kw_only=True):
     resident: Backend | None = None
 
 
-def contests(snapshot: Snapshot, at: float) -> tuple[Contest, ...]:
+def contentions(snapshot: Snapshot, at: float) -> tuple[Contention, ...]:
     """Return who contends, device by device: models that have none in common do not."""
     heads = sorted(snapshot.requests.heads_in_turn().values(), key=lambda head: head.number)
     targets = [head.target for head in heads if head.target and _is_away(snapshot, head.target)]
-    return tuple(_contest(snapshot, group, at) for group in _groups(snapshot, targets))
+    return tuple(_contention(snapshot, group, at) for group in _groups(snapshot, targets))
 
 
 def fits_beside(snapshot: Snapshot, target: Target) -> bool:
@@ -42,15 +42,15 @@ def fits_beside(snapshot: Snapshot, target: Target) -> bool:
     return not (plan.leaving or plan.retiring)
 
 
-def view_of(snapshot: Snapshot, contest: Contest, at: float) -> View:
-    """Show a policy the contest: heads, counts and sums, and what everything costs."""
-    models = [target.model for target in contest.targets]
+def view_of(snapshot: Snapshot, contention: Contention, at: float) -> View:
+    """Show a policy the contention: heads, counts and sums, and what everything costs."""
+    models = [target.model for target in contention.targets]
     costs = {model: costs_of(snapshot.scheduling.estimates, model) for model in models}
     stay = None
-    if contest.resident is not None:
-        stay = _stay_of(contest.resident)
+    if contention.resident is not None:
+        stay = _stay_of(contention.resident)
         models.append(stay.model)
-        costs[stay.model] = _costs_of_resident(snapshot, contest.resident, at)
+        costs[stay.model] = _costs_of_resident(snapshot, contention.resident, at)
     queues = tuple(_queue(snapshot, model) for model in models)
     return View(
         at=at,
@@ -86,11 +86,11 @@ def _memories(snapshot: Snapshot, target: Target) -> set[str]:
     return {name for device in (*own, *there) for name in snapshot.pool(device)}
 
 
-def _contest(snapshot: Snapshot, members: Sequence[Target], at: float) -> Contest:
+def _contention(snapshot: Snapshot, members: Sequence[Target], at: float) -> Contention:
     kept_back = [(target, _kept_back_until(snapshot, target)) for target in members]
     later = [until for _, until in kept_back if until > at]
     targets = tuple(target for target, until in kept_back if until <= at)
-    return Contest(
+    return Contention(
         targets=targets,
         joined_at=min(later, default=None),
         resident=_resident(snapshot, targets[0]) if targets else None,
