@@ -145,24 +145,19 @@ class ServerAnswer:
 
     # Receiver
 
-    def head(self, head: Head) -> None:
+    def take(self, head: Head | None, data: bytes, *, is_end: bool) -> None:
         """See `Receiver`."""
-        self._head = head
-        self._wake()
-
-    def data(self, chunk: bytes) -> None:
-        """See `Receiver`."""
-        self._chunks.append(chunk)
-        self._buffered_bytes += len(chunk)
-        if self._buffered_bytes > BUFFER_BYTES and not self._is_paused and self._exchange:
+        if head is not None:
+            self._head = head
+        if data:
+            self._chunks.append(data)
+            self._buffered_bytes += len(data)
+        self._is_over = is_end
+        is_full = self._buffered_bytes > BUFFER_BYTES
+        if is_full and not self._is_paused and not is_end and self._exchange:
             self._is_paused = True
             self._exchange.pause()
-        self._wake()
-
-    def end(self) -> None:
-        """See `Receiver`."""
-        self._is_over = True
-        if self._on_end is not None:
+        if is_end and self._on_end is not None:
             self._on_end()
         self._wake()
 

@@ -23,19 +23,13 @@ STOPPED = "is stopped, or has ended; see /status for its last exit"
 
 
 class Receiver(Protocol):
-    """Takes an answer as it comes. Exactly one of `end` and `failed` comes, and comes last.
+    """Takes an answer as it comes. Its end, or `failed`, comes last: one of them, once.
 
     Nothing is called before `send` has returned, nor after `cancel`.
     """
 
-    def head(self, head: Head) -> None:
-        """Take the head; only once."""
-
-    def data(self, chunk: bytes) -> None:
-        """Take a piece of the body, without the framing it came in."""
-
-    def end(self) -> None:
-        """The answer is complete."""
+    def take(self, head: Head | None, data: bytes, *, is_end: bool) -> None:
+        """Take what came of the answer: its head, once and first; a piece of its body; its end."""
 
     def failed(self, error: BackendUnreachable) -> None:
         """The answer does not come, or breaks off."""
@@ -271,23 +265,15 @@ class Exchange:
         if self._paused_at is not None:
             connection.pause()
 
-    def head_came(self, head: Head) -> None:
+    def came(self, head: Head | None, data: bytes, *, is_end: bool) -> None:
         """See `Carried`."""
-        self._note_sign()
-        if self._receiver is not None:
-            self._receiver.head(head)
-
-    def data_came(self, data: bytes) -> None:
-        """See `Carried`."""
-        self._note_sign()
-        if self._receiver is not None:
-            self._receiver.data(data)
-
-    def ended(self) -> None:
-        """See `Carried`."""
-        receiver = self._finish()
+        if is_end:
+            receiver = self._finish()
+        else:
+            receiver = self._receiver
+            self._note_sign()
         if receiver is not None:
-            receiver.end()
+            receiver.take(head, data, is_end=is_end)
 
     def broken(self, reason: str, *, is_stale: bool, is_unread: bool) -> None:
         """See `Carried`; sends the request again where the server did not read it.

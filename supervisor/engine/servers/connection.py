@@ -23,16 +23,13 @@ _UNREAD = (ConnectionResetError, BrokenPipeError)
 
 
 class Carried(Protocol):
-    """What a connection carries, and tells what comes. After `ended` or `broken` nothing comes."""
+    """What a connection carries, and tells what comes. After its end or `broken` nothing comes."""
 
-    def head_came(self, head: Head) -> None:
-        """Take the head of the answer; interim ones (1xx) are passed over."""
+    def came(self, head: Head | None, data: bytes, *, is_end: bool) -> None:
+        """Take what came of the answer: its head, once; a piece of its body, decoded; its end.
 
-    def data_came(self, data: bytes) -> None:
-        """Take a piece of its body, decoded."""
-
-    def ended(self) -> None:
-        """Its answer is complete."""
+        Interim heads (1xx) are passed over.
+        """
 
     def broken(self, reason: str, *, is_stale: bool, is_unread: bool) -> None:
         """The connection is of no use any more.
@@ -165,7 +162,7 @@ class Connection(asyncio.Protocol):
         if carried is None:
             return
         if exc is None and self._ends_with_connection():
-            carried.ended()
+            carried.came(None, b"", is_end=True)
         else:
             is_unread = not self._has_begun and isinstance(exc, _UNREAD)
             carried.broken(
@@ -221,18 +218,18 @@ class Connection(asyncio.Protocol):
     # What follows from it
 
     def _tell(self, carried: Carried, head: Head) -> None:
-        """Hand on what was parsed; whoever gets it may abort at each step."""
-        if not self._is_head_given:
-            self._is_head_given = True
-            carried.head_came(head)
-        if self._body and self._carried is carried:
-            data = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-            self._body = []
-            carried.data_came(data)
-        if self._is_complete and self._carried is carried:
-            self._finish(carried)
+        """Hand on what was parsed. At its end the connection is free before that is told."""
+        fresh = None if self._is_head_given else head
+        self._is_head_given = True
+        pieces, self._body = self._body, []
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        is_end = self._is_complete
+        if is_end:
+            self._set_free()
+        if is_end or data or fresh is not None:
+            carried.came(fresh, data, is_end=is_end)
 
-    def _finish(self, carried: Carried) -> None:
+    def _set_free(self) -> None:
         self._carried = None
         if self._is_paused:
             self.resume()
@@ -240,7 +237,6 @@ class Connection(asyncio.Protocol):
             self._home.put(self)
         else:
             self._transport.close()
-        carried.ended()
 
     def _may_be_used_again(self) -> bool:
         return (

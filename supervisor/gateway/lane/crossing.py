@@ -81,8 +81,21 @@ class Crossing:
 
     # Receiver
 
-    def head(self, head: Head) -> None:
-        """See `Receiver`. A short answer is sent when it is whole."""
+    def take(self, head: Head | None, data: bytes, *, is_end: bool) -> None:
+        """See `Receiver`."""
+        if head is not None:
+            self._begin_or_collect(head)
+        if data:
+            if self.is_streaming:
+                self._write_piece(data)
+                self._record.pass_on(data)
+            else:
+                self._pieces.append(data)
+        if is_end:
+            self._end()
+
+    def _begin_or_collect(self, head: Head) -> None:
+        """Begin the answer; a short one is sent when it is whole."""
         self._head = head
         length = head.length
         if length is not None and length <= COLLECT_UP_TO_BYTES:
@@ -93,16 +106,7 @@ class Crossing:
         framing = b"Transfer-Encoding: chunked\r\n" if self._is_chunked else b""
         self._lane.write(self._begin(head, framing))
 
-    def data(self, chunk: bytes) -> None:
-        """See `Receiver`."""
-        if self.is_streaming:
-            self._write_piece(chunk)
-            self._record.pass_on(chunk)
-        else:
-            self._pieces.append(chunk)
-
-    def end(self) -> None:
-        """See `Receiver`."""
+    def _end(self) -> None:
         head = self._head
         if self.is_streaming:
             if self._is_chunked:

@@ -57,7 +57,7 @@ async def open_channel(address: Address, upstream: FakeUpstream) -> AsyncIterato
 
 
 class Recorder:
-    """A receiver that notes what it gets; `on_data` is called with the exchange."""
+    """A receiver that notes what it gets."""
 
     def __init__(self) -> None:
         self.events: list[object] = []
@@ -65,15 +65,13 @@ class Recorder:
         self.is_over = asyncio.Event()
         self.error: BackendUnreachable | None = None
 
-    def head(self, head: Head) -> None:
-        self.events.append(head.form.status)
-
-    def data(self, chunk: bytes) -> None:
-        self.body += chunk
-
-    def end(self) -> None:
-        self.events.append("end")
-        self.is_over.set()
+    def take(self, head: Head | None, data: bytes, *, is_end: bool) -> None:
+        if head is not None:
+            self.events.append(head.form.status)
+        self.body += data
+        if is_end:
+            self.events.append("end")
+            self.is_over.set()
 
     def failed(self, error: BackendUnreachable) -> None:
         self.events.append("failed")
@@ -491,31 +489,24 @@ class Canceller(Recorder):
 
     exchange: Exchange
 
-    def __init__(self, at: str) -> None:
-        super().__init__()
-        self._at = at
-
-    def head(self, head: Head) -> None:
-        super().head(head)
-        if self._at == "head":
-            self.exchange.cancel()
-
-    def data(self, chunk: bytes) -> None:
-        super().data(chunk)
+    def take(self, head: Head | None, data: bytes, *, is_end: bool) -> None:
+        super().take(head, data, is_end=is_end)
         self.exchange.cancel()
 
 
-@pytest.mark.parametrize("at", ["head", "data"])
+@pytest.mark.parametrize("came", [b"", b"he"], ids=["head", "data"])
 async def test_a_receiver_may_cancel_from_within_a_call(
-    upstream: FakeUpstream, open_channel: OpenChannel, eventually: Eventually, at: str
+    upstream: FakeUpstream, open_channel: OpenChannel, eventually: Eventually, came: bytes
 ) -> None:
+    first = HELLO.removesuffix(b"hello") + came
+    upstream.scripts["/apart"] = [first, HELLO.removeprefix(first)]
     channel = await open_channel()
-    receiver = Canceller(at)
-    receiver.exchange = channel.send(get("/hello"), receiver)
+    receiver = Canceller()
+    receiver.exchange = channel.send(get("/apart"), receiver)
     await eventually(lambda: receiver.events)
     await eventually(lambda: channel.open_connections == 0)
     assert receiver.events == [200]
-    assert receiver.body == (b"" if at == "head" else b"hello")
+    assert receiver.body == came
 
 
 # Slow readers
