@@ -1,6 +1,10 @@
 """The bench of two models that want one device: what it sends, what it counts, how it judges."""
 
+import json
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -159,3 +163,33 @@ def test_waits_of_open_traffic_are_held_against_the_better_peer_and_never_agains
     assert longest.judged == pytest.approx(1.4 / 2.5)
     assert [row.target.bound for row in (mean, p99, longest)] == [1.05, 0.5, 0.5]
     assert errors.target.bound == 0
+
+
+def test_every_side_is_put_under_both_loads_and_nothing_fails(
+    tmp_path: Path, llama_server_bin: Path, models_dir: Path
+) -> None:
+    report = tmp_path / "mixed.json"
+    run = subprocess.run(
+        [
+            *(sys.executable, "-m", "lab.bench", "mixed", "--only", "closed_1", "--seconds", "4"),
+            *("--json", report, "--models", models_dir),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(SCRIPTS),
+            "LLAMA_SERVER_BIN": str(llama_server_bin),
+        },
+    )
+    assert run.returncode == 0, run.stderr
+    figure = json.loads(report.read_text(encoding="utf-8"))["figures"]["closed_1"]
+    runs = figure["samples"]["runs"]
+    assert list(runs) == ["controller", "fifo", "router"]
+    for (measured,) in runs.values():
+        for model in mixed_load.MODELS:
+            assert measured[model]["answers"] > 0
+            assert measured[model]["failures"] == {}
+    assert runs["controller"][0]["switches_s"]
+    assert figure["rows"][-1]["quantity"] == "errors"
