@@ -1,6 +1,7 @@
 """The command line: `llama-supervisor serve`, `check`, `fit` and `doctor`."""
 
 import asyncio
+import contextlib
 import json
 import os
 import shlex
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import structlog
 import typer
 import uvloop
@@ -19,6 +21,7 @@ from supervisor.config.configuration import Configuration
 from supervisor.config.explain import explain as explain_fields
 from supervisor.config.load import load, read
 from supervisor.config.profile import EngineName
+from supervisor.config.waits import wait_warnings
 from supervisor.doctor.gathering import Surroundings, gather
 from supervisor.doctor.judging import is_well, judge
 from supervisor.doctor.printing import describe_report, print_report
@@ -33,6 +36,8 @@ from supervisor.engine.servers.addresses import choose_address
 from supervisor.engine.targets import model_or_file
 from supervisor.errors import ConfigError, SupervisorError
 from supervisor.fit_table import describe_fit, print_fit
+from supervisor.observability.estimates_store import FILE_NAME as ESTIMATES_FILE
+from supervisor.observability.estimates_store import estimates_in
 from supervisor.observability.logs import set_up_logging
 from supervisor.running import serve as run_controller
 from supervisor.telemetry.telemetry import Telemetry
@@ -156,8 +161,12 @@ def check(
             "--configuration-only", help="Check the YAML files alone: no models, no engine."
         ),
     ] = False,
+    data: Data = Path("data"),
 ) -> None:
-    """Print every problem of the configuration as file:line: field: what is wrong; exit 2."""
+    """Print every problem of the configuration as file:line: field: what is wrong; exit 2.
+
+    What was learned in the data folder shows whether waiting times can be kept.
+    """
     if configuration_only and explain is not None:
         raise typer.BadParameter(
             "cannot be given with --explain", param_hint="--configuration-only"
@@ -176,8 +185,16 @@ def check(
         raise SystemExit(EXIT_BAD_CONFIGURATION)
     for left_out in configuration.left_out:
         print(left_out.describe())
+    print_wait_warnings(configuration, data)
     count = len(configuration.catalogue.models)
     print(f"{folder}: {count} models, {len(configuration.profiles)} profiles, no problems")
+
+
+def print_wait_warnings(configuration: Configuration, data: Path) -> None:
+    """Print which waiting times cannot be kept, where enough was learned to say so."""
+    with contextlib.suppress(OSError, msgspec.MsgspecError):  # `serve` says so, and sets it aside
+        for warning in wait_warnings(configuration, estimates_in(data / ESTIMATES_FILE)):
+            print(f"warning: {warning}")
 
 
 @cli.command()

@@ -26,6 +26,14 @@ class _Kept(msgspec.Struct, frozen=True, kw_only=True):
     estimates: Estimates
 
 
+def estimates_in(path: Path) -> Estimates:
+    """Return what a file says; nothing where there is none. Raises OSError and MsgspecError."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_Kept).estimates
+    except FileNotFoundError:
+        return Estimates()
+
+
 class EstimatesStore:
     """Observer of the arbiter: writes what was learned whenever a switch has ended.
 
@@ -41,13 +49,10 @@ class EstimatesStore:
     def read(self) -> Estimates:
         """Return what was learned before; nothing where there is no file of this format."""
         try:
-            kept = msgspec.json.decode(self._path.read_bytes(), type=_Kept)
-        except FileNotFoundError:
-            return Estimates()
+            return estimates_in(self._path)
         except (OSError, msgspec.MsgspecError) as error:
             self._set_aside(error)
             return Estimates()
-        return kept.estimates
 
     def observe(
         self, _event: Event, _before: Snapshot, after: Snapshot, commands: tuple[Command, ...]

@@ -5,7 +5,7 @@ from typing import Any
 from supervisor.core.machine.queues import Requests, queue_of
 from supervisor.core.machine.snapshot import Setback, Snapshot
 from supervisor.core.machine.values import BackendState, Phase
-from supervisor.core.scheduling.bounds import ModelBounds, bounds
+from supervisor.core.scheduling.bounds import Bounds, ModelBounds, bounds
 from supervisor.core.scheduling.estimates import costs_of
 from supervisor.core.scheduling.values import Costs, View
 
@@ -31,11 +31,18 @@ def describe_scheduling(snapshot: Snapshot, now: float) -> dict[str, Any]:
         "shortest_turn_s": round(held.shortest_turn_s, 4),
         "max_wait_s": view.rules.max_wait_s,
         "keeps_max_wait": held.keeps_max_wait,
+        "keeps_hold_timeout": _keeps_hold_timeout(snapshot, held),
         "models": {
             name: _model(snapshot, name, each, view.costs[name], now)
             for name, each in held.models.items()
         },
     }
+
+
+def _keeps_hold_timeout(snapshot: Snapshot, held: Bounds) -> bool:
+    """Whether a request may wait as long as its turn may take to come: W + s."""
+    needed_s = [each.longest_wait_s + each.switch_s for each in held.models.values()]
+    return max(needed_s, default=0.0) <= snapshot.limits.hold_timeout_s
 
 
 def _view(snapshot: Snapshot, now: float) -> View:
