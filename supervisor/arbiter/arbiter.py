@@ -38,7 +38,7 @@ from supervisor.core.machine.invariants import violations
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.step import step
 from supervisor.core.machine.switch import SwitchReport
-from supervisor.core.machine.values import DrainPolicy, Mode, Refusal, Target
+from supervisor.core.machine.values import DrainPolicy, Refusal, Target
 from supervisor.core.scheduling.values import Priority
 from supervisor.engine.servers.backend import Backend
 from supervisor.errors import InvalidTransition, RequestRefused
@@ -136,13 +136,12 @@ class Arbiter:
     async def lease(
         self,
         target: Target | None,
-        mode_hint: Mode | None,
         *,
         may_switch: bool = False,
         priority: Priority = Priority.INTERACTIVE,
         request_id: str | None = None,
     ) -> AsyncIterator[Lease]:
-        """Use a backend of `target`'s model (None: whatever is live, preferring `mode_hint`).
+        """Use a backend of `target`'s model (None: whatever is live).
 
         Waits while a switch that may bring it runs, and for one that the scheduler decides upon
         (`may_switch`), the more urgent first. `request_id` is from `new_request_id()`, for whoever
@@ -152,7 +151,6 @@ class Arbiter:
             at=self._clock(),
             request_id=request_id or self.new_request_id(),
             target=target,
-            mode_hint=mode_hint,
             may_switch=may_switch,
             priority=priority,
         )
@@ -178,7 +176,6 @@ class Arbiter:
     def lease_at_once(
         self,
         target: Target | None,
-        mode_hint: Mode | None,
         priority: Priority = Priority.INTERACTIVE,
     ) -> Lease | None:
         """Return a lease as `lease()` gives, or None where that would wait or refuse.
@@ -191,7 +188,6 @@ class Arbiter:
                 at=self._clock(),
                 request_id=request_id,
                 target=target,
-                mode_hint=mode_hint,
                 may_wait=False,
                 priority=priority,
             )
@@ -272,8 +268,7 @@ class Arbiter:
                 if commands:
                     self._perform_all(commands)
                 return False
-        else:  # of backends and switches, which no request changes
-            self._check_invariants(event)
+        self._check_invariants(event)
         for observe in self._observers:
             try:
                 observe(event, before, self._snapshot, commands)

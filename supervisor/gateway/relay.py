@@ -96,7 +96,6 @@ class Relay:
         self._begin_to_wait(call, reply, lease_id, began_at)
         async with self._arbiter.lease(
             call.wanted,
-            call.head.mode,
             may_switch=call.head.may_switch and call.wanted is not None,
             priority=call.priority,
             request_id=lease_id,
@@ -149,7 +148,7 @@ class Relay:
         Raises RequestRefused as `answer` would answer.
         """
         self._require_mode(call)
-        lease = self._arbiter.lease_at_once(call.wanted, call.head.mode, call.priority)
+        lease = self._arbiter.lease_at_once(call.wanted, call.priority)
         if lease is None:
             return None
         try:

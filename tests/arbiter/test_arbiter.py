@@ -67,14 +67,14 @@ def refusal_of(report: SwitchReport) -> tuple[str, str]:
 class Client:
     """A request that holds its lease until it is told to let go."""
 
-    def __init__(self, world: World, target: Target | None, hint: Mode | None = None) -> None:
+    def __init__(self, world: World, target: Target | None) -> None:
         self._may_go = asyncio.Event()
         self.epoch: int | None = None
         self.waited_s: float | None = None
-        self.task = asyncio.create_task(self._ask(world, target, hint))
+        self.task = asyncio.create_task(self._ask(world, target))
 
-    async def _ask(self, world: World, target: Target | None, hint: Mode | None) -> None:
-        async with world.arbiter.lease(target, hint) as lease:
+    async def _ask(self, world: World, target: Target | None) -> None:
+        async with world.arbiter.lease(target) as lease:
             self.epoch, self.waited_s = lease.backend.epoch, lease.waited_s
             await self._may_go.wait()
 
@@ -92,7 +92,7 @@ async def test_a_live_model_is_leased_without_a_task_switch(
     await world.switch_to(make_target("chat"))
     turns: list[str] = []
     asyncio.get_running_loop().call_soon(turns.append, "another task's turn")
-    async with world.arbiter.lease(make_target("chat"), None) as lease:
+    async with world.arbiter.lease(make_target("chat")) as lease:
         assert turns == []
         assert lease.backend is world.launcher.newest
         assert lease.waited_s < 0.05
@@ -105,7 +105,7 @@ async def test_a_lease_comes_back_when_its_request_fails(
 ) -> None:
     await world.switch_to(make_target("chat"))
     with pytest.raises(ZeroDivisionError):
-        async with world.arbiter.lease(make_target("chat"), None):
+        async with world.arbiter.lease(make_target("chat")):
             raise ZeroDivisionError
     assert in_flight(world) == 0
     assert not world.snapshot.requests.leases
@@ -115,7 +115,7 @@ async def test_a_request_without_a_model_takes_what_is_live(
     world: World, make_target: MakeTarget
 ) -> None:
     await world.switch_to(make_target("chat"))
-    async with world.arbiter.lease(None, Mode.EMBEDDING) as lease:
+    async with world.arbiter.lease(None) as lease:
         assert lease.backend.model == "chat"
 
 
@@ -124,7 +124,7 @@ async def test_a_request_for_what_is_not_live_is_refused_with_what_is(
 ) -> None:
     await world.switch_to(make_target("chat"))
     with pytest.raises(RequestRefused) as refusal:
-        async with world.arbiter.lease(make_target("other"), None):
+        async with world.arbiter.lease(make_target("other")):
             pass
     assert refusal.value.code == "model_not_live"
     assert refusal.value.details == {"live_models": ("chat",)}
@@ -225,7 +225,7 @@ async def test_a_lease_at_once_holds_its_backend_until_it_is_ended(
 ) -> None:
     await world.switch_to(make_target("chat"))
     other_profile = make_target("chat", profile="another")
-    lease = world.arbiter.lease_at_once(other_profile, None)
+    lease = world.arbiter.lease_at_once(other_profile)
     assert lease.backend is world.launcher.newest
     assert in_flight(world) == 1
     lease.end()
@@ -238,18 +238,18 @@ async def test_a_lease_at_once_holds_its_backend_until_it_is_ended(
 async def test_where_nothing_can_be_leased_at_once_no_trace_is_left(
     world: World, make_target: MakeTarget, eventually: Eventually
 ) -> None:
-    assert world.arbiter.lease_at_once(make_target("chat"), None) is None
+    assert world.arbiter.lease_at_once(make_target("chat")) is None
     world.launcher.is_slow = True
     switching = asyncio.create_task(world.switch_to(make_target("chat")))
     await eventually(lambda: world.launcher.backends)
-    assert world.arbiter.lease_at_once(make_target("chat"), None) is None
+    assert world.arbiter.lease_at_once(make_target("chat")) is None
     assert not world.snapshot.requests.waiting
     assert not world.arbiter._requests
     world.launcher.newest.ready.set()
     await switching
     assert in_flight(world) == 0
-    assert world.arbiter.lease_at_once(make_target("other"), None) is None
-    assert world.arbiter.lease_at_once(None, Mode.EMBEDDING) is not None
+    assert world.arbiter.lease_at_once(make_target("other")) is None
+    assert world.arbiter.lease_at_once(None) is not None
 
 
 async def test_nothing_is_leased_at_once_of_a_server_that_is_gone(
@@ -257,7 +257,7 @@ async def test_nothing_is_leased_at_once_of_a_server_that_is_gone(
 ) -> None:
     await world.switch_to(make_target("chat"))
     del world.arbiter._performer.backends[1]  # as when its exit is handled in the same turn
-    assert world.arbiter.lease_at_once(make_target("chat"), None) is None
+    assert world.arbiter.lease_at_once(make_target("chat")) is None
     assert in_flight(world) == 0
     world.arbiter._performer.backends[1] = world.launcher.backends[1]
 
@@ -488,7 +488,7 @@ async def test_a_server_that_dies_while_serving_is_started_again_for_those_who_w
     assert (exit_record.signal, exit_record.was_wanted) == (11, False)
     assert exit_record.last_lines == ("first words", "last words")
     await client.let_go()  # its lease went with the backend
-    async with world.arbiter.lease(make_target("chat"), None) as lease:
+    async with world.arbiter.lease(make_target("chat")) as lease:
         assert lease.backend.epoch == 2
     assert world.snapshot.recoveries == ()
 
@@ -583,7 +583,7 @@ async def test_requests_that_move_nothing_are_shown_to_no_observer(
     target = make_target("chat")
     await world.switch_to(target)
     seen = len(world.observed)
-    async with world.arbiter.lease(target, None):
+    async with world.arbiter.lease(target):
         assert len(world.observed) == seen
     assert len(world.observed) == seen
 
@@ -593,7 +593,7 @@ async def test_the_request_that_lets_a_server_stop_is_shown(
 ) -> None:
     target = make_target("chat")
     await world.switch_to(target)
-    async with world.arbiter.lease(target, None):
+    async with world.arbiter.lease(target):
         unloading = asyncio.create_task(world.switch_to(None))
         await eventually(lambda: world.snapshot.switch is not None)
     await unloading
@@ -624,7 +624,7 @@ async def test_an_observer_that_raises_stops_nothing_and_is_named_once(
     with capture_logs() as lines:
         report = await world.switch_to(make_target("chat"))
         assert report.outcome is Outcome.SWITCHED
-        lease = world.arbiter.lease_at_once(make_target("chat"), None)
+        lease = world.arbiter.lease_at_once(make_target("chat"))
         assert lease is not None
         lease.end()
         assert (await world.switch_to(None)).outcome is Outcome.SWITCHED
@@ -659,7 +659,7 @@ async def test_an_invariant_that_does_not_hold_is_logged_once_and_stops_nothing(
     with capture_logs() as lines:
         for _ in range(2):
             world.arbiter.post(TimePassed(at=time.monotonic()))
-            lease = world.arbiter.lease_at_once(make_target("chat"), None)
+            lease = world.arbiter.lease_at_once(make_target("chat"))
             assert lease is not None
             lease.end()
     told = [line for line in lines if line["event"] == "arbiter.invariant"]
@@ -680,7 +680,7 @@ async def test_shutting_down_drains_stops_and_refuses_what_comes(
     closing = asyncio.create_task(world.arbiter.shut_down(60))
     await eventually(lambda: world.snapshot.is_closing)
     with pytest.raises(RequestRefused) as request_refusal:
-        async with world.arbiter.lease(make_target("chat"), None):
+        async with world.arbiter.lease(make_target("chat")):
             pass
     with pytest.raises(RequestRefused) as switch_refusal:
         world.arbiter.request_switch(make_target("embed"), "test")

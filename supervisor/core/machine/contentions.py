@@ -64,7 +64,7 @@ def view_of(snapshot: Snapshot, contention: Contention, at: float) -> View:
 def _is_away(snapshot: Snapshot, target: Target) -> bool:
     """Whether the scheduler is to bring the model: it is not live, and has no recovery."""
     model = target.model
-    return backend_for(snapshot, model, None) is None and snapshot.recovery(model) is None
+    return backend_for(snapshot, model) is None and snapshot.recovery(model) is None
 
 
 def _groups(snapshot: Snapshot, targets: Sequence[Target]) -> list[list[Target]]:

@@ -8,7 +8,6 @@ from supervisor.core.machine.values import (
     DrainPolicy,
     KeptPrompts,
     Limits,
-    Mode,
     SwitchRules,
     Target,
     TargetNeed,
@@ -72,7 +71,7 @@ class WarmingBegun(Event, frozen=True, kw_only=True):
 
 
 class RequestArrived(Event, frozen=True, kw_only=True):
-    """A client asks for a target, or (None) for whatever is live, preferring `mode_hint`.
+    """A client asks for a target, or (None) for whatever is live.
 
     A target is served by the live backend of its model, whatever that one's profile.
     `may_wait` False: where no lease can be granted at once, nothing is ordered, and nothing kept.
@@ -82,7 +81,6 @@ class RequestArrived(Event, frozen=True, kw_only=True):
 
     request_id: str
     target: Target | None
-    mode_hint: Mode | None = None
     may_wait: bool = True
     may_switch: bool = False
     priority: Priority = Priority.INTERACTIVE

@@ -19,7 +19,6 @@ from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.values import (
     Backend,
     BackendState,
-    Mode,
     Refusal,
     Target,
     Waiter,
@@ -34,7 +33,7 @@ def admit(draft: Draft, request: RequestArrived) -> None:
     One that may not wait and gets no lease leaves everything as it is.
     """
     snapshot = draft.snapshot
-    backend = backend_for(snapshot, request.model, request.mode_hint)
+    backend = backend_for(snapshot, request.model)
     if backend is not None and not snapshot.is_closing and _has_room(snapshot, backend, request):
         _grant(draft, request, backend)
     elif not request.may_wait:
@@ -47,24 +46,16 @@ def admit(draft: Draft, request: RequestArrived) -> None:
         _hold_or_refuse(draft, request)
 
 
-def backend_for(snapshot: Snapshot, model: str | None, mode_hint: Mode | None) -> Backend | None:
+def backend_for(snapshot: Snapshot, model: str | None) -> Backend | None:
     """Choose the live backend for a request.
 
-    A named model is served by its own backend only. A request that names none takes a backend of
-    the hinted mode, else the one switched to last.
+    A named model is served by its own backend only, a request that names none by the one that was
+    switched to last.
     """
-    newest = None
     for backend in reversed(snapshot.backends):
-        if backend.state is not BackendState.READY:
-            continue
-        if model is not None:
-            if backend.target.model == model:
-                return backend
-        elif backend.target.mode is mode_hint:
+        if backend.state is BackendState.READY and model in {None, backend.target.model}:
             return backend
-        elif newest is None:
-            newest = backend
-    return newest
+    return None
 
 
 def room_at(snapshot: Snapshot, backend: Backend) -> int | None:
@@ -83,7 +74,7 @@ def is_contended(snapshot: Snapshot, backend: Backend) -> bool:
     return any(
         any(b.epoch == backend.epoch for b in sharing_with(snapshot, head.target))
         for model, head in snapshot.requests.heads_in_turn().items()
-        if backend_for(snapshot, model, None) is None
+        if backend_for(snapshot, model) is None
     )
 
 
@@ -258,7 +249,6 @@ def _hold(draft: Draft, request: RequestArrived, kind: Kind) -> None:
     waiter = Waiter(
         request_id=request.request_id,
         target=request.target,
-        mode_hint=request.mode_hint,
         arrived_at=request.at,
         number=draft.snapshot.requests.held,
         priority=request.priority,

@@ -114,7 +114,7 @@ def begin_switch(draft: Draft, event: SwitchRequested, *, is_recovery: bool = Fa
         if order.is_by_hand:
             hold(draft, event.target)
         report = report_of(switch, draft.at, refusal=None)
-        same = backend_for(draft.snapshot, report.model, report.mode) if report.model else None
+        same = backend_for(draft.snapshot, report.model) if report.model else None
         draft.order(
             FinishSwitch(
                 report=replace(

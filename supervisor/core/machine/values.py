@@ -239,7 +239,6 @@ class Waiter(Struct, frozen=True, kw_only=True):
 
     request_id: str
     target: Target | None
-    mode_hint: Mode | None
     arrived_at: float
     number: int
     priority: Priority = Priority.INTERACTIVE

@@ -39,7 +39,7 @@ def settle_waiters(
             continue
         is_concerned = failed_model is None or key.model in {None, failed_model}
         for waiter in _take_from(draft, key):
-            backend = backend_for(draft.snapshot, waiter.model, waiter.mode_hint)
+            backend = backend_for(draft.snapshot, waiter.model)
             if backend is not None:  # it named none
                 granted.append((waiter, backend))
                 continue
@@ -118,7 +118,7 @@ def _waits_on(
         return True
     if key.kind is Kind.BYSTANDER:
         return _is_pending(snapshot)
-    if backend_for(snapshot, key.model, None) is not None:
+    if backend_for(snapshot, key.model) is not None:
         return True
     is_down = snapshot.recovery(key.model) is not None
     is_concerned = failure is not None and failed_model == key.model

@@ -20,7 +20,6 @@ def waiting(arrived: list[tuple[str, Kind]]) -> Requests:
         waiter = Waiter(
             request_id=str(number),
             target=None,
-            mode_hint=None,
             arrived_at=float(number),
             number=number,
             priority=urgency,

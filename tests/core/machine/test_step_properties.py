@@ -26,7 +26,7 @@ from supervisor.core.machine.events import (
     TimePassed,
 )
 from supervisor.core.machine.step import step
-from supervisor.core.machine.values import DrainPolicy, Mode, Phase, SwitchRules, Target
+from supervisor.core.machine.values import DrainPolicy, Phase, SwitchRules, Target
 from supervisor.core.scheduling.values import Priority
 from tests.core.machine.surroundings import LIMITS, TARGETS, asked_for
 from tests.core.machine.world import Fate, World
@@ -80,7 +80,6 @@ class Happenings(World):
     @rule(
         pause_s=pauses_s,
         model=models,
-        hint=st.sampled_from([None, *Mode]),
         may_switch=st.booleans(),
         priority=st.sampled_from(Priority),
     )
@@ -88,7 +87,6 @@ class Happenings(World):
         self,
         pause_s: float,
         model: str | None,
-        hint: Mode | None,
         *,
         may_switch: bool,
         priority: Priority,
@@ -107,21 +105,19 @@ class Happenings(World):
             at=self.now,
             request_id=request_id,
             target=asked_for(model),
-            mode_hint=hint,
             may_switch=may_switch,
             priority=priority,
         )
         self.asked_for[request_id] = arrived
         self.tell(arrived)
 
-    @rule(model=models, hint=st.sampled_from([None, *Mode]))
-    def request_arrives_that_may_not_wait(self, model: str | None, hint: Mode | None) -> None:
+    @rule(model=models)
+    def request_arrives_that_may_not_wait(self, model: str | None) -> None:
         """It gets the lease that one that may wait would get at once, or leaves no trace."""
         at_once = RequestArrived(
             at=self.now,
             request_id="at-once",
             target=asked_for(model),
-            mode_hint=hint,
             may_wait=False,
         )
         patient, commands = step(self.snapshot, replace(at_once, may_wait=True, may_switch=True))

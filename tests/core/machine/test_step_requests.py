@@ -89,9 +89,8 @@ def arrival(
     model: str | None = "chat",
     *,
     at: float = 0.0,
-    hint: Mode | None = None,
 ) -> RequestArrived:
-    return RequestArrived(at=at, request_id=request_id, target=asked_for(model), mode_hint=hint)
+    return RequestArrived(at=at, request_id=request_id, target=asked_for(model))
 
 
 def end(request_id: str) -> RequestEnded:
@@ -126,19 +125,10 @@ def test_lease_comes_back_once_however_often_the_request_ends() -> None:
     assert in_flight(snapshot) == {1: 1}
 
 
-@pytest.mark.parametrize(("hint", "epoch"), [(Mode.GENERATION, 1), (Mode.EMBEDDING, 2), (None, 2)])
-def test_request_that_names_no_model_takes_the_hinted_mode_else_the_newest(
-    hint: Mode | None, epoch: int
-) -> None:
-    _, commands = play(BOTH_LIVE, arrival("r1", None, hint=hint))
+def test_request_that_names_no_model_takes_what_was_switched_to_last() -> None:
+    _, commands = play(BOTH_LIVE, arrival("r1", None))
 
-    assert commands == (grant("r1", epoch),)
-
-
-def test_request_that_names_no_model_takes_what_is_live_when_the_hinted_mode_is_not() -> None:
-    _, commands = play(CHAT_LIVE, arrival("r1", None, hint=Mode.EMBEDDING))
-
-    assert commands == (grant("r1", 1),)
+    assert commands == (grant("r1", 2),)
 
 
 def test_request_for_a_model_that_is_not_live_is_told_which_one_is() -> None:
