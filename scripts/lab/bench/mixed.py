@@ -244,13 +244,14 @@ def _figure(name: str, contested: Contested, *rows: Row, notes: Sequence[str] = 
     )
     return Figure(
         name=name,
-        rows=(*rows, *_common_rows(contested)),
+        rows=(*rows, *_common_rows(contested, is_saturated=name.startswith("closed"))),
         notes=(*notes, *map(_note_of(contested), contested.runs), *([disturbed] if spoilt else [])),
         samples=_samples(contested),
     )
 
 
-def _common_rows(contested: Contested) -> list[Row]:
+def _common_rows(contested: Contested, *, is_saturated: bool) -> list[Row]:
+    """The bound on switching holds only while both models have work all the time."""
     probed_s = contested.probed_s
 
     def switching(name: str) -> list[float]:
@@ -265,7 +266,7 @@ def _common_rows(contested: Contested) -> list[Row]:
             direct=[0.0] * len(contested.alone),
             controller=switching(TURNS),
             peers={name: switching(name) for name in contested.runs if name != TURNS},
-            at_most=SHARE * PERCENT,
+            at_most=SHARE * PERCENT if is_saturated else None,
         ),
         compare(
             "errors",

@@ -24,6 +24,10 @@ from supervisor.core.scheduling.values import Costs, SchedulingRules, View
 RETURNS_SOON = 0.25
 """Clients return soon if at the median it takes them less than this part of a switch."""
 
+LATE_BY = 2.0
+"""How many times the 90th percentile of their gaps clients are waited for: whoever is as late as
+one in ten, or by a hair later, is not worth two switches."""
+
 WAITS_FOR_ANSWERS = 0.5
 """Clients wait for answers if at the median they return sooner than this part of a mean gap, 1/λ.
 
@@ -142,7 +146,7 @@ def linger_s(cycle: Cycle, known: Costs) -> float:
         return 0.0
     if gap.median_s * known.arrivals_per_s > WAITS_FOR_ANSWERS:
         return 0.0
-    return min(gap.p90_s, cycle.switch_s)
+    return min(LATE_BY * gap.p90_s, cycle.switch_s)
 
 
 def is_within(value_s: float, limit_s: float) -> bool:

@@ -129,10 +129,11 @@ def _return_gap(returns_s: Sequence[float]) -> ReturnGap | None:
 
 
 def _arrivals_per_s(stays: Sequence[StaySeen]) -> float:
-    """The rate over the newest stretches that make up 20 arrivals.
+    """The rate over the newest stretches that make up 20 arrivals; 0 before so many were seen.
 
-    A night without requests thus counts only until enough have come since; a median of the
-    stretches would be 0 where most of them are short and see nobody.
+    Two in a short stay would else be taken for a flood, and others made to wait for it. A night
+    without requests counts only until enough have come since; a median of the stretches would be 0
+    where most of them are short and see nobody.
     """
     arrived, elapsed_s = 0, 0.0
     for stay in reversed(stays):
@@ -140,4 +141,5 @@ def _arrivals_per_s(stays: Sequence[StaySeen]) -> float:
         elapsed_s += stay.elapsed_s
         if arrived >= KEPT:
             break
-    return arrived / elapsed_s if elapsed_s else 0.0
+    is_enough = arrived >= KEPT or len(stays) >= KEPT
+    return arrived / elapsed_s if is_enough and elapsed_s else 0.0

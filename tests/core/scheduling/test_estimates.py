@@ -63,10 +63,14 @@ def test_service_is_the_time_in_work_for_each_answer() -> None:
 
 
 def test_a_stretch_without_answers_or_without_length_does_no_harm() -> None:
-    estimates = stay(stay(Estimates(), 0, 3, 10.0), 0, 0, 0.0)
+    estimates = stay(stay(Estimates(), 0, 30, 100.0), 0, 0, 0.0)
     costs = costs_of(estimates, "chat")
     assert costs.service_s == 0.0
     assert costs.arrivals_per_s == pytest.approx(0.3)
+
+
+def test_a_few_in_a_short_stay_are_no_flood() -> None:
+    assert costs_of(stay(Estimates(), 2, 2, 0.1), "chat").arrivals_per_s == 0.0
 
 
 def test_the_rate_forgets_a_quiet_night_once_twenty_have_come() -> None:

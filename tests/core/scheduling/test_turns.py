@@ -94,8 +94,8 @@ def test_an_empty_resident_is_kept_for_clients_that_return_soon() -> None:
     costs = COSTS | {"chat": soon}
     decision = decide(11.01, EMPTY, queue("minilm", 11.0), costs=costs)
     assert decision.model is None
-    assert decision.wake_at == pytest.approx(11.03)
-    assert decide(11.03, EMPTY, queue("minilm", 11.0), costs=costs).model == "minilm"
+    assert decision.wake_at == pytest.approx(11.06)
+    assert decide(11.06, EMPTY, queue("minilm", 11.0), costs=costs).model == "minilm"
 
 
 def test_clients_that_return_soon_keep_a_model_no_longer_than_its_turn() -> None:
