@@ -72,7 +72,7 @@ def _model(
         "longest_wait_s": round(held.longest_wait_s, 4),
         "leaves_empty_at": held.threshold,
         "linger_s": round(held.linger_s, 4),
-        "return_gap_s": {"median": gap.median_s, "p90": gap.p90_s} if gap else None,
+        "return_gap_s": gap and {"median": round(gap.median_s, 4), "p90": round(gap.p90_s, 4)},
         "setback": _setback(snapshot.scheduling.setbacks.get(name), now),
     }
 
