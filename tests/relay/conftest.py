@@ -92,6 +92,7 @@ def serving(
         "server": {"log_format": "json", **server},
         "engines": dict(engines or {}),
         "devices": {"host": {"exclusive": True}},
+        "scheduler": {"auto_switch": False},  # the server that is compared with stays
     }
     write_configuration(folder, root / "profiles", None, {"supervisor.yaml": settings})
     log_path = folder / "serve.log"

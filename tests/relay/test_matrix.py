@@ -59,7 +59,7 @@ DIFFERENCES: tuple[Difference, ...] = (
         cases="embeddings of a chat model",
         ways=frozenset({"plain"}),
         fields=frozenset({"status", "reason", "headers", "body"}),
-        reason="what a model of this type cannot answer gets our 422, which names those that can",
+        reason="a request that names no model means the default of its route, which is not live",
     ),
     Difference(
         cases="HTTP/1.0*, a stream",
