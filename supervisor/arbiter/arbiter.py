@@ -119,12 +119,12 @@ class Arbiter:
 
     def post(self, event: Event) -> None:
         """Handle the event, or queue it behind the one that is being handled."""
-        self._mailbox.append(event)
         if self._is_handling:
+            self._mailbox.append(event)
             return
         self._is_handling = True
-        moves_deadlines = False
         try:
+            moves_deadlines = self._handle(event)
             while self._mailbox:
                 moves_deadlines |= self._handle(self._mailbox.popleft())
         finally:

@@ -141,7 +141,8 @@ class BodyAccount:
 
     def close(self) -> None:
         """Give everything back."""
-        self.end_wait()
+        if self._is_waiting:
+            self.end_wait()
         if self._bytes:
             self._ledger.give_back(self._bytes)
             self._bytes = 0

@@ -155,7 +155,7 @@ def test_waits_of_open_traffic_are_held_against_the_better_peer_and_never_agains
 ):
     fifo = a_run(taken(27, 0.01), taken(70, 0.01))
     runs = {"controller": OURS, "fifo": fifo, "router": ROUTER, "swap": SWAP}
-    mean, p99, longest, _, errors = mixed.open_figure(contested(runs), 30, {}).rows
+    mean, p99, longest, errors = mixed.open_figure(contested(runs), 30, {}).rows
     assert mean.quantity == "mean wait, over swap"
     assert mean.direct == pytest.approx(1275)
     assert mean.judged == pytest.approx(1.075 / 1.275)

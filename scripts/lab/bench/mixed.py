@@ -251,32 +251,32 @@ def _figure(name: str, contested: Contested, *rows: Row, notes: Sequence[str] = 
 
 
 def _common_rows(contested: Contested, *, is_saturated: bool) -> list[Row]:
-    """The bound on switching holds only while both models have work all the time."""
-    probed_s = contested.probed_s
-
-    def switching(name: str) -> list[float]:
-        runs = contested.runs[name]
-        return [run.switching_s(probed_s[name]) / run.took_s * PERCENT for run in runs]
-
+    """Switching is bounded only while both models have work all the time."""
     failed = contested.of_peers(lambda run: run.failed)
-    return [
-        compare(
-            "time spent switching",
-            "%",
-            direct=[0.0] * len(contested.alone),
-            controller=switching(TURNS),
-            peers={name: switching(name) for name in contested.runs if name != TURNS},
-            at_most=SHARE * PERCENT if is_saturated else None,
-        ),
-        compare(
-            "errors",
-            "",
-            direct=[sum(taken.failed for each in contested.alone for taken in each.values())],
-            controller=[sum(run.failed for run in contested.runs[TURNS])],
-            peers={name: [sum(each)] for name, each in failed.items()},
-            at_most=0,
-        ),
-    ]
+    errors = compare(
+        "errors",
+        "",
+        direct=[sum(taken.failed for each in contested.alone for taken in each.values())],
+        controller=[sum(run.failed for run in contested.runs[TURNS])],
+        peers={name: [sum(each)] for name, each in failed.items()},
+        at_most=0,
+    )
+    return [_switching_row(contested), errors] if is_saturated else [errors]
+
+
+def _switching_row(contested: Contested) -> Row:
+    def switching(name: str) -> list[float]:
+        runs, probed_s = contested.runs[name], contested.probed_s[name]
+        return [run.switching_s(probed_s) / run.took_s * PERCENT for run in runs]
+
+    return compare(
+        "time spent switching",
+        "%",
+        direct=[0.0] * len(contested.alone),
+        controller=switching(TURNS),
+        peers={name: switching(name) for name in contested.runs if name != TURNS},
+        at_most=SHARE * PERCENT,
+    )
 
 
 def _note_of(contested: Contested) -> Callable[[str], str]:

@@ -154,8 +154,8 @@ def refuse(draft: Draft, request_id: str, refusal: Refusal) -> None:
     draft.order(RefuseRequest(request_id=request_id, refusal=refusal))
 
 
-def end_request(draft: Draft, request_id: str) -> int | None:
-    """Free the request's lease or place. Returns the epoch whose lease came back, if any.
+def end_request(draft: Draft, request_id: str) -> Backend | None:
+    """Free the request's lease or place. Returns the backend whose lease came back, if any.
 
     An unknown request is not a fault: its backend may have died under it.
     """
@@ -178,7 +178,7 @@ def end_request(draft: Draft, request_id: str) -> int | None:
         interactive = 1
     freed = _without_lease(backend, draft.at, interactive)
     draft.set(backends=with_backend(snapshot.backends, freed), requests=requests)
-    return epoch
+    return freed
 
 
 def _without_lease(backend: Backend, at: float, interactive: int) -> Backend:

@@ -68,13 +68,8 @@ def step(snapshot: Snapshot, event: Event) -> tuple[Snapshot, tuple[Command, ...
     return draft.snapshot, tuple(draft.commands)
 
 
-def _on_request_arrived(draft: Draft, event: RequestArrived) -> None:
-    requests.admit(draft, event)
-
-
 def _on_request_ended(draft: Draft, event: RequestEnded) -> None:
-    epoch = requests.end_request(draft, event.request_id)
-    backend = draft.snapshot.backend(epoch)
+    backend = requests.end_request(draft, event.request_id)
     if backend is not None and backend.state is not BackendState.READY:
         _progress_leaving(draft)
 
@@ -235,7 +230,7 @@ def _awaits_check(draft: Draft, switch_id: str) -> bool:
 
 
 _REACTIONS: dict[type[Event], Callable[[Draft, Any], None]] = {
-    RequestArrived: _on_request_arrived,
+    RequestArrived: requests.admit,
     RequestEnded: _on_request_ended,
     SwitchRequested: _on_switch_requested,
     TargetAccepted: _on_target_accepted,

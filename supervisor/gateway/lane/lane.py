@@ -40,18 +40,17 @@ the limits for that."""
 class KnownHead(msgspec.Struct, frozen=True):
     """A plain head, whose Content-Length reads 0, and what it says of its call.
 
-    `call_head` None: the other door's, plain as it is.
+    `call_head` None: the other door's, plain as it is, and so is a body of more than
+    `max_body_bytes`.
     """
 
     plain: PlainHead
     call_head: CallHead | None
+    max_body_bytes: int
 
 
 class Lanes(Protocol):
     """What all connections share."""
-
-    def limits(self) -> ServerSettings:
-        """Return the limits in force now."""
 
     def open_account(self) -> BodyAccount:
         """Return what the body of one request is counted in."""
@@ -253,7 +252,7 @@ class FastLane(asyncio.Protocol):
                     self.hand_over()
                 return
             recognised = None if end > MAX_HEAD_BYTES else self._lanes.recognise(came[:end])
-            if recognised is None or not self._may_take(recognised[1]):
+            if recognised is None or not self._may_take(*recognised):
                 self.hand_over()
                 return
             known, length = recognised
@@ -264,9 +263,9 @@ class FastLane(asyncio.Protocol):
         elif surplus == 0:
             self._serve(known, came[self._body_at :])
 
-    def _may_take(self, length: int) -> bool:
+    def _may_take(self, known: KnownHead, length: int) -> bool:
         """Whether a body of this length is read here; it is counted then."""
-        if length > MAX_BODY_BYTES or length > self._lanes.limits().max_body_bytes:
+        if length > known.max_body_bytes:
             return False
         try:
             self._account.grow_to(length)

@@ -12,7 +12,7 @@ from supervisor.gateway.call import CallHead, RequestHead
 from supervisor.gateway.call_reader import CallReader, request_id_of
 from supervisor.gateway.connections import ClientConnection, ClientServer, Handler
 from supervisor.gateway.lane.crossing import Crossing
-from supervisor.gateway.lane.lane import FastLane, KnownHead
+from supervisor.gateway.lane.lane import MAX_BODY_BYTES, FastLane, KnownHead
 from supervisor.gateway.lane.plain_head import read_plain_head, split_length
 from supervisor.gateway.origins import Origins
 from supervisor.gateway.record import RequestRecord
@@ -92,7 +92,8 @@ class LaneServer(ClientServer):
             plain = read_plain_head(shape)
             if plain is None:
                 return None
-            known = KnownHead(plain, self._read(plain.head))
+            max_body_bytes = min(MAX_BODY_BYTES, self.limits().max_body_bytes)
+            known = KnownHead(plain, self._read(plain.head), max_body_bytes)
             if len(self._known) >= _MAX_KNOWN:
                 del self._known[next(iter(self._known))]
             self._known[shape] = known
