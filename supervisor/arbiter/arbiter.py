@@ -252,8 +252,8 @@ class Arbiter:
     def _handle(self, event: Event) -> bool:
         """Decide, show and carry out. Returns whether deadlines may have moved.
 
-        A request that gets its lease at once, or gives it back while nothing waits for that, moves
-        none and is shown to nobody: there are thousands a second.
+        A request that gets its lease at once, or gives it back while nothing waits for that, is
+        shown to nobody: there are thousands a second.
         """
         before = self._snapshot
         self._recent.append(event)
@@ -267,7 +267,7 @@ class Arbiter:
             if stops_nothing and _waits_as_before(before, self._snapshot):
                 if commands:
                     self._perform_all(commands)
-                return False
+                return self._snapshot.scheduling.wake_at != before.scheduling.wake_at
         self._check_invariants(event)
         for observe in self._observers:
             try:
@@ -348,12 +348,8 @@ class Arbiter:
 
 
 def _waits_as_before(before: Snapshot, after: Snapshot) -> bool:
-    """Whether nobody waits who did not, or for something else: no deadline has moved."""
-    return (
-        after.requests.lines is before.requests.lines
-        and after.scheduling is before.scheduling
-        and after.switch is before.switch
-    )
+    """Whether nobody waits who did not, or for something else."""
+    return after.requests.lines is before.requests.lines and after.switch is before.switch
 
 
 def as_error(refusal: Refusal) -> RequestRefused:

@@ -24,6 +24,9 @@ class Kind(StrEnum):
     BYSTANDER = "bystander"
 
 
+_BY_URGENCY = tuple(Kind)
+
+
 class LineKey(NamedTuple):
     """Names a line. Who named no model stands in one without."""
 
@@ -76,8 +79,9 @@ class Requests(Struct, frozen=True, kw_only=True):
 
     def lines_of(self, model: str | None) -> list[tuple[LineKey, Line]]:
         """Return the lines of a model in which somebody waits, the most urgent first."""
-        keys = [LineKey(model, kind) for kind in Kind]
-        return [(key, self.lines[key]) for key in keys if key in self.lines]
+        lines = self.lines
+        keys = [LineKey(model, kind) for kind in _BY_URGENCY]
+        return [(key, lines[key]) for key in keys if key in lines]
 
     def position_of(self, request_id: str) -> int | None:
         """Return which of those who wait for its model's turn a request is; None where it is none.

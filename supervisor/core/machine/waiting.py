@@ -71,6 +71,8 @@ def _take_in(draft: Draft) -> Granted:
     """
     granted: Granted = []
     for backend in draft.snapshot.ready_backends():
+        if not draft.snapshot.requests.lines_of(backend.target.model):
+            continue
         room = room_at(draft.snapshot, backend)
         for key in _by_urgency(draft, backend.target.model):
             count = None if key.kind is Kind.BYSTANDER else room
