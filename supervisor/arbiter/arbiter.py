@@ -192,7 +192,7 @@ class Arbiter:
                 priority=priority,
             )
         )
-        epoch = self._snapshot.requests.leases.get(request_id)  # nobody else is told
+        epoch = self._snapshot.requests.leases.get(request_id)  # no future waits for it
         backend = None if epoch is None else self._performer.backends.get(epoch)
         if backend is None:
             self._end_request(request_id)

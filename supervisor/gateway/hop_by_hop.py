@@ -31,21 +31,9 @@ def request_headers(headers: Headers) -> Headers:
 
 def answer_headers(headers: Headers) -> Headers:
     """Return those of a backend's headers that its client gets; CORS is ours."""
-    kept = []
-    for header in headers:
-        name = header[0].lower()
-        if name == b"connection" and header[1].lower() not in {b"keep-alive", b"close"}:
-            dropped = _NOT_ANSWERED | _named_for_one_hop(headers)
-            break
-        if name not in _NOT_ANSWERED and not name.startswith(_CORS):
-            kept.append(header)
-    else:
-        return tuple(kept)
-    return tuple(
-        each
-        for each in headers
-        if (name := each[0].lower()) not in dropped and not name.startswith(_CORS)
-    )
+    dropped = _NOT_ANSWERED | _named_for_one_hop(headers)
+    named = ((each[0].lower(), each) for each in headers)
+    return tuple(each for name, each in named if name not in dropped and not name.startswith(_CORS))
 
 
 def _named_for_one_hop(headers: Headers) -> set[bytes]:

@@ -32,7 +32,7 @@ INFERENCE_REFUSALS = frozenset(
 """What a request that computes may be told in a storm. That another model is live is no reason."""
 
 BROKEN_BODY_REFUSALS = INFERENCE_REFUSALS | {"no_model_loaded", "model_type_mismatch"}
-"""What is told to who names no model, or one that is not for the path."""
+"""How a request is refused that names no model, or one that is not for the path."""
 
 NON_READERS = 6
 """More than a model has slots: others must be served nevertheless."""

@@ -22,7 +22,6 @@ from supervisor.core.machine.values import (
     Refusal,
     Target,
     Waiter,
-    Work,
 )
 from supervisor.core.scheduling.values import Priority
 
@@ -120,12 +119,12 @@ def with_leases(backend: Backend, at: float, granted: int, interactive: int) -> 
     return replace(
         backend,
         in_flight=backend.in_flight + granted,
-        work=Work(
-            since=work.since,
+        work=replace(
+            work,
             granted=work.granted + granted,
             interactive_in_flight=work.interactive_in_flight + interactive,
             idle_s=idle_s,
-            queued_before=work.queued_before,
+            empty_since=None,
         ),
     )
 
@@ -186,13 +185,10 @@ def _without_lease(backend: Backend, at: float, interactive: int) -> Backend:
     return replace(
         backend,
         in_flight=in_flight,
-        work=Work(
-            since=work.since,
-            granted=work.granted,
+        work=replace(
+            work,
             interactive_in_flight=work.interactive_in_flight - interactive,
-            idle_s=work.idle_s,
             empty_since=None if in_flight else at,
-            queued_before=work.queued_before,
         ),
     )
 

@@ -21,7 +21,7 @@ _NOT_THE_TARGETS_FAULT = frozenset({"place_is_taken", "drain_refused"})
 
 
 def is_targets_fault(refusal: Refusal) -> bool:
-    """Whether a switch failed for its target, so that waiting for that is in vain."""
+    """Whether a switch failed because of its target, which is then not worth waiting for."""
     return refusal.code not in _NOT_THE_TARGETS_FAULT
 
 

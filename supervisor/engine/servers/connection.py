@@ -218,7 +218,7 @@ class Connection(asyncio.Protocol):
     # What follows from it
 
     def _tell(self, carried: Carried, head: Head) -> None:
-        """Hand on what was parsed. At its end the connection is free before that is told."""
+        """Hand on what was parsed; a connection is set free before the end of its answer is."""
         fresh = None if self._is_head_given else head
         self._is_head_given = True
         pieces, self._body = self._body, []
@@ -244,8 +244,8 @@ class Connection(asyncio.Protocol):
             and self._keeps_alive
             and not self._is_chunked
             and self._head is not None
-            and self._head.form.value(b"transfer-encoding")
-            is None  # chunks may follow a 204, unasked
+            # Chunks may follow a 204, unasked.
+            and self._head.form.value(b"transfer-encoding") is None
             and not self._has_surplus
             and not self._transport.get_write_buffer_size()  # else it was answered half-read
             and not self._transport.is_closing()
