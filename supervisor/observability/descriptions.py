@@ -65,10 +65,12 @@ def describe_report(report: SwitchReport) -> dict[str, Any]:
             "reason": report.memory.reason,
             "samples": report.memory.samples_taken,
         },
-        "fell_back": report.fell_back,
+        "fell_back": report.notes.fell_back,
         "prompt_cache": {
-            "saved": [asdict(kept) for kept in report.prompts_saved],
-            "restored": asdict(report.prompts_restored) if report.prompts_restored else None,
+            "saved": [asdict(kept) for kept in report.notes.prompts_saved],
+            "restored": asdict(report.notes.prompts_restored)
+            if report.notes.prompts_restored
+            else None,
         },
         "error": _describe_refusal(report.refusal),
     }

@@ -29,9 +29,7 @@ def report_of(
             reason=gate.reason,
             samples_taken=gate.samples_taken,
         ),
-        fell_back=notes.fell_back,
-        prompts_saved=notes.prompts_saved,
-        prompts_restored=notes.prompts_restored,
+        notes=notes,
         refusal=refusal,
         reason=switch.order.reason,
     )

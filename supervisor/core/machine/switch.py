@@ -157,8 +157,6 @@ class SwitchReport(Struct, frozen=True, kw_only=True):
     total_s: float
     phase_seconds: tuple[tuple[Phase, float], ...]
     memory: MemoryReport
-    prompts_saved: tuple[KeptPrompts, ...] = ()
-    prompts_restored: KeptPrompts | None = None
-    fell_back: str | None = None
+    notes: Notes = Notes()
     refusal: Refusal | None = None
     reason: str = ""

@@ -82,7 +82,7 @@ def test_target_without_room_falls_back_to_the_other_profile() -> None:
     story.start(device="host")
     report = report_in(story.last)
     assert (report.profile, report.outcome) == ("embed-cpu", Outcome.SWITCHED)
-    assert "needs about 20.0 GiB" in str(report.fell_back)
+    assert "needs about 20.0 GiB" in str(report.notes.fell_back)
     assert set(story.snapshot.live_models()) == {"chat", "embed"}
 
 
