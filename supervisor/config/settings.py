@@ -1,6 +1,7 @@
 """The catalogue of models (`models.yaml`) and the controller's own settings (`supervisor.yaml`)."""
 
 import math
+from enum import StrEnum
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -10,6 +11,14 @@ from supervisor.config.units import Bytes, EnvText, Seconds
 from supervisor.core.byte_size import MIB
 from supervisor.core.machine.values import DrainPolicy, Limits, Mode, SwitchRules
 from supervisor.core.scheduling.values import Priority, SchedulingRules
+
+
+class LongInput(StrEnum):
+    """What becomes of an input that is longer than its model takes."""
+
+    ERROR = "error"
+    TRUNCATE = "truncate"
+    WINDOW = "window"
 
 
 class ModelEntry(Settings):

@@ -1,0 +1,88 @@
+"""What the embedding service takes and gives, whatever form its caller speaks."""
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+import msgspec
+
+from supervisor.config.settings import LongInput
+from supervisor.core.machine.values import Target
+from supervisor.core.scheduling.values import Priority
+
+Content = str | tuple[int, ...]
+"""A text, or the token ids of one, which are taken as they are: nothing is added to them."""
+
+
+class Side(StrEnum):
+    """Which end of an input is cut off."""
+
+    LEFT = "left"
+    RIGHT = "right"
+
+
+class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Inputs of one caller, and what is to be made of them."""
+
+    target: Target
+    inputs: tuple[Content, ...]
+
+    prompt_name: str | None = None
+    """Which of the model's prompts precedes each text: `query`, `document`, …; None: none."""
+
+    normalize: bool = True
+    """Whether vectors have length 1."""
+
+    dimensions: int | None = None
+    """What vectors are cut to; None: as long as the model makes them."""
+
+    long_input: LongInput | None = None
+    """None: as the model's settings say."""
+
+    truncation_side: Side = Side.RIGHT
+    priority: Priority = Priority.INTERACTIVE
+
+
+class Piece(msgspec.Struct, frozen=True):
+    """What a server embeds at one go: an input, or a window of a long one."""
+
+    content: Content
+    tokens: int
+    """How many the model sees, special ones included."""
+
+
+class PreparedInput(msgspec.Struct, frozen=True):
+    """An input as its model takes it: more than one piece where it was divided into windows."""
+
+    pieces: tuple[Piece, ...]
+    was_truncated: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """How many the model sees."""
+        return sum(piece.tokens for piece in self.pieces)
+
+
+class ComputedPieces(msgspec.Struct, frozen=True, kw_only=True):
+    """The vectors of pieces, in their order, each as little-endian float32.
+
+    `queue_s`: until the first of them was sent; `inference_s`: from then until the last was there.
+    """
+
+    vectors: Sequence[bytes]
+    queue_s: float
+    inference_s: float
+
+
+class Embeddings(msgspec.Struct, frozen=True, kw_only=True):
+    """The vectors of a request's inputs, in their order, each as little-endian float32.
+
+    `tokens`: of each input, as its model saw it. `truncated` and `windowed`: how many inputs were.
+    """
+
+    vectors: Sequence[bytes]
+    tokens: Sequence[int]
+    truncated: int
+    windowed: int
+    tokenization_s: float
+    queue_s: float
+    inference_s: float
