@@ -90,12 +90,13 @@ def http_page() -> str:
             "",
             "Every path that is not above is relayed. More is known of these: a request that may",
             "be repeated is sent to the next server if its own dies before the first byte, as GET",
-            "and HEAD are. A POST to a model of the other type is refused with 422. A POST that",
-            "names no model means the default one of its type; one that switches waits for the",
-            "turn of its model where that is not live (`scheduler.auto_switch`). No other request",
-            "switches.",
+            "and HEAD are. A POST for a task that its model cannot do is refused with 422: a model",
+            "reranks with `pooling: rank`, and transcribes with an `mmproj` that has an audio",
+            "encoder. A POST that names no model means the default one of its task; one that",
+            "switches waits for the turn of its model where that is not live",
+            "(`scheduler.auto_switch`). No other request switches.",
             "",
-            "| Path | Answered by models for | May be repeated | Switches |",
+            "| Path | Task | May be repeated | Switches |",
             "|---|---|---|---|",
             *relayed,
             "",
@@ -148,7 +149,7 @@ def route_row(route: Route) -> str:
 def relayed_row(route: RelayedRoute) -> str:
     """Write what is known of a path of the backends as a row of the table."""
     yes_or_no = ("yes" if each else "no" for each in (route.may_repeat, route.computes))
-    return f"| `{route.path}` | {route.mode or 'any'} | {' | '.join(yes_or_no)} |"
+    return f"| `{route.path}` | {route.task or 'any'} | {' | '.join(yes_or_no)} |"
 
 
 def configuration_page() -> str:

@@ -62,13 +62,6 @@ class Configuration:
         return aliases | {name: name for name in models}
 
     @cached_property
-    def _default_by_mode(self) -> Mapping[Mode, str]:
-        """The model that each mode means, where that is clear."""
-        chosen = {mode: self.catalogue.default_models.of(mode) for mode in Mode}
-        only = {mode: names[0] for mode in Mode if len(names := self.models_for(mode)) == 1}
-        return only | {mode: name for mode, name in chosen.items() if name is not None}
-
-    @cached_property
     def _resolved(self) -> dict[tuple[str, str | None], ResolvedModel]:
         """What `resolve()` has answered: a validation of all fields takes a millisecond."""
         return {}
@@ -88,33 +81,6 @@ class Configuration:
             f"there is no model '{name_or_alias}'; there are: {', '.join(known) or 'none'}",
             {"known_models": known},
         )
-
-    def default_for(self, mode: Mode) -> str:
-        """Return the model that is meant where only a mode is known.
-
-        Raises RequestRefused: `model_not_named` where several could be, `model_type_mismatch`
-        where none is for that mode.
-        """
-        name = self._default_by_mode.get(mode)
-        if name is not None:
-            return name
-        several = self.models_for(mode)
-        if not several:
-            raise RequestRefused(
-                "model_type_mismatch",
-                f"there is no model for {mode}; add one to models.yaml",
-                {"models": several},
-            )
-        raise RequestRefused(
-            "model_not_named",
-            f"no model is named, and several are for {mode}: {', '.join(several)}; name one of "
-            f"them, or have the operator set default_models.{mode} in models.yaml",
-            {"models": several},
-        )
-
-    def models_for(self, mode: Mode) -> list[str]:
-        """Return the names of the models of a type."""
-        return sorted(name for name, each in self.catalogue.models.items() if each.type is mode)
 
     def priority_of(self, model: str | None) -> Priority:
         """Return how urgent requests for a model are that say nothing of it."""

@@ -15,6 +15,7 @@ class FoundModel:
     name: str
     path: Path
     mode: Mode
+    is_reranker: bool = False
     projector_path: Path | None = None
 
 
@@ -99,7 +100,9 @@ def _add_one(
         )
         one = LeftOut(path=str(found.path), reason=reason)
         return replace(full, left_out=(*full.left_out, one))
-    models = full.catalogue.models | {found.name: ModelEntry(path=str(found.path), type=found.mode)}
+    overrides = {"pooling": "rank"} if found.is_reranker else {}
+    entry = ModelEntry(path=str(found.path), type=found.mode, overrides=overrides)
+    models = full.catalogue.models | {found.name: entry}
     projectors = dict(full.projectors)
     if projector is not None:
         projectors[found.name] = projector

@@ -21,6 +21,7 @@ from supervisor.engine.kinds.flags import SERVER_FIELDS
 from supervisor.engine.models.model_file import inspect_model_file
 from supervisor.engine.models.model_scan import safe_name
 from supervisor.engine.prompts.prompt_cache import identity_of
+from supervisor.engine.tasks import ModelTask, tasks_of, what_is_lacking
 from supervisor.errors import RequestRefused
 from supervisor.telemetry.port import HOST, DeviceInfo
 
@@ -58,8 +59,7 @@ class Targets:
         self._configuration = configuration
         self._devices = devices
         self._on_device = on_device
-        self._targets: dict[tuple[str, str | None, str], Target] = {}
-        self._targets_of: Configuration | None = None
+        self._known = _Known(configuration.current)
 
     def named(self, name_or_alias: str) -> str:
         """Return the catalogue's name of a model. Raises RequestRefused `model_not_found`."""
@@ -75,18 +75,53 @@ class Targets:
         Cheap enough for every request. Raises RequestRefused: `model_not_found`,
         `unknown_profile` or `profile_conflict`.
         """
-        configuration = self._configuration.current
-        if configuration is not self._targets_of:
-            self._targets, self._targets_of = {}, configuration
+        known = self._known_now()
         key = name_or_alias, profile_name, self._devices.device_for("gpu")
-        target = self._targets.get(key)
+        target = known.targets.get(key)
         if target is None:
-            target = self._targets[key] = self._build(configuration, name_or_alias, profile_name)
+            target = self._build(known.configuration, name_or_alias, profile_name)
+            known.targets[key] = target
         return target
 
-    def default_for(self, mode: Mode) -> Target:
-        """Return what is meant where only a mode is known. Raises RequestRefused."""
-        return self.target(self._configuration.current.default_for(mode))
+    def default_for(self, task: ModelTask) -> str:
+        """Return the model that is meant where only a task is known.
+
+        Raises RequestRefused: `model_not_named` where several could be, `model_type_mismatch`
+        where none is able.
+        """
+        known = self._known_now()
+        if task not in known.defaults:
+            known.defaults[task] = self._choose_default(known, task)
+        return known.defaults[task]
+
+    def models_for(self, task: ModelTask) -> list[str]:
+        """Return the names of the models that are able to do a task."""
+        known = self._known_now()
+        models = known.configuration.catalogue.models
+        return sorted(
+            name
+            for name, entry in models.items()
+            if entry.type is task.mode and task in known.tasks(name)
+        )
+
+    def is_able(self, model: str, task: ModelTask) -> bool:
+        """Whether a model of the catalogue can do a task, with its own profile."""
+        return task in self._known_now().tasks(model)
+
+    def require_able(self, target: Target, task: ModelTask, path: str) -> None:
+        """Raise RequestRefused where a model cannot do what a path asks of it.
+
+        Its server's own error would help nobody, and would cost a switch.
+        """
+        if self.is_able(target.model, task):
+            return
+        able = self.models_for(task)
+        lacking = what_is_lacking(self._configuration.current.resolve(target.model), task)
+        raise RequestRefused(
+            "model_type_mismatch",
+            f"{path} is for {task}, and {lacking}; models for {task}: {', '.join(able) or 'none'}",
+            {"models": able},
+        )
 
     def require_device(self, target: Target) -> None:
         """Ask telemetry whether the target's devices can be used; to be called at each switch.
@@ -103,6 +138,32 @@ class Targets:
         """Return what the core must know of a device. Raises StopIteration for an unknown one."""
         info = next(info for info in self._devices.devices() if info.device == name)
         return configured_device(info, self._configuration.current.settings)
+
+    def _known_now(self) -> "_Known":
+        configuration = self._configuration.current
+        if configuration is not self._known.configuration:
+            self._known = _Known(configuration)
+        return self._known
+
+    def _choose_default(self, known: "_Known", task: ModelTask) -> str:
+        chosen = known.configuration.catalogue.default_models.of(task.mode)
+        if chosen is not None and task in known.tasks(chosen):
+            return chosen
+        able = self.models_for(task)
+        if len(able) == 1:
+            return able[0]
+        if not able:
+            raise RequestRefused(
+                "model_type_mismatch",
+                f"there is no model for {task}; add one to models.yaml",
+                {"models": able},
+            )
+        raise RequestRefused(
+            "model_not_named",
+            f"no model is named, and several are for {task}: {', '.join(able)}; name one of "
+            f"them, or have the operator set default_models.{task.mode} in models.yaml",
+            {"models": able},
+        )
 
     def _require_device(self, target: Target) -> None:
         profile = self.resolved(target).profile
@@ -145,6 +206,23 @@ class Targets:
             parallel=profile.parallel,
             memory=profile.memory.policy(),
         )
+
+
+class _Known:
+    """What follows from one configuration, computed as it is asked for."""
+
+    def __init__(self, configuration: Configuration) -> None:
+        self.configuration = configuration
+        self.targets: dict[tuple[str, str | None, str], Target] = {}
+        self.defaults: dict[ModelTask, str] = {}
+        self._tasks: dict[str, frozenset[ModelTask]] = {}
+
+    def tasks(self, model: str) -> frozenset[ModelTask]:
+        """Return what a model can be asked, with its own profile."""
+        found = self._tasks.get(model)
+        if found is None:
+            found = self._tasks[model] = tasks_of(self.configuration.resolve(model))
+        return found
 
 
 def revision_of(resolved: ResolvedModel) -> str:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 
 import msgspec
 
-from supervisor.core.machine.values import Mode, Target
+from supervisor.core.machine.values import Target
 from supervisor.core.scheduling.values import Priority
+from supervisor.engine.tasks import ModelTask
 
 Headers = tuple[tuple[bytes, bytes], ...]
 """Names and values as they stand on the wire, repeated ones included."""
@@ -55,8 +56,8 @@ class CallHead(msgspec.Struct, frozen=True, kw_only=True):
     named: str | None
     """The model that the path names; None where it names none."""
 
-    mode: Mode | None
-    """What a POST to the path is for; None where it may be for any backend."""
+    task: ModelTask | None
+    """What a POST to the path asks of its model; None where any can answer."""
 
     may_switch: bool
     """Whether the scheduler may switch for it where its model is not live."""

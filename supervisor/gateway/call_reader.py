@@ -9,11 +9,12 @@ from supervisor.config.holder import ConfigurationHolder
 from supervisor.core.machine.values import Mode
 from supervisor.core.scheduling.values import Priority
 from supervisor.engine.targets import Targets
+from supervisor.engine.tasks import ModelTask
 from supervisor.errors import RequestRefused
 from supervisor.gateway.body_fields import read_fields
 from supervisor.gateway.call import Call, CallHead, Headers, RequestHead
 from supervisor.gateway.hop_by_hop import request_headers
-from supervisor.gateway.relayed_routes import ANY_OTHER, ROUTE_BY_PATH
+from supervisor.gateway.relayed_routes import ANY_OTHER, ROUTE_BY_PATH, RelayedRoute
 
 _request_id_prefix = token_hex(4)
 _request_numbers = count(1)
@@ -51,7 +52,7 @@ class CallReader:
         path = unquote(raw_path)
         route = ROUTE_BY_PATH.get(path, ANY_OTHER)
         is_post = head.method == "POST"
-        is_work = is_post and route.computes and (not is_raw or self._is_for(named, route.mode))
+        is_work = is_post and route.computes and (not is_raw or self._is_able(named, route.task))
         auto_switch = self.configuration.current.settings.scheduler.auto_switch
         return CallHead(
             method=head.method,
@@ -61,11 +62,11 @@ class CallReader:
             sent=request_headers(head.headers),
             content_type=head.fields.get(b"content-type", b""),
             named=named,
-            mode=route.mode if is_post and not is_raw else None,
+            task=route.task if is_post and not is_raw else None,
             may_switch=is_work and auto_switch,
             priority=_priority(head.fields.get(b"x-priority")),
             may_repeat=route.may_repeat or head.method in _SAFE_METHODS,
-            may_stream=route.mode is Mode.GENERATION and is_post and head.takes_chunks,
+            may_stream=is_post and _may_stream(route) and head.takes_chunks,
         )
 
     def read(
@@ -85,8 +86,8 @@ class CallReader:
             refuses = configuration.catalogue.unknown_models == "refuse"
             if refuses or configuration.model_name(named) is not None:
                 wanted = self._targets.target(named)
-        if wanted is None and head.mode is not None:
-            wanted = self._targets.default_for(head.mode)
+        if wanted is None and head.task is not None:
+            wanted = self._targets.target(self._targets.default_for(head.task))
         return Call(
             head=head,
             request_id=request_id,
@@ -99,11 +100,10 @@ class CallReader:
             deadline_at=time.monotonic() + queue.hold_timeout_s,
         )
 
-    def _is_for(self, name: str | None, mode: Mode | None) -> bool:
-        """Whether a model that may be unknown is one of those that a route is for."""
-        configuration = self.configuration.current
-        entry = configuration.catalogue.models.get(configuration.model_name(name or "") or "")
-        return mode is None or (entry is not None and entry.type is mode)
+    def _is_able(self, name: str | None, task: ModelTask | None) -> bool:
+        """Whether a model that may be unknown can do what a route asks."""
+        known = self.configuration.current.model_name(name or "")
+        return task is None or (known is not None and self._targets.is_able(known, task))
 
     def _behind_upstream(self, head: RequestHead) -> tuple[str, str]:
         """Return the model that the path names, which may have slashes, and what follows."""
@@ -116,6 +116,10 @@ class CallReader:
         else:
             size, name = 1, unquote(segments[0])
         return name, f"/{'/'.join(segments[size:])}{question_mark}{query}"
+
+
+def _may_stream(route: RelayedRoute) -> bool:
+    return route.task is not None and route.task.mode is Mode.GENERATION
 
 
 def _priority(given: bytes | None) -> Priority | None:

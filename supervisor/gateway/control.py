@@ -9,6 +9,7 @@ from supervisor.arbiter.arbiter import Arbiter, SwitchTicket, as_error
 from supervisor.config.holder import ConfigurationHolder
 from supervisor.core.machine.values import DrainPolicy, Mode, Target
 from supervisor.engine.targets import Targets
+from supervisor.engine.tasks import ModelTask
 from supervisor.errors import RequestRefused
 from supervisor.gateway.answer import Answer, json_answer
 from supervisor.gateway.parameters import NoParameters, Parameters
@@ -118,7 +119,7 @@ class Control:
             raise RequestRefused(
                 "bad_request", "model_name and model_type are missing; give at least one of them"
             )
-        return self._configuration.current.default_for(asked.model_type)
+        return self._targets.default_for(ModelTask(asked.model_type))
 
 
 async def _answer(ticket: SwitchTicket, *, wait: bool) -> Answer:

@@ -129,25 +129,13 @@ class Relay:
             error.details["queue_position"] = waiting + 1
             raise
 
-    def _require_mode(self, call: Call) -> None:
-        """Refuse what a model of this type cannot answer: its server's own error helps nobody."""
-        wanted, mode = call.wanted, call.head.mode
-        if wanted is None or mode is None or wanted.mode is mode:
-            return
-        able = self._configuration.current.models_for(mode)
-        raise RequestRefused(
-            "model_type_mismatch",
-            f"{call.head.path} is for {mode}, and '{wanted.model}' is a model for {wanted.mode}; "
-            f"models for {mode}: {', '.join(able) or 'none'}",
-            {"models": able},
-        )
-
     def lease_at_once(self, call: Call) -> Lease | None:
         """Lease a backend that can be asked now; None where the call would wait.
 
         Raises RequestRefused as `answer` would answer.
         """
-        self._require_mode(call)
+        if call.wanted is not None and call.head.task is not None:
+            self._targets.require_able(call.wanted, call.head.task, call.head.path)
         lease = self._arbiter.lease_at_once(call.wanted, call.priority)
         if lease is None:
             return None

@@ -11,7 +11,7 @@ import yaml
 from supervisor.config.configuration import Configuration
 from supervisor.config.load import load
 from supervisor.core.machine.values import DrainPolicy, Mode
-from supervisor.errors import ConfigError, RequestRefused
+from supervisor.errors import ConfigError
 
 MODELS = Path("/models")
 
@@ -227,30 +227,6 @@ def test_a_default_model_that_is_not_there_is_told(folder: Folder) -> None:
 def test_a_default_model_that_resembles_none_is_told_with_those_that_are(folder: Folder) -> None:
     folder.change("models.yaml", lambda catalogue: catalogue.update(default_model="zzz"))
     assert "there are: bench-chat, demo-chat, minilm" in folder.problem()
-
-
-def test_a_mode_means_its_default_model_or_its_only_one(folder: Folder) -> None:
-    folder.change("models.yaml", lambda c: c.update(default_models={"generation": "bench-chat"}))
-    configuration = folder.load()
-    assert configuration.default_for(Mode.GENERATION) == "bench-chat"
-    assert configuration.default_for(Mode.EMBEDDING) == "minilm"
-    assert configuration.catalogue.default_model == "demo-chat"  # what loads at start is another's
-
-
-def test_a_mode_with_several_models_and_no_default_means_none_and_names_them(
-    folder: Folder,
-) -> None:
-    folder.change("models.yaml", lambda catalogue: catalogue.pop("default_models"))
-    with pytest.raises(RequestRefused, match="bench-chat, demo-chat") as error:
-        folder.load().default_for(Mode.GENERATION)
-    assert error.value.code == "model_not_named"
-
-
-def test_a_mode_without_a_model_means_none(folder: Folder) -> None:
-    folder.change("models.yaml", lambda catalogue: catalogue.pop("default_models"))
-    folder.change("models.yaml", lambda catalogue: catalogue["models"].pop("minilm"))
-    with pytest.raises(RequestRefused, match="no model for embedding"):
-        folder.load().default_for(Mode.EMBEDDING)
 
 
 def test_a_default_model_of_a_type_that_is_not_there_is_told(folder: Folder) -> None:

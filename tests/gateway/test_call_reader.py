@@ -92,7 +92,36 @@ def test_request_that_names_none_of_several_models_is_refused_with_their_names(
 
     assert refused.value.code == "model_not_named"
     assert wanted is not None
-    assert wanted.model == "minilm"  # the only one of its type
+    assert wanted.model == "minilm"  # the only one that embeds
+
+
+def test_request_whose_task_no_model_can_do_is_refused(tmp_path: Path, profiles_dir: Path) -> None:
+    catalogue = shipped("models.yaml", default_models={})
+    del catalogue["models"]["minilm"]
+    reading = Reading(tmp_path, profiles_dir, models=catalogue)
+
+    with pytest.raises(RequestRefused, match="no model for embedding") as refused:
+        reading.call("POST", EMBED)
+
+    assert refused.value.code == "model_type_mismatch"
+
+
+def test_reranker_is_meant_where_documents_are_ranked_and_never_where_vectors_are_asked_for(
+    tmp_path: Path, profiles_dir: Path
+) -> None:
+    catalogue = shipped("models.yaml", default_models={})
+    catalogue["models"]["ranker"] = {
+        "path": "ranker.gguf",
+        "type": "embedding",
+        "overrides": {"pooling": "rank"},
+    }
+    reading = Reading(tmp_path, profiles_dir, models=catalogue)
+
+    ranks, embeds = (reading.call("POST", path).wanted for path in ("/v1/rerank", EMBED))
+
+    assert ranks is not None
+    assert embeds is not None
+    assert (ranks.model, embeds.model) == ("ranker", "minilm")
 
 
 @pytest.mark.parametrize(

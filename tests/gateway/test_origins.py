@@ -125,21 +125,6 @@ async def test_beyond_loopback_host_is_looked_at_for_browsers_only(
             Origins(configuration, hosts).check(head)
 
 
-async def test_model_of_the_wrong_kind_is_refused_with_those_that_can(
-    start_controller: StartController,
-) -> None:
-    controller = await start_controller()
-    await controller.switch_to("minilm")
-    chat = {"messages": [{"role": "user", "content": "Hello"}]}
-
-    body = {"model": "minilm", **chat}
-    status, answer = await ask_json(controller, "POST", "/v1/chat/completions", body)
-    assert (status, answer["error"]["code"]) == (422, "model_type_mismatch")
-    assert answer["error"]["models"] == ["bench-chat", "demo-chat"]
-    raw, _ = await ask_json(controller, "POST", "/upstream/minilm/v1/chat/completions", chat)
-    assert raw == 500  # the raw server is asked whatever it is
-
-
 async def test_catalogue_shows_one_model_and_an_unknown_one_is_refused(
     start_controller: StartController,
 ) -> None:

@@ -49,7 +49,7 @@ FAULTY_CALLS: tuple[tuple[str, str, Any], ...] = (
     ("POST", "/v1/chat/completions", {"messages": "not a list"}),
     ("POST", "/v1/chat/completions", {}),
     ("POST", "/completion", {"prompt": "word " * 9000, "n_predict": 1}),
-    ("POST", "/v1/rerank", {"query": "no reranker is live", "documents": ["a"]}),
+    ("POST", "/props", {"system_prompt": "x"}),
     ("GET", "/no/such/path", None),
     ("DELETE", "/props", None),
 )

@@ -61,6 +61,15 @@ DIFFERENCES: tuple[Difference, ...] = (
         fields=frozenset({"status", "reason", "headers", "body"}),
         reason="a request that names no model means the default of its route, which is not live",
     ),
+    *(
+        Difference(
+            cases=cases,
+            ways=frozenset({"plain"}),
+            fields=frozenset({"status", "reason", "headers", "body"}),
+            reason="what no model can do is refused with 422, which says what they lack",
+        )
+        for cases in ("rerank*", "transcribe")
+    ),
     Difference(
         cases="HTTP/1.0*, a stream",
         fields=frozenset({"framing"}),

@@ -370,7 +370,7 @@ _NEVER_OURS = {
     "the controller reaches it on this machine without TLS; leave it out, and put a proxy that "
     "speaks TLS in front of the controller": ("--ssl-key-file", "--ssl-cert-file"),
     "the controller reads the slots to see whether the server works; leave it out": ("--no-slots",),
-    "the model's `type` in models.yaml can only be generation or embedding; leave it out": (
+    "write `type: embedding` and `pooling: rank` for the model in models.yaml": (
         "--rerank",
         "--reranking",
     ),

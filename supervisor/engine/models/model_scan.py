@@ -25,6 +25,9 @@ _PRECISION = re.compile(
     r"(?:^|[-_.])(?:ud[-_.])?(?:b?f16|fp16|f32|i?q\d\w*|tq\d\w*|mxfp4\w*)$", re.IGNORECASE
 )
 
+POOLED_BY_RANK = 4
+"""llama.cpp's LLAMA_POOLING_TYPE_RANK, as a header has it."""
+
 
 def scan_models(folder: Path) -> Scan:
     """Look at the files under a folder, links followed, hidden ones (`.name`) ignored.
@@ -58,6 +61,7 @@ def scan_models(folder: Path) -> Scan:
                 name=name,
                 path=path,
                 mode=_mode_of(models[path].header),
+                is_reranker=models[path].header.count_parameter("pooling_type") == POOLED_BY_RANK,
                 projector_path=attached.get(path),
             )
             for path, name in _name_all(folder, models, left_out)

@@ -268,7 +268,7 @@ def test_arguments_at_which_llama_server_would_exit_are_refused(
         (("--mmproj", "x"), "mmproj"),
         (("-mm", "x"), "mmproj"),
         (("--embedding",), "`type`"),
-        (("--rerank",), "`type`"),
+        (("--rerank",), "`pooling: rank`"),
         (("--threads-http", "4"), "threads_http"),
         (("--version",), "prints something and ends"),
     ],
