@@ -55,14 +55,13 @@ RETRY_AFTER_S = 5
 
 _WAITING_HELPS = frozenset(
     {
-        *("backend_down", "backend_died", "backend_unreachable", "backend_start_timeout"),
-        *("queue_full", "hold_queue_full", "hold_timeout"),
+        *("backend_unreachable", "queue_full", "hold_queue_full", "hold_timeout"),
         *("bodies_full", "body_timeout", "shutting_down"),
     }
 )
-"""Codes of what may be over when a client comes back. Clients repeat any other 409 and 5xx, too,
-unless an answer says that they should not: `x-should-retry`, which OpenAI's and Anthropic's clients
-read."""
+"""Codes of what passes by itself. Others may (`backend_down`, `switch_failed`): the core knows,
+and gives them a `retry_after_s`. Clients repeat any 408, 409, 429 and 5xx, unless an answer says
+that they should not: `x-should-retry`, which OpenAI's and Anthropic's clients read."""
 
 
 def error_answer(error: RequestRefused) -> Answer:

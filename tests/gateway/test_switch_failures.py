@@ -31,6 +31,16 @@ async def test_server_that_dies_before_it_is_ready_is_told_with_its_last_lines(
     assert (await ask_json(controller, "POST", "/v1/chat/completions", chat))[0] == 200
 
 
+async def test_start_that_dies_of_its_model_is_not_to_be_repeated(
+    start_controller: StartController, unloadable: dict[str, Any]
+) -> None:
+    controller = await start_controller(files={"models.yaml": unloadable})
+
+    order = {"model_name": "unloadable"}
+    async with controller.client.post(f"{controller.url}/switch-backend", json=order) as answer:
+        assert (answer.status, answer.headers["x-should-retry"]) == (502, "false")
+
+
 async def test_first_switch_has_nothing_to_roll_back_to(
     start_controller: StartController, unloadable: dict[str, Any]
 ) -> None:

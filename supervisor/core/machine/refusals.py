@@ -24,7 +24,8 @@ def not_live(snapshot: Snapshot, model: str | None) -> Refusal:
     live = snapshot.live_models()
     down = snapshot.recovery(model) or (snapshot.recoveries[0] if snapshot.recoveries else None)
     if down is not None and (not live or down.target.model == model):
-        return Refusal(code="backend_down", message=down.reason)
+        again = () if down.is_open else (("retry_after_s", int(FIRST_RETRY_AFTER_S)),)
+        return Refusal(code="backend_down", message=down.reason, details=again)
     if not live:
         why = f": {snapshot.last_failure.message}" if snapshot.last_failure else ""
         return Refusal(

@@ -68,6 +68,7 @@ def test_fifth_death_in_two_minutes_opens_the_breaker(broken: Story) -> None:
     assert refused.refusal.code == "backend_down"
     assert "died while serving (signal 9), 5 times in 120 s" in refused.refusal.message
     assert "POST /backend/restart" in refused.refusal.message
+    assert "retry_after_s" not in dict(refused.refusal.details)  # waiting alone does not help
 
 
 def test_open_breaker_ignores_retries(broken: Story) -> None:

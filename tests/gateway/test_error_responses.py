@@ -1,0 +1,28 @@
+"""Every refusal says whether the same request can succeed later, and when to come back."""
+
+import pytest
+
+from supervisor.errors import RequestRefused
+from supervisor.gateway.error_responses import STATUS_BY_CODE, error_answer
+
+PASS_BY_THEMSELVES = {
+    *("backend_unreachable", "bodies_full", "body_timeout", "hold_queue_full", "hold_timeout"),
+    *("queue_full", "shutting_down"),
+}
+
+
+@pytest.mark.parametrize("code", STATUS_BY_CODE)
+def test_only_what_passes_by_itself_invites_to_try_again(code: str) -> None:
+    headers = dict(error_answer(RequestRefused(code, "why")).headers)
+
+    helps = code in PASS_BY_THEMSELVES
+    assert headers[b"x-should-retry"] == (b"true" if helps else b"false")
+    assert (b"Retry-After" in headers) is helps
+
+
+@pytest.mark.parametrize("code", ["backend_down", "switch_failed"])
+def test_what_is_tried_again_says_when(code: str) -> None:
+    refused = RequestRefused(code, "why", {"retry_after_s": 7})
+    headers = dict(error_answer(refused).headers)
+
+    assert (headers[b"x-should-retry"], headers[b"Retry-After"]) == (b"true", b"7")
