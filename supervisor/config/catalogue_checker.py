@@ -13,6 +13,10 @@ from supervisor.config.source import FieldPath, Source, dotted
 from supervisor.core.machine.values import Mode
 
 _FIXED = frozenset({"mode", "extends"})
+_FIELDS_OF_A_MODE = {
+    Mode.GENERATION: ("mmproj",),
+    Mode.EMBEDDING: ("tokenizer", "prompts", "long_input", "matryoshka_dimensions"),
+}
 
 
 class CatalogueChecker:
@@ -45,7 +49,8 @@ class CatalogueChecker:
             return
         allowed = ", ".join(str(root) for root in roots)
         for name, entry in self._catalogue.models.items():
-            for field, written in (("path", entry.path), ("mmproj", entry.mmproj)):
+            for field in ("path", "mmproj", "tokenizer"):
+                written = getattr(entry, field)
                 path = (models_dir / (written or "")).resolve()
                 if written and not any(path.is_relative_to(root) for root in roots):
                     yield self._at(
@@ -103,10 +108,11 @@ class CatalogueChecker:
             yield self._at(
                 place, f"'{chosen}' is for {profile.mode}, and the model's type is {entry.type}"
             )
-        if entry.mmproj is not None and entry.type is Mode.EMBEDDING:
-            yield self._at(
-                ("models", name, "mmproj"), "a projector is for generation; leave it out"
-            )
+        for mode, fields in _FIELDS_OF_A_MODE.items():
+            for field in fields:
+                default = ModelEntry.model_fields[field].get_default(call_default_factory=True)
+                if mode is not entry.type and getattr(entry, field) != default:
+                    yield self._at(("models", name, field), f"is for {mode}; leave it out")
         yield from self._override_problems(name, entry)
 
     def _fallback_problems(self, name: str, profile: Profile) -> Iterable[str]:

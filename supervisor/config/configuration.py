@@ -11,7 +11,7 @@ from supervisor.config.layers import Layers
 from supervisor.config.problems import field_problems
 from supervisor.config.profile import Profile
 from supervisor.config.scanned import LeftOut
-from supervisor.config.settings import Catalogue, SupervisorSettings
+from supervisor.config.settings import Catalogue, LongInput, SupervisorSettings
 from supervisor.config.source import FieldPath, Source, dotted
 from supervisor.core.machine.values import Mode
 from supervisor.core.scheduling.values import Priority
@@ -33,8 +33,12 @@ class ResolvedModel:
     profile_name: str
     profile: Profile
     aliases: tuple[str, ...] = ()
-    max_input_tokens: int | None = None
     projector_path: Path | None = None
+    max_input_tokens: int | None = None
+    tokenizer_path: Path | None = None
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    long_input: LongInput = LongInput.ERROR
+    matryoshka_dimensions: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +158,10 @@ class Configuration:
             profile_name=chosen,
             profile=profile,
             aliases=entry.aliases,
-            max_input_tokens=entry.max_input_tokens,
             projector_path=self.projectors.get(name),
+            max_input_tokens=entry.max_input_tokens,
+            tokenizer_path=self.models_dir / entry.tokenizer if entry.tokenizer else None,
+            prompts=entry.prompts,
+            long_input=entry.long_input,
+            matryoshka_dimensions=entry.matryoshka_dimensions,
         )

@@ -27,7 +27,12 @@ from supervisor.errors import ConfigError
 CATALOGUE_FILE = "models.yaml"
 SETTINGS_FILE = "supervisor.yaml"
 
-_EXPANDED_FIELDS = frozenset({"path", "models_dir", "allowed_roots", "llama_server_bin", "env"})
+_EXPANDED_FIELDS = frozenset(
+    {
+        *("path", "mmproj", "tokenizer", "models_dir", "allowed_roots"),
+        *("llama_server_bin", "env"),
+    }
+)
 
 _Model = TypeVar("_Model", bound=BaseModel)
 

@@ -4,7 +4,7 @@ import math
 from enum import StrEnum
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from supervisor.config.fields import Settings
 from supervisor.config.units import Bytes, EnvText, Seconds
@@ -50,8 +50,31 @@ class ModelEntry(Settings):
     max_input_tokens: int | None = Field(
         default=None,
         ge=1,
-        description="Longest input that the model was trained for, in tokens; default: the file's. "
-        "Shown to clients, and not enforced.",
+        description="Longest input of an embedding model in tokens, special ones included; "
+        "default: what the file and the profile carry. `long_input` says what becomes of others.",
+    )
+    tokenizer: EnvText | None = Field(
+        default=None,
+        description="The `tokenizer.json` of an embedding model, relative to the models folder, or "
+        "absolute: texts become its tokens, and the server is sent token ids. Needs the extra "
+        "`llama-supervisor[embedding]`. Default: the server's own tokenizer, which for WordPiece "
+        "models loses most of a Hangul syllable.",
+    )
+    prompts: dict[str, str] = Field(
+        default_factory=dict,
+        description='What precedes a text, by its purpose: `{query: "query: ", document: '
+        '"passage: "}` for E5. Callers choose one by its name.',
+    )
+    long_input: LongInput = Field(
+        default=LongInput.ERROR,
+        description="What becomes of an input above max_input_tokens: `error` answers 400 and "
+        "names it, `truncate` cuts it, `window` embeds it in parts, whose mean, weighted by "
+        "tokens, is its vector.",
+    )
+    matryoshka_dimensions: tuple[PositiveInt, ...] = Field(
+        default=(),
+        description="Lengths that its vectors may be cut to (`dimensions` of a request), for "
+        "models that were trained for it. Default: none.",
     )
     overrides: dict[str, Any] = Field(
         default_factory=dict, description="Fields of the profile that differ for this model."

@@ -9,6 +9,7 @@ from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.models.model_file import inspect_model_file
 from supervisor.engine.models.model_scan import is_utf8, printable
 from supervisor.engine.models.model_source import look_at_model, require_stated_need
+from supervisor.engine.models.tokenizer_file import read_tokenizer_file
 from supervisor.engine.needs.assessment import assess, examine
 from supervisor.engine.port import Engine
 from supervisor.errors import ConfigError, EngineError, ModelFileError, RequestRefused, UnfitProfile
@@ -63,13 +64,14 @@ def _problems_of(
         yield configuration.located_field(name, "engine", str(error))
         return
     is_sound = True
-    for look in (_check_model, _check_projector, _check_profile, _check_start):
+    for look in (_check_model, _check_projector, _check_tokenizer, _check_profile, _check_start):
         if look is _check_start and not is_sound:
             return  # the start would fail of what has been said
         try:
             look(resolved, engine)
         except ModelFileError as error:
             field = "mmproj" if look is _check_projector else "path"
+            field = "tokenizer" if look is _check_tokenizer else field
             yield configuration.located((*place, field), str(error))
         except UnfitProfile as error:
             for field, sentence in error.problems.items():
@@ -92,6 +94,11 @@ def _check_model(resolved: ResolvedModel, engine: Engine | None) -> None:
 def _check_projector(resolved: ResolvedModel, _engine: Engine | None) -> None:
     if resolved.projector_path is not None:
         inspect_model_file(resolved.projector_path)
+
+
+def _check_tokenizer(resolved: ResolvedModel, _engine: Engine | None) -> None:
+    if resolved.tokenizer_path is not None:
+        read_tokenizer_file(resolved.tokenizer_path)
 
 
 def _check_profile(resolved: ResolvedModel, engine: Engine | None) -> None:

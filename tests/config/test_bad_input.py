@@ -146,6 +146,37 @@ def problems(folder: Path, models_dir: Path | None = None, **environ: str) -> li
         ),
         (
             "models.yaml",
+            b"models:\n  a: {path: a, type: embedding,\n    mmproj: b}\n",
+            "models.yaml:3: models.a.mmproj: is for generation; leave it out",
+        ),
+        (
+            "models.yaml",
+            b"models:\n  a:\n    path: a\n    prompts: {query: 'query: '}\n",
+            "models.yaml:4: models.a.prompts: is for embedding; leave it out",
+        ),
+        (
+            "models.yaml",
+            b"models:\n  a: {path: a, type: embedding, long_input: cut}\n",
+            (
+                "models.yaml:2: models.a.long_input: must be 'error', 'truncate' or 'window', not "
+                "'cut'"
+            ),
+        ),
+        (
+            "models.yaml",
+            b"models:\n  a: {path: a, type: embedding, matryoshka_dimensions: [0]}\n",
+            "models.yaml:2: models.a.matryoshka_dimensions.0: must be more than 0, not 0",
+        ),
+        (
+            "models.yaml",
+            b"allowed_roots: [.]\nmodels:\n  a: {path: a, type: embedding, tokenizer: ../t}\n",
+            (
+                "models.yaml:3: models.a.tokenizer: {parent}/t lies outside allowed_roots "
+                "({folder}); move it, or add its folder"
+            ),
+        ),
+        (
+            "models.yaml",
             b"allowed_roots: [inside]\nmodels:\n  a: {path: ../secret.gguf}\n",
             (
                 "models.yaml:3: models.a.path: {parent}/secret.gguf lies outside allowed_roots "
@@ -212,7 +243,10 @@ def test_bad_file_is_refused_with_line_and_remedy(
 ) -> None:
     (folder / name).write_bytes(content)
 
-    assert problems(folder) == [problem.replace("{parent}", str(folder.parent))]
+    places = {"{parent}": str(folder.parent), "{folder}": str(folder)}
+    for placeholder, place in places.items():
+        problem = problem.replace(placeholder, place)
+    assert problems(folder) == [problem]
 
 
 def test_circle_of_profiles_is_named(folder: Path) -> None:

@@ -10,6 +10,7 @@ import yaml
 
 from supervisor.config.configuration import Configuration
 from supervisor.config.load import load
+from supervisor.config.settings import LongInput
 from supervisor.core.machine.values import DrainPolicy, Mode
 from supervisor.errors import ConfigError
 
@@ -94,6 +95,21 @@ def test_an_entry_with_a_path_is_all_that_a_model_of_ones_own_needs(folder: Fold
     resolved = folder.load().resolve("mine")
     assert resolved.path == Path("/my/own.gguf")
     assert (resolved.mode, resolved.profile_name) == (Mode.GENERATION, "generation")
+
+
+def test_an_embedding_model_has_its_tokens_prompts_and_lengths(folder: Folder) -> None:
+    prompts = {"query": "query: ", "document": "passage: "}
+    folder.change_model(
+        "minilm",
+        tokenizer="${TOKENIZERS:-e5}/tokenizer.json",
+        prompts=prompts,
+        long_input="window",
+        matryoshka_dimensions=[64, 128],
+    )
+    resolved = folder.load().resolve("minilm")
+    assert resolved.tokenizer_path == MODELS / "e5/tokenizer.json"
+    assert (resolved.prompts, resolved.long_input) == (prompts, LongInput.WINDOW)
+    assert resolved.matryoshka_dimensions == (64, 128)
 
 
 @pytest.mark.parametrize(("flag", "mode"), [(True, Mode.EMBEDDING), (False, Mode.GENERATION)])

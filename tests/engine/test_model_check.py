@@ -147,3 +147,26 @@ def test_the_shipped_configuration_has_no_problems(
 ) -> None:
     engines = Engines(os.environ, llama_server_bin, engine)
     assert list(model_problems(load(profiles_dir, models_dir, {}), engines)) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "there is no such file"),
+        ("{", "it is no tokenizer.json (Input data was truncated); take the one of the model's"),
+        ('{"vocab": {}}', "it is no tokenizer.json (Object missing required field `model`)"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_used_is_told(
+    check: Check, folder: Path, tmp_path: Path, content: str | None, problem: str
+) -> None:
+    path = tmp_path / "tokenizer.json"
+    if content is not None:
+        path.write_text(content)
+    files = {
+        "embedding.yaml": "mode: embedding\n",
+        "models.yaml": f"models:\n  a:\n    path: minilm.gguf\n    type: embedding\n"
+        f"    tokenizer: {path}\n",
+    }
+    [told] = check(files)
+    assert told.startswith(f"{folder}/models.yaml:5: models.a.tokenizer: {path}: {problem}")
