@@ -52,6 +52,16 @@ class CommandSettings(Settings):
     readiness_status: int = Field(
         default=200, ge=100, le=599, description="Its status when the server is ready."
     )
+    takes_token_ids: bool = Field(
+        default=False,
+        description="Whether an input of its `/v1/embeddings` may be a list of token ids, as with "
+        "vLLM; else a model with a `tokenizer` is sent texts.",
+    )
+    embeds_base64: bool = Field(
+        default=False,
+        description="Whether its `/v1/embeddings` knows `encoding_format: base64`, which is a "
+        "quarter of the bytes.",
+    )
     stop_signal: Literal["SIGTERM", "SIGINT", "SIGQUIT"] = Field(
         default="SIGTERM",
         description="The signal that asks it to end, before SIGKILL after `stop_grace_s`.",

@@ -77,5 +77,5 @@ def cosine(one: bytes, other: bytes) -> float:
     return product / norms if norms else 0.0
 
 
-def _numbers(vector: bytes) -> memoryview[float]:
+def _numbers(vector: bytes) -> "memoryview[float]":
     return memoryview(vector).cast("f")

@@ -26,11 +26,15 @@ class Address:
 class TokenizeRoute:
     """Where text is turned into tokens: the path, and the field of its JSON that takes the text.
 
-    The answer is `{"tokens": [...]}`.
+    The answer is `{"tokens": [...]}`, with those that the model puts around a text.
     """
 
     path: str
     text_field: str
+
+    joins_lists: bool = False
+    """Whether the field takes a list of texts and ids, too, and answers one list: each text as its
+    tokens alone, each id as it is. So many texts are asked about at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +61,16 @@ class Abilities:
 
     tokenize: TokenizeRoute | None = None
     """How it is asked for tokens; None where it cannot tell."""
+
+    takes_token_ids: bool = False
+    """Whether an input of `/v1/embeddings` may be a list of token ids, to which it adds none."""
+
+    embeds_base64: bool = False
+    """Whether `/v1/embeddings` answers in base64 where that is asked for; else in numbers only."""
+
+    takes_embd_normalize: bool = False
+    """Whether its vectors have length 1, or with `embd_normalize: -1` the length that they come
+    with; else that is not known."""
 
     metrics_path: str | None = None
     """Where its Prometheus metrics are; None where it has none."""

@@ -39,6 +39,8 @@ class CommandEngine:
             readiness_path=command.readiness_path,
             readiness_status=command.readiness_status,
             has_unix_socket=command.listens_on_socket,
+            takes_token_ids=command.takes_token_ids,
+            embeds_base64=command.embeds_base64,
             api_key_variable=next(keys, None),
             stop_signal=signal.Signals[command.stop_signal],
         )

@@ -1,6 +1,8 @@
 """What each real engine says that its server can do is what its server does."""
 
 import asyncio
+import json
+import math
 import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -8,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from supervisor.config.configuration import Configuration
 from supervisor.config.holder import ConfigurationHolder
 from supervisor.config.load import load
 from supervisor.core.machine.values import Mode, Stop, Target
+from supervisor.embedding import vectors
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.launcher import Launcher
 from supervisor.engine.servers.backend import Backend
@@ -87,6 +91,94 @@ async def test_a_server_does_what_its_abilities_say(backend: Backend) -> None:
     assert abilities.api_key_variable is not None
     assert backend.launch.env[abilities.api_key_variable] == backend.launch.api_key
     assert (await ask(backend, "POST", path, body, key="other"))[0] == 401
+
+
+TEXT = "a brown fox"
+IDS = [101, 1037, 2829, 4419, 102]
+"""The same, as minilm's tokens."""
+
+
+@pytest.fixture(params=["llama-server", "embedded", "llama-cpp-python", "command"])
+def embedding_profile(request: pytest.FixtureRequest, llama_server_bin: Path) -> dict[str, Any]:
+    """A profile for each engine; the command starts a llama-server, too."""
+    profile = {"mode": "embedding", "engine": request.param, "memory": {"need_bytes": 1}}
+    if request.param != "command":
+        return {**profile, "ctx_size": 512, "batch_size": 512}
+    words = [str(llama_server_bin), "--model", "{model}", "--host", "{socket}", "--embeddings"]
+    knows = {"takes_token_ids": True, "embeds_base64": True}
+    return {**profile, "command": {"argv": words, "env": {"LLAMA_API_KEY": "{api_key}"}, **knows}}
+
+
+@pytest.fixture
+async def embedder(
+    embedding_profile: dict[str, Any],
+    tmp_path: Path,
+    models_dir: Path,
+    llama_server_bin: Path,
+    run_dir: Path,
+) -> AsyncIterator[Backend]:
+    """Each engine's server with minilm, ready."""
+    minilm = {"path": "minilm.gguf", "type": "embedding", "profile": "any"}
+    (tmp_path / "any.yaml").write_text(yaml.safe_dump(embedding_profile))
+    (tmp_path / "models.yaml").write_text(yaml.safe_dump({"models": {"minilm": minilm}}))
+    launcher = Launcher(
+        configuration=ConfigurationHolder(load(tmp_path, models_dir, {})),
+        engines=Engines(os.environ, llama_server_bin),
+        run_dir=run_dir,
+        device_env=lambda _: {},
+    )
+    target = Target(model="minilm", mode=Mode.EMBEDDING, profile="any", device="host")
+    launcher.check(target)
+    started = launcher.launch(target, 1)
+    try:
+        await started.become_ready()
+        yield started
+    finally:
+        await started.give_up_memory(Stop(grace_s=5))
+
+
+async def embed(backend: Backend, **body: Any) -> tuple[int, Any]:
+    """Ask for vectors. Returns the status, and the first vector as it came."""
+    status, told = await ask(backend, "POST", "/v1/embeddings", {"model": "minilm", **body})
+    answer = json.loads(told)
+    return status, answer["data"][0]["embedding"] if status == 200 else answer
+
+
+async def test_a_server_embeds_what_its_abilities_say(embedder: Backend) -> None:
+    abilities = embedder.launch.abilities
+    status, plain = await embed(embedder, input=[TEXT])
+    assert status == 200
+    of_text = vectors.pack(plain)
+
+    status, of_ids = await embed(embedder, input=[IDS])
+    assert (status == 200) == abilities.takes_token_ids
+    if abilities.takes_token_ids:
+        assert vectors.cosine(vectors.pack(of_ids), of_text) > 0.999999
+
+    status, written = await embed(embedder, input=[TEXT], encoding_format="base64")
+    assert status == 200
+    assert isinstance(written, str) == abilities.embeds_base64
+    if abilities.embeds_base64:
+        assert vectors.cosine(vectors.from_base64(written), of_text) > 0.999999
+
+    status, raw = await embed(embedder, input=[TEXT], embd_normalize=-1)
+    assert status == 200
+    if abilities.takes_embd_normalize:
+        assert math.hypot(*plain) == pytest.approx(1, abs=1e-5)
+        assert math.hypot(*raw) > 2
+
+
+async def test_a_server_tokenises_lists_as_its_abilities_say(embedder: Backend) -> None:
+    route = embedder.launch.abilities.tokenize
+    if route is None:
+        return
+    both = [-1, TEXT, -1, f" {TEXT}", 7]
+    status, told = await ask(embedder, "POST", route.path, {route.text_field: both})
+    bare = IDS[1:-1]
+    if route.joins_lists:
+        assert json.loads(told)["tokens"] == [-1, *bare, -1, *bare, 7]
+    else:
+        assert status >= 400
 
 
 BURST_S = 4.0
