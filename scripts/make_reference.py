@@ -31,6 +31,7 @@ from supervisor.config.units import Bytes, Seconds
 from supervisor.core.byte_size import MIB
 from supervisor.engine.kinds.flag_table import SETTINGS
 from supervisor.gateway.error_responses import STATUS_BY_CODE
+from supervisor.gateway.form_routes import FORM_ROUTES, FormRoute
 from supervisor.gateway.parameters import AnyParameters
 from supervisor.gateway.relayed_routes import RELAYED_ROUTES, RelayedRoute
 from supervisor.gateway.routes import RESERVED_ROUTES, Route
@@ -59,7 +60,9 @@ SCHEMAS = ROOT / "profiles" / "schema"
 def http_page() -> str:
     """Write the page of routes and error codes."""
     routes = [route_row(route) for route in RESERVED_ROUTES]
-    relayed = [relayed_row(route) for route in RELAYED_ROUTES]
+    forms = [form_row(form) for form in FORM_ROUTES]
+    ours = {form.path for form in FORM_ROUTES if not form.told_by}
+    relayed = [relayed_row(route) for route in RELAYED_ROUTES if route.path not in ours]
     codes = [
         f"| {status} | `{code}` |"
         for code, status in sorted(STATUS_BY_CODE.items(), key=lambda item: (item[1], item[0]))
@@ -85,6 +88,20 @@ def http_page() -> str:
             "| Method | Path | What it does | Takes | Answers | Refusals of its own |",
             "|---|---|---|---|---|---|",
             *routes,
+            "",
+            "## Embeddings",
+            "",
+            "A POST to one of these paths is answered by the embedding service, with the errors of",
+            "its form. Where a path has several forms, a field of the body tells which is meant:",
+            "with both or none of them the answer is 422. Answers say in `X-Queue-Time-Ms` and",
+            "`X-Inference-Time-Ms` how long their inputs waited and took, and in `X-Truncated` and",
+            "`X-Windowed` how many of them were cut short or divided.",
+            "",
+            "| Path | Told by | What it does |",
+            "|---|---|---|",
+            *forms,
+            "",
+            "`/upstream/{model}/v1/embeddings` asks the model's server itself.",
             "",
             "## Routes of backends",
             "",
@@ -144,6 +161,12 @@ def route_row(route: Route) -> str:
     refusals = ", ".join(f"`{code}`" for code in route.refusals)
     cells = (f"`{route.path}`", route.purpose, takes or "–", answers, refusals or "–")
     return f"| {route.method} | {' | '.join(cells)} |"
+
+
+def form_row(form: FormRoute) -> str:
+    """Write a path in one of its forms as a row of the table."""
+    told_by = f"`{form.told_by}`" if form.told_by else "–"
+    return f"| `{form.path}` | {told_by} | {form.purpose} |"
 
 
 def relayed_row(route: RelayedRoute) -> str:

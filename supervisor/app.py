@@ -21,6 +21,9 @@ from supervisor.core.machine.snapshot import Scheduling, Snapshot
 from supervisor.core.machine.values import Device
 from supervisor.core.scheduling.estimates import Estimates
 from supervisor.data_folder import HISTORY, DataFolder, remove_run_dir
+from supervisor.embedding.batching.batcher import Batcher
+from supervisor.embedding.preparing import Preparer
+from supervisor.embedding.service import EmbeddingService
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.launcher import Launcher
 from supervisor.engine.needs.learned_store import FILE_NAME as LEARNED_NEEDS_FILE
@@ -34,6 +37,7 @@ from supervisor.gateway.call_reader import CallReader
 from supervisor.gateway.control import Control
 from supervisor.gateway.devices import Devices
 from supervisor.gateway.door import Door
+from supervisor.gateway.forms.openai import OpenAIForm
 from supervisor.gateway.origins import Origins
 from supervisor.gateway.relay import Relay
 from supervisor.gateway.status import Status
@@ -198,12 +202,17 @@ def make_door(ground: Ground, machine: Machine, targets: Targets) -> Door:
         arbiter=arbiter, configuration=holder, targets=targets, history=ground.stores.history
     )
     devices = Devices(arbiter=arbiter, telemetry=telemetry, rings=machine.rings)
+    service = EmbeddingService(
+        targets,
+        Preparer(arbiter=arbiter, configuration=holder, targets=targets, engines=ground.engines),
+        Batcher(arbiter=arbiter, configuration=holder, targets=targets),
+    )
     return Door(
         configuration=holder,
         reader=CallReader(holder, targets),
         origins=Origins(holder, ground.hosts),
         relay=Relay(arbiter=arbiter, configuration=holder, targets=targets),
-        owners=(control, status, devices),
+        owners=(control, status, devices, OpenAIForm(service)),
     )
 
 

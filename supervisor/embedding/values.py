@@ -39,6 +39,10 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
     """None: as the model's settings say."""
 
     truncation_side: Side = Side.RIGHT
+
+    max_tokens: int | None = None
+    """Of all inputs together; more are refused. None: as many as there are."""
+
     priority: Priority = Priority.INTERACTIVE
 
 

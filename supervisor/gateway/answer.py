@@ -15,6 +15,9 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes
     headers: Headers = ()
 
+    waited_s: float = 0.0
+    """How long it waited for its turn, for the closing line."""
+
 
 def json_answer(content: Any, *, status: int = 200, headers: Headers = ()) -> Answer:
     """Answer with content that JSON can express."""

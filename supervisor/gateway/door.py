@@ -5,7 +5,7 @@ sees goes out through a `Reply`, whose wire is here.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from aiohttp import HttpVersion, HttpVersion11, web
@@ -17,9 +17,10 @@ from supervisor.errors import RequestRefused
 from supervisor.gateway.answer import Answer
 from supervisor.gateway.bodies import BodyLedger
 from supervisor.gateway.body_fields import inflated
-from supervisor.gateway.call import Call, Headers, RequestHead
+from supervisor.gateway.call import Headers, RequestHead
 from supervisor.gateway.call_reader import CallReader, read_head, request_id_of
 from supervisor.gateway.connections import ClientServer, Handler, make_runner
+from supervisor.gateway.form_routes import FormRoute, form_of, forms_at
 from supervisor.gateway.lane.server import LaneServer
 from supervisor.gateway.origins import Origins
 from supervisor.gateway.parameters import read_parameters
@@ -52,7 +53,7 @@ class Door:
         self._bodies = BodyLedger(configuration)
         self._origins = origins
         self._relay = relay
-        self._owners = {type(owner): owner for owner in owners}
+        self._owners: Mapping[type, object] = {type(owner): owner for owner in owners}
 
     def runner(self) -> web.BaseRunner:
         """Return what serves."""
@@ -70,6 +71,7 @@ class Door:
             origins=self._origins,
             relay=self._relay,
             bodies=self._bodies,
+            owners=self._owners,
         )
 
     async def _let_in(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -106,7 +108,12 @@ class Door:
         is_known = head.request_target in ROUTE_BY_PATH
         route, values = (None, NO_VALUES) if is_known else find_route(head.request_target)
         if route is None or route.handler is None:
-            call = await self._read_call(request, head, reply, is_raw=route is not None)
+            forms = () if route is not None else forms_at(head.method, head.request_target)
+            if forms:
+                return await self._answer_in_form(request, head, reply, forms)
+            body, content = await self._read_content(request, head, reply)
+            call_head = self._reader.read_head(head, is_raw=route is not None)
+            call = self._reader.read(call_head, body, reply.record.request_id, content)
             return await self._relay.answer(call, reply)
         if head.method not in methods_of(route):
             raise _method_not_allowed(route)
@@ -117,16 +124,40 @@ class Door:
         )
         return await reply.send(await route.handler(self._owners[route.owner], asked))
 
-    async def _read_call(
-        self, request: web.BaseRequest, head: RequestHead, reply: Reply, *, is_raw: bool
-    ) -> Call:
-        body = content = await self._read_body(request, head, reply)
+    async def _answer_in_form(
+        self,
+        request: web.BaseRequest,
+        head: RequestHead,
+        reply: Reply,
+        forms: tuple[FormRoute, ...],
+    ) -> None:
+        """Answer in the form in which the body asks, errors included."""
+        reply.error_answer = forms[0].error_answer
+        body, content = await self._read_content(request, head, reply)
+        form = form_of(forms, content)
+        reply.error_answer = form.error_answer
+        call_head, request_id = self._reader.read_head(head), reply.record.request_id
+        if form.handler is None:
+            return await self._relay.answer(
+                self._reader.read(call_head, body, request_id, content), reply
+            )
+        call = self._reader.read(call_head, content, request_id)
+        reply.record.model = call.wanted.model if call.wanted else None
+        if reply.account is not None:
+            self._relay.count_waiting(reply.account, reply.record.model)
+        answer = await form.answer(self._owners[form.owner], call)
+        reply.record.waited_s = answer.waited_s
+        return await reply.send(answer)
+
+    async def _read_content(
+        self, request: web.BaseRequest, head: RequestHead, reply: Reply
+    ) -> tuple[bytes, bytes]:
+        """Return the whole body as it came, and inflated. Raises RequestRefused."""
+        body = await self._read_body(request, head, reply)
         encodings = head.fields.get(b"content-encoding")
-        if encodings is not None:
-            max_bytes = self._settings().max_body_bytes
-            content = await inflated(encodings, body, max_bytes)
-        call_head = self._reader.read_head(head, is_raw=is_raw)
-        return self._reader.read(call_head, body, reply.record.request_id, content)
+        if encodings is None:
+            return body, body
+        return body, await inflated(encodings, body, self._settings().max_body_bytes)
 
     async def _read_body(self, request: web.BaseRequest, head: RequestHead, reply: Reply) -> bytes:
         """Return the whole body as it came. Raises RequestRefused."""

@@ -25,6 +25,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "place_is_taken": 409,
     "body_too_large": 413,
     "queue_full": 429,
+    "form_unclear": 422,
     "model_type_mismatch": 422,
     "unknown_profile": 422,
     "profile_conflict": 422,

@@ -113,7 +113,7 @@ class Relay:
         if call.head.may_switch and call.wanted is not None:
             self._targets.require_device(call.wanted)
         if reply.account is not None:
-            self._count_waiting(reply.account, call.wanted.model if call.wanted else None)
+            self.count_waiting(reply.account, call.wanted.model if call.wanted else None)
         after_s = self._configuration.current.settings.queue.early_answer_after_s
         if after_s is not None and call.streams:
             reply.comment_from(
@@ -121,7 +121,8 @@ class Relay:
                 lambda: describe_wait(self._arbiter.snapshot, call.wanted, lease_id),
             )
 
-    def _count_waiting(self, account: BodyAccount, model: str | None) -> None:
+    def count_waiting(self, account: BodyAccount, model: str | None) -> None:
+        """Count a body among those that wait for a model. Raises RequestRefused."""
         try:
             account.begin_to_wait(model)
         except RequestRefused as error:

@@ -31,7 +31,10 @@ def _computed(*paths: str, task: ModelTask | None = None) -> tuple[RelayedRoute,
 
 
 RELAYED_ROUTES: tuple[RelayedRoute, ...] = (
-    *_computed("/embedding", "/embeddings", "/v1/embeddings", task=ModelTask.EMBEDDING),
+    *_computed("/embedding", "/embeddings", task=ModelTask.EMBEDDING),
+    *_computed("/v1/embeddings", task=ModelTask.EMBEDDING),
+    *_computed("/v1/embeddings/query", task=ModelTask.EMBEDDING),
+    *_computed("/v1/embeddings/document", task=ModelTask.EMBEDDING),
     *_computed("/rerank", "/reranking", task=ModelTask.RERANKING),
     *_computed("/v1/rerank", "/v1/reranking", task=ModelTask.RERANKING),
     *_generation("/completion", "/completions", "/v1/completions"),

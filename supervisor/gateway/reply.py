@@ -77,6 +77,8 @@ class Reply:
         """What its call's body takes of the ledger; None where it has none."""
         self.record = record
         self.state = ReplyState.NOT_BEGUN
+        self.error_answer: Callable[[RequestRefused], Answer] = error_answer
+        """How errors look to its caller."""
 
     async def send(self, answer: Answer) -> None:
         """Send an answer of ours, whole."""
@@ -109,7 +111,7 @@ class Reply:
         """Answer with an error, or end with it what has begun."""
         await self.stop_comments()
         if self.state is ReplyState.NOT_BEGUN:
-            await self.send(error_answer(error))
+            await self.send(self.error_answer(error))
         elif self.state is not ReplyState.ENDED:
             await self.break_off(error)
 

@@ -11,6 +11,7 @@ import structlog
 from supervisor.arbiter.arbiter import Lease
 from supervisor.engine.servers.framing import CONTENT_LENGTH, Head, HeadForm
 from supervisor.errors import BackendUnreachable, RequestRefused
+from supervisor.gateway.answer import Answer
 from supervisor.gateway.call import Call, Headers
 from supervisor.gateway.error_responses import error_answer
 from supervisor.gateway.hop_by_hop import answer_headers
@@ -158,9 +159,9 @@ class Crossing:
     def _refuse(self, error: RequestRefused) -> None:
         answer = error_answer(error)
         self._record.begin(answer.status, answer.headers)
-        lines = _lines(answer.status, b"", answer.headers)
-        length = b"Content-Length: %d\r\n" % len(answer.body)
-        self._lane.write(self._end_head(lines, length) + answer.body)
+        request_id, keeps_alive = self._call.request_id, self._lane.keeps_alive
+        head = head_of_answer(answer, request_id, keeps_alive=keeps_alive)
+        self._lane.write(head + answer.body)
         self._close()
         self._lane.finish()
 
@@ -170,12 +171,7 @@ class Crossing:
         self._record.begin(form.status, form.headers)
         before, behind = _for_client(form)
         lines = before if length is None or not behind else b"%b%d%b" % (before, length, behind)
-        return self._end_head(lines, framing)
-
-    def _end_head(self, lines: bytes, framing: bytes) -> bytes:
-        connection = b"" if self._lane.keeps_alive else b"Connection: close\r\n"
-        request_id = self._call.request_id.encode()
-        return b"%bX-Request-ID: %b\r\n%b%b\r\n" % (lines, request_id, framing, connection)
+        return _end_head(lines, self._call.request_id, framing, keeps_alive=self._lane.keeps_alive)
 
     def _write_piece(self, content: bytes) -> None:
         if self._is_chunked:
@@ -185,6 +181,19 @@ class Crossing:
     def _close(self) -> None:
         self._lease.end()
         self._record.close()
+
+
+def head_of_answer(answer: Answer, request_id: str, *, keeps_alive: bool) -> bytes:
+    """Return the head of an answer of ours as its client gets it."""
+    length = b"Content-Length: %d\r\n" % len(answer.body)
+    lines = _lines(answer.status, b"", answer.headers)
+    return _end_head(lines, request_id, length, keeps_alive=keeps_alive)
+
+
+def _end_head(lines: bytes, request_id: str, framing: bytes, *, keeps_alive: bool) -> bytes:
+    connection = b"" if keeps_alive else b"Connection: close\r\n"
+    named = request_id.encode()
+    return b"%bX-Request-ID: %b\r\n%b%b\r\n" % (lines, named, framing, connection)
 
 
 @lru_cache(maxsize=256)

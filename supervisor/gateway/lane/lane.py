@@ -22,6 +22,8 @@ from supervisor.gateway.connections import (
     WriteProgress,
     note_slow_client,
 )
+from supervisor.gateway.form_routes import FormRoute
+from supervisor.gateway.lane.answering import Answering
 from supervisor.gateway.lane.crossing import Crossing
 from supervisor.gateway.lane.plain_head import MAX_HEAD_BYTES, PlainHead, may_be_plain
 
@@ -41,12 +43,13 @@ class KnownHead(msgspec.Struct, frozen=True):
     """A plain head, whose Content-Length reads 0, and what it says of its call.
 
     `call_head` None: the other door's, plain as it is, and so is a body of more than
-    `max_body_bytes`.
+    `max_body_bytes`. `forms`: those in which its body may ask.
     """
 
     plain: PlainHead
     call_head: CallHead | None
     max_body_bytes: int
+    forms: tuple[FormRoute, ...]
 
 
 class Lanes(Protocol):
@@ -66,7 +69,7 @@ class Lanes(Protocol):
 
     def cross(
         self, lane: "FastLane", known: KnownHead, body: bytes, caller: str
-    ) -> Crossing | None:
+    ) -> Crossing | Answering | None:
         """Send a request on its way; None where the other door has to answer it."""
 
     def other_door(self) -> ClientConnection:
@@ -101,7 +104,7 @@ class FastLane(asyncio.Protocol):
 
     def __init__(self, lanes: Lanes, now: float) -> None:
         self._lanes = lanes
-        self._crossing: Crossing | None = None
+        self._crossing: Crossing | Answering | None = None
         self._request = b""
         """The request that is being answered, to be handed over if that fails."""
         self._raw = b""
@@ -227,7 +230,7 @@ class FastLane(asyncio.Protocol):
         elif now - self._quiet_since > limits.idle_timeout_s:
             self._transport.close()
 
-    def _ask_whether_it_is_there(self, now: float, crossing: Crossing) -> None:
+    def _ask_whether_it_is_there(self, now: float, crossing: Crossing | Answering) -> None:
         """Write to a client that sends no more and whose answer is late: see `ARE_YOU_THERE`."""
         is_late = self._ended_at is not None and now - self._ended_at > HALF_CLOSED_S
         if is_late and not crossing.is_streaming:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from supervisor.config.configuration import Configuration
 from supervisor.config.settings import ServerSettings
@@ -11,6 +11,8 @@ from supervisor.gateway.bodies import BodyAccount, BodyLedger
 from supervisor.gateway.call import CallHead, RequestHead
 from supervisor.gateway.call_reader import CallReader, request_id_of
 from supervisor.gateway.connections import ClientConnection, ClientServer, Handler
+from supervisor.gateway.form_routes import form_of, forms_at
+from supervisor.gateway.lane.answering import Answering
 from supervisor.gateway.lane.crossing import Crossing
 from supervisor.gateway.lane.lane import MAX_BODY_BYTES, FastLane, KnownHead
 from supervisor.gateway.lane.plain_head import read_plain_head, split_length
@@ -26,7 +28,7 @@ _MAX_KNOWN = 256  # of 8 KiB each at most
 class LaneServer(ClientServer):
     """aiohttp's server with the fast lane in front of it.
 
-    `reader`, `origins`, `relay` and `bodies` are those of the other door.
+    `reader`, `origins`, `relay`, `bodies` and `owners` are those of the other door.
     """
 
     def __init__(  # noqa: PLR0913 - what both doors work with
@@ -38,12 +40,14 @@ class LaneServer(ClientServer):
         origins: Origins,
         relay: Relay,
         bodies: BodyLedger,
+        owners: Mapping[type, object],
     ) -> None:
         super().__init__(handler, limits)
         self._reader = reader
         self._origins = origins
         self._relay = relay
         self._bodies = bodies
+        self._owners = owners
         self._known: dict[bytes, KnownHead] = {}
         """Heads that came before, by what they are without the lengths of their bodies."""
         self._known_of: Configuration | None = None
@@ -93,7 +97,8 @@ class LaneServer(ClientServer):
             if plain is None:
                 return None
             max_body_bytes = min(MAX_BODY_BYTES, self.limits().max_body_bytes)
-            known = KnownHead(plain, self._read(plain.head), max_body_bytes)
+            forms = forms_at(plain.head.method, plain.head.request_target)
+            known = KnownHead(plain, self._read(plain.head), max_body_bytes, forms)
             if len(self._known) >= _MAX_KNOWN:
                 del self._known[next(iter(self._known))]
             self._known[shape] = known
@@ -111,14 +116,20 @@ class LaneServer(ClientServer):
         except RequestRefused:
             return None
 
-    def cross(self, lane: FastLane, known: KnownHead, body: bytes, caller: str) -> Crossing | None:
+    def cross(
+        self, lane: FastLane, known: KnownHead, body: bytes, caller: str
+    ) -> Crossing | Answering | None:
         """See `lane.Lanes`. What would be refused is left to the other door, which says why."""
         head, call_head = known.plain.head, known.call_head
         if call_head is None:
             return None
         request_id = request_id_of(head)
         try:
+            form = form_of(known.forms, body) if known.forms else None
             call = self._reader.read(call_head, body, request_id)
+            if form is not None and form.handler is not None:
+                record = RequestRecord(head, request_id, caller)
+                return Answering(lane, form, self._owners[form.owner], call, record)
             lease = self._relay.lease_at_once(call)
         except RequestRefused:
             return None

@@ -1,0 +1,113 @@
+"""The embedding service: one core for every form in which callers ask.
+
+EmbeddingRequest -> prepared inputs -> pieces in batches -> vectors of pieces -> Embeddings
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+from supervisor.core.machine.values import Target
+from supervisor.embedding.batching.batcher import Batcher
+from supervisor.embedding.preparing import Preparer
+from supervisor.embedding.values import EmbeddingRequest, Embeddings, PreparedInput
+from supervisor.embedding.vectors import cut, joined, length, normalized
+from supervisor.engine.targets import Targets
+from supervisor.engine.tasks import ModelTask
+from supervisor.errors import RequestRefused
+
+
+class EmbeddingService:
+    """Embeds inputs by whatever model they are for."""
+
+    def __init__(self, targets: Targets, preparer: Preparer, batcher: Batcher) -> None:
+        self._targets = targets
+        self._preparer = preparer
+        self._batcher = batcher
+
+    def target(self, wanted: Target | None, path: str) -> Target:
+        """Return the model that a path means: the one that is wanted, else the default one.
+
+        Raises RequestRefused where none is clear, or where it makes no vectors.
+        """
+        if wanted is None:
+            wanted = self._targets.target(self._targets.default_for(ModelTask.EMBEDDING))
+        self._targets.require_able(wanted, ModelTask.EMBEDDING, path)
+        return wanted
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """Embed the inputs of a request, in their order.
+
+        Waits for the model's turn where it is not live. Raises RequestRefused with the reason;
+        `index` in its details names the input that is at fault, where one is.
+        """
+        began_at = time.monotonic()
+        prepared = await self._preparer.prepare(request)
+        tokenization_s = time.monotonic() - began_at
+        _require_tokens(request, prepared)
+        pieces = [piece for each in prepared for piece in each.pieces]
+        is_whole = len(pieces) == len(prepared)
+        computed = await self._batcher.compute(
+            request.target,
+            pieces,
+            normalize=request.normalize and is_whole,
+            priority=request.priority,
+        )
+        vectors: Sequence[bytes] = computed.vectors
+        if not is_whole:
+            vectors = _joined_windows(prepared, vectors, normalize=request.normalize)
+        return Embeddings(
+            vectors=self._cut(request, vectors),
+            tokens=[each.tokens for each in prepared],
+            truncated=sum(each.was_truncated for each in prepared),
+            windowed=sum(len(each.pieces) > 1 for each in prepared),
+            tokenization_s=tokenization_s,
+            queue_s=computed.queue_s,
+            inference_s=computed.inference_s,
+        )
+
+    def _cut(self, request: EmbeddingRequest, vectors: Sequence[bytes]) -> Sequence[bytes]:
+        """Cut vectors to the dimensions that are asked for, where that is not what they have.
+
+        Raises RequestRefused where their model's cannot be cut to that.
+        """
+        dimensions = request.dimensions
+        if dimensions is None or dimensions == length(vectors[0]):
+            return vectors
+        known = self._targets.resolved(request.target).matryoshka_dimensions
+        if dimensions not in known:
+            can = f"can be cut to {', '.join(map(str, known))}" if known else "cannot be cut"
+            raise RequestRefused(
+                "bad_request",
+                f"the vectors of '{request.target.model}' have {length(vectors[0])} dimensions and "
+                f"{can} (matryoshka_dimensions), not to {dimensions}",
+            )
+        cuts = (cut(vector, dimensions) for vector in vectors)
+        return [normalized(each) for each in cuts] if request.normalize else list(cuts)
+
+
+def _joined_windows(
+    prepared: Sequence[PreparedInput], vectors: Sequence[bytes], *, normalize: bool
+) -> Sequence[bytes]:
+    """Return one vector for each input, of the vectors of all pieces, none of them normalised."""
+    rest = iter(vectors)
+    joint = [_joined(each, rest) for each in prepared]
+    return [normalized(vector) for vector in joint] if normalize else joint
+
+
+def _joined(prepared: PreparedInput, rest: Iterator[bytes]) -> bytes:
+    pieces = prepared.pieces
+    own = list(islice(rest, len(pieces)))
+    return joined(own, [piece.tokens for piece in pieces]) if len(own) > 1 else own[0]
+
+
+def _require_tokens(request: EmbeddingRequest, prepared: tuple[PreparedInput, ...]) -> None:
+    if request.max_tokens is None:
+        return
+    tokens = sum(each.tokens for each in prepared)
+    if tokens > request.max_tokens:
+        raise RequestRefused(
+            "bad_request",
+            f"the inputs have {tokens} tokens together, and may have {request.max_tokens} in one "
+            "request; send several",
+        )

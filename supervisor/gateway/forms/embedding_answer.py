@@ -1,0 +1,29 @@
+"""What every form's answer to an embedding says beside its vectors."""
+
+from typing import Any
+
+from supervisor.embedding.values import Embeddings
+from supervisor.gateway.answer import Answer, as_json
+from supervisor.gateway.call import Headers
+
+
+def embedding_answer(content: Any, made: Embeddings, headers: Headers = ()) -> Answer:
+    """Answer with content, how long its inputs waited and took, and how many were not whole."""
+    return Answer(
+        status=200,
+        body=as_json(content),
+        headers=((b"Content-Type", b"application/json"), *_headers(made), *headers),
+        waited_s=made.queue_s,
+    )
+
+
+def _headers(made: Embeddings) -> Headers:
+    headers: Headers = (
+        (b"X-Queue-Time-Ms", b"%.1f" % (made.queue_s * 1000)),
+        (b"X-Inference-Time-Ms", b"%.1f" % (made.inference_s * 1000)),
+    )
+    if made.truncated:
+        headers = (*headers, (b"X-Truncated", b"%d" % made.truncated))
+    if made.windowed:
+        headers = (*headers, (b"X-Windowed", b"%d" % made.windowed))
+    return headers

@@ -1,0 +1,143 @@
+"""Embeddings as OpenAI's API asks for them: `POST /v1/embeddings`."""
+
+from typing import Any, Literal
+
+import msgspec
+
+from supervisor.core.machine.values import Target
+from supervisor.embedding.service import EmbeddingService
+from supervisor.embedding.values import Content, EmbeddingRequest, Embeddings
+from supervisor.embedding.vectors import to_base64, unpack
+from supervisor.errors import RequestRefused
+from supervisor.gateway.answer import Answer
+from supervisor.gateway.call import Call
+from supervisor.gateway.forms.embedding_answer import embedding_answer
+
+MAX_INPUTS = 2048
+"""Entries of `input` (OpenAI's API reference, Create embeddings)."""
+
+MAX_TOKENS = 300_000
+"""Tokens of all inputs of a request together (the same)."""
+
+PROMPT_BY_INPUT_TYPE = {
+    "query": "query",
+    "search_query": "query",
+    "document": "document",
+    "passage": "document",
+    "search_document": "document",
+}
+"""Which of a model's prompts `input_type` means, in NVIDIA's and Cohere's words."""
+
+
+class EmbeddingsBody(msgspec.Struct, frozen=True):
+    """What is read of the body; other fields are skipped, as llama-server does."""
+
+    input: str | list[str | int | list[int]]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+    input_type: str | None = None
+    prompt_name: str | None = None
+
+
+_decode = msgspec.json.Decoder(EmbeddingsBody).decode
+
+
+class OpenAIForm:
+    """Handlers of OpenAI's routes."""
+
+    def __init__(self, service: EmbeddingService) -> None:
+        self._service = service
+
+    async def embeddings(self, call: Call) -> Answer:
+        """Embed the inputs, in their order."""
+        return await self._embed(call, None)
+
+    async def query_embeddings(self, call: Call) -> Answer:
+        """Embed the inputs as queries, for clients that cannot name a prompt."""
+        return await self._embed(call, "query")
+
+    async def document_embeddings(self, call: Call) -> Answer:
+        """Embed the inputs as documents, likewise."""
+        return await self._embed(call, "document")
+
+    async def _embed(self, call: Call, prompt_name: str | None) -> Answer:
+        body = _read(call.body)
+        target = self._service.target(call.wanted, call.head.path)
+        made = await self._service.embed(
+            EmbeddingRequest(
+                target=target,
+                inputs=_inputs(body.input),
+                prompt_name=prompt_name or _prompt_name(body),
+                dimensions=body.dimensions,
+                max_tokens=MAX_TOKENS,
+                priority=call.priority,
+            )
+        )
+        return _answer(target, made, is_base64=body.encoding_format == "base64")
+
+
+def _read(content: bytes) -> EmbeddingsBody:
+    try:
+        return _decode(content)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise RequestRefused("bad_request", f"the body cannot be read: {error}") from error
+
+
+def _inputs(given: str | list[str | int | list[int]]) -> tuple[Content, ...]:
+    """Return the inputs: texts, or lists of token ids; a list of numbers is one input."""
+    if isinstance(given, str):
+        inputs: tuple[Content, ...] = (given,)
+    elif given and all(isinstance(each, int) for each in given):
+        inputs = (tuple(each for each in given if isinstance(each, int)),)
+    else:
+        inputs = tuple(_input(each, index) for index, each in enumerate(given))
+    if not inputs:
+        raise RequestRefused("bad_request", "`input` is empty; give at least one text")
+    if len(inputs) > MAX_INPUTS:
+        raise RequestRefused(
+            "bad_request",
+            f"`input` has {len(inputs)} entries, and may have {MAX_INPUTS}; send several requests",
+        )
+    empty = next((index for index, each in enumerate(inputs) if not each), None)
+    if empty is not None:
+        raise RequestRefused("bad_request", f"`input[{empty}]` is empty", {"index": empty})
+    return inputs
+
+
+def _input(given: str | int | list[int], index: int) -> Content:
+    if isinstance(given, int):
+        raise RequestRefused(
+            "bad_request",
+            f"`input[{index}]` is a number among texts; token ids of one input are a list",
+            {"index": index},
+        )
+    return given if isinstance(given, str) else tuple(given)
+
+
+def _prompt_name(body: EmbeddingsBody) -> str | None:
+    if body.prompt_name is not None or body.input_type is None:
+        return body.prompt_name
+    name = PROMPT_BY_INPUT_TYPE.get(body.input_type)
+    if name is None:
+        raise RequestRefused(
+            "bad_request", f"`input_type` must be one of {', '.join(PROMPT_BY_INPUT_TYPE)}"
+        )
+    return name
+
+
+def _answer(target: Target, made: Embeddings, *, is_base64: bool) -> Answer:
+    tokens = sum(made.tokens)
+    content = {
+        "object": "list",
+        "data": [
+            {"object": "embedding", "index": index, "embedding": _written(vector, is_base64)}
+            for index, vector in enumerate(made.vectors)
+        ],
+        "model": target.model,
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }
+    return embedding_answer(content, made)
+
+
+def _written(vector: bytes, is_base64: bool) -> Any:
+    return to_base64(vector) if is_base64 else unpack(vector)
