@@ -92,7 +92,7 @@ async def test_embeddings_equal_those_of_the_child(
     await controller.switch_to("minilm")
     body = {"input": TEXTS, "encoding_format": encoding_format}
 
-    relayed = await ask(controller, "POST", "/v1/embeddings", body)
+    relayed = await ask(controller, "POST", "/upstream/minilm/v1/embeddings", body)
 
     assert relayed[0] == 200
     assert relayed == await ask_child(controller, "POST", "/v1/embeddings", body)
@@ -132,7 +132,7 @@ async def test_text_that_is_too_long_gets_the_childs_500(
     await controller.switch_to("minilm")
     body = {"input": "word " * 3000}
 
-    relayed = await ask(controller, "POST", "/v1/embeddings", body)
+    relayed = await ask(controller, "POST", "/upstream/minilm/v1/embeddings", body)
 
     assert relayed == await ask_child(controller, "POST", "/v1/embeddings", body)
     assert relayed[0] in {400, 500}

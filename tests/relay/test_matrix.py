@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from supervisor.gateway.form_routes import FORM_ROUTES
 from tests.relay.cases import CHAT_MODEL, Case, cases
 from tests.relay.conftest import Running, serving
 from tests.relay.wire import Answer, Connect, Connection, Incomplete, until
@@ -29,7 +30,7 @@ VOLATILE = re.compile(
 )
 COUNTERS = re.compile(rb"(?m)^(llamacpp:\S+) .*$")
 
-RESERVED = {"/health", "/v1/models", "/models"}
+RESERVED = {"/health", "/v1/models", "/models"} | {form.path for form in FORM_ROUTES}
 """Targets that are the controller's own, unless they stand behind /upstream."""
 
 
@@ -54,12 +55,6 @@ DIFFERENCES: tuple[Difference, ...] = (
         ways=frozenset({"plain"}),
         fields=frozenset({"headers", "body"}),
         reason="a body that names an unknown model gets our 404, which names the known ones",
-    ),
-    Difference(
-        cases="embeddings of a chat model",
-        ways=frozenset({"plain"}),
-        fields=frozenset({"status", "reason", "headers", "body"}),
-        reason="a request that names no model means the default of its route, which is not live",
     ),
     *(
         Difference(

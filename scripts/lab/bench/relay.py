@@ -181,11 +181,11 @@ def _tokenize_load(prefix: str) -> LeanLoad:
     return LeanLoad(requests=[post(path, each) for each in content], mark=b'"tokens":[')
 
 
-def _embedding_load(_: str) -> LeanLoad:
+def _embedding_load(prefix: str) -> LeanLoad:
     """Build the load: one short English text (3 to 40 words) per request."""
     texts = short_texts(512, min_words=3, max_words=40)
     content = [{"model": EMBEDDING_MODEL, "input": text} for text in texts]
-    requests = [post("/v1/embeddings", each) for each in content]
+    requests = [post(f"{prefix}/v1/embeddings", each) for each in content]
     return LeanLoad(requests=requests, mark=b'"embedding":[')
 
 
