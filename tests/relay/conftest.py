@@ -82,10 +82,12 @@ def serving(
     engine: str = "llama-server",
     server: Mapping[str, Any],
     engines: Mapping[str, Any] | None = None,
+    files: Mapping[str, Any] | None = None,
 ) -> Iterator[Running]:
     """Run a controller on the shipped profiles, with no model loaded.
 
-    `engine`: what auto means. `server` and `engines` are sections of supervisor.yaml.
+    `engine`: what auto means. `server` and `engines` are sections of supervisor.yaml, `files` other
+    YAML files by name.
     """
     root = Path(__file__).parents[2]
     settings = {
@@ -94,7 +96,9 @@ def serving(
         "devices": {"host": {"exclusive": True}},
         "scheduler": {"auto_switch": False},  # the server that is compared with stays
     }
-    write_configuration(folder, root / "profiles", None, {"supervisor.yaml": settings})
+    write_configuration(
+        folder, root / "profiles", None, {"supervisor.yaml": settings, **(files or {})}
+    )
     log_path = folder / "serve.log"
     with tempfile.TemporaryDirectory(prefix="relay-") as data, log_path.open("wb") as log:
         folders = {"--profiles": str(folder), "--models": str(root / "models"), "--data": data}
