@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from itertools import count
 
 import structlog
+from msgspec import Struct
 
 from supervisor.arbiter.performer import BackendLauncher, MemorySource, Performer
 from supervisor.core.machine.commands import (
@@ -46,8 +47,6 @@ from supervisor.observability.impairments import Impairments
 
 log = structlog.get_logger()
 
-_OF_REQUESTS = (RequestArrived, RequestEnded)
-
 Observer = Callable[[Event, Snapshot, Snapshot, tuple[Command, ...]], None]
 """Called after each event with the snapshot before and after; decides nothing.
 
@@ -59,22 +58,17 @@ SwitchTicket = tuple[str, asyncio.Future[SwitchReport]]
 """A switch's id, and its report to come."""
 
 
-class Lease:
+class Lease(Struct, frozen=True, eq=False):
     """Leave to use a backend until `end()`, which whoever got the lease must call."""
 
-    __slots__ = ("_end", "_request_id", "backend", "waited_s")
-
-    def __init__(
-        self, request_id: str, backend: Backend, waited_s: float, end: Callable[[str], None]
-    ) -> None:
-        self._request_id = request_id
-        self._end = end
-        self.backend = backend
-        self.waited_s = waited_s
+    request_id: str
+    backend: Backend
+    waited_s: float
+    give_back: Callable[[str], None]
 
     def end(self) -> None:
         """Give the lease back. A second time changes nothing."""
-        self._end(self._request_id)
+        self.give_back(self.request_id)
 
 
 class Arbiter:
@@ -262,12 +256,15 @@ class Arbiter:
         except InvalidTransition as error:
             history = "\n".join(repr(past) for past in self._recent)
             raise InvalidTransition(f"{error}; the last events were:\n{history}") from error
-        if isinstance(event, _OF_REQUESTS):
-            stops_nothing = not commands or isinstance(event, RequestArrived)
-            if stops_nothing and _waits_as_before(before, self._snapshot):
-                if commands:
-                    self._perform_all(commands)
-                return self._snapshot.scheduling.wake_at != before.scheduling.wake_at
+        after, has_arrived = self._snapshot, isinstance(event, RequestArrived)
+        if (
+            (has_arrived or (not commands and isinstance(event, RequestEnded)))
+            and after.requests.lines is before.requests.lines  # nobody waits who did not,
+            and after.switch is before.switch  # nor for something else
+        ):
+            if commands:
+                self._perform_all(commands)
+            return after.scheduling.wake_at != before.scheduling.wake_at
         self._check_invariants(event)
         for observe in self._observers:
             try:
@@ -345,11 +342,6 @@ class Arbiter:
     def _wake(self) -> None:
         self._wakeup_at = None
         self.post(TimePassed(at=self._clock()))
-
-
-def _waits_as_before(before: Snapshot, after: Snapshot) -> bool:
-    """Whether nobody waits who did not, or for something else."""
-    return after.requests.lines is before.requests.lines and after.switch is before.switch
 
 
 def as_error(refusal: Refusal) -> RequestRefused:

@@ -111,7 +111,7 @@ def take_sample(draft: Draft) -> None:
     switch = draft.set_switch("gate", next_sample_at=None)
     question = switch.gate.question
     if question is not None:
-        draft.order(SampleMemory(switch_id=switch.switch_id, device=question.device))
+        draft.commands.append(SampleMemory(switch_id=switch.switch_id, device=question.device))
 
 
 def weigh_sample(draft: Draft, sample: MemorySample | None, unreadable: str) -> GateDecision | None:

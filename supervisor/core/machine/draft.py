@@ -6,6 +6,7 @@ It lives for one event only: seen from outside, `step()` is a pure function.
 from typing import Any
 
 from immutables import Map
+from msgspec import Struct, field
 from msgspec.structs import replace
 
 from supervisor.core.machine.commands import Command
@@ -25,21 +26,16 @@ BACKEND_TRANSITIONS: dict[BackendState, frozenset[BackendState]] = {
 """From each state the states that may follow; every state may also end in the process's exit."""
 
 
-class Draft:
-    """A snapshot under edit, the commands ordered so far, and the phases that were left."""
+class Draft(Struct, eq=False):
+    """A snapshot under edit at a time, the commands for the performer, and the phases left so far.
 
-    __slots__ = ("at", "commands", "moves", "snapshot")
+    `moves`: each phase that was left, and the one that followed; `phases` says which may.
+    """
 
-    def __init__(self, snapshot: Snapshot, at: float) -> None:
-        self.snapshot = snapshot
-        self.at = at
-        self.commands: list[Command] = []
-        self.moves: list[tuple[Phase, Phase]] = []
-        """Each phase that was left, and the one that followed; `phases` says which may."""
-
-    def order(self, command: Command) -> None:
-        """Add a command to what the performer will do."""
-        self.commands.append(command)
+    snapshot: Snapshot
+    at: float
+    commands: list[Command] = field(default_factory=list)
+    moves: list[tuple[Phase, Phase]] = field(default_factory=list)
 
     def set(self, **changes: Any) -> None:
         """Replace fields of the snapshot."""
@@ -83,7 +79,7 @@ class Draft:
         """Replace the backend of the same epoch, or add one, whose epoch is the highest so far."""
         epoch, backends = backend.epoch, self.snapshot.backends
         if backends and epoch <= backends[-1].epoch:
-            self.set(backends=with_backend(backends, backend))
+            self.set(backends=tuple(backend if b.epoch == epoch else b for b in backends))
         else:
             self.set(backends=(*backends, backend))
 
@@ -112,13 +108,6 @@ class Draft:
             batch=_without_holder(requests.batch, epoch),
         )
         self.set(backends=without(self.snapshot.backends, epoch))
-
-
-def with_backend(backends: tuple[Backend, ...], backend: Backend) -> tuple[Backend, ...]:
-    """Put a backend in the place of the one that has its epoch."""
-    if len(backends) == 1:  # as for nearly every request
-        return (backend,)
-    return tuple([backend if b.epoch == backend.epoch else b for b in backends])
 
 
 def _without_holder(leases: Map[str, int], epoch: int) -> Map[str, int]:

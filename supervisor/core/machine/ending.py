@@ -41,7 +41,7 @@ def end_switch(
         if down is not None:
             note_failed_recovery(draft, down.target, refusal.message)
     draft.set(switch=None, last_failure=refusal, switch_durations_s=durations)
-    draft.order(FinishSwitch(report=report))
+    draft.commands.append(FinishSwitch(report=report))
     failed_model = switch.target.model if switch.target else None
     _note_for_scheduling(draft, switch, report)
     settle_waiters(draft, refusal, failed_model)
@@ -78,7 +78,7 @@ def hold(draft: Draft, target: Target | None) -> None:
 def stop_warming(draft: Draft, switch: Switch) -> None:
     """Read the target's file no further."""
     if any(phase is Phase.WARMING for phase, _ in switch.phase_seconds):
-        draft.order(StopWarming(switch_id=switch.switch_id))
+        draft.commands.append(StopWarming(switch_id=switch.switch_id))
 
 
 def _forget_replaced(draft: Draft, target: Target) -> None:

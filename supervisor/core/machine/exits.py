@@ -78,7 +78,7 @@ def note_exit(draft: Draft, backend: Backend, event: BackendExited) -> None:
 def complete_shutdown(draft: Draft) -> None:
     """Report the shutdown as complete once every backend is gone."""
     if not draft.snapshot.backends:
-        draft.order(CompleteShutdown())
+        draft.commands.append(CompleteShutdown())
 
 
 def _fail_the_start(draft: Draft, gone: Exit) -> None:

@@ -132,7 +132,7 @@ def stop_backend(
 ) -> None:
     """Order the stop of a backend."""
     draft.move_backend(backend, BackendState.STOPPING)
-    draft.order(
+    draft.commands.append(
         ReleaseMemory(
             epoch=backend.epoch,
             how=Stop(

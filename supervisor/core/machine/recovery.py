@@ -102,13 +102,13 @@ def reset_breakers(draft: Draft) -> Recovery:
     )
     draft.set(recoveries=(first, *others), recent_deaths=draft.snapshot.recent_deaths.__class__())
     for other in others:
-        draft.order(ScheduleRetry(model=other.target.model, attempt=other.attempt))
+        draft.commands.append(ScheduleRetry(model=other.target.model, attempt=other.attempt))
     return first
 
 
 def postpone(draft: Draft, recovery: Recovery) -> None:
     """Another switch runs: try again after the same pause."""
-    draft.order(ScheduleRetry(model=recovery.target.model, attempt=recovery.attempt))
+    draft.commands.append(ScheduleRetry(model=recovery.target.model, attempt=recovery.attempt))
 
 
 def forget_recovery(draft: Draft, model: str) -> None:
@@ -125,4 +125,4 @@ def _put(draft: Draft, recovery: Recovery) -> None:
     """Note it, and see to its next attempt."""
     _note(draft, recovery)
     if not recovery.is_open:
-        draft.order(ScheduleRetry(model=recovery.target.model, attempt=recovery.attempt))
+        draft.commands.append(ScheduleRetry(model=recovery.target.model, attempt=recovery.attempt))

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from supervisor.core.machine.commands import GrantLease, RefuseRequest
-from supervisor.core.machine.draft import Draft, with_backend
+from supervisor.core.machine.draft import Draft
 from supervisor.core.machine.events import RequestArrived, SwitchRequested
 from supervisor.core.machine.learning import note_arrival, note_return
-from supervisor.core.machine.queues import Kind, LineKey, join, leave_line
+from supervisor.core.machine.queues import Kind, LineKey, Requests, join, leave_line
 from supervisor.core.machine.refusals import (
     SHUTTING_DOWN,
     not_live,
@@ -31,13 +31,14 @@ def admit(draft: Draft, request: RequestArrived) -> None:
 
     One that may not wait and gets no lease leaves everything as it is.
     """
-    snapshot = draft.snapshot
-    backend = backend_for(snapshot, request.model)
-    if backend is not None and not snapshot.is_closing and _has_room(snapshot, backend, request):
+    snapshot, target = draft.snapshot, request.target
+    backend = backend_for(snapshot, None if target is None else target.model)
+    is_closing = snapshot.close_deadline is not None
+    if backend is not None and not is_closing and _has_room(snapshot, backend, request):
         _grant(draft, request, backend)
     elif not request.may_wait:
         return
-    elif snapshot.is_closing:
+    elif is_closing:
         refuse(draft, request.request_id, SHUTTING_DOWN)
     elif backend is not None:
         _hold(draft, request, Kind(request.priority))
@@ -95,21 +96,29 @@ def _has_room(snapshot: Snapshot, backend: Backend, request: RequestArrived) -> 
 
 
 def _grant(draft: Draft, request: RequestArrived, backend: Backend) -> None:
-    """Lease the backend to the request: on the way of every request, and so without detours."""
-    snapshot, epoch, request_id = draft.snapshot, backend.epoch, request.request_id
-    requests = snapshot.requests
+    """Lease the backend to the request; one that may not wait reads it in the snapshot."""
+    epoch, request_id, requests = backend.epoch, request.request_id, draft.snapshot.requests
     if requests.lines:
-        draft.set(scheduling=note_return(snapshot, backend, draft.at))
-    leases = requests.leases.set(request_id, epoch)
-    if request.priority is Priority.BATCH:
-        requests = replace(requests, leases=leases, batch=requests.batch.set(request_id, epoch))
-        interactive = 0
+        draft.set(scheduling=note_return(draft.snapshot, backend, draft.at))
+    is_batch = request.priority is Priority.BATCH
+    requests = replace(
+        requests,
+        leases=requests.leases.set(request_id, epoch),
+        batch=requests.batch.set(request_id, epoch) if is_batch else requests.batch,
+    )
+    _exchange(draft, with_leases(backend, draft.at, 1, 0 if is_batch else 1), requests)
+    if request.may_wait:
+        draft.commands.append(GrantLease(request_id=request_id, epoch=epoch))
+
+
+def _exchange(draft: Draft, backend: Backend, requests: Requests) -> None:
+    """Put in what one lease changes: on the way of every request, and so without detours."""
+    backends = draft.snapshot.backends
+    if len(backends) == 1:
+        backends = (backend,)
     else:
-        requests = replace(requests, leases=leases)
-        interactive = 1
-    leased = with_leases(backend, draft.at, 1, interactive)
-    draft.set(backends=with_backend(snapshot.backends, leased), requests=requests)
-    draft.order(GrantLease(request_id=request_id, epoch=epoch))
+        backends = tuple([backend if b.epoch == backend.epoch else b for b in backends])
+    draft.snapshot = replace(draft.snapshot, backends=backends, requests=requests)
 
 
 def with_leases(backend: Backend, at: float, granted: int, interactive: int) -> Backend:
@@ -145,12 +154,12 @@ def grant_all(draft: Draft, granted: Sequence[tuple[Waiter, Backend]]) -> None:
     }
     draft.set_requests(leases=requests.leases.update(leases), batch=requests.batch.update(batch))
     for request_id, epoch in leases.items():
-        draft.order(GrantLease(request_id=request_id, epoch=epoch))
+        draft.commands.append(GrantLease(request_id=request_id, epoch=epoch))
 
 
 def refuse(draft: Draft, request_id: str, refusal: Refusal) -> None:
     """Answer the request with an error."""
-    draft.order(RefuseRequest(request_id=request_id, refusal=refusal))
+    draft.commands.append(RefuseRequest(request_id=request_id, refusal=refusal))
 
 
 def end_request(draft: Draft, request_id: str) -> Backend | None:
@@ -158,25 +167,25 @@ def end_request(draft: Draft, request_id: str) -> Backend | None:
 
     An unknown request is not a fault: its backend may have died under it.
     """
-    snapshot = draft.snapshot
-    requests = snapshot.requests
+    requests = draft.snapshot.requests
     epoch = requests.leases.get(request_id)
     if epoch is None:
         if request_id in requests.places:
             draft.set(requests=leave_line(requests, request_id))
         return None
-    backend = snapshot.backend(epoch)
-    if backend is None:
-        return None
-    leases = requests.leases.delete(request_id)
-    if requests.batch and request_id in requests.batch:
-        requests = replace(requests, leases=leases, batch=requests.batch.delete(request_id))
-        interactive = 0
+    for backend in draft.snapshot.backends:
+        if backend.epoch == epoch:
+            break
     else:
-        requests = replace(requests, leases=leases)
-        interactive = 1
-    freed = _without_lease(backend, draft.at, interactive)
-    draft.set(backends=with_backend(snapshot.backends, freed), requests=requests)
+        return None
+    is_batch = bool(requests.batch) and request_id in requests.batch
+    requests = replace(
+        requests,
+        leases=requests.leases.delete(request_id),
+        batch=requests.batch.delete(request_id) if is_batch else requests.batch,
+    )
+    freed = _without_lease(backend, draft.at, 0 if is_batch else 1)
+    _exchange(draft, freed, requests)
     return freed
 
 

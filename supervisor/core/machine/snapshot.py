@@ -64,11 +64,6 @@ class Scheduling(Struct, frozen=True, kw_only=True):
     decision: Decision | None = None
     wake_at: float | None = None
 
-    @property
-    def is_up(self) -> bool:
-        """Whether there is something to be done though nobody waits."""
-        return self.pending is not None or self.wake_at is not None
-
     def need_of(self, target: Target) -> Footprint | None:
         """Return what a target was found to need, where it was looked at before."""
         return self.needs.get(target.identity)

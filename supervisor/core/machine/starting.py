@@ -38,7 +38,7 @@ def start_placed(draft: Draft, phase: Phase) -> None:
             baselines=baselines,
         )
     )
-    draft.order(StartBackend(epoch=epoch, target=placement.target))
+    draft.commands.append(StartBackend(epoch=epoch, target=placement.target))
 
 
 def note_live(draft: Draft, epoch: int) -> None:

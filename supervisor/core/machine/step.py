@@ -61,7 +61,9 @@ def step(snapshot: Snapshot, event: Event) -> tuple[Snapshot, tuple[Command, ...
     """Return the next snapshot and the commands that the event calls for."""
     draft = Draft(snapshot, event.at)
     _REACTIONS[type(event)](draft, event)
-    if draft.snapshot.requests.lines or draft.snapshot.scheduling.is_up:
+    scheduling = draft.snapshot.scheduling
+    is_due = scheduling.pending is not None or scheduling.wake_at is not None
+    if draft.snapshot.requests.lines or is_due:  # is_due: something is to be done for nobody's sake
         scheduler.go_on(draft)
     if draft.moves:
         check_moves(draft)
@@ -196,7 +198,7 @@ def _on_shutdown_requested(draft: Draft, event: ShutdownRequested) -> None:
 def _abandon_switch(draft: Draft) -> None:
     report = report_of(draft.running_switch(), draft.at, refusal=SHUTTING_DOWN)
     draft.set(switch=None)
-    draft.order(FinishSwitch(report=report))
+    draft.commands.append(FinishSwitch(report=report))
 
 
 def _stop_closing(draft: Draft) -> None:

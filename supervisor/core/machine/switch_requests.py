@@ -30,9 +30,9 @@ def request_switch(draft: Draft, event: SwitchRequested) -> None:
     elif running is None:
         begin_switch(draft, event)
     elif _wants_same(running.target, event):
-        draft.order(JoinSwitch(switch_id=event.switch_id, running_id=running.switch_id))
+        draft.commands.append(JoinSwitch(switch_id=event.switch_id, running_id=running.switch_id))
     elif isinstance(pending, SwitchRequested) and _wants_same(pending.target, event):
-        draft.order(JoinSwitch(switch_id=event.switch_id, running_id=pending.switch_id))
+        draft.commands.append(JoinSwitch(switch_id=event.switch_id, running_id=pending.switch_id))
     else:
         _wait_for(draft, running, event, is_by_hand=event.requested_by not in AUTOMATIC)
 
@@ -48,7 +48,7 @@ def request_restart(draft: Draft, event: RestartRequested) -> None:
     elif running is None:
         begin_recovery(draft, event.switch_id, reset_breakers(draft).target, "restart")
     elif running.order.is_recovery and not running.order.is_by_hand:
-        draft.order(JoinSwitch(switch_id=event.switch_id, running_id=running.switch_id))
+        draft.commands.append(JoinSwitch(switch_id=event.switch_id, running_id=running.switch_id))
     else:
         _wait_for(draft, running, event, is_by_hand=True)
 
@@ -92,7 +92,7 @@ def _wait_for(
 
 
 def _refuse(draft: Draft, event: SwitchRequested | RestartRequested, refusal: Refusal) -> None:
-    draft.order(RefuseSwitch(switch_id=event.switch_id, refusal=refusal))
+    draft.commands.append(RefuseSwitch(switch_id=event.switch_id, refusal=refusal))
 
 
 def begin_switch(draft: Draft, event: SwitchRequested, *, is_recovery: bool = False) -> None:
@@ -115,7 +115,7 @@ def begin_switch(draft: Draft, event: SwitchRequested, *, is_recovery: bool = Fa
             hold(draft, event.target)
         report = report_of(switch, draft.at, refusal=None)
         same = backend_for(draft.snapshot, report.model) if report.model else None
-        draft.order(
+        draft.commands.append(
             FinishSwitch(
                 report=replace(
                     report, outcome=Outcome.UNCHANGED, epoch=same.epoch if same else None
@@ -128,7 +128,7 @@ def begin_switch(draft: Draft, event: SwitchRequested, *, is_recovery: bool = Fa
         leave(draft, draft.snapshot.backends)
     else:
         expect_use_of_the_dead(draft, _baselines_of_the_dead(draft, event.target, is_recovery))
-        draft.order(CheckTarget(switch_id=event.switch_id, target=event.target))
+        draft.commands.append(CheckTarget(switch_id=event.switch_id, target=event.target))
 
 
 def _baselines_of_the_dead(draft: Draft, target: Target, is_recovery: bool) -> tuple[Baseline, ...]:

@@ -106,7 +106,7 @@ def accept_target(draft: Draft, event: TargetAccepted) -> None:
         end_switch(draft, refusal=_place_is_taken(target.model, others))
     elif draft.snapshot.rules.warms:
         draft.enter_phase(Phase.WARMING)
-        draft.order(WarmFile(switch_id=switch.switch_id, target=target))
+        draft.commands.append(WarmFile(switch_id=switch.switch_id, target=target))
     else:
         begin_leaving(draft)
 
@@ -125,7 +125,7 @@ def _fall_back_or_end(draft: Draft, target: Target, refusal: Refusal) -> None:
         note_live(draft, same.epoch)
         end_switch(draft, outcome=Outcome.UNCHANGED)
     else:
-        draft.order(CheckTarget(switch_id=switch.switch_id, target=fallback))
+        draft.commands.append(CheckTarget(switch_id=switch.switch_id, target=fallback))
 
 
 def _others_in_place(plan: Plan) -> tuple[Backend, ...]:
