@@ -2,7 +2,7 @@
 
     python scripts/make_demo_models.py [--models DIR] [--only NAME ...] [--wheel-dir DIR]
 
-A model that is already there is left alone; delete its file to have it made again.
+A file that is already there is left alone; delete it to have it made again.
 """
 
 import argparse
@@ -13,9 +13,11 @@ from pathlib import Path
 
 from demo_models.bench_chat import write_bench_chat
 from demo_models.demo_chat import write_demo_chat
-from demo_models.minilm import write_minilm
+from demo_models.minilm import write_minilm, write_tokenizer
 
 from supervisor.errors import ModelFileError
+
+Write = Callable[[Path], None]
 
 MODELS_DIR = Path(__file__).parents[1] / "models"
 
@@ -27,7 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         asked.models.mkdir(parents=True, exist_ok=True)
         for name in asked.only or recipes:
-            _make(asked.models / f"{name}.gguf", recipes[name])
+            for file_name, write in recipes[name].items():
+                _make(asked.models / file_name, write)
     except ModelFileError as exc:
         print(f"make_demo_models: {exc}", file=sys.stderr)
         return 1
@@ -41,15 +44,19 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _recipes(wheel_dir: Path | None) -> Mapping[str, Callable[[Path], None]]:
+def _recipes(wheel_dir: Path | None) -> Mapping[str, Mapping[str, Write]]:
+    """Return what writes each file of each model."""
     return {
-        "demo-chat": write_demo_chat,
-        "bench-chat": write_bench_chat,
-        "minilm": lambda path: write_minilm(path, wheel_dir),
+        "demo-chat": {"demo-chat.gguf": write_demo_chat},
+        "bench-chat": {"bench-chat.gguf": write_bench_chat},
+        "minilm": {
+            "minilm.gguf": lambda path: write_minilm(path, wheel_dir),
+            "minilm.tokenizer.json": lambda path: write_tokenizer(path, wheel_dir),
+        },
     }
 
 
-def _make(path: Path, write: Callable[[Path], None]) -> None:
+def _make(path: Path, write: Write) -> None:
     if path.exists():
         print(f"{path}: already there")
         return

@@ -9,11 +9,11 @@ from gguf import GGUFWriter
 
 
 @contextmanager
-def new_gguf(path: Path, architecture: str) -> Iterator[GGUFWriter]:
-    """Yield a writer; on leaving, write what it holds and give the file its name `path`.
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield where to write a file, which gets its name `path` on leaving.
 
-    The file grows in a hidden folder beside `path`, on the same file system, so that the last
-    step is a rename: whoever sees `path` sees a whole model, also when two runs race.
+    It grows in a hidden folder beside `path`, on the same file system, so that the last step is a
+    rename: whoever sees `path` sees a whole file, also when two runs race.
 
     Raises:
         OSError: the folder cannot be written or is full; `path` is untouched.
@@ -21,6 +21,14 @@ def new_gguf(path: Path, architecture: str) -> Iterator[GGUFWriter]:
     """
     with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         unfinished = Path(folder, path.name)
+        yield unfinished
+        unfinished.replace(path)
+
+
+@contextmanager
+def new_gguf(path: Path, architecture: str) -> Iterator[GGUFWriter]:
+    """Yield a writer; on leaving, write what it holds to `path`. Raises as `whole_file`."""
+    with whole_file(path) as unfinished:
         writer = GGUFWriter(unfinished, architecture)
         yield writer
         try:
@@ -29,4 +37,3 @@ def new_gguf(path: Path, architecture: str) -> Iterator[GGUFWriter]:
             writer.write_tensors_to_file()
         finally:
             writer.close()
-        unfinished.replace(path)

