@@ -97,6 +97,30 @@ class ProfileMemory(Settings):
         )
 
 
+class Batching(Settings):
+    """How the embedding service puts the inputs of callers together for this server."""
+
+    max_concurrent: int = Field(
+        default=4, ge=1, le=64, description="Batches that the server is sent at once."
+    )
+    max_batch_size: int = Field(
+        default=32, ge=1, le=2048, description="Inputs that are sent in one batch."
+    )
+    max_batch_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="Tokens of all inputs of a batch, unless it is a single one; default: "
+        "`ubatch_size`.",
+    )
+    batch_wait_ms: float = Field(
+        default=0,
+        ge=0,
+        le=60_000,
+        description="Milliseconds that a batch which is not full waits for more, from its first "
+        "input on. 0: it is sent as soon as fewer than `max_concurrent` are at the server.",
+    )
+
+
 class Profile(Settings):
     """How to start a server for one mode. Names follow llama.cpp's."""
 
@@ -234,6 +258,9 @@ class Profile(Settings):
     memory: ProfileMemory = Field(
         default_factory=ProfileMemory, description="Need, and proof of release."
     )
+    batching: Batching = Field(
+        default_factory=Batching, description="For embedding: how inputs become batches."
+    )
 
     @field_validator("tensor_split", "main_gpu")
     @classmethod
@@ -258,6 +285,13 @@ class Profile(Settings):
                 "prompt cache in host memory, idle slots move there, and only one of several "
                 "conversations would be saved"
             )
+        return value
+
+    @field_validator("batching")
+    @classmethod
+    def _batch_for_embedding(cls, value: Batching, info: ValidationInfo) -> Batching:
+        if info.data.get("mode") is Mode.GENERATION:
+            raise ValueError("is for embedding: generation is not batched here; leave it out")
         return value
 
     @field_validator("command")

@@ -244,6 +244,23 @@ class QueueSettings(Settings):
     hold_timeout_s: Seconds = Field(
         default=300.0, gt=0, description="Seconds that a request may wait; beyond: 503."
     )
+    max_embedding_inputs: int = Field(
+        default=100_000,
+        ge=1,
+        description="Inputs of the embedding service that may wait, of all models together, beside "
+        "those that are being computed; beyond: 429.",
+    )
+    max_embedding_tokens: int = Field(
+        default=10_000_000,
+        ge=1,
+        description="Tokens of these inputs; each takes up to 40 bytes of memory. Beyond: 429.",
+    )
+    p95_target_ms: float | None = Field(
+        default=None,
+        gt=0,
+        description="Milliseconds that an interactive embedding may wait for others: one that "
+        "would wait longer, by the speed measured of late, is refused with 429. Default: no bound.",
+    )
     retry_generation: bool = Field(
         default=False,
         description="Repeat a generation whose server died before its first byte; what is safe to "

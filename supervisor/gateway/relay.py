@@ -17,7 +17,7 @@ from supervisor.config.holder import ConfigurationHolder
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.values import BackendState, Target
 from supervisor.engine.servers.answer import ServerAnswer
-from supervisor.engine.servers.backend import Backend
+from supervisor.engine.servers.backend import MAX_REPEATS, Backend
 from supervisor.engine.servers.framing import Request
 from supervisor.engine.targets import Targets
 from supervisor.errors import BackendUnreachable, RequestRefused
@@ -28,9 +28,6 @@ from supervisor.gateway.record import EVENT_STREAM, RequestRecord, media_type
 from supervisor.gateway.reply import Reply, ReplyState
 
 log = structlog.get_logger()
-
-MAX_REPEATS = 3
-"""Servers that one request may see die before its client gets an error."""
 
 COLLECT_UP_TO_BYTES = 1024 * 1024
 """Answers up to this length are read whole before they are sent: a backend that dies in the middle

@@ -1,23 +1,27 @@
-"""Has pieces embedded by their model's server."""
+"""Has pieces embedded by their model's server, those of many callers together."""
 
+import asyncio
+import contextlib
+import math
 import time
-from collections.abc import Sequence
-
-import msgspec
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 from supervisor.arbiter.arbiter import Arbiter
+from supervisor.config.configuration import Configuration
 from supervisor.config.holder import ConfigurationHolder
 from supervisor.core.machine.values import Target
 from supervisor.core.scheduling.values import Priority
+from supervisor.embedding.batching.batches import Caller
+from supervisor.embedding.batching.queue import BatchLimits
+from supervisor.embedding.batching.workers import Workers, WorkRules
 from supervisor.embedding.values import ComputedPieces, Piece
-from supervisor.embedding.vectors import from_base64
-from supervisor.engine.servers.framing import Request
 from supervisor.engine.targets import Targets
 from supervisor.errors import RequestRefused
 
 
 class Batcher:
-    """Sends pieces to servers."""
+    """Computes pieces in batches, within the bounds of the queue. Use it on one event loop only."""
 
     def __init__(
         self, *, arbiter: Arbiter, configuration: ConfigurationHolder, targets: Targets
@@ -25,32 +29,114 @@ class Batcher:
         self._arbiter = arbiter
         self._configuration = configuration
         self._targets = targets
+        self._workers: dict[str, Workers] = {}
+        configuration.on_apply(self._apply)
+
+    @property
+    def workers(self) -> Mapping[str, Workers]:
+        """Those that work, or have worked, by their model."""
+        return self._workers
 
     async def compute(
         self, target: Target, pieces: Sequence[Piece], *, normalize: bool, priority: Priority
     ) -> ComputedPieces:
-        """Return the pieces' vectors, in their order. Raises RequestRefused."""
-        came_at = time.monotonic()
-        self._targets.require_device(target)
-        may_switch = self._configuration.current.settings.scheduler.auto_switch
-        body = msgspec.json.encode(
-            {
-                "input": [piece.content for piece in pieces],
-                "encoding_format": "base64",
-                "embd_normalize": 2 if normalize else -1,
-            }
+        """Return the pieces' vectors, in their order.
+
+        Waits for the model's turn, and for others. Cancel it to leave: what nobody else waits for
+        is cut. Raises RequestRefused: `embedding_queue_full`; `input_too_long` or
+        `embedding_failed`, with the `index` of the guilty piece; what a lease is refused with.
+        """
+        workers = self._workers_of(target)
+        self._admit(workers, pieces, priority)
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        caller = Caller(
+            pieces,
+            normalize=normalize,
+            priority=priority,
+            came_at=time.monotonic(),
+            on_end=partial(_wake, ended),
         )
-        headers = ((b"Content-Type", b"application/json"),)
-        request = Request(method="POST", path="/v1/embeddings", headers=headers, body=body)
-        async with self._arbiter.lease(target, may_switch=may_switch, priority=priority) as lease:
-            began_at = time.monotonic()
-            async with lease.backend.exchange(request) as answer:
-                content, status = await answer.read(), answer.status
-        if status != 200:
-            raise RequestRefused("embedding_failed", content.decode(errors="replace"))
-        data = msgspec.json.decode(content)["data"]
+        workers.add(caller)
+        try:
+            await ended
+        except asyncio.CancelledError:
+            workers.leave(caller)
+            raise
+        if caller.error is not None:
+            raise caller.error
+        sent_at = caller.sent_at or caller.came_at
         return ComputedPieces(
-            vectors=[from_base64(each["embedding"]) for each in data],
-            queue_s=began_at - came_at,
-            inference_s=time.monotonic() - began_at,
+            vectors=caller.vectors,
+            queue_s=sent_at - caller.came_at,
+            inference_s=time.monotonic() - sent_at,
         )
+
+    def _workers_of(self, target: Target) -> Workers:
+        """Return the workers of a target. Those of another revision go on until they are done."""
+        workers = self._workers.get(target.model)
+        if workers is None or not workers.target.is_same(target):
+            workers = Workers(target, self._arbiter, self._targets, self._rules_of(target))
+            self._workers[target.model] = workers
+        return workers
+
+    def _apply(self, _: Configuration) -> None:
+        """Hold what waits to other rules; but for a model that is gone, which is worked off."""
+        for workers in self._workers.values():
+            with contextlib.suppress(RequestRefused):
+                workers.rules = self._rules_of(workers.target)
+
+    def _rules_of(self, target: Target) -> WorkRules:
+        profile = self._targets.resolved(target).profile
+        batching = profile.batching
+        return WorkRules(
+            limits=BatchLimits(
+                max_size=batching.max_batch_size,
+                max_tokens=batching.max_batch_tokens or profile.ubatch_size,
+                wait_s=batching.batch_wait_ms / 1000,
+            ),
+            max_concurrent=batching.max_concurrent,
+            may_switch=self._configuration.current.settings.scheduler.auto_switch,
+        )
+
+    def _admit(self, workers: Workers, pieces: Sequence[Piece], priority: Priority) -> None:
+        """Count a caller in. Raises RequestRefused `embedding_queue_full` for one too many."""
+        bounds = self._configuration.current.settings.queue
+        waiting = [each.queue.amount() for each in self._workers.values()]
+        inputs = sum(each.inputs for each in waiting)
+        tokens = sum(each.tokens for each in waiting)
+        more_tokens = sum(piece.tokens for piece in pieces)
+        if inputs + len(pieces) > bounds.max_embedding_inputs:
+            _refuse(workers, f"{inputs} inputs wait already (queue.max_embedding_inputs)")
+        if tokens + more_tokens > bounds.max_embedding_tokens:
+            _refuse(workers, f"{tokens} tokens wait already (queue.max_embedding_tokens)")
+        if bounds.p95_target_ms is not None and priority is Priority.INTERACTIVE:
+            _require_soon(workers, bounds.p95_target_ms / 1000)
+        workers.measures.accepted += 1
+
+
+def _wake(ended: asyncio.Future[None]) -> None:
+    if not ended.done():
+        ended.set_result(None)
+
+
+def _require_soon(workers: Workers, target_s: float) -> None:
+    """Refuse an interactive caller whose wait would be longer than what is promised."""
+    ahead = workers.queue.amount(Priority.INTERACTIVE).tokens
+    expected_s = workers.measures.expected_wait_s(ahead)
+    if expected_s is not None and expected_s > target_s:
+        _refuse(
+            workers,
+            f"{ahead} tokens wait already, which take {expected_s * 1000:.0f} ms, and more than "
+            f"{target_s * 1000:g} ms is not promised (queue.p95_target_ms)",
+            math.ceil(expected_s - target_s),
+        )
+
+
+def _refuse(workers: Workers, why: str, retry_after_s: int | None = None) -> None:
+    measures = workers.measures
+    measures.refused += 1
+    if retry_after_s is None:
+        retry_after_s = measures.retry_after_s(workers.queue.amount().tokens)
+    raise RequestRefused(
+        "embedding_queue_full", f"{why}; try again later", {"retry_after_s": retry_after_s}
+    )

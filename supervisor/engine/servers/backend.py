@@ -39,6 +39,9 @@ _POLL_GROWTH = 1.1  # 250 ms after some three seconds, and sooner whenever the c
 
 _MIN_POLL_S = 0.002  # a server that prints without a pause is not asked without a pause
 
+MAX_REPEATS = 3
+"""Servers that one request may see die before whoever made it gets an error."""
+
 _DEATH_NOTICE_S = 0.5
 _SOCKET_PAUSE_S = 5.0
 _LOST_GRACE_S = 1.0

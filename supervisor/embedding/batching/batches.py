@@ -1,0 +1,96 @@
+"""Callers, whose pieces wait to be embedded, and batches of these. Pure: no clock, no I/O."""
+
+from collections.abc import Callable, Sequence
+
+from supervisor.core.scheduling.values import Priority
+from supervisor.embedding.values import Piece
+from supervisor.errors import RequestRefused
+
+
+class Caller:
+    """Pieces that are wanted together, and the vectors of those that are computed.
+
+    `on_end` is called once, when all vectors are there or `error` says why they never will be. All
+    times are in seconds of one clock.
+    """
+
+    __slots__ = (
+        "batches",
+        "came_at",
+        "error",
+        "is_over",
+        "missing",
+        "normalize",
+        "on_end",
+        "pieces",
+        "priority",
+        "sent_at",
+        "vectors",
+    )
+
+    def __init__(
+        self,
+        pieces: Sequence[Piece],
+        *,
+        normalize: bool,
+        priority: Priority,
+        came_at: float,
+        on_end: Callable[[], object],
+    ) -> None:
+        self.pieces = pieces
+        self.normalize = normalize
+        self.priority = priority
+        self.came_at = came_at
+        self.on_end = on_end
+        self.vectors: list[bytes] = [b""] * len(pieces)
+        """In the order of the pieces; empty where one is not there yet."""
+        self.missing = len(pieces)
+        self.sent_at: float | None = None
+        """When the first of the pieces was sent."""
+        self.batches: list[Batch] = []
+        """Those that are with the server, or are to be sent again."""
+        self.error: RequestRefused | None = None
+        self.is_over = False
+        """Whether nothing is to be done for it any more."""
+
+
+Item = tuple[Caller, int]
+"""A caller, and which of its pieces."""
+
+
+class Batch:
+    """Pieces of one kind that a server is sent in one request.
+
+    `died`: under how many of their servers. `present`: callers of whom it is not known that they
+    have left, or got their error already.
+    """
+
+    __slots__ = ("died", "items", "normalize", "present", "priority", "tokens")
+
+    def __init__(self, items: Sequence[Item], died: int = 0) -> None:
+        self.items = items
+        self.died = died
+        first, _ = items[0]
+        self.normalize = first.normalize
+        self.priority = first.priority
+        self.tokens = sum(caller.pieces[index].tokens for caller, index in items)
+        callers = dict.fromkeys(caller for caller, _ in items)
+        self.present = len(callers)
+        for caller in callers:
+            caller.batches.append(self)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def close(self) -> None:
+        """Forget it: it was answered, or others take its place."""
+        for caller in {caller for caller, _ in self.items}:
+            if not caller.is_over:
+                caller.batches.remove(self)
+
+    def parts(self, *, died: int) -> "list[Batch]":
+        """Return two halves in its place, of those pieces that are still wanted; fewer of less."""
+        self.close()
+        wanted = [item for item in self.items if not item[0].is_over]
+        middle = (len(wanted) + 1) // 2
+        return [Batch(half, died) for half in (wanted[:middle], wanted[middle:]) if half]

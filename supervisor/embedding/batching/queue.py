@@ -1,0 +1,241 @@
+"""What waits to be embedded by one model's server, and what is sent next. Pure: no clock, no I/O.
+
+Pieces wait in lanes, one for each kind of piece that goes into one batch: the same priority, both
+normalised or not, both short or long. A lane keeps the pieces of a caller together, so that adding
+a caller, removing it and taking a piece cost the same however many wait.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from supervisor.core.scheduling.values import Priority, SchedulingRules
+from supervisor.embedding.batching.batches import Batch, Caller, Item
+
+_RULES = SchedulingRules()
+_WEIGHTS = {
+    Priority.INTERACTIVE: _RULES.interactive_weight,
+    Priority.BATCH: _RULES.batch_weight,
+}
+
+
+class BatchLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """How large a batch may be, and how long it may wait to become so.
+
+    `wait_s`: from the arrival of its first piece until it is due though it is not full.
+    """
+
+    max_size: int
+    max_tokens: int
+    wait_s: float = 0.0
+
+    @property
+    def short_tokens(self) -> int:
+        """The most tokens that a short piece has: as many of these as a batch may have fit in it.
+
+        So a batch of short pieces is bounded by their number, one of long pieces by their tokens,
+        and no piece makes a batch larger than others of its kind do.
+        """
+        return max(1, self.max_tokens // self.max_size)
+
+
+class Amount(NamedTuple):
+    """How much work something is."""
+
+    inputs: int
+    tokens: int
+
+
+class _Run:
+    """The pieces of one caller in one lane; `following` is the place of the next one in them."""
+
+    __slots__ = ("following", "indexes", "tokens")
+
+    def __init__(self, indexes: Sequence[int], tokens: int) -> None:
+        self.indexes = indexes
+        self.following = 0
+        self.tokens = tokens
+
+    @property
+    def inputs(self) -> int:
+        return len(self.indexes) - self.following
+
+
+class _Lane:
+    """Pieces of one kind, the first come the first sent."""
+
+    __slots__ = ("inputs", "priority", "runs", "served_at", "tokens")
+
+    def __init__(self, priority: Priority) -> None:
+        self.priority = priority
+        self.runs: OrderedDict[Caller, _Run] = OrderedDict()
+        self.inputs = 0
+        self.tokens = 0
+        self.served_at = 0.0
+
+    def add(self, caller: Caller, run: _Run) -> None:
+        self.runs[caller] = run
+        self.inputs += run.inputs
+        self.tokens += run.tokens
+
+    def remove(self, caller: Caller) -> None:
+        run = self.runs.pop(caller, None)
+        if run is not None:
+            self.inputs -= run.inputs
+            self.tokens -= run.tokens
+
+    @property
+    def head(self) -> Caller:
+        return next(iter(self.runs))
+
+    def batches(self, limits: BatchLimits) -> int:
+        """Return how many batches its pieces are, at least."""
+        return max(-(-self.inputs // limits.max_size), -(-self.tokens // limits.max_tokens))
+
+    def due_at(self, limits: BatchLimits) -> float:
+        """Return when it is due, which may have passed."""
+        is_full = self.inputs >= limits.max_size or self.tokens >= limits.max_tokens
+        return 0.0 if is_full else self.head.came_at + limits.wait_s
+
+    def urgency(self, now: float) -> float:
+        """Return the wait of its head since it is the head, by the weight of its priority.
+
+        Only that, since the age of a long backlog says how long it is, not that it is neglected.
+        """
+        return _WEIGHTS[self.priority] * (now - max(self.head.came_at, self.served_at))
+
+    def take(self, limits: BatchLimits, now: float) -> list[Item]:
+        """Take as many pieces as a batch may have, in order; at least one."""
+        self.served_at = now
+        items: list[Item] = []
+        left = limits.max_tokens
+        while self.runs and len(items) < limits.max_size:
+            caller, run = next(iter(self.runs.items()))
+            index = run.indexes[run.following]
+            tokens = caller.pieces[index].tokens
+            if items and tokens > left:
+                break
+            items.append((caller, index))
+            left -= tokens
+            self._advance(caller, run, tokens)
+        return items
+
+    def _advance(self, caller: Caller, run: _Run, tokens: int) -> None:
+        run.following += 1
+        run.tokens -= tokens
+        self.inputs -= 1
+        self.tokens -= tokens
+        if not run.inputs:
+            del self.runs[caller]
+
+
+class _Kind(NamedTuple):
+    """What pieces of one batch have in common."""
+
+    priority: Priority
+    normalize: bool
+    is_long: bool
+
+
+class BatchQueue:
+    """What waits for the server of one model."""
+
+    def __init__(self) -> None:
+        self._lanes: dict[_Kind, _Lane] = {}
+        self._returned: deque[Batch] = deque()
+        """Batches that are sent as they are, before all others."""
+
+    def add(self, caller: Caller, limits: BatchLimits) -> None:
+        """Put a caller's pieces behind those that wait, the short and the long ones apart."""
+        tokens = [piece.tokens for piece in caller.pieces]
+        bound = limits.short_tokens
+        if max(tokens) <= bound or min(tokens) > bound:
+            self._join(caller, tokens[0] > bound, range(len(tokens)), sum(tokens))
+            return
+        for is_long in (False, True):
+            indexes = [i for i, each in enumerate(tokens) if (each > bound) is is_long]
+            self._join(caller, is_long, indexes, sum(tokens[i] for i in indexes))
+
+    def _join(self, caller: Caller, is_long: bool, indexes: Sequence[int], tokens: int) -> None:
+        kind = _Kind(caller.priority, caller.normalize, is_long)
+        lane = self._lanes.get(kind)
+        if lane is None:
+            lane = self._lanes[kind] = _Lane(caller.priority)
+        lane.add(caller, _Run(indexes, tokens))
+
+    def end(self, caller: Caller) -> list[Batch]:
+        """Take out what waits of a caller that is over; return the batches that nobody wants now.
+
+        Only those that were taken and not closed yet.
+        """
+        caller.is_over = True
+        for is_long in (False, True):
+            lane = self._lanes.get(_Kind(caller.priority, caller.normalize, is_long))
+            if lane is not None:
+                lane.remove(caller)
+        batches, caller.batches = caller.batches, []
+        for batch in batches:
+            batch.present -= 1
+        return [batch for batch in batches if not batch.present]
+
+    def put_back(self, batches: Sequence[Batch]) -> None:
+        """Have batches sent before all others, as they are."""
+        self._returned.extendleft(reversed(batches))
+
+    def take(self, limits: BatchLimits, now: float) -> Batch | None:
+        """Return what is to be sent now; None where nothing is due."""
+        while self._returned:
+            batch = self._returned.popleft()
+            if batch.present:
+                return batch
+        due = [lane for lane in self._waiting() if lane.due_at(limits) <= now]
+        if not due:
+            return None
+        lane = max(due, key=lambda each: (each.urgency(now), _WEIGHTS[each.priority]))
+        return Batch(lane.take(limits, now))
+
+    def due(self, limits: BatchLimits, now: float) -> int:
+        """Return how many batches are due."""
+        lanes = (lane for lane in self._waiting() if lane.due_at(limits) <= now)
+        return sum(lane.batches(limits) for lane in lanes) + len(self._still_wanted())
+
+    def due_after(self, limits: BatchLimits, now: float) -> float | None:
+        """Return when the next batch is due that is not due now; None where there is none."""
+        times = (lane.due_at(limits) for lane in self._waiting())
+        return min((due_at for due_at in times if due_at > now), default=None)
+
+    @property
+    def most_urgent(self) -> Priority | None:
+        """The priority of the most urgent of those that wait; None where nothing does."""
+        there = {lane.priority for lane in self._waiting()}
+        there.update(batch.priority for batch in self._still_wanted())
+        return next((priority for priority in Priority if priority in there), None)
+
+    def amount(self, priority: Priority | None = None) -> Amount:
+        """Return how much waits, of one priority or (None) of all."""
+        lanes = [lane for lane in self._waiting() if priority in {None, lane.priority}]
+        returned = [b for b in self._still_wanted() if priority in {None, b.priority}]
+        return Amount(
+            sum(lane.inputs for lane in lanes) + sum(len(batch) for batch in returned),
+            sum(lane.tokens for lane in lanes) + sum(batch.tokens for batch in returned),
+        )
+
+    def callers_until(self, moment: float) -> list[Caller]:
+        """Return the callers that came until then and of whom something waits."""
+        callers: dict[Caller, None] = {}
+        for lane in self._waiting():
+            for caller in lane.runs:
+                if caller.came_at > moment:
+                    break
+                callers[caller] = None
+        for batch in self._returned:
+            callers.update((c, None) for c, _ in batch.items if c.came_at <= moment)
+        return [caller for caller in callers if not caller.is_over]
+
+    def _waiting(self) -> Iterator[_Lane]:
+        return (lane for lane in self._lanes.values() if lane.runs)
+
+    def _still_wanted(self) -> list[Batch]:
+        return [batch for batch in self._returned if batch.present]
