@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from supervisor.config.command import CommandSettings
-from supervisor.config.profile import Profile, ProfileMemory
+from supervisor.config.profile import Profile, ProfileBatching, ProfileMemory
 from supervisor.config.settings import (
     Catalogue,
     DefaultModels,
@@ -43,6 +43,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("A profile", Profile),
     ("A profile: `command`", CommandSettings),
     ("A profile: `memory`", ProfileMemory),
+    ("A profile: `batching`", ProfileBatching),
     ("`supervisor.yaml`", SupervisorSettings),
     ("`supervisor.yaml`: `server`", ServerSettings),
     ("`supervisor.yaml`: an entry of `devices`", DeviceSettings),
@@ -272,6 +273,8 @@ def default_of(field: FieldInfo, hint: Any) -> str:
         return f"`{str(value).lower()}`"
     if hint == Bytes:
         return f"`{size(value)}`"
+    if isinstance(value, int) and value >= 100_000:
+        return f"`{value:_}`"
     return f"`{value:g} s`" if hint == Seconds else f"`{value}`"
 
 

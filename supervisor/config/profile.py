@@ -97,7 +97,7 @@ class ProfileMemory(Settings):
         )
 
 
-class Batching(Settings):
+class ProfileBatching(Settings):
     """How the embedding service puts the inputs of callers together for this server."""
 
     max_concurrent: int = Field(
@@ -258,8 +258,8 @@ class Profile(Settings):
     memory: ProfileMemory = Field(
         default_factory=ProfileMemory, description="Need, and proof of release."
     )
-    batching: Batching = Field(
-        default_factory=Batching, description="For embedding: how inputs become batches."
+    batching: ProfileBatching = Field(
+        default_factory=ProfileBatching, description="For embedding: how inputs become batches."
     )
 
     @field_validator("tensor_split", "main_gpu")
@@ -289,7 +289,7 @@ class Profile(Settings):
 
     @field_validator("batching")
     @classmethod
-    def _batch_for_embedding(cls, value: Batching, info: ValidationInfo) -> Batching:
+    def _batch_for_embedding(cls, value: ProfileBatching, info: ValidationInfo) -> ProfileBatching:
         if info.data.get("mode") is Mode.GENERATION:
             raise ValueError("is for embedding: generation is not batched here; leave it out")
         return value

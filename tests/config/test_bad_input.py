@@ -284,13 +284,13 @@ def test_folder_without_a_catalogue_is_refused(folder: Path) -> None:
 
 
 def test_every_problem_of_every_file_is_named_at_once(folder: Path) -> None:
-    (folder / "generation.yaml").write_text("mode: generation\nparallel: 0\nbatch: 1\n")
+    (folder / "generation.yaml").write_text("mode: generation\nparallel: 0\nbatch_sise: 1\n")
     (folder / "models.yaml").write_text("models:\n  a: {}\n  b: {path: b, type: chat}\n")
     (folder / "supervisor.yaml").write_text("server: {port: 70000}\n")
 
     assert sorted(problems(folder)) == [
         "generation.yaml:2: parallel: must be at least 1, not 0",
-        "generation.yaml:3: batch: is not a known field; did you mean 'batch_size'?",
+        "generation.yaml:3: batch_sise: is not a known field; did you mean 'batch_size'?",
         "models.yaml:2: models.a.path: is missing; write it",
         "models.yaml:3: models.b.type: must be 'generation' or 'embedding', not 'chat'",
         "supervisor.yaml:1: server.port: must be at most 65535, not 70000",

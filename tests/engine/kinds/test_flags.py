@@ -60,6 +60,7 @@ NO_FLAGS = {
     "stall_timeout_s",
     "restart_on_stall",
     "memory",
+    "batching",
     "keep_prompt_cache",  # --slot-save-path, where there is a folder
     "main_gpu",  # whose memory it takes; --main-gpu, where it sees several
 }
