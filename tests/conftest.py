@@ -19,6 +19,8 @@ from supervisor.app import Controller, Options, build
 from supervisor.config.configuration import Configuration
 from supervisor.config.load import load
 from supervisor.engine.kinds.cached_build import cached_llama_server
+from tests.models.long_reader import write_long_reader
+from tests.models.reranker import write_reranker
 
 ROOT = Path(__file__).parent.parent
 
@@ -44,6 +46,22 @@ def models_dir() -> Path:
     folder = ROOT / "models"
     assert (folder / "minilm.gguf").exists(), "no models: run scripts/make_demo_models.py"
     return folder
+
+
+@pytest.fixture(scope="session")
+def reranker(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with pooling by rank, whose scores rise with the words that two texts share."""
+    path = tmp_path_factory.mktemp("models") / "reranker.gguf"
+    write_reranker(path, vocabulary_of=models_dir / "minilm.gguf")
+    return path
+
+
+@pytest.fixture(scope="session")
+def long_reader(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An embedding model that takes inputs of 32,768 tokens where its context is 33,024."""
+    path = tmp_path_factory.mktemp("models") / "long-reader.gguf"
+    write_long_reader(path, vocabulary_of=models_dir / "bench-chat.gguf")
+    return path
 
 
 @pytest.fixture(scope="session")
