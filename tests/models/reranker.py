@@ -70,7 +70,7 @@ def _add_shape(writer: GGUFWriter) -> None:
 
 def _add_embeddings(writer: GGUFWriter, count: int, cls: int) -> None:
     random = np.random.default_rng(SEED)
-    signs = np.repeat(np.float32([1, -1]), WORD_VALUES // 2)
+    signs = np.repeat(np.array([1, -1], np.float32), WORD_VALUES // 2)
     tokens = np.zeros((count, WIDTH), np.float16)
     tokens[:, :WORD_VALUES] = random.permuted(np.tile(signs, (count, 1)), axis=1)
     tokens[cls, [CLS, CLS + 1]] = 1, -1
