@@ -1,0 +1,243 @@
+"""What callers get, whatever becomes of the server and of each other."""
+
+import asyncio
+import os
+import signal
+from typing import Any
+
+import pytest
+
+from supervisor.core.scheduling.values import Priority
+from supervisor.embedding.values import ComputedPieces
+from supervisor.errors import RequestRefused
+from tests.embedding.batching.conftest import Bench, errors_of, until
+from tests.embedding.batching.obedient_server import vector_of
+
+
+def own_vectors(*texts: str) -> list[bytes]:
+    return [vector_of(text) for text in texts]
+
+
+async def gather(*begun: "asyncio.Task[ComputedPieces]") -> list[Any]:
+    return await asyncio.gather(*begun, return_exceptions=True)
+
+
+# Batches
+
+
+async def test_what_comes_while_all_workers_are_busy_is_sent_together(bench: Bench) -> None:
+    held = await bench.hold()
+    callers = [bench.begin("one"), bench.begin("two", "three"), bench.begin("four", "five")]
+    await bench.queued(5)
+    await bench.let_go()
+    computed = await gather(held, *callers)
+    assert await bench.batches() == [["held"], ["one", "two", "three", "four"], ["five"]]
+    assert [each.vectors for each in computed] == [
+        own_vectors("held"),
+        own_vectors("one"),
+        own_vectors("two", "three"),
+        own_vectors("four", "five"),
+    ]
+    assert computed[1].queue_s > 0 < computed[1].inference_s
+
+
+async def test_vectors_are_told_by_their_index(bench: Bench) -> None:
+    texts = ("shuffled", "two", "three")
+    assert (await bench.compute(*texts)).vectors == own_vectors(*texts)
+
+
+async def test_interactive_callers_pass_batch_work(bench: Bench) -> None:
+    held = await bench.hold()
+    batch = [bench.begin(f"batch {n}", priority=Priority.BATCH) for n in range(12)]
+    await bench.queued(12)
+    urgent = bench.begin("urgent")
+    await bench.queued(13)
+    await bench.let_go()
+    assert not errors_of(await gather(held, urgent, *batch))
+    sent = await bench.batches()
+    assert sent.index(["urgent"]) <= 2
+
+
+@pytest.mark.parametrize("batching", [{"max_batch_size": 3, "batch_wait_ms": 60_000}])
+async def test_a_batch_that_may_wait_is_sent_once_it_is_full(bench: Bench) -> None:
+    waiting = bench.begin("one"), bench.begin("two")
+    await bench.queued(2)
+    last = bench.begin("three")
+    assert not errors_of(await gather(*waiting, last))
+    assert await bench.batches() == [["one", "two", "three"]]
+
+
+@pytest.mark.parametrize("batching", [{"max_batch_size": 100, "batch_wait_ms": 50}])
+async def test_a_batch_that_may_wait_is_sent_when_its_time_is_over(bench: Bench) -> None:
+    first = bench.begin("one")
+    await bench.queued(1)
+    assert not errors_of(await gather(first, bench.begin("two")))
+    assert await bench.batches() == [["one", "two"]]
+
+
+# What a server answers
+
+
+@pytest.mark.parametrize(
+    ("word", "code"),
+    [
+        ("poison", "embedding_failed"),
+        ("endless", "input_too_long"),
+        ("short", "embedding_failed"),
+        ("doubled", "embedding_failed"),
+        ("nan", "embedding_failed"),
+        ("lengthened", "embedding_failed"),
+        ("broken", "embedding_failed"),
+    ],
+)
+async def test_only_the_guilty_piece_fails(bench: Bench, word: str, code: str) -> None:
+    held = await bench.hold()
+    callers = [bench.begin("one"), bench.begin("two", f"{word} three"), bench.begin("four")]
+    await bench.queued(4)
+    await bench.let_go()
+    _, first, guilty, last = await gather(held, *callers)
+    assert first.vectors == own_vectors("one")
+    assert last.vectors == own_vectors("four")
+    assert isinstance(guilty, RequestRefused)
+    assert (guilty.code, guilty.details["index"]) == (code, 1)
+    assert (await bench.compute("five")).vectors == own_vectors("five")
+
+
+async def test_what_was_waiting_when_a_server_was_killed_is_computed_by_its_successor(
+    bench: Bench,
+) -> None:
+    held = await bench.hold()
+    callers = [bench.begin(f"text {n}") for n in range(20)]
+    await bench.queued(20)
+    os.kill(bench.backend.process.pid, signal.SIGKILL)
+    first_epoch = bench.backend.epoch
+    results = asyncio.gather(*callers)
+    await until(lambda: bench.is_live and bench.backend.epoch > first_epoch)
+    await bench.sent(1)
+    await bench.let_go()
+    assert (await held).vectors == own_vectors("held")
+    for number, computed in enumerate(await results):
+        assert computed.vectors == own_vectors(f"text {number}")
+
+
+async def test_a_piece_that_its_servers_die_of_is_given_up(bench: Bench) -> None:
+    deadly, other = bench.begin("deadly"), bench.begin("two")
+    refused, computed = await gather(deadly, other)
+    assert isinstance(refused, RequestRefused)
+    assert refused.code == "backend_unreachable"
+    assert computed.vectors == own_vectors("two")
+
+
+# Leases
+
+
+async def test_a_refused_lease_fails_those_who_waited_for_it(bench: Bench) -> None:
+    bench.configure("scheduler", auto_switch=False)
+    results = await gather(*(bench.begin(f"text {n}") for n in range(10)))
+    assert {error.code for error in results} == {"no_model_loaded"}
+    assert len({id(error) for error in results}) == 10
+
+
+async def test_those_who_have_waited_as_long_as_anybody_may_are_refused_and_no_others(
+    bench: Bench,
+) -> None:
+    chat = bench.parts.targets.target("demo-chat")
+    async with bench.parts.arbiter.lease(chat, may_switch=True):
+        bench.configure("queue", hold_timeout_s=0.5)
+        early = bench.begin("early")
+        await until(lambda: bench.parts.arbiter.snapshot.requests.waiting == 1)
+        late = bench.begin("late")
+        (refused,) = await gather(early)
+        bench.configure("queue", hold_timeout_s=300)
+    assert isinstance(refused, RequestRefused)
+    assert refused.code == "hold_timeout"
+    assert (await late).vectors == own_vectors("late")
+
+
+async def test_an_urgent_caller_asks_for_itself_where_batch_work_waits_for_the_model(
+    bench: Bench,
+) -> None:
+    target = bench.parts.targets.target("demo-chat")
+    async with bench.parts.arbiter.lease(target, may_switch=True):
+        batch = bench.begin("batch", priority=Priority.BATCH)
+        queue = bench.parts.arbiter
+        await until(lambda: queue.snapshot.requests.waiting == 1)
+        urgent = bench.begin("urgent")
+        await until(lambda: queue.snapshot.requests.waiting == 2)
+        kinds = {place.line.kind.value for place in queue.snapshot.requests.places.values()}
+        assert kinds == {"interactive", "batch"}
+        urgent.cancel()
+        await until(lambda: queue.snapshot.requests.waiting == 1)
+        batch.cancel()
+        await until(lambda: queue.snapshot.requests.waiting == 0)
+    assert len(errors_of(await gather(batch, urgent))) == 2
+
+
+# Callers that leave
+
+
+async def test_a_caller_that_leaves_is_not_computed(bench: Bench) -> None:
+    held = await bench.hold()
+    leaving, staying = bench.begin("leaving"), bench.begin("staying")
+    await bench.queued(2)
+    leaving.cancel()
+    await bench.queued(1)
+    await bench.let_go()
+    await gather(held, staying)
+    assert await bench.batches() == [["held"], ["staying"]]
+
+
+async def test_a_batch_goes_on_for_those_who_stay_and_is_cut_when_all_have_left(
+    bench: Bench,
+) -> None:
+    held = await bench.hold()
+    pair = bench.begin("held one"), bench.begin("held two")
+    await bench.queued(2)
+    await bench.let_go()
+    await held
+    await bench.sent(2)
+    pair[0].cancel()
+    await asyncio.wait([pair[0]])
+    assert (await bench.ask("/told"))["clients_left"] == 0
+    pair[1].cancel()
+    while not (await bench.ask("/told"))["clients_left"]:  # noqa: ASYNC110 - it tells when asked
+        await asyncio.sleep(0.002)
+    assert (await bench.compute("after")).vectors == own_vectors("after")
+
+
+# Bounds
+
+
+async def test_what_is_beyond_the_bounds_is_refused_and_what_runs_is_not_counted(
+    bench: Bench,
+) -> None:
+    held = await bench.hold()
+    bench.configure("queue", max_embedding_inputs=2)
+    waiting = bench.begin("one", "two")
+    await bench.queued(2)
+    with pytest.raises(RequestRefused, match="2 inputs wait already") as refused:
+        await bench.compute("three")
+    assert refused.value.code == "embedding_queue_full"
+    assert refused.value.details["retry_after_s"] > 0
+    bench.configure("queue", max_embedding_inputs=100, max_embedding_tokens=8)
+    with pytest.raises(RequestRefused, match="6 tokens wait already"):
+        await bench.compute("three")
+    await bench.let_go()
+    assert not errors_of(await gather(held, waiting))
+
+
+async def test_who_would_wait_longer_than_is_promised_is_refused_but_for_batch_work(
+    bench: Bench,
+) -> None:
+    for _ in range(3):
+        await bench.compute("measured")
+    held = await bench.hold()
+    bench.configure("queue", p95_target_ms=0.000_001)
+    first = bench.begin("first")
+    await bench.queued(1)
+    with pytest.raises(RequestRefused, match=r"queue\.p95_target_ms"):
+        await bench.compute("second")
+    batch = bench.begin("batch", priority=Priority.BATCH)
+    await bench.queued(2)
+    await bench.let_go()
+    assert not errors_of(await gather(held, first, batch))
