@@ -23,6 +23,7 @@ from supervisor.core.scheduling.estimates import Estimates
 from supervisor.data_folder import HISTORY, DataFolder, remove_run_dir
 from supervisor.embedding.batching.batcher import Batcher
 from supervisor.embedding.preparing import Preparer
+from supervisor.embedding.reranking import Reranker
 from supervisor.embedding.service import EmbeddingService
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.launcher import Launcher
@@ -37,7 +38,11 @@ from supervisor.gateway.call_reader import CallReader
 from supervisor.gateway.control import Control
 from supervisor.gateway.devices import Devices
 from supervisor.gateway.door import Door
+from supervisor.gateway.forms.older import OlderForm
+from supervisor.gateway.forms.ollama import OllamaForm
 from supervisor.gateway.forms.openai import OpenAIForm
+from supervisor.gateway.forms.tei import TeiForm
+from supervisor.gateway.forms.tei_info import TeiInfo
 from supervisor.gateway.origins import Origins
 from supervisor.gateway.relay import Relay
 from supervisor.gateway.status import Status
@@ -207,12 +212,20 @@ def make_door(ground: Ground, machine: Machine, targets: Targets) -> Door:
         Preparer(arbiter=arbiter, configuration=holder, targets=targets, engines=ground.engines),
         Batcher(arbiter=arbiter, configuration=holder, targets=targets),
     )
+    reranker = Reranker(arbiter=arbiter, configuration=holder, targets=targets)
+    forms = (
+        OpenAIForm(service),
+        TeiForm(service, reranker),
+        OllamaForm(service),
+        OlderForm(service),
+        TeiInfo(holder, targets),
+    )
     return Door(
         configuration=holder,
         reader=CallReader(holder, targets),
         origins=Origins(holder, ground.hosts),
         relay=Relay(arbiter=arbiter, configuration=holder, targets=targets),
-        owners=(control, status, devices, OpenAIForm(service)),
+        owners=(control, status, devices, *forms),
     )
 
 

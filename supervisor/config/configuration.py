@@ -71,12 +71,16 @@ class Configuration:
         return {}
 
     def model_name(self, name_or_alias: str) -> str | None:
-        """Return the catalogue's name for a name or an alias; None when it is unknown."""
-        return self._name_by_alias.get(name_or_alias)
+        """Return the catalogue's name for a name or an alias; None when it is unknown.
+
+        Ollama's clients add the tag `:latest` to a name without one.
+        """
+        known = self._name_by_alias
+        return known.get(name_or_alias) or known.get(name_or_alias.removesuffix(":latest"))
 
     def named(self, name_or_alias: str) -> str:
         """Return the catalogue's name for a name or an alias. Raises RequestRefused."""
-        name = self._name_by_alias.get(name_or_alias)
+        name = self.model_name(name_or_alias)
         if name is not None:
             return name
         known = sorted(self.catalogue.models)

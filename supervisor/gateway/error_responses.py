@@ -9,6 +9,7 @@ from supervisor.gateway.call import Headers
 
 STATUS_BY_CODE: Mapping[str, int] = {
     "bad_request": 400,
+    "inputs_empty": 400,
     "model_not_named": 400,
     "foreign_host": 403,
     "foreign_origin": 403,
@@ -34,6 +35,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "target_does_not_fit": 422,
     "expectation_failed": 417,
     "internal_error": 500,
+    "not_implemented": 501,
     "backend_died": 502,
     "backend_start_timeout": 502,
     "backend_unreachable": 502,

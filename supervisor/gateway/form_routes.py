@@ -15,7 +15,10 @@ from supervisor.errors import RequestRefused
 from supervisor.gateway.answer import Answer
 from supervisor.gateway.call import Call
 from supervisor.gateway.error_responses import error_answer
+from supervisor.gateway.forms.older import OlderForm
+from supervisor.gateway.forms.ollama import OllamaForm, ollama_error
 from supervisor.gateway.forms.openai import OpenAIForm
+from supervisor.gateway.forms.tei import TeiForm, tei_error
 
 log = structlog.get_logger()
 
@@ -66,6 +69,55 @@ FORM_ROUTES: tuple[FormRoute, ...] = (
         purpose="The same, each text behind the model's prompt for documents.",
         owner=OpenAIForm,
         handler=OpenAIForm.document_embeddings,
+    ),
+    FormRoute(
+        path="/embed",
+        purpose="Embeddings in the form of text-embeddings-inference.",
+        told_by="inputs",
+        owner=TeiForm,
+        handler=TeiForm.embed,
+        error_answer=tei_error,
+    ),
+    FormRoute(
+        path="/embed",
+        purpose="One text in the older form; `store: false`, for there is no store yet.",
+        told_by="text",
+        owner=OlderForm,
+        handler=OlderForm.embed,
+    ),
+    FormRoute(
+        path="/",
+        purpose="As `/embed`, or `/similarity` where `inputs` is an object.",
+        owner=TeiForm,
+        handler=TeiForm.own_task,
+        error_answer=tei_error,
+    ),
+    FormRoute(
+        path="/similarity",
+        purpose="The cosine of a sentence with each of others.",
+        owner=TeiForm,
+        handler=TeiForm.similarity,
+        error_answer=tei_error,
+    ),
+    FormRoute(
+        path="/rerank",
+        purpose="Texts by how well they answer a query, in text-embeddings-inference's form.",
+        told_by="texts",
+        owner=TeiForm,
+        handler=TeiForm.rerank,
+        error_answer=tei_error,
+    ),
+    FormRoute(
+        path="/rerank",
+        purpose="The same in the form of the model's server, which answers it.",
+        told_by="documents",
+    ),
+    FormRoute(
+        path="/api/embed",
+        purpose="Embeddings in Ollama's form.",
+        owner=OllamaForm,
+        handler=OllamaForm.embed,
+        error_answer=ollama_error,
     ),
 )
 """Other methods than POST on these paths are relayed, as those of any path that is not ours."""

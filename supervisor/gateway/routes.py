@@ -20,6 +20,7 @@ from supervisor.gateway.control import (
     UnloadParameters,
 )
 from supervisor.gateway.devices import Devices, HistoryParameters
+from supervisor.gateway.forms.tei_info import InfoParameters, TeiInfo
 from supervisor.gateway.parameters import AnyParameters, NoParameters
 from supervisor.gateway.status import ModelParameters, Status
 
@@ -138,6 +139,16 @@ RESERVED_ROUTES: tuple[Route, ...] = (
         handler=Status.model,
         parameters=ModelParameters,
         refusals=("model_not_found",),
+        scope=Scope.INFERENCE,
+    ),
+    Route(
+        method="GET",
+        path="/info",
+        purpose="What a model for embeddings is and takes, in text-embeddings-inference's form.",
+        owner=TeiInfo,
+        handler=TeiInfo.info,
+        parameters=InfoParameters,
+        refusals=("model_not_found", "target_cannot_start"),
         scope=Scope.INFERENCE,
     ),
     Route(

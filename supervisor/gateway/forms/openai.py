@@ -6,18 +6,16 @@ import msgspec
 
 from supervisor.core.machine.values import Target
 from supervisor.embedding.service import EmbeddingService
-from supervisor.embedding.values import Content, EmbeddingRequest, Embeddings
+from supervisor.embedding.values import EmbeddingRequest, Embeddings
 from supervisor.embedding.vectors import to_base64, unpack
 from supervisor.errors import RequestRefused
 from supervisor.gateway.answer import Answer
 from supervisor.gateway.call import Call
 from supervisor.gateway.forms.embedding_answer import embedding_answer
-
-MAX_INPUTS = 2048
-"""Entries of `input` (OpenAI's API reference, Create embeddings)."""
+from supervisor.gateway.forms.inputs import GivenInputs, read_body, read_inputs
 
 MAX_TOKENS = 300_000
-"""Tokens of all inputs of a request together (the same)."""
+"""Tokens of all inputs of a request together (OpenAI's API reference, Create embeddings)."""
 
 PROMPT_BY_INPUT_TYPE = {
     "query": "query",
@@ -32,14 +30,14 @@ PROMPT_BY_INPUT_TYPE = {
 class EmbeddingsBody(msgspec.Struct, frozen=True):
     """What is read of the body; other fields are skipped, as llama-server does."""
 
-    input: str | list[str | int | list[int]]
+    input: GivenInputs
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
     input_type: str | None = None
     prompt_name: str | None = None
 
 
-_decode = msgspec.json.Decoder(EmbeddingsBody).decode
+_decoder = msgspec.json.Decoder(EmbeddingsBody)
 
 
 class OpenAIForm:
@@ -61,12 +59,15 @@ class OpenAIForm:
         return await self._embed(call, "document")
 
     async def _embed(self, call: Call, prompt_name: str | None) -> Answer:
-        body = _read(call.body)
+        body = read_body(_decoder, call.body)
+        inputs = read_inputs(body.input, "input")
+        if not inputs:
+            raise RequestRefused("bad_request", "`input` is empty; give at least one text")
         target = self._service.target(call.wanted, call.head.path)
         made = await self._service.embed(
             EmbeddingRequest(
                 target=target,
-                inputs=_inputs(body.input),
+                inputs=inputs,
                 prompt_name=prompt_name or _prompt_name(body),
                 dimensions=body.dimensions,
                 max_tokens=MAX_TOKENS,
@@ -74,44 +75,6 @@ class OpenAIForm:
             )
         )
         return _answer(target, made, is_base64=body.encoding_format == "base64")
-
-
-def _read(content: bytes) -> EmbeddingsBody:
-    try:
-        return _decode(content)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise RequestRefused("bad_request", f"the body cannot be read: {error}") from error
-
-
-def _inputs(given: str | list[str | int | list[int]]) -> tuple[Content, ...]:
-    """Return the inputs: texts, or lists of token ids; a list of numbers is one input."""
-    if isinstance(given, str):
-        inputs: tuple[Content, ...] = (given,)
-    elif given and all(isinstance(each, int) for each in given):
-        inputs = (tuple(each for each in given if isinstance(each, int)),)
-    else:
-        inputs = tuple(_input(each, index) for index, each in enumerate(given))
-    if not inputs:
-        raise RequestRefused("bad_request", "`input` is empty; give at least one text")
-    if len(inputs) > MAX_INPUTS:
-        raise RequestRefused(
-            "bad_request",
-            f"`input` has {len(inputs)} entries, and may have {MAX_INPUTS}; send several requests",
-        )
-    empty = next((index for index, each in enumerate(inputs) if not each), None)
-    if empty is not None:
-        raise RequestRefused("bad_request", f"`input[{empty}]` is empty", {"index": empty})
-    return inputs
-
-
-def _input(given: str | int | list[int], index: int) -> Content:
-    if isinstance(given, int):
-        raise RequestRefused(
-            "bad_request",
-            f"`input[{index}]` is a number among texts; token ids of one input are a list",
-            {"index": index},
-        )
-    return given if isinstance(given, str) else tuple(given)
 
 
 def _prompt_name(body: EmbeddingsBody) -> str | None:

@@ -112,9 +112,9 @@ def test_shorter_vectors_have_length_1_again(caller: Caller) -> None:
     ("given", "fields", "said"),
     [
         ([], {}, "`input` is empty"),
-        ("", {}, "`input[0]` is empty"),
-        (["a", "", "b"], {}, "`input[1]` is empty"),
-        (["a", []], {}, "`input[1]` is empty"),
+        ("", {}, "`input` cannot be empty: `input[0]` is"),
+        (["a", "", "b"], {}, "`input[1]` is"),
+        (["a", []], {}, "`input[1]` is"),
         (["a", 7], {}, "`input[1]` is a number among texts"),
         (["a"] * 2049, {}, "2049 entries"),
         (7, {}, "$.input"),

@@ -1,0 +1,219 @@
+"""Embeddings as clients of text-embeddings-inference ask for them (its version 1.9).
+
+Its answers are bare arrays, its bodies name no model (`?model=` does, else the default one is
+meant), and it cuts what is too long unless it is told not to.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from supervisor.config.settings import LongInput
+from supervisor.core.machine.values import Target
+from supervisor.embedding.reranking import Reranker, RerankRequest
+from supervisor.embedding.service import EmbeddingService
+from supervisor.embedding.values import Content, EmbeddingRequest, Embeddings, Side
+from supervisor.embedding.vectors import cosine, unpack
+from supervisor.errors import RequestRefused
+from supervisor.gateway.answer import Answer, as_json, json_answer
+from supervisor.gateway.call import Call, Headers
+from supervisor.gateway.error_responses import error_answer
+from supervisor.gateway.forms.embedding_answer import embedding_answer
+from supervisor.gateway.forms.inputs import GivenInputs, read_body, read_inputs
+from supervisor.telemetry.port import HOST
+
+_SIDES = {"left": Side.LEFT, "right": Side.RIGHT}
+
+
+class Sentences(msgspec.Struct, frozen=True):
+    """A sentence, and those that it is compared with."""
+
+    source_sentence: str
+    sentences: list[str]
+
+
+class Reading(msgspec.Struct, frozen=True, kw_only=True):
+    """How texts are to be read. `truncate` None: as the server does without being asked."""
+
+    truncate: bool | None = None
+    truncation_direction: str = "Right"
+    prompt_name: str | None = None
+
+    def long_input(self) -> LongInput:
+        """Return what is to become of an input that is too long."""
+        return LongInput.ERROR if self.truncate is False else LongInput.TRUNCATE
+
+    def side(self) -> Side:
+        """Return which end is cut off. Raises RequestRefused."""
+        side = _SIDES.get(self.truncation_direction.lower())
+        if side is None:
+            raise RequestRefused("bad_request", "`truncation_direction` must be Left or Right")
+        return side
+
+
+class EmbedBody(Reading, frozen=True, kw_only=True):
+    """The body of `/embed`."""
+
+    inputs: GivenInputs
+    normalize: bool = True
+    dimensions: int | None = None
+
+
+class SimilarityBody(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of `/similarity`."""
+
+    inputs: Sentences
+    parameters: Reading = Reading()
+
+
+class RerankBody(Reading, frozen=True, kw_only=True):
+    """The body of `/rerank`."""
+
+    query: str
+    texts: list[str]
+    raw_scores: bool = False
+    return_text: bool = False
+
+
+class _AnyInputs(msgspec.Struct, frozen=True):
+    inputs: msgspec.Raw = msgspec.Raw()
+
+
+_embed_decoder = msgspec.json.Decoder(EmbedBody)
+_similarity_decoder = msgspec.json.Decoder(SimilarityBody)
+_rerank_decoder = msgspec.json.Decoder(RerankBody)
+_any_decoder = msgspec.json.Decoder(_AnyInputs)
+
+
+class TeiForm:
+    """Handlers of its routes."""
+
+    def __init__(self, service: EmbeddingService, reranker: Reranker) -> None:
+        self._service = service
+        self._reranker = reranker
+
+    async def own_task(self, call: Call) -> Answer:
+        """Embed, or compare sentences: clients post both to the address itself."""
+        given = bytes(read_body(_any_decoder, call.body).inputs)
+        is_comparison = given.lstrip().startswith(b"{")
+        return await (self.similarity(call) if is_comparison else self.embed(call))
+
+    async def embed(self, call: Call) -> Answer:
+        """Embed the inputs; one array for each, also for one text."""
+        body = read_body(_embed_decoder, call.body)
+        inputs = read_inputs(body.inputs, "inputs")
+        target = self._target(call)
+        made = await self._embed(
+            EmbeddingRequest(
+                target=target,
+                inputs=inputs,
+                prompt_name=body.prompt_name,
+                normalize=body.normalize,
+                dimensions=body.dimensions,
+                long_input=body.long_input(),
+                truncation_side=body.side(),
+                priority=call.priority,
+            )
+        )
+        return _answer([unpack(vector) for vector in made.vectors], made, target, inputs)
+
+    async def similarity(self, call: Call) -> Answer:
+        """Return the cosine of a sentence with each of others."""
+        body = read_body(_similarity_decoder, call.body)
+        reading = body.parameters
+        inputs = read_inputs([body.inputs.source_sentence, *body.inputs.sentences], "inputs")
+        if len(inputs) < 2:
+            raise _empty("`inputs.sentences` cannot be empty")
+        target = self._target(call)
+        made = await self._embed(
+            EmbeddingRequest(
+                target=target,
+                inputs=inputs,
+                prompt_name=reading.prompt_name,
+                long_input=reading.long_input(),
+                truncation_side=reading.side(),
+                priority=call.priority,
+            )
+        )
+        source, *others = made.vectors
+        return _answer([cosine(source, other) for other in others], made, target, inputs)
+
+    async def rerank(self, call: Call) -> Answer:
+        """Order texts by how well they answer a query, the best first."""
+        body = read_body(_rerank_decoder, call.body)
+        texts = [str(each) for each in read_inputs(body.texts, "texts")]
+        if not texts:
+            raise _empty("`texts` cannot be empty")
+        scores = await self._reranker.scores(
+            RerankRequest(
+                target=self._reranker.target(call.wanted, call.head.path),
+                query=body.query,
+                texts=texts,
+                priority=call.priority,
+            )
+        )
+        best_first = sorted(range(len(texts)), key=lambda index: -scores[index])
+        return json_answer([_ranked(body, texts, scores, index) for index in best_first])
+
+    def _target(self, call: Call) -> Target:
+        return self._service.target(call.wanted, call.head.path)
+
+    async def _embed(self, request: EmbeddingRequest) -> Embeddings:
+        if not request.inputs:
+            raise _empty("`inputs` cannot be empty")
+        return await self._service.embed(request)
+
+
+def _ranked(
+    body: RerankBody, texts: Sequence[str], scores: Sequence[float], index: int
+) -> dict[str, Any]:
+    score = scores[index] if body.raw_scores else 1 / (1 + math.exp(-scores[index]))
+    text = {"text": texts[index]} if body.return_text else {}
+    return {"index": index, **text, "score": score}
+
+
+def _answer(content: Any, made: Embeddings, target: Target, inputs: Sequence[Content]) -> Answer:
+    total_s = made.tokenization_s + made.queue_s + made.inference_s
+    characters = sum(len(each) for each in inputs if isinstance(each, str))
+    headers: Headers = (
+        (b"x-compute-type", b"cpu" if target.device == HOST else b"gpu"),
+        (b"x-compute-time", b"%d" % (made.inference_s * 1000)),
+        (b"x-compute-characters", b"%d" % characters),
+        (b"x-compute-tokens", b"%d" % sum(made.tokens)),
+        (b"x-total-time", b"%d" % (total_s * 1000)),
+        (b"x-tokenization-time", b"%d" % (made.tokenization_s * 1000)),
+        (b"x-queue-time", b"%d" % (made.queue_s * 1000)),
+        (b"x-inference-time", b"%d" % (made.inference_s * 1000)),
+    )
+    return embedding_answer(content, made, headers)
+
+
+def _empty(message: str) -> RequestRefused:
+    return RequestRefused("inputs_empty", message)
+
+
+_KIND_AND_STATUS = {
+    400: ("Validation", 422),
+    422: ("Validation", 422),
+    429: ("Overloaded", 429),
+    500: ("Backend", 424),
+    502: ("Backend", 424),
+    503: ("Unhealthy", 503),
+    504: ("Unhealthy", 503),
+}
+"""How its errors are called, and with which status it answers them, by ours."""
+
+
+def tei_error(error: RequestRefused) -> Answer:
+    """Answer with an error in its form: `{"error", "error_type"}`."""
+    ours = error_answer(error)
+    kind, status = _KIND_AND_STATUS.get(ours.status, ("Validation", ours.status))
+    if error.code == "inputs_empty":
+        kind, status = "Empty", 400
+    return Answer(
+        status=status,
+        body=as_json({"error": error.message, "error_type": kind}),
+        headers=ours.headers,
+    )
