@@ -194,6 +194,7 @@ async def start_machine(ground: Ground, owned: AsyncExitStack) -> Machine:
 def make_door(ground: Ground, machine: Machine, targets: Targets) -> Door:
     """Make what lets requests in, and those who answer our own routes."""
     arbiter, holder, telemetry = machine.arbiter, ground.configuration, ground.telemetry
+    batcher = Batcher(arbiter=arbiter, configuration=holder, targets=targets)
     status = Status(
         arbiter=arbiter,
         configuration=holder,
@@ -202,6 +203,7 @@ def make_door(ground: Ground, machine: Machine, targets: Targets) -> Door:
         warnings=ground.warnings,
         impairments=ground.impairments,
         readiness=machine.readiness,
+        batcher=batcher,
     )
     control = Control(
         arbiter=arbiter, configuration=holder, targets=targets, history=ground.stores.history
@@ -210,7 +212,7 @@ def make_door(ground: Ground, machine: Machine, targets: Targets) -> Door:
     service = EmbeddingService(
         targets,
         Preparer(arbiter=arbiter, configuration=holder, targets=targets, engines=ground.engines),
-        Batcher(arbiter=arbiter, configuration=holder, targets=targets),
+        batcher,
     )
     reranker = Reranker(arbiter=arbiter, configuration=holder, targets=targets)
     forms = (

@@ -11,6 +11,7 @@ from supervisor.arbiter.arbiter import Arbiter
 from supervisor.config.holder import ConfigurationHolder
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.values import Backend, BackendExit, Recovery
+from supervisor.embedding.batching.batcher import Batcher
 from supervisor.engine.kinds.engines import Engines
 from supervisor.errors import SupervisorError, TelemetryError
 from supervisor.gateway.answer import Answer, json_answer
@@ -42,6 +43,7 @@ class Status:
         warnings: tuple[str, ...] = (),
         impairments: Impairments,
         readiness: Readiness,
+        batcher: Batcher,
     ) -> None:
         self._arbiter = arbiter
         self._configuration = configuration
@@ -50,6 +52,7 @@ class Status:
         self._warnings = warnings
         self._impairments = impairments
         self._readiness = readiness
+        self._batcher = batcher
         self._clock = time.monotonic
         self._started_at = time.monotonic()
 
@@ -119,6 +122,7 @@ class Status:
                     "waiting": snapshot.requests.waiting,
                 },
                 "scheduling": describe_scheduling(snapshot, self._clock()),
+                "embedding": self._batcher.describe(),
                 "last_exit": describe_exit(snapshot.last_exit, self._clock()),
                 "recoveries": [describe_recovery(r) for r in snapshot.recoveries],
                 "last_failure": snapshot.last_failure.message if snapshot.last_failure else None,

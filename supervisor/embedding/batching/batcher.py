@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from supervisor.arbiter.arbiter import Arbiter
 from supervisor.config.configuration import Configuration
@@ -13,6 +14,7 @@ from supervisor.config.holder import ConfigurationHolder
 from supervisor.core.machine.values import Target
 from supervisor.core.scheduling.values import Priority
 from supervisor.embedding.batching.batches import Caller
+from supervisor.embedding.batching.monitor import QueueMonitor, describe_queues
 from supervisor.embedding.batching.queue import BatchLimits
 from supervisor.embedding.batching.workers import Workers, WorkRules
 from supervisor.embedding.values import ComputedPieces, Piece
@@ -30,12 +32,17 @@ class Batcher:
         self._configuration = configuration
         self._targets = targets
         self._workers: dict[str, Workers] = {}
+        self._monitor = QueueMonitor(self._workers)
         configuration.on_apply(self._apply)
 
     @property
     def workers(self) -> Mapping[str, Workers]:
         """Those that work, or have worked, by their model."""
         return self._workers
+
+    def describe(self) -> dict[str, Any]:
+        """Write how the queue of each model stands as JSON."""
+        return describe_queues(self._workers)
 
     async def compute(
         self, target: Target, pieces: Sequence[Piece], *, normalize: bool, priority: Priority
@@ -47,6 +54,7 @@ class Batcher:
         `embedding_failed`, with the `index` of the guilty piece; what a lease is refused with.
         """
         workers = self._workers_of(target)
+        self._monitor.wake()
         self._admit(workers, pieces, priority)
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         caller = Caller(

@@ -66,6 +66,11 @@ class Workers:
         return Amount(sum(map(len, batches)), sum(batch.tokens for batch in batches))
 
     @property
+    def busy(self) -> int:
+        """How many batches are with the server."""
+        return len(self._running)
+
+    @property
     def is_idle(self) -> bool:
         """Whether nothing waits and nothing runs."""
         return not self._running and not self.queue.amount().inputs
