@@ -9,6 +9,7 @@ from supervisor.gateway.call import Headers
 
 STATUS_BY_CODE: Mapping[str, int] = {
     "bad_request": 400,
+    "input_too_long": 400,
     "inputs_empty": 400,
     "model_not_named": 400,
     "foreign_host": 403,

@@ -4,6 +4,7 @@ Everything happens in callbacks of the two connections: no task is made, and not
 """
 
 from functools import lru_cache
+from http import HTTPStatus
 from typing import Protocol
 
 import structlog
@@ -25,6 +26,7 @@ from supervisor.gateway.relay import (
 
 log = structlog.get_logger()
 
+_REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 _WITHOUT_BODY = frozenset({204, 304})  # RFC 9110, sections 15.3.5 and 15.4.5
 
 
@@ -186,7 +188,7 @@ class Crossing:
 def head_of_answer(answer: Answer, request_id: str, *, keeps_alive: bool) -> bytes:
     """Return the head of an answer of ours as its client gets it."""
     length = b"Content-Length: %d\r\n" % len(answer.body)
-    lines = _lines(answer.status, b"", answer.headers)
+    lines = _lines(answer.status, _REASONS.get(answer.status, b""), answer.headers)
     return _end_head(lines, request_id, length, keeps_alive=keeps_alive)
 
 
