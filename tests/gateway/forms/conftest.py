@@ -55,21 +55,23 @@ class Caller:
 
 @pytest.fixture(scope="module", params=[*DOORS])
 def caller(
-    request: pytest.FixtureRequest, models_dir: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, reranker: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Caller]:
     """A caller of a controller whose embedding model is live, and has prompts."""
     folder = tmp_path_factory.mktemp("forms")
-    files = {"models.yaml": catalogue()}
+    files = {"models.yaml": catalogue(reranker)}
     with serving(folder, server=DOORS[request.param], files=files) as running:
         running.make_live("minilm")
         yield Caller(running)
 
 
-def catalogue() -> dict[str, Any]:
-    """Return the shipped catalogue, its embedding model with prompts and shorter vectors."""
+def catalogue(reranker: Path) -> dict[str, Any]:
+    """Return the shipped catalogue and a reranker, minilm with prompts and shorter vectors."""
     shipped: dict[str, Any] = yaml.safe_load((ROOT / "profiles" / "models.yaml").read_text())
     changes = {"prompts": PROMPTS, "matryoshka_dimensions": [64, 128]}
     shipped["models"]["minilm"] |= changes
+    ranks = {"path": str(reranker), "type": "embedding", "overrides": {"pooling": "rank"}}
+    shipped["models"]["reranker"] = ranks
     return shipped | {"default_model": None}
 
 

@@ -1,0 +1,72 @@
+"""Embeddings in Ollama's form, and in that of the service before this one."""
+
+import math
+from typing import Any
+
+import pytest
+
+from tests.gateway.forms.conftest import Caller, cosine
+
+
+def test_ollamas_answer_has_its_fields(caller: Caller) -> None:
+    status, _, answer = caller.post("/api/embed", {"model": "minilm", "input": ["a", "b"]})
+
+    assert status == 200
+    assert answer["model"] == "minilm"
+    assert [math.isclose(math.hypot(*v), 1.0, abs_tol=1e-5) for v in answer["embeddings"]] == [
+        True,
+        True,
+    ]
+    assert answer["total_duration"] >= answer["load_duration"] >= 0
+    assert answer["prompt_eval_count"] > 2
+
+
+@pytest.mark.parametrize("name", ["minilm:latest", "all-MiniLM-L6-v2:latest"])
+def test_ollamas_tag_is_no_part_of_a_name(caller: Caller, name: str) -> None:
+    status, _, answer = caller.post("/api/embed", {"model": name, "input": "a"})
+
+    assert (status, answer["model"], len(answer["embeddings"])) == (200, name, 1)
+
+
+def test_nothing_gets_no_vectors_from_ollama(caller: Caller) -> None:
+    status, _, answer = caller.post("/api/embed", {"model": "minilm", "input": []})
+
+    assert (status, answer) == (200, {"model": "minilm", "embeddings": []})
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        ({"model": "nobody", "input": "a"}, 404, "there is no model 'nobody'"),
+        ({"model": "demo-chat", "input": "a"}, 422, "demo-chat"),
+        ({"model": "minilm", "input": [1, 2]}, 400, "$.input"),
+        ({"model": "minilm"}, 400, "input"),
+        ({"model": "minilm", "input": "a", "dimensions": 3}, 400, "can be cut to 64, 128"),
+    ],
+)
+def test_ollamas_errors_are_one_sentence(
+    caller: Caller, body: dict[str, Any], status: int, said: str
+) -> None:
+    answered, _, answer = caller.post("/api/embed", body)
+
+    assert (answered, answer.keys()) == (status, {"error"})
+    assert said in answer["error"]
+
+
+def test_older_form_gives_one_vector_where_it_is_not_to_be_stored(caller: Caller) -> None:
+    status, _, answer = caller.post("/embed", {"text": "a cat", "store": False})
+
+    assert status == 200
+    _, _, [vector] = caller.post("/embed", {"inputs": "a cat"})
+    assert cosine(answer["embedding"], vector) > 0.9999
+    assert (answer["dimensions"], answer["model"]) == (len(vector), "minilm")
+    assert answer["tokens"] > 2
+
+
+@pytest.mark.parametrize("fields", [{}, {"store": True}, {"collection": "notes"}])
+def test_older_form_says_that_there_is_no_store_yet(caller: Caller, fields: Any) -> None:
+    status, headers, answer = caller.post("/embed", {"text": "a cat", **fields})
+
+    assert (status, answer["error"]["code"]) == (501, "not_implemented")
+    assert '"store": false' in answer["error"]["message"]
+    assert headers["x-should-retry"] == "false"

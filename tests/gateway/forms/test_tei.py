@@ -1,0 +1,157 @@
+"""Embeddings in text-embeddings-inference's form, as its clients ask for them."""
+
+import math
+from typing import Any
+
+import pytest
+
+from tests.gateway.forms.conftest import Caller, cosine
+
+TEXTS = ["a cat sits on a mat", "memory is free", "the third text of three"]
+HEADERS = (
+    *("x-compute-type", "x-compute-time", "x-compute-characters", "x-compute-tokens"),
+    *("x-total-time", "x-tokenization-time", "x-queue-time", "x-inference-time"),
+)
+
+
+def embed(caller: Caller, inputs: Any, path: str = "/embed", **fields: Any) -> Any:
+    """Return the vectors of inputs."""
+    status, _, answer = caller.post(path, {"inputs": inputs, **fields})
+    assert status == 200, answer
+    return answer
+
+
+def test_answer_is_an_array_of_arrays_for_one_text_and_for_many(caller: Caller) -> None:
+    [one], many = embed(caller, TEXTS[0]), embed(caller, TEXTS)
+
+    assert [len(each) for each in many] == [len(one)] * len(TEXTS)
+    assert cosine(one, many[0]) > 0.9999
+    assert math.isclose(math.hypot(*one), 1.0, abs_tol=1e-5)
+
+
+def test_its_eight_headers_are_there(caller: Caller) -> None:
+    _, headers, _ = caller.post("/embed", {"inputs": TEXTS})
+
+    assert headers.keys() >= set(HEADERS)
+    assert headers["x-compute-type"] == "cpu"
+    assert int(headers["x-compute-characters"]) == sum(map(len, TEXTS))
+    assert int(headers["x-compute-tokens"]) > len(TEXTS)
+
+
+def test_fields_of_a_request_are_heeded(caller: Caller) -> None:
+    [plain] = embed(caller, TEXTS[0])
+
+    [raw] = embed(caller, TEXTS[0], normalize=False)
+    assert math.hypot(*raw) > 1.1
+    assert cosine(raw, plain) > 0.9999
+    [short] = embed(caller, TEXTS[0], dimensions=64)
+    assert cosine(short, plain[:64]) > 0.9999
+    [short_raw] = embed(caller, TEXTS[0], dimensions=64, normalize=False)
+    assert short_raw == raw[:64]
+    [query] = embed(caller, TEXTS[0], prompt_name="query")
+    assert cosine(query, embed(caller, f"query: {TEXTS[0]}")[0]) > 0.9999
+
+
+def test_model_is_named_by_the_query(caller: Caller) -> None:
+    assert embed(caller, TEXTS[0], "/embed?model=all-MiniLM-L6-v2") == embed(caller, TEXTS[0])
+
+    status, _, answer = caller.post("/embed?model=nobody", {"inputs": "a"})
+    assert (status, answer["error_type"]) == (404, "Validation")
+
+
+def test_address_itself_tells_texts_from_sentences_to_compare(caller: Caller) -> None:
+    [one] = embed(caller, TEXTS[0], "/")
+    sentences = {"source_sentence": TEXTS[0], "sentences": [TEXTS[1], TEXTS[0]]}
+
+    other, same = embed(caller, sentences, "/", parameters={})
+
+    assert same > 0.9999
+    assert math.isclose(other, cosine(one, embed(caller, TEXTS[1])[0]), abs_tol=1e-4)
+    assert embed(caller, sentences, "/similarity") == pytest.approx([other, same], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "kind", "said"),
+    [
+        ("/embed", {"inputs": []}, "Empty", "`inputs` cannot be empty"),
+        ("/embed", {"inputs": ""}, "Validation", "`inputs` cannot be empty"),
+        (
+            "/embed",
+            {"inputs": ["a"] * 2049},
+            "Validation",
+            "batch size 2049 > maximum allowed batch size 2048",
+        ),
+        ("/embed", {"inputs": 7}, "Validation", "$.inputs"),
+        (
+            "/embed",
+            {"inputs": "a", "truncation_direction": "Up"},
+            "Validation",
+            "`truncation_direction` must be Left or Right",
+        ),
+        ("/embed", {"inputs": "a", "dimensions": 7}, "Validation", "can be cut to 64, 128"),
+        ("/embed", {"inputs": "a", "prompt_name": "poem"}, "Validation", "no prompt 'poem'"),
+        ("/embed", {}, "Validation", "`inputs`, `text`; it has none of them"),
+        (
+            "/embed",
+            {"inputs": "a", "text": "a"},
+            "Validation",
+            "it has `inputs` and `text`",
+        ),
+        ("/", {}, "Validation", "inputs"),
+        (
+            "/similarity",
+            {"inputs": {"source_sentence": "a", "sentences": []}},
+            "Empty",
+            "`inputs.sentences` cannot be empty",
+        ),
+        ("/rerank", {"query": "a"}, "Validation", "`texts`, `documents`"),
+        ("/rerank", {"query": "a", "texts": ["a"]}, "Validation", "minilm"),
+    ],
+)
+def test_errors_have_its_form(caller: Caller, path: str, body: Any, kind: str, said: str) -> None:
+    query = "?model=minilm" if path == "/rerank" and "texts" in body else ""
+
+    answered, headers, answer = caller.post(path + query, body)
+
+    assert (answered, answer["error_type"]) == ({"Empty": 400, "Validation": 422}[kind], kind)
+    assert answer.keys() == {"error", "error_type"}
+    assert said in answer["error"]
+    assert headers["x-should-retry"] == "false"
+
+
+def test_texts_are_ranked_the_best_first(caller: Caller) -> None:
+    caller.running.make_live("reranker")
+    query, texts = "what is a panda", ["hi there", "the panda is a bear", "a what"]
+    try:
+        _, _, ranked = caller.post("/rerank", {"query": query, "texts": texts})
+        body = {"query": query, "texts": texts, "raw_scores": True, "return_text": True}
+        _, _, raw = caller.post("/rerank", body)
+        documents = {"query": query, "documents": texts}
+        _, _, own = caller.post("/rerank?model=reranker", documents)
+        many = [f"{number} panda" for number in range(100)]
+        _, _, all_ranked = caller.post("/rerank", {"query": query, "texts": many})
+    finally:
+        caller.running.make_live("minilm")
+
+    assert ranked[0]["index"] == 1
+    assert [each["score"] for each in ranked] == sorted((r["score"] for r in ranked), reverse=True)
+    assert all(0 <= each["score"] <= 1 for each in ranked)
+    assert [each["text"] for each in raw] == [texts[each["index"]] for each in raw]
+    assert [1 / (1 + math.exp(-each["score"])) for each in raw] == pytest.approx(
+        [each["score"] for each in ranked], rel=1e-3
+    )
+    scores = {each["index"]: each["relevance_score"] for each in own["results"]}
+    assert {each["index"]: each["score"] for each in raw} == pytest.approx(scores, rel=1e-3)
+    assert sorted(each["index"] for each in all_ranked) == list(range(100))
+
+
+def test_info_tells_of_a_model(caller: Caller) -> None:
+    info = caller.running.json("GET", "/info")
+
+    assert info["served_model_name"] == "minilm"
+    assert info["model_type"] == {"embedding": {"pooling": "mean"}}
+    assert info["model_dtype"] == "f16"
+    assert info["max_input_length"] == 256
+    assert info["auto_truncate"] is True
+    ranker = caller.running.json("GET", "/info?model=reranker")
+    assert ranker["model_type"].keys() == {"reranker"}
