@@ -1,12 +1,35 @@
 """Inputs as their model takes them: with its prompt, as its tokens, within its limit."""
 
+import asyncio
+
 from supervisor.arbiter.arbiter import Arbiter
 from supervisor.config.configuration import ResolvedModel
 from supervisor.config.holder import ConfigurationHolder
-from supervisor.embedding.values import EmbeddingRequest, Piece, PreparedInput
+from supervisor.config.settings import LongInput
+from supervisor.core.machine.values import Target
+from supervisor.embedding.fitting import Fitting
+from supervisor.embedding.intake import Intake, look_at
+from supervisor.embedding.lengths import Ids
+from supervisor.embedding.server_tokenizer import ServerTokenizers
+from supervisor.embedding.tokenizer import Tokenized, Tokenizer
+from supervisor.embedding.values import (
+    Content,
+    EmbeddingRequest,
+    Piece,
+    PreparedInput,
+    Side,
+    too_long,
+)
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.targets import Targets
 from supervisor.errors import RequestRefused
+
+LONGEST_TEXT = 1024 * 1024
+"""Characters of a text that are looked at: more than any context takes, and 100 MB while they are
+tokenised."""
+
+_BYTES_PER_TOKEN = 4
+"""A guess, for servers of which nobody knows the tokens."""
 
 
 class Preparer:
@@ -20,10 +43,32 @@ class Preparer:
         targets: Targets,
         engines: Engines,
     ) -> None:
-        self._arbiter = arbiter
-        self._configuration = configuration
         self._targets = targets
         self._engines = engines
+        self._servers = ServerTokenizers(
+            arbiter=arbiter, configuration=configuration, targets=targets
+        )
+        self._intakes: dict[tuple[str, str], Intake] = {}
+        self._looking = asyncio.Lock()
+
+    async def intake(self, target: Target) -> Intake:
+        """Return what a target takes; its files are read once for each configuration.
+
+        Raises RequestRefused: `extra_missing`, or `target_cannot_start`.
+        """
+        resolved, key = self._targets.resolved(target), (target.model, target.profile)
+        known = self._intakes.get(key)
+        if known is not None and known.resolved is resolved:
+            return known
+        async with self._looking:
+            known = self._intakes.get(key)
+            if known is None or known.resolved is not resolved:
+                ways = [resolved]
+                if target.fallback is not None:
+                    ways.append(self._targets.resolved(target.fallback))
+                known = await asyncio.to_thread(look_at, ways, self._engines)
+                self._intakes[key] = known
+        return known
 
     async def prepare(self, request: EmbeddingRequest) -> tuple[PreparedInput, ...]:
         """Return each input in the pieces that its server is sent.
@@ -32,17 +77,41 @@ class Preparer:
         `bad_request` for a prompt that the model does not have or token ids that it does not know,
         `input_too_long`, `extra_missing`, and what a lease is refused with.
         """
-        prompt = prompt_of(self._targets.resolved(request.target), request.prompt_name)
-        return tuple(
-            PreparedInput(
-                pieces=(
-                    Piece(content=prompt + each, tokens=len(each) // 4 + 2)
-                    if isinstance(each, str)
-                    else Piece(content=each, tokens=len(each)),
-                )
-            )
-            for each in request.inputs
+        intake = await self.intake(request.target)
+        prompt = prompt_of(intake.resolved, request.prompt_name)
+        inputs = [
+            _require_ids(each, intake, index)
+            if isinstance(each, tuple)
+            else _looked_at(prompt + each, index, _long_input(request, intake), request)
+            for index, each in enumerate(request.inputs)
+        ]
+        tokenizer = self.tokenizer(intake, request)
+        if tokenizer is None:
+            return tuple(_uncounted(each) for each in inputs)
+        texts = [each for each in inputs if isinstance(each, str)]
+        tokenized = await tokenizer.encode(texts) if texts else Tokenized(())
+        fitting = Fitting(
+            intake=intake,
+            long_input=_long_input(request, intake),
+            side=request.truncation_side,
+            frame=tokenized.frame,
+            tokenizer=tokenizer,
         )
+        ids = iter(tokenized.ids)
+        return tuple(
+            [
+                await fitting.fit(each, next(ids) if isinstance(each, str) else each, index)
+                for index, each in enumerate(inputs)
+            ]
+        )
+
+    def tokenizer(self, intake: Intake, request: EmbeddingRequest) -> Tokenizer | None:
+        """Return who knows the tokens of a request's texts; None where nobody does."""
+        if intake.tokenizer is not None:
+            return intake.tokenizer
+        if intake.tells_tokens:
+            return self._servers.of(request.target, request.priority)
+        return None
 
 
 def prompt_of(resolved: ResolvedModel, name: str | None) -> str:
@@ -58,3 +127,49 @@ def prompt_of(resolved: ResolvedModel, name: str | None) -> str:
         f"'{resolved.name}' has no prompt '{name}'; there are: {known}",
         {"prompts": list(resolved.prompts)},
     )
+
+
+def _long_input(request: EmbeddingRequest, intake: Intake) -> LongInput:
+    return request.long_input or intake.resolved.long_input
+
+
+def _looked_at(text: str, index: int, long_input: LongInput, request: EmbeddingRequest) -> str:
+    """Return what of a text is tokenised. Raises RequestRefused `input_too_long`."""
+    if len(text) <= LONGEST_TEXT:
+        return text
+    if long_input is not LongInput.TRUNCATE:
+        raise too_long(
+            index, f"it has {len(text)} characters, and may have {LONGEST_TEXT}; divide it"
+        )
+    return text[:LONGEST_TEXT] if request.truncation_side is Side.RIGHT else text[-LONGEST_TEXT:]
+
+
+def _require_ids(ids: Ids, intake: Intake, index: int) -> Ids:
+    """Return token ids. Raises RequestRefused where the model has no such, or takes none."""
+    if not intake.takes_ids:
+        raise RequestRefused(
+            "bad_request",
+            f"input {index} is a list of token ids, and the engine of '{intake.resolved.name}' "
+            "takes texts only",
+            {"index": index},
+        )
+    size = intake.vocabulary_size
+    unknown = [each for each in ids if each < 0 or (size is not None and each >= size)]
+    if unknown:
+        raise RequestRefused(
+            "bad_request",
+            f"input {index} has the token id {unknown[0]}, and '{intake.resolved.name}' knows "
+            f"those from 0 to {size - 1 if size else '?'}; ids of another model's tokenizer give "
+            "wrong vectors: send texts (LangChain: check_embedding_ctx_length=False)",
+            {"index": index},
+        )
+    return ids
+
+
+def _uncounted(content: Content) -> PreparedInput:
+    """Return an input whose tokens nobody knows: its server says what is too long."""
+    if isinstance(content, str):
+        tokens = len(content.encode()) // _BYTES_PER_TOKEN + 1
+    else:
+        tokens = len(content)
+    return PreparedInput(pieces=(Piece(content=content, tokens=tokens),))

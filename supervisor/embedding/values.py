@@ -8,6 +8,7 @@ import msgspec
 from supervisor.config.settings import LongInput
 from supervisor.core.machine.values import Target
 from supervisor.core.scheduling.values import Priority
+from supervisor.errors import RequestRefused
 
 Content = str | tuple[int, ...]
 """A text, or the token ids of one, which are taken as they are: nothing is added to them."""
@@ -44,6 +45,11 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Of all inputs together; more are refused. None: as many as there are."""
 
     priority: Priority = Priority.INTERACTIVE
+
+
+def too_long(index: int, why: str) -> RequestRefused:
+    """Return the refusal of an input that is longer than its model takes."""
+    return RequestRefused("input_too_long", f"input {index} is too long: {why}", {"index": index})
 
 
 class Piece(msgspec.Struct, frozen=True):

@@ -32,6 +32,9 @@ class TokenizeRoute:
     path: str
     text_field: str
 
+    special_field: str | None = None
+    """The field to be set for those around a text; None: they always come."""
+
     joins_lists: bool = False
     """Whether the field takes a list of texts and ids, too, and answers one list: each text as its
     tokens alone, each id as it is. So many texts are asked about at once."""
@@ -64,6 +67,9 @@ class Abilities:
 
     takes_token_ids: bool = False
     """Whether an input of `/v1/embeddings` may be a list of token ids, to which it adds none."""
+
+    splits_inputs: bool = False
+    """Whether it computes an input over several micro-batches where the model's pooling allows."""
 
     embeds_base64: bool = False
     """Whether `/v1/embeddings` answers in base64 where that is asked for; else in numbers only."""

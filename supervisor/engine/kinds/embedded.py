@@ -14,13 +14,14 @@ from supervisor.engine.kinds.embedded_server import flag_parser, joined, value_c
 from supervisor.engine.kinds.flag_table import requests_at_once
 from supervisor.engine.kinds.flags import (
     API_KEY_VARIABLE,
+    TOKENIZE,
     ArgumentReading,
     TakesServerFlags,
     server_flags,
     unhonoured,
 )
 from supervisor.engine.kinds.probe import Probes, package_file
-from supervisor.engine.port import Abilities, EngineIdentity, ServerStart, TokenizeRoute
+from supervisor.engine.port import Abilities, EngineIdentity, ServerStart
 from supervisor.errors import EngineError, UnfitProfile
 
 NAME = "embedded"
@@ -80,8 +81,9 @@ class EmbeddedEngine(TakesServerFlags):
             has_unix_socket=True,
             slots_path="/slots",
             saves_slots=True,
-            tokenize=TokenizeRoute(path="/tokenize", text_field="content", joins_lists=True),
+            tokenize=TOKENIZE,
             takes_token_ids=True,
+            splits_inputs=True,
             embeds_base64=True,
             takes_embd_normalize=True,
             metrics_path="/metrics",

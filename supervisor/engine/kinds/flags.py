@@ -10,10 +10,15 @@ from dataclasses import dataclass
 from supervisor.config.profile import Profile
 from supervisor.engine.kinds.arguments import MANY, Argument, read_arguments, spelled
 from supervisor.engine.kinds.flag_table import FLAGS, SETTINGS, instead_of
-from supervisor.engine.port import ServerStart
+from supervisor.engine.port import ServerStart, TokenizeRoute
 
 API_KEY_VARIABLE = "LLAMA_API_KEY"
 """The variable by which llama-server takes its API key; never an argument, which `ps` shows."""
+
+TOKENIZE = TokenizeRoute(
+    path="/tokenize", text_field="content", special_field="add_special", joins_lists=True
+)
+"""How llama-server is asked for tokens (`tokenize_mixed()` in its server-common.cpp)."""
 
 SERVER_FIELDS = frozenset(
     {*(flag.field for flag in SETTINGS if flag.field not in {"engine", "mode"}), "extra_args"}

@@ -14,11 +14,12 @@ from supervisor.engine.kinds.dialect import Dialect, lists_slots
 from supervisor.engine.kinds.flag_table import PLACE, SETTINGS, requests_at_once
 from supervisor.engine.kinds.flags import (
     API_KEY_VARIABLE,
+    TOKENIZE,
     TakesServerFlags,
     unhonoured,
 )
 from supervisor.engine.kinds.probe import HelpEntry, Probes, read_help
-from supervisor.engine.port import Abilities, Address, EngineIdentity, ServerStart, TokenizeRoute
+from supervisor.engine.port import Abilities, Address, EngineIdentity, ServerStart
 from supervisor.errors import EngineError, UnfitProfile
 
 NAME = "llama-server"
@@ -100,8 +101,9 @@ class LlamaServer(TakesServerFlags):
             has_unix_socket=".sock" in self._ask("--help"),
             slots_path="/slots" if has_slots else None,
             saves_slots=has_slots and "--slot-save-path" in entries,
-            tokenize=TokenizeRoute(path="/tokenize", text_field="content", joins_lists=True),
+            tokenize=TOKENIZE,
             takes_token_ids=True,
+            splits_inputs=True,
             embeds_base64=True,
             takes_embd_normalize=True,
             metrics_path="/metrics" if "--metrics" in entries else None,

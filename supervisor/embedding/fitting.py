@@ -1,0 +1,55 @@
+"""An input of known tokens, within what its model takes: whole, cut, or in windows."""
+
+import asyncio
+from dataclasses import dataclass
+
+from supervisor.config.settings import LongInput
+from supervisor.embedding.intake import Intake
+from supervisor.embedding.lengths import Frame, Ids, truncated, windows
+from supervisor.embedding.text_lengths import cut_text, divide_text
+from supervisor.embedding.tokenizer import Tokenizer
+from supervisor.embedding.values import Content, Piece, PreparedInput, Side, too_long
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitting:
+    """How inputs of one request are made to fit. `frame`: the special tokens around each text."""
+
+    intake: Intake
+    long_input: LongInput
+    side: Side
+    frame: Frame
+    tokenizer: Tokenizer
+
+    async def fit(self, content: Content, ids: Ids, index: int) -> PreparedInput:
+        """Return an input as its server is sent it. Raises RequestRefused `input_too_long`."""
+        limit = self.intake.limit
+        if limit is None or len(ids) <= limit:
+            return PreparedInput(pieces=(Piece(self._sent(content, ids), len(ids)),))
+        if self.long_input is LongInput.ERROR:
+            raise too_long(index, f"`inputs` must have less than {limit} tokens. Given: {len(ids)}")
+        try:
+            pieces = await self._pieces(content, ids, limit)
+        except ValueError as error:
+            raise too_long(index, str(error)) from error
+        is_cut = self.long_input is LongInput.TRUNCATE
+        return PreparedInput(pieces=pieces, was_truncated=is_cut)
+
+    def _sent(self, content: Content, ids: Ids) -> Content:
+        return ids if self.intake.takes_ids else content
+
+    async def _pieces(self, content: Content, ids: Ids, limit: int) -> tuple[Piece, ...]:
+        """Return what is sent of an input that is too long. Raises ValueError."""
+        if self.intake.takes_ids or not isinstance(content, str):
+            if self.long_input is LongInput.TRUNCATE:
+                parts: tuple[Ids, ...] = (truncated(ids, limit, self.frame, self.side),)
+            else:
+                parts = await asyncio.to_thread(windows, ids, limit, self.frame)
+            return tuple(Piece(part, len(part)) for part in parts)
+        if self.long_input is LongInput.TRUNCATE:
+            return (await cut_text(content, limit, self.side, self._count),)
+        return await divide_text(content, limit, self._count)
+
+    async def _count(self, text: str) -> int:
+        [ids] = (await self.tokenizer.encode([text])).ids
+        return len(ids)

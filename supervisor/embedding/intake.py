@@ -1,0 +1,100 @@
+"""What an embedding model takes: how long an input may be, in what form, and whose tokens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from supervisor.config.configuration import ResolvedModel
+from supervisor.core.sizing.gguf import GgufHeader
+from supervisor.core.sizing.input_limit import longest_input
+from supervisor.embedding.tokenizer import FileTokenizer
+from supervisor.engine.kinds.engines import Engines
+from supervisor.engine.models.model_source import look_at_model
+from supervisor.engine.port import Abilities
+from supervisor.errors import EngineError, ModelFileError, RequestRefused
+
+_VOCABULARY = "tokenizer.ggml.tokens"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intake:
+    """What a model takes.
+
+    `limit`: tokens of its longest input, special ones included; None: not known. `vocabulary_size`:
+    token ids are below; None: not known. `takes_ids`: its server is sent token ids, else texts.
+    `tokenizer`: out of its own file; None: its server is asked, where `tells_tokens`.
+    """
+
+    resolved: ResolvedModel
+    limit: int | None
+    vocabulary_size: int | None
+    takes_ids: bool
+    tells_tokens: bool
+    tokenizer: FileTokenizer | None
+
+
+def look_at(ways: Sequence[ResolvedModel], engines: Engines) -> Intake:
+    """Read what a model takes from its files, its profile and its engine; blocks.
+
+    `ways`: with each profile that it may run with, its own first; what is taken is what all take.
+    Raises RequestRefused: `extra_missing`, `target_cannot_start` for files and engines that cannot
+    be used.
+    """
+    own, *others = [_look_at(resolved, engines) for resolved in ways]
+    limits = [each.limit for each in (own, *others) if each.limit is not None]
+    return replace(
+        own,
+        limit=min(limits, default=None),
+        takes_ids=all(each.takes_ids for each in (own, *others)),
+        tells_tokens=all(each.tells_tokens for each in (own, *others)),
+    )
+
+
+def _look_at(resolved: ResolvedModel, engines: Engines) -> Intake:
+    path = resolved.tokenizer_path
+    try:
+        abilities = engines.choose(resolved.profile.engine).abilities(resolved)
+        file = look_at_model(resolved, abilities)
+        tokenizer = FileTokenizer(path) if path else None
+    except (EngineError, ModelFileError) as error:
+        raise RequestRefused("target_cannot_start", str(error)) from error
+    header = file.header if file else None
+    vocabulary_size = header.array_lengths.get(_VOCABULARY) if header else None
+    if tokenizer is not None:
+        vocabulary_size = vocabulary_size or tokenizer.vocabulary_size
+        if tokenizer.vocabulary_size > vocabulary_size:
+            raise RequestRefused(
+                "target_cannot_start",
+                f"{path} is not the tokenizer of '{resolved.name}': it has "
+                f"{tokenizer.vocabulary_size} tokens, and the model {vocabulary_size}",
+            )
+    return Intake(
+        resolved=resolved,
+        limit=_limit(resolved, header, abilities),
+        vocabulary_size=vocabulary_size,
+        takes_ids=abilities.takes_token_ids,
+        tells_tokens=abilities.tokenize is not None,
+        tokenizer=tokenizer,
+    )
+
+
+def _limit(resolved: ResolvedModel, header: GgufHeader | None, abilities: Abilities) -> int | None:
+    """Return the smallest of the limits that are known."""
+    profile = resolved.profile
+    at_once = min(profile.batch_size, profile.ubatch_size)
+    limits = [resolved.max_input_tokens]
+    if header is not None and abilities.runs_gguf_only:
+        limits.append(
+            longest_input(
+                header,
+                ctx_size=profile.ctx_size,
+                parallel=profile.parallel,
+                kv_unified=profile.kv_unified,
+                ubatch_size=at_once,
+                pooling=profile.pooling,
+            )
+        )
+        if not abilities.splits_inputs:
+            limits.append(at_once)
+    elif header is not None:
+        limits.append(header.count_parameter("context_length"))
+    return min((limit for limit in limits if limit is not None), default=None)

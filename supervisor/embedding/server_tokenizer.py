@@ -1,0 +1,198 @@
+"""A model's tokens as its own server tells them, kept by text.
+
+Asking takes a lease, as computing does: the model's server must live for it. What was asked lately
+is known without.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from supervisor.arbiter.arbiter import Arbiter
+from supervisor.config.holder import ConfigurationHolder
+from supervisor.core.machine.values import Target
+from supervisor.core.scheduling.values import Priority
+from supervisor.embedding.lengths import Frame, Ids
+from supervisor.embedding.tokenizer import Tokenized
+from supervisor.engine.port import TokenizeRoute
+from supervisor.engine.servers.backend import Backend
+from supervisor.engine.servers.framing import Request
+from supervisor.engine.targets import Targets
+from supervisor.errors import BackendUnreachable, RequestRefused
+
+KEPT_TOKENS = 200_000
+"""Tokens of texts that are kept, some 10 MB with their texts."""
+
+_TEXTS_AT_ONCE = 256
+_SEPARATOR = -1
+"""An id that no token has: it stands between texts that are asked about at once."""
+
+_REPEATS = 3
+_LETTER = "a"
+
+
+class KeptTokens:
+    """The tokens of the texts that were asked about last, and the frames of their models."""
+
+    def __init__(self, room: int = KEPT_TOKENS) -> None:
+        self._room = room
+        self._kept: OrderedDict[tuple[str, str], Ids] = OrderedDict()
+        self.frames: dict[str, Frame] = {}
+        """By the revision of what was asked."""
+
+    def take(self, revision: str, text: str) -> Ids | None:
+        """Return a text's tokens, where they are known."""
+        key = revision, text
+        ids = self._kept.get(key)
+        if ids is not None:
+            self._kept.move_to_end(key)
+        return ids
+
+    def keep(self, revision: str, text: str, ids: Ids) -> None:
+        """Keep a text's tokens in place of those that were not asked about for longest."""
+        if (revision, text) in self._kept:
+            return
+        self._kept[revision, text] = ids
+        self._room -= _weight(text, ids)
+        while self._room < 0:
+            (_, oldest), forgotten = self._kept.popitem(last=False)
+            self._room += _weight(oldest, forgotten)
+
+
+def _weight(text: str, ids: Ids) -> int:
+    """Return what a text and its tokens take, in tokens of some 40 bytes."""
+    return len(text) // 16 + len(ids) + 8
+
+
+class ServerTokenizers:
+    """Asks the servers of models for tokens."""
+
+    def __init__(
+        self, *, arbiter: Arbiter, configuration: ConfigurationHolder, targets: Targets
+    ) -> None:
+        self._arbiter = arbiter
+        self._configuration = configuration
+        self._targets = targets
+        self._kept = KeptTokens()
+
+    def of(self, target: Target, priority: Priority) -> "ServerTokenizer":
+        """Return the tokenizer of a model for a request of that priority."""
+        return ServerTokenizer(self, target, priority)
+
+    async def encode(self, target: Target, priority: Priority, texts: Sequence[str]) -> Tokenized:
+        """Return each text's tokens; waits for the model's turn where one is not known."""
+        revision = target.revision
+        known = {text: self._kept.take(revision, text) for text in texts}
+        missing = [text for text, ids in known.items() if ids is None]
+        if missing:
+            found = await self._ask(target, priority, missing)
+            for text, own in zip(missing, found, strict=True):
+                known[text] = own
+                self._kept.keep(revision, text, own)
+        ids = [known[text] or () for text in texts]
+        return Tokenized(ids, self._kept.frames.get(revision, Frame()))
+
+    async def _ask(self, target: Target, priority: Priority, texts: Sequence[str]) -> Sequence[Ids]:
+        self._targets.require_device(target)
+        may_switch = self._configuration.current.settings.scheduler.auto_switch
+        for repeats_left in range(_REPEATS, -1, -1):
+            async with self._arbiter.lease(
+                target, may_switch=may_switch, priority=priority
+            ) as lease:
+                try:
+                    return await self._ask_server(lease.backend, target.revision, texts)
+                except BackendUnreachable:
+                    if not repeats_left or not await lease.backend.is_found_dead():
+                        raise
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _ask_server(
+        self, backend: Backend, revision: str, texts: Sequence[str]
+    ) -> Sequence[Ids]:
+        route = backend.launch.abilities.tokenize
+        if route is None:
+            raise RequestRefused(
+                "embedding_failed",
+                f"the server of '{backend.model}' does not tell how many tokens a text has; name "
+                "its tokenizer.json as `tokenizer` in models.yaml",
+            )
+        if not route.joins_lists:
+            return [tuple(await _tokens(backend, route, text)) for text in texts]
+        frame = self._kept.frames.get(revision)
+        if frame is None:
+            frame = self._kept.frames[revision] = await _frame(backend, route)
+        return [frame.put_around(body) for body in await _bodies(backend, route, texts)]
+
+
+class ServerTokenizer:
+    """A `Tokenizer` for one request."""
+
+    def __init__(self, servers: ServerTokenizers, target: Target, priority: Priority) -> None:
+        self._servers = servers
+        self._target = target
+        self._priority = priority
+
+    async def encode(self, texts: Sequence[str]) -> Tokenized:
+        """See `Tokenizer`."""
+        return await self._servers.encode(self._target, self._priority, texts)
+
+
+async def _frame(backend: Backend, route: TokenizeRoute) -> Frame:
+    """Find out what the model puts around a text, by one of which the tokens are known."""
+    framed = tuple(await _tokens(backend, route, _LETTER))
+    [bare] = await _bodies(backend, route, [_LETTER])
+    for begin in range(len(framed) - len(bare) + 1):
+        if framed[begin : begin + len(bare)] == bare:
+            return Frame(head=framed[:begin], tail=framed[begin + len(bare) :])
+    raise RequestRefused(
+        "embedding_failed",
+        f"the server of '{backend.model}' tells the tokens of '{_LETTER}' as {framed}, and as "
+        f"{bare} without special ones; name its tokenizer.json as `tokenizer` in models.yaml",
+    )
+
+
+async def _bodies(backend: Backend, route: TokenizeRoute, texts: Sequence[str]) -> Sequence[Ids]:
+    """Return the tokens of texts without special ones, a list of them asked about at once."""
+    bodies: list[Ids] = []
+    for begin in range(0, len(texts), _TEXTS_AT_ONCE):
+        some = texts[begin : begin + _TEXTS_AT_ONCE]
+        mixed = [part for text in some for part in (_SEPARATOR, text)]
+        bodies += _divided(await _tokens(backend, route, mixed))
+    return bodies
+
+
+def _divided(tokens: Sequence[int]) -> Iterator[Ids]:
+    """Yield what stands behind each separator."""
+    places = [place for place, token in enumerate(tokens) if token == _SEPARATOR]
+    for begin, end in zip(places, [*places[1:], len(tokens)], strict=True):
+        yield tuple(tokens[begin + 1 : end])
+
+
+class _Answer(msgspec.Struct):
+    tokens: list[int]
+
+
+async def _tokens(
+    backend: Backend, route: TokenizeRoute, content: str | Sequence[str | int]
+) -> Sequence[int]:
+    """Ask for the tokens of a text, in its frame, or of a list. Raises RequestRefused."""
+    body: dict[str, object] = {route.text_field: content}
+    if route.special_field is not None:
+        body[route.special_field] = True
+    request = Request(
+        method="POST",
+        path=route.path,
+        headers=((b"Content-Type", b"application/json"),),
+        body=msgspec.json.encode(body),
+    )
+    async with backend.exchange(request) as answer:
+        told, status = await answer.read(), answer.status
+    try:
+        return msgspec.json.decode(told, type=_Answer).tokens
+    except msgspec.MsgspecError as error:
+        raise RequestRefused(
+            "embedding_failed",
+            f"the server of '{backend.model}' does not tell the tokens of a text: it answers "
+            f"{status} {told[:200].decode(errors='replace')}",
+        ) from error
