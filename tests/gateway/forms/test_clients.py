@@ -44,7 +44,7 @@ def test_openai(caller: Caller, texts: list[list[float]]) -> None:
     assert are_alike(got["floats"], texts)
     assert len(got["short"]) == 64
     assert got["ids"] == [0, 1]
-    assert got["tokens"] == 11
+    assert got["tokens"] == 13
     assert got["model"] == "minilm"
     assert got["errors"]["unknown model"]["code"] == "model_not_found"
     assert got["errors"]["nothing"]["code"] == "bad_request"
@@ -70,7 +70,7 @@ def test_ollama(caller: Caller, texts: list[list[float]]) -> None:
     assert are_alike(got["vectors"], texts)
     assert got["none"] == []
     assert len(got["short"]) == 64
-    assert got["tokens"] == 11
+    assert got["tokens"] == 13
     assert got["duration_ns"] > 0
     assert got["refusal"][0] == 404
     assert "there is no model 'nobody'" in got["refusal"][1]
