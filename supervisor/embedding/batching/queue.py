@@ -66,10 +66,11 @@ class _Run:
 class _Lane:
     """Pieces of one kind, the first come the first sent."""
 
-    __slots__ = ("inputs", "priority", "runs", "served_at", "tokens")
+    __slots__ = ("inputs", "priority", "runs", "served_at", "tokens", "weight")
 
     def __init__(self, priority: Priority) -> None:
         self.priority = priority
+        self.weight = _WEIGHTS[priority]
         self.runs: OrderedDict[Caller, _Run] = OrderedDict()
         self.inputs = 0
         self.tokens = 0
@@ -104,7 +105,7 @@ class _Lane:
 
         Only that, since the age of a long backlog says how long it is, not that it is neglected.
         """
-        return _WEIGHTS[self.priority] * (now - max(self.head.came_at, self.served_at))
+        return self.weight * (now - max(self.head.came_at, self.served_at))
 
     def take(self, limits: BatchLimits, now: float) -> list[Item]:
         """Take as many pieces as a batch may have, in order; at least one."""
@@ -131,19 +132,17 @@ class _Lane:
             del self.runs[caller]
 
 
-class _Kind(NamedTuple):
-    """What pieces of one batch have in common."""
-
-    priority: Priority
-    normalize: bool
-    is_long: bool
-
-
 class BatchQueue:
     """What waits for the server of one model."""
 
     def __init__(self) -> None:
-        self._lanes: dict[_Kind, _Lane] = {}
+        self._lanes = {
+            (priority is Priority.BATCH, normalize, is_long): _Lane(priority)
+            for priority in Priority
+            for normalize in (True, False)
+            for is_long in (False, True)
+        }
+        """One for each kind, the interactive ones first."""
         self._returned: deque[Batch] = deque()
         """Batches that are sent as they are, before all others."""
 
@@ -151,19 +150,19 @@ class BatchQueue:
         """Put a caller's pieces behind those that wait, the short and the long ones apart."""
         tokens = [piece.tokens for piece in caller.pieces]
         bound = limits.short_tokens
+        short, long = self._lanes_of(caller)
         if max(tokens) <= bound or min(tokens) > bound:
-            self._join(caller, tokens[0] > bound, range(len(tokens)), sum(tokens))
+            lane = long if tokens[0] > bound else short
+            lane.add(caller, _Run(range(len(tokens)), sum(tokens)))
             return
-        for is_long in (False, True):
+        for lane, is_long in ((short, False), (long, True)):
             indexes = [i for i, each in enumerate(tokens) if (each > bound) is is_long]
-            self._join(caller, is_long, indexes, sum(tokens[i] for i in indexes))
+            lane.add(caller, _Run(indexes, sum(tokens[i] for i in indexes)))
 
-    def _join(self, caller: Caller, is_long: bool, indexes: Sequence[int], tokens: int) -> None:
-        kind = _Kind(caller.priority, caller.normalize, is_long)
-        lane = self._lanes.get(kind)
-        if lane is None:
-            lane = self._lanes[kind] = _Lane(caller.priority)
-        lane.add(caller, _Run(indexes, tokens))
+    def _lanes_of(self, caller: Caller) -> tuple[_Lane, _Lane]:
+        """Return the lanes in which a caller's pieces wait: the short ones, the long ones."""
+        is_batch, normalize = caller.priority is Priority.BATCH, caller.normalize
+        return self._lanes[is_batch, normalize, False], self._lanes[is_batch, normalize, True]
 
     def end(self, caller: Caller) -> list[Batch]:
         """Take out what waits of a caller that is over; return the batches that nobody wants now.
@@ -171,9 +170,8 @@ class BatchQueue:
         Only those that were taken and not closed yet.
         """
         caller.is_over = True
-        for is_long in (False, True):
-            lane = self._lanes.get(_Kind(caller.priority, caller.normalize, is_long))
-            if lane is not None:
+        for lane in self._lanes_of(caller):
+            if lane.runs:
                 lane.remove(caller)
         batches, caller.batches = caller.batches, []
         for batch in batches:
@@ -193,7 +191,7 @@ class BatchQueue:
         due = [lane for lane in self._waiting() if lane.due_at(limits) <= now]
         if not due:
             return None
-        lane = max(due, key=lambda each: (each.urgency(now), _WEIGHTS[each.priority]))
+        lane = max(due, key=lambda each: (each.urgency(now), each.weight))
         return Batch(lane.take(limits, now))
 
     def due(self, limits: BatchLimits, now: float) -> int:
@@ -209,18 +207,24 @@ class BatchQueue:
     @property
     def most_urgent(self) -> Priority | None:
         """The priority of the most urgent of those that wait; None where nothing does."""
-        there = {lane.priority for lane in self._waiting()}
-        there.update(batch.priority for batch in self._still_wanted())
-        return next((priority for priority in Priority if priority in there), None)
+        there = [lane.priority for lane in self._waiting()]
+        there += [batch.priority for batch in self._still_wanted()]
+        if Priority.INTERACTIVE in there:
+            return Priority.INTERACTIVE
+        return Priority.BATCH if there else None
 
     def amount(self, priority: Priority | None = None) -> Amount:
         """Return how much waits, of one priority or (None) of all."""
-        lanes = [lane for lane in self._waiting() if priority in {None, lane.priority}]
-        returned = [b for b in self._still_wanted() if priority in {None, b.priority}]
-        return Amount(
-            sum(lane.inputs for lane in lanes) + sum(len(batch) for batch in returned),
-            sum(lane.tokens for lane in lanes) + sum(batch.tokens for batch in returned),
-        )
+        inputs = tokens = 0
+        for lane in self._lanes.values():
+            if lane.inputs and (priority is None or lane.priority is priority):
+                inputs += lane.inputs
+                tokens += lane.tokens
+        for batch in self._still_wanted():
+            if priority is None or batch.priority is priority:
+                inputs += len(batch)
+                tokens += batch.tokens
+        return Amount(inputs, tokens)
 
     def callers_until(self, moment: float) -> list[Caller]:
         """Return the callers that came until then and of whom something waits."""
