@@ -1,7 +1,7 @@
 """What waits to be embedded by one model's server, and what is sent next. Pure: no clock, no I/O.
 
-Pieces wait in lanes, one for each kind of piece that goes into one batch: the same priority, both
-normalised or not, both short or long. A lane keeps the pieces of a caller together, so that adding
+Pieces wait in lines, one for each kind of piece that goes into one batch: the same priority, both
+normalised or not, both short or long. A line keeps the pieces of a caller together, so that adding
 a caller, removing it and taking a piece cost the same however many wait.
 """
 
@@ -49,7 +49,7 @@ class Amount(NamedTuple):
 
 
 class _Run:
-    """The pieces of one caller in one lane; `following` is the place of the next one in them."""
+    """The pieces of one caller in one line; `following` is the place of the next one in them."""
 
     __slots__ = ("following", "indexes", "tokens")
 
@@ -63,7 +63,7 @@ class _Run:
         return len(self.indexes) - self.following
 
 
-class _Lane:
+class _Line:
     """Pieces of one kind, the first come the first sent."""
 
     __slots__ = ("inputs", "priority", "runs", "served_at", "tokens", "weight")
@@ -136,8 +136,8 @@ class BatchQueue:
     """What waits for the server of one model."""
 
     def __init__(self) -> None:
-        self._lanes = {
-            (priority is Priority.BATCH, normalize, is_long): _Lane(priority)
+        self._lines = {
+            (priority is Priority.BATCH, normalize, is_long): _Line(priority)
             for priority in Priority
             for normalize in (True, False)
             for is_long in (False, True)
@@ -150,19 +150,19 @@ class BatchQueue:
         """Put a caller's pieces behind those that wait, the short and the long ones apart."""
         tokens = [piece.tokens for piece in caller.pieces]
         bound = limits.short_tokens
-        short, long = self._lanes_of(caller)
+        short, long = self._lines_of(caller)
         if max(tokens) <= bound or min(tokens) > bound:
-            lane = long if tokens[0] > bound else short
-            lane.add(caller, _Run(range(len(tokens)), sum(tokens)))
+            line = long if tokens[0] > bound else short
+            line.add(caller, _Run(range(len(tokens)), sum(tokens)))
             return
-        for lane, is_long in ((short, False), (long, True)):
+        for line, is_long in ((short, False), (long, True)):
             indexes = [i for i, each in enumerate(tokens) if (each > bound) is is_long]
-            lane.add(caller, _Run(indexes, sum(tokens[i] for i in indexes)))
+            line.add(caller, _Run(indexes, sum(tokens[i] for i in indexes)))
 
-    def _lanes_of(self, caller: Caller) -> tuple[_Lane, _Lane]:
-        """Return the lanes in which a caller's pieces wait: the short ones, the long ones."""
+    def _lines_of(self, caller: Caller) -> tuple[_Line, _Line]:
+        """Return the lines in which a caller's pieces wait: the short ones, the long ones."""
         is_batch, normalize = caller.priority is Priority.BATCH, caller.normalize
-        return self._lanes[is_batch, normalize, False], self._lanes[is_batch, normalize, True]
+        return self._lines[is_batch, normalize, False], self._lines[is_batch, normalize, True]
 
     def end(self, caller: Caller) -> list[Batch]:
         """Take out what waits of a caller that is over; return the batches that nobody wants now.
@@ -170,9 +170,9 @@ class BatchQueue:
         Only those that were taken and not closed yet.
         """
         caller.is_over = True
-        for lane in self._lanes_of(caller):
-            if lane.runs:
-                lane.remove(caller)
+        for line in self._lines_of(caller):
+            if line.runs:
+                line.remove(caller)
         batches, caller.batches = caller.batches, []
         for batch in batches:
             batch.present -= 1
@@ -188,26 +188,26 @@ class BatchQueue:
             batch = self._returned.popleft()
             if batch.present:
                 return batch
-        due = [lane for lane in self._waiting() if lane.due_at(limits) <= now]
+        due = [line for line in self._waiting() if line.due_at(limits) <= now]
         if not due:
             return None
-        lane = max(due, key=lambda each: (each.urgency(now), each.weight))
-        return Batch(lane.take(limits, now))
+        line = max(due, key=lambda each: (each.urgency(now), each.weight))
+        return Batch(line.take(limits, now))
 
     def due(self, limits: BatchLimits, now: float) -> int:
         """Return how many batches are due."""
-        lanes = (lane for lane in self._waiting() if lane.due_at(limits) <= now)
-        return sum(lane.batches(limits) for lane in lanes) + len(self._still_wanted())
+        lines = (line for line in self._waiting() if line.due_at(limits) <= now)
+        return sum(line.batches(limits) for line in lines) + len(self._still_wanted())
 
     def due_after(self, limits: BatchLimits, now: float) -> float | None:
         """Return when the next batch is due that is not due now; None where there is none."""
-        times = (lane.due_at(limits) for lane in self._waiting())
+        times = (line.due_at(limits) for line in self._waiting())
         return min((due_at for due_at in times if due_at > now), default=None)
 
     @property
     def most_urgent(self) -> Priority | None:
         """The priority of the most urgent of those that wait; None where nothing does."""
-        there = [lane.priority for lane in self._waiting()]
+        there = [line.priority for line in self._waiting()]
         there += [batch.priority for batch in self._still_wanted()]
         if Priority.INTERACTIVE in there:
             return Priority.INTERACTIVE
@@ -216,10 +216,10 @@ class BatchQueue:
     def amount(self, priority: Priority | None = None) -> Amount:
         """Return how much waits, of one priority or (None) of all."""
         inputs = tokens = 0
-        for lane in self._lanes.values():
-            if lane.inputs and (priority is None or lane.priority is priority):
-                inputs += lane.inputs
-                tokens += lane.tokens
+        for line in self._lines.values():
+            if line.inputs and (priority is None or line.priority is priority):
+                inputs += line.inputs
+                tokens += line.tokens
         for batch in self._still_wanted():
             if priority is None or batch.priority is priority:
                 inputs += len(batch)
@@ -229,8 +229,8 @@ class BatchQueue:
     def callers_until(self, moment: float) -> list[Caller]:
         """Return the callers that came until then and of whom something waits."""
         callers: dict[Caller, None] = {}
-        for lane in self._waiting():
-            for caller in lane.runs:
+        for line in self._waiting():
+            for caller in line.runs:
                 if caller.came_at > moment:
                     break
                 callers[caller] = None
@@ -238,8 +238,8 @@ class BatchQueue:
             callers.update((c, None) for c, _ in batch.items if c.came_at <= moment)
         return [caller for caller in callers if not caller.is_over]
 
-    def _waiting(self) -> Iterator[_Lane]:
-        return (lane for lane in self._lanes.values() if lane.runs)
+    def _waiting(self) -> Iterator[_Line]:
+        return (line for line in self._lines.values() if line.runs)
 
     def _still_wanted(self) -> list[Batch]:
         return [batch for batch in self._returned if batch.present]
