@@ -47,12 +47,16 @@ class EmbeddingService:
         _require_tokens(request, prepared)
         pieces = [piece for each in prepared for piece in each.pieces]
         is_whole = len(pieces) == len(prepared)
-        computed = await self._batcher.compute(
-            request.target,
-            pieces,
-            normalize=request.normalize and is_whole,
-            priority=request.priority,
-        )
+        try:
+            computed = await self._batcher.compute(
+                request.target,
+                pieces,
+                normalize=request.normalize and is_whole,
+                priority=request.priority,
+            )
+        except RequestRefused as error:
+            name_input(error, prepared)
+            raise
         vectors: Sequence[bytes] = computed.vectors
         if not is_whole:
             vectors = _joined_windows(prepared, vectors, normalize=request.normalize)
@@ -84,6 +88,13 @@ class EmbeddingService:
             )
         cuts = (cut(vector, dimensions) for vector in vectors)
         return [normalized(each) for each in cuts] if request.normalize else list(cuts)
+
+
+def name_input(error: RequestRefused, prepared: Sequence[PreparedInput]) -> None:
+    """Have an error that names a piece (`index` in its details) name the input that it is of."""
+    if "index" in error.details:
+        inputs = [index for index, each in enumerate(prepared) for _ in each.pieces]
+        error.details["index"] = inputs[error.details["index"]]
 
 
 def _joined_windows(

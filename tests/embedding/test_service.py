@@ -1,0 +1,19 @@
+"""What the service makes of what its parts say."""
+
+from supervisor.embedding.service import name_input
+from supervisor.embedding.values import Piece, PreparedInput
+from supervisor.errors import RequestRefused
+
+
+def test_a_guilty_window_is_told_as_its_input() -> None:
+    prepared = [
+        PreparedInput(pieces=tuple(Piece(content="text", tokens=4) for _ in range(windows)))
+        for windows in (1, 3, 1)
+    ]
+    for piece, index in enumerate((0, 1, 1, 1, 2)):
+        error = RequestRefused("embedding_failed", "the server failed", {"index": piece})
+        name_input(error, prepared)
+        assert error.details["index"] == index
+    error = RequestRefused("hold_timeout", "waited too long")
+    name_input(error, prepared)
+    assert error.details == {}
