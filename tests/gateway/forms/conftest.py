@@ -55,23 +55,36 @@ class Caller:
 
 @pytest.fixture(scope="module", params=[*DOORS])
 def caller(
-    request: pytest.FixtureRequest, reranker: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    reranker: Path,
+    long_reader: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Caller]:
     """A caller of a controller whose embedding model is live, and has prompts."""
     folder = tmp_path_factory.mktemp("forms")
-    files = {"models.yaml": catalogue(reranker)}
+    files = {"models.yaml": catalogue(reranker, long_reader)}
     with serving(folder, server=DOORS[request.param], files=files) as running:
         running.make_live("minilm")
         yield Caller(running)
 
 
-def catalogue(reranker: Path) -> dict[str, Any]:
-    """Return the shipped catalogue and a reranker, minilm with prompts and shorter vectors."""
+def catalogue(reranker: Path, long_reader: Path) -> dict[str, Any]:
+    """Return the shipped catalogue, minilm with prompts and shorter vectors, and what else is.
+
+    `windowed` is minilm that divides what is too long, `plain` minilm without a tokenizer of its
+    own; a reranker, and a `reader` of 32,768 tokens.
+    """
     shipped: dict[str, Any] = yaml.safe_load((ROOT / "profiles" / "models.yaml").read_text())
     changes = {"prompts": PROMPTS, "matryoshka_dimensions": [64, 128]}
     shipped["models"]["minilm"] |= changes
-    ranks = {"path": str(reranker), "type": "embedding", "overrides": {"pooling": "rank"}}
-    shipped["models"]["reranker"] = ranks
+    minilm = {key: value for key, value in shipped["models"]["minilm"].items() if key != "aliases"}
+    others = {
+        "windowed": minilm | {"long_input": "window"},
+        "plain": {key: value for key, value in minilm.items() if key != "tokenizer"},
+        "reranker": {"path": str(reranker), "overrides": {"pooling": "rank"}},
+        "reader": {"path": str(long_reader), "overrides": {"ctx_size": 33_024}},
+    }
+    shipped["models"] |= {name: {"type": "embedding", **each} for name, each in others.items()}
     return shipped | {"default_model": None}
 
 
