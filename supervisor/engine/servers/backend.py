@@ -26,7 +26,7 @@ from supervisor.engine.servers.addresses import (
     make_room,
 )
 from supervisor.engine.servers.answer import ServerAnswer
-from supervisor.engine.servers.channel import Channel, Exchange, Receiver
+from supervisor.engine.servers.channel import Channel
 from supervisor.engine.servers.framing import Request
 from supervisor.engine.servers.process import ChildProcess, ProcessExit
 from supervisor.errors import BackendUnreachable
@@ -70,6 +70,7 @@ class Backend:
         self.process = ChildProcess.spawn(launch, hear)
         self._channel = self._open_channel()
         self.activity = self._channel.activity
+        self.send = self._channel.send
         self.is_stopping = False
         self.is_gone = asyncio.Event()
         """Set once its end is reported: whoever asks for a lease then gets none on it."""
@@ -142,10 +143,6 @@ class Backend:
     def open_connections(self) -> int:
         """Connections to it that stand, in use or idle."""
         return self._channel.open_connections
-
-    def send(self, request: Request, receiver: Receiver) -> Exchange:
-        """Send a request when a permit is free (`Channel.send`). The receiver takes what comes."""
-        return self._channel.send(request, receiver)
 
     def exchange(self, request: Request) -> ServerAnswer:
         """Send a request, and read its answer: `async with backend.exchange(…) as answer`."""

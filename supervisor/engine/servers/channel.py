@@ -13,7 +13,7 @@ from typing import Protocol
 from supervisor.engine.port import Address
 from supervisor.engine.servers.answer import ServerAnswer
 from supervisor.engine.servers.connection import Connection
-from supervisor.engine.servers.framing import Head, Request, encode_head
+from supervisor.engine.servers.framing import HAS_LENGTH_WITHOUT_BODY, Head, Request, encoded
 from supervisor.engine.servers.pool import KEEPALIVE_S, Pool
 from supervisor.engine.servers.slow_readers import SlowReaders
 from supervisor.errors import BackendUnreachable
@@ -96,7 +96,7 @@ class Channel:
         self._free_permits = permits
         self._waiting: deque[Exchange] = deque()
         self._begun: set[Exchange] = set()
-        self._pool = Pool(address, keepalive_s)
+        self.pool = Pool(address, keepalive_s)
         self.slow_readers = SlowReaders(
             lambda: any(not waiting.is_over for waiting in self._waiting)
         )
@@ -104,7 +104,7 @@ class Channel:
     @property
     def open_connections(self) -> int:
         """Connections that stand, in use or idle."""
-        return self._pool.open_count
+        return len(self.pool.open)
 
     def send(
         self, request: Request, receiver: Receiver, *, takes_permit: bool = True
@@ -114,7 +114,7 @@ class Channel:
         `takes_permit=False` is for our own questions, which must not wait behind requests. Raises
         ValueError where the request cannot be written as one.
         """
-        exchange = Exchange(self, request, encode_head(request, self._own_headers), receiver)
+        exchange = Exchange(self, request, self._own_headers, receiver)
         if self.is_closed:
             asyncio.get_running_loop().call_soon(exchange.fail, STOPPED, True)
             return exchange
@@ -149,31 +149,13 @@ class Channel:
         waiting, self._waiting = self._waiting, deque()
         for exchange in (*self._begun, *waiting):
             exchange.cut()
-        self._pool.close()
+        self.pool.close()
 
     def _begin(self, exchange: "Exchange") -> None:
         self._begun.add(exchange)
         if exchange.has_permit:
             self.activity.begin()
-        self.connect(exchange)
-
-    def connect(self, exchange: "Exchange") -> None:
-        """Give an exchange an idle connection, or a new one."""
-        connection = self._pool.take()
-        if connection is not None:
-            exchange.go(connection)
-        else:
-            exchange.connecting = asyncio.create_task(self._open_for(exchange), name="connect")
-
-    async def _open_for(self, exchange: "Exchange") -> None:
-        try:
-            connection = await self._pool.open()
-        except OSError as error:
-            exchange.connecting = None
-            exchange.fail_to_connect(error)
-            return
-        exchange.connecting = None
-        exchange.go(connection)
+        self.pool.carry(exchange)
 
     def release(self, exchange: "Exchange") -> None:
         """Give the permit of an exchange that is over to the next one."""
@@ -197,33 +179,49 @@ class Exchange:
 
     __slots__ = (
         "_channel",
-        "_connection",
-        "_head",
         "_may_be_read",
         "_paused_at",
         "_paused_s",
         "_receiver",
-        "_request",
+        "body",
         "connecting",
+        "connection",
         "has_permit",
+        "head",
+        "is_head_only",
         "is_over",
     )
 
-    def __init__(self, channel: Channel, request: Request, head: bytes, receiver: Receiver) -> None:
+    def __init__(
+        self, channel: Channel, request: Request, own_headers: bytes, receiver: Receiver
+    ) -> None:
+        """`own_headers`: whole lines. Raises ValueError as `encoded`."""
         self._channel = channel
-        self._request: Request | None = request
-        self._head = head
         self._receiver: Receiver | None = receiver
-        self._connection: Connection | None = None
         self._paused_at: float | None = None
         """Since when its reader does not keep up, by the loop's clock."""
         self._paused_s = 0.0
         """How long its reader did not keep up before that."""
         self._may_be_read = False
         """Whether the server may have read the request."""
+        self.body = body = request.body
+        self.is_head_only = request.method == "HEAD"
         self.connecting: asyncio.Task[None] | None = None
+        self.connection: Connection | None = None
         self.has_permit = False
         self.is_over = False
+        start, lines = encoded(request.method, request.path, request.headers)
+        length = own_id = b""
+        if body or request.method in HAS_LENGTH_WITHOUT_BODY:
+            length = b"Content-Length: %d\r\n" % len(body)
+        if request.request_id is not None:
+            own_id = b"X-Request-ID: %b\r\n" % request.request_id.encode("ascii")
+        self.head = b"%b%b%b%b%b\r\n" % (start, own_headers, lines, own_id, length)
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether its reader does not keep up now."""
+        return self._paused_at is not None
 
     def pause(self) -> None:
         """Ask for no more data until `resume`; the server is not blamed for the pause.
@@ -235,16 +233,16 @@ class Exchange:
         self._paused_at = asyncio.get_running_loop().time()
         self._channel.activity.held += 1
         self._channel.slow_readers.hold(self)
-        if self._connection is not None:
-            self._connection.pause()
+        if self.connection is not None:
+            self.connection.pause()
 
     def resume(self) -> None:
         """Go on after `pause`."""
         if self._paused_at is None:
             return
         self._end_pause(self._paused_at)
-        if self._connection is not None:
-            self._connection.resume()
+        if self.connection is not None:
+            self.connection.resume()
 
     def cancel(self) -> None:
         """Cut it, which frees the server's slot. The receiver hears nothing more."""
@@ -253,17 +251,7 @@ class Exchange:
         self._cut_connection()
         self._finish()
 
-    # What the channel and the connection call
-
-    def go(self, connection: Connection) -> None:
-        """Write the request on a connection."""
-        request = self._request
-        if request is None:
-            return
-        self._connection = connection
-        connection.send(self, self._head, request.body, wants_head_only=request.method == "HEAD")
-        if self._paused_at is not None:
-            connection.pause()
+    # What the channel, the pool and the connection call
 
     def came(self, head: Head | None, data: bytes, *, is_end: bool) -> None:
         """See `Carried`."""
@@ -281,15 +269,15 @@ class Exchange:
         It closes a connection that was idle for 5 s, or had 100 requests, and may do so at the
         moment when the next one is written.
         """
-        self._connection = None
+        self.connection = None
         self._may_be_read = self._may_be_read or not is_unread
         if is_stale and not self._channel.is_closed and self._channel.is_alive():
-            self._channel.connect(self)
+            self._channel.pool.carry(self)
         else:
             self.fail(reason, may_repeat=not self._may_be_read)
 
     def fail_to_connect(self, error: OSError) -> None:
-        """End it: no connection could be made."""
+        """See `pool.Load`."""
         reason = f"cannot be reached ({error or type(error).__name__})"
         if self._may_be_read:
             reason = f"closed the connection without an answer, and {reason}"
@@ -306,7 +294,7 @@ class Exchange:
 
     def cut(self) -> None:
         """End it: the connections to the server are cut."""
-        is_sent = self._connection is not None or self._may_be_read
+        is_sent = self.connection is not None or self._may_be_read
         self._cut_connection()
         self.fail(STOPPED, may_repeat=not is_sent)
 
@@ -319,8 +307,8 @@ class Exchange:
     def _cut_connection(self) -> None:
         if self.connecting is not None:
             self.connecting.cancel()
-        if self._connection is not None:
-            self._connection.abort()
+        if self.connection is not None:
+            self.connection.abort()
 
     def _finish(self) -> Receiver | None:
         """End it, and return who is still to hear of that.
@@ -328,9 +316,9 @@ class Exchange:
         A receiver refers to its exchange: unless both let go here, a body stays in memory until a
         full collection, which comes rarely.
         """
-        receiver, self._receiver, self._request = self._receiver, None, None
+        receiver, self._receiver, self.body = self._receiver, None, b""
         self.is_over = True
-        self._connection = None
+        self.connection = None
         if self._paused_at is not None:
             self._end_pause(self._paused_at)
         self._channel.release(self)

@@ -25,6 +25,21 @@ _UNREAD = (ConnectionResetError, BrokenPipeError)
 class Carried(Protocol):
     """What a connection carries, and tells what comes. After its end or `broken` nothing comes."""
 
+    head: bytes
+    """That of the request, as it is written."""
+
+    body: bytes
+
+    is_head_only: bool
+    """Whether it is a HEAD, whose answer has no body."""
+
+    connection: "Connection | None"
+    """What carries it; set when it is sent."""
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether nothing is to be read yet."""
+
     def came(self, head: Head | None, data: bytes, *, is_end: bool) -> None:
         """Take what came of the answer: its head, once; a piece of its body, decoded; its end.
 
@@ -45,8 +60,8 @@ class Home(Protocol):
     def put(self, connection: "Connection") -> None:
         """Keep one that may be used again."""
 
-    def forget(self, connection: "Connection") -> None:
-        """The connection is closed."""
+    open: "set[Connection]"
+    """Those that stand; a connection that is closed leaves it."""
 
 
 class Connection(asyncio.Protocol):
@@ -72,7 +87,6 @@ class Connection(asyncio.Protocol):
         "_reason",
         "_transport",
         "_uses",
-        "_wants_head_only",
         "idle_since",
     )
 
@@ -92,11 +106,11 @@ class Connection(asyncio.Protocol):
         """Whether it is not known to be closed."""
         return not self._transport.is_closing()
 
-    def send(self, carried: Carried, head: bytes, body: bytes, *, wants_head_only: bool) -> None:
-        """Write a request; what comes is for `carried`. `wants_head_only`: it is a HEAD."""
+    def send(self, carried: Carried) -> None:
+        """Write a request; what comes is for it."""
         self._carried = carried
+        carried.connection = self
         self._uses += 1
-        self._wants_head_only = wants_head_only
         self._head: Head | None = None
         self._reason = b""
         self._headers: list[tuple[bytes, bytes]] = []
@@ -105,10 +119,12 @@ class Connection(asyncio.Protocol):
         self._body: list[bytes] = []
         self._has_begun = self._is_head_given = self._is_chunked = False
         self._is_complete = self._is_parsed = self._has_surplus = self._keeps_alive = False
-        if len(body) <= _MAX_JOINED_BYTES:
-            self._transport.write(head + body)
+        if len(carried.body) <= _MAX_JOINED_BYTES:
+            self._transport.write(carried.head + carried.body)
         else:
-            self._transport.writelines((head, body))
+            self._transport.writelines((carried.head, carried.body))
+        if carried.is_paused:
+            self.pause()
 
     def pause(self) -> None:
         """Read nothing more until `resume`: who reads the answer cannot keep up."""
@@ -157,7 +173,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End what it carries: an answer that states no length ends so; any other is broken."""
-        self._home.forget(self)
+        self._home.open.discard(self)
         carried, self._carried = self._carried, None
         if carried is None:
             return
@@ -197,7 +213,7 @@ class Connection(asyncio.Protocol):
         if status >= 200:
             form = form_of(status, self._reason, tuple(self._headers))
             self._head = Head(form, self._length)
-            self._is_complete = self._wants_head_only
+            self._is_complete = self._carried is not None and self._carried.is_head_only
         self._reason, self._headers, self._length = b"", [], None
 
     def on_chunk_header(self) -> None:

@@ -8,7 +8,7 @@ Headers = tuple[tuple[bytes, bytes], ...]
 """Names and values as they stand on the wire, duplicates kept."""
 
 CONTENT_LENGTH = b"content-length"
-_HAS_LENGTH_WITHOUT_BODY = frozenset({"POST", "PUT", "PATCH"})  # RFC 9110, section 8.6
+HAS_LENGTH_WITHOUT_BODY = frozenset({"POST", "PUT", "PATCH"})  # RFC 9110, section 8.6
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,24 +81,12 @@ class Head(msgspec.Struct, frozen=True):
         return self.form.with_length(self.length)
 
 
-def encode_head(request: Request, own_headers: bytes) -> bytes:
-    """Return the bytes of a request's head. `own_headers`: whole lines that each request gets.
+@lru_cache(maxsize=256)  # clients repeat themselves
+def encoded(method: str, path: str, headers: Headers) -> tuple[bytes, bytes]:
+    """Return a request's first line and the lines of its headers.
 
     Raises ValueError where a part of it would end its line, and so be read as something else.
     """
-    start, lines = _encoded(request.method, request.path, request.headers)
-    body, request_id = request.body, request.request_id
-    own_id = b"" if request_id is None else b"X-Request-ID: %b\r\n" % request_id.encode("ascii")
-    if body:
-        length = b"Content-Length: %d\r\n" % len(body)
-    else:
-        length = b"Content-Length: 0\r\n" if request.method in _HAS_LENGTH_WITHOUT_BODY else b""
-    return b"%b%b%b%b%b\r\n" % (start, own_headers, lines, own_id, length)
-
-
-@lru_cache(maxsize=256)  # clients repeat themselves
-def _encoded(method: str, path: str, headers: Headers) -> tuple[bytes, bytes]:
-    """Return the request line and the lines of the headers. Raises ValueError as `encode_head`."""
     start = f"{method} {path} HTTP/1.1\r\n".encode("utf-8", "surrogateescape")
     lines = b"".join([b"%b: %b\r\n" % header for header in headers])
     both = start + lines

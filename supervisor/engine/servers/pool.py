@@ -7,9 +7,10 @@ fewer are in use the better, and the others grow old and are closed.
 import asyncio
 import errno
 import socket
+from typing import Protocol
 
 from supervisor.engine.port import Address
-from supervisor.engine.servers.connection import Connection
+from supervisor.engine.servers.connection import Carried, Connection
 
 KEEPALIVE_S = 4.0
 """Idle seconds after which a connection is closed: llama-server closes it after 5, and a request
@@ -19,6 +20,16 @@ _CONNECT_TIMEOUT_S = 5.0
 _CROWDED_PAUSE_S = 0.005
 
 
+class Load(Carried, Protocol):
+    """A request on its way to a connection."""
+
+    connecting: asyncio.Task[None] | None
+    """What opens one for it."""
+
+    def fail_to_connect(self, error: OSError) -> None:
+        """End it: no connection could be made."""
+
+
 class Pool:
     """The connections to one address."""
 
@@ -26,25 +37,32 @@ class Pool:
         self._address = address
         self._keepalive_s = keepalive_s
         self._loop = asyncio.get_running_loop()
-        self._open: set[Connection] = set()
+        self.open: set[Connection] = set()
+        """Those that stand, in use or idle."""
         self._idle: list[Connection] = []
         """The one that was used last stands last."""
         self._sweep: asyncio.TimerHandle | None = None
 
-    @property
-    def open_count(self) -> int:
-        """Connections that stand, in use or idle."""
-        return len(self._open)
-
-    def take(self) -> Connection | None:
-        """Return a connection that was used before; None where none is idle."""
+    def carry(self, load: Load) -> None:
+        """Send a request on the connection that was used last, or on a new one."""
         while self._idle:
             connection = self._idle.pop()
             if connection.is_usable:
-                return connection
-        return None
+                connection.send(load)
+                return
+        load.connecting = asyncio.create_task(self._open_for(load), name="connect")
 
-    async def open(self) -> Connection:
+    async def _open_for(self, load: Load) -> None:
+        try:
+            connection = await self._open()
+        except OSError as error:
+            load.connecting = None
+            load.fail_to_connect(error)
+        else:
+            load.connecting = None
+            connection.send(load)
+
+    async def _open(self) -> Connection:
         """Return a new connection.
 
         Waits while the server's queue of connections is full. Raises OSError, TimeoutError being
@@ -63,7 +81,7 @@ class Pool:
                 )
         if not connection.is_usable:
             raise ConnectionResetError(errno.ECONNRESET, "closed as soon as it was made")
-        self._open.add(connection)
+        self.open.add(connection)
         return connection
 
     def put(self, connection: Connection) -> None:
@@ -73,18 +91,12 @@ class Pool:
         if self._sweep is None:
             self._sweep = self._loop.call_later(self._keepalive_s, self._close_old)
 
-    def forget(self, connection: Connection) -> None:
-        """Drop a connection that is closed."""
-        self._open.discard(connection)
-        if connection in self._idle:
-            self._idle.remove(connection)
-
     def close(self) -> None:
         """Close all of them at once."""
         if self._sweep is not None:
             self._sweep.cancel()
         self._idle.clear()
-        for connection in tuple(self._open):
+        for connection in tuple(self.open):
             connection.abort()
 
     def _close_old(self) -> None:

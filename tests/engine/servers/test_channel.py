@@ -315,9 +315,9 @@ async def test_the_connection_that_was_used_last_is_used_first(
     for _ in range(20):
         await ask(channel, "/hello")
     assert upstream.connections == 5
-    in_use = channel._pool._idle[-1]
+    in_use = channel.pool._idle[-1]
     assert in_use._uses == 21
-    assert sorted(c._uses for c in channel._pool._idle) == [1, 1, 1, 1, 21]
+    assert sorted(c._uses for c in channel.pool._idle) == [1, 1, 1, 1, 21]
 
 
 async def test_an_idle_connection_is_closed_before_the_server_would(
