@@ -90,6 +90,7 @@ class Backend:
         await self._become_healthy()
         await self._restore_prompts()
         self.is_ready = True
+        self.process.output.slow_down()
 
     async def _become_healthy(self) -> None:
         """Ask at growing pauses, and at once after each line of output.
@@ -137,6 +138,7 @@ class Backend:
             self.launch.abilities.requests_at_once,
             fault=self._fault,
             is_alive=lambda: self.process.is_running,
+            names_requests=self.launch.abilities.takes_request_id,
         )
 
     @property

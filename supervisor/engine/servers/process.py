@@ -66,11 +66,11 @@ class ChildProcess:
         self._popen = popen
         self._stop_signal = launch.abilities.stop_signal
         self._mark = mark
-        self._output = Output(on_line)
+        self.output = Output(on_line)
         self._descendants: set[int] = set()
         """Processes that were seen to come from it."""
         self.pid = popen.pid
-        self.last_lines = self._output.last_lines
+        self.last_lines = self.output.last_lines
         self._reaped = asyncio.create_task(self._watch(), name=f"watch-{popen.pid}")
 
     @classmethod
@@ -141,8 +141,9 @@ class ChildProcess:
 
     async def _watch(self) -> ProcessExit:
         assert self._popen.stdout is not None  # noqa: S101 - spawned with a pipe
-        pump = asyncio.create_task(self._output.read(self._popen.stdout), name=f"output-{self.pid}")
+        pump = asyncio.create_task(self.output.read(self._popen.stdout), name=f"output-{self.pid}")
         await _wait_for_exit(self.pid, meanwhile=self._reap_orphans)
+        self.output.hurry()
         return_code = self._popen.wait()  # returns at once: the pidfd said that it has ended
         await self._end_survivors()
         await self._end_orphans()

@@ -1,8 +1,15 @@
 """What servers print: nothing is waited for, and a flood does not reach the log."""
 
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from functools import partial
+
 import pytest
 
 from supervisor.engine.servers.output import BURST, KEPT_LINES, LINES_PER_S, Output
+
+Eventually = Callable[..., Awaitable[None]]
 
 
 class Listener:
@@ -70,3 +77,24 @@ def test_a_steady_talker_is_heard_in_full(listener: Listener) -> None:
         listener.now = n / (LINES_PER_S * 0.9)
         listener.feed(b"steady\n")
     assert listener.lines == ["steady"] * 20_000
+
+
+def has_heard(listener: Listener, text: str) -> bool:
+    return listener.lines[-1:] == [text]
+
+
+async def test_what_a_serving_server_prints_is_read_though_it_is_looked_at_seldom(
+    listener: Listener, eventually: Eventually
+) -> None:
+    readable, writable = os.pipe()
+    reading = asyncio.create_task(listener.output.read(os.fdopen(readable, "rb")))
+    listener.output.slow_down()
+    for text in ("first", "second", "third"):
+        os.write(writable, f"{text}\n".encode())
+        await eventually(partial(has_heard, listener, text))
+    os.write(writable, b"last words")
+    os.close(writable)
+    listener.output.hurry()
+    async with asyncio.timeout(10):
+        await reading
+    assert listener.lines == ["first", "second", "third", "last words"]
