@@ -25,12 +25,18 @@ from lab.bench.report import Figure, Row, compare
 from lab.harness.command import LabError
 from lab.harness.lean import LeanLoad, drive, post
 from lab.harness.servers import ANSWER_TIMEOUT_S, Controller, Endpoint, Server
-from lab.harness.setting import EMBEDDING_MODEL, Setting
+from lab.harness.setting import EMBEDDING_MODEL, Setting, with_changes
 from lab.harness.texts import short_texts
 
 NAME = "held"
 
 REQUESTS = 10_000
+CONFIGURATION = {"supervisor.yaml": {"queue": {"model_share": 1.0}}}
+"""All of them want the same model."""
+
+EMBEDDINGS = f"/upstream/{EMBEDDING_MODEL}/v1/embeddings"
+"""Relayed one by one: without the model's name in the path they would be put into batches."""
+
 LEAVING_MODEL = "demo-chat"
 TEXTS = 64
 
@@ -86,7 +92,8 @@ def measure(setting: Setting, requests: int = REQUESTS) -> Figure:
     first connection to the last answer. The memory is the controller's at its peak; what it keeps
     of it serves the second crowd, which therefore shows less.
     """
-    with _open_files(requests + OTHER_FILES), Controller(setting) as controller:
+    roomy = with_changes(setting, NAME, CONFIGURATION)
+    with _open_files(requests + OTHER_FILES), Controller(roomy) as controller:
         controller.load(EMBEDDING_MODEL)
         vectors = _right_vectors(controller)
         held = _hold(controller, vectors, requests)
@@ -137,8 +144,8 @@ def _right_vectors(server: Server) -> Vectors:
     vectors = {}
     for text in short_texts(TEXTS, min_words=3, max_words=12):
         content = {"model": EMBEDDING_MODEL, "input": text}
-        answer = server.call("POST", "/v1/embeddings", content)
-        vectors[post("/v1/embeddings", content)] = tuple(answer["data"][0]["embedding"])
+        answer = server.call("POST", EMBEDDINGS, content)
+        vectors[post(EMBEDDINGS, content)] = tuple(answer["data"][0]["embedding"])
     return vectors
 
 
