@@ -31,7 +31,7 @@ from supervisor.config.load import load
 BACKGROUND = ("engine/needs/", "engine/servers/output.py", "observability/", "telemetry/")
 """Where calls begin that no request causes: a server's output, samples of memory, a flushed log."""
 
-TRIES = 5
+TRIES = 10
 """The shortest way of several is taken: it is the one in which nothing else happened."""
 
 _PRODUCT = f"{Path(supervisor.__file__).parent}/"

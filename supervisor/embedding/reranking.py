@@ -51,10 +51,7 @@ class Reranker:
 
         Raises RequestRefused where none is clear, or where it is no reranker.
         """
-        if wanted is None:
-            wanted = self._targets.target(self._targets.default_for(ModelTask.RERANKING))
-        self._targets.require_able(wanted, ModelTask.RERANKING, path)
-        return wanted
+        return self._targets.able(wanted, ModelTask.RERANKING, path)
 
     async def scores(self, request: RerankRequest) -> list[float]:
         """Return each text's score as the model gives it: the higher, the better it answers.

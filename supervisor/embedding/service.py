@@ -30,10 +30,7 @@ class EmbeddingService:
 
         Raises RequestRefused where none is clear, or where it makes no vectors.
         """
-        if wanted is None:
-            wanted = self._targets.target(self._targets.default_for(ModelTask.EMBEDDING))
-        self._targets.require_able(wanted, ModelTask.EMBEDDING, path)
-        return wanted
+        return self._targets.able(wanted, ModelTask.EMBEDDING, path)
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """Embed the inputs of a request, in their order.

@@ -108,6 +108,16 @@ class Targets:
         """Whether a model of the catalogue can do a task, with its own profile."""
         return task in self._known_now().tasks(model)
 
+    def able(self, wanted: Target | None, task: ModelTask, path: str) -> Target:
+        """Return the target of the model that is wanted (None: the default one for a task).
+
+        It is on the device that it would have now. Raises RequestRefused as `default_for` and
+        `require_able` do.
+        """
+        target = self.target(self.default_for(task) if wanted is None else wanted.model)
+        self.require_able(target, task, path)
+        return target
+
     def require_able(self, target: Target, task: ModelTask, path: str) -> None:
         """Raise RequestRefused where a model cannot do what a path asks of it.
 

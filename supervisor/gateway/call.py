@@ -9,6 +9,7 @@ import msgspec
 
 from supervisor.core.machine.values import Target
 from supervisor.core.scheduling.values import Priority
+from supervisor.engine.servers.framing import Request
 from supervisor.engine.tasks import ModelTask
 
 Headers = tuple[tuple[bytes, bytes], ...]
@@ -25,6 +26,9 @@ class RequestHead(msgspec.Struct, frozen=True, kw_only=True):
 
     request_target: str
     """Path and query as they came, in origin form."""
+
+    raw_path: str
+    """Its path as it came."""
 
     headers: Headers
 
@@ -47,6 +51,9 @@ class CallHead(msgspec.Struct, frozen=True, kw_only=True):
 
     query: tuple[tuple[str, str], ...]
     """Decoded names and values, repeated ones included."""
+
+    moves_slots: bool
+    """Whether it asks to save or restore a slot's cached prompt."""
 
     sent: Headers
     """The headers that a backend is sent."""
@@ -77,16 +84,16 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 
     head: CallHead
 
-    request_id: str
-    """The client's own where it can be sent on, else ours."""
-
-    body: bytes
+    request: Request
+    """What a backend is sent: the call as it came, but for what is between two hops."""
 
     named: str | None
     """The model as the client named it; None where it named none."""
 
     wanted: Target | None
-    """What the name means, or the route where none is named; None: whatever is live."""
+    """What the name means, or the route where none is named; None: whatever is live.
+
+    On the device that it was first seen with: whoever is going to switch asks `Targets` anew."""
 
     priority: Priority
 
@@ -98,3 +105,13 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 
     deadline_at: float
     """When it stops waiting for a server, on the monotonic clock."""
+
+    @property
+    def body(self) -> bytes:
+        """Its body as it came."""
+        return self.request.body
+
+    @property
+    def request_id(self) -> str:
+        """The client's own where it can be sent on, else ours."""
+        return self.request.request_id or ""

@@ -5,9 +5,11 @@ from itertools import count
 from secrets import token_hex
 from urllib.parse import parse_qsl, unquote
 
+from supervisor.config.configuration import Configuration
 from supervisor.config.holder import ConfigurationHolder
-from supervisor.core.machine.values import Mode
+from supervisor.core.machine.values import Mode, Target
 from supervisor.core.scheduling.values import Priority
+from supervisor.engine.servers.framing import Request
 from supervisor.engine.targets import Targets
 from supervisor.engine.tasks import ModelTask
 from supervisor.errors import RequestRefused
@@ -23,10 +25,15 @@ _request_numbers = count(1)
 UPSTREAM = "/upstream/"
 """What the model's name follows in the path of a request to the raw server of a model."""
 
+_MAX_MEANINGS = 1024
+
 _MAX_NAME_SEGMENTS = 8
 """How many slashes a model's name in a path may have; each is looked up."""
 
 _SAFE_METHODS = frozenset({"GET", "HEAD"})
+
+_MOVE_SLOTS = frozenset({("action", "save"), ("action", "restore")})
+"""A backend takes the last of repeated values: any of them counts."""
 
 _PRIORITIES = {priority.value.encode(): priority for priority in Priority}
 
@@ -38,6 +45,12 @@ class CallReader:
         self.configuration = configuration
         """What is in force: with another one, a head may say something else."""
         self._targets = targets
+        self._meanings: dict[
+            tuple[str | None, ModelTask | None], tuple[Target | None, Priority]
+        ] = {}
+        """What names and routes were found to mean."""
+        self._meanings_of: Configuration | None = None
+        """What has them mean that."""
 
     def read_head(self, head: RequestHead, *, is_raw: bool = False) -> CallHead:
         """Read what the head says, as the configuration in force has it.
@@ -54,11 +67,13 @@ class CallReader:
         is_post = head.method == "POST"
         is_work = is_post and route.computes and (not is_raw or self._is_able(named, route.task))
         auto_switch = self.configuration.current.settings.scheduler.auto_switch
+        query = tuple(parse_qsl(raw_query, keep_blank_values=True)) if raw_query else ()
         return CallHead(
             method=head.method,
             path=path,
             request_target=request_target,
-            query=tuple(parse_qsl(raw_query, keep_blank_values=True)) if raw_query else (),
+            query=query,
+            moves_slots=path.startswith("/slots/") and any(each in _MOVE_SLOTS for each in query),
             sent=request_headers(head.headers),
             content_type=head.fields.get(b"content-type", b""),
             named=named,
@@ -75,12 +90,37 @@ class CallReader:
         """Read everything that is decided upon.
 
         `content` is the inflated body where it came compressed. Raises RequestRefused for a model
-        that is unknown or cannot be read.
+        that is unknown, cannot be read, or is not able to do what the path asks.
         """
         configuration = self.configuration.current
         queue = configuration.settings.queue
         fields = read_fields(head.content_type, content or body)
         named = head.named or (_one_model(fields.model, head.query) if head.query else fields.model)
+        if configuration is not self._meanings_of:
+            self._meanings, self._meanings_of = {}, configuration
+        meaning = self._meanings.get((named, head.task))
+        wanted, priority = meaning or self._find(configuration, named, head)
+        return Call(
+            head=head,
+            request=Request(
+                method=head.method,
+                path=head.request_target,
+                headers=head.sent,
+                body=body,
+                request_id=request_id,
+            ),
+            named=named,
+            wanted=wanted,
+            priority=head.priority or priority,
+            streams=head.may_stream and fields.stream is True,
+            may_repeat=head.may_repeat or queue.retry_generation,
+            deadline_at=time.monotonic() + queue.hold_timeout_s,
+        )
+
+    def _find(
+        self, configuration: Configuration, named: str | None, head: CallHead
+    ) -> tuple[Target | None, Priority]:
+        """Return what a name means, or the route where none is named, and how urgent that is."""
         wanted = None
         if named is not None:
             refuses = configuration.catalogue.unknown_models == "refuse"
@@ -88,17 +128,14 @@ class CallReader:
                 wanted = self._targets.target(named)
         if wanted is None and head.task is not None:
             wanted = self._targets.target(self._targets.default_for(head.task))
-        return Call(
-            head=head,
-            request_id=request_id,
-            body=body,
-            named=named,
-            wanted=wanted,
-            priority=head.priority or configuration.priority_of(wanted.model if wanted else None),
-            streams=head.may_stream and fields.stream is True,
-            may_repeat=head.may_repeat or queue.retry_generation,
-            deadline_at=time.monotonic() + queue.hold_timeout_s,
-        )
+        if wanted is None:
+            return None, configuration.priority_of(None)
+        if head.task is not None:
+            self._targets.require_able(wanted, head.task, head.path)
+        meaning = wanted, configuration.priority_of(wanted.model)
+        if len(self._meanings) < _MAX_MEANINGS:
+            self._meanings[named, head.task] = meaning
+        return meaning
 
     def _is_able(self, name: str | None, task: ModelTask | None) -> bool:
         """Whether a model that may be unknown can do what a route asks."""
@@ -149,6 +186,7 @@ def read_head(
     return RequestHead(
         method=method,
         request_target=request_target,
+        raw_path=request_target.partition("?")[0],
         headers=headers,
         fields=fields,
         takes_chunks=takes_chunks,

@@ -24,12 +24,12 @@ from supervisor.gateway.form_routes import FormRoute, form_of, forms_at
 from supervisor.gateway.lane.server import LaneServer
 from supervisor.gateway.origins import Origins
 from supervisor.gateway.parameters import read_parameters
-from supervisor.gateway.record import RequestRecord
 from supervisor.gateway.relay import Relay
 from supervisor.gateway.relayed_routes import ROUTE_BY_PATH
 from supervisor.gateway.reply import Reply
 from supervisor.gateway.request_target import ORIGIN_FORM, SERVED_METHODS, in_origin_form
 from supervisor.gateway.routes import NO_VALUES, Route, Scope, find_route, methods_of
+from supervisor.observability.request_log import RequestRecord
 
 MIN_BODY_BYTES_PER_S = 4096
 """The slowest that a body may come on the whole, beside pauses of `body_timeout_s` in all: nobody
@@ -84,7 +84,10 @@ class Door:
             takes_chunks=request.version >= HttpVersion11,
         )
         cors = self._origins.headers(head) if b"origin" in head.fields else ()
-        reply = Reply(wire, RequestRecord(head, request_id_of(head), request.remote or ""), cors)
+        record = RequestRecord(
+            head.method, head.raw_path, request_id_of(head), request.remote or ""
+        )
+        reply = Reply(wire, record, cors)
         try:
             await reply.given_by(self._answer(wire, head, reply))
         finally:

@@ -18,14 +18,14 @@ from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.values import BackendState, Target
 from supervisor.engine.servers.answer import ServerAnswer
 from supervisor.engine.servers.backend import MAX_REPEATS, Backend
-from supervisor.engine.servers.framing import Request
 from supervisor.engine.targets import Targets
 from supervisor.errors import BackendUnreachable, RequestRefused
 from supervisor.gateway.bodies import BodyAccount
 from supervisor.gateway.call import Call
+from supervisor.gateway.event_stream import EVENT_STREAM, media_type
 from supervisor.gateway.hop_by_hop import answer_headers
-from supervisor.gateway.record import EVENT_STREAM, RequestRecord, media_type
 from supervisor.gateway.reply import Reply, ReplyState
+from supervisor.observability.request_log import RequestRecord
 
 log = structlog.get_logger()
 
@@ -43,7 +43,8 @@ class Relay:
     def __init__(
         self, *, arbiter: Arbiter, configuration: ConfigurationHolder, targets: Targets
     ) -> None:
-        self._arbiter = arbiter
+        self.arbiter = arbiter
+        """What grants leases."""
         self._configuration = configuration
         self._targets = targets
 
@@ -61,39 +62,42 @@ class Relay:
         """Lease a backend and ask it, once more where it died before its first byte."""
         repeats_left = MAX_REPEATS
         began_at = time.monotonic()
-        lease_id = self._arbiter.new_request_id()
+        lease_id = self.arbiter.new_request_id()
         while True:
             async with self._lease(call, reply, lease_id, began_at) as lease:
-                reply.record.lease(lease)
+                backend, record = lease.backend, reply.record
+                record.model, record.epoch = backend.model, backend.epoch
+                record.waited_s += lease.waited_s
                 try:
                     return await ask_backend(call, lease, reply)
                 except BackendUnreachable as error:
                     is_streaming = reply.state is ReplyState.STREAMING
                     patience_s = _patience_s(call, error)
-                    is_dead = not is_streaming and await lease.backend.is_found_dead(patience_s)
+                    is_dead = not is_streaming and await backend.is_found_dead(patience_s)
                     if not is_dead or not repeats_left or not may_repeat(call, error):
                         raise self.explained(
-                            error, lease.backend, reply.record, is_streaming=is_streaming
+                            error, backend, record, is_streaming=is_streaming
                         ) from error
             repeats_left -= 1
-            log.info("request.repeated", request_id=call.request_id, epoch=lease.backend.epoch)
+            log.info("request.repeated", request_id=call.request_id, epoch=backend.epoch)
 
     @asynccontextmanager
     async def _lease(
         self, call: Call, reply: Reply, lease_id: str, began_at: float
     ) -> AsyncIterator[Lease]:
         """Lease a backend, at once or when its turn has come. Raises RequestRefused."""
-        lease = self.lease_at_once(call)
+        lease = self.arbiter.lease_at_once(call.wanted, call.priority)
         if lease is not None:
             try:
+                refuse_slot_files(call, lease.backend)
                 yield lease
             finally:
                 lease.end()
             return
-        self._begin_to_wait(call, reply, lease_id, began_at)
-        async with self._arbiter.lease(
-            call.wanted,
-            may_switch=call.head.may_switch and call.wanted is not None,
+        wanted = self._begin_to_wait(call, reply, lease_id, began_at)
+        async with self.arbiter.lease(
+            wanted,
+            may_switch=call.head.may_switch and wanted is not None,
             priority=call.priority,
             request_id=lease_id,
         ) as lease:
@@ -102,47 +106,36 @@ class Relay:
             refuse_slot_files(call, lease.backend)
             yield lease
 
-    def _begin_to_wait(self, call: Call, reply: Reply, lease_id: str, began_at: float) -> None:
+    def _begin_to_wait(
+        self, call: Call, reply: Reply, lease_id: str, began_at: float
+    ) -> Target | None:
         """Count the body among those that wait, and have a stream shown signs of life.
 
-        Raises RequestRefused: `queue_full`, or `telemetry_lost` for a device that cannot be used.
+        Returns what is wanted, on the device that it would have now. Raises RequestRefused:
+        `queue_full`, or `telemetry_lost` for a device that cannot be used.
         """
-        if call.head.may_switch and call.wanted is not None:
-            self._targets.require_device(call.wanted)
+        wanted = call.wanted
+        if wanted is not None and call.head.may_switch:
+            wanted = self._targets.target(wanted.model)
+            self._targets.require_device(wanted)
         if reply.account is not None:
-            self.count_waiting(reply.account, call.wanted.model if call.wanted else None)
+            self.count_waiting(reply.account, wanted.model if wanted else None)
         after_s = self._configuration.current.settings.queue.early_answer_after_s
         if after_s is not None and call.streams:
             reply.comment_from(
                 began_at + after_s,
-                lambda: describe_wait(self._arbiter.snapshot, call.wanted, lease_id),
+                lambda: describe_wait(self.arbiter.snapshot, wanted, lease_id),
             )
+        return wanted
 
     def count_waiting(self, account: BodyAccount, model: str | None) -> None:
         """Count a body among those that wait for a model. Raises RequestRefused."""
         try:
             account.begin_to_wait(model)
         except RequestRefused as error:
-            waiting = self._arbiter.snapshot.requests.waiting_for(model)
+            waiting = self.arbiter.snapshot.requests.waiting_for(model)
             error.details["queue_position"] = waiting + 1
             raise
-
-    def lease_at_once(self, call: Call) -> Lease | None:
-        """Lease a backend that can be asked now; None where the call would wait.
-
-        Raises RequestRefused as `answer` would answer.
-        """
-        if call.wanted is not None and call.head.task is not None:
-            self._targets.require_able(call.wanted, call.head.task, call.head.path)
-        lease = self._arbiter.lease_at_once(call.wanted, call.priority)
-        if lease is None:
-            return None
-        try:
-            refuse_slot_files(call, lease.backend)
-        except RequestRefused:
-            lease.end()
-            raise
-        return lease
 
     def explained(
         self,
@@ -157,7 +150,7 @@ class Relay:
             return RequestRefused(
                 "backend_unreachable",
                 f"the server of '{backend.model}' was stopped after {record.age_s:.1f} s of this "
-                f"request, for {describe_cause(self._arbiter.snapshot)}",
+                f"request, for {describe_cause(self.arbiter.snapshot)}",
                 {**error.details, "after_s": round(record.age_s, 1)},
             )
         state = "" if is_streaming and backend.process.is_running else f"; {backend.standing}"
@@ -183,7 +176,7 @@ async def ask_backend(call: Call, lease: Lease, reply: Reply) -> None:
     backend = lease.backend
     if reply.comments is not None and reply.state is ReplyState.NOT_BEGUN:
         await reply.stop_comments()
-    async with backend.exchange(request_to(call, backend)) as answer:
+    async with backend.exchange(call.request) as answer:
         answer.on_end(lease.end)
         if reply.comments is not None:
             await reply.stop_comments()
@@ -207,27 +200,12 @@ async def ask_backend(call: Call, lease: Lease, reply: Reply) -> None:
         return await reply.end()
 
 
-def request_to(call: Call, backend: Backend) -> Request:
-    """Return what the backend is sent: the call as it came, but for what is between two hops."""
-    head = call.head
-    takes_id = backend.launch.abilities.takes_request_id
-    return Request(
-        method=head.method,
-        path=head.request_target,
-        headers=head.sent,
-        body=call.body,
-        request_id=call.request_id if takes_id else None,
-    )
-
-
 def refuse_slot_files(call: Call, backend: Backend) -> None:
     """Keep clients off the files of slots that the controller itself saves and restores.
 
-    Raises RequestRefused. A backend takes the last of repeated values: any of them counts.
+    Raises RequestRefused.
     """
-    if backend.launch.prompt_files is None or not call.head.path.startswith("/slots/"):
-        return
-    if any(name == "action" and value in {"save", "restore"} for name, value in call.head.query):
+    if call.head.moves_slots and backend.launch.prompt_files is not None:
         raise RequestRefused(
             "slot_files_reserved",
             "this model's prompts are kept over switches by the controller (keep_prompt_cache), "

@@ -23,7 +23,8 @@ from supervisor.gateway.answer import Answer
 from supervisor.gateway.bodies import BodyAccount
 from supervisor.gateway.call import Headers
 from supervisor.gateway.error_responses import error_answer
-from supervisor.gateway.record import EVENT_STREAM, RequestRecord
+from supervisor.gateway.event_stream import EVENT_STREAM, last_event
+from supervisor.observability.request_log import RequestRecord, request_log
 
 log = structlog.get_logger()
 
@@ -94,13 +95,13 @@ class Reply:
     async def begin(self, status: int, reason: str | None, headers: Headers) -> None:
         """Send the head of an answer; `pass_on` sends its body."""
         self.state = ReplyState.STREAMING
-        self.record.begin(status, headers)
+        self.record.status, self.record.headers = status, headers
         await self._wire.begin(status, reason, (*headers, *self._headers))
 
     async def pass_on(self, content: bytes) -> None:
         """Send a piece of the body as it came."""
         await self._wire.write(content)
-        self.record.pass_on(content)
+        self.record.tail = (content if len(content) >= 4 else self.record.tail + content)[-4:]
 
     async def end(self) -> None:
         """End an answer that has begun so that it is complete."""
@@ -123,9 +124,9 @@ class Reply:
         """
         log.warning("relay.broken", reason=error.message, path=self.record.path)
         self.state = ReplyState.ENDED
-        last_event = self.record.last_event(error)
-        if last_event:
-            await self._wire.write(last_event)
+        event = last_event(self.record, error)
+        if event:
+            await self._wire.write(event)
         self._wire.cut()
 
     def comment_from(self, due_at: float, what_is_awaited: Callable[[], str]) -> None:
@@ -160,7 +161,7 @@ class Reply:
                 RequestRefused("internal_error", "the controller failed; its log says why")
             )
         finally:
-            self.record.close()
+            request_log.done(self.record)
 
     async def _comment(self, due_at: float, what_is_awaited: Callable[[], str]) -> None:
         await asyncio.sleep(max(0.0, due_at - time.monotonic()))
@@ -178,5 +179,5 @@ class Reply:
             (b"X-Accel-Buffering", b"no"),  # else nginx collects what is to keep its client waiting
         )
         self.state = ReplyState.EARLY
-        self.record.begin(200, headers)
+        self.record.status, self.record.headers = 200, headers
         await self._wire.begin(200, None, (*headers, *self._headers))

@@ -6,6 +6,7 @@ or after `BATCH_S`. Every other log line lets them go first, so that the log kee
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
@@ -20,6 +21,39 @@ BATCH_S = 0.02
 """Seconds after which a line is formatted even if few others have come."""
 
 EVENT = "request.done"
+
+
+CLIENT_LEFT = 499
+"""nginx's status of a request whose client left, for want of a standard one."""
+
+
+class RequestRecord(msgspec.Struct, gc=False):
+    """The facts of one request and its answer, noted as they become known.
+
+    `path`: as it came, without the query. `client`: its address. `model` and `epoch` are those of
+    its backend. `waited_s`: how long it waited for leases. `is_probe`: somebody looks whether we
+    live, or may be sent requests. `headers`: those of the answer, once it has begun. `tail`: the
+    last bytes of the body that were sent, four where there are so many; it begins at the boundary
+    of an event.
+    """
+
+    method: str
+    path: str
+    request_id: str
+    client: str
+    model: str | None = None
+    epoch: int | None = None
+    status: int = CLIENT_LEFT
+    waited_s: float = 0.0
+    is_probe: bool = False
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    tail: bytes = b"\n\n"
+    began_at: float = msgspec.field(default_factory=time.monotonic)
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the request was read."""
+        return time.monotonic() - self.began_at
 
 
 class RequestLine(msgspec.Struct, frozen=True, gc=False, tag_field="event", tag=EVENT):
@@ -56,35 +90,23 @@ class RequestLog:
         self.flush()
         self._emit, self._levels = emit, levels
 
-    def done(  # noqa: PLR0913 - the facts of a closing line; a value that holds them costs more
-        self,
-        method: str,
-        path: str,
-        status: int,
-        *,
-        request_id: str | None = None,
-        epoch: int | None = None,
-        waited_s: float = 0.0,
-        took_s: float = 0.0,
-        model: str | None = None,
-        client: str | None = None,
-        level: str = "info",
-    ) -> None:
+    def done(self, record: RequestRecord) -> None:
         """Log that a request has ended, at the level `info`, or `debug` for a probe."""
+        level = "debug" if record.is_probe else "info"
         if level not in self._levels:
             return
-        pending = self._pending
+        pending, waited_s = self._pending, record.waited_s
         pending.append(
             RequestLine(
-                method,
-                path,
-                status,
-                request_id,
-                epoch,
+                record.method,
+                record.path,
+                record.status,
+                record.request_id,
+                record.epoch,
                 _rounded(waited_s) if waited_s else 0.0,
-                _rounded(took_s),
-                model,
-                client,
+                _rounded(time.monotonic() - record.began_at),
+                record.model,
+                record.client,
                 level,
                 datetime.now(UTC),
             )

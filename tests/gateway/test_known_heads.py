@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supervisor.gateway.lane.lane import MAX_BODY_BYTES
-from supervisor.gateway.lane.plain_head import read_plain_head, split_length
-from supervisor.gateway.lane.server import LaneServer
+from supervisor.gateway.lane.plain_head import read_plain_head
+from supervisor.gateway.lane.server import LaneServer, split_length
 from tests.conftest import RunningController, StartController
 
 names = st.sampled_from([b"Content-Length", b"content-length", b"CONTENT-LENGTH"])

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from supervisor.observability.request_log import (
     BATCH_LINES,
     RequestLine,
     RequestLog,
+    RequestRecord,
     request_log,
 )
 from tests.observability.conftest import Log, LogFormat
@@ -25,22 +27,24 @@ ODD_VALUES = (
 )
 
 
-def close(method: str = "GET", path: str = "/", **fields: str | None) -> None:
+def close(method: str = "GET", path: str = "/", **fields: Any) -> None:
     request_log.done(
-        method,
-        path,
-        200,
-        request_id="q-1",
-        epoch=3,
-        waited_s=0.00004,
-        took_s=0.98765,
-        model=fields.get("model"),
-        client=fields.get("client"),
+        RequestRecord(
+            method,
+            path,
+            "q-1",
+            fields.pop("client", ""),
+            epoch=3,
+            status=200,
+            waited_s=0.00004,
+            **fields,
+        )
     )
 
 
 def without_time(text: str) -> str:
-    return re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z", "<time>", text)
+    text = re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z", "<time>", text)
+    return re.sub(r"(took_s\W+)[\d.e-]+", r"\g<1>0", text)
 
 
 @pytest.mark.parametrize("log_format", ["console", "json"])
@@ -59,7 +63,7 @@ def test_closing_line_looks_as_any_other_event(log: Log, log_format: LogFormat) 
             request_id="q-1",
             epoch=3,
             waited_s=0.0,
-            took_s=0.9877,
+            took_s=0.1,
             model=model,
             client=client,
         )
@@ -100,8 +104,8 @@ async def test_closing_line_is_written_though_nothing_follows_it(log: Log) -> No
 
     requests = RequestLog()
     requests.set_up(take, ("info",))
-    requests.done("GET", "/", 200)
-    requests.done("GET", "/", 200)
+    requests.done(RequestRecord("GET", "/", "q-1", ""))
+    requests.done(RequestRecord("GET", "/", "q-1", ""))
     assert not batches
     async with asyncio.timeout(10):
         await written.wait()
@@ -113,9 +117,16 @@ async def test_batch_is_never_larger_than_what_the_loop_can_spare() -> None:
     requests = RequestLog()
     requests.set_up(lambda lines: batches.append(len(lines)), ("info",))
     for _ in range(3 * BATCH_LINES + 1):
-        requests.done("GET", "/", 200)
+        requests.done(RequestRecord("GET", "/", "q-1", ""))
     requests.flush()
     assert batches == [BATCH_LINES, BATCH_LINES, BATCH_LINES, 1]
+
+
+def test_closing_line_says_how_long_the_request_took(log: Log) -> None:
+    log.set_up("json")
+    close(began_at=time.monotonic() - 2)
+    (event,) = log.events()
+    assert 2 <= event["took_s"] < 60
 
 
 async def test_what_is_pending_is_written_at_the_end(log: Log) -> None:
@@ -129,7 +140,7 @@ async def test_what_is_pending_is_written_at_the_end(log: Log) -> None:
 )
 def test_probes_are_debug_lines(log: Log, level: str, written: list[str]) -> None:
     log.set_up("json", level)
-    request_log.done("GET", "/a", 200)
-    request_log.done("GET", "/ready", 200, level="debug")
+    close(path="/a")
+    close(path="/ready", is_probe=True)
     events = [e for e in log.events() if e["event"] == "request.done"]
     assert [event["path"] for event in events] == written

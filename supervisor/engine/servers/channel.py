@@ -72,7 +72,8 @@ class Channel:
     `permits`: requests that are with the server at a time; further ones wait here, the first come
     first. As each has a connection of its own, no more connections than that are opened, but for
     those of our own questions. `fault` makes the errors, `is_alive` says whether the process runs.
-    An idle connection is closed after `keepalive_s`.
+    An idle connection is closed after `keepalive_s`. `names_requests`: whether the server is told
+    their ids.
     """
 
     def __init__(  # noqa: PLR0913 - each is known to the backend alone
@@ -86,9 +87,11 @@ class Channel:
         ),
         is_alive: Callable[[], bool] = lambda: True,
         keepalive_s: float = KEEPALIVE_S,
+        names_requests: bool = True,
     ) -> None:
         host = "localhost" if address.socket_path else f"127.0.0.1:{address.port}"
         self._own_headers = f"Host: {host}\r\nAuthorization: {authorization}\r\n".encode()
+        self.names_requests = names_requests
         self.fault = fault
         self.is_alive = is_alive
         self.activity = Activity()
@@ -180,7 +183,6 @@ class Exchange:
     __slots__ = (
         "_channel",
         "_may_be_read",
-        "_paused_at",
         "_paused_s",
         "_receiver",
         "body",
@@ -190,6 +192,7 @@ class Exchange:
         "head",
         "is_head_only",
         "is_over",
+        "paused_at",
     )
 
     def __init__(
@@ -198,7 +201,7 @@ class Exchange:
         """`own_headers`: whole lines. Raises ValueError as `encoded`."""
         self._channel = channel
         self._receiver: Receiver | None = receiver
-        self._paused_at: float | None = None
+        self.paused_at: float | None = None
         """Since when its reader does not keep up, by the loop's clock."""
         self._paused_s = 0.0
         """How long its reader did not keep up before that."""
@@ -214,23 +217,18 @@ class Exchange:
         length = own_id = b""
         if body or request.method in HAS_LENGTH_WITHOUT_BODY:
             length = b"Content-Length: %d\r\n" % len(body)
-        if request.request_id is not None:
+        if request.request_id is not None and channel.names_requests:
             own_id = b"X-Request-ID: %b\r\n" % request.request_id.encode("ascii")
         self.head = b"%b%b%b%b%b\r\n" % (start, own_headers, lines, own_id, length)
-
-    @property
-    def is_paused(self) -> bool:
-        """Whether its reader does not keep up now."""
-        return self._paused_at is not None
 
     def pause(self) -> None:
         """Ask for no more data until `resume`; the server is not blamed for the pause.
 
         The reader is: see `SlowReaders`.
         """
-        if self._paused_at is not None or self.is_over:
+        if self.paused_at is not None or self.is_over:
             return
-        self._paused_at = asyncio.get_running_loop().time()
+        self.paused_at = asyncio.get_running_loop().time()
         self._channel.activity.held += 1
         self._channel.slow_readers.hold(self)
         if self.connection is not None:
@@ -238,9 +236,9 @@ class Exchange:
 
     def resume(self) -> None:
         """Go on after `pause`."""
-        if self._paused_at is None:
+        if self.paused_at is None:
             return
-        self._end_pause(self._paused_at)
+        self._end_pause(self.paused_at)
         if self.connection is not None:
             self.connection.resume()
 
@@ -285,7 +283,7 @@ class Exchange:
 
     def held_s(self, now: float) -> float:
         """See `Held`."""
-        return self._paused_s + (0.0 if self._paused_at is None else now - self._paused_at)
+        return self._paused_s + (0.0 if self.paused_at is None else now - self.paused_at)
 
     def give_up(self, reason: str) -> None:
         """See `Held`."""
@@ -319,14 +317,14 @@ class Exchange:
         receiver, self._receiver, self.body = self._receiver, None, b""
         self.is_over = True
         self.connection = None
-        if self._paused_at is not None:
-            self._end_pause(self._paused_at)
+        if self.paused_at is not None:
+            self._end_pause(self.paused_at)
         self._channel.release(self)
         return receiver
 
     def _end_pause(self, began_at: float) -> None:
         self._paused_s += asyncio.get_running_loop().time() - began_at
-        self._paused_at = None
+        self.paused_at = None
         self._channel.activity.held -= 1
         self._channel.slow_readers.let_go(self)
         self._note_sign()

@@ -36,9 +36,8 @@ class Carried(Protocol):
     connection: "Connection | None"
     """What carries it; set when it is sent."""
 
-    @property
-    def is_paused(self) -> bool:
-        """Whether nothing is to be read yet."""
+    paused_at: float | None
+    """Since when nothing is to be read; None while it is."""
 
     def came(self, head: Head | None, data: bytes, *, is_end: bool) -> None:
         """Take what came of the answer: its head, once; a piece of its body, decoded; its end.
@@ -123,7 +122,7 @@ class Connection(asyncio.Protocol):
             self._transport.write(carried.head + carried.body)
         else:
             self._transport.writelines((carried.head, carried.body))
-        if carried.is_paused:
+        if carried.paused_at is not None:
             self.pause()
 
     def pause(self) -> None:

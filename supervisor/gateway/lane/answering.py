@@ -6,7 +6,7 @@ from supervisor.gateway.answer import Answer
 from supervisor.gateway.call import Call
 from supervisor.gateway.form_routes import FormRoute
 from supervisor.gateway.lane.crossing import Lane, head_of_answer
-from supervisor.gateway.record import RequestRecord
+from supervisor.observability.request_log import RequestRecord, request_log
 
 
 class Answering:
@@ -34,14 +34,14 @@ class Answering:
     def abandon(self) -> None:
         """Give it up, because its client has left."""
         self._task.cancel()
-        self._record.close()
+        request_log.done(self._record)
 
     async def _answer(self, form: FormRoute, owner: object, call: Call) -> None:
         answer = await form.answer(owner, call)
-        self._record.begin(answer.status, answer.headers)
+        self._record.status = answer.status
         self._record.waited_s = answer.waited_s
         self._lane.write(self._written(answer, call.request_id))
-        self._record.close()
+        request_log.done(self._record)
         self._lane.finish()
 
     def _written(self, answer: Answer, request_id: str) -> bytes:

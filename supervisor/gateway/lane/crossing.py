@@ -3,6 +3,7 @@
 Everything happens in callbacks of the two connections: no task is made, and nothing is awaited.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Protocol
@@ -15,14 +16,10 @@ from supervisor.errors import BackendUnreachable, RequestRefused
 from supervisor.gateway.answer import Answer
 from supervisor.gateway.call import Call, Headers
 from supervisor.gateway.error_responses import error_answer
+from supervisor.gateway.event_stream import last_event
 from supervisor.gateway.hop_by_hop import answer_headers
-from supervisor.gateway.record import RequestRecord
-from supervisor.gateway.relay import (
-    COLLECT_UP_TO_BYTES,
-    Relay,
-    may_repeat,
-    request_to,
-)
+from supervisor.gateway.relay import COLLECT_UP_TO_BYTES, Relay, may_repeat
+from supervisor.observability.request_log import RequestRecord, request_log
 
 log = structlog.get_logger()
 
@@ -36,8 +33,8 @@ class Lane(Protocol):
     keeps_alive: bool
     """Whether another request may follow on it."""
 
-    def write(self, content: bytes) -> None:
-        """Send bytes to the client."""
+    write: Callable[[bytes], None]
+    """Sends bytes to the client."""
 
     def cut(self) -> None:
         """Close the connection behind what was written: the answer broke off."""
@@ -68,19 +65,18 @@ class Crossing:
     def __init__(
         self, lane: Lane, relay: Relay, call: Call, lease: Lease, record: RequestRecord
     ) -> None:
-        """Send the call. Raises ValueError where it cannot be written as a request."""
+        """Send the call."""
         self._lane = lane
         self._relay = relay
         self._call = call
         self._lease = lease
         self._record = record
-        record.lease(lease)
         self._head: Head | None = None
         self._pieces: list[bytes] = []
         """The body, as long as the answer is collected."""
         self.is_streaming = self._is_chunked = False
         """Whether the answer is passed on as it comes, and in chunks."""
-        self._exchange = lease.backend.send(request_to(call, lease.backend), self)
+        self._exchange = lease.backend.send(call.request, self)
 
     # Receiver
 
@@ -91,7 +87,8 @@ class Crossing:
         if data:
             if self.is_streaming:
                 self._write_piece(data)
-                self._record.pass_on(data)
+                record = self._record
+                record.tail = (data if len(data) >= 4 else record.tail + data)[-4:]
             else:
                 self._pieces.append(data)
         if is_end:
@@ -152,16 +149,16 @@ class Crossing:
 
     def _break_off(self, error: RequestRefused) -> None:
         log.warning("relay.broken", reason=error.message, path=self._record.path)
-        last_event = self._record.last_event(error)
-        if last_event:
-            self._write_piece(last_event)
+        event = last_event(self._record, error)
+        if event:
+            self._write_piece(event)
         self._close()
         self._lane.cut()
 
     def _refuse(self, error: RequestRefused) -> None:
         answer = error_answer(error)
-        self._record.begin(answer.status, answer.headers)
-        request_id, keeps_alive = self._call.request_id, self._lane.keeps_alive
+        self._record.status = answer.status
+        request_id, keeps_alive = self._record.request_id, self._lane.keeps_alive
         head = head_of_answer(answer, request_id, keeps_alive=keeps_alive)
         self._lane.write(head + answer.body)
         self._close()
@@ -170,10 +167,11 @@ class Crossing:
     def _begin(self, head: Head, framing: bytes = b"") -> bytes:
         """Return the head of the answer; `framing` is a whole line of our own."""
         form, length = head.form, head.length
-        self._record.begin(form.status, form.headers)
+        self._record.status, self._record.headers = form.status, form.headers
         before, behind = _for_client(form)
         lines = before if length is None or not behind else b"%b%d%b" % (before, length, behind)
-        return _end_head(lines, self._call.request_id, framing, keeps_alive=self._lane.keeps_alive)
+        request_id, keeps_alive = self._record.request_id, self._lane.keeps_alive
+        return _end_head(lines, request_id, framing, keeps_alive=keeps_alive)
 
     def _write_piece(self, content: bytes) -> None:
         if self._is_chunked:
@@ -182,7 +180,7 @@ class Crossing:
 
     def _close(self) -> None:
         self._lease.end()
-        self._record.close()
+        request_log.done(self._record)
 
 
 def head_of_answer(answer: Answer, request_id: str, *, keeps_alive: bool) -> bytes:

@@ -7,6 +7,7 @@ it is not sure where a request ends, it stays there.
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol, cast
 
 import msgspec
@@ -83,7 +84,6 @@ class FastLane(asyncio.Protocol):
     """The controller's side of one connection."""
 
     __slots__ = (
-        "_account",
         "_body_at",
         "_caller",
         "_crossing",
@@ -98,7 +98,9 @@ class FastLane(asyncio.Protocol):
         "_transport",
         "_whole_at",
         "_writing",
+        "account",
         "keeps_alive",
+        "write",
     )
     _transport: asyncio.Transport
 
@@ -117,7 +119,8 @@ class FastLane(asyncio.Protocol):
         """Since when a part of a request was seen to be there."""
         self._ended_at: float | None = None
         """Since when the client sends no more: it has left, or waits for its last answer."""
-        self._account = lanes.open_account()
+        self.account = lanes.open_account()
+        """What the body that comes, or is answered, is counted in."""
         self._writing = WriteProgress()
         self._is_full = False
         """Whether its client has more than BUFFER_BYTES to take."""
@@ -130,6 +133,7 @@ class FastLane(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's only act like one
+        self.write: Callable[[bytes], None] = self._transport.write
         self._transport.set_write_buffer_limits(high=BUFFER_BYTES)
         peer = transport.get_extra_info("peername")
         self._caller: str = peer[0] if peer else ""
@@ -151,7 +155,7 @@ class FastLane(asyncio.Protocol):
     def connection_lost(self, _: Exception | None) -> None:
         """Give up what is being answered."""
         self._lanes.leave(self)
-        self._account.close()
+        self.account.close()
         crossing, self._crossing = self._crossing, None
         if crossing is not None:
             crossing.abandon()
@@ -173,10 +177,6 @@ class FastLane(asyncio.Protocol):
 
     # What a crossing calls
 
-    def write(self, content: bytes) -> None:
-        """See `crossing.Lane`."""
-        self._transport.write(content)
-
     def cut(self) -> None:
         """See `crossing.Lane`."""
         self._crossing = None
@@ -185,7 +185,7 @@ class FastLane(asyncio.Protocol):
     def finish(self) -> None:
         """See `crossing.Lane`."""
         self._crossing, self._request = None, b""
-        self._account.close()
+        self.account.close()
         self._quiet_since = asyncio.get_running_loop().time()
         if self._ended_at is not None or not self.keeps_alive:
             self._transport.close()
@@ -198,7 +198,7 @@ class FastLane(asyncio.Protocol):
         is_one_request = bool(self._request) and not self._raw
         came, self._request, self._raw = self._request + self._raw, b"", b""
         self._crossing = None
-        self._account.close()
+        self.account.close()
         self._lanes.leave(self)
         transport, other = self._transport, self._lanes.other_door()
         transport.set_write_buffer_limits()
@@ -249,37 +249,42 @@ class FastLane(asyncio.Protocol):
         """Look at what has come of a request: serve it, wait for the rest, or hand it over."""
         came, known = self._raw, self._known
         if known is None:
-            end = came.find(b"\r\n\r\n") + 4
-            if end < 4:
-                if len(came) > MAX_HEAD_BYTES or not may_be_plain(came):
-                    self.hand_over()
+            known = self._meet(came)
+            if known is None:
                 return
-            recognised = None if end > MAX_HEAD_BYTES else self._lanes.recognise(came[:end])
-            if recognised is None or not self._may_take(*recognised):
-                self.hand_over()
-                return
-            known, length = recognised
-            self._known, self._body_at, self._whole_at = known, end, end + length
-        surplus = len(came) - self._whole_at
-        if surplus > 0:  # requests in a row, which the other door can do
+        missing = self._whole_at - len(came)
+        if missing > 0:
+            return
+        if missing < 0:  # requests in a row, which the other door can do
             self.hand_over()
-        elif surplus == 0:
-            self._serve(known, came[self._body_at :])
+            return
+        self._request, self._raw, self._known, self._pieces_since = came, b"", None, None
+        self.keeps_alive = known.plain.keeps_alive
+        self._crossing = self._lanes.cross(self, known, came[self._body_at :], self._caller)
+        if self._crossing is None:
+            self.hand_over()
 
-    def _may_take(self, known: KnownHead, length: int) -> bool:
-        """Whether a body of this length is read here; it is counted then."""
-        if length > known.max_body_bytes:
-            return False
+    def _meet(self, came: bytes) -> KnownHead | None:
+        """Return the head of a request once it is there; one that is not served here goes."""
+        end = came.find(b"\r\n\r\n") + 4
+        if end < 4:
+            if len(came) > MAX_HEAD_BYTES or not may_be_plain(came):
+                self.hand_over()
+            return None
+        recognised = None if end > MAX_HEAD_BYTES else self._lanes.recognise(came[:end])
+        if recognised is not None:
+            known, length = recognised
+            is_here = length <= len(came) - end  # a body that is here is counted as it is served
+            if length <= known.max_body_bytes and (is_here or self._can_count(length)):
+                self._known, self._body_at, self._whole_at = known, end, end + length
+                return known
+        self.hand_over()
+        return None
+
+    def _can_count(self, length: int) -> bool:
+        """Whether there is room for a body that is to come; it is counted then."""
         try:
-            self._account.grow_to(length)
+            self.account.grow_to(length)
         except RequestRefused:
             return False
         return True
-
-    def _serve(self, known: KnownHead, body: bytes) -> None:
-        self._request, self._raw, self._known = self._raw, b"", None
-        self._pieces_since = None
-        self.keeps_alive = known.plain.keeps_alive
-        self._crossing = self._lanes.cross(self, known, body, self._caller)
-        if self._crossing is None:
-            self.hand_over()

@@ -37,26 +37,12 @@ _ODD_LINES = re.compile(rb"[^\r]\n|\r[^\n]|\n[ \t]|\0")
 """Half of a line's end, a line that continues the one before it, and a null."""
 
 
-_LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ?([0-9]{1,9})\r\n")
-
-
 class PlainHead(msgspec.Struct, frozen=True):
     """A plain head. `length`: bytes of its body. `keeps_alive`: whether another may follow it."""
 
     head: RequestHead
     length: int
     keeps_alive: bool
-
-
-def split_length(head: bytes) -> tuple[bytes, int | None]:
-    """Return the head with 0 for its Content-Length, and that; None where none is recognised.
-
-    Two heads that differ in the length of the body alone are the same otherwise.
-    """
-    found = _LENGTH.search(head)
-    if found is None:
-        return head, None
-    return b"%b0%b" % (head[: found.start(1)], head[found.end(1) :]), int(found[1])
 
 
 def may_be_plain(beginning: bytes) -> bool:

@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Callable, Mapping
 
 from supervisor.config.configuration import Configuration
 from supervisor.config.settings import ServerSettings
+from supervisor.engine.servers.framing import encoded
 from supervisor.errors import RequestRefused
 from supervisor.gateway.bodies import BodyAccount, BodyLedger
 from supervisor.gateway.call import CallHead, RequestHead
@@ -15,14 +17,16 @@ from supervisor.gateway.form_routes import form_of, forms_at
 from supervisor.gateway.lane.answering import Answering
 from supervisor.gateway.lane.crossing import Crossing
 from supervisor.gateway.lane.lane import MAX_BODY_BYTES, FastLane, KnownHead
-from supervisor.gateway.lane.plain_head import read_plain_head, split_length
+from supervisor.gateway.lane.plain_head import read_plain_head
 from supervisor.gateway.origins import Origins
-from supervisor.gateway.record import RequestRecord
 from supervisor.gateway.relay import Relay
 from supervisor.gateway.relayed_routes import ROUTE_BY_PATH
 from supervisor.gateway.routes import find_route
+from supervisor.observability.request_log import RequestRecord
 
 _MAX_KNOWN = 256  # of 8 KiB each at most
+
+_LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ?([0-9]{1,9})\r\n")
 
 
 class LaneServer(ClientServer):
@@ -112,9 +116,11 @@ class LaneServer(ClientServer):
             return None
         try:
             self._origins.check(head)
-            return self._reader.read_head(head, is_raw=route is not None)
-        except RequestRefused:
+            read = self._reader.read_head(head, is_raw=route is not None)
+            encoded(read.method, read.request_target, read.sent)
+        except (RequestRefused, ValueError):
             return None
+        return None if read.moves_slots else read
 
     def cross(
         self, lane: FastLane, known: KnownHead, body: bytes, caller: str
@@ -123,23 +129,21 @@ class LaneServer(ClientServer):
         head, call_head = known.plain.head, known.call_head
         if call_head is None:
             return None
-        request_id = request_id_of(head)
         try:
+            lane.account.grow_to(len(body))
+            request_id = request_id_of(head)
             form = form_of(known.forms, body) if known.forms else None
             call = self._reader.read(call_head, body, request_id)
-            if form is not None and form.handler is not None:
-                record = RequestRecord(head, request_id, caller)
-                return Answering(lane, form, self._owners[form.owner], call, record)
-            lease = self._relay.lease_at_once(call)
         except RequestRefused:
             return None
+        record = RequestRecord(head.method, head.raw_path, request_id, caller)
+        if form is not None and form.handler is not None:
+            return Answering(lane, form, self._owners[form.owner], call, record)
+        lease = self._relay.arbiter.lease_at_once(call.wanted, call.priority)
         if lease is None:
             return None
-        try:
-            return Crossing(lane, self._relay, call, lease, RequestRecord(head, request_id, caller))
-        except ValueError:
-            lease.end()
-            return None
+        record.model, record.epoch = lease.backend.model, lease.backend.epoch
+        return Crossing(lane, self._relay, call, lease, record)
 
     def look(self, now: float, limits: ServerSettings) -> None:
         """Look through the connections of both doors; each may leave."""
@@ -165,3 +169,14 @@ class LaneServer(ClientServer):
         for lane in tuple(self._lanes):
             lane.abort()
         await super().shutdown(max(0.0, deadline - loop.time()))
+
+
+def split_length(head: bytes) -> tuple[bytes, int | None]:
+    """Return the head with 0 for its Content-Length, and that; None where none is recognised.
+
+    Two heads that differ in the length of the body alone are the same otherwise.
+    """
+    found = _LENGTH.search(head)
+    if found is None:
+        return head, None
+    return b"%b0%b" % (head[: found.start(1)], head[found.end(1) :]), int(found[1])
