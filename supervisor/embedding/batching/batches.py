@@ -85,7 +85,7 @@ class Batch:
     def close(self) -> None:
         """Forget it: it was answered, or others take its place."""
         for caller in {caller for caller, _ in self.items}:
-            if not caller.is_over:
+            if self in caller.batches:
                 caller.batches.remove(self)
 
     def parts(self, *, died: int) -> "list[Batch]":

@@ -29,6 +29,9 @@ _PLACE_REFUSED = frozenset({"queue_full", "hold_queue_full"})
 """Codes of a lease that others wait for already: it says nothing of the model."""
 
 
+_FAILED = RequestRefused("internal_error", "the controller failed; its log says why")
+
+
 class WorkRules(msgspec.Struct, frozen=True, kw_only=True):
     """What the workers of a model are held to, as it is configured now."""
 
@@ -165,6 +168,9 @@ class Workers:
                 self._running[batch] = worker
                 try:
                     await self._compute(batch, lease)
+                except Exception:  # a bug of ours: nobody must wait for ever because of it
+                    log.exception("embedding.failed", model=self.target.model)
+                    self._fail_all(batch, _FAILED)
                 finally:
                     del self._running[batch]
         except RequestRefused as refusal:
@@ -213,9 +219,6 @@ class Workers:
             await self._repeat(batch, backend, error)
         except BatchFailed as error:
             self._divide(batch, error.refusal)
-        except Exception as error:
-            log.exception("embedding.failed", model=self.target.model)
-            self._fail_all(batch, RequestRefused("internal_error", f"embedding failed: {error}"))
         else:
             self.measures.note_batch(tokens, time.monotonic() - sent_at)
             self._deliver(batch, vectors)

@@ -3,12 +3,14 @@
 import asyncio
 import os
 import signal
+import tracemalloc
 from typing import Any
 
 import pytest
 
 from supervisor.core.scheduling.values import Priority
-from supervisor.embedding.values import ComputedPieces
+from supervisor.embedding.batching import workers
+from supervisor.embedding.values import ComputedPieces, Piece
 from supervisor.errors import RequestRefused
 from tests.embedding.batching.conftest import Bench, errors_of, until
 from tests.embedding.batching.obedient_server import vector_of
@@ -241,3 +243,43 @@ async def test_who_would_wait_longer_than_is_promised_is_refused_but_for_batch_w
     await bench.queued(2)
     await bench.let_go()
     assert not errors_of(await gather(held, first, batch))
+
+
+# Very many, and bugs
+
+
+async def test_many_thousand_callers_take_little_memory_and_leave_without_a_trace(
+    bench: Bench,
+) -> None:
+    held = await bench.hold()
+    count, target = 2_000, bench.parts.targets.target("obedient")
+    inputs = [[Piece(content=f"text {number}", tokens=3)] for number in range(count)]
+    tracemalloc.start()
+    callers = [
+        asyncio.create_task(
+            bench.batcher.compute(target, pieces, normalize=False, priority=Priority.BATCH)
+        )
+        for pieces in inputs
+    ]
+    await bench.queued(count)
+    taken_bytes, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert taken_bytes / count < 2048  # with a task for each
+    for caller in callers:
+        caller.cancel()
+    await asyncio.wait(callers)
+    await bench.let_go()
+    await held
+    assert await bench.batches() == [["held"]]
+    assert bench.workers("obedient").is_idle
+
+
+async def test_a_bug_of_ours_fails_those_whom_it_meets_and_the_next_are_served(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.compute("before")
+    with monkeypatch.context() as broken:
+        broken.setattr(workers, "ask_for_vectors", lambda *_: 1 / 0)
+        (refused,) = await gather(bench.begin("meanwhile"))
+    assert refused.code == "internal_error"
+    assert (await bench.compute("after")).vectors == own_vectors("after")
