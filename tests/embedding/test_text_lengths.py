@@ -1,6 +1,7 @@
 """The same for servers that take texts only, which tokenise them anew."""
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import given
 
 from supervisor.embedding.text_lengths import cut_text, divide_text
@@ -33,3 +34,10 @@ async def test_parts_of_a_text_have_all_of_it_and_each_fits(text: str, limit: in
 
     assert "".join(str(part.content) for part in parts) == text
     assert all(part.tokens <= limit for part in parts)
+
+
+async def test_limit_that_takes_nothing_is_said() -> None:
+    with pytest.raises(ValueError, match="no room"):
+        await cut_text("abc", 1, Side.RIGHT, count)
+    with pytest.raises(ValueError, match="no room"):
+        await divide_text("abc", 2, count)

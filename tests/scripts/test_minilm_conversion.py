@@ -4,6 +4,7 @@ The reference shares nothing with the conversion: a WordPiece tokenizer and a fl
 pass, both written from the description of BERT (Devlin et al. 2018, arXiv:1810.04805).
 """
 
+import asyncio
 import json
 import math
 import unicodedata
@@ -15,6 +16,8 @@ from zipfile import ZipFile
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
+from supervisor.embedding.tokenizer import FileTokenizer
 
 Floats = NDArray[np.float32]
 Post = Callable[[str, object], Any]
@@ -42,6 +45,16 @@ TEXTS = (
     "She sold sea shells by the shore, " * 6,
     "An embedding stands for the meaning of a text, and near texts mean nearly the same. " * 10,
     "Long documents are cut into parts, and every part gets a vector of its own. " * 28,
+)
+
+
+KOREAN = (
+    "연남 카페 추천해줘",
+    "서울의 봄은 짧고 가을은 길다.",
+    "GPU 메모리가 비었는지 확인한 뒤에 다음 서버를 시작한다.",
+    "주문한 책이 아직 도착하지 않았어요. 언제 받을 수 있나요?",
+    "대한민국의 수도는 어디입니까?",
+    "환불 규정은 영수증과 함께 7일 안에 요청하는 것을 전제로 한다. " * 4,
 )
 
 
@@ -95,6 +108,28 @@ def test_texts_become_the_tokens_of_an_independent_word_piece_tokenizer(
     answer = post(f"{minilm}/tokenize", {"content": text, "add_special": True})
 
     assert answer["tokens"] == _token_ids(vocabulary, text)
+
+
+@pytest.mark.parametrize("text", KOREAN)
+def test_korean_needs_the_models_own_tokenizer(  # noqa: PLR0917 - what is compared
+    minilm: str,
+    post: Post,
+    models: Path,
+    vocabulary: dict[str, int],
+    weights: dict[str, Floats],
+    text: str,
+) -> None:
+    tokenizer = FileTokenizer(models / "minilm.tokenizer.json")
+    ids = list(asyncio.run(tokenizer.encode([text])).ids[0])
+    assert ids == _token_ids(vocabulary, text)
+
+    by_ids, by_text = (
+        post(f"{minilm}/v1/embeddings", {"input": each})["data"][0]["embedding"]
+        for each in (ids, text)
+    )
+    expected = _embed(weights, ids)
+    assert _cosine(by_ids, expected) >= 0.9999
+    assert _cosine(by_text, expected) < 0.95, "llama.cpp has learned Hangul: is this still needed?"
 
 
 def test_the_reference_tells_meanings_apart(

@@ -1,0 +1,62 @@
+"""What a server is sent of callers' inputs, by what comes back."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from supervisor.embedding.lengths import Ids
+from supervisor.embedding.tokenizer import FileTokenizer
+from tests.embedding.conftest import Embedder
+
+KOREAN = ("연남 카페 추천해줘", "서울의 봄은 짧다", "GPU 메모리가 비었는지 확인한다")
+
+
+@pytest.fixture(scope="module")
+def tokens(models_dir: Path) -> FileTokenizer:
+    return FileTokenizer(models_dir / "minilm.tokenizer.json")
+
+
+def ids_of(tokens: FileTokenizer, text: str) -> Ids:
+    return asyncio.run(tokens.encode([text])).ids[0]
+
+
+def first_vector(answer: Any) -> list[float]:
+    vector: list[float] = answer["data"][0]["embedding"]
+    return vector
+
+
+def cosine(one: Sequence[float], other: Sequence[float]) -> float:
+    return float(np.dot(one, other) / (np.linalg.norm(one) * np.linalg.norm(other)))
+
+
+@pytest.mark.parametrize("text", KOREAN)
+def test_a_server_is_sent_the_tokens_of_the_models_own_tokenizer(
+    embedder: Embedder, tokens: FileTokenizer, text: str
+) -> None:
+    ids = list(ids_of(tokens, text))
+    answer = embedder.embed("korean", text)
+    assert answer["usage"]["prompt_tokens"] == len(ids)
+    right = first_vector(embedder.ask_server("korean", [ids]))
+    assert cosine(first_vector(answer), right) > 0.999999
+    assert cosine(first_vector(embedder.ask_server("korean", text)), right) < 0.95
+
+
+def test_without_a_tokenizer_the_server_is_asked_and_many_texts_at_once(
+    embedder: Embedder, tokens: FileTokenizer
+) -> None:
+    texts = [f"a fox and {number} dogs" for number in range(600)]
+    answer = embedder.embed("asking", texts)
+    assert answer["usage"]["prompt_tokens"] == sum(len(ids_of(tokens, text)) for text in texts)
+    again = embedder.embed("asking", texts[5:7])
+    for number, each in enumerate(again["data"]):
+        assert cosine(each["embedding"], answer["data"][5 + number]["embedding"]) > 0.9999
+
+
+def test_token_ids_that_the_model_does_not_have_are_refused(embedder: Embedder) -> None:
+    error = embedder.embed("korean", [[7], [30_521, 30_522]])["error"]
+    assert (error["code"], error["index"]) == ("bad_request", 1)
+    assert "token id 30522" in error["message"]
