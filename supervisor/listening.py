@@ -3,7 +3,7 @@
 import contextlib
 import ipaddress
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import psutil
 
@@ -32,11 +32,25 @@ def open_sockets(hosts: Sequence[str], port: int) -> tuple[socket.socket, ...]:
     serves_both = _ANY_IPV6 in wanted and _ANY_IPV4 not in wanted and socket.has_dualstack_ipv6()
     covering = {_ANY_IPV6, _ANY_IPV4} & wanted.keys()
     covered = {family for family, _ in covering} | ({socket.AF_INET} if serves_both else set())
+    places = {
+        each: host for each, host in wanted.items() if each[0] not in covered or each in covering
+    }
+    tries_left = 0 if port else 4  # a port that is free at one address may be taken at the next
+    while True:
+        try:
+            return _open_all(places, port, serves_both=serves_both)
+        except SupervisorError:
+            if not tries_left:
+                raise
+            tries_left -= 1
+
+
+def _open_all(
+    places: Mapping[_Address, str], port: int, *, serves_both: bool
+) -> tuple[socket.socket, ...]:
     with contextlib.ExitStack() as opened:
         sockets: list[socket.socket] = []
-        for each, host in wanted.items():
-            if each[0] in covered and each not in covering:
-                continue
+        for each, host in places.items():
             try:
                 one = _bound(*each, port, serves_both=serves_both)
             except OSError as error:

@@ -1,7 +1,6 @@
 """Fixtures that every room's tests may use: the real engines, the real models, the shipped YAML."""
 
 import os
-import shutil
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
@@ -103,13 +102,16 @@ class RunningController:
 def write_configuration(
     folder: Path, shipped: Path, default_model: str | None, files: Mapping[str, Any]
 ) -> None:
-    """Write the shipped YAML files to a folder, some of them replaced by the values given."""
-    for path in shipped.glob("*.yaml"):
-        shutil.copy(path, folder)
-    catalogue = yaml.safe_load((folder / "models.yaml").read_text())
-    catalogue["default_model"] = default_model
-    for name, content in ({"models.yaml": catalogue} | dict(files)).items():
-        (folder / name).write_text(yaml.safe_dump(content))
+    """Write the shipped YAML files to a folder, some of them replaced by the values given.
+
+    Servers compute on one thread: several of them share a few cores, and threads of llama.cpp that
+    wait for each other keep a core busy.
+    """
+    written = {path.name: yaml.safe_load(path.read_text()) for path in shipped.glob("*.yaml")}
+    written["models.yaml"]["default_model"] = default_model
+    for name, content in (written | dict(files)).items():
+        one_thread = {"threads": 1} if "mode" in content and "extends" not in content else {}
+        (folder / name).write_text(yaml.safe_dump(one_thread | dict(content)))
 
 
 def through_door(

@@ -1,9 +1,11 @@
 """The sockets that the controller listens on, and the URLs that it prints."""
 
+import errno
 import socket
 
 import pytest
 
+from supervisor import listening
 from supervisor.errors import SupervisorError
 from supervisor.listening import open_sockets, url_of
 
@@ -36,6 +38,23 @@ def test_both_unspecified_addresses_can_be_named_together() -> None:
     assert [each.getsockname()[:2] for each in sockets] == [("::", port), ("0.0.0.0", port)]
     assert reach("::1", port)
     assert reach("127.0.0.1", port)
+    close(sockets)
+
+
+def test_any_free_port_is_one_that_is_free_at_every_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bound, taken = listening._bound, list[int]()
+
+    def bind(family: socket.AddressFamily, host: str, port: int, **options: bool) -> socket.socket:
+        if host == "127.0.0.2" and not taken:
+            taken.append(port)  # somebody else was quicker there
+            raise OSError(errno.EADDRINUSE, "taken")
+        return bound(family, host, port, **options)
+
+    monkeypatch.setattr(listening, "_bound", bind)
+    sockets = open_sockets(("127.0.0.1", "127.0.0.2"), 0)
+    assert len({each.getsockname()[1] for each in sockets} - set(taken)) == 1
     close(sockets)
 
 

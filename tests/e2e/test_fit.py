@@ -16,6 +16,7 @@ from supervisor.cli import cli
 from supervisor.core.byte_size import MIB
 from tests.conftest import StartController
 from tests.e2e.conftest import COMMAND
+from tests.gateway.conftest import shipped
 from tests.telemetry.simulated_gpu import GIB, SimulatedGpu
 
 Fit = Callable[..., Result]
@@ -179,9 +180,10 @@ async def test_what_a_controller_learned_is_told_and_can_be_forgotten(
         (device,) = [each for each in json.loads(told)["devices"] if each["device"] == "host"]
         return dict(device)
 
-    controller = await start_controller(data_dir=tmp_path / "data")
+    as_shipped = {"generation.yaml": shipped("generation.yaml", threads=None)}
+    controller = await start_controller(data_dir=tmp_path / "data", files=as_shipped)
     await controller.switch_to("demo-chat")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         device = await ask()
         while device["learned"] is None:
             device = await ask()

@@ -10,7 +10,7 @@ import pytest
 from supervisor.config.configuration import Configuration
 from supervisor.config.load import load
 from tests.conftest import RunningController, StartController, write_configuration
-from tests.gateway.conftest import ask_json, endless_stream, shipped, until
+from tests.gateway.conftest import ask_json, endless_stream, is_draining, shipped, until
 
 CHAT = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
 
@@ -172,11 +172,6 @@ async def props(controller: RunningController) -> int:
     """Return how many slots the live server has."""
     slots: int = (await controller.json("GET", "/props"))["total_slots"]
     return slots
-
-
-async def is_draining(controller: RunningController) -> bool:
-    running = (await controller.json("GET", "/status"))["switch"]
-    return running is not None and running["phase"] == "draining"
 
 
 async def is_live(controller: RunningController, model: str) -> bool:

@@ -81,6 +81,7 @@ def test_model_that_cannot_be_read_is_refused(body: bytes) -> None:
         ("deflate, gzip", gzip.compress(zlib.compress(BODY))),
         ("identity", BODY),
     ],
+    ids=("gzip", "upper case", "older name", "two members", "deflate", "both", "identity"),
 )
 async def test_body_is_inflated_for_a_look_at_it(encoding: str, body: bytes) -> None:
     assert await inflated(encoding.encode(), body, MIB) == BODY

@@ -12,6 +12,7 @@ import pytest
 from tests.conftest import RunningController, StartController
 from tests.gateway.conftest import (
     endless_stream,
+    is_draining,
     raw_request,
     requests_now,
     shipped,
@@ -163,6 +164,7 @@ async def draining(controller: RunningController, to: str) -> AsyncIterator[aioh
     await controller.switch_to("bench-chat")
     async with endless_stream(controller) as stream:
         await controller.json("POST", "/switch-backend", {"model_name": to, "wait": False})
+        await until(lambda: is_draining(controller))
         yield stream
 
 

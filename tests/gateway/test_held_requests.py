@@ -11,6 +11,7 @@ from tests.gateway.conftest import (
     ENDLESS,
     ask_json,
     endless_stream,
+    is_draining,
     requests_now,
     shipped,
     until,
@@ -106,7 +107,8 @@ async def test_client_that_leaves_while_it_waits_gives_its_place_up(
 async def test_stream_in_flight_finishes_before_its_server_is_stopped(
     start_controller: StartController, engine: str
 ) -> None:
-    controller = await start_controller(engine=engine)
+    patient = shipped("generation.yaml", drain_timeout_s=600)
+    controller = await start_controller(engine=engine, files={"generation.yaml": patient})
     await controller.switch_to("bench-chat")
     body = {**ENDLESS, "n_predict": 400, "stream": True}
 
@@ -164,11 +166,6 @@ async def switch(controller: RunningController, **order: Any) -> tuple[int, Any]
 async def is_switching(controller: RunningController) -> bool:
     # Looked at from inside: a switch may be over before an HTTP answer tells of it.
     return controller.parts.arbiter.snapshot.switch is not None
-
-
-async def is_draining(controller: RunningController) -> bool:
-    switch = (await controller.json("GET", "/status"))["switch"]
-    return bool(switch and switch["phase"] == "draining")
 
 
 async def are_waiting(controller: RunningController, count: int) -> bool:

@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 from tests.conftest import RunningController, StartController
-from tests.gateway.conftest import ask_json, endless_stream, until
+from tests.gateway.conftest import ask_json, endless_stream, is_draining, until
 
 CHAT = {"model": "bench-chat", "prompt": "a", "n_predict": 4}
 EMBEDDING = {"model": "minilm", "input": "a"}
@@ -52,8 +52,3 @@ async def test_switch_of_the_scheduler_waits_for_a_stream(
         assert shown["waits_for"] == "'bench-chat': 1 in flight"
         stream.close()
         assert (await asking)[0] == 200
-
-
-async def is_draining(controller: RunningController) -> bool:
-    switch = (await controller.json("GET", "/status"))["switch"]
-    return switch is not None and switch["phase"] == "draining"

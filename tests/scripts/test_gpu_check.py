@@ -79,7 +79,7 @@ class Machine:
             text=True,
             check=False,
             env=self.environment | environment,
-            timeout=120,
+            timeout=600,
         )
 
     def report(self) -> dict[str, Any]:

@@ -72,6 +72,15 @@ async def test_a_client_that_reads_slowly_is_not_a_server_that_hangs(
     await eventually(lambda: server.told == ["stalled"])
 
 
+async def test_a_server_without_a_request_never_hangs(
+    server: Server, eventually: Eventually
+) -> None:
+    server.activity.end()
+    seen = server.looks
+    await eventually(lambda: server.looks > seen + 30)
+    assert server.told == []
+
+
 async def test_a_slot_that_moves_is_a_sign_of_life(server: Server, eventually: Eventually) -> None:
     async def compute() -> None:
         while True:
