@@ -11,6 +11,7 @@ from supervisor.config.holder import ConfigurationHolder
 from supervisor.config.load import load
 from supervisor.core.scheduling.values import Priority
 from supervisor.engine.targets import Targets
+from supervisor.engine.tasks import ModelTask
 from supervisor.errors import RequestRefused
 from supervisor.gateway.call import Call
 from supervisor.gateway.call_reader import UPSTREAM, CallReader, read_head
@@ -22,16 +23,16 @@ CHAT, EMBED = "/v1/chat/completions", "/v1/embeddings"
 
 
 class HostAlone:
-    """A machine without a GPU."""
+    """A machine without a GPU, for as long as `gpu` is the host."""
 
     problems: tuple[str, ...] = ()
+    gpu = "host"
 
     def devices(self) -> Sequence[DeviceInfo]:
         return ()
 
     def device_for(self, kind: Literal["gpu", "cpu"]) -> str:
-        _ = kind
-        return "host"
+        return self.gpu if kind == "gpu" else "host"
 
 
 class Reading:
@@ -41,7 +42,9 @@ class Reading:
         named = {f"{name}.yaml": content for name, content in files.items()}
         write_configuration(folder, profiles_dir, None, named)
         holder = ConfigurationHolder(load(folder, Path("/models"), {}))
-        self._reader = CallReader(holder, Targets(holder, HostAlone()))
+        self.machine = HostAlone()
+        self.targets = Targets(holder, self.machine)
+        self._reader = CallReader(holder, self.targets)
 
     def call(
         self,
@@ -196,3 +199,17 @@ def test_priority_that_is_none_is_refused(reading: Reading, given: bytes) -> Non
         reading.call("POST", CHAT, {}, (b"X-Priority", given))
 
     assert refused.value.code == "bad_request"
+
+
+def test_what_is_about_to_switch_is_on_the_device_that_came_to_life_meanwhile(
+    reading: Reading,
+) -> None:
+    wanted = reading.call("POST", CHAT, {"model": "demo-chat"}).wanted
+    reading.machine.gpu = "gpu0"
+
+    again = reading.call("POST", CHAT, {"model": "demo-chat"}).wanted
+
+    assert wanted is not None
+    assert again is wanted  # kept: whose model is live is served whatever the device
+    able = reading.targets.able(again, ModelTask.GENERATION, CHAT)
+    assert (wanted.device, able.device) == ("host", "gpu0")
