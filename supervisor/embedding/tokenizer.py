@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from supervisor.embedding.lengths import Frame, Ids
-from supervisor.engine.models.tokenizer_file import read_tokenizer_file
+from supervisor.engine.models.tokenizer_file import REMEDY, read_tokenizer_file
 from supervisor.errors import ModelFileError, RequestRefused
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Library
-
-REMEDY = "pip install 'llama-supervisor[embedding]'"
 
 _INLINE_CHARACTERS = 1000
 """Up to so many characters are tokenised at once: it takes less than a millisecond, and a change of

@@ -6,10 +6,11 @@ from pathlib import Path
 from supervisor.config.configuration import Configuration, ResolvedModel
 from supervisor.config.source import FieldPath
 from supervisor.engine.kinds.engines import Engines
+from supervisor.engine.kinds.probe import package_file
 from supervisor.engine.models.model_file import inspect_model_file
 from supervisor.engine.models.model_scan import is_utf8, printable
 from supervisor.engine.models.model_source import look_at_model, require_stated_need
-from supervisor.engine.models.tokenizer_file import read_tokenizer_file
+from supervisor.engine.models.tokenizer_file import READER, REMEDY, read_tokenizer_file
 from supervisor.engine.needs.assessment import assess, examine
 from supervisor.engine.port import Engine
 from supervisor.errors import ConfigError, EngineError, ModelFileError, RequestRefused, UnfitProfile
@@ -99,6 +100,11 @@ def _check_projector(resolved: ResolvedModel, _engine: Engine | None) -> None:
 def _check_tokenizer(resolved: ResolvedModel, _engine: Engine | None) -> None:
     if resolved.tokenizer_path is not None:
         read_tokenizer_file(resolved.tokenizer_path)
+        if package_file(READER) is None:
+            raise ModelFileError(
+                f"{resolved.tokenizer_path}: what reads it is not installed, and embeddings are "
+                f"refused: {REMEDY}"
+            )
 
 
 def _check_profile(resolved: ResolvedModel, engine: Engine | None) -> None:

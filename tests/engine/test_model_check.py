@@ -170,3 +170,14 @@ def test_a_tokenizer_that_cannot_be_used_is_told(
     }
     [told] = check(files)
     assert told.startswith(f"{folder}/models.yaml:5: models.a.tokenizer: {path}: {problem}")
+
+
+def test_a_missing_reader_of_tokenizers_is_told_with_the_remedy(
+    check: Check, models_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    model = {"path": "minilm.gguf", "type": "embedding", "tokenizer": "minilm.tokenizer.json"}
+    files = {"embedding.yaml": "mode: embedding\n", "models.yaml": {"models": {"a": model}}}
+    [told] = check(files)
+    assert "models.a.tokenizer: " in told
+    assert told.endswith("refused: pip install 'llama-supervisor[embedding]'")

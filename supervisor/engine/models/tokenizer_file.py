@@ -6,6 +6,11 @@ import msgspec
 
 from supervisor.errors import ModelFileError
 
+READER = "tokenizers"
+"""The package that reads such files."""
+
+REMEDY = "pip install 'llama-supervisor[embedding]'"
+
 
 class _TokenizerFile(msgspec.Struct):
     """The one part that every such file has."""
