@@ -17,6 +17,14 @@ PATIENCE_S = 300
 
 TOKENIZER = "minilm.tokenizer.json"
 
+TEXTS_ONLY: Mapping[str, Any] = {
+    "mode": "embedding",
+    "engine": "llama-cpp-python",
+    "ctx_size": 512,
+    "batch_size": 512,
+}
+"""A profile whose engine takes neither token ids nor lists to be tokenised."""
+
 
 @dataclass(frozen=True, slots=True)
 class Embedder:
@@ -26,7 +34,7 @@ class Embedder:
 
     def embed(self, model: str, inputs: Any, **fields: Any) -> Any:
         """Return the answer, or the error, of the service."""
-        self.running.make_live(model)
+        self.make_live(model)
         body = json.dumps({"model": model, "input": inputs, **fields})
         connection = http.client.HTTPConnection("127.0.0.1", self.running.port, timeout=PATIENCE_S)
         try:
@@ -35,9 +43,14 @@ class Embedder:
         finally:
             connection.close()
 
+    def make_live(self, model: str) -> None:
+        """Switch to a model unless it is live."""
+        report = self.running.json("POST", "/switch-backend", {"model_name": model})
+        assert report.get("outcome") in {"switched", "unchanged"}, report
+
     def ask_server(self, model: str, inputs: Any, **fields: Any) -> Any:
         """Return what the model's server itself answers."""
-        self.running.make_live(model)
+        self.make_live(model)
         path = f"/upstream/{model}/v1/embeddings"
         return self.running.json("POST", path, {"input": inputs, **fields})
 
@@ -45,9 +58,9 @@ class Embedder:
 @pytest.fixture(scope="session")
 def embedder(long_reader: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedder]:
     """Calls a controller that runs."""
-    catalogue = {"models": models(long_reader)}
+    files = {"models.yaml": {"models": models(long_reader)}, "texts-only.yaml": TEXTS_ONLY}
     folder = tmp_path_factory.mktemp("embedding")
-    with serving(folder, server=DOORS["fast lane"], files={"models.yaml": catalogue}) as running:
+    with serving(folder, server=DOORS["fast lane"], files=files) as running:
         yield Embedder(running)
 
 
@@ -66,4 +79,10 @@ def models(long_reader: Path) -> dict[str, Any]:
         "pooling-mean": {**long, "overrides": {**small, "pooling": "mean"}},
         "korean": {**MINILM, "tokenizer": TOKENIZER},
         "asking": {**MINILM},
+        "texts-only": {
+            **MINILM,
+            "profile": "texts-only",
+            "max_input_tokens": 16,
+            "long_input": "truncate",
+        },
     }

@@ -60,3 +60,19 @@ def test_token_ids_that_the_model_does_not_have_are_refused(embedder: Embedder) 
     error = embedder.embed("korean", [[7], [30_521, 30_522]])["error"]
     assert (error["code"], error["index"]) == ("bad_request", 1)
     assert "token id 30522" in error["message"]
+
+
+def test_a_server_that_takes_no_ids_is_sent_the_text_that_fits(embedder: Embedder) -> None:
+    words = [f"word{number}" for number in range(30)]
+    answer = embedder.embed("texts-only", " ".join(words))
+    used = answer["usage"]["prompt_tokens"]
+    assert 10 < used <= 16
+    right = first_vector(answer)
+    assert np.linalg.norm(right) == pytest.approx(1, abs=1e-5)
+    beginnings = [" ".join(words)[:length] for length in range(20, 60)]
+    served = embedder.embed("texts-only", beginnings)
+    assert max(cosine(each["embedding"], right) for each in served["data"]) > 0.999999
+
+    error = embedder.embed("texts-only", ["a", [101, 1037, 102]])["error"]
+    assert (error["code"], error["index"]) == ("bad_request", 1)
+    assert "takes texts only" in error["message"]
