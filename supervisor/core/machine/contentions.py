@@ -18,12 +18,13 @@ class Contention(Struct, frozen=True, kw_only=True):
     """Models that share devices, and that somebody waits for; and who would give way to them.
 
     `targets` may be switched to now, the one that is waited for longest first. `joined_at`: when
-    another may be, None where none is kept back. `resident` None: nothing is live there.
+    another may be, None where none is kept back. `residents` are live and would give way together,
+    the one whose stay counts first; empty: nothing is live there.
     """
 
     targets: tuple[Target, ...] = ()
     joined_at: float | None = None
-    resident: Backend | None = None
+    residents: tuple[Backend, ...] = ()
 
 
 def contentions(snapshot: Snapshot, at: float) -> tuple[Contention, ...]:
@@ -43,14 +44,19 @@ def fits_beside(snapshot: Snapshot, target: Target) -> bool:
 
 
 def view_of(snapshot: Snapshot, contention: Contention, at: float) -> View:
-    """Show a policy the contention: heads, counts and sums, and what everything costs."""
+    """Show a policy the contention: heads, counts and sums, and what everything costs.
+
+    A policy knows one resident. Of several that would give way together it is shown the one that
+    works, of those the last that came: none of them then has less than its turn. They drain at the
+    same time, so that the longest of their drains is that of the resident.
+    """
     models = [target.model for target in contention.targets]
     costs = {model: costs_of(snapshot.scheduling.estimates, model) for model in models}
     stay = None
-    if contention.resident is not None:
-        stay = _stay_of(contention.resident)
+    if contention.residents:
+        stay = _stay_of(contention.residents[0])
         models.append(stay.model)
-        costs[stay.model] = _costs_of_resident(snapshot, contention.resident, at)
+        costs[stay.model] = _costs_of_residents(snapshot, contention.residents, at)
     queues = tuple(_queue(snapshot, model) for model in models)
     return View(
         at=at,
@@ -93,7 +99,7 @@ def _contention(snapshot: Snapshot, members: Sequence[Target], at: float) -> Con
     return Contention(
         targets=targets,
         joined_at=min(later, default=None),
-        resident=_resident(snapshot, targets[0]) if targets else None,
+        residents=_residents(snapshot, targets[0]) if targets else (),
     )
 
 
@@ -108,15 +114,15 @@ def _kept_back_until(snapshot: Snapshot, target: Target) -> float:
     return max(until, *held)
 
 
-def _resident(snapshot: Snapshot, target: Target) -> Backend | None:
-    """Return who would give way: of several the one that works, else the one that came last."""
+def _residents(snapshot: Snapshot, target: Target) -> tuple[Backend, ...]:
+    """Return who would give way: those that work first, and of those the last that came."""
     need = snapshot.scheduling.need_of(target)
     there = snapshot.sharing(*snapshot.scheduling.devices_of(target))
     if need is not None:
         plan = plan_residency(snapshot, target, need, ())
         there = (*plan.leaving, *plan.retiring)
     live = [b for b in there if b.state is BackendState.READY]
-    return max(live, key=lambda b: (b.in_flight > 0, b.epoch), default=None)
+    return tuple(sorted(live, key=lambda b: (b.in_flight > 0, b.epoch), reverse=True))
 
 
 def _stay_of(backend: Backend) -> Stay:
@@ -136,10 +142,14 @@ def _queue(snapshot: Snapshot, model: str) -> Queue:
     return queue_of(snapshot.requests, model, None if away is None else away.left_at)
 
 
-def _costs_of_resident(snapshot: Snapshot, backend: Backend, at: float) -> Costs:
-    """Return the costs of what is live; in its first stay, its service is known from that alone."""
-    known, work = costs_of(snapshot.scheduling.estimates, backend.target.model), backend.work
-    answered = work.granted - backend.in_flight
+def _costs_of_residents(snapshot: Snapshot, residents: Sequence[Backend], at: float) -> Costs:
+    """Return the costs of the first; in its first stay, its service is known from that alone."""
+    estimates, first = snapshot.scheduling.estimates, residents[0]
+    costs = [costs_of(estimates, each.target.model) for each in residents]
+    known, work = costs[0], first.work
+    if len(costs) > 1:
+        known = replace(known, drain_s=max(each.drain_s for each in costs))
+    answered = work.granted - first.in_flight
     if known.service_s or not answered:
         return known
     idle_s = work.idle_s + (0.0 if work.empty_since is None else at - work.empty_since)

@@ -23,6 +23,7 @@ from supervisor.core.machine.events import (
 )
 from supervisor.core.machine.step import step
 from supervisor.core.machine.values import BackendState, DrainPolicy, Limits, Outcome, Phase
+from supervisor.core.scheduling.estimates import note_drain
 from supervisor.core.scheduling.values import Priority
 from tests.core.machine.story import (
     CHAT,
@@ -36,6 +37,7 @@ from tests.core.machine.story import (
     refused_in,
     report_in,
 )
+from tests.core.machine.surroundings import taking
 
 MANUAL_HOLD_S = 10.0
 
@@ -161,6 +163,30 @@ def test_target_that_is_known_to_fit_is_switched_to_at_once() -> None:
 
     assert switch_target(ask(story, "r1")) == "embed"
     assert "fits beside" in story.snapshot.switch.order.reason  # type: ignore[union-attr]
+
+
+def test_of_several_that_give_way_together_the_longest_drain_counts() -> None:
+    """They drain at the same time, and who comes behind them waits for the last."""
+    story = Story(SHARED)
+    story.make_live(EMBED, GIB)
+    story.make_live(CHAT, GIB)
+    assert story.snapshot.live_models() == ("chat", "embed")
+    story.arrive("c")
+    story.now += 60.0
+    scheduling = story.snapshot.scheduling
+    known = replace(
+        scheduling,
+        estimates=note_drain(scheduling.estimates, "embed", 3.0),
+        needs=scheduling.needs.set(RERANK.identity, taking(SHARED.budget_bytes)),
+    )
+    story.snapshot = replace(story.snapshot, scheduling=known)
+
+    assert switch_target(ask(story, "r", RERANK)) is None
+
+    decision, switch_s = story.snapshot.scheduling.decision, 0.25
+    longest_s = 2 * switch_s + switch_s * 0.85 / 0.15 + 3.0
+    assert decision is not None
+    assert f"the oldest 0 s of at most {longest_s:.1f} s" in decision.reason
 
 
 def test_choice_of_a_hand_holds_for_a_while() -> None:

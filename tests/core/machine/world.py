@@ -5,7 +5,7 @@ The books are its own; the snapshot is checked against them after every event.
 
 from collections import Counter
 from enum import Enum, auto
-from itertools import chain
+from itertools import chain, combinations
 from typing import cast
 
 import pytest
@@ -27,6 +27,7 @@ from supervisor.core.machine.commands import (
     StartBackend,
     WarmFile,
 )
+from supervisor.core.machine.contentions import contentions, view_of
 from supervisor.core.machine.deadlines import next_wakeup
 from supervisor.core.machine.events import (
     BackendExited,
@@ -49,6 +50,7 @@ from supervisor.core.machine.invariants import violations
 from supervisor.core.machine.memory import GateState, MemorySample, judge_release
 from supervisor.core.machine.phases import phase_deadline
 from supervisor.core.machine.queues import Kind
+from supervisor.core.machine.scheduler import SHORTEST_WAIT_S
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.step import step
 from supervisor.core.machine.switch import AUTOMATIC, SCHEDULER, Switch, SwitchReport
@@ -60,8 +62,11 @@ from supervisor.core.machine.values import (
     Target,
     TargetNeed,
 )
-from supervisor.core.scheduling.values import Priority
+from supervisor.core.scheduling.bounds import cycle_of
+from supervisor.core.scheduling.values import Priority, View
 from tests.core.machine.surroundings import ALONE, DEVICES, LIMITS, TOTAL, taking
+
+ROUNDING_S = 1e-6
 
 
 class Fate(Enum):
@@ -247,6 +252,7 @@ class World(RuleBasedStateMachine):
         self.check_requests()
         self.check_switch()
         self.check_recoveries()
+        self.check_heads()
 
     def note(self, before: Snapshot, event: Event) -> None:
         """Enter into the books what the event itself means."""
@@ -562,3 +568,49 @@ class World(RuleBasedStateMachine):
             else:  # its turn comes when the clock, or somebody who uses the device, says so
                 in_use = [b for b in self.snapshot.ready_backends() if b.in_flight]
                 assert in_use or self.snapshot.scheduling.wake_at is not None
+
+    def check_heads(self) -> None:
+        """No head that may have the device is left beyond its bound, whatever else happens.
+
+        Its bound is kept if its switch begins by the last moment that leaves time for the drain
+        and the switch itself, or at the end of the resident's shortest turn (`turns` proves it).
+        So whenever no switch runs, that moment is to come, and the clock comes before it. A head
+        that a fault, a setback or a hand keeps back does not contend meanwhile.
+        """
+        if self.snapshot.switch is not None or self.snapshot.is_closing:
+            return
+        wake_at = self.snapshot.scheduling.wake_at
+        for contention in contentions(self.snapshot, self.now):
+            if not contention.targets:
+                continue
+            view = view_of(self.snapshot, contention, self.now)
+            heads = [
+                (max(q.oldest_interactive_at, q.left_at or 0.0), q.model)
+                for q in view.queues
+                if q.oldest_interactive_at is not None
+                and q.model in {target.model for target in contention.targets}
+            ]
+            if heads:
+                assert view.stay is not None
+                latest = last_moment(view, *min(heads)) + ROUNDING_S
+                assert self.now <= latest
+                assert wake_at is not None
+                assert wake_at <= max(latest, self.now + SHORTEST_WAIT_S)
+
+
+def last_moment(view: View, since: float, model: str) -> float:
+    """When the resident is left at the latest for a head that contends since then.
+
+    Who else contends may have changed meanwhile: the longest of all sets counts.
+    """
+    assert view.stay is not None
+    resident, own = view.stay, view.costs[model]
+    others = sorted(set(view.costs) - {model, resident.model})
+    ahead_s = view.costs[resident.model].drain_s + own.switch_s
+    latest = 0.0
+    for count in range(len(others) + 1):
+        for more in combinations(others, count):
+            cycle = cycle_of([resident.model, model, *more], view.costs, view.rules)
+            until = since + cycle.longest_wait_s(own.drain_s) - ahead_s
+            latest = max(latest, resident.since + cycle.turn_s, until)
+    return latest
