@@ -124,7 +124,7 @@ class Happenings(World):
         if any(isinstance(command, GrantLease) for command in commands):
             assert step(self.snapshot, at_once) == (patient, ())  # it is read in the snapshot
         else:
-            assert step(self.snapshot, at_once) == (self.snapshot, ())
+            self.check_that_nothing_comes_of(at_once)
 
     @precondition(lambda self: self.requests)
     @rule(pause_s=pauses_s, pick=st.integers(0))
@@ -276,4 +276,16 @@ def test_a_retry_that_comes_twice_begins_a_switch_of_its_own() -> None:
     told_again = next(e for e in reversed(world.told) if isinstance(e, RetryDue))
     world.answer_is_told_again(0.0, len(world.told) - 1 - world.told.index(told_again))
     world.everything_goes_well_for_a_while(20)
+    world.teardown()
+
+
+def test_request_that_may_not_wait_only_renews_the_sentence_for_those_who_wait() -> None:
+    """Time has passed since the last event, and the sentence says how much is left."""
+    world = Happenings()
+    world.operator_chooses_rules(replaces=False, warms=False)
+    world.switch_goes_well(TARGETS[2], 20)
+    world.request_arrives(121.0, "embed", may_switch=True, priority=Priority.INTERACTIVE)
+    world.request_arrives(0.0, "chat", may_switch=True, priority=Priority.INTERACTIVE)
+    world.pass_time(0.3)
+    world.request_arrives_that_may_not_wait("chat")
     world.teardown()
