@@ -10,7 +10,8 @@ import pytest
 
 from supervisor.embedding.lengths import Ids
 from supervisor.embedding.tokenizer import FileTokenizer
-from tests.embedding.conftest import Embedder
+from tests.conftest import StartController
+from tests.embedding.conftest import MINILM, Embedder
 
 KOREAN = ("연남 카페 추천해줘", "서울의 봄은 짧다", "GPU 메모리가 비었는지 확인한다")
 
@@ -76,3 +77,13 @@ def test_a_server_that_takes_no_ids_is_sent_the_text_that_fits(embedder: Embedde
     error = embedder.embed("texts-only", ["a", [101, 1037, 102]])["error"]
     assert (error["code"], error["index"]) == ("bad_request", 1)
     assert "takes texts only" in error["message"]
+
+
+async def test_asking_for_tokens_makes_a_model_live(start_controller: StartController) -> None:
+    files = {"models.yaml": {"models": {"asking": dict(MINILM)}}}
+    controller = await start_controller(files=files, auto_switch=True)
+    body = {"model": "asking", "input": "a brown fox"}
+    answer = await controller.json("POST", "/v1/embeddings", body)
+    assert answer["usage"]["prompt_tokens"] == 5
+    [switch] = (await controller.json("GET", "/switches"))["switches"]
+    assert (switch["model"], switch["outcome"]) == ("asking", "switched")
