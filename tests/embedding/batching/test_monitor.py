@@ -20,6 +20,7 @@ async def test_a_queue_is_told_while_somebody_waits_or_is_refused_and_not_before
     await bench.compute("the model is live")
     with capture_logs() as lines:
         held = await bench.hold()
+        await until(lambda: bench.batcher._monitor._told.get("obedient") == (2, 0))
         assert told() == []
         bench.configure("queue", max_embedding_inputs=2)
         waiting = bench.begin("one", "two")

@@ -1,6 +1,7 @@
 """Batches on a real llama-server: the same vectors, whatever a text is computed with."""
 
 import asyncio
+import math
 import os
 import signal
 from collections.abc import AsyncIterator, Sequence
@@ -11,7 +12,7 @@ import pytest
 
 from supervisor.core.machine.values import Outcome
 from supervisor.core.scheduling.values import Priority
-from supervisor.embedding.vectors import cosine, from_base64
+from supervisor.embedding.vectors import cosine, from_base64, unpack
 from supervisor.engine.servers.framing import Request
 from supervisor.errors import RequestRefused
 from tests.embedding.batching.conftest import Bench, errors_of, running, until
@@ -46,6 +47,10 @@ async def alone(bench: Bench, text: str) -> bytes:
     return from_base64(content["data"][0]["embedding"])
 
 
+def length_of(vector: bytes) -> float:
+    return math.hypot(*unpack(vector))
+
+
 async def embed(
     bench: Bench, *texts: str, priority: Priority = Priority.INTERACTIVE
 ) -> list[bytes]:
@@ -66,6 +71,10 @@ async def test_vectors_of_batches_are_those_of_single_requests(bench: Bench) -> 
     wanted = await one_by_one(bench, texts)
     assert_same([vector for (vector,) in singly], wanted)
     assert_same(together, wanted)
+    assert all(abs(length_of(vector) - 1) < 1e-4 for vector in together)
+    raw = await bench.compute(*TEXTS[:3], model="minilm", normalize=False)
+    assert min(length_of(vector) for vector in raw.vectors) > 2
+    assert_same(raw.vectors, wanted[:3])
     batches = len(bench.workers("minilm").measures._speeds)
     assert batches <= len(texts) / 2
 

@@ -171,6 +171,7 @@ def test_those_who_came_until_a_moment_are_known() -> None:
     taken = queue.take(LIMITS, 2.0)
     assert taken is not None
     queue.put_back(taken.parts(died=0))
+    queue.add(caller(3, at=2.5), LIMITS)
     assert set(queue.callers_until(1.5)) == {early, batch}
 
 
