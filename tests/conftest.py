@@ -110,7 +110,8 @@ def write_configuration(
     written = {path.name: yaml.safe_load(path.read_text()) for path in shipped.glob("*.yaml")}
     written["models.yaml"]["default_model"] = default_model
     for name, content in (written | dict(files)).items():
-        one_thread = {"threads": 1} if "mode" in content and "extends" not in content else {}
+        takes_threads = "mode" in content and not content.keys() & {"extends", "command"}
+        one_thread = {"threads": 1} if takes_threads else {}
         (folder / name).write_text(yaml.safe_dump(one_thread | dict(content)))
 
 

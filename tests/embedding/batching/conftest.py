@@ -140,7 +140,7 @@ async def running(models_dir: Path, **batching: Any) -> AsyncIterator[Bench]:
     """Run a controller with the shipped models and `obedient`, which is not live yet."""
     models = yaml.safe_load((ROOT / "profiles" / "models.yaml").read_text())["models"]
     models["obedient"] = {"path": str(OBEDIENT_SERVER), "type": "embedding", "profile": "obedient"}
-    models["minilm"]["overrides"] |= {"batching": batching, "threads": 1}
+    models["minilm"]["overrides"] |= {"batching": batching}
     files = {
         "obedient.yaml": OBEDIENT | {"batching": batching},
         "models.yaml": {"models": models},
