@@ -8,6 +8,7 @@ from tests.conftest import RunningController, StartController
 from tests.gateway.conftest import ask_json, both_doors, endless_stream, shipped, until
 
 CHAT_PATH, EMBED_PATH = "/v1/chat/completions", "/v1/embeddings"
+RELAYED_EMBED_PATH = "/embeddings"  # the server’s own, without the service and its batches
 CHAT = {"model": "demo-chat", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
 EMBED = {"model": "minilm", "input": "a cat"}
 
@@ -155,10 +156,12 @@ async def test_refusal_says_where_a_request_stood(start_controller: StartControl
     await controller.json("POST", "/completion", {"model": "bench-chat", "n_predict": 1})
 
     async with endless_stream(controller) as running:
-        waiting = [asyncio.create_task(ask_json(controller, "POST", EMBED_PATH, EMBED))]
-        waiting += [asyncio.create_task(ask_json(controller, "POST", EMBED_PATH, EMBED))]
+        waiting = [asyncio.create_task(ask_json(controller, "POST", RELAYED_EMBED_PATH, EMBED))]
+        waiting += [asyncio.create_task(ask_json(controller, "POST", RELAYED_EMBED_PATH, EMBED))]
         await until(lambda: are_waiting(controller, 2))
-        async with controller.client.post(controller.url + EMBED_PATH, json=EMBED) as answer:
+        async with controller.client.post(
+            controller.url + RELAYED_EMBED_PATH, json=EMBED
+        ) as answer:
             assert (answer.status, (await answer.json())["error"]["code"]) == (429, "queue_full")
             assert answer.headers["X-Queue-Position"] == "3"
             assert answer.headers["x-should-retry"] == "true"

@@ -134,10 +134,13 @@ class LaneServer(ClientServer):
             request_id = request_id_of(head)
             form = form_of(known.forms, body) if known.forms else None
             call = self._reader.read(call_head, body, request_id)
+            is_ours = form is not None and form.handler is not None
+            if is_ours:  # it may wait for the model's turn, or for others
+                self._relay.count_waiting(lane.account, call.wanted.model if call.wanted else None)
         except RequestRefused:
             return None
         record = RequestRecord(head.method, head.raw_path, request_id, caller)
-        if form is not None and form.handler is not None:
+        if form is not None and is_ours:
             return Answering(lane, form, self._owners[form.owner], call, record)
         lease = self._relay.arbiter.lease_at_once(call.wanted, call.priority)
         if lease is None:
