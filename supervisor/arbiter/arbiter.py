@@ -25,7 +25,7 @@ from supervisor.core.machine.commands import (
     RefuseRequest,
     RefuseSwitch,
 )
-from supervisor.core.machine.deadlines import next_wakeup
+from supervisor.core.machine.deadlines import lease_moves_wakeup, next_wakeup
 from supervisor.core.machine.events import (
     Event,
     RequestArrived,
@@ -264,7 +264,7 @@ class Arbiter:
         ):
             if commands:
                 self._perform_all(commands)
-            return after.scheduling.wake_at != before.scheduling.wake_at
+            return lease_moves_wakeup(before, after)
         self._check_invariants(event)
         for observe in self._observers:
             try:

@@ -22,4 +22,21 @@ def next_wakeup(snapshot: Snapshot) -> float | None:
         moments.append(oldest.arrived_at + snapshot.limits.hold_timeout_s)
     if snapshot.switch is None and snapshot.scheduling.wake_at is not None:
         moments.append(snapshot.scheduling.wake_at)
+        empty_since = _lingers_since(snapshot)
+        if empty_since is not None:
+            moments.append(empty_since + snapshot.scheduling.linger_s)
     return min(moments) if moments else None
+
+
+def lease_moves_wakeup(before: Snapshot, after: Snapshot) -> bool:
+    """Whether a lease that was given or has come back moves `next_wakeup`; nobody else waits."""
+    if after.scheduling.wake_at != before.scheduling.wake_at:
+        return True
+    return _lingers_since(after) != _lingers_since(before)
+
+
+def _lingers_since(snapshot: Snapshot) -> float | None:
+    """Return since when the scheduler lets the only live model linger, None where it does not."""
+    if not snapshot.scheduling.linger_s or len(snapshot.backends) != 1:
+        return None
+    return snapshot.backends[0].work.empty_since

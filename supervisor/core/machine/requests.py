@@ -59,14 +59,19 @@ def backend_for(snapshot: Snapshot, model: str | None) -> Backend | None:
 
 
 def room_at(snapshot: Snapshot, backend: Backend) -> int | None:
-    """Return how many more may use the backend now; None: as many as come.
-
-    While others wait for its device, it is given as many as it works on at once and as many again,
-    which keep it busy; the rest stand in its line, so that its turn ends with a short drain.
-    """
+    """Return how many more may use the backend now; None: as many as come."""
     if not is_contended(snapshot, backend):
         return None
-    return max(0, 2 * backend.target.parallel - backend.in_flight)
+    return max(0, room_of(backend) - backend.in_flight)
+
+
+def room_of(backend: Backend) -> int:
+    """Return how many may use the backend at once while others wait for its device.
+
+    As many as it works on at once, and as many again, which keep it busy; the rest stand in its
+    line, so that its turn ends with a short drain.
+    """
+    return 2 * backend.target.parallel
 
 
 def is_contended(snapshot: Snapshot, backend: Backend) -> bool:
@@ -92,7 +97,7 @@ def _has_room(snapshot: Snapshot, backend: Backend, request: RequestArrived) -> 
         return True
     if any(key.kind is not Kind.BYSTANDER for key, _ in requests.lines_of(backend.target.model)):
         return False
-    return room_at(snapshot, backend) != 0
+    return backend.in_flight < room_of(backend) or not is_contended(snapshot, backend)
 
 
 def _grant(draft: Draft, request: RequestArrived, backend: Backend) -> None:

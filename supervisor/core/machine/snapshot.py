@@ -50,7 +50,8 @@ class Scheduling(Struct, frozen=True, kw_only=True):
     `run` and `begun` name its next switch. `needs` are the last that were accepted, by the
     target's identity. `pending` is a switch by hand that waits for the end of the running one,
     `held_until` how long devices stay as a hand has set them. `decision` is the last one, `wake_at`
-    when it is to be thought over.
+    when it is to be thought over, and `linger_s` how long after the only live model has no work
+    (0: at once).
     """
 
     run: str = "s0"
@@ -63,6 +64,7 @@ class Scheduling(Struct, frozen=True, kw_only=True):
     estimates: Estimates = Estimates()
     decision: Decision | None = None
     wake_at: float | None = None
+    linger_s: float = 0.0
 
     def need_of(self, target: Target) -> Footprint | None:
         """Return what a target was found to need, where it was looked at before."""

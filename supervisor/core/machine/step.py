@@ -63,7 +63,9 @@ def step(snapshot: Snapshot, event: Event) -> tuple[Snapshot, tuple[Command, ...
     _REACTIONS[type(event)](draft, event)
     scheduling = draft.snapshot.scheduling
     is_due = scheduling.pending is not None or scheduling.wake_at is not None
-    if draft.snapshot.requests.lines or is_due:  # is_due: something is to be done for nobody's sake
+    # is_due: something is to be done for nobody's sake
+    is_open = bool(draft.snapshot.requests.lines) or is_due
+    if is_open and not scheduler.stands(snapshot, draft.snapshot, event):
         scheduler.go_on(draft)
     if draft.moves:
         check_moves(draft)

@@ -38,8 +38,8 @@ class Contest(Struct, frozen=True, kw_only=True):
 
     `heads`: those who wait for other models, the first to be served first; `next_at`: when batch
     work will join them, infinity where none waits. `idle_since`: since when the resident does
-    nothing though somebody waits, infinity where it works. `kept_until`: to when it is kept for
-    clients that return soon.
+    nothing though somebody waits, infinity where it works. `linger_s`: how long it is kept, once it
+    has served, for clients that return soon, and `kept_until`: to when, where it is empty now.
     """
 
     own: Queue
@@ -47,6 +47,7 @@ class Contest(Struct, frozen=True, kw_only=True):
     next_at: float
     cycle: Cycle
     idle_since: float
+    linger_s: float
     kept_until: float
 
 
@@ -64,9 +65,10 @@ def contest_of(view: View, stay: Stay | None) -> Contest:
         models.append(resident)
     cycle = cycle_of(models, view.costs, view.rules)
     empty_since = _empty_since(stay, own)
-    kept_until = -math.inf
-    if stay is not None and stay.granted and empty_since < math.inf:
-        kept_until = empty_since + linger_s(cycle, view.costs[stay.model])
+    kept_s, kept_until = 0.0, -math.inf
+    if stay is not None and stay.granted:
+        kept_s = linger_s(cycle, view.costs[stay.model])
+        kept_until = empty_since + kept_s if empty_since < math.inf else -math.inf
     heads, next_at = _by_time(view, others, cycle, _is_interactive(view, stay, kept_until))
     if len(heads) < len(others):
         models = [head.queue.model for head in heads]
@@ -79,6 +81,7 @@ def contest_of(view: View, stay: Stay | None) -> Contest:
         next_at=next_at,
         cycle=cycle,
         idle_since=max(empty_since, oldest_at),
+        linger_s=kept_s,
         kept_until=kept_until,
     )
 

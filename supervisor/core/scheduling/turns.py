@@ -53,7 +53,8 @@ def turns(view: View) -> Decision:
         return _go(view, contest, leave.why)
     wake_at = min(leave.at, contest.next_at)
     reason = stays(view, contest, f"{leave.until} {seconds(leave.at - view.at)}")
-    return Decision(wake_at=wake_at, reason=reason)
+    linger_s = contest.linger_s if stay.in_flight else 0.0
+    return Decision(wake_at=wake_at, linger_s=linger_s, reason=reason)
 
 
 def _at(leave: _Leave) -> float:

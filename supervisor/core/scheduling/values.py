@@ -113,12 +113,16 @@ class View(Struct, frozen=True, kw_only=True):
 class Decision(Struct, frozen=True, kw_only=True):
     """What is done: switch to `model` now, or (None) stay, and look again at `wake_at`.
 
-    Whatever changes a queue or the stay asks the policy anew, too; `wake_at` None waits for that.
-    `reason` is a sentence for log, history and status.
+    Whatever changes a queue asks the policy anew, too; `wake_at` None waits for that. How many
+    requests the resident works on does not: a decision to stay stands as long as the resident has
+    work, of the same urgency, and for `linger_s` after it has none (0: it is asked at once). To
+    one that had none, work of its own is no reason to be left earlier. `reason` is a sentence for
+    log, history and status.
     """
 
     model: str | None = None
     wake_at: float | None = None
+    linger_s: float = 0.0
     reason: str = ""
 
 

@@ -23,7 +23,14 @@ from supervisor.core.machine.events import (
 )
 from supervisor.core.machine.step import step
 from supervisor.core.machine.values import BackendState, DrainPolicy, Limits, Outcome, Phase
-from supervisor.core.scheduling.estimates import note_drain
+from supervisor.core.scheduling.bounds import RETURNS_SOON
+from supervisor.core.scheduling.estimates import (
+    KEPT,
+    SWITCH_S,
+    Estimates,
+    ModelEstimates,
+    note_drain,
+)
 from supervisor.core.scheduling.values import Priority
 from tests.core.machine.story import (
     CHAT,
@@ -137,6 +144,58 @@ def test_bound_of_the_resident_falls_with_the_last_who_waits(chat_live: Story) -
     for request_id in ("c0", "c1", "c2"):
         ask(chat_live, request_id, CHAT)
     assert granted_in(chat_live.end("e")) == [("c1", 1), ("c2", 1)]
+
+
+@pytest.fixture
+def clients_return_soon(chat_live: Story) -> Story:
+    """Those of chat, within 10 ms; it works for one of them while another model is waited for."""
+    seen = ModelEstimates(returns_s=(0.01,) * KEPT)
+    estimates = Estimates(models={"chat": seen})
+    scheduling = replace(chat_live.snapshot.scheduling, estimates=estimates)
+    chat_live.snapshot = replace(chat_live.snapshot, scheduling=scheduling)
+    chat_live.arrive("c0")
+    ask(chat_live, "e")
+    return chat_live
+
+
+def test_decision_stands_while_the_resident_goes_on_working(clients_return_soon: Story) -> None:
+    """Most requests move nothing that it rests on: nobody is asked again, and no alarm is moved."""
+    story = clients_return_soon
+    decided, wakeup = story.snapshot.scheduling.decision, next_wakeup(story.snapshot)
+    for number in range(1, 4):
+        story.now += 0.001
+        assert granted_in(ask(story, f"c{number}", CHAT)) == [(f"c{number}", 1)]
+        story.end(f"c{number - 1}")
+    assert story.snapshot.scheduling.decision is decided
+    assert next_wakeup(story.snapshot) == wakeup
+
+
+def test_resident_lingers_for_clients_that_return_soon_and_no_longer(
+    clients_return_soon: Story,
+) -> None:
+    story = clients_return_soon
+    decided, wakeup = story.snapshot.scheduling.decision, next_wakeup(story.snapshot)
+    story.end("c0")
+    lingers_until = next_wakeup(story.snapshot)
+    assert lingers_until == pytest.approx(story.now + RETURNS_SOON * SWITCH_S)
+    story.now += 0.01
+    ask(story, "c1", CHAT)
+    assert story.snapshot.scheduling.decision is decided
+    assert next_wakeup(story.snapshot) == wakeup
+    story.end("c1")
+    assert switch_target(story.wake()) == "embed"
+    assert story.now == pytest.approx(story.snapshot.switch.order.started_at)  # type: ignore[union-attr]
+
+
+def test_policy_is_asked_again_when_urgent_work_has_become_batch_work(
+    clients_return_soon: Story,
+) -> None:
+    story = clients_return_soon
+    decided = story.snapshot.scheduling.decision
+    ask(story, "b", CHAT, Priority.BATCH)
+    assert story.snapshot.scheduling.decision is decided
+    story.end("c0")
+    assert story.snapshot.scheduling.decision is not decided
 
 
 def test_interactive_requests_go_before_batch_work_of_the_same_model() -> None:

@@ -9,12 +9,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from supervisor.core.scheduling.bounds import Cycle, cycle_of
+from supervisor.core.scheduling.policies import POLICIES
 from supervisor.core.scheduling.turns import turns
-from supervisor.core.scheduling.values import Costs, Priority, ReturnGap, SchedulingRules
+from supervisor.core.scheduling.values import (
+    Costs,
+    Policy,
+    Priority,
+    Queue,
+    ReturnGap,
+    SchedulingRules,
+    Stay,
+    View,
+)
 from tests.core.scheduling.world import Request, World, closed_loop
 
 ROUNDING_S = 1e-6
@@ -264,3 +275,64 @@ def test_a_lone_request_is_not_held_for_long(
     world.comes(Request(model="b", at=lone_at, service_s=0.1))
     record = world.run()
     assert record.stays[0].until - lone_at <= switch_s + ROUNDING_S
+
+
+@st.composite
+def views(draw: st.DrawFn) -> View:
+    """A resident that works, with others waiting or not."""
+    costs = draw(some_costs(3))
+    waiting = st.integers(0, 40)
+    at = 100.0
+    queues = []
+    for model in sorted(costs)[draw(st.integers(0, 1)) :]:
+        interactive, batch = draw(waiting), draw(waiting)
+        oldest_at = draw(st.floats(0.0, at))
+        if interactive or batch:
+            queues.append(
+                Queue(
+                    model=model,
+                    interactive=interactive,
+                    batch=batch,
+                    oldest_at=oldest_at,
+                    oldest_interactive_at=oldest_at if interactive else None,
+                    arrived_at_sum=(interactive + batch) * oldest_at,
+                    left_at=draw(st.none() | st.floats(0.0, at)),
+                )
+            )
+    in_flight = draw(st.integers(1, 5))
+    stay = Stay(
+        model="model0",
+        since=draw(st.floats(0.0, at)),
+        granted=in_flight + draw(st.integers(0, 5)),
+        in_flight=in_flight,
+        interactive_in_flight=draw(st.integers(0, in_flight)),
+    )
+    return View(at=at, stay=stay, queues=tuple(queues), costs=costs)
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+@given(view=views(), later=st.floats(0.0, 1.0), idle=st.floats(0.0, 0.999), data=st.data())
+@settings(deadline=None, max_examples=200)
+def test_a_decision_to_stay_stands_while_only_the_residents_own_work_moves(
+    policy: Policy, view: View, later: float, idle: float, data: st.DataObject
+) -> None:
+    """So the machine asks no policy again for it, which it would do for most requests.
+
+    With work of the same urgency, `turns` leaves at a moment made of the stay's begin, of the heads
+    that contend, and of costs: how much work there is, is no part of it. Without work it leaves at
+    that moment, or at the end of the linger. `fifo` looks at heads alone.
+    """
+    assert view.stay is not None
+    decision = policy(view)
+    assume(decision.model is None)
+    until = 1e3 if decision.wake_at is None else decision.wake_at
+    at = view.at + later * (until - view.at) * 0.999
+    in_flight = data.draw(st.integers(1, 9))
+    urgent = data.draw(st.integers(1, in_flight)) if view.stay.interactive_in_flight else 0
+    granted = view.stay.granted + in_flight
+    working = replace(view.stay, granted=granted, in_flight=in_flight, interactive_in_flight=urgent)
+    assert policy(replace(view, at=at, stay=working)).model is None
+    if urgent and decision.linger_s:
+        empty_since = max(view.at, at - idle * decision.linger_s)
+        empty = replace(working, in_flight=0, interactive_in_flight=0, empty_since=empty_since)
+        assert policy(replace(view, at=at, stay=empty)).model is None

@@ -94,8 +94,15 @@ def test_an_empty_resident_is_kept_for_clients_that_return_soon() -> None:
     costs = COSTS | {"chat": soon}
     decision = decide(11.01, EMPTY, queue("minilm", 11.0), costs=costs)
     assert decision.model is None
-    assert decision.wake_at == pytest.approx(11.06)
-    assert decide(11.06, EMPTY, queue("minilm", 11.0), costs=costs).model == "minilm"
+    assert decision.wake_at == pytest.approx(11.05)
+    assert decide(11.05, EMPTY, queue("minilm", 11.0), costs=costs).model == "minilm"
+
+
+def test_how_long_an_empty_resident_will_be_kept_is_said_while_it_works() -> None:
+    soon = replace(COSTS["chat"], return_gap=ReturnGap(median_s=0.01, p90_s=0.03))
+    costs = COSTS | {"chat": soon}
+    assert decide(11.0, BUSY, queue("minilm", 11.0), costs=costs).linger_s == pytest.approx(0.05)
+    assert decide(11.0, BUSY, queue("minilm", 11.0)).linger_s == 0.0
 
 
 def test_clients_that_return_soon_keep_a_model_no_longer_than_its_turn() -> None:
@@ -110,9 +117,9 @@ def test_few_are_held_until_enough_wait_to_be_worth_two_switches() -> None:
     waiting = queue("minilm", 11.0, 2)
     decision = decide(11.0, EMPTY, waiting, costs=often)
     assert decision.wake_at == pytest.approx(11.2)
-    assert decision.reason.startswith("chat stays: 6 are worth a switch, 2 wait: left in 0.2 s")
+    assert decision.reason.startswith("chat stays: 4 are worth a switch, 2 wait: left in 0.2 s")
     assert decide(11.2, EMPTY, waiting, costs=often).model == "minilm"
-    assert decide(11.0, EMPTY, queue("minilm", 11.0, 6), costs=often).model == "minilm"
+    assert decide(11.0, EMPTY, queue("minilm", 11.0, 4), costs=often).model == "minilm"
 
 
 def test_those_who_have_waited_long_in_all_are_held_no_longer() -> None:
