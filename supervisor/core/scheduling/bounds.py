@@ -6,12 +6,20 @@ drain at most D_i, and f is the largest share of time that switches may take:
     R     = Σ s_i                       the switches of one cycle; s = R/K is one switch
     Q     = R (1-f)/(f K)               the shortest turn: a cycle of K turns serves 1-f of its time
     W_i   = R + Σ over j≠i (Q + D_j)    the longest wait of the head of queue i
-    θ_i   = max(1, round(1.5 s √(λ_i Σ over j≠i λ_j)))
-                                        so many must wait elsewhere for an empty model to be left
+    θ_i   = max(1, round(s (2 √(λ_i λ') - λ')))
+                                        so many must wait elsewhere for an empty model to be left;
+                                        λ' is the rate of all others together
 
-With two models W = s (1 + 1/f) + D. `max_wait_s` lengthens the turns as far as every W_i allows. θ
-fits the thresholds of the optimal stationary policy (value iteration; the form is that of Hofri and
-Ross, 1987) within a third. All of it in seconds; f lies between 0 and 1, both left out.
+With two models W = s (1 + 1/f) + D. `max_wait_s` lengthens the turns as far as every W_i allows.
+All of it in seconds; f lies between 0 and 1, both left out.
+
+θ is where the least is waited in all if work comes in a steady flow and service takes no time. Let
+the model be kept for h, left, and come back to after 2s; a cycle lasts x = 2s + h. Its own requests
+wait λ (2s)²/2 in a cycle, the others' λ' x²/2: each second 2 s² λ/x + λ' x/2, which is least at
+x = 2s √(λ/λ'). Then λ' (s + h) = s (2 √(λλ') - λ') wait for the others when it is left. Where λ is
+no larger than λ' that is no more than came in the switch to it, so that it is left at once: keeping
+an empty model pays only for one that is asked for much more often. With service times, in the
+simulation, leaving at once is up to 1.6 times as long waited for, and never less by more than 4 %.
 """
 
 import math
@@ -23,17 +31,6 @@ from supervisor.core.scheduling.values import Costs, SchedulingRules, View
 
 RETURNS_SOON = 0.25
 """Clients return soon if at the median it takes them less than this part of a switch."""
-
-LATE_BY = 2.0
-"""How many times the 90th percentile of their gaps clients are waited for: whoever is as late as
-one in ten, or by a hair later, is not worth two switches."""
-
-WAITS_FOR_ANSWERS = 0.5
-"""Clients wait for answers if at the median they return sooner than this part of a mean gap, 1/λ.
-
-Of those that come whenever they like (Poisson arrivals) the median is ln 2 = 0.69 of it. They come
-while the model is away, too, so that to keep it for them gains nothing; loops come only if served.
-"""
 
 
 class Cycle(Struct, frozen=True, kw_only=True):
@@ -136,17 +133,23 @@ def threshold(cycle: Cycle, model: str, models: Collection[str], costs: Mapping[
     """θ: an empty model is left once so many wait for the others."""
     own = costs[model].arrivals_per_s
     others = sum(costs[other].arrivals_per_s for other in models if other != model)
-    return max(1, round(1.5 * cycle.switch_s * math.sqrt(own * others)))
+    return max(1, round(cycle.switch_s * (2.0 * math.sqrt(own * others) - others)))
 
 
 def linger_s(cycle: Cycle, known: Costs) -> float:
-    """How long a model without work is kept for clients that return soon; 0 where they do not."""
-    gap = known.return_gap
-    if gap is None or gap.median_s > RETURNS_SOON * cycle.switch_s:
+    """How long a model without work is kept for clients that return soon; 0 where they do not.
+
+    They return soon, and because they were answered, if 90 % are back within a mean gap, 1/λ. Of
+    those that come whenever they like (Poisson arrivals) 63 % are, and 90 % only after 2.3 of them;
+    they come while the model is away, too, so that to keep it for them gains nothing.
+
+    It is kept for as long as counts as soon, and not for their 90th percentile: one in ten that
+    returns is later than that, and so every tenth request would end in two switches.
+    """
+    gap, soon_s = known.return_gap, RETURNS_SOON * cycle.switch_s
+    if gap is None or gap.median_s > soon_s or gap.p90_s * known.arrivals_per_s > 1.0:
         return 0.0
-    if gap.median_s * known.arrivals_per_s > WAITS_FOR_ANSWERS:
-        return 0.0
-    return min(LATE_BY * gap.p90_s, cycle.switch_s)
+    return soon_s
 
 
 def is_within(value_s: float, limit_s: float) -> bool:

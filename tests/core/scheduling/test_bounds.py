@@ -73,7 +73,7 @@ def test_the_bound_at_the_edge_holds() -> None:
     [
         (None, 0.0),
         (ReturnGap(median_s=0.01, p90_s=0.05), 0.1),
-        (ReturnGap(median_s=0.01, p90_s=7.0), 0.4),
+        (ReturnGap(median_s=0.01, p90_s=7.0), 0.1),
         (ReturnGap(median_s=0.2, p90_s=0.3), 0.0),
     ],
 )
@@ -86,22 +86,48 @@ def test_a_model_is_kept_only_for_clients_that_return_soon(
 
 def test_a_model_is_not_kept_for_clients_that_come_whenever_they_like() -> None:
     """Their gaps are short against a switch because there are many of them, not for an answer."""
-    gap = ReturnGap(median_s=0.07, p90_s=0.13)
+    gap = ReturnGap(median_s=0.07, p90_s=0.23)
 
     def linger_s(arrivals_per_s: float) -> float:
         chat = Costs(switch_s=0.4, arrivals_per_s=arrivals_per_s, return_gap=gap)
         return of(two(0.4) | {"chat": chat}).models["chat"].linger_s
 
     assert linger_s(arrivals_per_s=10.0) == 0.0
-    assert linger_s(arrivals_per_s=4.0) == pytest.approx(0.26)
+    assert linger_s(arrivals_per_s=4.0) == pytest.approx(0.1)
 
 
-def test_the_threshold_is_one_where_switches_are_short_against_the_gaps() -> None:
-    def threshold(switch_s: float) -> int:
-        known = Costs(switch_s=switch_s, arrivals_per_s=1.0)
-        return of({"chat": known, "embed": known}).models["chat"].threshold
+@pytest.mark.parametrize(
+    ("switch_s", "own", "others", "threshold"),
+    [(0.4, 1.0, 1.0, 1), (8.0, 1.0, 1.0, 8), (8.0, 1.0, 0.25, 6), (8.0, 1.0, 4.0, 1)],
+)
+def test_an_empty_model_is_left_at_a_threshold(
+    switch_s: float, own: float, others: float, threshold: int
+) -> None:
+    """At once where switches are short, or where the others are asked for four times as often."""
+    costs = {
+        "chat": Costs(switch_s=switch_s, arrivals_per_s=own),
+        "embed": Costs(switch_s=switch_s, arrivals_per_s=others),
+    }
+    assert of(costs).models["chat"].threshold == threshold
 
-    assert [threshold(s) for s in (0.4, 2.0, 8.0)] == [1, 3, 12]
+
+@given(switch_s=st.floats(1.0, 60.0), others=st.floats(50.0, 500.0), more=st.floats(1.5, 50.0))
+def test_the_threshold_is_what_has_come_when_least_is_waited_in_all(
+    switch_s: float, others: float, more: float
+) -> None:
+    """So many come that rounding does not count: longer and shorter holding both cost more."""
+
+    def waited_per_s(kept_s: float) -> float:
+        cycle_s = 2 * switch_s + kept_s
+        return others * (more * (2 * switch_s) ** 2 + cycle_s**2) / (2 * cycle_s)
+
+    costs = {
+        "chat": Costs(switch_s=switch_s, arrivals_per_s=more * others),
+        "embed": Costs(switch_s=switch_s, arrivals_per_s=others),
+    }
+    kept_s = of(costs).models["chat"].threshold / others - switch_s
+    assert waited_per_s(kept_s) < waited_per_s(1.1 * kept_s + 0.1 * switch_s)
+    assert waited_per_s(kept_s) < waited_per_s(0.9 * kept_s - 0.1 * switch_s)
 
 
 def test_load_is_the_sum_of_what_each_model_needs() -> None:
