@@ -91,8 +91,7 @@ def _decide(draft: Draft) -> tuple[float | None, float]:
             return None, 0.0
         if decision.wake_at is not None:
             moments.append(decision.wake_at)
-        if contention.resident is not None:
-            linger_s = decision.linger_s
+        linger_s = max(linger_s, decision.linger_s)
     wake_at = max(min(moments), draft.at + SHORTEST_WAIT_S) if moments else None
     return wake_at, linger_s
 
