@@ -36,6 +36,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "target_does_not_fit": 422,
     "expectation_failed": 417,
     "internal_error": 500,
+    "extra_missing": 501,
     "not_implemented": 501,
     "backend_died": 502,
     "backend_start_timeout": 502,
