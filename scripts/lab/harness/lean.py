@@ -211,6 +211,39 @@ def drive(load: LeanLoad, endpoint: Endpoint, clients: int, seconds: float) -> L
     return tally
 
 
+def work_off(load: LeanLoad, endpoint: Endpoint, clients: int) -> LeanTally:
+    """Have each of the load's requests answered once, with so many clients at a time."""
+    tally, used_before_s = LeanTally(), time.process_time()
+    requests = iter(load.requests)
+    busy: Busy = {}
+    poll = select.epoll()
+    for _ in range(min(clients, len(load.requests))):
+        client = LeanClient(endpoint, load, requests)
+        busy[client.socket.fileno()] = client
+        poll.register(client.socket, select.EPOLLIN)
+        client.ask()
+    while busy:
+        ready = poll.poll(load.stall_s)
+        for number, _ in ready:
+            client_done = take(busy, number, tally, poll, is_in_time=True)
+            if client_done is not None:
+                _ask_or_close(client_done, busy)
+        if not ready:
+            tally.failures["no answer in time"] += len(busy)
+            break
+    poll.close()
+    tally.used_s = time.process_time() - used_before_s
+    return tally
+
+
+def _ask_or_close(client: LeanClient, busy: Busy) -> None:
+    try:
+        client.ask()
+    except StopIteration:
+        del busy[client.socket.fileno()]
+        client.socket.close()
+
+
 def _serve(
     busy: Busy, number: int, tally: LeanTally, poll: select.epoll, *, is_in_time: bool
 ) -> None:

@@ -18,7 +18,8 @@ CLIENTS = 8
 class Setting:
     """Options of the command line and the folders; `work_dir` is temporary and ours alone.
 
-    `peers` are the URLs of further supervisors by their names (`lab.bench.sides.Side.peer`).
+    `peers` are the URLs of further supervisors by their names (`lab.bench.sides.Side.peer`);
+    `sentence_transformers` is a Python that has that package.
     """
 
     profiles: Path
@@ -29,7 +30,9 @@ class Setting:
     rounds: int
     starts: int
     switches: int
+    texts: int = 0
     peers: Mapping[str, str] = field(default_factory=dict)
+    sentence_transformers: Path | None = None
 
 
 def with_changes(setting: Setting, name: str, changes: Mapping[str, Mapping[str, Any]]) -> Setting:

@@ -1,0 +1,156 @@
+"""Sweeps on the processors: how long requests take, by threads, texts in a request and callers.
+
+Every row is a burst of that many requests at once, again and again, each burst after the last one's
+answers; the service and the bare server take turns, burst by burst. A second sweep is by how many
+batches the service sends at once and how many inputs may wait; there a request may be refused (429).
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import product
+from math import ceil
+from typing import Any
+
+from lab.bench.embedding.sweep_report import Cell, Measured, p95_ms, picture_of, table_of
+from lab.bench.report import Figure, Row, compare
+from lab.harness.command import LabError, say
+from lab.harness.korean_texts import LONG, SHORT
+from lab.harness.lean import LeanLoad, post
+from lab.harness.replay import replay
+from lab.harness.servers import Controller, Endpoint, Server
+from lab.harness.setting import EMBEDDING_MODEL, Setting, with_changes
+
+NAME = "sweeps"
+
+TEXTS: Mapping[str, Sequence[str]] = {"short": SHORT, "long": LONG}
+THREADS, BATCHES, CALLERS = (1, 2, 4), (1, 4, 8, 16), (1, 5, 10)
+MAX_CONCURRENT, BOUNDS = (1, 2, 4, 8), (4, 100_000)
+
+LINGER: Mapping[str, Any] = {"batch_wait_ms": 50, "max_batch_size": 8, "max_concurrent": 1}
+"""What is often set where a model computes in the process of the service itself."""
+
+LEAST_REQUESTS = 20
+"""Of a row: below, a 95th percentile means little."""
+
+REFUSED = "HTTP/1.1 429"
+AT_MOST = 1.05
+JUDGED_THREADS = 2
+"""The row that is held against the bare server has so many threads."""
+
+
+@dataclass(slots=True)
+class Taken:
+    """What the bursts of a row brought on one side."""
+
+    latencies_s: list[float] = field(default_factory=list)
+    refused: int = 0
+
+
+def measure(setting: Setting) -> Figure:
+    """Run both sweeps; the table and the picture are attached."""
+    rows = [*_by_threads(setting), *_by_bounds(setting)]
+    return Figure(
+        name=NAME,
+        rows=tuple(_p95_row(rows, callers) for callers in CALLERS),
+        notes=("llama-server merges what arrives together by itself, so both sides batch",),
+        samples={"rows": [row.as_json() for row in rows]},
+        attachments={"sweeps.md": table_of(rows), "sweeps.svg": picture_of(rows)},
+    )
+
+
+def _by_threads(setting: Setting) -> Iterator[Measured]:
+    """Measure both sides by threads, length, texts in a request, and callers."""
+    for threads in THREADS:
+        with _sides(setting, f"threads-{threads}", {"threads": threads}, {}) as sides:
+            for length, batch, callers in product(TEXTS, BATCHES, CALLERS):
+                cell = Cell(threads=threads, length=length, batch=batch, callers=callers)
+                yield _row(cell, sides, setting.rounds)
+
+
+def _by_bounds(setting: Setting) -> Iterator[Measured]:
+    """Measure the service alone by batches at once and inputs that may wait, and with a linger."""
+    settings = [
+        ({"max_concurrent": concurrent}, bound)
+        for concurrent, bound in product(MAX_CONCURRENT, BOUNDS)
+    ]
+    for number, (batching, bound) in enumerate([*settings, (LINGER, max(BOUNDS))]):
+        overrides = {"threads": JUDGED_THREADS, "batching": batching}
+        queue = {"max_embedding_inputs": bound}
+        with _sides(setting, f"bounds-{number}", overrides, queue) as (ours, _):
+            for callers in CALLERS:
+                cell = Cell(
+                    threads=JUDGED_THREADS,
+                    length="short",
+                    batch=1,
+                    callers=callers,
+                    batching={**batching, **queue},
+                )
+                yield _row(cell, (ours, None), setting.rounds)
+
+
+@contextmanager
+def _sides(
+    setting: Setting, name: str, overrides: Mapping[str, Any], queue: Mapping[str, Any]
+) -> Iterator[tuple[Server, Server]]:
+    """Run the service with these settings, and beside it the server that it has started."""
+    say(f"  {name} …")
+    models = {"models": {EMBEDDING_MODEL: {"overrides": overrides}}}
+    changes = {"models.yaml": models, "supervisor.yaml": {"queue": queue}}
+    own = with_changes(setting, name, changes)
+    with (
+        Controller(own) as controller,
+        controller.load(EMBEDDING_MODEL).start(Endpoint.on_free_port(), setting) as bare,
+    ):
+        yield controller, bare
+
+
+def _row(cell: Cell, sides: tuple[Server, Server | None], rounds: int) -> Measured:
+    """Take turns, burst by burst, so that both have the same machine."""
+    load = _load(cell)
+    ours, bare, warm_up = Taken(), Taken(), Taken()
+    bursts = max(rounds, ceil(LEAST_REQUESTS / cell.callers))
+    for takers in ((warm_up, warm_up), *((ours, bare),) * bursts):
+        for server, taken in zip(sides, takers, strict=True):
+            if server is not None:
+                _burst(load, server.endpoint, cell.callers, taken)
+    return Measured(
+        cell=cell, latencies_s=ours.latencies_s, refused=ours.refused, direct_s=bare.latencies_s
+    )
+
+
+def _load(cell: Cell) -> LeanLoad:
+    texts = TEXTS[cell.length]
+    inputs = [
+        [texts[(start + number) % len(texts)] for number in range(cell.batch)]
+        for start in range(len(texts))
+    ]
+    fixed = {"model": EMBEDDING_MODEL, "encoding_format": "base64"}
+    requests = [post("/v1/embeddings", {**fixed, "input": each}) for each in inputs]
+    mark = b'"embedding":"'
+    return LeanLoad(requests=requests, mark=mark, units_per_answer=cell.batch, stall_s=120)
+
+
+def _burst(load: LeanLoad, endpoint: Endpoint, callers: int, taken: Taken) -> None:
+    """Send so many requests at once, and wait for all answers. Raises LabError where one failed."""
+    tally = replay(load, endpoint, [0.0] * callers, time.monotonic())
+    refused = sum(count for why, count in tally.failures.items() if REFUSED in why)
+    if refused != tally.failures.total():
+        raise LabError(f"requests failed: {dict(tally.failures)}")
+    taken.latencies_s += tally.latencies_s
+    taken.refused += refused
+
+
+def _p95_row(rows: Sequence[Measured], callers: int) -> Row:
+    """Hold the service's 95th percentile against the bare server's, for one short text each."""
+    cell = Cell(threads=JUDGED_THREADS, length="short", batch=1, callers=callers)
+    (row,) = (row for row in rows if row.cell == cell)
+    return compare(
+        f"p95, {callers} at a time",
+        "ms",
+        direct=[p95_ms(row.direct_s)],
+        controller=[p95_ms(row.latencies_s)],
+        judged_as="ratio",
+        at_most=AT_MOST,
+    )
