@@ -89,9 +89,9 @@ def picture_of(rows: Sequence[Measured]) -> str:
     """
     shown = [row for row in rows if row.cell.batch == 1 and not row.cell.batching]
     lengths = tuple(dict.fromkeys(row.cell.length for row in shown))
-    width = len(lengths) * (_SIDE + 2 * _GAP)
+    width, height = len(lengths) * (_SIDE + 2 * _GAP), _SIDE + 2 * _GAP
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {_SIDE + 2 * _GAP}" {_FONT}>',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" {_FONT}>',
         '<rect width="100%" height="100%" fill="white"/>',
     ]
     for number, length in enumerate(lengths):

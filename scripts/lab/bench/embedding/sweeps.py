@@ -1,8 +1,8 @@
 """Sweeps on the processors: how long requests take, by threads, texts in a request and callers.
 
-Every row is a burst of that many requests at once, again and again, each burst after the last one's
-answers; the service and the bare server take turns, burst by burst. A second sweep is by how many
-batches the service sends at once and how many inputs may wait; there a request may be refused (429).
+Every row is a burst of that many requests at once, again and again, each burst after the answers of
+the one before; the service and the bare server take turns, burst by burst. A second sweep is by how
+many batches the service sends at once and how many inputs may wait; there some requests get 429.
 """
 
 import time
@@ -97,7 +97,10 @@ def _sides(
     """Run the service with these settings, and beside it the server that it has started."""
     say(f"  {name} …")
     models = {"models": {EMBEDDING_MODEL: {"overrides": overrides}}}
-    changes = {"models.yaml": models, "supervisor.yaml": {"queue": queue}}
+    changes: dict[str, Mapping[str, Any]] = {
+        "models.yaml": models,
+        "supervisor.yaml": {"queue": queue},
+    }
     own = with_changes(setting, name, changes)
     with (
         Controller(own) as controller,
