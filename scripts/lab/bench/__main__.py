@@ -1,6 +1,6 @@
 """Measure the product against the bare server that it supervises; `scripts/bench` runs this.
 
-    python -m lab.bench serve|relay|switch|embedding|mixed [--only NAME ...] [--rounds N] [--json FILE]
+    python -m lab.bench SUITE [--only NAME ...] [--rounds N] [--json FILE]
 
 Prints a table and writes the same as JSON, with every sample. A target that is missed is marked
 and is not an error: the exit status says whether everything could be measured.
