@@ -16,7 +16,8 @@ SECONDS = 300.0
 class Crowd:
     """So many clients of each of two models, on a device with so many slots.
 
-    They ask again `think_s` after each answer: by default at once, but for the way.
+    They ask again `think_s` after each answer, by default at once, but for the way; or up to
+    `late_s` later.
     """
 
     clients: int
@@ -25,6 +26,7 @@ class Crowd:
     switch_s: float
     slots: int = 1
     think_s: float = 0.001
+    late_s: float = 0.0
 
     def models(self) -> list[Model]:
         """Return the models; how often they are asked for follows from the clients."""
@@ -34,16 +36,22 @@ class Crowd:
     def __str__(self) -> str:
         slots = f", {self.slots} slots" if self.slots > 1 else ""
         thinking = f", think {self.think_s:g} s" if self.think_s > self.embedding_s else ""
-        return f"{self.clients}+{self.clients}, switch {self.switch_s:g} s{slots}{thinking}"
+        late = f", up to {self.late_s:g} s late" if self.late_s else ""
+        return f"{self.clients}+{self.clients}, switch {self.switch_s:g} s{slots}{thinking}{late}"
 
     def loops(self, models: Sequence[Model]) -> list[Loop]:
         """Return the clients of these models."""
         each = range(self.clients)
-        return [Loop(model=model.name, think_s=self.think_s) for model in models for _ in each]
+        return [
+            Loop(model=model.name, think_s=self.think_s, late_s=self.late_s)
+            for model in models
+            for _ in each
+        ]
 
 
 CROWDS = (
     Crowd(clients=1, chat_s=0.02, embedding_s=0.005, switch_s=0.4),
+    Crowd(clients=1, chat_s=0.02, embedding_s=0.008, switch_s=0.14, late_s=0.001),
     Crowd(clients=4, chat_s=0.02, embedding_s=0.005, switch_s=0.4),
     Crowd(clients=4, chat_s=0.02, embedding_s=0.005, switch_s=0.4, think_s=0.05),
     Crowd(clients=8, chat_s=0.02, embedding_s=0.005, switch_s=0.4, slots=4),

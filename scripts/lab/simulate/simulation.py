@@ -4,6 +4,7 @@ As in the controller: a switch closes admission, waits for what is in flight, an
 what waits for the resident is admitted in the order of its arrival, as places become free.
 """
 
+import random
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -133,6 +134,7 @@ class Simulation:
         self._wake_at = inf
         self._due: list[tuple[float, int, Callable[[Any], None], Any]] = []
         self._numbers = count()
+        self._chance = random.Random(1)
         self._unanswered = 0
         self._outcome = Outcome({model.name: [] for model in models})
 
@@ -232,7 +234,8 @@ class Simulation:
         held = self._held
         self._unanswered -= 1
         if loop:
-            self._at(self._now + loop.think_s, self._ask_again, loop)
+            late_s = loop.late_s * self._chance.random()
+            self._at(self._now + loop.think_s + late_s, self._ask_again, loop)
         held.in_flight -= 1
         if not held.in_flight:
             held.empty_since = self._now

@@ -28,10 +28,11 @@ class Model:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loop:
-    """A client of a model that asks again `think_s` after each answer."""
+    """A client of a model that asks again `think_s` after each answer, or up to `late_s` later."""
 
     model: str
     think_s: float = 0.001
+    late_s: float = 0.0
 
 
 def two_models(chat_s: float, embedding_s: float, switch_s: float, load: float) -> list[Model]:
