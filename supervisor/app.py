@@ -24,7 +24,9 @@ from supervisor.data_folder import HISTORY, DataFolder, remove_run_dir
 from supervisor.embedding.batching.batcher import Batcher
 from supervisor.embedding.preparing import Preparer
 from supervisor.embedding.reranking import Reranker
+from supervisor.embedding.servers import Servers
 from supervisor.embedding.service import EmbeddingService
+from supervisor.embedding.telling_tokens import TokenTeller
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.launcher import Launcher
 from supervisor.engine.needs.learned_store import FILE_NAME as LEARNED_NEEDS_FILE
@@ -209,25 +211,30 @@ def make_door(ground: Ground, machine: Machine, targets: Targets) -> Door:
         arbiter=arbiter, configuration=holder, targets=targets, history=ground.stores.history
     )
     devices = Devices(arbiter=arbiter, telemetry=telemetry, rings=machine.rings)
-    service = EmbeddingService(
-        targets,
-        Preparer(arbiter=arbiter, configuration=holder, targets=targets, engines=ground.engines),
-        batcher,
-    )
-    reranker = Reranker(arbiter=arbiter, configuration=holder, targets=targets)
-    forms = (
-        OpenAIForm(service),
-        TeiForm(service, reranker),
-        OllamaForm(service),
-        OlderForm(service),
-        TeiInfo(holder, targets),
-    )
     return Door(
         configuration=holder,
         reader=CallReader(holder, targets),
         origins=Origins(holder, ground.hosts),
         relay=Relay(arbiter=arbiter, configuration=holder, targets=targets),
-        owners=(control, status, devices, *forms),
+        owners=(control, status, devices, *make_forms(ground, arbiter, targets, batcher)),
+    )
+
+
+def make_forms(
+    ground: Ground, arbiter: Arbiter, targets: Targets, batcher: Batcher
+) -> tuple[object, ...]:
+    """Make the embedding service, and those who speak for it in each caller's form."""
+    servers = Servers(arbiter=arbiter, configuration=ground.configuration, targets=targets)
+    preparer = Preparer(targets=targets, engines=ground.engines, servers=servers)
+    service = EmbeddingService(targets, preparer, batcher)
+    reranker = Reranker(targets=targets, preparer=preparer, servers=servers)
+    teller = TokenTeller(preparer=preparer, servers=servers)
+    return (
+        OpenAIForm(service),
+        TeiForm(service, reranker, teller),
+        OllamaForm(service),
+        OlderForm(service),
+        TeiInfo(ground.configuration, targets, preparer),
     )
 
 

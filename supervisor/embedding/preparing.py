@@ -2,15 +2,15 @@
 
 import asyncio
 
-from supervisor.arbiter.arbiter import Arbiter
 from supervisor.config.configuration import ResolvedModel
-from supervisor.config.holder import ConfigurationHolder
 from supervisor.config.settings import LongInput
 from supervisor.core.machine.values import Target
+from supervisor.core.scheduling.values import Priority
 from supervisor.embedding.fitting import Fitting
 from supervisor.embedding.intake import Intake, look_at
 from supervisor.embedding.lengths import Ids
 from supervisor.embedding.server_tokenizer import ServerTokenizers
+from supervisor.embedding.servers import Servers
 from supervisor.embedding.tokenizer import Tokenized, Tokenizer
 from supervisor.embedding.values import (
     Content,
@@ -35,19 +35,10 @@ _BYTES_PER_TOKEN = 4
 class Preparer:
     """Makes of a request's inputs what can be sent to a server."""
 
-    def __init__(
-        self,
-        *,
-        arbiter: Arbiter,
-        configuration: ConfigurationHolder,
-        targets: Targets,
-        engines: Engines,
-    ) -> None:
+    def __init__(self, *, targets: Targets, engines: Engines, servers: Servers) -> None:
         self._targets = targets
         self._engines = engines
-        self._servers = ServerTokenizers(
-            arbiter=arbiter, configuration=configuration, targets=targets
-        )
+        self._server_tokenizers = ServerTokenizers(servers)
         self._intakes: dict[tuple[str, str], Intake] = {}
         self._looking = asyncio.Lock()
 
@@ -85,7 +76,7 @@ class Preparer:
             else _looked_at(prompt + each, index, _long_input(request, intake), request)
             for index, each in enumerate(request.inputs)
         ]
-        tokenizer = self.tokenizer(intake, request)
+        tokenizer = self.tokenizer(intake, request.target, request.priority)
         if tokenizer is None:
             return tuple(_uncounted(each) for each in inputs)
         texts = [each for each in inputs if isinstance(each, str)]
@@ -105,12 +96,12 @@ class Preparer:
             ]
         )
 
-    def tokenizer(self, intake: Intake, request: EmbeddingRequest) -> Tokenizer | None:
-        """Return who knows the tokens of a request's texts; None where nobody does."""
+    def tokenizer(self, intake: Intake, target: Target, priority: Priority) -> Tokenizer | None:
+        """Return who knows the tokens of a target's texts; None where nobody does."""
         if intake.tokenizer is not None:
             return intake.tokenizer
         if intake.tells_tokens:
-            return self._servers.of(request.target, request.priority)
+            return self._server_tokenizers.of(target, priority)
         return None
 
 

@@ -1,26 +1,39 @@
 """Scores of texts for a query, by a model that pools by rank."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import msgspec
 
-from supervisor.arbiter.arbiter import Arbiter
-from supervisor.config.holder import ConfigurationHolder
 from supervisor.core.machine.values import Target
 from supervisor.core.scheduling.values import Priority
-from supervisor.engine.servers.backend import MAX_REPEATS, Backend
+from supervisor.embedding.preparing import Preparer
+from supervisor.embedding.servers import Servers
+from supervisor.embedding.text_lengths import cut_text
+from supervisor.embedding.tokenizer import Tokenizer
+from supervisor.embedding.values import Side, too_long
+from supervisor.engine.servers.backend import Backend
 from supervisor.engine.servers.framing import Request
 from supervisor.engine.targets import Targets
 from supervisor.engine.tasks import ModelTask
-from supervisor.errors import BackendUnreachable, RequestRefused
+from supervisor.errors import RequestRefused
+
+_BETWEEN = 2
+"""The most that llama-server puts between query and text beside the frame of one: an end, and a
+separator (`format_prompt_rerank()` in its server-common.cpp)."""
 
 
 class RerankRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A query, and the texts that are to be scored for it."""
+    """A query, and the texts that are to be scored for it.
+
+    `truncates`: whether a text is cut that is too long beside the query, else it is refused.
+    """
 
     target: Target
     query: str
     texts: Sequence[str]
+    truncates: bool = True
+    truncation_side: Side = Side.RIGHT
     priority: Priority = Priority.INTERACTIVE
 
 
@@ -39,12 +52,10 @@ _decode = msgspec.json.Decoder(_Answer).decode
 class Reranker:
     """Has texts scored by their model's server, as many at once as a batch of embeddings has."""
 
-    def __init__(
-        self, *, arbiter: Arbiter, configuration: ConfigurationHolder, targets: Targets
-    ) -> None:
-        self._arbiter = arbiter
-        self._configuration = configuration
+    def __init__(self, *, targets: Targets, preparer: Preparer, servers: Servers) -> None:
         self._targets = targets
+        self._preparer = preparer
+        self._servers = servers
 
     def target(self, wanted: Target | None, path: str) -> Target:
         """Return the model that a path means: the one that is wanted, else the only reranker.
@@ -56,32 +67,52 @@ class Reranker:
     async def scores(self, request: RerankRequest) -> list[float]:
         """Return each text's score as the model gives it: the higher, the better it answers.
 
-        Waits for the model's turn. Raises RequestRefused.
+        Waits for the model's turn. Raises RequestRefused; `index` names a text that is too long.
         """
-        self._targets.require_device(request.target)
+        texts = await self._fitting(request)
         at_once = self._targets.resolved(request.target).profile.batching.max_batch_size
         scores: list[float] = []
-        for begin in range(0, len(request.texts), at_once):
-            scores += await self._score(request, request.texts[begin : begin + at_once])
+        for begin in range(0, len(texts), at_once):
+            question = partial(
+                _ask_for_scores, query=request.query, texts=texts[begin : begin + at_once]
+            )
+            scores += await self._servers.ask(request.target, request.priority, question)
         return scores
 
-    async def _score(self, request: RerankRequest, texts: Sequence[str]) -> list[float]:
-        """Score one batch, once more where its server died under it."""
-        may_switch = self._configuration.current.settings.scheduler.auto_switch
-        repeats_left = MAX_REPEATS
-        while True:
-            async with self._arbiter.lease(
-                request.target, may_switch=may_switch, priority=request.priority
-            ) as lease:
-                try:
-                    return await _ask_for_scores(lease.backend, request.query, texts)
-                except BackendUnreachable:
-                    if not repeats_left or not await lease.backend.is_found_dead():
-                        raise
-            repeats_left -= 1
+    async def _fitting(self, request: RerankRequest) -> Sequence[str]:
+        """Return the texts, those cut that are too long beside the query."""
+        intake = await self._preparer.intake(request.target)
+        tokenizer = self._preparer.tokenizer(intake, request.target, request.priority)
+        if tokenizer is None or intake.limit is None:
+            return request.texts
+        tokens = [len(ids) for ids in (await tokenizer.encode([request.query, *request.texts])).ids]
+        room = intake.limit - tokens[0] - _BETWEEN
+        fitting = list(request.texts)
+        for index, count in enumerate(tokens[1:]):
+            if count > room and not request.truncates:
+                raise too_long(
+                    index,
+                    f"`inputs` must have less than {intake.limit} tokens. Given: {count} beside "
+                    f"{tokens[0]} of the query",
+                )
+            if count > room:
+                fitting[index] = await _cut(tokenizer, request, index, room)
+        return fitting
 
 
-async def _ask_for_scores(backend: Backend, query: str, texts: Sequence[str]) -> list[float]:
+async def _cut(tokenizer: Tokenizer, request: RerankRequest, index: int, room: int) -> str:
+    async def count(text: str) -> int:
+        [ids] = (await tokenizer.encode([text])).ids
+        return len(ids)
+
+    try:
+        piece = await cut_text(request.texts[index], room, request.truncation_side, count)
+    except ValueError as error:
+        raise too_long(index, f"the query leaves no room: {error}") from error
+    return str(piece.content)
+
+
+async def _ask_for_scores(backend: Backend, *, query: str, texts: Sequence[str]) -> list[float]:
     body = msgspec.json.encode({"model": backend.model, "query": query, "documents": texts})
     headers = ((b"Content-Type", b"application/json"),)
     request = Request(method="POST", path="/v1/rerank", headers=headers, body=body)

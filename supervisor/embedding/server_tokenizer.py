@@ -9,17 +9,15 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from supervisor.arbiter.arbiter import Arbiter
-from supervisor.config.holder import ConfigurationHolder
 from supervisor.core.machine.values import Target
 from supervisor.core.scheduling.values import Priority
 from supervisor.embedding.lengths import Frame, Ids
+from supervisor.embedding.servers import Servers
 from supervisor.embedding.tokenizer import Tokenized
 from supervisor.engine.port import TokenizeRoute
 from supervisor.engine.servers.backend import Backend
 from supervisor.engine.servers.framing import Request
-from supervisor.engine.targets import Targets
-from supervisor.errors import BackendUnreachable, RequestRefused
+from supervisor.errors import RequestRefused
 
 KEPT_TOKENS = 200_000
 """Tokens of texts that are kept, some 10 MB with their texts."""
@@ -28,7 +26,6 @@ _TEXTS_AT_ONCE = 256
 _SEPARATOR = -1
 """An id that no token has: it stands between texts that are asked about at once."""
 
-_REPEATS = 3
 _LETTER = "a"
 
 
@@ -68,12 +65,8 @@ def _weight(text: str, ids: Ids) -> int:
 class ServerTokenizers:
     """Asks the servers of models for tokens."""
 
-    def __init__(
-        self, *, arbiter: Arbiter, configuration: ConfigurationHolder, targets: Targets
-    ) -> None:
-        self._arbiter = arbiter
-        self._configuration = configuration
-        self._targets = targets
+    def __init__(self, servers: Servers) -> None:
+        self._servers = servers
         self._kept = KeptTokens()
 
     def of(self, target: Target, priority: Priority) -> "ServerTokenizer":
@@ -86,26 +79,14 @@ class ServerTokenizers:
         known = {text: self._kept.take(revision, text) for text in texts}
         missing = [text for text, ids in known.items() if ids is None]
         if missing:
-            found = await self._ask(target, priority, missing)
+            found = await self._servers.ask(
+                target, priority, lambda backend: self._ask_server(backend, revision, missing)
+            )
             for text, own in zip(missing, found, strict=True):
                 known[text] = own
                 self._kept.keep(revision, text, own)
         ids = [known[text] or () for text in texts]
         return Tokenized(ids, self._kept.frames.get(revision, Frame()))
-
-    async def _ask(self, target: Target, priority: Priority, texts: Sequence[str]) -> Sequence[Ids]:
-        self._targets.require_device(target)
-        may_switch = self._configuration.current.settings.scheduler.auto_switch
-        for repeats_left in range(_REPEATS, -1, -1):
-            async with self._arbiter.lease(
-                target, may_switch=may_switch, priority=priority
-            ) as lease:
-                try:
-                    return await self._ask_server(lease.backend, target.revision, texts)
-                except BackendUnreachable:
-                    if not repeats_left or not await lease.backend.is_found_dead():
-                        raise
-        raise AssertionError("the last attempt returns or raises")
 
     async def _ask_server(
         self, backend: Backend, revision: str, texts: Sequence[str]

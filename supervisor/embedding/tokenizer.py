@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from supervisor.embedding.lengths import Frame, Ids
+from supervisor.embedding.values import Token
 from supervisor.engine.models.tokenizer_file import REMEDY, read_tokenizer_file
 from supervisor.errors import ModelFileError, RequestRefused
 
@@ -59,6 +60,22 @@ class FileTokenizer:
         if sum(map(len, texts)) <= _INLINE_CHARACTERS:
             return self._encode(texts)
         return await asyncio.to_thread(self._encode, texts)
+
+    def told(self, text: str, *, adds_special: bool) -> list[Token]:
+        """Return a text's tokens, each with where it stands."""
+        encoding = self._library.encode(text, add_special_tokens=adds_special)
+        return [
+            Token(id=number, text=name, special=True)
+            if is_special
+            else Token(id=number, text=text[start:stop], start=start, stop=stop)
+            for number, name, is_special, (start, stop) in zip(
+                encoding.ids,
+                encoding.tokens,
+                encoding.special_tokens_mask,
+                encoding.offsets,
+                strict=True,
+            )
+        ]
 
     def _encode(self, texts: Sequence[str]) -> Tokenized:
         encodings = self._library.encode_batch_fast(list(texts))

@@ -60,6 +60,16 @@ class Piece(msgspec.Struct, frozen=True):
     """How many the model sees, special ones included."""
 
 
+class Token(msgspec.Struct, frozen=True, kw_only=True):
+    """One token of a text. `start` and `stop`: its characters; None where that is not known."""
+
+    id: int
+    text: str
+    special: bool = False
+    start: int | None = None
+    stop: int | None = None
+
+
 class PreparedInput(msgspec.Struct, frozen=True):
     """An input as its model takes it: more than one piece where it was divided into windows."""
 

@@ -35,6 +35,9 @@ class TokenizeRoute:
     special_field: str | None = None
     """The field to be set for those around a text; None: they always come."""
 
+    pieces_field: str | None = None
+    """The field to be set for the text of each token, too; None: it tells ids only."""
+
     joins_lists: bool = False
     """Whether the field takes a list of texts and ids, too, and answers one list: each text as its
     tokens alone, each id as it is. So many texts are asked about at once."""

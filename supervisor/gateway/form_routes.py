@@ -113,6 +113,19 @@ FORM_ROUTES: tuple[FormRoute, ...] = (
         told_by="documents",
     ),
     FormRoute(
+        path="/tokenize",
+        purpose="The tokens of texts, in text-embeddings-inference's form.",
+        told_by="inputs",
+        owner=TeiForm,
+        handler=TeiForm.tokenize,
+        error_answer=tei_error,
+    ),
+    FormRoute(
+        path="/tokenize",
+        purpose="The same in the form of the model's server, which answers it.",
+        told_by="content",
+    ),
+    FormRoute(
         path="/api/embed",
         purpose="Embeddings in Ollama's form.",
         owner=OllamaForm,

@@ -16,7 +16,11 @@ API_KEY_VARIABLE = "LLAMA_API_KEY"
 """The variable by which llama-server takes its API key; never an argument, which `ps` shows."""
 
 TOKENIZE = TokenizeRoute(
-    path="/tokenize", text_field="content", special_field="add_special", joins_lists=True
+    path="/tokenize",
+    text_field="content",
+    special_field="add_special",
+    pieces_field="with_pieces",
+    joins_lists=True,
 )
 """How llama-server is asked for tokens (`tokenize_mixed()` in its server-common.cpp)."""
 

@@ -14,6 +14,7 @@ from supervisor.config.settings import LongInput
 from supervisor.core.machine.values import Target
 from supervisor.embedding.reranking import Reranker, RerankRequest
 from supervisor.embedding.service import EmbeddingService
+from supervisor.embedding.telling_tokens import TokenTeller
 from supervisor.embedding.values import Content, EmbeddingRequest, Embeddings, Side
 from supervisor.embedding.vectors import cosine, unpack
 from supervisor.errors import RequestRefused
@@ -77,6 +78,14 @@ class RerankBody(Reading, frozen=True, kw_only=True):
     return_text: bool = False
 
 
+class TokenizeBody(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of `/tokenize`."""
+
+    inputs: str | list[str]
+    add_special_tokens: bool = True
+    prompt_name: str | None = None
+
+
 class _AnyInputs(msgspec.Struct, frozen=True):
     inputs: msgspec.Raw = msgspec.Raw()
 
@@ -84,15 +93,17 @@ class _AnyInputs(msgspec.Struct, frozen=True):
 _embed_decoder = msgspec.json.Decoder(EmbedBody)
 _similarity_decoder = msgspec.json.Decoder(SimilarityBody)
 _rerank_decoder = msgspec.json.Decoder(RerankBody)
+_tokenize_decoder = msgspec.json.Decoder(TokenizeBody)
 _any_decoder = msgspec.json.Decoder(_AnyInputs)
 
 
 class TeiForm:
     """Handlers of its routes."""
 
-    def __init__(self, service: EmbeddingService, reranker: Reranker) -> None:
+    def __init__(self, service: EmbeddingService, reranker: Reranker, teller: TokenTeller) -> None:
         self._service = service
         self._reranker = reranker
+        self._teller = teller
 
     async def own_task(self, call: Call) -> Answer:
         """Embed, or compare sentences: clients post both to the address itself."""
@@ -151,11 +162,29 @@ class TeiForm:
                 target=self._reranker.target(call.wanted, call.head.path),
                 query=body.query,
                 texts=texts,
+                truncates=body.truncate is not False,
+                truncation_side=body.side(),
                 priority=call.priority,
             )
         )
         best_first = sorted(range(len(texts)), key=lambda index: -scores[index])
         return json_answer([_ranked(body, texts, scores, index) for index in best_first])
+
+    async def tokenize(self, call: Call) -> Answer:
+        """Return each text's tokens, and where they stand."""
+        body = read_body(_tokenize_decoder, call.body)
+        texts = [str(each) for each in read_inputs(body.inputs, "inputs")]
+        if not texts:
+            raise _empty("`inputs` cannot be empty")
+        return json_answer(
+            await self._teller.tokens(
+                self._target(call),
+                texts,
+                prompt_name=body.prompt_name,
+                adds_special=body.add_special_tokens,
+                priority=call.priority,
+            )
+        )
 
     def _target(self, call: Call) -> Target:
         return self._service.target(call.wanted, call.head.path)

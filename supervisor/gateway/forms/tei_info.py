@@ -7,6 +7,7 @@ from supervisor import __version__
 from supervisor.config.configuration import ResolvedModel
 from supervisor.config.holder import ConfigurationHolder
 from supervisor.core.sizing.gguf import GgufHeader
+from supervisor.embedding.preparing import Preparer
 from supervisor.engine.models.model_file import inspect_model_file
 from supervisor.engine.targets import Targets
 from supervisor.engine.tasks import ModelTask, tasks_of
@@ -28,14 +29,18 @@ class InfoParameters(Parameters):
 class TeiInfo:
     """The handler of its route."""
 
-    def __init__(self, configuration: ConfigurationHolder, targets: Targets) -> None:
+    def __init__(
+        self, configuration: ConfigurationHolder, targets: Targets, preparer: Preparer
+    ) -> None:
         self._configuration = configuration
         self._targets = targets
+        self._preparer = preparer
 
     async def info(self, asked: InfoParameters) -> Answer:
         """Tell what a model is, and what is taken of one client."""
         name = asked.model or self._targets.default_for(ModelTask.EMBEDDING)
-        resolved = self._targets.resolved(self._targets.target(name))
+        target = self._targets.target(name)
+        resolved = self._targets.resolved(target)
         header = await asyncio.to_thread(_header_of, resolved)
         profile = resolved.profile
         batching, queue = profile.batching, self._configuration.current.settings.queue
@@ -47,7 +52,7 @@ class TeiInfo:
                 "served_model_name": resolved.name,
                 "model_type": _kind(resolved, header),
                 "max_concurrent_requests": queue.max_embedding_inputs,
-                "max_input_length": resolved.max_input_tokens or _context(resolved, header),
+                "max_input_length": (await self._preparer.intake(target)).limit,
                 "max_batch_tokens": batching.max_batch_tokens or profile.ubatch_size,
                 "max_batch_requests": batching.max_batch_size,
                 "max_client_batch_size": MAX_INPUTS,
@@ -80,7 +85,3 @@ def _kind(resolved: ResolvedModel, header: GgufHeader) -> dict[str, Any]:
     number = header.count_parameter("pooling_type") or 0
     pooling = resolved.profile.pooling or _POOLINGS[min(number, len(_POOLINGS) - 1)]
     return {"embedding": {"pooling": pooling}}
-
-
-def _context(resolved: ResolvedModel, header: GgufHeader) -> int | None:
-    return resolved.profile.ctx_size or header.count_parameter("context_length")
