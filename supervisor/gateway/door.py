@@ -135,7 +135,8 @@ class Door:
         forms: tuple[FormRoute, ...],
     ) -> None:
         """Answer in the form in which the body asks, errors included."""
-        reply.error_answer = forms[0].error_answer
+        if len(forms) == 1:
+            reply.error_answer = forms[0].error_answer
         body, content = await self._read_content(request, head, reply)
         form = form_of(forms, content)
         reply.error_answer = form.error_answer

@@ -227,7 +227,7 @@ def broken_bodies(choices: random.Random) -> Steps:
     while True:
         body, code = choices.choice(bodies)
         path = choices.choice((_CHAT_PATH, "/v1/embeddings", "/tokenize"))
-        statuses = _BROKEN_STATUSES | ({200} if path == "/tokenize" else set())  # {} has no tokens
+        statuses = _BROKEN_STATUSES | ({422} if path == "/tokenize" else set())  # in no form
         yield Step(
             request=Request(
                 kind="broken body",

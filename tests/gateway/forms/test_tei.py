@@ -90,13 +90,6 @@ def test_address_itself_tells_texts_from_sentences_to_compare(caller: Caller) ->
         ),
         ("/embed", {"inputs": "a", "dimensions": 7}, "Validation", "can be cut to 64, 128"),
         ("/embed", {"inputs": "a", "prompt_name": "poem"}, "Validation", "no prompt 'poem'"),
-        ("/embed", {}, "Validation", "`inputs`, `text`; it has none of them"),
-        (
-            "/embed",
-            {"inputs": "a", "text": "a"},
-            "Validation",
-            "it has `inputs` and `text`",
-        ),
         ("/", {}, "Validation", "inputs"),
         (
             "/similarity",
@@ -104,7 +97,6 @@ def test_address_itself_tells_texts_from_sentences_to_compare(caller: Caller) ->
             "Empty",
             "`inputs.sentences` cannot be empty",
         ),
-        ("/rerank", {"query": "a"}, "Validation", "`texts`, `documents`"),
         ("/rerank", {"query": "a", "texts": ["a"]}, "Validation", "minilm"),
     ],
 )
@@ -117,6 +109,62 @@ def test_errors_have_its_form(caller: Caller, path: str, body: Any, kind: str, s
     assert answer.keys() == {"error", "error_type"}
     assert said in answer["error"]
     assert headers["x-should-retry"] == "false"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "said"),
+    [
+        ("/embed", {}, "`inputs`, `text`; it has none of them"),
+        ("/embed", {"inputs": "a", "text": "a"}, "it has `inputs` and `text`"),
+        ("/rerank", {"query": "a"}, "`texts`, `documents`; it has none of them"),
+        ("/tokenize", {}, "`inputs`, `content`; it has none of them"),
+        ("/tokenize", {"inputs": "a", "content": "a"}, "it has `inputs` and `content`"),
+    ],
+)
+def test_body_in_no_form_or_in_two_is_refused(
+    caller: Caller, path: str, body: Any, said: str
+) -> None:
+    status, _, answer = caller.post(path, body)
+
+    assert (status, answer["error"]["code"]) == (422, "form_unclear")
+    assert said in answer["error"]["message"]
+
+
+@pytest.mark.parametrize("model", ["minilm", "plain"])
+def test_tokens_of_a_text_are_told(caller: Caller, model: str) -> None:
+    caller.running.make_live(model)
+    try:
+        path = f"/tokenize?model={model}"
+        status, _, [tokens, other] = caller.post(path, {"inputs": ["Hello you", "a"]})
+        bare = caller.post(path, {"inputs": "Hello", "add_special_tokens": False})[2][0]
+        body = {"content": "Hello you", "add_special": True}
+        own = caller.running.json("POST", "/tokenize", {"model": model, **body})["tokens"]
+    finally:
+        caller.running.make_live("minilm")
+
+    assert status == 200
+    assert [each["id"] for each in tokens] == own == [101, 7592, 2017, 102]
+    assert len(other) == 3
+    assert [each["id"] for each in bare] == [7592]
+    if model == "minilm":
+        assert [each["text"] for each in tokens] == ["[CLS]", "Hello", "you", "[SEP]"]
+        assert [each["special"] for each in tokens] == [True, False, False, True]
+        assert [(each["start"], each["stop"]) for each in tokens[1:3]] == [(0, 5), (6, 9)]
+
+
+def test_text_that_is_too_long_beside_its_query_is_cut(caller: Caller) -> None:
+    long = "the panda is a bear " + "and more " * 2000
+    caller.running.make_live("reranker")
+    try:
+        body = {"query": "what is a panda", "texts": ["hi there", long]}
+        status, _, ranked = caller.post("/rerank", body)
+        refused = caller.post("/rerank", {**body, "truncate": False})
+    finally:
+        caller.running.make_live("minilm")
+
+    assert (status, sorted(each["index"] for each in ranked)) == (200, [0, 1])
+    assert refused[0] == 422
+    assert "input 1 is too long" in refused[2]["error"]
 
 
 def test_texts_are_ranked_the_best_first(caller: Caller) -> None:
