@@ -32,24 +32,12 @@ def test_same_recall_hides_no_answer_that_has_changed() -> None:
     assert quality.lowest_cosine == 0
 
 
-@pytest.mark.parametrize(
-    ("weights", "languages"),
-    [
-        ("F16", LANGUAGES),
-        ("Q8_0", ("english",)),  # of Korean, which minilm was not trained for, some miss the gate
-    ],
-)
-def test_served_vectors_are_those_of_float32_weights(
-    weights: str,
-    languages: tuple[str, ...],
-    tmp_path: Path,
-    models_dir: Path,
-    llama_server_bin: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def setting(
+    tmp_path: Path, models_dir: Path, llama_server_bin: Path, monkeypatch: pytest.MonkeyPatch
+) -> Setting:
     monkeypatch.setenv("LLAMA_SERVER_BIN", str(llama_server_bin))
-    pairs = {language: pairs_of(language)[:4] for language in languages}
-    setting = Setting(
+    return Setting(
         profiles=PROFILES,
         models=models_dir,
         work_dir=tmp_path,
@@ -59,6 +47,19 @@ def test_served_vectors_are_those_of_float32_weights(
         starts=1,
         switches=2,
     )
+
+
+@pytest.mark.parametrize(
+    ("weights", "languages"),
+    [
+        ("F16", LANGUAGES),
+        ("Q8_0", ("english",)),  # of Korean, which minilm was not trained for, some miss the gate
+    ],
+)
+def test_served_vectors_are_those_of_float32_weights(
+    weights: str, languages: tuple[str, ...], setting: Setting
+) -> None:
+    pairs = {language: pairs_of(language)[:4] for language in languages}
     for row in measured(setting, weights, pairs, exact_vectors(pairs)):
         assert row.quality.lowest_cosine >= GATES[weights], row
         assert row.alone >= BATCH_GATE, row
