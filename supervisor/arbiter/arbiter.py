@@ -264,6 +264,8 @@ class Arbiter:
         ):
             if commands:
                 self._perform_all(commands)
+            if after.scheduling is before.scheduling and not after.scheduling.linger_s:
+                return False
             return lease_moves_wakeup(before, after)
         self._check_invariants(event)
         for observe in self._observers:

@@ -23,7 +23,7 @@ async def test_model_that_cannot_do_the_task_is_refused_and_never_switched_to(
 ) -> None:
     controller = await start_controller(auto_switch=True)
 
-    status, answer = await ask_json(controller, "POST", path, {"model": model})
+    status, answer = await ask_json(controller, "POST", path, {"model": model, "documents": []})
 
     assert (status, answer["error"]["code"]) == (422, "model_type_mismatch")
     assert lacking in answer["error"]["message"]

@@ -10,9 +10,9 @@ from lab.way import Recorder, Step, changes_of_file, record_way
 from supervisor.core.byte_size import format_bytes
 from supervisor.gateway.error_responses import STATUS_BY_CODE
 
-MAX_CHANGES = 23
-"""20 where the answer comes in one piece, and 3 for each further one: head and events come apart
-under load."""
+MAX_CHANGES, CHANGES_OF_A_PIECE = 20, 3
+"""Where the answer comes in one piece, and for each further one: head and events come apart where
+others use the machine."""
 
 
 async def test_streamed_chat_on_a_warm_connection_changes_file_seldom(
@@ -27,7 +27,8 @@ async def test_streamed_chat_on_a_warm_connection_changes_file_seldom(
     rooms = {step.file.partition("/")[0] for step in steps}
     assert {"gateway", "arbiter", "core", "engine"} <= rooms
     assert "gateway/lane/crossing.py" in {step.file for step in steps}
-    assert changes_of_file(steps) <= MAX_CHANGES
+    pieces = sum(step.function == "Crossing.take" for step in steps)
+    assert changes_of_file(steps) <= MAX_CHANGES + CHANGES_OF_A_PIECE * (pieces - 1)
 
 
 def test_calls_are_recorded_once_each_and_only_those_of_the_product() -> None:
