@@ -1,5 +1,7 @@
 """Scores of texts for a query, by a model that pools by rank."""
 
+import operator
+import time
 from collections.abc import Sequence
 from functools import partial
 
@@ -11,7 +13,7 @@ from supervisor.embedding.preparing import Preparer
 from supervisor.embedding.servers import Servers
 from supervisor.embedding.text_lengths import cut_text
 from supervisor.embedding.tokenizer import Tokenizer
-from supervisor.embedding.values import Side, too_long
+from supervisor.embedding.values import Ranking, Side, too_long
 from supervisor.engine.servers.backend import Backend
 from supervisor.engine.servers.framing import Request
 from supervisor.engine.targets import Targets
@@ -42,8 +44,19 @@ class _Result(msgspec.Struct):
     relevance_score: float
 
 
+class _Usage(msgspec.Struct):
+    prompt_tokens: int = 0
+
+
 class _Answer(msgspec.Struct):
     results: list[_Result]
+    usage: _Usage = msgspec.field(default_factory=_Usage)
+
+
+class _Batch(msgspec.Struct, frozen=True):
+    scores: Sequence[float]
+    tokens: int
+    sent_at: float
 
 
 _decode = msgspec.json.Decoder(_Answer).decode
@@ -64,20 +77,30 @@ class Reranker:
         """
         return self._targets.able(wanted, ModelTask.RERANKING, path)
 
-    async def scores(self, request: RerankRequest) -> list[float]:
+    async def rank(self, request: RerankRequest) -> Ranking:
         """Return each text's score as the model gives it: the higher, the better it answers.
 
         Waits for the model's turn. Raises RequestRefused; `index` names a text that is too long.
         """
+        began_at = time.monotonic()
         texts = await self._fitting(request)
+        fitted_at = time.monotonic()
         at_once = self._targets.resolved(request.target).profile.batching.max_batch_size
-        scores: list[float] = []
+        batches: list[_Batch] = []
         for begin in range(0, len(texts), at_once):
             question = partial(
                 _ask_for_scores, query=request.query, texts=texts[begin : begin + at_once]
             )
-            scores += await self._servers.ask(request.target, request.priority, question)
-        return scores
+            batches.append(await self._servers.ask(request.target, request.priority, question))
+        sent_at = batches[0].sent_at
+        return Ranking(
+            scores=[score for batch in batches for score in batch.scores],
+            tokens=[batch.tokens for batch in batches],
+            truncated=sum(map(operator.ne, texts, request.texts)),
+            tokenization_s=fitted_at - began_at,
+            queue_s=sent_at - fitted_at,
+            inference_s=time.monotonic() - sent_at,
+        )
 
     async def _fitting(self, request: RerankRequest) -> Sequence[str]:
         """Return the texts, those cut that are too long beside the query."""
@@ -112,19 +135,22 @@ async def _cut(tokenizer: Tokenizer, request: RerankRequest, index: int, room: i
     return str(piece.content)
 
 
-async def _ask_for_scores(backend: Backend, *, query: str, texts: Sequence[str]) -> list[float]:
+async def _ask_for_scores(backend: Backend, *, query: str, texts: Sequence[str]) -> _Batch:
     body = msgspec.json.encode({"model": backend.model, "query": query, "documents": texts})
     headers = ((b"Content-Type", b"application/json"),)
     request = Request(method="POST", path="/v1/rerank", headers=headers, body=body)
+    sent_at = time.monotonic()
     async with backend.exchange(request) as answer:
         status, content = answer.status, await answer.read()
     try:
-        scores = {result.index: result.relevance_score for result in _decode(content).results}
-        return [scores[index] for index in range(len(texts))]
+        told = _decode(content)
+        scores = {result.index: result.relevance_score for result in told.results}
+        in_order = [scores[index] for index in range(len(texts))]
+        return _Batch(in_order, told.usage.prompt_tokens, sent_at)
     except (msgspec.MsgspecError, KeyError) as error:
-        told = content[:500].decode(errors="replace")
+        words = content[:500].decode(errors="replace")
         raise RequestRefused(
             "embedding_failed",
             f"the server of '{backend.model}' answered {status}, and no score for each text: "
-            f"{told}",
+            f"{words}",
         ) from error

@@ -93,16 +93,27 @@ class ComputedPieces(msgspec.Struct, frozen=True, kw_only=True):
     inference_s: float
 
 
-class Embeddings(msgspec.Struct, frozen=True, kw_only=True):
-    """The vectors of a request's inputs, in their order, each as little-endian float32.
+class Computed(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a request's inputs beside what was made of them.
 
-    `tokens`: of each input, as its model saw it. `truncated` and `windowed`: how many inputs were.
+    `tokens`: as the model saw them. `truncated` and `windowed`: how many inputs were.
     """
 
-    vectors: Sequence[bytes]
     tokens: Sequence[int]
     truncated: int
-    windowed: int
+    windowed: int = 0
     tokenization_s: float
     queue_s: float
     inference_s: float
+
+
+class Embeddings(Computed, frozen=True, kw_only=True):
+    """The vectors of inputs, in their order, each as little-endian float32. `tokens`: of each."""
+
+    vectors: Sequence[bytes]
+
+
+class Ranking(Computed, frozen=True, kw_only=True):
+    """The scores of texts, in their order. `tokens`: of each batch, by their server's count."""
+
+    scores: Sequence[float]

@@ -163,8 +163,10 @@ def form_of(forms: tuple[FormRoute, ...], content: bytes) -> FormRoute:
         return forms[0]
     try:
         fields = _decode(content)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        fields = _TellingFields()
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise RequestRefused(
+            "form_unclear", f"the body does not tell its form, for it cannot be read: {error}"
+        ) from error
     told = [form for form in forms if getattr(fields, form.told_by) is not msgspec.UNSET]
     if len(told) == 1:
         return told[0]

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from supervisor.embedding.values import Embeddings
+from supervisor.embedding.values import Computed
 from supervisor.gateway.answer import Answer, as_json
 from supervisor.gateway.call import Headers
 
 
-def embedding_answer(content: Any, made: Embeddings, headers: Headers = ()) -> Answer:
+def embedding_answer(content: Any, made: Computed, headers: Headers = ()) -> Answer:
     """Answer with content, how long its inputs waited and took, and how many were not whole."""
     return Answer(
         status=200,
@@ -17,7 +17,7 @@ def embedding_answer(content: Any, made: Embeddings, headers: Headers = ()) -> A
     )
 
 
-def _headers(made: Embeddings) -> Headers:
+def _headers(made: Computed) -> Headers:
     headers: Headers = (
         (b"X-Queue-Time-Ms", b"%.1f" % (made.queue_s * 1000)),
         (b"X-Inference-Time-Ms", b"%.1f" % (made.inference_s * 1000)),

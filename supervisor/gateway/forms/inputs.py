@@ -36,12 +36,7 @@ def read_inputs(given: str | Sequence[str | int | list[int]], field: str) -> tup
         inputs = (tuple(each for each in given if isinstance(each, int)),)
     else:
         inputs = tuple(_input(each, field, index) for index, each in enumerate(given))
-    if len(inputs) > MAX_INPUTS:
-        raise RequestRefused(
-            "bad_request",
-            f"batch size {len(inputs)} > maximum allowed batch size {MAX_INPUTS}: `{field}` has "
-            f"{len(inputs)} entries; send several requests",
-        )
+    require_count(inputs, field)
     empty = next((index for index, each in enumerate(inputs) if not each), None)
     if empty is not None:
         raise RequestRefused(
@@ -50,6 +45,16 @@ def read_inputs(given: str | Sequence[str | int | list[int]], field: str) -> tup
             {"index": empty},
         )
     return inputs
+
+
+def require_count(inputs: Sequence[object], field: str) -> None:
+    """Raise RequestRefused where a request has more inputs than it may."""
+    if len(inputs) > MAX_INPUTS:
+        raise RequestRefused(
+            "bad_request",
+            f"batch size {len(inputs)} > maximum allowed batch size {MAX_INPUTS}: `{field}` has "
+            f"{len(inputs)} entries; send several requests",
+        )
 
 
 def _input(given: str | int | list[int], field: str, index: int) -> Content:

@@ -19,9 +19,12 @@ NS_PER_S = 1_000_000_000
 
 
 class EmbedBody(msgspec.Struct, frozen=True):
-    """The body of `/api/embed`; `options` and `keep_alive` are for its own runner."""
+    """The body of `/api/embed`; `options` and `keep_alive` are for its own runner.
 
-    input: str | list[str]
+    As there, no input or an empty one gets no vector, and 0 dimensions are all.
+    """
+
+    input: str | list[str] | None = None
     truncate: bool = True
     dimensions: int | None = None
 
@@ -39,7 +42,7 @@ class OllamaForm:
         """Embed the inputs; none give none."""
         began_at = time.monotonic()
         body = read_body(_decoder, call.body)
-        inputs = read_inputs(body.input, "input")
+        inputs = read_inputs(body.input or [], "input")
         target = self._service.target(call.wanted, call.head.path)
         if not inputs:
             return json_answer({"model": call.named or target.model, "embeddings": []})
@@ -47,7 +50,7 @@ class OllamaForm:
             EmbeddingRequest(
                 target=target,
                 inputs=inputs,
-                dimensions=body.dimensions,
+                dimensions=body.dimensions or None,
                 long_input=LongInput.TRUNCATE if body.truncate else LongInput.ERROR,
                 priority=call.priority,
             )

@@ -15,14 +15,14 @@ from supervisor.core.machine.values import Target
 from supervisor.embedding.reranking import Reranker, RerankRequest
 from supervisor.embedding.service import EmbeddingService
 from supervisor.embedding.telling_tokens import TokenTeller
-from supervisor.embedding.values import Content, EmbeddingRequest, Embeddings, Side
+from supervisor.embedding.values import Computed, Content, EmbeddingRequest, Embeddings, Side
 from supervisor.embedding.vectors import cosine, unpack
 from supervisor.errors import RequestRefused
 from supervisor.gateway.answer import Answer, as_json, json_answer
 from supervisor.gateway.call import Call, Headers
 from supervisor.gateway.error_responses import error_answer
 from supervisor.gateway.forms.embedding_answer import embedding_answer
-from supervisor.gateway.forms.inputs import GivenInputs, read_body, read_inputs
+from supervisor.gateway.forms.inputs import GivenInputs, read_body, read_inputs, require_count
 from supervisor.telemetry.port import HOST
 
 _SIDES = {"left": Side.LEFT, "right": Side.RIGHT}
@@ -66,7 +66,7 @@ class SimilarityBody(msgspec.Struct, frozen=True, kw_only=True):
     """The body of `/similarity`."""
 
     inputs: Sentences
-    parameters: Reading = Reading()
+    parameters: Reading | None = None
 
 
 class RerankBody(Reading, frozen=True, kw_only=True):
@@ -133,7 +133,7 @@ class TeiForm:
     async def similarity(self, call: Call) -> Answer:
         """Return the cosine of a sentence with each of others."""
         body = read_body(_similarity_decoder, call.body)
-        reading = body.parameters
+        reading = body.parameters or Reading()
         inputs = read_inputs([body.inputs.source_sentence, *body.inputs.sentences], "inputs")
         if len(inputs) < 2:
             raise _empty("`inputs.sentences` cannot be empty")
@@ -154,12 +154,14 @@ class TeiForm:
     async def rerank(self, call: Call) -> Answer:
         """Order texts by how well they answer a query, the best first."""
         body = read_body(_rerank_decoder, call.body)
-        texts = [str(each) for each in read_inputs(body.texts, "texts")]
+        texts = body.texts
+        require_count(texts, "texts")
         if not texts:
             raise _empty("`texts` cannot be empty")
-        scores = await self._reranker.scores(
+        target = self._reranker.target(call.wanted, call.head.path)
+        made = await self._reranker.rank(
             RerankRequest(
-                target=self._reranker.target(call.wanted, call.head.path),
+                target=target,
                 query=body.query,
                 texts=texts,
                 truncates=body.truncate is not False,
@@ -167,8 +169,9 @@ class TeiForm:
                 priority=call.priority,
             )
         )
-        best_first = sorted(range(len(texts)), key=lambda index: -scores[index])
-        return json_answer([_ranked(body, texts, scores, index) for index in best_first])
+        best_first = sorted(range(len(texts)), key=lambda index: -made.scores[index])
+        ranked = [_ranked(body, made.scores[index], index) for index in best_first]
+        return _answer(ranked, made, target, [body.query, *texts])
 
     async def tokenize(self, call: Call) -> Answer:
         """Return each text's tokens, and where they stand."""
@@ -195,15 +198,18 @@ class TeiForm:
         return await self._service.embed(request)
 
 
-def _ranked(
-    body: RerankBody, texts: Sequence[str], scores: Sequence[float], index: int
-) -> dict[str, Any]:
-    score = scores[index] if body.raw_scores else 1 / (1 + math.exp(-scores[index]))
-    text = {"text": texts[index]} if body.return_text else {}
+def _ranked(body: RerankBody, raw_score: float, index: int) -> dict[str, Any]:
+    score = raw_score if body.raw_scores else _sigmoid(raw_score)
+    text = {"text": body.texts[index]} if body.return_text else {}
     return {"index": index, **text, "score": score}
 
 
-def _answer(content: Any, made: Embeddings, target: Target, inputs: Sequence[Content]) -> Answer:
+def _sigmoid(score: float) -> float:
+    """Return 1 / (1 + exp(-score)), in the form that no score overflows."""
+    return 0.5 * (1.0 + math.tanh(0.5 * score))
+
+
+def _answer(content: Any, made: Computed, target: Target, inputs: Sequence[Content]) -> Answer:
     total_s = made.tokenization_s + made.queue_s + made.inference_s
     characters = sum(len(each) for each in inputs if isinstance(each, str))
     headers: Headers = (
@@ -234,15 +240,21 @@ _KIND_AND_STATUS = {
 }
 """How its errors are called, and with which status it answers them, by ours."""
 
+OVERLOADED = "Model is overloaded"
+"""What its clients look for in a refusal that they may repeat."""
+
 
 def tei_error(error: RequestRefused) -> Answer:
     """Answer with an error in its form: `{"error", "error_type"}`."""
     ours = error_answer(error)
-    kind, status = _KIND_AND_STATUS.get(ours.status, ("Validation", ours.status))
+    kind, status = _KIND_AND_STATUS.get(
+        ours.status, ("Backend" if ours.status > 500 else "Validation", ours.status)
+    )
     if error.code == "inputs_empty":
         kind, status = "Empty", 400
+    message = f"{OVERLOADED}: {error.message}" if kind == "Overloaded" else error.message
     return Answer(
         status=status,
-        body=as_json({"error": error.message, "error_type": kind}),
+        body=as_json({"error": message, "error_type": kind}),
         headers=ours.headers,
     )

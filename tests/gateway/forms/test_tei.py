@@ -1,10 +1,13 @@
 """Embeddings in text-embeddings-inference's form, as its clients ask for them."""
 
+import json
 import math
 from typing import Any
 
 import pytest
 
+from supervisor.errors import RequestRefused
+from supervisor.gateway.forms.tei import tei_error
 from tests.gateway.forms.conftest import Caller, cosine
 
 TEXTS = ["a cat sits on a mat", "memory is free", "the third text of three"]
@@ -67,6 +70,7 @@ def test_address_itself_tells_texts_from_sentences_to_compare(caller: Caller) ->
 
     assert same > 0.9999
     assert math.isclose(other, cosine(one, embed(caller, TEXTS[1])[0]), abs_tol=1e-4)
+    assert embed(caller, sentences, "/", parameters=None) == pytest.approx([other, same], abs=1e-4)
     assert embed(caller, sentences, "/similarity") == pytest.approx([other, same], abs=1e-4)
 
 
@@ -118,6 +122,7 @@ def test_errors_have_its_form(caller: Caller, path: str, body: Any, kind: str, s
         ("/embed", {"inputs": "a", "text": "a"}, "it has `inputs` and `text`"),
         ("/rerank", {"query": "a"}, "`texts`, `documents`; it has none of them"),
         ("/tokenize", {}, "`inputs`, `content`; it has none of them"),
+        ("/tokenize", b'{"content": "a"', "it cannot be read: Input data was truncated"),
         ("/tokenize", {"inputs": "a", "content": "a"}, "it has `inputs` and `content`"),
     ],
 )
@@ -157,12 +162,15 @@ def test_text_that_is_too_long_beside_its_query_is_cut(caller: Caller) -> None:
     caller.running.make_live("reranker")
     try:
         body = {"query": "what is a panda", "texts": ["hi there", long]}
-        status, _, ranked = caller.post("/rerank", body)
+        status, headers, ranked = caller.post("/rerank", body)
         refused = caller.post("/rerank", {**body, "truncate": False})
     finally:
         caller.running.make_live("minilm")
 
     assert (status, sorted(each["index"] for each in ranked)) == (200, [0, 1])
+    assert headers.keys() >= set(HEADERS)
+    assert headers["x-truncated"] == "1"
+    assert int(headers["x-compute-tokens"]) > 256
     assert refused[0] == 422
     assert "input 1 is too long" in refused[2]["error"]
 
@@ -174,6 +182,7 @@ def test_texts_are_ranked_the_best_first(caller: Caller) -> None:
         _, _, ranked = caller.post("/rerank", {"query": query, "texts": texts})
         body = {"query": query, "texts": texts, "raw_scores": True, "return_text": True}
         _, _, raw = caller.post("/rerank", body)
+        _, _, with_empty = caller.post("/rerank", {"query": query, "texts": ["", "a panda"]})
         documents = {"query": query, "documents": texts}
         _, _, own = caller.post("/rerank?model=reranker", documents)
         many = [f"{number} panda" for number in range(100)]
@@ -191,6 +200,27 @@ def test_texts_are_ranked_the_best_first(caller: Caller) -> None:
     scores = {each["index"]: each["relevance_score"] for each in own["results"]}
     assert {each["index"]: each["score"] for each in raw} == pytest.approx(scores, rel=1e-3)
     assert sorted(each["index"] for each in all_ranked) == list(range(100))
+    assert [each["index"] for each in with_empty] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "kind", "said"),
+    [
+        ("embedding_queue_full", 429, "Overloaded", "Model is overloaded: so it is"),
+        ("embedding_failed", 424, "Backend", "so it is"),
+        ("extra_missing", 501, "Backend", "so it is"),
+        ("shutting_down", 503, "Unhealthy", "so it is"),
+        ("input_too_long", 422, "Validation", "so it is"),
+        ("body_too_large", 413, "Validation", "so it is"),
+    ],
+)
+def test_errors_have_the_kinds_that_its_clients_know(
+    code: str, status: int, kind: str, said: str
+) -> None:
+    answer = tei_error(RequestRefused(code, "so it is"))
+
+    assert answer.status == status
+    assert json.loads(answer.body) == {"error": said, "error_type": kind}
 
 
 def test_info_tells_of_a_model(caller: Caller) -> None:
