@@ -127,8 +127,8 @@ ODD = {
     "a header over two lines": (request(HOST + b"X: a\r\n b\r\n"), 400),
     "half a line's end": (request(HOST + b"X: a\n"), 400),
     "another protocol": (b"\x16\x03\x01\x02\x00\x01\x00", 400),
-    "an unknown model": (request(body=b'{"model": "nobody"}'), 404),
-    "a model that is not live": (request(body=b'{"model": "demo-chat"}'), 409),
+    "an unknown model": (request(body=b'{"model": "nobody", "content": "a"}'), 404),
+    "a model that is not live": (request(body=b'{"model": "demo-chat", "content": "a"}'), 409),
     "a long head": (request(HOST + b"X: " + b"x" * 8150 + b"\r\n"), 200),
     "a long body": (request(body=b'{"content": "%b"}' % (b"x" * MAX_BODY_BYTES)), 200),
 }

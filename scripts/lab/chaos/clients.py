@@ -31,8 +31,10 @@ INFERENCE_REFUSALS = frozenset(
 )
 """What a request that computes may be told in a storm. That another model is live is no reason."""
 
-BROKEN_BODY_REFUSALS = INFERENCE_REFUSALS | {"no_model_loaded", "model_type_mismatch"}
-"""How a request is refused that names no model, or one that is not for the path."""
+BROKEN_BODY_REFUSALS = INFERENCE_REFUSALS | {
+    *("no_model_loaded", "model_type_mismatch", "form_unclear")
+}
+"""How a request is refused that names no model, or one that is not for the path, or no form."""
 
 NON_READERS = 6
 """More than a model has slots: others must be served nevertheless."""
