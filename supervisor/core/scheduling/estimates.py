@@ -14,6 +14,9 @@ from supervisor.core.scheduling.values import Costs, ReturnGap
 KEPT = 20
 """How many of the last values count; arrivals are counted until there are so many, too."""
 
+NEWEST = 4
+"""Gaps in a row that show alone how soon clients return."""
+
 SWITCH_S = 0.25
 """What a switch is taken to last before one was measured.
 
@@ -122,10 +125,17 @@ def _quantile(values: Sequence[float], part: float) -> float:
 
 
 def _return_gap(returns_s: Sequence[float]) -> ReturnGap | None:
-    """One is enough: a model is never kept longer than the longest of a few that were seen."""
+    """One is enough: a model is never kept longer than the longest of a few that were seen.
+
+    The newest four count as much as the last twenty. A model that is left after each request
+    shows one gap a stay, so that three old pauses among twenty would hide for eighteen switches
+    that loops have begun. Four gaps of steady traffic are all so short in one case of sixteen
+    where half of them are: it is then kept for no more than the longest of them.
+    """
     if not returns_s:
         return None
-    return ReturnGap(median_s=_quantile(returns_s, 0.5), p90_s=_quantile(returns_s, 0.9))
+    p90_s = min(_quantile(returns_s, 0.9), max(returns_s[-NEWEST:]))
+    return ReturnGap(median_s=min(_quantile(returns_s, 0.5), p90_s), p90_s=p90_s)
 
 
 def _arrivals_per_s(stays: Sequence[StaySeen]) -> float:

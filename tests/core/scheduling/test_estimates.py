@@ -107,3 +107,15 @@ def test_estimates_survive_as_json(switches: list[float], returns: list[float]) 
 def test_an_estimate_lies_among_the_last_twenty(values: list[float]) -> None:
     last = values[-20:]
     assert min(last) <= costs_of(of_switches(*values), "chat").switch_s <= max(last)
+
+
+def test_four_short_gaps_in_a_row_show_loops_whatever_was_before() -> None:
+    known = Estimates()
+    for gap_s in (4.0, 2.0, 3.0, *[0.003] * 4):
+        known = note_return(known, "chat", gap_s)
+    assert costs_of(known, "chat").return_gap == ReturnGap(median_s=0.003, p90_s=0.003)
+
+    late = note_return(known, "chat", 1.0)
+    gap = costs_of(late, "chat").return_gap
+    assert gap is not None
+    assert gap.p90_s >= 1.0
