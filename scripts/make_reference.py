@@ -13,14 +13,12 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from supervisor.config.catalogue import Catalogue, DefaultModels, ModelEntry
 from supervisor.config.command import CommandSettings
 from supervisor.config.profile import Profile, ProfileBatching, ProfileMemory
 from supervisor.config.settings import (
-    Catalogue,
-    DefaultModels,
     DeviceSettings,
     EngineSettings,
-    ModelEntry,
     QueueSettings,
     SchedulerSettings,
     ServerSettings,

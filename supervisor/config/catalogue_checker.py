@@ -5,10 +5,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from supervisor.config.catalogue import Catalogue, ModelEntry
 from supervisor.config.layers import Layers
 from supervisor.config.problems import field_problems, nearest
 from supervisor.config.profile import Profile
-from supervisor.config.settings import Catalogue, ModelEntry
 from supervisor.config.source import FieldPath, Source, dotted
 from supervisor.core.machine.values import Mode
 

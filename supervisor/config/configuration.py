@@ -7,11 +7,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from supervisor.config.catalogue import Catalogue, LongInput
 from supervisor.config.layers import Layers
 from supervisor.config.problems import field_problems
 from supervisor.config.profile import Profile
 from supervisor.config.scanned import LeftOut
-from supervisor.config.settings import Catalogue, LongInput, SupervisorSettings
+from supervisor.config.settings import SupervisorSettings
 from supervisor.config.source import FieldPath, Source, dotted
 from supervisor.core.machine.values import Mode
 from supervisor.core.scheduling.values import Priority

@@ -13,13 +13,14 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from supervisor.config.catalogue import Catalogue, ModelEntry
 from supervisor.config.catalogue_checker import CatalogueChecker
 from supervisor.config.configuration import Configuration
 from supervisor.config.layers import Layers, leaves
 from supervisor.config.problems import field_problems
 from supervisor.config.profile import Profile
 from supervisor.config.scanned import ModelScan, add_scanned
-from supervisor.config.settings import Catalogue, ModelEntry, SupervisorSettings
+from supervisor.config.settings import SupervisorSettings
 from supervisor.config.source import Source, dotted, read_source
 from supervisor.config.units import variables_in
 from supervisor.errors import ConfigError

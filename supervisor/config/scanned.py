@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from supervisor.config.settings import Catalogue, ModelEntry
+from supervisor.config.catalogue import Catalogue, ModelEntry
 from supervisor.core.machine.values import Mode
 
 

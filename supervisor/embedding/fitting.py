@@ -3,7 +3,7 @@
 import asyncio
 from dataclasses import dataclass
 
-from supervisor.config.settings import LongInput
+from supervisor.config.catalogue import LongInput
 from supervisor.embedding.intake import Intake
 from supervisor.embedding.lengths import Frame, Ids, truncated, windows
 from supervisor.embedding.text_lengths import cut_text, divide_text

@@ -2,8 +2,8 @@
 
 import asyncio
 
+from supervisor.config.catalogue import LongInput
 from supervisor.config.configuration import ResolvedModel
-from supervisor.config.settings import LongInput
 from supervisor.core.machine.values import Target
 from supervisor.core.scheduling.values import Priority
 from supervisor.embedding.fitting import Fitting

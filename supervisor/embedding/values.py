@@ -5,7 +5,7 @@ from enum import StrEnum
 
 import msgspec
 
-from supervisor.config.settings import LongInput
+from supervisor.config.catalogue import LongInput
 from supervisor.core.machine.values import Target
 from supervisor.core.scheduling.values import Priority
 from supervisor.errors import RequestRefused

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
+from supervisor.config.catalogue import LongInput
 from supervisor.config.configuration import Configuration
 from supervisor.config.load import load
-from supervisor.config.settings import LongInput
 from supervisor.core.machine.values import DrainPolicy, Mode
 from supervisor.errors import ConfigError
 

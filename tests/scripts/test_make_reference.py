@@ -13,8 +13,9 @@ import pytest
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from supervisor.config.catalogue import Catalogue
 from supervisor.config.profile import Profile
-from supervisor.config.settings import Catalogue, SupervisorSettings
+from supervisor.config.settings import SupervisorSettings
 from supervisor.engine.kinds.flag_table import SETTINGS
 
 ROOT = Path(__file__).parents[2]

@@ -4,7 +4,7 @@ import time
 
 import msgspec
 
-from supervisor.config.settings import LongInput
+from supervisor.config.catalogue import LongInput
 from supervisor.embedding.service import EmbeddingService
 from supervisor.embedding.values import EmbeddingRequest
 from supervisor.embedding.vectors import unpack

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from supervisor.config.settings import LongInput
+from supervisor.config.catalogue import LongInput
 from supervisor.core.machine.values import Target
 from supervisor.embedding.reranking import Reranker, RerankRequest
 from supervisor.embedding.service import EmbeddingService
