@@ -15,7 +15,7 @@ from supervisor.embedding.text_lengths import cut_text
 from supervisor.embedding.tokenizer import Tokenizer
 from supervisor.embedding.values import Ranking, Side, too_long
 from supervisor.engine.servers.backend import Backend
-from supervisor.engine.servers.framing import Request
+from supervisor.engine.servers.framing import post_json
 from supervisor.engine.targets import Targets
 from supervisor.engine.tasks import ModelTask
 from supervisor.errors import RequestRefused
@@ -136,19 +136,18 @@ async def _cut(tokenizer: Tokenizer, request: RerankRequest, index: int, room: i
 
 
 async def _ask_for_scores(backend: Backend, *, query: str, texts: Sequence[str]) -> _Batch:
-    body = msgspec.json.encode({"model": backend.model, "query": query, "documents": texts})
-    headers = ((b"Content-Type", b"application/json"),)
-    request = Request(method="POST", path="/v1/rerank", headers=headers, body=body)
+    content = {"model": backend.model, "query": query, "documents": texts}
+    request = post_json("/v1/rerank", content)
     sent_at = time.monotonic()
     async with backend.exchange(request) as answer:
-        status, content = answer.status, await answer.read()
+        status, received = answer.status, await answer.read()
     try:
-        told = _decode(content)
+        told = _decode(received)
         scores = {result.index: result.relevance_score for result in told.results}
         in_order = [scores[index] for index in range(len(texts))]
         return _Batch(in_order, told.usage.prompt_tokens, sent_at)
     except (msgspec.MsgspecError, KeyError) as error:
-        words = content[:500].decode(errors="replace")
+        words = received[:500].decode(errors="replace")
         raise RequestRefused(
             "embedding_failed",
             f"the server of '{backend.model}' answered {status}, and no score for each text: "

@@ -16,7 +16,7 @@ from supervisor.embedding.servers import Servers
 from supervisor.embedding.tokenizer import Tokenized
 from supervisor.engine.port import TokenizeRoute
 from supervisor.engine.servers.backend import Backend
-from supervisor.engine.servers.framing import Request
+from supervisor.engine.servers.framing import post_json
 from supervisor.errors import RequestRefused
 
 KEPT_TOKENS = 200_000
@@ -161,13 +161,7 @@ async def _tokens(
     body: dict[str, object] = {route.text_field: content}
     if route.special_field is not None:
         body[route.special_field] = True
-    request = Request(
-        method="POST",
-        path=route.path,
-        headers=((b"Content-Type", b"application/json"),),
-        body=msgspec.json.encode(body),
-    )
-    async with backend.exchange(request) as answer:
+    async with backend.exchange(post_json(route.path, body)) as answer:
         told, status = await answer.read(), answer.status
     try:
         return msgspec.json.decode(told, type=_Answer).tokens

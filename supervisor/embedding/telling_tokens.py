@@ -12,7 +12,7 @@ from supervisor.embedding.servers import Servers
 from supervisor.embedding.values import Token
 from supervisor.engine.port import TokenizeRoute
 from supervisor.engine.servers.backend import Backend
-from supervisor.engine.servers.framing import Request
+from supervisor.engine.servers.framing import Request, post_json
 from supervisor.errors import RequestRefused
 
 
@@ -88,9 +88,7 @@ def _question(route: TokenizeRoute, text: str, *, adds_special: bool) -> Request
     fields: dict[str, object] = {route.text_field: text, route.pieces_field or "": True}
     if route.special_field is not None:
         fields[route.special_field] = adds_special
-    headers = ((b"Content-Type", b"application/json"),)
-    body = msgspec.json.encode(fields)
-    return Request(method="POST", path=route.path, headers=headers, body=body)
+    return post_json(route.path, fields)
 
 
 def _text(piece: str | list[int]) -> str:

@@ -1,4 +1,4 @@
-"""Models made by the script under test, and servers that run them."""
+"""Models made by the script under test, servers that run them, and a bench's shortest setting."""
 
 import json
 import os
@@ -14,6 +14,7 @@ from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 import pytest
+from lab.harness.setting import Setting
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "make_demo_models.py"
 READY_WITHIN_S = 30.0
@@ -106,3 +107,25 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> 
         except (URLError, OSError):
             time.sleep(0.02)
     pytest.fail(f"llama-server did not become ready; its log:\n{log.read_text()}")
+
+
+@pytest.fixture
+def setting(
+    tmp_path: Path,
+    profiles_dir: Path,
+    models_dir: Path,
+    llama_server_bin: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Setting:
+    """What a bench is measured with, as short as it can be."""
+    monkeypatch.setenv("LLAMA_SERVER_BIN", str(llama_server_bin))
+    return Setting(
+        profiles=profiles_dir,
+        models=models_dir,
+        work_dir=tmp_path,
+        engine="llama-server",
+        seconds=1,
+        rounds=1,
+        starts=1,
+        switches=2,
+    )

@@ -9,28 +9,6 @@ from lab.bench.report import Figure, Row
 from lab.harness.setting import Setting
 
 
-@pytest.fixture
-def setting(
-    tmp_path: Path,
-    profiles_dir: Path,
-    models_dir: Path,
-    llama_server_bin: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Setting:
-    """As short as it can be."""
-    monkeypatch.setenv("LLAMA_SERVER_BIN", str(llama_server_bin))
-    return Setting(
-        profiles=profiles_dir,
-        models=models_dir,
-        work_dir=tmp_path,
-        engine="llama-server",
-        seconds=1,
-        rounds=1,
-        starts=1,
-        switches=2,
-    )
-
-
 def rows_of(figure: Figure) -> dict[str, Row]:
     return {row.quantity: row for row in figure.rows}
 

@@ -3,27 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import pytest
 from lab.bench import held
 from lab.harness.servers import Controller
-from lab.harness.setting import Setting
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 REQUESTS = 40
-
-
-@pytest.fixture
-def setting(tmp_path: Path, profiles_dir: Path, models_dir: Path) -> Any:
-    return Setting(
-        profiles=profiles_dir,
-        models=models_dir,
-        work_dir=tmp_path,
-        engine="llama-server",
-        seconds=1.0,
-        rounds=1,
-        starts=1,
-        switches=2,
-    )
 
 
 def test_all_requests_wait_for_one_switch_and_each_gets_the_answer_to_its_own_text(

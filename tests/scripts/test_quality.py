@@ -1,10 +1,7 @@
 """What quantising and serving leave of meaning is measured; F16 and Q8_0 keep what they should."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-from lab.harness.command import PROFILES
 from lab.harness.setting import Setting
 from lab.quality.__main__ import BATCH_GATE, GATES, exact_vectors, measured
 from lab.quality.measures import quality_of
@@ -30,23 +27,6 @@ def test_same_recall_hides_no_answer_that_has_changed() -> None:
     assert quality.recall_at_1 == pytest.approx(2 / 3)
     assert quality.top_1_agreement == pytest.approx(1 / 3)
     assert quality.lowest_cosine == 0
-
-
-@pytest.fixture
-def setting(
-    tmp_path: Path, models_dir: Path, llama_server_bin: Path, monkeypatch: pytest.MonkeyPatch
-) -> Setting:
-    monkeypatch.setenv("LLAMA_SERVER_BIN", str(llama_server_bin))
-    return Setting(
-        profiles=PROFILES,
-        models=models_dir,
-        work_dir=tmp_path,
-        engine="llama-server",
-        seconds=1,
-        rounds=1,
-        starts=1,
-        switches=2,
-    )
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,9 @@ from supervisor.embedding.batching.batches import Batch
 from supervisor.embedding.vectors import NUMBER_BYTES, normalized, pack
 from supervisor.engine.port import Abilities
 from supervisor.engine.servers.backend import Backend
-from supervisor.engine.servers.framing import Request
+from supervisor.engine.servers.framing import Request, post_json
 from supervisor.errors import RequestRefused
 
-_HEADERS = ((b"Content-Type", b"application/json"),)
 _TOO_LONG = ("exceed_context_size", "too large to process", "input is too large")
 """What llama-server's errors say of an input that is longer than its context, or its batch."""
 
@@ -78,8 +77,7 @@ def request_for(batch: Batch, abilities: Abilities, model: str) -> Request:
         body["encoding_format"] = "base64"
     if abilities.takes_embd_normalize:
         body["embd_normalize"] = _OF_NORMALIZED if batch.normalize else _OF_RAW
-    content = msgspec.json.encode(body)
-    return Request(method="POST", path="/v1/embeddings", headers=_HEADERS, body=content)
+    return post_json("/v1/embeddings", body)
 
 
 def read_vectors(content: bytes, count: int) -> list[bytes]:

@@ -26,6 +26,12 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str | None = None
 
 
+def post_json(path: str, content: object) -> Request:
+    """Return a POST of what JSON can express."""
+    headers = ((b"Content-Type", b"application/json"),)
+    return Request(method="POST", path=path, headers=headers, body=msgspec.json.encode(content))
+
+
 class HeadForm:
     """The head of an answer but for the length of its body: servers repeat themselves.
 
