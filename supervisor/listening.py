@@ -92,8 +92,8 @@ def _addresses(host: str, port: int) -> Sequence[_Address]:
 def _can_bind_ipv6() -> bool:
     """Whether this machine has IPv6 at all: localhost may have an IPv6 address even where not."""
     try:
-        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
-            probe.bind(("::1", 0))
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as listener:
+            listener.bind(("::1", 0))
     except OSError:
         return False
     return True

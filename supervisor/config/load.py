@@ -142,18 +142,18 @@ class _Reader:
         self.problems: list[str] = []
         self._environ = environ
 
-    def read(self, path: Path, kind: type[_Model]) -> tuple[Source | None, _Model | None]:
-        """Return the file's source and content as `kind`; None after noting problems."""
+    def read(self, path: Path, model_type: type[_Model]) -> tuple[Source | None, _Model | None]:
+        """Return the file's source and content as `model_type`; None after noting problems."""
         source = self._source(path)
         if source is None:
             return None, None
         try:
             context = {"environ": self._environ}
-            return source, kind.model_validate(source.content, context=context)
+            return source, model_type.model_validate(source.content, context=context)
         except ValidationError as error:
             self.problems += [
                 f"{source.at(place)}: {dotted(place)}: {sentence}"
-                for place, sentence in field_problems(error, kind)
+                for place, sentence in field_problems(error, model_type)
             ]
             return source, None
 

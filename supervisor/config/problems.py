@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 
 from supervisor.config.source import FieldPath
 
-_KINDS = {
+_WANTED = {
     "int_type": "a whole number",
     "int_parsing": "a whole number",
     "int_from_float": "a whole number",
@@ -34,12 +34,12 @@ _BOUNDS = {
 
 
 def field_problems(
-    error: ValidationError, kind: type[BaseModel]
+    error: ValidationError, model_type: type[BaseModel]
 ) -> Iterator[tuple[FieldPath, str]]:
     """Yield the place and the sentence for each finding of pydantic."""
     for details in error.errors():
         place = details["loc"]
-        yield place, _sentence(details, _fields_beside(kind, place))
+        yield place, _sentence(details, _fields_beside(model_type, place))
 
 
 def nearest(name: str, known: Iterator[str] | list[str]) -> str:
@@ -49,26 +49,26 @@ def nearest(name: str, known: Iterator[str] | list[str]) -> str:
 
 
 def _sentence(details: ErrorDetails, beside: list[str]) -> str:
-    kind, given, context = details["type"], details["input"], details.get("ctx", {})
-    if kind == "extra_forbidden":
+    error_type, given, context = details["type"], details["input"], details.get("ctx", {})
+    if error_type == "extra_forbidden":
         name = str(details["loc"][-1])
         hint = nearest(name, beside) or f"; there are: {', '.join(sorted(beside))}"
         return f"is not a known field{hint}"
-    if kind == "missing":
+    if error_type == "missing":
         return "is missing; write it"
-    if kind == "value_error":
+    if error_type == "value_error":
         return f"{context['error']}"
-    wanted = _wanted(kind, context)
+    wanted = _wanted(error_type, context)
     return f"must be {wanted}, not {_shown(given)}" if wanted else details["msg"]
 
 
-def _wanted(kind: str, context: dict[str, Any]) -> str | None:
-    if kind in {"enum", "literal_error"}:
+def _wanted(error_type: str, context: dict[str, Any]) -> str | None:
+    if error_type in {"enum", "literal_error"}:
         return str(context["expected"])
-    if kind in _BOUNDS:
-        bound, words = _BOUNDS[kind]
+    if error_type in _BOUNDS:
+        bound, words = _BOUNDS[error_type]
         return f"{words} {context[bound]:g}"
-    return _KINDS.get(kind)
+    return _WANTED.get(error_type)
 
 
 def _shown(value: Any) -> str:
@@ -76,9 +76,9 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
-def _fields_beside(kind: type[BaseModel], place: FieldPath) -> list[str]:
+def _fields_beside(model_type: type[BaseModel], place: FieldPath) -> list[str]:
     """Return the names that are known where the last part of a place stands."""
-    here: Any = kind
+    here: Any = model_type
     for part in place[:-1]:
         here = _inside(here, part)
     return list(here.model_fields) if _is_model(here) else []

@@ -26,7 +26,7 @@ def _duration(value: Any) -> Any:
     )
 
 
-def _quantity(value: Any, units: Mapping[str, float], wanted: str, kind: type) -> Any:
+def _quantity(value: Any, units: Mapping[str, float], wanted: str, number_type: type) -> Any:
     """Turn `16GiB` into a number; numbers stay what they are. Raises ValueError otherwise."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(f"must be {wanted}")
@@ -35,7 +35,7 @@ def _quantity(value: Any, units: Mapping[str, float], wanted: str, kind: type) -
     match = _QUANTITY.fullmatch(value.strip())
     if match is None or match[2] not in units:
         raise ValueError(f"must be {wanted}")
-    return kind(float(match[1]) * units[match[2]])
+    return number_type(float(match[1]) * units[match[2]])
 
 
 def expand(text: str, environ: Mapping[str, str]) -> str:

@@ -6,7 +6,7 @@ from supervisor.config.catalogue import LongInput
 from supervisor.config.configuration import ResolvedModel
 from supervisor.core.machine.values import Target
 from supervisor.core.scheduling.values import Priority
-from supervisor.embedding.fitting import Fitting
+from supervisor.embedding.shortening import Shortening
 from supervisor.embedding.intake import Intake, look_at
 from supervisor.embedding.lengths import Ids
 from supervisor.embedding.server_tokenizer import ServerTokenizers
@@ -81,7 +81,7 @@ class Preparer:
             return tuple(_uncounted(each) for each in inputs)
         texts = [each for each in inputs if isinstance(each, str)]
         tokenized = await tokenizer.encode(texts) if texts else Tokenized(())
-        fitting = Fitting(
+        shortening = Shortening(
             intake=intake,
             long_input=_long_input(request, intake),
             side=request.truncation_side,
@@ -91,7 +91,7 @@ class Preparer:
         ids = iter(tokenized.ids)
         return tuple(
             [
-                await fitting.fit(each, next(ids) if isinstance(each, str) else each, index)
+                await shortening.apply(each, next(ids) if isinstance(each, str) else each, index)
                 for index, each in enumerate(inputs)
             ]
         )

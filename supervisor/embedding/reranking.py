@@ -110,7 +110,7 @@ class Reranker:
             return request.texts
         tokens = [len(ids) for ids in (await tokenizer.encode([request.query, *request.texts])).ids]
         room = intake.limit - tokens[0] - _BETWEEN
-        fitting = list(request.texts)
+        shortened = list(request.texts)
         for index, count in enumerate(tokens[1:]):
             if count > room and not request.truncates:
                 raise too_long(
@@ -119,8 +119,8 @@ class Reranker:
                     f"{tokens[0]} of the query",
                 )
             if count > room:
-                fitting[index] = await _cut(tokenizer, request, index, room)
-        return fitting
+                shortened[index] = await _cut(tokenizer, request, index, room)
+        return shortened
 
 
 async def _cut(tokenizer: Tokenizer, request: RerankRequest, index: int, room: int) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from supervisor.config.configuration import Configuration, ResolvedModel
 from supervisor.config.source import FieldPath
 from supervisor.engine.kinds.engines import Engines
-from supervisor.engine.kinds.probe import package_file
+from supervisor.engine.kinds.program_output import package_file
 from supervisor.engine.models.model_file import inspect_model_file
 from supervisor.engine.models.model_scan import is_utf8, printable
 from supervisor.engine.models.model_source import look_at_model, require_stated_need

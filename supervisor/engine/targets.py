@@ -38,8 +38,8 @@ class DeviceSource(Protocol):
         """Give the devices that were found."""
         ...
 
-    def device_for(self, kind: Literal["gpu", "cpu"]) -> str:
-        """Name the device that a backend of this kind uses."""
+    def device_for(self, processor: Literal["gpu", "cpu"]) -> str:
+        """Name the device that a backend on this processor uses."""
         ...
 
 

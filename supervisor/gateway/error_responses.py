@@ -91,6 +91,8 @@ def error_answer(error: RequestRefused) -> Answer:
 def error_body(error: RequestRefused) -> dict[str, Any]:
     """Return `{"error": {message, type, code, …details}}`."""
     status = STATUS_BY_CODE.get(error.code, 500)
-    kind = "rate_limit_error" if status == 429 else "invalid_request_error"
-    kind = "server_error" if status >= 500 else kind
-    return {"error": {"message": error.message, "type": kind, "code": error.code, **error.details}}
+    error_type = "rate_limit_error" if status == 429 else "invalid_request_error"
+    error_type = "server_error" if status >= 500 else error_type
+    return {
+        "error": {"message": error.message, "type": error_type, "code": error.code, **error.details}
+    }

@@ -36,31 +36,31 @@ _Asked = TypeVar("_Asked", bound=pydantic.BaseModel)
 
 
 def read_parameters(
-    kind: type[_Asked], query: str, values: Mapping[str, str], body: bytes
+    parameters_type: type[_Asked], query: str, values: Mapping[str, str], body: bytes
 ) -> _Asked:
     """Read what is asked out of the values in the path, the query and the JSON body.
 
     Raises RequestRefused `bad_request`, naming every field that is wrong.
     """
-    if kind is AnyParameters:
-        return kind()
+    if parameters_type is AnyParameters:
+        return parameters_type()
     fields: dict[str, Any] = dict(values)
     pairs = parse_qsl(query, keep_blank_values=True)
-    asked = [(name, _flag_of(kind, name, text)) for name, text in pairs]
+    asked = [(name, _flag_of(parameters_type, name, text)) for name, text in pairs]
     for name, value in (*asked, *_fields_of(body).items()):
         if name in fields:
             raise RequestRefused("bad_request", f"{name} is given more than once")
         fields[name] = value
     try:
-        return kind.model_validate(fields)
+        return parameters_type.model_validate(fields)
     except pydantic.ValidationError as error:
         problems = "; ".join(_describe(problem) for problem in error.errors())
         raise RequestRefused("bad_request", problems) from error
 
 
-def _flag_of(kind: type[pydantic.BaseModel], name: str, text: str) -> str | bool:
+def _flag_of(parameters_type: type[pydantic.BaseModel], name: str, text: str) -> str | bool:
     """Return what stands in a query; true or false where the field is a flag and it names one."""
-    field = kind.model_fields.get(name)
+    field = parameters_type.model_fields.get(name)
     return _FLAGS.get(text, text) if field is not None and field.annotation is bool else text
 
 

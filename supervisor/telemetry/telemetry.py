@@ -68,7 +68,7 @@ class Telemetry:
 
     async def __aexit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
@@ -103,17 +103,17 @@ class Telemetry:
         ]
         return (*gpus, *([self._host_info] if self._host_info is not None else []))
 
-    def device_for(self, kind: Literal["gpu", "cpu"]) -> str:
-        """Name the device that a backend of this kind uses: without a GPU, the host's memory.
+    def device_for(self, processor: Literal["gpu", "cpu"]) -> str:
+        """Name the device that a backend on this processor uses: without a GPU, the host's memory.
 
         The first GPU that works when it is asked for, and from then on the same one.
         """
         may_have_one = any(sampler.devices for sampler in self._samplers)
-        if kind == "gpu" and self._gpu is None and may_have_one:
+        if processor == "gpu" and self._gpu is None and may_have_one:
             gpus = [info for info in self.devices() if info.device != HOST]
             working = [info for info in gpus if info.fault is None]
             self._gpu = next((info.device for info in (*working, *gpus)), None)
-        return self._gpu or HOST if kind == "gpu" else HOST
+        return self._gpu or HOST if processor == "gpu" else HOST
 
     def health(self, device: str) -> DeviceHealth:
         """Say whether a device could be read when last tried. Raises TelemetryError: unknown."""

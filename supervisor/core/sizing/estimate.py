@@ -286,20 +286,20 @@ def _fitting_type(plan: _Plan, role: str, name: str) -> GgmlType:
 
     Source: llama_init_from_model() in llama-context.cpp.
     """
-    kind = GGML_TYPES_BY_NAME.get(name)
-    if kind is None:
+    cache_type = GGML_TYPES_BY_NAME.get(name)
+    if cache_type is None:
         raise EngineError(f"there is no cache type '{name}'; usual ones are f16, q8_0 and q4_0")
     layers = plan.layout.layers if isinstance(plan.layout, CacheLayout) else ()
     lengths = {layer.key_length if role == "key" else layer.value_length for layer in layers}
-    uneven = [length for length in sorted(lengths) if length % kind.block_values]
+    uneven = [length for length in sorted(lengths) if length % cache_type.block_values]
     if uneven and plan.has_flash:
         raise EngineError(
-            f"cache type {name} holds blocks of {kind.block_values} numbers, which do not divide "
+            f"cache type {name} holds blocks of {cache_type.block_values} numbers, which do not divide "
             f"the {role}s of this model ({uneven[0]} numbers per head): use f16"
         )
-    if role == "value" and kind.block_values > 1 and layers and not plan.has_flash:
+    if role == "value" and cache_type.block_values > 1 and layers and not plan.has_flash:
         raise EngineError(f"cached values of type {name} need flash attention: use f16")
-    return kind
+    return cache_type
 
 
 def _estimate_compute(plan: _Plan) -> int:

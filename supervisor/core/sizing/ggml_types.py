@@ -67,5 +67,5 @@ GGML_TYPES = MappingProxyType(
 )
 """All formats by the number that stands in a tensor table. The gaps are formats once removed."""
 
-GGML_TYPES_BY_NAME = MappingProxyType({kind.name: kind for kind in GGML_TYPES.values()})
+GGML_TYPES_BY_NAME = MappingProxyType({each.name: each for each in GGML_TYPES.values()})
 """The same by name, as `--cache-type-k` takes it."""

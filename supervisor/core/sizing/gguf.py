@@ -226,26 +226,26 @@ def _read_pairs(cursor: _Cursor, count: int) -> tuple[dict[str, MetadataValue], 
         key = cursor.string()
         if key in metadata or key in array_lengths:
             raise ModelFileError(f"the header is damaged: key '{key}' appears twice")
-        kind = cursor.u32()
-        if kind == _ARRAY:
+        value_type = cursor.u32()
+        if value_type == _ARRAY:
             kept, array_lengths[key] = _read_array(cursor, key)
             if kept is not None:
                 metadata[key] = kept
-        elif kind == _STRING:
+        elif value_type == _STRING:
             metadata[key] = cursor.string()
         else:
-            metadata[key] = _read_numbers(cursor, _number_code(kind, key), 1)[0]
+            metadata[key] = _read_numbers(cursor, _number_code(value_type, key), 1)[0]
     return metadata, array_lengths
 
 
 def _read_array(cursor: _Cursor, key: str) -> tuple[tuple[int | float, ...] | None, int]:
     """Return the values where they are few numbers, else None; and the length in any case."""
-    kind = cursor.u32()
-    if kind == _STRING:
+    value_type = cursor.u32()
+    if value_type == _STRING:
         length = cursor.count(f"strings under '{key}'", 8)
         cursor.skip_strings(length)
         return None, length
-    code = _number_code(kind, key)
+    code = _number_code(value_type, key)
     value_bytes = struct.calcsize(f"<{code}")
     length = cursor.count(f"numbers under '{key}'", value_bytes)
     if length > LONGEST_KEPT_ARRAY:
@@ -259,10 +259,12 @@ def _read_numbers(cursor: _Cursor, code: str, length: int) -> tuple[int | float,
     return struct.unpack_from(layout, cursor.view, cursor.step(struct.calcsize(layout)))
 
 
-def _number_code(kind: int, key: str) -> str:
-    code = _NUMBER_CODES.get(kind)
+def _number_code(value_type: int, key: str) -> str:
+    code = _NUMBER_CODES.get(value_type)
     if code is None:
-        raise ModelFileError(f"the header is damaged: key '{key}' has unknown value type {kind}")
+        raise ModelFileError(
+            f"the header is damaged: key '{key}' has unknown value type {value_type}"
+        )
     return code
 
 
@@ -332,8 +334,8 @@ def _read_tensor(cursor: _Cursor) -> _Tensor:
         )
     layout = _TENSOR_LAYOUTS[dimension_count]
     *shape, type_number, offset = layout.unpack_from(cursor.view, cursor.step(layout.size))
-    kind = GGML_TYPES.get(type_number)
-    if kind is None:
+    ggml_type = GGML_TYPES.get(type_number)
+    if ggml_type is None:
         if _FIRST_UNHEARD_TYPE <= type_number <= _LAST_BELIEVABLE_TYPE:
             return _Tensor(name, f"type {type_number}", None, offset)
         raise ModelFileError(
@@ -341,12 +343,12 @@ def _read_tensor(cursor: _Cursor) -> _Tensor:
             "quantise the model again, or fetch the file again"
         )
     row_values = shape[0] if shape else 1
-    if row_values % kind.block_values:
+    if row_values % ggml_type.block_values:
         raise ModelFileError(
             f"the header is damaged: tensor '{name}' has rows of {row_values} values, not whole "
-            f"blocks of {kind.name}"
+            f"blocks of {ggml_type.name}"
         )
-    return _Tensor(name, kind.name, kind.row_bytes(math.prod(shape)), offset)
+    return _Tensor(name, ggml_type.name, ggml_type.row_bytes(math.prod(shape)), offset)
 
 
 def _padded(position: int, alignment: int) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from supervisor.config.profile import Profile
 from supervisor.engine.kinds.flag_table import Flag, instead_of
 from supervisor.engine.kinds.flags import ArgumentReading
-from supervisor.engine.kinds.probe import HelpEntry
+from supervisor.engine.kinds.program_output import HelpEntry
 from supervisor.engine.port import ServerStart
 from supervisor.errors import EngineError
 

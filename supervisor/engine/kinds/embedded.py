@@ -20,7 +20,7 @@ from supervisor.engine.kinds.flags import (
     server_flags,
     unhonoured,
 )
-from supervisor.engine.kinds.probe import Probes, package_file
+from supervisor.engine.kinds.program_output import ProgramOutputs, package_file
 from supervisor.engine.port import Abilities, EngineIdentity, ServerStart
 from supervisor.errors import EngineError, UnfitProfile
 
@@ -43,7 +43,7 @@ class EmbeddedEngine(TakesServerFlags):
     """Runs our module `embedded_server`, which takes llama-server's flags."""
 
     def __init__(self) -> None:
-        self._probes = Probes()
+        self._outputs = ProgramOutputs()
 
     @property
     def identity(self) -> EngineIdentity:
@@ -66,7 +66,7 @@ class EmbeddedEngine(TakesServerFlags):
 
     def _description(self) -> dict[str, Any]:
         file = package_file(PACKAGE) or Path(PACKAGE)
-        printed = self._probes.ask((sys.executable, "-P", "-c", _DESCRIBE), file)
+        printed = self._outputs.of((sys.executable, "-P", "-c", _DESCRIBE), file)
         try:
             said: dict[str, Any] = json.loads(printed.splitlines()[0])
         except (IndexError, ValueError) as error:

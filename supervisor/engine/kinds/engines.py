@@ -10,7 +10,7 @@ from supervisor.engine.kinds.command import CommandEngine
 from supervisor.engine.kinds.embedded import EmbeddedEngine
 from supervisor.engine.kinds.llama_cpp_python import LlamaCppPython
 from supervisor.engine.kinds.llama_server import LlamaServer, find_binary
-from supervisor.engine.kinds.probe import package_file
+from supervisor.engine.kinds.program_output import package_file
 from supervisor.engine.port import Engine, EngineIdentity
 from supervisor.errors import EngineError
 

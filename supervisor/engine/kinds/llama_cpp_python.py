@@ -20,7 +20,7 @@ from supervisor.engine.kinds.arguments import Argument, read_arguments
 from supervisor.engine.kinds.cached_build import cached_llama_server
 from supervisor.engine.kinds.environment import inherited_environment
 from supervisor.engine.kinds.flags import ArgumentReading, unhonoured
-from supervisor.engine.kinds.probe import Probes, package_file, read_help
+from supervisor.engine.kinds.program_output import ProgramOutputs, package_file, read_help
 from supervisor.engine.port import Abilities, EngineIdentity, ServerStart, TokenizeRoute
 from supervisor.errors import EngineError, UnfitProfile
 
@@ -88,7 +88,7 @@ class LlamaCppPython:
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
-        self._probes = Probes()
+        self._outputs = ProgramOutputs()
 
     @property
     def identity(self) -> EngineIdentity:
@@ -200,7 +200,7 @@ class LlamaCppPython:
         inherited = inherited_environment(self._environ, self._library_environment())
         environ = {**inherited, "PYTHONUTF8": "1"}
         argv = (sys.executable, "-P", "-m", "llama_cpp.server", "--help")
-        return self._probes.ask(argv, _package_dir() / "__init__.py", environ)
+        return self._outputs.of(argv, _package_dir() / "__init__.py", environ)
 
     def _library_environment(self) -> dict[str, str]:
         folder = self._library_dir()

@@ -18,7 +18,7 @@ from supervisor.engine.kinds.flags import (
     TakesServerFlags,
     unhonoured,
 )
-from supervisor.engine.kinds.probe import HelpEntry, Probes, read_help
+from supervisor.engine.kinds.program_output import HelpEntry, ProgramOutputs, read_help
 from supervisor.engine.port import Abilities, Address, EngineIdentity, ServerStart
 from supervisor.errors import EngineError, UnfitProfile
 
@@ -54,7 +54,7 @@ class LlamaServer(TakesServerFlags):
     """
 
     binary: Path
-    _probes: Probes = field(default_factory=Probes, compare=False)
+    _outputs: ProgramOutputs = field(default_factory=ProgramOutputs, compare=False)
 
     @property
     def identity(self) -> EngineIdentity:
@@ -142,7 +142,7 @@ class LlamaServer(TakesServerFlags):
         return tuple(words)
 
     def _ask(self, flag: str) -> str:
-        return self._probes.ask((str(self.binary), flag), self.binary)
+        return self._outputs.of((str(self.binary), flag), self.binary)
 
 
 @contextmanager

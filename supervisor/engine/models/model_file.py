@@ -97,8 +97,8 @@ def require_loadable(file: ModelFile) -> None:
 def _inspect_one(path: Path) -> tuple[GgufHeader, FileIdentity]:
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its writer
-            kind = "a folder" if path.is_dir() else "not a regular file"
-            raise ModelFileError(f"{path}: it is {kind}; name the model's .gguf file")
+            what = "a folder" if path.is_dir() else "not a regular file"
+            raise ModelFileError(f"{path}: it is {what}; name the model's .gguf file")
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
             header = _read_header(path, file, status.st_size)

@@ -80,8 +80,10 @@ def safe_name(path: Path) -> str:
 
 def is_projector(path: Path, header: GgufHeader) -> bool:
     """Whether a file holds a multimodal projector (llama.cpp's `mmproj`), not a language model."""
-    kind = header.metadata.get("general.type")
-    return header.architecture == "clip" or kind == "mmproj" or path.name.startswith("mmproj")
+    general_type = header.metadata.get("general.type")
+    return (
+        header.architecture == "clip" or general_type == "mmproj" or path.name.startswith("mmproj")
+    )
 
 
 def belongs_to(projector: Path, model: Path) -> bool:

@@ -22,9 +22,9 @@ def choose_address(run_dir: Path, epoch: int, *, has_unix_socket: bool) -> Addre
     """Choose where a child listens: a socket in our private folder, else a fresh loopback port."""
     if has_unix_socket:
         return Address(socket_path=run_dir / f"backend-{epoch}.sock")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return Address(port=probe.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return Address(port=listener.getsockname()[1])
 
 
 def make_room(address: Address) -> None:
@@ -79,11 +79,11 @@ async def accepts_connections(address: Address) -> bool:
     family = socket.AF_UNIX if address.socket_path is not None else socket.AF_INET
     name = str(address.socket_path) if address.socket_path else ("127.0.0.1", address.port or 0)
     loop = asyncio.get_running_loop()
-    with socket.socket(family) as probe:
-        probe.setblocking(False)
+    with socket.socket(family) as connection:
+        connection.setblocking(False)
         try:
             async with asyncio.timeout(_CONNECT_TIMEOUT_S):
-                await loop.sock_connect(probe, name)
+                await loop.sock_connect(connection, name)
         except (ConnectionRefusedError, FileNotFoundError):
             return False
         except OSError:  # TimeoutError and EAGAIN, too: its queue is full
@@ -94,9 +94,9 @@ async def accepts_connections(address: Address) -> bool:
 def _listener_pid(path: Path) -> int:
     """Return the process that listens on a unix socket, as the kernel tells (unix(7))."""
     credentials = struct.Struct("3i")
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.setblocking(False)  # where its queue is full this is EAGAIN, not a wait
-        probe.connect(str(path))
-        raw = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size)
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.setblocking(False)  # where its queue is full this is EAGAIN, not a wait
+        connection.connect(str(path))
+        raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size)
     pid: int = credentials.unpack(raw)[0]
     return pid

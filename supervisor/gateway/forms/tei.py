@@ -229,7 +229,7 @@ def _empty(message: str) -> RequestRefused:
     return RequestRefused("inputs_empty", message)
 
 
-_KIND_AND_STATUS = {
+_ERROR_TYPE_AND_STATUS = {
     400: ("Validation", 422),
     422: ("Validation", 422),
     429: ("Overloaded", 429),
@@ -247,14 +247,14 @@ OVERLOADED = "Model is overloaded"
 def tei_error(error: RequestRefused) -> Answer:
     """Answer with an error in its form: `{"error", "error_type"}`."""
     ours = error_answer(error)
-    kind, status = _KIND_AND_STATUS.get(
+    error_type, status = _ERROR_TYPE_AND_STATUS.get(
         ours.status, ("Backend" if ours.status > 500 else "Validation", ours.status)
     )
     if error.code == "inputs_empty":
-        kind, status = "Empty", 400
-    message = f"{OVERLOADED}: {error.message}" if kind == "Overloaded" else error.message
+        error_type, status = "Empty", 400
+    message = f"{OVERLOADED}: {error.message}" if error_type == "Overloaded" else error.message
     return Answer(
         status=status,
-        body=as_json({"error": message, "error_type": kind}),
+        body=as_json({"error": message, "error_type": error_type}),
         headers=ours.headers,
     )

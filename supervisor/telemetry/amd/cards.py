@@ -93,11 +93,11 @@ class SmiCard:
     def read_pool(self, pool: Pool) -> PoolUse:
         """Read a pool in bytes."""
         # Of the calls that report memory these two count in bytes in every version; others in MB.
-        kind = self.library.AmdSmiMemoryType[pool.upper()]
+        memory_type = self.library.AmdSmiMemoryType[pool.upper()]
         try:
             return PoolUse(
-                total_bytes=self.library.amdsmi_get_gpu_memory_total(self.handle, kind),
-                used_bytes=self.library.amdsmi_get_gpu_memory_usage(self.handle, kind),
+                total_bytes=self.library.amdsmi_get_gpu_memory_total(self.handle, memory_type),
+                used_bytes=self.library.amdsmi_get_gpu_memory_usage(self.handle, memory_type),
             )
         except self.library.AmdSmiException as exc:
             raise TelemetryError(
@@ -112,9 +112,9 @@ class SmiCard:
 
     def read_temperature_c(self) -> float | None:
         """Read the hottest spot, or the edge where a card has no such sensor."""
-        kinds, metric = self.library.AmdSmiTemperatureType, self.library.AmdSmiTemperatureMetric
-        for kind in (kinds.HOTSPOT, kinds.EDGE):
-            degrees = _number(self._ask("amdsmi_get_temp_metric", kind, metric.CURRENT))
+        sensors, metric = self.library.AmdSmiTemperatureType, self.library.AmdSmiTemperatureMetric
+        for sensor in (sensors.HOTSPOT, sensors.EDGE):
+            degrees = _number(self._ask("amdsmi_get_temp_metric", sensor, metric.CURRENT))
             if degrees is not None:
                 return degrees
         return None

@@ -11,7 +11,7 @@ from supervisor.config.holder import ConfigurationHolder
 from supervisor.core.machine.values import Mode, Stop, Target
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.kinds.llama_server import LlamaServer
-from supervisor.engine.kinds.probe import read_help
+from supervisor.engine.kinds.program_output import read_help
 from supervisor.engine.launcher import Launcher
 from supervisor.engine.port import Address, ServerStart
 from supervisor.engine.servers.backend import Backend

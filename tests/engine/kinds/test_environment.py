@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from supervisor.config.profile import Profile
 from supervisor.core.machine.values import Mode
 from supervisor.engine.kinds.environment import inherited_environment, withheld_names
-from supervisor.engine.kinds.probe import Probes
+from supervisor.engine.kinds.program_output import ProgramOutputs
 
 NEEDED = {
     "PATH": "/bin",
@@ -69,6 +69,6 @@ def test_a_program_that_is_asked_about_itself_sees_no_secrets_either(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("DATABASE_PASSWORD", "secret")
-    printed = Probes().ask(("/usr/bin/env",), Path("/usr/bin/env"))
+    printed = ProgramOutputs().of(("/usr/bin/env",), Path("/usr/bin/env"))
     assert "PATH=" in printed
     assert "DATABASE_PASSWORD" not in printed

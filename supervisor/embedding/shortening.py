@@ -12,8 +12,11 @@ from supervisor.embedding.values import Content, Piece, PreparedInput, Side, too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fitting:
-    """How inputs of one request are made to fit. `frame`: the special tokens around each text."""
+class Shortening:
+    """How inputs of one request are shortened to what their model takes.
+
+    `frame`: the special tokens around each text.
+    """
 
     intake: Intake
     long_input: LongInput
@@ -21,7 +24,7 @@ class Fitting:
     frame: Frame
     tokenizer: Tokenizer
 
-    async def fit(self, content: Content, ids: Ids, index: int) -> PreparedInput:
+    async def apply(self, content: Content, ids: Ids, index: int) -> PreparedInput:
         """Return an input as its server is sent it. Raises RequestRefused `input_too_long`."""
         limit = self.intake.limit
         if limit is None or len(ids) <= limit:

@@ -15,7 +15,7 @@ from supervisor.engine.kinds.arguments import MANY
 from supervisor.engine.kinds.environment import inherited_environment
 from supervisor.errors import EngineError
 
-PROBE_TIMEOUT_S = 60.0
+ANSWER_TIMEOUT_S = 60.0
 """A first start reads libraries of some hundred MB from a slow disk."""
 
 _HEAD = re.compile(r"^ {0,2}(-\S.*?)(?:(?<![,\s])\s{2,}|$)")
@@ -84,12 +84,12 @@ def _value_count(hint: str) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Probes:
+class ProgramOutputs:
     """What programs have answered, kept as long as the file that answers for them is the same."""
 
     _answers: dict[tuple[object, ...], str] = field(default_factory=dict)
 
-    def ask(
+    def of(
         self, argv: tuple[str, ...], file: Path, environ: Mapping[str, str] | None = None
     ) -> str:
         """Run a program to its end and return all that it prints.
@@ -120,7 +120,7 @@ def _run(argv: tuple[str, ...], environ: Mapping[str, str] | None) -> str:
             start_new_session=True,
         ) as process:
             try:
-                stdout, stderr = process.communicate(timeout=PROBE_TIMEOUT_S)
+                stdout, stderr = process.communicate(timeout=ANSWER_TIMEOUT_S)
             except BaseException:
                 os.killpg(process.pid, signal.SIGKILL)  # and what it has started
                 raise
