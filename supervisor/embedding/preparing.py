@@ -6,11 +6,11 @@ from supervisor.config.catalogue import LongInput
 from supervisor.config.configuration import ResolvedModel
 from supervisor.core.machine.values import Target
 from supervisor.core.scheduling.values import Priority
-from supervisor.embedding.shortening import Shortening
 from supervisor.embedding.intake import Intake, look_at
 from supervisor.embedding.lengths import Ids
 from supervisor.embedding.server_tokenizer import ServerTokenizers
 from supervisor.embedding.servers import Servers
+from supervisor.embedding.shortening import Shortening
 from supervisor.embedding.tokenizer import Tokenized, Tokenizer
 from supervisor.embedding.values import (
     Content,

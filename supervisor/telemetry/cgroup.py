@@ -67,11 +67,11 @@ class MemoryCgroup:
 
     def _read_used(self, folder: Path) -> int:
         try:
-            usage = int((folder / self._layout.usage_file).read_text())
+            usage = int((folder / self._layout.usage_file).read_bytes())
             counters = dict(
-                line.split() for line in (folder / "memory.stat").read_text().splitlines()
+                line.split() for line in (folder / "memory.stat").read_bytes().splitlines()
             )
-            page_cache = sum(int(counters[name]) for name in self._layout.page_cache)
+            page_cache = sum(int(counters[name.encode()]) for name in self._layout.page_cache)
         except (OSError, ValueError, KeyError) as exc:
             raise TelemetryError(
                 f"host memory: {folder} sets a limit, but its use cannot be read ({exc!r}); "
@@ -82,10 +82,10 @@ class MemoryCgroup:
 
 def _read_limit(file: Path) -> int | None:
     try:
-        text = file.read_text().strip()
+        content = file.read_bytes().strip()
     except OSError:  # the root of the hierarchy has no limit file
         return None
-    return None if text == "max" else int(text)
+    return None if content == b"max" else int(content)
 
 
 def _find_folders(root: Path) -> tuple[_Layout, tuple[Path, ...]]:

@@ -1,5 +1,6 @@
 """Host memory as a device: what the machine has, bounded by what this container may use."""
 
+import re
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -97,19 +98,16 @@ def _read_children_bytes(proc: Path, pids: Collection[int]) -> int | None:
     total = 0
     for pid in pids:
         try:
-            status = (proc / str(pid) / "status").read_text(errors="replace")
+            status = (proc / str(pid) / "status").read_bytes()
         except (FileNotFoundError, ProcessLookupError):
             continue  # the process is gone, and its memory with it
         except OSError:
             return None
-        fields = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
-        if "RssAnon" in fields:
-            total += 1024 * (_kib(fields["RssAnon"]) + _kib(fields["RssShmem"]))
-        elif "VmRSS" in fields:
+        held = _HELD.findall(status)
+        if not held and b"\nVmRSS:" in status:
             return None  # a kernel that does not separate the kinds; a zombie has neither
+        total += sum(1024 * int(kib) for kib in held)
     return total
 
 
-def _kib(field: str) -> int:
-    """Read the number out of `1234 kB`."""
-    return int(field.split(maxsplit=1)[0])
+_HELD = re.compile(rb"^Rss(?:Anon|Shmem):\s*(\d+) kB$", re.MULTILINE)

@@ -100,8 +100,9 @@ async def _record(
                 reading = await telemetry.read(info.device, pids or ())
             except TelemetryError:
                 continue  # telemetry has noted it
-            ring = rings.setdefault(info.device, Ring())
-            ring.add(_point(reading, has_children=pids is not None))
+            if info.device not in rings:
+                rings[info.device] = Ring()
+            rings[info.device].add(_point(reading, has_children=pids is not None))
         # What was missed while the machine slept is not made up for.
         due_at = max(due_at + period_s, time.monotonic())
         await asyncio.sleep(due_at - time.monotonic())

@@ -294,8 +294,8 @@ def _fitting_type(plan: _Plan, role: str, name: str) -> GgmlType:
     uneven = [length for length in sorted(lengths) if length % cache_type.block_values]
     if uneven and plan.has_flash:
         raise EngineError(
-            f"cache type {name} holds blocks of {cache_type.block_values} numbers, which do not divide "
-            f"the {role}s of this model ({uneven[0]} numbers per head): use f16"
+            f"cache type {name} holds blocks of {cache_type.block_values} numbers, which do not "
+            f"divide the {role}s of this model ({uneven[0]} numbers per head): use f16"
         )
     if role == "value" and cache_type.block_values > 1 and layers and not plan.has_flash:
         raise EngineError(f"cached values of type {name} need flash attention: use f16")

@@ -15,6 +15,7 @@ reading 1 GiB takes 20 s instead of 2.
 
 import ctypes
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -167,11 +168,13 @@ def mapped_file_bytes(pids: Collection[int]) -> int:
 
 def _mapped_file_bytes(pid: int) -> int:
     try:
-        status = Path(f"/proc/{pid}/status").read_text(errors="replace")
+        status = Path(f"/proc/{pid}/status").read_bytes()
     except OSError:
         return 0
-    lines = (line.split() for line in status.splitlines() if line.startswith("RssFile:"))
-    return sum(1024 * int(line[1]) for line in lines)
+    return sum(1024 * int(kib) for kib in _MAPPED.findall(status))
+
+
+_MAPPED = re.compile(rb"^RssFile:\s*(\d+) kB$", re.MULTILINE)
 
 
 @contextmanager
