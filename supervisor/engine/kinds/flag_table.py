@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from supervisor.engine.port import ServerStart
 
 SPARE_THREADS = 8
-"""Threads beyond one for each request that we send at once: for health checks, slots, the tokenizer.
+"""Threads beyond one for each request that we send at once: for health checks, slots and tokens.
 
 cpp-httplib adds a thread only while it counts none as idle, and a woken one leaves that count late:
 of N connections on K idle threads, N - K wait until others are closed, 5 s later.
