@@ -16,7 +16,6 @@ import typer
 import uvloop
 
 from supervisor import __version__
-from supervisor.app import Options, build_engines
 from supervisor.config.configuration import Configuration
 from supervisor.config.explain import explain as explain_fields
 from supervisor.config.load import load, read
@@ -41,6 +40,7 @@ from supervisor.observability.estimates_store import estimates_in
 from supervisor.observability.logs import set_up_logging
 from supervisor.running import serve as run_controller
 from supervisor.telemetry.telemetry import Telemetry
+from supervisor.wiring.ground import Options, build_engines
 
 cli = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, help=__doc__)
 

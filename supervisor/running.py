@@ -12,9 +12,10 @@ import structlog
 from aiohttp import web
 
 from supervisor import __version__
-from supervisor.app import Controller, Options, build
+from supervisor.app import Controller, build
 from supervisor.config.configuration import Configuration
 from supervisor.listening import BACKLOG, open_sockets, url_of
+from supervisor.wiring.ground import Options
 
 log = structlog.get_logger()
 

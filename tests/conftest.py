@@ -14,10 +14,11 @@ import pytest
 import yaml
 from aiohttp import web
 
-from supervisor.app import Controller, Options, build
+from supervisor.app import Controller, build
 from supervisor.config.configuration import Configuration
 from supervisor.config.load import load
 from supervisor.engine.kinds.cached_build import cached_llama_server
+from supervisor.wiring.ground import Options
 from tests.models.long_reader import write_long_reader
 from tests.models.reranker import write_reranker
 

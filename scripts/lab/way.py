@@ -25,8 +25,9 @@ from aiohttp import web
 import supervisor
 from lab.harness.command import MODELS, PROFILES, LabError
 from lab.harness.setting import CHAT_MODEL
-from supervisor.app import Options, build
+from supervisor.app import build
 from supervisor.config.load import load
+from supervisor.wiring.ground import Options
 
 BACKGROUND = ("engine/needs/", "engine/servers/output.py", "observability/", "telemetry/")
 """Where calls begin that no request causes: a server's output, samples of memory, a flushed log."""

@@ -14,7 +14,7 @@ import pytest
 import uvloop
 import yaml
 
-from supervisor.app import Controller, Options, build
+from supervisor.app import Controller, build
 from supervisor.config.load import load
 from supervisor.core.scheduling.values import Priority
 from supervisor.embedding.batching.batcher import Batcher
@@ -22,6 +22,7 @@ from supervisor.embedding.batching.workers import Workers
 from supervisor.embedding.values import ComputedPieces, Piece
 from supervisor.engine.servers.backend import Backend
 from supervisor.engine.servers.framing import Request
+from supervisor.wiring.ground import Options
 from tests.conftest import ROOT, write_configuration
 
 OBEDIENT_SERVER = Path(__file__).with_name("obedient_server.py")

@@ -1,0 +1,1 @@
+"""How the rooms are put together: a module for each, called by the composition root."""

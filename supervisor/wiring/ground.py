@@ -1,0 +1,119 @@
+"""What everything else stands on: configuration, data folder, devices and engines."""
+
+import os
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from supervisor.config.configuration import Configuration
+from supervisor.config.exposure import describe_exposure
+from supervisor.config.holder import ConfigurationHolder
+from supervisor.config.settings import SupervisorSettings
+from supervisor.data_folder import DataFolder, remove_run_dir
+from supervisor.engine.kinds.engines import Engines
+from supervisor.engine.servers.children import Children
+from supervisor.errors import TelemetryError
+from supervisor.observability.impairments import Impairments
+from supervisor.telemetry.telemetry import Telemetry
+from supervisor.wiring.stores import Stores, open_stores
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the command line decides; None, or no host, leaves it to `supervisor.yaml`."""
+
+    data_dir: Path
+    data_wait_s: float = 0.0
+    """Seconds that another controller gets to leave the data folder."""
+    hosts: tuple[str, ...] = ()
+    port: int | None = None
+    engine: str = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ground:
+    """What the machine stands on: the configuration, the data folder, devices and engines.
+
+    `hosts` are the addresses to listen on, `warnings` what `/status` shows of the start.
+    """
+
+    configuration: ConfigurationHolder
+    children: Children
+    run_dir: Path
+    stores: Stores
+    telemetry: Telemetry
+    engines: Engines
+    impairments: Impairments
+    hosts: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+async def prepare_ground(
+    configuration: Configuration, options: Options, owned: AsyncExitStack
+) -> Ground:
+    """Claim the data folder, find devices and engines. Raises as `build`; `owned` gives back."""
+    impairments = Impairments()
+    data = await DataFolder.claim(options.data_dir, options.data_wait_s)
+    owned.callback(data.release)
+    children = Children(data, impairments)
+    owned.callback(children.release)
+    run_dir = data.make_run_dir()
+    owned.callback(remove_run_dir, run_dir)
+    telemetry = await owned.enter_async_context(Telemetry())
+    require_devices(configuration.settings, telemetry)
+    stores = open_stores(configuration.settings.switch, data, owned, impairments)
+    engines = build_engines(configuration, options.engine)
+    engines.announce()
+    hosts = options.hosts or configuration.settings.server.hosts
+    return Ground(
+        configuration=ConfigurationHolder(configuration),
+        children=children,
+        run_dir=run_dir,
+        stores=stores,
+        telemetry=telemetry,
+        engines=engines,
+        impairments=impairments,
+        hosts=hosts,
+        warnings=warn_of(configuration, telemetry, hosts),
+    )
+
+
+def build_engines(configuration: Configuration, preferred: str) -> Engines:
+    """Find the engines of this machine. Raises EngineError when there is none."""
+    named = configuration.settings.engines.llama_server_bin
+    return Engines(os.environ, Path(named) if named else None, preferred)
+
+
+def require_devices(settings: SupervisorSettings, telemetry: Telemetry) -> None:
+    """Raise TelemetryError, with the reason, where a required device cannot be used."""
+    usable = {info.device for info in telemetry.devices() if info.fault is None}
+    missing = [
+        name for name, given in settings.devices.items() if given.required and name not in usable
+    ]
+    if missing:
+        reason = "; ".join(telemetry.problems) or (
+            f"no such device was found here; found: {', '.join(sorted(usable))}"
+        )
+        raise TelemetryError(
+            f"{', '.join(missing)} is required (devices.{missing[0]}.required) and cannot be used: "
+            f"{reason}. `llama-supervisor doctor` says what is here and what to do"
+        )
+
+
+def warn_of(
+    configuration: Configuration, telemetry: Telemetry, hosts: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Log what an operator should know from the start; return what `/status` shows of it."""
+    for left_out in configuration.left_out:
+        log.warning("scan.left_out", path=left_out.path, reason=left_out.reason)
+    for problem in telemetry.problems:
+        log.warning("telemetry.problem", problem=problem)
+    exposure = describe_exposure(hosts)
+    if exposure is None:
+        return ()
+    log.warning("controller.exposed", problem=exposure)
+    return (exposure,)

@@ -1,0 +1,123 @@
+"""Starts the arbiter with its observers, and all that watches."""
+
+import time
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import structlog
+from immutables import Map
+
+from supervisor.arbiter.arbiter import Arbiter
+from supervisor.config.configuration import Configuration
+from supervisor.config.holder import ConfigurationHolder
+from supervisor.core.machine.events import DeviceFound, RulesChanged
+from supervisor.core.machine.snapshot import Scheduling, Snapshot
+from supervisor.core.machine.values import Device
+from supervisor.core.scheduling.estimates import Estimates
+from supervisor.engine.launcher import Launcher
+from supervisor.engine.needs.learning import Learner, keep_learning
+from supervisor.engine.targets import Targets, configured_device
+from supervisor.errors import ConfigError
+from supervisor.observability.readiness import Readiness
+from supervisor.observability.recorder import Recorder
+from supervisor.telemetry.port import DeviceInfo
+from supervisor.telemetry.ring import Ring, record_devices
+from supervisor.telemetry.vendors import child_environment
+from supervisor.wiring.ground import Ground
+from supervisor.wiring.stores import Stores
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """The arbiter, and what is known by watching: readiness, and the last hour of each device."""
+
+    arbiter: Arbiter
+    readiness: Readiness
+    rings: Mapping[str, Ring]
+
+
+async def start_machine(ground: Ground, owned: AsyncExitStack) -> Machine:
+    """Start the arbiter with its observers, and all that watches; `owned` ends the watching."""
+    configuration, telemetry = ground.configuration.current, ground.telemetry
+    launcher = Launcher(
+        configuration=ground.configuration,
+        engines=ground.engines,
+        run_dir=ground.run_dir,
+        device_env=lambda shown: child_environment(shown, telemetry.devices()),
+        prompt_cache=ground.stores.prompt_cache,
+        learned_store=ground.stores.learned_store,
+    )
+    learner = Learner(
+        store=ground.stores.learned_store, devices=telemetry, assessed=launcher.assessed
+    )
+    readiness = Readiness(has_default_model=configuration.catalogue.default_model is not None)
+    stores = ground.stores
+    observers = (Recorder(stores.history), ground.children, learner, readiness, stores.estimates)
+    arbiter = Arbiter(
+        snapshot=first_snapshot(configuration, telemetry.devices(), stores.estimates.read()),
+        launcher=launcher,
+        memory=telemetry,
+        impairments=ground.impairments,
+        observers=tuple(each.observe for each in observers),
+    )
+    rings = await owned.enter_async_context(
+        record_devices(telemetry, child_pids=lambda: child_pids(arbiter.snapshot))
+    )
+    await owned.enter_async_context(keep_learning(learner, lambda: arbiter.snapshot.backends))
+    await owned.enter_async_context(ground.impairments.retried())
+    return Machine(arbiter=arbiter, readiness=readiness, rings=rings)
+
+
+def push_rules(
+    arbiter: Arbiter, targets: Targets, stores: Stores, holder: ConfigurationHolder
+) -> None:
+    """Pass limits, rules, budgets and bounds on whenever another configuration is applied."""
+
+    def push(configuration: Configuration) -> None:
+        settings = configuration.settings
+        arbiter.post(
+            RulesChanged(at=time.monotonic(), limits=settings.limits(), rules=settings.rules())
+        )
+        for name in arbiter.snapshot.devices:
+            note_device(arbiter, targets.device(name))
+        stores.apply(settings.switch)
+
+    holder.on_apply(push)
+
+
+def note_device(arbiter: Arbiter, device: Device) -> None:
+    """Tell the core of a device where it differs from what the core knows of it."""
+    if device.budget_bytes and arbiter.snapshot.devices.get(device.name) != device:
+        arbiter.post(DeviceFound(at=time.monotonic(), device=device))
+
+
+def first_snapshot(
+    configuration: Configuration, devices: tuple[DeviceInfo, ...], estimates: Estimates
+) -> Snapshot:
+    """Build the state at start: the devices with their budgets, and nothing loaded.
+
+    Raises ConfigError when the settings name a device that is not there.
+    """
+    settings = configuration.settings
+    known = {info.device: info for info in devices}
+    budgets = {name: configured_device(info, settings) for name, info in known.items()}
+    for name in settings.devices.keys() - known.keys():
+        if not name.startswith("gpu"):
+            raise ConfigError(
+                (f"supervisor.yaml: devices.{name}: no such device; found: {', '.join(known)}",)
+            )
+        log.info("device.absent", device=name)
+    return Snapshot(
+        devices=Map(budgets),
+        limits=settings.limits(),
+        rules=settings.rules(),
+        scheduling=Scheduling(run=f"s{int(time.time())}", estimates=estimates),
+    )
+
+
+def child_pids(snapshot: Snapshot) -> tuple[int, ...]:
+    """Give the process ids of the children that run."""
+    return tuple(backend.pid for backend in snapshot.backends if backend.pid is not None)
