@@ -1,0 +1,111 @@
+"""What the jobs room asks of a queue and of a store of files; adapters are chosen by settings."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from supervisor.jobs.values import (
+    Job,
+    JobKind,
+    JobState,
+    Line,
+    LineResult,
+    NewLine,
+    Repeat,
+)
+
+
+class JobQueue(Protocol):
+    """A durable queue: what it has taken survives the death of whoever works on it.
+
+    Lines are claimed for a time, their lease, and belong to the claimer (`owner`) until it is over;
+    then others may claim them. So a line may be worked on twice, but is settled once: the first
+    result counts. Every method may be called from several controllers at once, and raises
+    RequestRefused `storage_full` where nothing more can be written.
+    """
+
+    async def add(self, job: Job) -> None:
+        """Take a job; when this returns, it is durable."""
+        ...
+
+    async def job(self, job_id: str) -> Job | None:
+        """Return one job."""
+        ...
+
+    async def jobs(self, kind: JobKind | None, *, after: str | None, limit: int) -> Sequence[Job]:
+        """Return jobs of a kind (None: of all), the newest first, those behind `after`."""
+        ...
+
+    async def change(self, job: Job, expected: JobState) -> bool:
+        """Write all of a job but its counts, if its state is still the one that is expected.
+
+        Returns whether it was. Its claim ends.
+        """
+        ...
+
+    async def claim_job(self, lease_s: float) -> Job | None:
+        """Claim a job that is due by itself (`Job.is_due`).
+
+        The claim only spares work: whatever is done with a job may be done twice.
+        """
+        ...
+
+    async def remove(self, job_id: str) -> None:
+        """Forget a job, and all its lines and results."""
+        ...
+
+    async def add_lines(self, job_id: str, lines: Sequence[NewLine]) -> None:
+        """Add lines to a job that is VALIDATING; those that it has already are left as they are.
+
+        They may be claimed from then on, and are for certain once the job is IN_PROGRESS.
+        """
+        ...
+
+    async def claim(self, kind: JobKind, owner: str, limit: int, lease_s: float) -> Sequence[Line]:
+        """Claim lines of jobs that may be worked on: of the more urgent first, then of the older.
+
+        Returns at once, also with none.
+        """
+        ...
+
+    async def renew(self, owner: str, lines: Sequence[Line], lease_s: float) -> Sequence[Line]:
+        """Prolong the leases of lines. Returns those that are not the owner's any more.
+
+        Another may have claimed them, or their job was cancelled or is over.
+        """
+        ...
+
+    async def settle(self, results: Sequence[LineResult]) -> None:
+        """Keep and count results; those of lines that are settled or not wanted are dropped."""
+        ...
+
+    async def put_back(self, owner: str, repeats: Sequence[Repeat]) -> None:
+        """Give lines back that are the owner's."""
+        ...
+
+    async def results(self, job_id: str, *, after: int, limit: int) -> Sequence[LineResult]:
+        """Return results of a job by rising numbers, those above `after`."""
+        ...
+
+    async def unsettled(self, job_id: str, *, after: int, limit: int) -> Sequence[NewLine]:
+        """Return lines of a job without a result, likewise."""
+        ...
+
+    async def forget_results(self, job_id: str) -> None:
+        """Forget the results of a job that has ended, and the lines that succeeded."""
+        ...
+
+    async def reopen(self, job: Job, expected: JobState) -> bool:
+        """Write a job as `change` does, and have its lines without success claimed anew."""
+        ...
+
+    async def used_bytes(self) -> int:
+        """Return what jobs, lines and results take."""
+        ...
+
+    async def wait(self, timeout_s: float) -> None:
+        """Return when there may be something to claim, at the latest after `timeout_s`."""
+        ...
+
+    async def close(self) -> None:
+        """Write what is to be written, and let go."""
+        ...

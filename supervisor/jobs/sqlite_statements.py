@@ -1,0 +1,375 @@
+"""The tables of the SQLite queue, and all that is done with them; each function is a transaction.
+
+A line stands in `lines` as long as it is not done with: a success takes it out, so nothing settles
+it twice. `due_at` is when it may be claimed: for one that is claimed, the end of its lease.
+"""
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from supervisor.jobs.values import (
+    Counts,
+    Job,
+    JobKind,
+    JobPriority,
+    JobState,
+    Line,
+    LineResult,
+    NewLine,
+    Repeat,
+)
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS jobs (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    kind TEXT NOT NULL,
+    state TEXT NOT NULL,
+    rank INTEGER NOT NULL,
+    not_before REAL NOT NULL,
+    expires_at REAL,
+    leased_until REAL NOT NULL DEFAULT 0,
+    record BLOB NOT NULL,
+    lines INTEGER NOT NULL,
+    reason TEXT NOT NULL,
+    succeeded INTEGER NOT NULL DEFAULT 0,
+    failed INTEGER NOT NULL DEFAULT 0,
+    repeats INTEGER NOT NULL DEFAULT 0,
+    input_tokens INTEGER NOT NULL DEFAULT 0,
+    output_tokens INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state, kind, rank, number);
+CREATE TABLE IF NOT EXISTS lines (
+    job INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    content BLOB NOT NULL,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    due_at REAL NOT NULL DEFAULT 0,
+    owner TEXT NOT NULL DEFAULT '',
+    has_failed INTEGER NOT NULL DEFAULT 0,
+    PRIMARY KEY (job, number)
+);
+CREATE INDEX IF NOT EXISTS open_lines ON lines (job, number, due_at) WHERE NOT has_failed;
+CREATE TABLE IF NOT EXISTS results (
+    job INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    is_success INTEGER NOT NULL,
+    content BLOB NOT NULL,
+    reason TEXT NOT NULL,
+    input_tokens INTEGER NOT NULL,
+    output_tokens INTEGER NOT NULL,
+    PRIMARY KEY (job, number)
+);
+"""
+
+_RANKS = {priority: rank for rank, priority in enumerate(JobPriority)}
+
+_COLUMNS = "number, record, state, reason, succeeded, failed, repeats, input_tokens, output_tokens"
+_ACTIVE = "state IN ('validating', 'in_progress', 'finalizing', 'cancelling')"
+_SETTLES = "state IN ('validating', 'in_progress')"
+
+_VACUUM_PAGES = 2000
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Job).decode
+
+
+def prepare(database: sqlite3.Connection) -> None:
+    """Make the tables where they are missing, and free what a controller that died had claimed."""
+    if not _pragma(database, "auto_vacuum"):  # of a new file; it cannot be had later
+        database.execute("PRAGMA auto_vacuum=INCREMENTAL")
+        database.execute("VACUUM")
+    database.execute("PRAGMA journal_mode=WAL")
+    database.execute("PRAGMA synchronous=FULL")
+    database.executescript(_SCHEMA)
+    with database:
+        database.execute("UPDATE jobs SET leased_until = 0")
+        database.execute("UPDATE lines SET due_at = 0, owner = '' WHERE owner != ''")
+
+
+def add(database: sqlite3.Connection, job: Job) -> None:
+    """Insert a job."""
+    database.execute(
+        "INSERT INTO jobs (id, kind, state, rank, not_before, expires_at, record, lines, reason)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (job.id, job.kind, *_fields(job)),
+    )
+
+
+def job(database: sqlite3.Connection, job_id: str) -> Job | None:
+    """Return one job."""
+    found = _jobs(database, "WHERE id = ?", (job_id,))
+    return found[0][1] if found else None
+
+
+def jobs(
+    database: sqlite3.Connection, kind: JobKind | None, after: str | None, limit: int
+) -> Sequence[Job]:
+    """Return jobs, the newest first, those behind `after`."""
+    found = _jobs(
+        database,
+        "WHERE (?1 IS NULL OR kind = ?1)"
+        " AND (?2 IS NULL OR number < (SELECT number FROM jobs WHERE id = ?2))"
+        " ORDER BY number DESC LIMIT ?3",
+        (kind, after, limit),
+    )
+    return [each for _, each in found]
+
+
+def change(database: sqlite3.Connection, job: Job, expected: JobState) -> bool:
+    """Write a job where it is still in the state that is expected."""
+    changed = database.execute(
+        "UPDATE jobs SET state = ?, rank = ?, not_before = ?, expires_at = ?, record = ?,"
+        " lines = ?, reason = ?, leased_until = 0 WHERE id = ? AND state = ?",
+        (*_fields(job), job.id, expected),
+    )
+    return changed.rowcount == 1
+
+
+def claim_job(database: sqlite3.Connection, now: float, lease_s: float) -> Job | None:
+    """Claim a job that is due by itself."""
+    found = _jobs(
+        database,
+        f"WHERE {_ACTIVE} AND leased_until <= ?1 AND (state != 'in_progress'"
+        " OR succeeded + failed >= lines OR expires_at <= ?1) ORDER BY rank, number LIMIT 1",
+        (now,),
+    )
+    for number, claimed in found:
+        until = now + lease_s
+        database.execute("UPDATE jobs SET leased_until = ? WHERE number = ?", (until, number))
+        return claimed
+    return None
+
+
+def remove(database: sqlite3.Connection, job_id: str) -> None:
+    """Delete a job, its lines and its results."""
+    for number, _ in _jobs(database, "WHERE id = ?", (job_id,)):
+        for table in ("lines", "results"):
+            database.execute(f"DELETE FROM {table} WHERE job = ?", (number,))
+        database.execute("DELETE FROM jobs WHERE number = ?", (number,))
+
+
+def add_lines(database: sqlite3.Connection, job_id: str, lines: Sequence[NewLine]) -> None:
+    """Insert lines into a job that is being validated, where they are not there yet."""
+    for number, _ in _jobs(database, "WHERE id = ? AND state = 'validating'", (job_id,)):
+        database.executemany(
+            "INSERT OR IGNORE INTO lines (job, number, content) VALUES (?, ?, ?)",
+            [(number, line.number, line.content) for line in lines],
+        )
+
+
+def claim(
+    database: sqlite3.Connection, kind: JobKind, owner: str, limit: int, lease: tuple[float, float]
+) -> Sequence[Line]:
+    """Claim lines of jobs in progress, in the jobs' order. `lease`: from when until when."""
+    now, until = lease
+    ready = _jobs(
+        database,
+        "WHERE state = 'in_progress' AND kind = ? AND not_before <= ?"
+        " AND (expires_at IS NULL OR expires_at > ?) ORDER BY rank, number",
+        (kind, now, now),
+    )
+    claimed: list[Line] = []
+    for number, each in ready:
+        rows = database.execute(
+            "UPDATE lines SET owner = ?, due_at = ?, attempts = attempts + 1"
+            " WHERE job = ? AND number IN (SELECT number FROM lines WHERE job = ?"
+            " AND NOT has_failed AND due_at <= ? ORDER BY number LIMIT ?)"
+            " RETURNING number, content, attempts",
+            (owner, until, number, number, now, limit - len(claimed)),
+        ).fetchall()
+        claimed += [Line(each.id, *row) for row in sorted(rows)]
+        if len(claimed) >= limit:
+            break
+    return claimed
+
+
+def renew(
+    database: sqlite3.Connection, owner: str, lines: Sequence[Line], due_at: float
+) -> Sequence[Line]:
+    """Prolong leases; return the lines that have none."""
+    lost = []
+    numbers = _numbers(database, (line.job_id for line in lines))
+    for line in lines:
+        renewed = database.execute(
+            "UPDATE lines SET due_at = ? WHERE job = ? AND number = ? AND owner = ?",
+            (due_at, numbers.get(line.job_id), line.number, owner),
+        )
+        if not renewed.rowcount:
+            lost.append(line)
+    return lost
+
+
+def settle(database: sqlite3.Connection, results: Sequence[LineResult]) -> None:
+    """Keep results of lines that have none, and count them."""
+    numbers = _numbers(database, (result.job_id for result in results))
+    for result in results:
+        number = numbers.get(result.job_id)
+        if number is not None and _take_out(database, number, result):
+            _keep(database, number, result)
+
+
+def _take_out(database: sqlite3.Connection, job: int, result: LineResult) -> bool:
+    """Take a line from those that are open; one that failed may be wanted again."""
+    statement = (
+        "DELETE FROM lines WHERE job = ? AND number = ? AND NOT has_failed"
+        if result.is_success
+        else "UPDATE lines SET has_failed = 1, owner = '' WHERE job = ? AND number = ?"
+        " AND NOT has_failed"
+    )
+    return database.execute(statement, (job, result.number)).rowcount == 1
+
+
+def _keep(database: sqlite3.Connection, job: int, result: LineResult) -> None:
+    tokens = result.input_tokens, result.output_tokens
+    database.execute(
+        "INSERT INTO results VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (job, result.number, result.is_success, result.content, result.reason, *tokens),
+    )
+    column = "succeeded" if result.is_success else "failed"
+    database.execute(
+        f"UPDATE jobs SET {column} = {column} + 1, input_tokens = input_tokens + ?,"
+        " output_tokens = output_tokens + ?, reason = coalesce(nullif(?, ''), reason)"
+        " WHERE number = ?",
+        (*tokens, result.reason, job),
+    )
+
+
+def put_back(database: sqlite3.Connection, owner: str, repeats: Sequence[Repeat]) -> None:
+    """Give lines back, to be claimed later."""
+    numbers = _numbers(database, (repeat.job_id for repeat in repeats))
+    for repeat in repeats:
+        number = numbers.get(repeat.job_id)
+        put = database.execute(
+            "UPDATE lines SET due_at = ?, owner = '', attempts = attempts - ?"
+            " WHERE job = ? AND number = ? AND owner = ?",
+            (repeat.due_at, not repeat.counts, number, repeat.number, owner),
+        )
+        if put.rowcount:
+            database.execute(
+                "UPDATE jobs SET repeats = repeats + 1, reason = ? WHERE number = ?",
+                (repeat.reason, number),
+            )
+
+
+def results(
+    database: sqlite3.Connection, job_id: str, after: int, limit: int
+) -> Sequence[LineResult]:
+    """Return results by rising numbers, those above `after`."""
+    rows = database.execute(
+        "SELECT number, is_success, content, reason, input_tokens, output_tokens FROM results"
+        " WHERE job = (SELECT number FROM jobs WHERE id = ?) AND number > ?"
+        " ORDER BY number LIMIT ?",
+        (job_id, after, limit),
+    )
+    return [
+        LineResult(
+            job_id=job_id,
+            number=number,
+            is_success=bool(is_success),
+            content=content,
+            reason=reason,
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+        )
+        for number, is_success, content, reason, input_tokens, output_tokens in rows
+    ]
+
+
+def unsettled(
+    database: sqlite3.Connection, job_id: str, after: int, limit: int
+) -> Sequence[NewLine]:
+    """Return open lines by rising numbers, those above `after`."""
+    rows = database.execute(
+        "SELECT number, content FROM lines WHERE job = (SELECT number FROM jobs WHERE id = ?)"
+        " AND NOT has_failed AND number > ? ORDER BY number LIMIT ?",
+        (job_id, after, limit),
+    )
+    return [NewLine(number, content) for number, content in rows]
+
+
+def forget_results(database: sqlite3.Connection, job_id: str) -> None:
+    """Delete results; lines that succeeded are gone already."""
+    database.execute(
+        "DELETE FROM results WHERE job = (SELECT number FROM jobs WHERE id = ?)", (job_id,)
+    )
+
+
+def reopen(database: sqlite3.Connection, job: Job, expected: JobState) -> bool:
+    """Write a job, and have its lines without success claimed anew."""
+    if not change(database, job, expected):
+        return False
+    own = "(SELECT number FROM jobs WHERE id = ?)"
+    database.execute(f"DELETE FROM results WHERE NOT is_success AND job = {own}", (job.id,))
+    database.execute(
+        f"UPDATE lines SET has_failed = 0, attempts = 0, due_at = 0, owner = '' WHERE job = {own}",
+        (job.id,),
+    )
+    database.execute("UPDATE jobs SET failed = 0 WHERE id = ?", (job.id,))
+    return True
+
+
+def used_bytes(database: sqlite3.Connection) -> int:
+    """Return what the pages that are in use take."""
+    return (_pragma(database, "page_count") - _pragma(database, "freelist_count")) * _pragma(
+        database, "page_size"
+    )
+
+
+def vacuum_some(database: sqlite3.Connection) -> bool:
+    """Give some free pages back to the file system; return whether there are more."""
+    database.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
+    return _pragma(database, "freelist_count") > 0
+
+
+def _pragma(database: sqlite3.Connection, name: str) -> int:
+    [(value,)] = database.execute(f"PRAGMA {name}").fetchall()
+    return int(value)
+
+
+def _numbers(database: sqlite3.Connection, job_ids: Iterable[str]) -> dict[str, int]:
+    """Return the numbers of jobs whose lines are still settled."""
+    found = {}
+    for job_id in set(job_ids):
+        rows = database.execute(
+            f"SELECT number FROM jobs WHERE id = ? AND {_SETTLES}", (job_id,)
+        ).fetchall()
+        for (number,) in rows:
+            found[job_id] = number
+    return found
+
+
+def _fields(job: Job) -> tuple[object, ...]:
+    rank, record = _RANKS[job.priority], _encode(job)
+    return job.state, rank, job.not_before, job.expires_at, record, job.lines, job.reason
+
+
+def _jobs(
+    database: sqlite3.Connection, clause: str, values: Sequence[object]
+) -> list[tuple[int, Job]]:
+    rows = database.execute(f"SELECT {_COLUMNS} FROM jobs {clause}", values).fetchall()
+    return [(row[0], _job(*row[1:])) for row in rows]
+
+
+def _job(  # noqa: PLR0913, PLR0917 - the columns of a row
+    record: bytes,
+    state: str,
+    reason: str,
+    succeeded: int,
+    failed: int,
+    repeats: int,
+    input_tokens: int,
+    output_tokens: int,
+) -> Job:
+    counts = Counts(
+        succeeded=succeeded,
+        failed=failed,
+        repeats=repeats,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+    )
+    return msgspec.structs.replace(
+        _decode(record), state=JobState(state), reason=reason, counts=counts
+    )
