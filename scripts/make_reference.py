@@ -24,6 +24,7 @@ from supervisor.config.settings import (
     ServerSettings,
     SupervisorSettings,
     SwitchSettings,
+    VectorSettings,
 )
 from supervisor.config.units import Bytes, Seconds
 from supervisor.core.byte_size import MIB
@@ -49,6 +50,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`supervisor.yaml`: `queue`", QueueSettings),
     ("`supervisor.yaml`: `switch`", SwitchSettings),
     ("`supervisor.yaml`: `scheduler`", SchedulerSettings),
+    ("`supervisor.yaml`: `vectors`", VectorSettings),
 )
 
 ROOT = Path(__file__).parent.parent

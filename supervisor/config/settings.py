@@ -242,6 +242,19 @@ class EngineSettings(Settings):
     )
 
 
+class VectorSettings(Settings):
+    """Where the vectors of documents are kept."""
+
+    url: EnvText | None = Field(
+        default=None,
+        description="A Qdrant server's URL, as http://qdrant:6333; default: the embedded store, in "
+        "the data folder. Read at the start.",
+    )
+    api_key_env: str | None = Field(
+        default=None, description="The environment variable that has the server's key."
+    )
+
+
 class SupervisorSettings(Settings):
     """`supervisor.yaml`: everything that is neither a model nor a profile."""
 
@@ -253,6 +266,7 @@ class SupervisorSettings(Settings):
     queue: QueueSettings = Field(default_factory=QueueSettings)
     switch: SwitchSettings = Field(default_factory=SwitchSettings)
     scheduler: SchedulerSettings = Field(default_factory=SchedulerSettings)
+    vectors: VectorSettings = Field(default_factory=VectorSettings)
 
     def limits(self) -> Limits:
         """Return the bounds on waiting requests as the core takes them."""

@@ -1,0 +1,130 @@
+"""The store's process as the controller sees it: started, asked, and ended with the controller."""
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import cast
+
+import msgspec
+
+from supervisor.errors import RequestRefused
+from supervisor.vector_store.messages import Answered, Asked, Frames, Request, framed
+
+_PACKAGE_FOLDER = Path(__file__).parents[2]
+
+_decode = msgspec.msgpack.Decoder(Answered).decode
+
+
+class WorkerLost(Exception):
+    """The process ended before it had answered."""
+
+
+class WorkerProcess(asyncio.Protocol):
+    """A process with the collections of a folder (edge_worker.py), and what it has to answer."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self._frames = Frames()
+        self._waiting: dict[int, asyncio.Future[Answered]] = {}
+        self._asked = 0
+        self._transport: asyncio.Transport
+        self.is_lost = False
+
+    @classmethod
+    async def start(cls, folder: Path, environ: Mapping[str, str]) -> "WorkerProcess":
+        """Start the process. Raises OSError.
+
+        Call it on the event loop's thread, for as long as which the process may live: the kernel
+        ends it with the thread that started it.
+        """
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                process = await _start_program(folder, environ, theirs.fileno())
+        except BaseException:
+            ours.close()
+            raise
+        loop = asyncio.get_running_loop()
+        _, worker = await loop.create_unix_connection(lambda: cls(process), sock=ours)
+        return worker
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    async def ask(self, request: Request) -> msgspec.Raw:
+        """Have a request carried out; returns what it is answered with.
+
+        Raises WorkerLost where the process ends first, and RequestRefused where it says so.
+        """
+        if self.is_lost:
+            raise WorkerLost
+        self._asked = number = self._asked + 1
+        answer = asyncio.get_running_loop().create_future()
+        self._waiting[number] = answer
+        self._transport.write(framed(Asked(number, request)))
+        try:
+            answered: Answered = await answer
+        finally:
+            self._waiting.pop(number, None)
+        if answered.code is not None:
+            raise RequestRefused(answered.code, answered.message)
+        return answered.content
+
+    async def stop(self, grace_s: float) -> None:
+        """Have the process write everything to the disk and end; killed after `grace_s` seconds."""
+        self._transport.close()  # which is how it learns that it is needed no more
+        try:
+            async with asyncio.timeout(grace_s):
+                await self._process.wait()
+        except TimeoutError:
+            with suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the way to the process."""
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's are not derived from it
+
+    def data_received(self, data: bytes) -> None:
+        """Hand each answer to the request that it is for."""
+        for content in self._frames.feed(data):
+            answered = _decode(content)
+            waiting = self._waiting.get(answered.number)
+            if waiting is not None and not waiting.done():  # else whoever asked waits no more
+                waiting.set_result(answered)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's protocol
+        """Tell everybody who waits that there is no answer."""
+        self.is_lost = True
+        for waiting in self._waiting.values():
+            if not waiting.done():
+                waiting.set_exception(WorkerLost())
+
+
+async def _start_program(
+    folder: Path, environ: Mapping[str, str], socket_fd: int
+) -> asyncio.subprocess.Process:
+    # Without `site` half of the interpreter's start is saved; it would only find the packages.
+    python = (sys.executable, "-P", "-S")
+    return await asyncio.create_subprocess_exec(
+        *python,
+        *("-m", "supervisor.vector_store.edge_worker", str(folder), str(os.getpid())),
+        env=_environment(environ),
+        cwd="/",
+        stdin=socket_fd,
+        stdout=asyncio.subprocess.DEVNULL,
+        start_new_session=True,  # a Ctrl-C in a terminal is the controller's to handle
+    )
+
+
+def _environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Give the process our environment without our own settings, and the way to our packages."""
+    kept = {k: v for k, v in environ.items() if not k.startswith(("LLAMA_", "AIP_"))}
+    folders = [str(_PACKAGE_FOLDER), *filter(None, sys.path)]
+    return {**kept, "PYTHONPATH": os.pathsep.join(dict.fromkeys(folders))}

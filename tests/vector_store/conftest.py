@@ -1,0 +1,73 @@
+"""Stores of both kinds, and points to put into them."""
+
+import asyncio
+from array import array
+from collections.abc import AsyncIterator, Callable
+from itertools import count
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import uvloop
+
+from supervisor.vector_store.edge import EdgeStore
+from supervisor.vector_store.port import Point, PointKind, VectorStore, point_id
+
+MODEL, DIMENSION = "minilm", 4
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run the tests of this room on the loop that the command line runs on."""
+    return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["edge"])
+async def store(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[VectorStore]:
+    """Each kind of store in turn, shared by the tests of a module."""
+    edge = EdgeStore(tmp_path_factory.mktemp("vectors"))
+    yield edge
+    await edge.close()
+
+
+_numbers = count()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def collection(store: VectorStore) -> str:
+    """A collection that nobody else uses."""
+    name = f"notes-{next(_numbers)}"
+    await store.ensure_collection(name, MODEL, DIMENSION)
+    return name
+
+
+def vector(*numbers: float) -> bytes:
+    """Return a vector of four numbers; those that are not given are 0."""
+    return array("f", [*numbers, *[0.0] * (DIMENSION - len(numbers))]).tobytes()
+
+
+def chunk(
+    document: str, index: int, *numbers: float, generation: str = "1", **payload: Any
+) -> Point:
+    """Return the point of a chunk."""
+    return Point(
+        id=point_id(document=document, model=MODEL, chunker="c1", index=index),
+        document=document,
+        kind=PointKind.CHUNK,
+        generation=generation,
+        vector=vector(*numbers),
+        payload={"text": f"{document} {index}", **payload},
+    )
+
+
+def whole(document: str, *numbers: float, generation: str = "1", **payload: Any) -> Point:
+    """Return the point of a whole document."""
+    return Point(
+        id=point_id(document=document, model=MODEL, chunker="c1", index=None),
+        document=document,
+        kind=PointKind.DOCUMENT,
+        generation=generation,
+        vector=vector(*numbers),
+        payload=payload,
+    )
