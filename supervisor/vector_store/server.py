@@ -199,7 +199,9 @@ class ServerStore:
 
     async def _count(self, collection: str, condition: models.Filter) -> int:
         with self._failures_told(collection):
-            return (await self._client.count(collection, condition, exact=True)).count
+            counted = await self._client.count(collection, condition, exact=True)
+        count: int = counted.count
+        return count
 
     @contextmanager
     def _failures_told(self, collection: str | None = None) -> Iterator[None]:
