@@ -10,7 +10,7 @@ is set aside, which means renamed and named in the log.
     run-IDENTITY-…/          our sockets, while we run
     estimates.json           what the scheduler has learned of models
     children.json            the servers that run, for whoever finds them after a crash
-    history.sqlite, learned-needs.sqlite, prompt-cache/
+    history.sqlite, learned-needs.sqlite, prompt-cache/, uploads/
 
 Marker and stores carry a format. A newer one is refused, for whoever wrote it knows more than we
 do; an older one is brought to ours.

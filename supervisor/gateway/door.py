@@ -4,9 +4,10 @@ Nothing behind this module knows of aiohttp: a request becomes a `Call` here, an
 sees goes out through a `Reply`, whose wire is here.
 """
 
-import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from functools import partial
+from operator import attrgetter
 
 from aiohttp import HttpVersion, HttpVersion11, web
 from multidict import CIMultiDict
@@ -17,6 +18,7 @@ from supervisor.errors import RequestRefused
 from supervisor.gateway.answer import Answer
 from supervisor.gateway.bodies import BodyLedger
 from supervisor.gateway.body_fields import inflated
+from supervisor.gateway.body_reading import BodyPace, meet_expectation, too_large
 from supervisor.gateway.call import Headers, RequestHead
 from supervisor.gateway.call_reader import CallReader, read_head, request_id_of
 from supervisor.gateway.connections import ClientServer, Handler, make_runner
@@ -29,23 +31,21 @@ from supervisor.gateway.relayed_routes import ROUTE_BY_PATH
 from supervisor.gateway.reply import Reply
 from supervisor.gateway.request_target import ORIGIN_FORM, SERVED_METHODS, in_origin_form
 from supervisor.gateway.routes import NO_VALUES, Route, Scope, find_route, methods_of
+from supervisor.gateway.uploads import Fields, Uploads
 from supervisor.observability.request_log import RequestRecord
-
-MIN_BODY_BYTES_PER_S = 4096
-"""The slowest that a body may come on the whole, beside pauses of `body_timeout_s` in all: nobody
-holds its memory for ever with a byte now and then, and the slowest mobile networks are faster."""
 
 
 class Door:
     """Lets requests in. `owners` are the objects whose methods the route table names."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is a part of its own
         self,
         *,
         configuration: ConfigurationHolder,
         reader: CallReader,
         origins: Origins,
         relay: Relay,
+        uploads: Uploads,
         owners: tuple[object, ...],
     ) -> None:
         self._configuration = configuration
@@ -53,6 +53,7 @@ class Door:
         self._bodies = BodyLedger(configuration)
         self._origins = origins
         self._relay = relay
+        self._uploads = uploads
         self._owners: Mapping[type, object] = {type(owner): owner for owner in owners}
 
     def runner(self) -> web.BaseRunner:
@@ -121,11 +122,30 @@ class Door:
         if head.method not in methods_of(route):
             raise _method_not_allowed(route)
         reply.record.is_probe = route.scope is Scope.PROBE
-        body = await self._read_body(request, head, reply) if route.takes_body else b""
-        asked = read_parameters(
-            route.parameters, head.request_target.partition("?")[2], values, body
-        )
-        return await reply.send(await route.handler(self._owners[route.owner], asked))
+        async with self._brought(route, request, head, reply) as (body, form):
+            query = head.request_target.partition("?")[2]
+            asked = read_parameters(route.parameters, query, values, body, form)
+            answer = await route.handler(self._owners[route.owner], asked)
+        return await reply.send(answer)
+
+    @asynccontextmanager
+    async def _brought(
+        self, route: Route, request: web.BaseRequest, head: RequestHead, reply: Reply
+    ) -> AsyncIterator[tuple[bytes, Fields]]:
+        """Yield the body of a request to a route of ours: whole, or the fields of an upload."""
+        if not route.takes_body:
+            yield b"", ()
+        elif not route.upload_limit or request.content_type == "application/json":
+            yield await self._read_body(request, head, reply), ()
+        else:
+            settings = self._configuration.current.settings
+            async with self._uploads.receive(
+                request,
+                settings.server.body_timeout_s,
+                attrgetter(route.upload_limit)(settings),
+                route.upload_limit,
+            ) as fields:
+                yield b"", fields
 
     async def _answer_in_form(
         self,
@@ -165,37 +185,26 @@ class Door:
 
     async def _read_body(self, request: web.BaseRequest, head: RequestHead, reply: Reply) -> bytes:
         """Return the whole body as it came. Raises RequestRefused."""
-        limits = self._configuration.current.settings.server
+        limits = self._settings()
         length = request.content_length
         if length is not None and length > limits.max_body_bytes:
-            raise _too_large(limits.max_body_bytes)
+            raise too_large(limits.max_body_bytes, "server.max_body_bytes")
         if not request.can_read_body:
             return b""
         if b"expect" in head.fields:
-            await _meet_expectation(request)
+            await meet_expectation(request)
         reply.account = account = self._bodies.open()
         account.grow_to(length or 0)
+        pace = BodyPace(request.content, limits.body_timeout_s)
         pieces: list[bytes] = []
         size = 0
-        loop = asyncio.get_running_loop()
-        began_at = loop.time()
-        try:
-            while size != length:
-                slowest = began_at + size / MIN_BODY_BYTES_PER_S
-                async with asyncio.timeout_at(min(loop.time(), slowest) + limits.body_timeout_s):
-                    piece = await request.content.readany()
-                if not piece:
-                    break
-                pieces.append(piece)
-                size += len(piece)
-                if size > limits.max_body_bytes:
-                    raise _too_large(limits.max_body_bytes)
-                if size > (length or 0):
-                    account.grow_to(size)
-        except web.RequestPayloadError as error:
-            raise RequestRefused("bad_request", f"the body cannot be read: {error}") from error
-        except TimeoutError as error:
-            raise _too_slow(limits.body_timeout_s) from error
+        while size != length and (piece := await pace.keep(request.content.readany())):
+            pieces.append(piece)
+            size += len(piece)
+            if size > limits.max_body_bytes:
+                raise too_large(limits.max_body_bytes, "server.max_body_bytes")
+            if size > (length or 0):
+                account.grow_to(size)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
@@ -218,22 +227,6 @@ def _require_known_framing(version: HttpVersion, head: RequestHead) -> None:
 def _about_us() -> Answer:
     """Answer `OPTIONS *`, which asks about the server as a whole (RFC 9110, 9.3.7)."""
     return Answer(status=204, body=b"", headers=((b"Allow", ", ".join(SERVED_METHODS).encode()),))
-
-
-def _too_slow(limit_s: float) -> RequestRefused:
-    return RequestRefused(
-        "body_timeout",
-        f"the body did not come on for {limit_s:g} s (server.body_timeout_s), or came with less "
-        f"than {MIN_BODY_BYTES_PER_S} bytes a second",
-    )
-
-
-def _too_large(max_bytes: int) -> RequestRefused:
-    return RequestRefused(
-        "body_too_large",
-        f"the body is larger than {max_bytes} bytes (server.max_body_bytes)",
-        {"max_body_bytes": max_bytes},
-    )
 
 
 def _method_not_allowed(route: Route) -> RequestRefused:
@@ -289,14 +282,3 @@ def _decoded(headers: Headers) -> CIMultiDict[str]:
     return CIMultiDict(
         (name.decode(), value.decode("utf-8", "surrogateescape")) for name, value in headers
     )
-
-
-async def _meet_expectation(request: web.BaseRequest) -> None:
-    """Have a client send the body that it holds back (RFC 9110, 10.1.1)."""
-    expected = request.headers.get("Expect")
-    if expected is None or request.version < HttpVersion11:
-        return
-    if expected.lower() != "100-continue":
-        raise RequestRefused("expectation_failed", f"Expect: {expected} cannot be met")
-    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    request.writer.output_size = 0  # what follows is the answer's first byte

@@ -54,6 +54,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "backend_not_reaped": 504,
     "version_not_supported": 505,
     "memory_not_released": 504,
+    "storage_full": 507,
 }
 """Status for each stable code. A code that is missing here is a bug, and answers 500."""
 

@@ -1,6 +1,6 @@
 """One strict reading of what a reserved route is asked: its path, its query and its body."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
@@ -13,7 +13,8 @@ from supervisor.errors import RequestRefused
 class Parameters(pydantic.BaseModel):
     """What a route is asked. Each field stands once: in the path, the query or the body.
 
-    A flag is declared `pydantic.StrictBool`: `true` or `false` in JSON, also `1` or `0` in a query.
+    A flag is declared `pydantic.StrictBool`: `true` or `false` in JSON, also `1` or `0` in a query
+    or a form. A file is declared `pydantic.InstanceOf[Upload]`, so that no JSON can name one.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
@@ -36,16 +37,20 @@ _Asked = TypeVar("_Asked", bound=pydantic.BaseModel)
 
 
 def read_parameters(
-    parameters_type: type[_Asked], query: str, values: Mapping[str, str], body: bytes
+    parameters_type: type[_Asked],
+    query: str,
+    values: Mapping[str, str],
+    body: bytes,
+    form: Iterable[tuple[str, Any]] = (),
 ) -> _Asked:
-    """Read what is asked out of the values in the path, the query and the JSON body.
+    """Read what is asked out of the values in the path, the query, and the JSON body or the form.
 
     Raises RequestRefused `bad_request`, naming every field that is wrong.
     """
     if parameters_type is AnyParameters:
         return parameters_type()
     fields: dict[str, Any] = dict(values)
-    pairs = parse_qsl(query, keep_blank_values=True)
+    pairs = (*parse_qsl(query, keep_blank_values=True), *form)
     asked = [(name, _flag_of(parameters_type, name, text)) for name, text in pairs]
     for name, value in (*asked, *_fields_of(body).items()):
         if name in fields:
@@ -58,8 +63,8 @@ def read_parameters(
         raise RequestRefused("bad_request", problems) from error
 
 
-def _flag_of(parameters_type: type[pydantic.BaseModel], name: str, text: str) -> str | bool:
-    """Return what stands in a query; true or false where the field is a flag and it names one."""
+def _flag_of(parameters_type: type[pydantic.BaseModel], name: str, text: Any) -> Any:
+    """Return what stands in a query or a form; true or false where that is meant by a flag."""
     field = parameters_type.model_fields.get(name)
     return _FLAGS.get(text, text) if field is not None and field.annotation is bool else text
 

@@ -45,8 +45,10 @@ class Route:
     """A path of ours: who answers it, what it takes, and what it gives back.
 
     `handler` is a method of `owner`, called with the `parameters` as read; None: it is relayed. A
-    path's last variable may be `{…:path}`, which takes slashes, too. `answers` are the statuses of
-    success, `refusals` the codes of errors beyond those that every route may answer.
+    path's last variable may be `{…:path}`, which takes slashes, too. `upload_limit` names the
+    setting that bounds bodies that go to disk as they come (`uploads.py`); empty: all are JSON.
+    `answers` are the statuses of success, `refusals` the codes of errors beyond those that every
+    route may answer.
     """
 
     method: str
@@ -55,6 +57,7 @@ class Route:
     owner: type = object
     handler: Callable[[Any, Any], Awaitable[Answer]] | None = None
     parameters: type[BaseModel] = NoParameters
+    upload_limit: str = ""
     answers: tuple[int, ...] = (200,)
     refusals: tuple[str, ...] = ()
     error_form: ErrorForm = ErrorForm.OPENAI

@@ -9,6 +9,7 @@ from supervisor.gateway.door import Door
 from supervisor.gateway.origins import Origins
 from supervisor.gateway.relay import Relay
 from supervisor.gateway.status import Status
+from supervisor.gateway.uploads import Uploads
 from supervisor.wiring.embedding import make_forms
 from supervisor.wiring.ground import Ground
 from supervisor.wiring.machine import Machine
@@ -37,5 +38,6 @@ def make_door(ground: Ground, machine: Machine, targets: Targets) -> Door:
         reader=CallReader(holder, targets),
         origins=Origins(holder, ground.hosts),
         relay=Relay(arbiter=arbiter, configuration=holder, targets=targets),
+        uploads=Uploads(ground.uploads_dir),
         owners=(control, status, devices, *make_forms(ground, arbiter, targets, batcher)),
     )

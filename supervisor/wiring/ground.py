@@ -44,6 +44,7 @@ class Ground:
     configuration: ConfigurationHolder
     children: Children
     run_dir: Path
+    uploads_dir: Path
     stores: Stores
     telemetry: Telemetry
     engines: Engines
@@ -73,6 +74,7 @@ async def prepare_ground(
         configuration=ConfigurationHolder(configuration),
         children=children,
         run_dir=run_dir,
+        uploads_dir=data.subfolder("uploads"),
         stores=stores,
         telemetry=telemetry,
         engines=engines,
