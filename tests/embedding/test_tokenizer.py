@@ -52,7 +52,7 @@ def test_a_file_that_the_library_cannot_use_is_named(tmp_path: Path) -> None:
 
 def test_the_library_is_not_loaded_before_it_is_used() -> None:
     told = subprocess.run(
-        [sys.executable, "-c", "import supervisor.cli, sys; print('tokenizers' in sys.modules)"],
+        [sys.executable, "-c", "import supervisor.commands.serve, sys; print('tokenizers' in sys.modules)"],
         capture_output=True,
         text=True,
         check=True,
