@@ -51,8 +51,9 @@ def test_a_file_that_the_library_cannot_use_is_named(tmp_path: Path) -> None:
 
 
 def test_the_library_is_not_loaded_before_it_is_used() -> None:
+    looks = "import supervisor.commands.serve, sys; print('tokenizers' in sys.modules)"
     told = subprocess.run(
-        [sys.executable, "-c", "import supervisor.commands.serve, sys; print('tokenizers' in sys.modules)"],
+        [sys.executable, "-c", looks],
         capture_output=True,
         text=True,
         check=True,
