@@ -1,6 +1,7 @@
 """What the jobs room asks of a queue and of a store of files; adapters are chosen by settings."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from supervisor.jobs.values import (
@@ -11,6 +12,7 @@ from supervisor.jobs.values import (
     LineResult,
     NewLine,
     Repeat,
+    StoredFile,
 )
 
 
@@ -108,4 +110,36 @@ class JobQueue(Protocol):
 
     async def close(self) -> None:
         """Write what is to be written, and let go."""
+        ...
+
+
+class FileStore(Protocol):
+    """Files that jobs read and write. One whose time is over is not there any more."""
+
+    async def add(self, file: StoredFile, path: Path) -> StoredFile:
+        """Keep a file's content, which stands under a path of this machine and is taken from there.
+
+        Returns it with size and sum. One of that id that is there already stays as it is. Raises
+        RequestRefused `storage_full`.
+        """
+        ...
+
+    async def file(self, file_id: str) -> StoredFile | None:
+        """Return what is known of a file."""
+        ...
+
+    async def files(self) -> Sequence[StoredFile]:
+        """Return what is known of all files, the newest first."""
+        ...
+
+    def read(self, file_id: str) -> AsyncIterator[bytes]:
+        """Yield a file's content in pieces. Raises RequestRefused `file_not_found`."""
+        ...
+
+    async def remove(self, file_id: str) -> bool:
+        """Remove a file. Returns whether it was there."""
+        ...
+
+    async def remove_expired(self) -> None:
+        """Remove the files whose time is over."""
         ...

@@ -123,6 +123,21 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         return not self.state.is_end
 
 
+class StoredFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that jobs read or write: what is known of it beside its content.
+
+    `expires_at`: when it is removed; `sha256`: of the content, in hexadecimal digits.
+    """
+
+    id: str
+    file_name: str
+    purpose: str
+    created_at: float
+    expires_at: float
+    size_bytes: int = 0
+    sha256: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class NewLine:
     """A line as its job was given it; lines are numbered from 1."""

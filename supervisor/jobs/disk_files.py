@@ -1,0 +1,157 @@
+"""Files of jobs in a folder: of one controller, or one that several share."""
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from supervisor.errors import RequestRefused
+from supervisor.jobs.values import StoredFile
+
+log = structlog.get_logger()
+
+PIECE_BYTES = 256 * 1024
+
+_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_KNOWN = ".json"
+_COMING = ".coming"
+_COMING_S = 86_400.0
+"""After so long, what was on its way into the folder has lost whoever brought it."""
+
+_decode = msgspec.json.Decoder(StoredFile).decode
+
+
+class DiskFiles:
+    """See `FileStore`. A file is there once what is known of it stands beside its content."""
+
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
+        """`folder` exists, and nobody else writes in it but stores like this one."""
+        self._folder = folder
+        self._clock = clock
+
+    async def add(self, file: StoredFile, path: Path) -> StoredFile:
+        """See `FileStore`."""
+        try:
+            return await asyncio.to_thread(self._add, file, path)
+        except OSError as error:
+            raise RequestRefused(
+                "storage_full",
+                f"{self._folder} cannot keep a file of jobs: {error.strerror}; make room on its "
+                "disk, or delete files (DELETE /v1/files/{id})",
+            ) from error
+
+    async def file(self, file_id: str) -> StoredFile | None:
+        """See `FileStore`."""
+        return await asyncio.to_thread(self._known, file_id)
+
+    async def files(self) -> Sequence[StoredFile]:
+        """See `FileStore`."""
+        found = await asyncio.to_thread(lambda: list(self._all()))
+        present = (each for each in found if each.expires_at > self._clock())
+        return sorted(present, key=lambda each: (each.created_at, each.id), reverse=True)
+
+    async def read(self, file_id: str) -> AsyncIterator[bytes]:
+        """See `FileStore`."""
+        if await self.file(file_id) is None:
+            raise file_not_found(file_id)
+        with await asyncio.to_thread(self._content(file_id).open, "rb") as content:
+            while piece := await asyncio.to_thread(content.read, PIECE_BYTES):
+                yield piece
+
+    async def remove(self, file_id: str) -> bool:
+        """See `FileStore`."""
+        was_there = await self.file(file_id) is not None
+        if was_there:
+            await asyncio.to_thread(self._remove, file_id)
+        return was_there
+
+    async def remove_expired(self) -> None:
+        """See `FileStore`."""
+        await asyncio.to_thread(self._remove_expired)
+
+    def _add(self, file: StoredFile, path: Path) -> StoredFile:
+        present = self._known(file.id)
+        if present is not None:
+            path.unlink()
+            return present
+        coming = self._content(f"{file.id}{_COMING}")
+        shutil.move(path, coming)  # a copy where the folder is on another file system
+        with coming.open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        size_bytes = coming.stat().st_size
+        known = msgspec.structs.replace(file, size_bytes=size_bytes, sha256=digest)
+        _move_durably(coming, self._content(file.id))
+        coming.write_bytes(msgspec.json.encode(known))
+        _move_durably(coming, self._content(f"{file.id}{_KNOWN}"))
+        return known
+
+    def _content(self, name: str) -> Path:
+        return self._folder / name
+
+    def _known(self, file_id: str) -> StoredFile | None:
+        if not _ID.fullmatch(file_id):  # it comes from clients, and becomes part of a path
+            return None
+        found = self._read_known(self._content(f"{file_id}{_KNOWN}"))
+        return found if found is not None and found.expires_at > self._clock() else None
+
+    def _read_known(self, path: Path) -> StoredFile | None:
+        try:
+            return _decode(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.MsgspecError) as error:
+            log.warning("jobs.file_unreadable", path=str(path), reason=str(error))
+            return None
+
+    def _all(self) -> Iterator[StoredFile]:
+        for path in self._folder.glob(f"*{_KNOWN}"):
+            found = self._read_known(path)
+            if found is not None:
+                yield found
+
+    def _remove(self, file_id: str) -> None:
+        self._content(f"{file_id}{_KNOWN}").unlink(missing_ok=True)
+        self._content(file_id).unlink(missing_ok=True)
+
+    def _remove_expired(self) -> None:
+        now = self._clock()
+        for file in self._all():
+            if file.expires_at <= now:
+                self._remove(file.id)
+        for path in self._folder.iterdir():
+            is_known = path.suffix == _KNOWN or path.with_name(f"{path.name}{_KNOWN}").exists()
+            with contextlib.suppress(FileNotFoundError):
+                if not is_known and path.stat().st_mtime < now - _COMING_S:
+                    path.unlink()
+
+
+def _move_durably(path: Path, to: Path) -> None:
+    """Move a file so that it is there whole after a power failure, or not at all."""
+    _sync(path)
+    path.replace(to)
+    _sync(to.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def file_not_found(file_id: str) -> RequestRefused:
+    """Return the refusal of a file that is not there."""
+    return RequestRefused(
+        "file_not_found",
+        f"there is no file '{file_id}'; it was deleted, its time is over, or it never was: "
+        "GET /v1/files lists what there is",
+    )

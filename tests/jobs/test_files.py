@@ -1,0 +1,130 @@
+"""What every store of files holds to."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from supervisor.errors import RequestRefused
+from supervisor.jobs.disk_files import DiskFiles
+from supervisor.jobs.port import FileStore
+from supervisor.jobs.values import StoredFile
+
+CONTENT = b"line\n" * 200_000
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(params=["disk"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> FileStore:
+    folder = tmp_path / "files"
+    folder.mkdir()
+    return DiskFiles(folder, clock)
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Callable[[bytes], Path]:
+    """Writes a file as it comes from elsewhere."""
+
+    def write(content: bytes = CONTENT) -> Path:
+        path = tmp_path / "upload"
+        path.write_bytes(content)
+        return path
+
+    return write
+
+
+def new_file(name: str, *, created_at: float = 1000.0, expires_at: float = 2000.0) -> StoredFile:
+    return StoredFile(
+        id=name,
+        file_name="in.jsonl",
+        purpose="batch",
+        created_at=created_at,
+        expires_at=expires_at,
+    )
+
+
+async def content_of(store: FileStore, name: str) -> bytes:
+    return b"".join([piece async for piece in store.read(name)])
+
+
+async def test_a_file_is_taken_with_its_size_and_sum(
+    store: FileStore, local: Callable[..., Path]
+) -> None:
+    path = local()
+    kept = await store.add(new_file("file-1"), path)
+    assert (kept.size_bytes, kept.sha256) == (len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
+    assert not path.exists()
+    assert await store.file("file-1") == kept
+    assert await content_of(store, "file-1") == CONTENT
+
+
+async def test_a_file_is_written_once(store: FileStore, local: Callable[..., Path]) -> None:
+    kept = await store.add(new_file("file-1"), local(b"first"))
+    assert await store.add(new_file("file-1"), local(b"second")) == kept
+    assert await content_of(store, "file-1") == b"first"
+
+
+async def test_files_are_listed_from_the_newest(
+    store: FileStore, local: Callable[..., Path]
+) -> None:
+    for name, created_at in (("file-a", 900.0), ("file-c", 1000.0), ("file-b", 950.0)):
+        await store.add(new_file(name, created_at=created_at), local())
+    assert [each.id for each in await store.files()] == ["file-c", "file-b", "file-a"]
+
+
+async def test_a_removed_file_is_gone(store: FileStore, local: Callable[..., Path]) -> None:
+    await store.add(new_file("file-1"), local())
+    assert await store.remove("file-1")
+    assert not await store.remove("file-1")
+    assert await store.file("file-1") is None
+    assert await store.files() == []
+    with pytest.raises(RequestRefused, match="there is no file 'file-1'"):
+        await content_of(store, "file-1")
+
+
+async def test_a_file_whose_time_is_over_is_gone(
+    store: FileStore, local: Callable[..., Path], clock: Clock
+) -> None:
+    await store.add(new_file("file-1", expires_at=1500.0), local())
+    await store.add(new_file("file-2", expires_at=2500.0), local())
+    clock.now = 1500.0
+    assert await store.file("file-1") is None
+    assert [each.id for each in await store.files()] == ["file-2"]
+    await store.remove_expired()
+    clock.now = 1000.0
+    assert [each.id for each in await store.files()] == ["file-2"]
+
+
+@pytest.mark.parametrize("name", ["../secret", "a/b", "", ".", "file-1.json", "x" * 200])
+async def test_a_name_never_leads_out_of_the_folder(
+    store: FileStore, tmp_path: Path, local: Callable[..., Path], name: str
+) -> None:
+    (tmp_path / "secret").write_bytes(b"secret")
+    (tmp_path / "secret.json").write_bytes(b"{}")
+    await store.add(new_file("file-1"), local())
+    assert await store.file(name) is None
+    assert not await store.remove(name)
+
+
+async def test_what_was_cut_off_on_its_way_is_not_there(tmp_path: Path, clock: Clock) -> None:
+    store = DiskFiles(tmp_path, clock)
+    (tmp_path / "file-1").write_bytes(b"content without its record")
+    (tmp_path / "file-2.json").write_bytes(b"{half a rec")
+    (tmp_path / "file-3.coming").write_bytes(b"half")
+    assert await store.files() == []
+    assert await store.file("file-1") is None
+    clock.now = 9e9
+    await store.remove_expired()
+    assert [path.name for path in tmp_path.iterdir()] == ["file-2.json"]
