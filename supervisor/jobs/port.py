@@ -93,7 +93,7 @@ class JobQueue(Protocol):
         ...
 
     async def forget_results(self, job_id: str) -> None:
-        """Forget the results of a job that has ended, and the lines that succeeded."""
+        """Forget the results of a job, and the lines that succeeded, if it has ended."""
         ...
 
     async def reopen(self, job: Job, expected: JobState) -> bool:

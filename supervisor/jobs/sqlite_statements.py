@@ -291,9 +291,10 @@ def unsettled(
 
 
 def forget_results(database: sqlite3.Connection, job_id: str) -> None:
-    """Delete results; lines that succeeded are gone already."""
+    """Delete results of a job that has ended; lines that succeeded are gone already."""
     database.execute(
-        "DELETE FROM results WHERE job = (SELECT number FROM jobs WHERE id = ?)", (job_id,)
+        f"DELETE FROM results WHERE job = (SELECT number FROM jobs WHERE id = ? AND NOT {_ACTIVE})",
+        (job_id,),
     )
 
 

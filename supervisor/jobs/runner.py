@@ -1,0 +1,114 @@
+"""Does the jobs of a queue: workers have lines answered, keepers begin and end jobs."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from secrets import token_hex
+
+import structlog
+
+from supervisor.jobs.handling import Handlers
+from supervisor.jobs.insisting import Insisting
+from supervisor.jobs.port import FileStore, JobQueue
+from supervisor.jobs.values import Job, JobState
+from supervisor.jobs.worker import IDLE_S, Worker
+from supervisor.observability.guarded_task import start_guarded
+
+log = structlog.get_logger()
+
+JOB_LEASE_S = 60.0
+"""Seconds until a job that could not be begun or ended is tried again."""
+
+_KEEPERS = 2
+_TIDY_S = 3600.0
+
+
+class JobRunner:
+    """Runs the jobs of a queue by their handlers, from `start` until `stop`."""
+
+    def __init__(  # noqa: PLR0913 - what it works with
+        self,
+        queue: JobQueue,
+        files: FileStore,
+        handlers: Handlers,
+        *,
+        insisting: Insisting,
+        workers: int,
+        keep_s: float,
+    ) -> None:
+        """`workers`: for each kind of job. `keep_s`: after so long, ended jobs are forgotten."""
+        self._queue = queue
+        self._files = files
+        self._handlers = handlers
+        self._insisting = insisting
+        self._workers = workers
+        self._keep_s = keep_s
+        self._clock: Callable[[], float] = time.time
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin to work."""
+        name = token_hex(4)
+        for kind, handler in self._handlers.items():
+            for number in range(self._workers):
+                owner = f"{name}-{kind}-{number}"
+                worker = Worker(self._queue, handler, kind, owner, self._insisting)
+                self._tasks.append(start_guarded(worker.run, name=f"jobs-{kind}-{number}"))
+        for number in range(_KEEPERS):
+            self._tasks.append(start_guarded(self._keep, name=f"jobs-keeper-{number}"))
+        self._tasks.append(start_guarded(self._keep_tidy, name="jobs-tidy"))
+
+    async def stop(self) -> None:
+        """End all work; lines that are under way are given back."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        self._tasks.clear()
+
+    async def _keep(self) -> None:
+        """Begin and end jobs, for ever. One that fails to be is tried again after its lease."""
+        while True:
+            job = await self._insisting(lambda: self._queue.claim_job(JOB_LEASE_S))
+            if job is None:
+                await self._queue.wait(IDLE_S)
+                continue
+            try:
+                await self._advance(job)
+            except Exception as error:
+                log.warning("job.not_advanced", job=job.id, state=job.state, exc_info=error)
+
+    async def _advance(self, job: Job) -> None:
+        """Bring a job that is due one state on."""
+        handler = self._handlers[job.kind]
+        if job.state is JobState.VALIDATING:
+            following = await handler.begin(job)
+        elif job.state is JobState.IN_PROGRESS:
+            following = job.entering(JobState.FINALIZING, self._clock())
+        else:
+            following = await handler.end(job)
+        if not await self._queue.change(following, job.state):
+            return  # it was cancelled meanwhile, or another has brought it on
+        log.info("job.state", job=job.id, kind=job.kind, state=following.state)
+        if following.state.is_end:
+            await self._queue.forget_results(job.id)
+
+    async def _keep_tidy(self) -> None:
+        while True:
+            await self._insisting(self.tidy)
+            await asyncio.sleep(_TIDY_S)
+
+    async def tidy(self) -> None:
+        """Remove files whose time is over, and jobs that ended long ago.
+
+        Forgets results, too, that a controller which died had written out already.
+        """
+        await self._files.remove_expired()
+        ended_before, after = self._clock() - self._keep_s, None
+        while jobs := await self._queue.jobs(None, after=after, limit=100):
+            after = jobs[-1].id
+            for job in jobs:
+                if job.state.is_end and job.entered_at[job.state] < ended_before:
+                    await self._queue.remove(job.id)
+                elif job.state.is_end:
+                    await self._queue.forget_results(job.id)

@@ -1,0 +1,303 @@
+"""Work on a queue: every line is done once, whatever happens to who does it."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from supervisor.jobs import worker
+from supervisor.jobs.disk_files import DiskFiles
+from supervisor.jobs.handling import NotDone, Outcome
+from supervisor.jobs.insisting import Insisting
+from supervisor.jobs.port import JobQueue
+from supervisor.jobs.runner import JobRunner
+from supervisor.jobs.values import CANCELLABLE, Job, JobKind, JobState, Line, LineResult, NewLine
+from supervisor.jobs.worker import MAX_ATTEMPTS, MIN_CLAIM, next_claim
+from supervisor.observability.impairments import Impairments
+from tests.jobs.conftest import new_job
+
+
+class Shouting:
+    """Answers each line with its content in capitals; `faults` says what goes wrong before."""
+
+    max_claim = 64
+
+    def __init__(self, queue: JobQueue, lines: int) -> None:
+        self._queue = queue
+        self._lines = lines
+        self.asked: Counter[int] = Counter()
+        self.fault: Callable[[Line], Awaitable[Outcome | None]] = self._no_fault
+        self.written: list[bytes] = []
+
+    async def begin(self, job: Job) -> Job:
+        lines = [NewLine(number, b"line %d" % number) for number in range(1, self._lines + 1)]
+        await self._queue.add_lines(job.id, lines)
+        return job.entering(JobState.IN_PROGRESS, 1001.0, lines=self._lines)
+
+    async def answer(self, lines: Sequence[Line]) -> AsyncIterator[Sequence[Outcome]]:
+        for line in lines:
+            self.asked[line.number] += 1
+            yield [await self.fault(line) or self._result(line, line.content.upper())]
+
+    def failure(self, line: Line, code: str, reason: str) -> LineResult:
+        return self._result(line, code.encode(), is_success=False, reason=reason)
+
+    async def end(self, job: Job) -> Job:
+        results = await self._queue.results(job.id, after=0, limit=10_000)
+        self.written = [result.content for result in results]
+        is_done = len(results) == job.lines
+        ends = {JobState.CANCELLING: JobState.CANCELLED}
+        ended = ends.get(job.state, JobState.COMPLETED if is_done else JobState.EXPIRED)
+        return job.entering(ended, 1002.0)
+
+    async def _no_fault(self, _: Line) -> Outcome | None:
+        await asyncio.sleep(0)
+        return None
+
+    def _result(
+        self, line: Line, content: bytes, *, is_success: bool = True, reason: str = ""
+    ) -> LineResult:
+        return LineResult(
+            job_id=line.job_id,
+            number=line.number,
+            is_success=is_success,
+            content=content,
+            reason=reason,
+        )
+
+
+StartRunner = Callable[[Shouting], JobRunner]
+
+
+@pytest.fixture
+async def start_runner(queue: JobQueue, tmp_path: Path) -> AsyncIterator[StartRunner]:
+    runners: list[JobRunner] = []
+
+    def start(handler: Shouting) -> JobRunner:
+        runner = JobRunner(
+            queue,
+            DiskFiles(tmp_path),
+            {JobKind.BATCH: handler},
+            insisting=Insisting(Impairments()),
+            workers=2,
+            keep_s=1e12,
+        )
+        runner.start()
+        runners.append(runner)
+        return runner
+
+    yield start
+    for runner in runners:
+        await runner.stop()
+
+
+async def ended(queue: JobQueue, job_id: str = "a") -> Job:
+    async with asyncio.timeout(30):
+        while not (job := await queue.job(job_id)) or not job.state.is_end:
+            await queue.wait(0.1)
+    return job
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110 - the condition is elsewhere
+            await asyncio.sleep(0.005)
+
+
+async def test_every_line_is_done_once(queue: JobQueue, start_runner: StartRunner) -> None:
+    handler = Shouting(queue, 500)
+    start_runner(handler)
+    await queue.add(new_job("a"))
+    job = await ended(queue)
+    assert (job.state, job.counts.succeeded) == (JobState.COMPLETED, 500)
+    assert sorted(handler.written) == sorted(b"LINE %d" % number for number in range(1, 501))
+    assert set(handler.asked.values()) == {1}
+    assert list(job.entered_at) == [JobState.IN_PROGRESS, JobState.FINALIZING, JobState.COMPLETED]
+    assert await queue.results("a", after=0, limit=9) == []
+
+
+async def test_a_job_without_lines_ends_at_once(queue: JobQueue, start_runner: StartRunner) -> None:
+    start_runner(Shouting(queue, 0))
+    await queue.add(new_job("a"))
+    assert (await ended(queue)).state is JobState.COMPLETED
+
+
+@pytest.mark.parametrize("way", ["says so", "raises"])
+async def test_a_line_that_fails_is_tried_again_until_it_is_given_up(
+    queue: JobQueue, start_runner: StartRunner, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr(worker, "FIRST_PAUSE_S", 0.0)
+    handler = Shouting(queue, 3)
+
+    async def fault(line: Line) -> Outcome | None:
+        if line.number != 3:
+            return None
+        if way == "raises":
+            raise ValueError("no")
+        return NotDone(line=line, reason="no")
+
+    handler.fault = fault
+    start_runner(handler)
+    await queue.add(new_job("a"))
+    job = await ended(queue)
+    assert (job.counts.succeeded, job.counts.failed) == (2, 1)
+    assert handler.asked[3] == MAX_ATTEMPTS
+    assert b"attempts_exhausted" in handler.written
+    assert f"after {MAX_ATTEMPTS} attempts: " in job.reason
+    assert job.reason.endswith("no")
+
+
+async def test_a_line_that_is_not_at_fault_is_never_given_up(
+    queue: JobQueue, start_runner: StartRunner
+) -> None:
+    handler = Shouting(queue, 1)
+    turns = iter(range(3 * MAX_ATTEMPTS))
+
+    async def fault(line: Line) -> Outcome | None:
+        is_busy = next(turns, None) is not None
+        return NotDone(line=line, reason="busy", counts=False, after_s=0.0) if is_busy else None
+
+    handler.fault = fault
+    start_runner(handler)
+    await queue.add(new_job("a"))
+    job = await ended(queue)
+    assert (job.counts.succeeded, job.counts.repeats) == (1, 3 * MAX_ATTEMPTS)
+
+
+async def test_a_line_whose_workers_die_is_given_up(
+    queue: JobQueue, start_runner: StartRunner
+) -> None:
+    handler = Shouting(queue, 1)
+    await queue.add(new_job("a"))
+    await queue.change(await handler.begin(new_job("a")), JobState.VALIDATING)
+    for _ in range(MAX_ATTEMPTS):
+        async with asyncio.timeout(30):
+            while not await queue.claim(JobKind.BATCH, "dead", 1, 0.0):
+                await queue.wait(0.01)
+    start_runner(handler)
+    assert (await ended(queue)).counts.failed == 1
+    assert not handler.asked
+
+
+async def test_a_shutdown_gives_lines_back_uncounted(
+    queue: JobQueue, start_runner: StartRunner
+) -> None:
+    handler = Shouting(queue, 3)
+    never = asyncio.Event()
+
+    async def hang(line: Line) -> Outcome | None:
+        if line.number == 2:
+            await never.wait()
+        return None
+
+    handler.fault = hang
+    runner = start_runner(handler)
+    await queue.add(new_job("a"))
+    await until(lambda: handler.asked[2] == 1)
+    await runner.stop()
+    assert [line.number for line in await queue.unsettled("a", after=0, limit=9)] == [2, 3]
+    lines = await queue.claim(JobKind.BATCH, "next", 9, 60.0)
+    assert [(line.number, line.attempts) for line in lines] == [(2, 1), (3, 1)]
+
+
+async def test_two_supervisors_share_a_job(queue: JobQueue, start_runner: StartRunner) -> None:
+    handlers = [Shouting(queue, 400) for _ in range(2)]
+    for handler in handlers:
+        start_runner(handler)
+    await queue.add(new_job("a"))
+    assert (await ended(queue)).counts.succeeded == 400
+    assert sum((handler.asked for handler in handlers), Counter()) == Counter(range(1, 401))
+
+
+async def test_a_cancelled_job_ends_though_its_lines_hang(
+    queue: JobQueue, start_runner: StartRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "LEASE_S", 0.3)
+    handler = Shouting(queue, 3)
+    cut = asyncio.Event()
+
+    async def hang(_: Line) -> Outcome | None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cut.set()
+        return None
+
+    handler.fault = hang
+    start_runner(handler)
+    await queue.add(new_job("a"))
+    await until(lambda: bool(handler.asked))
+    job = await queue.job("a")
+    assert job is not None
+    assert job.state in CANCELLABLE
+    assert await queue.change(job.entering(JobState.CANCELLING, 1001.5), job.state)
+    assert (await ended(queue)).state is JobState.CANCELLED
+    async with asyncio.timeout(30):
+        await cut.wait()  # the work, too, is given up
+
+
+async def test_a_job_whose_time_is_over_ends_with_what_was_done(
+    queue: JobQueue, start_runner: StartRunner
+) -> None:
+    handler = Shouting(queue, 3)
+
+    async def busy(line: Line) -> Outcome | None:
+        if line.number == 1:
+            return None
+        return NotDone(line=line, reason="busy", counts=False, after_s=0.01)
+
+    handler.fault = busy
+    start_runner(handler)
+    await queue.add(new_job("a"))
+    await until(lambda: handler.asked[3] > 0)
+    job = await queue.job("a")
+    assert job is not None
+    assert await queue.change(
+        job.entering(JobState.IN_PROGRESS, 1001.0, expires_at=1.0), JobState.IN_PROGRESS
+    )
+    assert (await ended(queue)).state is JobState.EXPIRED
+    assert handler.written == [b"LINE 1"]
+
+
+async def test_ended_jobs_are_forgotten_after_a_time(
+    queue: JobQueue, start_runner: StartRunner
+) -> None:
+    await queue.add(new_job("old").entering(JobState.COMPLETED, 1000.0))
+    await queue.add(new_job("young").entering(JobState.COMPLETED, 9e9))
+    await queue.add(new_job("begun").entering(JobState.IN_PROGRESS, 1000.0, lines=1))
+    runner = start_runner(Shouting(queue, 0))
+    runner._keep_s = 60.0
+    await runner.tidy()
+    assert [job.id for job in await queue.jobs(None, after=None, limit=9)] == ["begun", "young"]
+
+
+async def test_what_the_queue_cannot_take_is_not_lost() -> None:
+    impairments = Impairments()
+    failures = iter(range(2))
+
+    async def write() -> str:
+        if next(failures, None) is not None:
+            raise OSError("no space left")
+        return "written"
+
+    writing = asyncio.create_task(Insisting(impairments)(write))
+    await until(lambda: bool(impairments.describe()))
+    assert "no space left" in impairments.describe()[0]
+    assert await writing == "written"
+    assert impairments.describe() == []
+
+
+@given(
+    st.integers(min_value=1, max_value=256),
+    st.floats(min_value=0.0, max_value=1e4),
+    st.integers(min_value=1, max_value=256),
+)
+def test_claims_stay_within_their_bounds(size: int, took_s: float, most: int) -> None:
+    following = next_claim(min(size, most), took_s, most)
+    assert 1 <= following <= most
+    if took_s > 2 * worker.AIM_S:
+        assert following <= max(size, MIN_CLAIM)
