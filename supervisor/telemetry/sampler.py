@@ -6,13 +6,12 @@ a call that hangs. It imports no more than it needs, because it starts with the 
 stays beside it.
 """
 
-import ctypes
 import os
-import signal
 import sys
 from contextlib import suppress
 
 from supervisor.errors import TelemetryError
+from supervisor.parent_death import end_with_parent
 from supervisor.telemetry.messages import (
     Answer,
     DeviceRead,
@@ -30,14 +29,11 @@ from supervisor.telemetry.port import DeviceReader, VendorAbsentError
 from supervisor.telemetry.vendors import VENDORS
 
 _SOCKET = 0
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main(vendor: str, parent_pid: int) -> None:
     """Serve the readings of one vendor's devices until the controller closes the socket."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:
-        return  # the controller died before the signal was armed
+    end_with_parent(parent_pid)
     reader = VENDORS[vendor].open_reader()
     with suppress(BrokenPipeError, ConnectionResetError):
         _serve(reader)

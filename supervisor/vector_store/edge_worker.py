@@ -1,17 +1,14 @@
-"""The store's process: the only place where Qdrant Edge is loaded.
+"""The store's process: one of the two places where Qdrant Edge is loaded.
 
-It answers requests (messages.py) on the socket that is its standard input, several at a time, and
-ends with the controller: the socket is closed then, and the kernel's parent-death signal also ends
-an operation that takes long.
+It answers requests (messages.py) on the socket that is its standard input, and ends with the
+controller: the socket is closed then, and the kernel's parent-death signal also ends an operation
+that takes long. The engine keeps the interpreter's lock while it works (0.9.0), so one operation
+follows the other; what takes minutes, building an index, is done in a process of its own.
 """
 
-import ctypes
-import os
-import signal
+import asyncio
 import socket
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,12 +16,11 @@ from typing import Any
 import msgspec
 
 from supervisor.errors import RequestRefused
+from supervisor.parent_death import end_with_parent
 from supervisor.vector_store.messages import Answered, Asked, Frames, Request, framed
 from supervisor.vector_store.shards import Shards
 
 _SOCKET = 0
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_THREADS = 4
 _FLUSH_EVERY_S = 5.0
 """As often as a Qdrant server does (`flush_interval_sec`): what a power failure may cost. What has
 returned survives the end of the process in any case, for it is in the write-ahead log."""
@@ -33,55 +29,47 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Asked).decode
 
 
-def main(folder: Path, parent_pid: int) -> None:
+async def serve(folder: Path, connection: socket.socket) -> None:
     """Serve the collections in a folder until the controller closes the socket."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:
-        return  # the controller died before the signal was armed
-    with socket.socket(fileno=_SOCKET) as connection:
-        _Worker(connection, Shards(folder)).serve()
+    shards = Shards(folder)
+    reader, writer = await asyncio.open_connection(sock=connection)
+    frames = Frames()
+    tasks = {asyncio.create_task(_keep_flushing(shards))}
+    with suppress(ConnectionResetError):
+        while data := await reader.read(1 << 18):
+            for content in frames.feed(data):
+                task = asyncio.create_task(_answer(shards, writer, _decode(content)))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    shards.close()
 
 
-class _Worker:
-    def __init__(self, connection: socket.socket, shards: Shards) -> None:
-        self._connection = connection
-        self._shards = shards
-        self._sending = threading.Lock()
-
-    def serve(self) -> None:
-        frames = Frames()
-        ended = threading.Event()
-        flusher = threading.Thread(target=self._keep_flushing, args=(ended,), daemon=True)
-        flusher.start()
-        with ThreadPoolExecutor(_THREADS) as pool, suppress(ConnectionResetError):
-            while data := self._connection.recv(1 << 18):
-                for content in frames.feed(data):
-                    pool.submit(self._answer, _decode(content))
-        ended.set()
-        flusher.join()
-        self._shards.close()
-
-    def _keep_flushing(self, ended: threading.Event) -> None:
-        while not ended.wait(_FLUSH_EVERY_S):
-            self._shards.flush()
-
-    def _answer(self, asked: Asked) -> None:
-        try:
-            content = _encode(_carry_out(self._shards, asked.request))
-            answered = Answered(asked.number, msgspec.Raw(content))
-        except RequestRefused as error:
-            answered = Answered(asked.number, code=error.code, message=error.message)
-        except Exception as error:  # noqa: BLE001 - the engine raises nothing narrower
-            reason = f"{type(error).__name__}: {error}"
-            answered = Answered(asked.number, code="store_failed", message=reason)
-        with self._sending, suppress(BrokenPipeError, ConnectionResetError):
-            self._connection.sendall(framed(answered))
+async def _keep_flushing(shards: Shards) -> None:
+    while True:
+        await asyncio.sleep(_FLUSH_EVERY_S)
+        shards.flush()
 
 
-def _carry_out(shards: Shards, request: Request) -> Any:
+async def _answer(shards: Shards, writer: asyncio.StreamWriter, asked: Asked) -> None:
+    try:
+        content = _encode(await _carry_out(shards, asked.request))
+        answered = Answered(asked.number, msgspec.Raw(content))
+    except RequestRefused as error:
+        answered = Answered(asked.number, code=error.code, message=error.message)
+    except Exception as error:  # noqa: BLE001 - the engine raises nothing narrower
+        reason = f"the vector store failed: {type(error).__name__}: {error}"
+        answered = Answered(asked.number, code="store_failed", message=reason)
+    writer.write(framed(answered))
+
+
+async def _carry_out(shards: Shards, request: Request) -> Any:
     method = getattr(shards, str(request.__struct_config__.tag))
-    return method(*msgspec.structs.astuple(request))
+    return await method(*msgspec.structs.astuple(request))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    end_with_parent(int(sys.argv[2]))
+    asyncio.run(serve(Path(sys.argv[1]), socket.socket(fileno=_SOCKET)))
