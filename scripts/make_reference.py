@@ -10,6 +10,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
+from command_reference import commands_page
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -298,6 +299,7 @@ def pages() -> dict[Path, str]:
     """Return every generated file with its path."""
     return {
         REFERENCE / "http.md": http_page(),
+        REFERENCE / "commands.md": commands_page(),
         REFERENCE / "configuration.md": configuration_page(),
         SCHEMAS / "models.schema.json": schema(Catalogue),
         SCHEMAS / "profile.schema.json": schema(Profile),
