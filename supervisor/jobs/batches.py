@@ -1,0 +1,152 @@
+"""Batches: jobs whose lines are requests, read from a file and answered into files."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from supervisor.errors import RequestRefused
+from supervisor.jobs.answering import Answered, Answerer, Asked, NotAnswered
+from supervisor.jobs.batch_lines import (
+    InputCheck,
+    LineReader,
+    Problem,
+    Response,
+    decode_line,
+    result,
+    unanswered,
+)
+from supervisor.jobs.handling import NotDone, Outcome
+from supervisor.jobs.output_files import OutputFiles
+from supervisor.jobs.port import FileStore, JobQueue
+from supervisor.jobs.values import Job, JobState, Line, LineResult, NewLine
+
+_ADD_BYTES = 4 * 1024 * 1024
+"""Content of lines that are added in one transaction."""
+
+_UNDONE = {
+    JobState.CANCELLED: ("batch_cancelled", "the batch was cancelled before it was done"),
+    JobState.EXPIRED: (
+        "batch_expired",
+        "the batch's completion_window was over before it was done",
+    ),
+}
+"""Why a line is not answered in a batch that ended so."""
+
+
+class BatchHandler:
+    """See `JobHandler`."""
+
+    max_claim = 256
+
+    def __init__(
+        self, queue: JobQueue, files: FileStore, answerer: Answerer, work_dir: Path
+    ) -> None:
+        """`work_dir`: where files are written before their store takes them."""
+        self._queue = queue
+        self._files = files
+        self._answerer = answerer
+        self._work_dir = work_dir
+        self._clock: Callable[[], float] = time.time
+
+    async def begin(self, job: Job) -> Job:
+        """Check the input file; where all of it is right, add its lines to the queue."""
+        check = InputCheck(job.spec["endpoint"])
+        try:
+            async for lines in self._input(job):
+                await asyncio.to_thread(check.take, lines)
+                if check.is_over:
+                    break
+        except RequestRefused as error:
+            check.problems.append(Problem(error.code, error.message, param="input_file_id"))
+        check.end()
+        if check.problems:
+            return self._failed(job, check.problems)
+        async for lines in self._input(job):
+            await self._queue.add_lines(job.id, lines)
+        model = next(iter(check.models)) if len(check.models) == 1 else None
+        return job.entering(
+            JobState.IN_PROGRESS, self._clock(), lines=check.lines, outcome={"model": model}
+        )
+
+    async def _input(self, job: Job) -> AsyncIterator[Sequence[NewLine]]:
+        """Yield the lines of the input file, some at a time. Raises RequestRefused."""
+        reader, some, size = LineReader(), list[NewLine](), 0
+        async for piece in self._files.read(job.spec["input_file_id"]):
+            lines = reader.take(piece)
+            some += lines
+            size += sum(len(line.content) for line in lines)
+            if size > _ADD_BYTES:
+                yield some
+                some, size = [], 0
+        yield [*some, *reader.end()]
+
+    def _failed(self, job: Job, problems: Sequence[Problem]) -> Job:
+        first = problems[0]
+        where = "" if first.line is None else f"line {first.line}: "
+        errors = [msgspec.to_builtins(problem) for problem in problems]
+        outcome: dict[str, Any] = {"errors": errors}
+        return job.entering(
+            JobState.FAILED, self._clock(), outcome=outcome, reason=f"{where}{first.message}"
+        )
+
+    async def answer(self, lines: Sequence[Line]) -> AsyncIterator[Sequence[Outcome]]:
+        """Have the requests of lines answered."""
+        read = [decode_line(line.content) for line in lines]
+        asked = [Asked(each.url, bytes(each.body)) for each in read]
+        async for some in self._answerer.answer(asked):
+            yield [_outcome(lines[each.index], each) for each in some]
+
+    def failure(self, line: Line, code: str, reason: str) -> LineResult:
+        """Return the result of a line that is given up."""
+        return LineResult(
+            job_id=line.job_id,
+            number=line.number,
+            is_success=False,
+            content=unanswered(line, code, reason),
+            reason=reason,
+        )
+
+    async def end(self, job: Job) -> Job:
+        """Write output and error file, and give them to the store."""
+        if job.state is JobState.CANCELLING:
+            ended = JobState.CANCELLED
+        else:
+            is_done = job.counts.settled >= job.lines
+            ended = JobState.COMPLETED if is_done else JobState.EXPIRED
+        async with OutputFiles(self._files, self._work_dir, job, self._clock()) as output:
+            async for results in self._results(job):
+                await output.write(results)
+            if ended in _UNDONE:
+                async for lines in self._unsettled(job):
+                    await output.write([self.failure(line, *_UNDONE[ended]) for line in lines])
+            file_ids = await output.keep()
+        return job.entering(ended, self._clock(), outcome={**job.outcome, **file_ids})
+
+    async def _results(self, job: Job) -> AsyncIterator[Sequence[LineResult]]:
+        after = 0
+        while results := await self._queue.results(job.id, after=after, limit=256):
+            yield results
+            after = results[-1].number
+
+    async def _unsettled(self, job: Job) -> AsyncIterator[Sequence[Line]]:
+        after = 0
+        while lines := await self._queue.unsettled(job.id, after=after, limit=256):
+            yield [Line(job.id, line.number, line.content, 0) for line in lines]
+            after = lines[-1].number
+
+
+def _outcome(line: Line, answer: Answered | NotAnswered) -> Outcome:
+    if isinstance(answer, NotAnswered):
+        return NotDone(
+            line=line, reason=answer.reason, counts=answer.counts, after_s=answer.after_s
+        )
+    response = Response(
+        status_code=answer.status, request_id=answer.request_id, body=msgspec.Raw(answer.body)
+    )
+    return result(
+        line, response, input_tokens=answer.input_tokens, output_tokens=answer.output_tokens
+    )

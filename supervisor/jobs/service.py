@@ -1,0 +1,183 @@
+"""What callers may do with jobs and their files."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+from supervisor.errors import RequestRefused
+from supervisor.jobs.disk_files import file_not_found
+from supervisor.jobs.port import FileStore, JobQueue
+from supervisor.jobs.values import (
+    CANCELLABLE,
+    Job,
+    JobKind,
+    JobPriority,
+    JobState,
+    StoredFile,
+)
+
+BATCH_PURPOSE = "batch"
+"""The purpose of files that batches read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobLimits:
+    """What all jobs may take together, and how long files and ended jobs are kept."""
+
+    max_bytes: int
+    keep_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchRequest:
+    """A batch as it is asked for.
+
+    `window_s`: seconds until it ends, done or not. `files_expire_after_s`: how long its files are
+    kept; None: as long as others. `extensions`: what is asked beyond OpenAI's API, as it was given.
+    """
+
+    endpoint: str
+    input_file_id: str
+    completion_window: str
+    window_s: float
+    metadata: Mapping[str, str] | None
+    files_expire_after_s: float | None
+    priority: JobPriority = JobPriority.NORMAL
+    not_before: float = 0.0
+    extensions: Mapping[str, Any]
+
+
+class JobService:
+    """Takes jobs and files in, shows them, cancels and retries."""
+
+    def __init__(self, queue: JobQueue, files: FileStore, limits: Callable[[], JobLimits]) -> None:
+        self.queue = queue
+        self.files = files
+        self._limits = limits
+        self._clock: Callable[[], float] = time.time
+
+    async def add_file(
+        self, path: Path, file_name: str, purpose: str, expires_after_s: float | None
+    ) -> StoredFile:
+        """Keep a file, which is taken from its path. Raises RequestRefused `storage_full`."""
+        await self._require_room(path.stat().st_size)
+        now = self._clock()
+        return await self.files.add(
+            StoredFile(
+                id=f"file-{token_hex(12)}",
+                file_name=file_name,
+                purpose=purpose,
+                created_at=now,
+                expires_at=now + (expires_after_s or self._limits().keep_s),
+            ),
+            path,
+        )
+
+    async def file(self, file_id: str) -> StoredFile:
+        """Return what is known of a file. Raises RequestRefused `file_not_found`."""
+        file = await self.files.file(file_id)
+        if file is None:
+            raise file_not_found(file_id)
+        return file
+
+    async def remove_file(self, file_id: str) -> None:
+        """Remove a file. Raises RequestRefused `file_not_found`."""
+        if not await self.files.remove(file_id):
+            raise file_not_found(file_id)
+
+    async def add_batch(self, asked: BatchRequest) -> Job:
+        """Take a batch. Raises RequestRefused: `file_not_found`, `bad_request`, `storage_full`."""
+        file = await self.file(asked.input_file_id)
+        if file.purpose != BATCH_PURPOSE:
+            raise RequestRefused(
+                "bad_request",
+                f"file '{file.id}' was uploaded with purpose '{file.purpose}'; batches read files "
+                f"with purpose '{BATCH_PURPOSE}'",
+            )
+        await self._require_room(file.size_bytes)
+        now = self._clock()
+        job = Job(
+            id=f"batch_{token_hex(12)}",
+            kind=JobKind.BATCH,
+            priority=asked.priority,
+            created_at=now,
+            not_before=asked.not_before,
+            expires_at=max(now, asked.not_before) + asked.window_s,
+            spec={
+                "endpoint": asked.endpoint,
+                "input_file_id": asked.input_file_id,
+                "completion_window": asked.completion_window,
+                "window_s": asked.window_s,
+                "metadata": asked.metadata,
+                "files_expire_after_s": asked.files_expire_after_s or self._limits().keep_s,
+                **asked.extensions,
+            },
+        )
+        await self.queue.add(job)
+        return job
+
+    async def job(self, job_id: str, kind: JobKind | None = None) -> Job:
+        """Return a job, of that kind. Raises RequestRefused `job_not_found`."""
+        job = await self.queue.job(job_id)
+        if job is None or kind not in {None, job.kind}:
+            raise RequestRefused(
+                "job_not_found", f"there is no {kind or 'job'} '{job_id}'; GET /jobs lists them"
+            )
+        return job
+
+    async def jobs(self, kind: JobKind | None, after: str | None, limit: int) -> Sequence[Job]:
+        """Return jobs, the newest first, those behind `after`. Raises RequestRefused."""
+        if after is not None:
+            await self.job(after, kind)
+        return await self.queue.jobs(kind, after=after, limit=limit)
+
+    async def cancel(self, job_id: str, kind: JobKind | None = None) -> Job:
+        """Cancel a job; what is done of it already is written out. Raises RequestRefused."""
+        while True:
+            job = await self.job(job_id, kind)
+            if job.state in {JobState.CANCELLING, JobState.CANCELLED}:
+                return job
+            if job.state not in CANCELLABLE:
+                raise RequestRefused(
+                    "job_not_cancellable", f"'{job_id}' is {job.state}; there is nothing to cancel"
+                )
+            cancelling = job.entering(JobState.CANCELLING, self._clock())
+            if await self.queue.change(cancelling, job.state):
+                return cancelling
+
+    async def retry(self, job_id: str) -> Job:
+        """Take an ended job up again: lines that failed, or were not done. Raises RequestRefused."""
+        job = await self.job(job_id)
+        if not job.state.is_end or job.counts.succeeded >= job.lines:
+            why = "has no line that failed" if job.state.is_end else f"is {job.state}"
+            raise RequestRefused("job_not_retryable", f"'{job_id}' {why}")
+        now, window_s = self._clock(), job.spec.get("window_s")
+        again = job.entering(
+            JobState.IN_PROGRESS,
+            now,
+            round=job.round + 1,
+            reason="",
+            expires_at=None if window_s is None else now + window_s,
+        )
+        if not await self.queue.reopen(again, job.state):
+            raise RequestRefused("job_not_retryable", f"'{job_id}' has just been taken up again")
+        return again
+
+    async def used_bytes(self) -> int:
+        """Return what jobs and files take."""
+        files = await self.files.files()
+        return await self.queue.used_bytes() + sum(file.size_bytes for file in files)
+
+    async def _require_room(self, more_bytes: int) -> None:
+        used, most = await self.used_bytes(), self._limits().max_bytes
+        if used + more_bytes > most:
+            raise RequestRefused(
+                "storage_full",
+                f"jobs and their files take {used} bytes, and may take {most} (jobs.max_bytes); "
+                f"there is no room for {more_bytes} more: delete files (DELETE /v1/files/{{id}}), "
+                "or wait until some expire",
+                {"used_bytes": used, "max_bytes": most},
+            )
