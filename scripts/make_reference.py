@@ -34,7 +34,8 @@ from supervisor.gateway.error_responses import STATUS_BY_CODE
 from supervisor.gateway.form_routes import FORM_ROUTES, FormRoute
 from supervisor.gateway.parameters import AnyParameters
 from supervisor.gateway.relayed_routes import RELAYED_ROUTES, RelayedRoute
-from supervisor.gateway.routes import RESERVED_ROUTES, Route
+from supervisor.gateway.route import Route
+from supervisor.gateway.routes import RESERVED_ROUTES
 
 SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`models.yaml`", Catalogue),

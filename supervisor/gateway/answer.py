@@ -1,6 +1,7 @@
-"""An answer of ours: whole and in JSON. What a backend answers is passed on as it comes."""
+"""An answer of ours: whole, or piece by piece. What a backend answers is passed on as it comes."""
 
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
@@ -17,6 +18,17 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
     waited_s: float = 0.0
     """How long it waited for its turn, for the closing line."""
+
+
+class PiecewiseAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """An answer that is not held in memory: a file, as it is read.
+
+    `size_bytes`: of all pieces together.
+    """
+
+    headers: Headers
+    size_bytes: int
+    pieces: AsyncIterator[bytes]
 
 
 def json_answer(content: Any, *, status: int = 200, headers: Headers = ()) -> Answer:

@@ -4,7 +4,7 @@ Nothing behind this module knows of aiohttp: a request becomes a `Call` here, an
 sees goes out through a `Reply`, whose wire is here.
 """
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from operator import attrgetter
@@ -30,7 +30,8 @@ from supervisor.gateway.relay import Relay
 from supervisor.gateway.relayed_routes import ROUTE_BY_PATH
 from supervisor.gateway.reply import Reply
 from supervisor.gateway.request_target import ORIGIN_FORM, SERVED_METHODS, in_origin_form
-from supervisor.gateway.routes import NO_VALUES, Route, Scope, find_route, methods_of
+from supervisor.gateway.route import Route, Scope
+from supervisor.gateway.routes import NO_VALUES, find_routes
 from supervisor.gateway.uploads import Fields, Uploads
 from supervisor.observability.request_log import RequestRecord
 
@@ -110,17 +111,18 @@ class Door:
         if head.request_target == "*":
             return await reply.send(_about_us())
         is_known = head.request_target in ROUTE_BY_PATH
-        route, values = (None, NO_VALUES) if is_known else find_route(head.request_target)
-        if route is None or route.handler is None:
-            forms = () if route is not None else forms_at(head.method, head.request_target)
+        routes, values = ((), NO_VALUES) if is_known else find_routes(head.request_target)
+        if not routes or routes[0].handler is None:
+            forms = () if routes else forms_at(head.method, head.request_target)
             if forms:
                 return await self._answer_in_form(request, head, reply, forms)
             body, content = await self._read_content(request, head, reply)
-            call_head = self._reader.read_head(head, is_raw=route is not None)
+            call_head = self._reader.read_head(head, is_raw=bool(routes))
             call = self._reader.read(call_head, body, reply.record.request_id, content)
             return await self._relay.answer(call, reply)
-        if head.method not in methods_of(route):
-            raise _method_not_allowed(route)
+        route = next((each for each in routes if head.method in each.methods), None)
+        if route is None or route.handler is None:
+            raise _method_not_allowed(routes)
         reply.record.is_probe = route.scope is Scope.PROBE
         async with self._brought(route, request, head, reply) as (body, form):
             query = head.request_target.partition("?")[2]
@@ -229,10 +231,11 @@ def _about_us() -> Answer:
     return Answer(status=204, body=b"", headers=((b"Allow", ", ".join(SERVED_METHODS).encode()),))
 
 
-def _method_not_allowed(route: Route) -> RequestRefused:
-    allowed = methods_of(route)
+def _method_not_allowed(routes: Sequence[Route]) -> RequestRefused:
+    allowed = tuple(method for route in routes for method in route.methods)
+    path = routes[0].path
     return RequestRefused(
-        "method_not_allowed", f"{route.path} takes {' or '.join(allowed)}", {"allowed": allowed}
+        "method_not_allowed", f"{path} takes {' or '.join(allowed)}", {"allowed": allowed}
     )
 
 

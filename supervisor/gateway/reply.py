@@ -19,7 +19,7 @@ from typing import Protocol
 import structlog
 
 from supervisor.errors import RequestRefused
-from supervisor.gateway.answer import Answer
+from supervisor.gateway.answer import Answer, PiecewiseAnswer
 from supervisor.gateway.bodies import BodyAccount
 from supervisor.gateway.call import Headers
 from supervisor.gateway.error_responses import error_answer
@@ -81,9 +81,16 @@ class Reply:
         self.error_answer: Callable[[RequestRefused], Answer] = error_answer
         """How errors look to its caller."""
 
-    async def send(self, answer: Answer) -> None:
-        """Send an answer of ours, whole."""
-        await self.send_whole(answer.status, None, answer.headers, answer.body)
+    async def send(self, answer: Answer | PiecewiseAnswer) -> None:
+        """Send an answer of ours."""
+        if isinstance(answer, Answer):
+            return await self.send_whole(answer.status, None, answer.headers, answer.body)
+        length = (b"Content-Length", b"%d" % answer.size_bytes)
+        await self.begin(200, None, (*answer.headers, length))
+        if self.record.method != "HEAD":
+            async for piece in answer.pieces:
+                await self.pass_on(piece)
+        return await self.end()
 
     async def send_whole(
         self, status: int, reason: str | None, headers: Headers, body: bytes

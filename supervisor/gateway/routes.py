@@ -4,15 +4,9 @@ The doors, the reading of parameters and the generated reference all work from i
 """
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any
+from collections.abc import Mapping, Sequence
 from urllib.parse import unquote
 
-from pydantic import BaseModel
-
-from supervisor.gateway.answer import Answer
 from supervisor.gateway.control import (
     Control,
     SwitchParameters,
@@ -21,53 +15,9 @@ from supervisor.gateway.control import (
 )
 from supervisor.gateway.devices import Devices, HistoryParameters
 from supervisor.gateway.forms.tei_info import InfoParameters, TeiInfo
-from supervisor.gateway.parameters import AnyParameters, NoParameters
+from supervisor.gateway.parameters import AnyParameters
+from supervisor.gateway.route import Route, Scope
 from supervisor.gateway.status import ModelParameters, Status
-
-
-class Scope(StrEnum):
-    """Whom a route is for. Nothing asks for it as long as there are no keys."""
-
-    PROBE = "probe"
-    INFERENCE = "inference"
-    READING = "reading"
-    CONTROL = "control"
-
-
-class ErrorForm(StrEnum):
-    """The shape in which a route answers errors."""
-
-    OPENAI = "openai"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Route:
-    """A path of ours: who answers it, what it takes, and what it gives back.
-
-    `handler` is a method of `owner`, called with the `parameters` as read; None: it is relayed. A
-    path's last variable may be `{…:path}`, which takes slashes, too. `upload_limit` names the
-    setting that bounds bodies that go to disk as they come (`uploads.py`); empty: all are JSON.
-    `answers` are the statuses of success, `refusals` the codes of errors beyond those that every
-    route may answer.
-    """
-
-    method: str
-    path: str
-    purpose: str
-    owner: type = object
-    handler: Callable[[Any, Any], Awaitable[Answer]] | None = None
-    parameters: type[BaseModel] = NoParameters
-    upload_limit: str = ""
-    answers: tuple[int, ...] = (200,)
-    refusals: tuple[str, ...] = ()
-    error_form: ErrorForm = ErrorForm.OPENAI
-    scope: Scope = Scope.READING
-
-    @property
-    def takes_body(self) -> bool:
-        """Whether a body is read."""
-        return self.method == "POST"
-
 
 RESERVED_ROUTES: tuple[Route, ...] = (
     Route(
@@ -239,30 +189,25 @@ RESERVED_ROUTES: tuple[Route, ...] = (
 """Ours. A path that stands here never reaches a backend, whatever the method."""
 
 
-def methods_of(route: Route) -> tuple[str, ...]:
-    """Return the methods that a route takes: HEAD where there is a GET (RFC 9110, 9.1)."""
-    return ("GET", "HEAD") if route.method == "GET" else (route.method,)
-
-
 NO_VALUES: Mapping[str, str] = {}
 """Those of a path without variables."""
 
 
-def find_route(request_target: str) -> tuple[Route | None, Mapping[str, str]]:
-    """Return the reserved route that a request target means, with its path's values, decoded.
+def find_routes(request_target: str) -> tuple[Sequence[Route], Mapping[str, str]]:
+    """Return the reserved routes of a request target's path, with the path's values, decoded.
 
-    None for what is relayed.
+    They differ by their methods. None for what is relayed.
     """
     raw_path = request_target.partition("?")[0]
     path = unquote(raw_path) if "%" in raw_path else raw_path
-    route = _BY_PATH.get(path)
-    if route is not None:
-        return route, NO_VALUES
-    for candidate, beginning, pattern in _PATTERNS:
+    routes = _BY_PATH.get(path)
+    if routes is not None:
+        return routes, NO_VALUES
+    for candidates, beginning, pattern in _PATTERNS:
         found = pattern.fullmatch(raw_path) if raw_path.startswith(beginning) else None
         if found is not None:
-            return candidate, {name: unquote(value) for name, value in found.groupdict().items()}
-    return None, NO_VALUES
+            return candidates, {name: unquote(value) for name, value in found.groupdict().items()}
+    return (), NO_VALUES
 
 
 def _pattern(path: str) -> re.Pattern[str]:
@@ -270,7 +215,16 @@ def _pattern(path: str) -> re.Pattern[str]:
     return re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", whole), re.DOTALL)
 
 
-_BY_PATH: Mapping[str, Route] = {r.path: r for r in RESERVED_ROUTES if "{" not in r.path}
+def _grouped() -> Mapping[str, Sequence[Route]]:
+    groups: dict[str, list[Route]] = {}
+    for route in RESERVED_ROUTES:
+        groups.setdefault(route.path, []).append(route)
+    return groups
+
+
+_BY_PATH = _grouped()
 _PATTERNS = tuple(
-    (r, r.path.partition("{")[0], _pattern(r.path)) for r in RESERVED_ROUTES if "{" in r.path
+    (routes, path.partition("{")[0], _pattern(path))
+    for path, routes in _BY_PATH.items()
+    if "{" in path
 )

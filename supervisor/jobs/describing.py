@@ -1,4 +1,4 @@
-"""Jobs and files as JSON: batches and files as OpenAI's API shows them, all jobs as `/jobs` does."""
+"""Jobs and files as JSON: batches and files as in OpenAI's API, and any job as in `/jobs`."""
 
 from typing import Any
 

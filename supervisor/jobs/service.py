@@ -1,5 +1,6 @@
 """What callers may do with jobs and their files."""
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ class JobService:
         self, path: Path, file_name: str, purpose: str, expires_after_s: float | None
     ) -> StoredFile:
         """Keep a file, which is taken from its path. Raises RequestRefused `storage_full`."""
-        await self._require_room(path.stat().st_size)
+        await self._require_room((await asyncio.to_thread(path.stat)).st_size)
         now = self._clock()
         return await self.files.add(
             StoredFile(
@@ -149,7 +150,7 @@ class JobService:
                 return cancelling
 
     async def retry(self, job_id: str) -> Job:
-        """Take an ended job up again: lines that failed, or were not done. Raises RequestRefused."""
+        """Take an ended job up again, with what failed or was not done. Raises RequestRefused."""
         job = await self.job(job_id)
         if not job.state.is_end or job.counts.succeeded >= job.lines:
             why = "has no line that failed" if job.state.is_end else f"is {job.state}"

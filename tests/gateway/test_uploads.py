@@ -16,7 +16,7 @@ import pytest
 from supervisor.gateway import routes
 from supervisor.gateway.answer import Answer, json_answer
 from supervisor.gateway.parameters import Parameters
-from supervisor.gateway.routes import Route
+from supervisor.gateway.route import Route
 from supervisor.gateway.uploads import Upload, Uploads
 from tests.conftest import RunningController, StartController
 from tests.gateway.conftest import both_doors, raw_request, until
@@ -81,7 +81,7 @@ async def start_archive(
         parameters=UploadParameters,
         upload_limit="server.max_body_bytes",
     )
-    monkeypatch.setitem(routes._BY_PATH, PATH, route)
+    monkeypatch.setitem(routes._BY_PATH, PATH, (route,))
     return start
 
 

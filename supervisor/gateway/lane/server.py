@@ -21,7 +21,7 @@ from supervisor.gateway.lane.plain_head import read_plain_head
 from supervisor.gateway.origins import Origins
 from supervisor.gateway.relay import Relay
 from supervisor.gateway.relayed_routes import ROUTE_BY_PATH
-from supervisor.gateway.routes import find_route
+from supervisor.gateway.routes import find_routes
 from supervisor.observability.request_log import RequestRecord
 
 _MAX_KNOWN = 256  # of 8 KiB each at most
@@ -111,12 +111,12 @@ class LaneServer(ClientServer):
     def _read(self, head: RequestHead) -> CallHead | None:
         """Read what a plain head asks for; None where the other door has to answer it."""
         is_relayed = head.request_target in ROUTE_BY_PATH
-        route = None if is_relayed else find_route(head.request_target)[0]
-        if route is not None and route.handler is not None:
+        routes = () if is_relayed else find_routes(head.request_target)[0]
+        if routes and routes[0].handler is not None:
             return None
         try:
             self._origins.check(head)
-            read = self._reader.read_head(head, is_raw=route is not None)
+            read = self._reader.read_head(head, is_raw=bool(routes))
             encoded(read.method, read.request_target, read.sent)
         except (RequestRefused, ValueError):
             return None
