@@ -288,6 +288,35 @@ def test_volumes_come_from_claims_a_folder_of_the_node_or_the_pod_itself(helm: H
     assert volume(everything, "data") == {"persistentVolumeClaim": {"claimName": "llm-data"}}
 
 
+def test_claim_of_the_charts_own_is_kept_and_named_alike_by_every_version(
+    helm: Helm, tmp_path: Path
+) -> None:
+    next_version = Path(shutil.copytree(CHART, tmp_path / "chart"))
+    about = yaml.safe_load((next_version / "Chart.yaml").read_text())
+    (next_version / "Chart.yaml").write_text(yaml.safe_dump(about | {"version": "9.9.9"}))
+    values = {"data": {"persistence": {"enabled": True, "size": "30Gi", "storageClass": "fast"}}}
+
+    now, later = helm.render(values), helm.render(values, chart=next_version)
+    claim = now.one("PersistentVolumeClaim")
+
+    kubernetes_validate.validate(claim, NEWEST_KUBERNETES, strict=True)
+    assert claim["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+    assert claim["spec"] == {
+        "accessModes": ["ReadWriteOnce"],
+        "storageClassName": "fast",
+        "resources": {"requests": {"storage": "30Gi"}},
+    }
+    assert later.one("PersistentVolumeClaim")["metadata"]["name"] == claim["metadata"]["name"]
+    (data,) = (volume for volume in now.pod["volumes"] if volume["name"] == "data")
+    assert data["persistentVolumeClaim"] == {"claimName": claim["metadata"]["name"]}
+
+
+def test_storage_class_is_the_clusters_unless_one_is_named(helm: Helm) -> None:
+    rendered = helm.render({"data": {"persistence": {"enabled": True}}})
+
+    assert "storageClassName" not in rendered.one("PersistentVolumeClaim")["spec"]
+
+
 def test_image_is_named_by_version_tag_or_digest(helm: Helm) -> None:
     def image(**values: str) -> str:
         return str(helm.render({"image": {"repository": "r/x", **values}}).container["image"])
@@ -308,8 +337,11 @@ def test_probes_ask_the_controller_and_only_readiness_waits_for_a_model(helm: He
     assert container["readinessProbe"]["httpGet"] == {"path": "/ready", "port": "http"}
 
 
-def test_new_pod_waits_as_long_for_its_data_as_the_old_one_may_take_to_end(helm: Helm) -> None:
-    kept = helm.render({"data": {"existingClaim": "llm-data"}})
+@pytest.mark.parametrize("data", [{"existingClaim": "llm-data"}, {"persistence": {"enabled": True}}])
+def test_new_pod_waits_as_long_for_its_data_as_the_old_one_may_take_to_end(
+    helm: Helm, data: dict[str, Any]
+) -> None:
+    kept = helm.render({"data": data})
     own = helm.render()
     grace_s = kept.pod["terminationGracePeriodSeconds"]
     probe, shipped = kept.container["startupProbe"], own.container["startupProbe"]
@@ -340,11 +372,15 @@ def test_notes_tell_the_address_inside_the_cluster_and_what_is_not_kept(
 
     address = "http://llm-llama-supervisor.ai.svc.cluster.local:8000/management/health"
     shipped, kept = notes({}), notes({"data": {"existingClaim": "llm-data"}})
+    own = notes({"data": {"persistence": {"enabled": True}}})
 
     assert address in shipped
-    assert "data.existingClaim" in shipped
+    assert "go with the Pod" in shipped
+    assert "data.persistence.enabled" in shipped
     assert "kubectl get runtimeclass nvidia" in shipped
-    assert "data.existingClaim" not in kept
+    assert "Jobs, files and vectors last: they stand in the claim llm-data." in kept
+    assert "go with the Pod" not in kept
+    assert "kubectl -n ai delete pvc llm-llama-supervisor-data" in own
 
 
 def limits(rendered: Rendered) -> dict[str, Any]:

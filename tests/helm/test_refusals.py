@@ -27,6 +27,8 @@ from tests.helm.conftest import CHART, Helm
         ({"service": {"type": "NodePort"}}, ["service", "type"]),
         ({"models": {"hostPath": "models"}}, ["models", "hostPath"]),
         ({"data": {"sizeLimit": "1 GB"}}, ["data", "sizeLimit"]),
+        ({"data": {"persistence": {"size": "20"}}}, ["data", "persistence", "size"]),
+        ({"data": {"persistence": {"class": "fast"}}}, ["data", "persistence", "class"]),
         ({"securityContext": {"runAsUser": 0}}, ["securityContext", "runAsUser"]),
         ({"securityContext": {"privileged": True}}, ["securityContext", "privileged"]),
         ({"labels": {"answer": 42}}, ["labels", "answer"]),
@@ -84,6 +86,14 @@ def test_schema_names_the_key_that_is_wrong(
         (
             {"data": {"sizeLimit": "8Gi"}},
             "data.sizeLimit: 8Gi does not hold the prompt cache",
+        ),
+        (
+            {"data": {"persistence": {"enabled": True, "size": "8Gi"}}},
+            "data.persistence.size: 8Gi does not hold the prompt cache",
+        ),
+        (
+            {"data": {"existingClaim": "llm-data", "persistence": {"enabled": True}}},
+            "data: set existingClaim or persistence.enabled, not both",
         ),
         (
             {

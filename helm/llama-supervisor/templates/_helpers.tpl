@@ -199,7 +199,7 @@ before their memory is given back. The defaults here and above are the product's
 {{/* The startup probe; a controller that waits for the data folder does not listen yet. */}}
 {{- define "llama-supervisor.startupProbe" -}}
 {{- $probe := .Values.probes.startup }}
-{{- $wait := empty .Values.data.existingClaim | ternary "0" (include "llama-supervisor.terminationGracePeriodSeconds" .) }}
+{{- $wait := include "llama-supervisor.dataClaim" . | empty | ternary "0" (include "llama-supervisor.terminationGracePeriodSeconds" .) }}
 {{- $failures := divf $wait $probe.periodSeconds | ceil | int | add $probe.failureThreshold }}
 {{- mergeOverwrite (dict) $probe (dict "failureThreshold" $failures) | toYaml }}
 {{- end }}
@@ -215,20 +215,33 @@ time to end, the image ten minutes to come, and the default model all of its tim
 {{- add (include "llama-supervisor.terminationGracePeriodSeconds" .) $startup $loading 600 }}
 {{- end }}
 
+{{/* The claim that data stands in: one that is there, or our own. Empty: an emptyDir. */}}
+{{- define "llama-supervisor.dataClaim" -}}
+{{- if .Values.data.existingClaim }}
+{{- .Values.data.existingClaim }}
+{{- else if .Values.data.persistence.enabled }}
+{{- include "llama-supervisor.fullname" . }}-data
+{{- end }}
+{{- end }}
+
 {{/* The largest that an emptyDir for data may grow: the given size, or the prompt cache and 2 GiB. */}}
 {{- define "llama-supervisor.dataSizeLimit" -}}
-{{- $cache := include "llama-supervisor.configuration" . | fromYaml | include "llama-supervisor.promptCacheBytes" }}
 {{- $given := .Values.data.sizeLimit }}
 {{- if not $given }}
-{{- printf "%dGi" (addf (divf $cache 1073741824 | ceil) 2 | int64) }}
-{{- else }}
-{{- $unit := regexFind "[A-Za-z]+$" $given }}
-{{- $size := include "llama-supervisor.bytes" (dict "name" "data.sizeLimit" "value" (printf "%s%sB" (regexFind "^[0-9]+" $given) $unit)) }}
+{{- $cache := include "llama-supervisor.configuration" . | fromYaml | include "llama-supervisor.promptCacheBytes" }}
+{{- $given = printf "%dGi" (addf (divf $cache 1073741824 | ceil) 2 | int64) }}
+{{- end }}
+{{- include "llama-supervisor.holdingData" (dict "name" "data.sizeLimit" "size" $given "otherwise" "the kubelet evicts a Pod whose emptyDir is full" "root" .) }}
+{{- end }}
+
+{{/* A size of the data volume (`20Gi`), refused where it does not hold what the settings let grow. */}}
+{{- define "llama-supervisor.holdingData" -}}
+{{- $cache := include "llama-supervisor.configuration" .root | fromYaml | include "llama-supervisor.promptCacheBytes" }}
+{{- $size := include "llama-supervisor.bytes" (dict "name" .name "value" (printf "%sB" .size)) }}
 {{- if le (int64 $size) (int64 $cache) }}
-{{- fail (printf "\n\ndata.sizeLimit: %s does not hold the prompt cache (switch.prompt_cache_max_bytes: %s bytes), and the kubelet evicts a Pod whose emptyDir is full: raise it, or lower prompt_cache_max_bytes\n" $given $cache) }}
+{{- fail (printf "\n\n%s: %s does not hold the prompt cache (switch.prompt_cache_max_bytes: %s bytes), and %s: raise it, or lower prompt_cache_max_bytes\n" .name .size $cache .otherwise) }}
 {{- end }}
-{{- $given }}
-{{- end }}
+{{- .size }}
 {{- end }}
 
 {{/* What every Pod of this chart runs as. */}}
@@ -274,6 +287,9 @@ capabilities:
 {{- end }}
 {{- if not (or .Values.models.existingClaim .Values.models.hostPath) }}
 {{- fail "\n\nmodels.existingClaim: name the claim that holds the GGUF files (or set models.hostPath to a folder of the node)\n" }}
+{{- end }}
+{{- if and .Values.data.existingClaim .Values.data.persistence.enabled }}
+{{- fail "\n\ndata: set existingClaim or persistence.enabled, not both\n" }}
 {{- end }}
 {{- range $key := list "labels" "podLabels" }}
 {{- range $label, $_ := index $.Values $key }}
