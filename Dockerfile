@@ -22,7 +22,7 @@ WORKDIR /src
 COPY requirements.lock ./
 # The lock without what only the embedded engine (xllamacpp) and the demo models (the others) need.
 RUN python3 -m venv --without-pip /opt/llama-supervisor \
-    && awk '/^[a-z]/ { out = /^(xllamacpp|gguf|numpy|requests|certifi|charset-normalizer|urllib3)==/ } !out' \
+    && awk '/^[a-z]/ { out = /^(xllamacpp|gguf|requests|charset-normalizer)==/ } !out' \
         requirements.lock >image.lock \
     && pip --python /opt/llama-supervisor/bin/python install --no-cache-dir --require-hashes \
         --requirement image.lock

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from importlib.metadata import requires
+from itertools import chain
 from pathlib import Path
 
 import yaml
@@ -20,6 +21,7 @@ from supervisor.cli import cli
 from tests.helm.conftest import CHART, ROOT
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
+IMAGE_EXTRAS = ("embedding", "redis", "vectors")
 EMBEDDED_WHEEL = "xllamacpp"
 
 
@@ -88,18 +90,25 @@ def locked_packages() -> set[str]:
 
 
 def needed_packages() -> set[str]:
-    """The product's own requirements, those of its embedding service, and, without extras, theirs.
+    """The product's own requirements, those of the extras in the image, and theirs.
 
     The shipped catalogue names a tokenizer.
     """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    embedding = project["optional-dependencies"]["embedding"]
-    todo, found = [*project["dependencies"], *embedding], set[str]()
+    extras = (project["optional-dependencies"][extra] for extra in IMAGE_EXTRAS)
+    todo = [Requirement(each) for each in (*project["dependencies"], *chain(*extras))]
+    found = set[tuple[str, str]]()
     while todo:
-        requirement = Requirement(todo.pop())
-        name = canonicalize_name(requirement.name)
-        applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
-        if applies and name not in found:
-            found.add(name)
-            todo += requires(name) or []
-    return found
+        requirement = todo.pop()
+        for extra in {"", *requirement.extras}:
+            name = canonicalize_name(requirement.name)
+            if (name, extra) not in found:
+                found.add((name, extra))
+                todo += needs_of(name, extra)
+    return {name for name, _ in found}
+
+
+def needs_of(name: str, extra: str) -> list[Requirement]:
+    """What an installed package requires here, by itself or for one of its extras."""
+    listed = [Requirement(each) for each in requires(name) or []]
+    return [each for each in listed if not each.marker or each.marker.evaluate({"extra": extra})]

@@ -337,7 +337,9 @@ def test_probes_ask_the_controller_and_only_readiness_waits_for_a_model(helm: He
     assert container["readinessProbe"]["httpGet"] == {"path": "/ready", "port": "http"}
 
 
-@pytest.mark.parametrize("data", [{"existingClaim": "llm-data"}, {"persistence": {"enabled": True}}])
+@pytest.mark.parametrize(
+    "data", [{"existingClaim": "llm-data"}, {"persistence": {"enabled": True}}]
+)
 def test_new_pod_waits_as_long_for_its_data_as_the_old_one_may_take_to_end(
     helm: Helm, data: dict[str, Any]
 ) -> None:

@@ -1,11 +1,14 @@
 """Queues of each kind: whatever holds of one must hold of all."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
+import redis
+from lab.harness.redis_server import RedisServer
 
 from supervisor.jobs.port import JobQueue
+from supervisor.jobs.redis_queue import RedisQueue
 from supervisor.jobs.sqlite_queue import SqliteQueue
 from supervisor.jobs.values import Job, JobKind, JobPriority, JobState, NewLine
 
@@ -13,12 +16,23 @@ OpenQueue = Callable[[], Awaitable[JobQueue]]
 """Opens the queue again, as after the death of whoever had it."""
 
 
-@pytest.fixture(params=["sqlite"])
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """Debian's redis-server; whoever uses it finds it as others have left it."""
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "redis"])
 async def open_queue(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[OpenQueue]:
     opened: list[JobQueue] = []
+    url = ""
+    if request.param == "redis":
+        url = request.getfixturevalue("redis_server").url
+        redis.Redis.from_url(url).flushdb()
 
     async def open_again() -> JobQueue:
-        opened.append(SqliteQueue(tmp_path / "jobs.sqlite"))
+        opened.append(RedisQueue(url) if url else SqliteQueue(tmp_path / "jobs.sqlite"))
         return opened[-1]
 
     yield open_again

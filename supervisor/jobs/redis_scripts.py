@@ -1,0 +1,424 @@
+"""What the Redis queue does in one step each, as Lua scripts that the server runs.
+
+Keys, behind the prefix:
+
+    job:ID        hash: the record, its state and counts
+    lines:ID      hash: the content of each line that has not succeeded, by number
+    results:ID    hash: the result of each line that is settled; the first one stays (HSETNX)
+    attempts:ID   hash: how often each line was claimed
+    places:ID     hash: where a line stands that may be claimed: rank of the stream, and entry
+    ready:KIND:R  stream: lines that may be claimed, of jobs of a kind with a priority of that rank;
+                  an entry names job and number. Its consumer group knows who has claimed which
+    later:KIND    sorted set: lines that may be claimed later, by when
+    due           sorted set: jobs with which something is to be done, by when
+    jobs, jobs:KIND  sorted sets: all jobs, in the order in which they came
+    last, bytes   the number of the last job that came, and what all takes
+    news          stream of one entry: that there may be something to claim
+
+The streams are cleared lazily: an entry that is not where its line stands any more, or whose job is
+over, is deleted by the claim that comes upon it. Time is the server's, in milliseconds, so that
+the clocks of controllers need not agree.
+
+A consumer group counts for how long each entry has been idle, and hands over what has been for
+longer than whoever asks wants (XAUTOCLAIM). Leases differ, so a claim sets what it takes back by
+that much that it has been idle for LONGEST_LEASE_MS when its lease is over.
+"""
+
+_COMMON = """
+local p = KEYS[1]
+local GROUP = 'supervisors'
+local LONGEST_LEASE_MS = 24 * 3600 * 1000
+local ENDS = {completed = true, failed = true, expired = true, cancelled = true}
+
+local function now_ms()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+local function tell()
+  redis.call('XADD', p .. 'news', 'MAXLEN', 1, '*', 'n', '')
+end
+
+local function ready(kind, rank)
+  return p .. 'ready:' .. kind .. ':' .. rank
+end
+
+local function count_bytes(id, bytes)
+  redis.call('INCRBY', p .. 'bytes', bytes)
+  redis.call('HINCRBY', p .. 'job:' .. id, 'bytes', bytes)
+end
+
+local function may_settle(id)
+  local state = redis.call('HGET', p .. 'job:' .. id, 'state')
+  return state == 'validating' or state == 'in_progress'
+end
+
+local function kind_of(id)
+  return redis.call('HGET', p .. 'job:' .. id, 'kind')
+end
+
+-- The stream and the entry of a line; none where it stands in `later`, or is settled.
+local function place_of(id, number)
+  local place = redis.call('HGET', p .. 'places:' .. id, number)
+  if place then
+    local rank, entry = string.match(place, '^(%d+) (.+)$')
+    return ready(kind_of(id), rank), entry
+  end
+end
+
+local function offer(id, number, due_ms)
+  local kind, rank = unpack(redis.call('HMGET', p .. 'job:' .. id, 'kind', 'rank'))
+  if tonumber(due_ms) > now_ms() then
+    redis.call('ZADD', p .. 'later:' .. kind, due_ms, id .. ' ' .. number)
+  else
+    local stream = ready(kind, rank)
+    if redis.call('EXISTS', stream) == 0 then
+      redis.call('XGROUP', 'CREATE', stream, GROUP, 0, 'MKSTREAM')
+    end
+    local entry = redis.call('XADD', stream, '*', 'job', id, 'number', number)
+    redis.call('HSET', p .. 'places:' .. id, number, rank .. ' ' .. entry)
+  end
+end
+
+local function withdraw(id, number)
+  local stream, entry = place_of(id, number)
+  if stream then
+    redis.call('XACK', stream, GROUP, entry)
+    redis.call('XDEL', stream, entry)
+    redis.call('HDEL', p .. 'places:' .. id, number)
+  else
+    redis.call('ZREM', p .. 'later:' .. kind_of(id), id .. ' ' .. number)
+  end
+end
+
+-- The stream and the entry of a line that this owner has claimed; none where it has not.
+local function held_by(owner, id, number)
+  local stream, entry = place_of(id, number)
+  if stream and may_settle(id) then
+    local pending = redis.call('XPENDING', stream, GROUP, entry, entry, 1)
+    if pending[1] and pending[1][2] == owner then
+      return stream, entry
+    end
+  end
+end
+
+local function lease(stream, owner, entry, lease_ms)
+  local idle_ms = LONGEST_LEASE_MS - lease_ms
+  redis.call('XCLAIM', stream, GROUP, owner, 0, entry, 'IDLE', idle_ms, 'JUSTID')
+end
+
+-- When something is to be done with the job itself: as `Job.is_due`.
+local function schedule(id)
+  local state, expires, lines, succeeded, failed = unpack(redis.call('HMGET', p .. 'job:' .. id,
+    'state', 'expires_ms', 'lines', 'succeeded', 'failed'))
+  local due = now_ms()
+  if state == 'in_progress' and succeeded + failed < tonumber(lines) then
+    due = expires
+  elseif ENDS[state] then
+    due = ''
+  end
+  if due == '' then
+    redis.call('ZREM', p .. 'due', id)
+  else
+    redis.call('ZADD', p .. 'due', due, id)
+  end
+end
+
+local FIELDS = {'record', 'state', 'rank', 'not_before_ms', 'expires_ms', 'lines', 'reason'}
+
+local function write(id, first)
+  for index, field in ipairs(FIELDS) do
+    redis.call('HSET', p .. 'job:' .. id, field, ARGV[first + index - 1])
+  end
+  schedule(id)
+end
+"""
+
+ADD = (
+    _COMMON
+    + """
+-- ARGV: id, kind, then FIELDS. A job that is there already is left as it is.
+local id, kind = ARGV[1], ARGV[2]
+if redis.call('HSETNX', p .. 'job:' .. id, 'kind', kind) == 1 then
+  redis.call('HSET', p .. 'job:' .. id, 'succeeded', 0, 'failed', 0, 'repeats', 0,
+    'input_tokens', 0, 'output_tokens', 0, 'bytes', 0)
+  write(id, 3)
+  local last = redis.call('INCR', p .. 'last')
+  redis.call('ZADD', p .. 'jobs', last, id)
+  redis.call('ZADD', p .. 'jobs:' .. kind, last, id)
+  count_bytes(id, #ARGV[3])
+  tell()
+end
+"""
+)
+
+CHANGE = (
+    _COMMON
+    + """
+-- ARGV: id, expected state, then FIELDS. Returns 1 where it was changed.
+local id = ARGV[1]
+if redis.call('HGET', p .. 'job:' .. id, 'state') ~= ARGV[2] then
+  return 0
+end
+write(id, 3)
+tell()
+return 1
+"""
+)
+
+REOPEN = (
+    _COMMON
+    + """
+-- ARGV as of CHANGE. What has not succeeded is claimed anew.
+local id = ARGV[1]
+if redis.call('HGET', p .. 'job:' .. id, 'state') ~= ARGV[2] then
+  return 0
+end
+local numbers = redis.call('HKEYS', p .. 'lines:' .. id)
+table.sort(numbers, function(one, other) return tonumber(one) < tonumber(other) end)
+for _, number in ipairs(numbers) do
+  count_bytes(id, 0 - redis.call('HSTRLEN', p .. 'results:' .. id, number))
+  redis.call('HDEL', p .. 'results:' .. id, number)
+  withdraw(id, number)
+end
+redis.call('DEL', p .. 'attempts:' .. id)
+redis.call('HSET', p .. 'job:' .. id, 'failed', 0)
+write(id, 3)
+local due_ms = redis.call('HGET', p .. 'job:' .. id, 'not_before_ms')
+for _, number in ipairs(numbers) do
+  offer(id, number, due_ms)
+end
+tell()
+return 1
+"""
+)
+
+CLAIM_JOB = (
+    _COMMON
+    + """
+-- ARGV: lease in ms. Returns the id of the most urgent job, of those the oldest; or nothing.
+local now = now_ms()
+local first, first_rank, first_number
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', p .. 'due', '-inf', now, 'LIMIT', 0, 100)) do
+  local rank = tonumber(redis.call('HGET', p .. 'job:' .. id, 'rank'))
+  local number = tonumber(redis.call('ZSCORE', p .. 'jobs', id))
+  if not first or rank < first_rank or (rank == first_rank and number < first_number) then
+    first, first_rank, first_number = id, rank, number
+  end
+end
+if first then
+  redis.call('ZADD', p .. 'due', now + ARGV[1], first)
+end
+return first
+"""
+)
+
+REMOVE = (
+    _COMMON
+    + """
+-- ARGV: id.
+local id = ARGV[1]
+local kind, bytes = unpack(redis.call('HMGET', p .. 'job:' .. id, 'kind', 'bytes'))
+if kind then
+  redis.call('DECRBY', p .. 'bytes', bytes)
+  redis.call('ZREM', p .. 'jobs', id)
+  redis.call('ZREM', p .. 'jobs:' .. kind, id)
+  redis.call('ZREM', p .. 'due', id)
+  for _, name in ipairs({'job:', 'lines:', 'results:', 'attempts:', 'places:'}) do
+    redis.call('UNLINK', p .. name .. id)
+  end
+end
+"""
+)
+
+ADD_LINES = (
+    _COMMON
+    + """
+-- ARGV: id, then number and content of each line.
+local id = ARGV[1]
+local state, due_ms = unpack(redis.call('HMGET', p .. 'job:' .. id, 'state', 'not_before_ms'))
+if state == 'validating' then
+  for index = 2, #ARGV, 2 do
+    local number, content = ARGV[index], ARGV[index + 1]
+    local is_settled = redis.call('HEXISTS', p .. 'results:' .. id, number) == 1
+    if not is_settled and redis.call('HSETNX', p .. 'lines:' .. id, number, content) == 1 then
+      count_bytes(id, #content)
+      offer(id, number, due_ms)
+    end
+  end
+  tell()
+end
+"""
+)
+
+CLAIM = (
+    _COMMON
+    + """
+-- ARGV: kind, owner, how many, lease in ms, number of ranks.
+-- Returns id, number, content and attempts of each.
+local kind, owner, limit, lease_ms = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local now = now_ms()
+local taken = {}
+local later = p .. 'later:' .. kind
+
+for _, line in ipairs(redis.call('ZRANGEBYSCORE', later, '-inf', now, 'LIMIT', 0, limit)) do
+  local id, number = string.match(line, '^(.+) (%d+)$')
+  redis.call('ZREM', later, line)
+  if may_settle(id) then
+    offer(id, number, 0)
+  end
+end
+
+local wanted = {}
+local function is_wanted(id)
+  if wanted[id] == nil then
+    local expires = redis.call('HGET', p .. 'job:' .. id, 'expires_ms')
+    wanted[id] = may_settle(id) and (expires == '' or tonumber(expires) > now)
+  end
+  return wanted[id]
+end
+
+local function take(entries, stream, rank)
+  for _, each in ipairs(entries) do
+    local entry, id, number = each[1], each[2][2], each[2][4]
+    local stands_there = redis.call('HGET', p .. 'places:' .. id, number) == rank .. ' ' .. entry
+    if stands_there and is_wanted(id) then
+      local content = redis.call('HGET', p .. 'lines:' .. id, number)
+      local attempts = redis.call('HINCRBY', p .. 'attempts:' .. id, number, 1)
+      lease(stream, owner, entry, lease_ms)
+      table.insert(taken, {id, number, content, attempts})
+    else
+      redis.call('XACK', stream, GROUP, entry)
+      redis.call('XDEL', stream, entry)
+      if stands_there then
+        redis.call('HDEL', p .. 'places:' .. id, number)
+      end
+    end
+  end
+end
+
+for rank = 0, ARGV[5] - 1 do
+  local stream = ready(kind, rank)
+  if #taken < limit and redis.call('EXISTS', stream) == 1 then
+    local cursor = '0-0'
+    repeat  -- what a consumer left that is dead, or whose lease is over
+      local found = redis.call('XAUTOCLAIM', stream, GROUP, owner, LONGEST_LEASE_MS, cursor,
+        'COUNT', limit - #taken)
+      cursor = found[1]
+      take(found[2], stream, rank)
+    until cursor == '0-0' or #taken >= limit
+    while #taken < limit do
+      local found = redis.call('XREADGROUP', 'GROUP', GROUP, owner, 'COUNT', limit - #taken,
+        'STREAMS', stream, '>')
+      if not found then
+        break
+      end
+      take(found[1][2], stream, rank)
+    end
+  end
+end
+return taken
+"""
+)
+
+RENEW = (
+    _COMMON
+    + """
+-- ARGV: owner, lease in ms, then id and number of each line. Returns the positions of those that
+-- are not the owner's.
+local owner, lost = ARGV[1], {}
+for index = 3, #ARGV, 2 do
+  local stream, entry = held_by(owner, ARGV[index], ARGV[index + 1])
+  if stream then
+    lease(stream, owner, entry, tonumber(ARGV[2]))
+  else
+    table.insert(lost, (index - 3) / 2)
+  end
+end
+return lost
+"""
+)
+
+SETTLE = (
+    _COMMON
+    + """
+-- ARGV: id, number, 1 for a success, result, reason, tokens in and out; of each result.
+for index = 1, #ARGV, 7 do
+  local id, number, success, result, reason, tokens_in, tokens_out = unpack(ARGV, index, index + 6)
+  local lines, job = p .. 'lines:' .. id, p .. 'job:' .. id
+  if may_settle(id) and redis.call('HEXISTS', lines, number) == 1
+    and redis.call('HSETNX', p .. 'results:' .. id, number, result) == 1 then
+    withdraw(id, number)
+    count_bytes(id, #result)
+    redis.call('HINCRBY', job, success == '1' and 'succeeded' or 'failed', 1)
+    redis.call('HINCRBY', job, 'input_tokens', tokens_in)
+    redis.call('HINCRBY', job, 'output_tokens', tokens_out)
+    if reason ~= '' then
+      redis.call('HSET', job, 'reason', reason)
+    end
+    if success == '1' then
+      count_bytes(id, 0 - redis.call('HSTRLEN', lines, number))
+      redis.call('HDEL', lines, number)
+      redis.call('HDEL', p .. 'attempts:' .. id, number)
+    end
+    local state, all, succeeded, failed = unpack(redis.call('HMGET', job,
+      'state', 'lines', 'succeeded', 'failed'))
+    if state == 'in_progress' and succeeded + failed >= tonumber(all) then
+      schedule(id)
+      tell()
+    end
+  end
+end
+"""
+)
+
+PUT_BACK = (
+    _COMMON
+    + """
+-- ARGV: owner, then id, number, due in ms, reason, and 1 where the attempt counts; of each line.
+for index = 2, #ARGV, 5 do
+  local id, number, due_ms, reason, counts = unpack(ARGV, index, index + 4)
+  if held_by(ARGV[1], id, number) then
+    withdraw(id, number)
+    if counts ~= '1' then
+      redis.call('HINCRBY', p .. 'attempts:' .. id, number, -1)
+    end
+    redis.call('HINCRBY', p .. 'job:' .. id, 'repeats', 1)
+    redis.call('HSET', p .. 'job:' .. id, 'reason', reason)
+    offer(id, number, due_ms)
+  end
+end
+tell()
+"""
+)
+
+FORGET_RESULTS = (
+    _COMMON
+    + """
+-- ARGV: id.
+local id = ARGV[1]
+local bytes = 0
+for _, number in ipairs(redis.call('HKEYS', p .. 'results:' .. id)) do
+  bytes = bytes + redis.call('HSTRLEN', p .. 'results:' .. id, number)
+end
+if bytes > 0 then
+  count_bytes(id, 0 - bytes)
+  redis.call('UNLINK', p .. 'results:' .. id)
+end
+"""
+)
+
+TIDY = (
+    _COMMON
+    + """
+-- ARGV: ms. Forgets consumers that hold nothing, and have not asked for so long.
+for _, stream in ipairs(redis.call('KEYS', p .. 'ready:*')) do
+  for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', stream, GROUP)) do
+    local name, pending, idle = consumer[2], consumer[4], consumer[6]
+    if pending == 0 and idle >= tonumber(ARGV[1]) then
+      redis.call('XGROUP', 'DELCONSUMER', stream, GROUP, name)
+    end
+  end
+end
+"""
+)
