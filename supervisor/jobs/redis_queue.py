@@ -189,7 +189,7 @@ class RedisQueue:
 
     async def _run(self, script: str, *words: Any) -> Any:
         async with self._speaking() as redis:
-            return await redis.register_script(script)(keys=[PREFIX], args=words)
+            return await redis.register_script(scripts.COMMON + script)(keys=[PREFIX], args=words)
 
     @asynccontextmanager
     async def _speaking(self) -> AsyncIterator[Any]:

@@ -22,9 +22,11 @@ the clocks of controllers need not agree.
 A consumer group counts for how long each entry has been idle, and hands over what has been for
 longer than whoever asks wants (XAUTOCLAIM). Leases differ, so a claim sets what it takes back by
 that much that it has been idle for LONGEST_LEASE_MS when its lease is over.
+
+Each script is run behind COMMON.
 """
 
-_COMMON = """
+COMMON = """
 local p = KEYS[1]
 local GROUP = 'supervisors'
 local LONGEST_LEASE_MS = 24 * 3600 * 1000
@@ -134,9 +136,7 @@ local function write(id, first)
 end
 """
 
-ADD = (
-    _COMMON
-    + """
+ADD = """
 -- ARGV: id, kind, then FIELDS. A job that is there already is left as it is.
 local id, kind = ARGV[1], ARGV[2]
 if redis.call('HSETNX', p .. 'job:' .. id, 'kind', kind) == 1 then
@@ -150,11 +150,8 @@ if redis.call('HSETNX', p .. 'job:' .. id, 'kind', kind) == 1 then
   tell()
 end
 """
-)
 
-CHANGE = (
-    _COMMON
-    + """
+CHANGE = """
 -- ARGV: id, expected state, then FIELDS. Returns 1 where it was changed.
 local id = ARGV[1]
 if redis.call('HGET', p .. 'job:' .. id, 'state') ~= ARGV[2] then
@@ -164,11 +161,8 @@ write(id, 3)
 tell()
 return 1
 """
-)
 
-REOPEN = (
-    _COMMON
-    + """
+REOPEN = """
 -- ARGV as of CHANGE. What has not succeeded is claimed anew.
 local id = ARGV[1]
 if redis.call('HGET', p .. 'job:' .. id, 'state') ~= ARGV[2] then
@@ -191,11 +185,8 @@ end
 tell()
 return 1
 """
-)
 
-CLAIM_JOB = (
-    _COMMON
-    + """
+CLAIM_JOB = """
 -- ARGV: lease in ms. Returns the id of the most urgent job, of those the oldest; or nothing.
 local now = now_ms()
 local first, first_rank, first_number
@@ -211,11 +202,8 @@ if first then
 end
 return first
 """
-)
 
-REMOVE = (
-    _COMMON
-    + """
+REMOVE = """
 -- ARGV: id.
 local id = ARGV[1]
 local kind, bytes = unpack(redis.call('HMGET', p .. 'job:' .. id, 'kind', 'bytes'))
@@ -229,11 +217,8 @@ if kind then
   end
 end
 """
-)
 
-ADD_LINES = (
-    _COMMON
-    + """
+ADD_LINES = """
 -- ARGV: id, then number and content of each line.
 local id = ARGV[1]
 local state, due_ms = unpack(redis.call('HMGET', p .. 'job:' .. id, 'state', 'not_before_ms'))
@@ -249,11 +234,8 @@ if state == 'validating' then
   tell()
 end
 """
-)
 
-CLAIM = (
-    _COMMON
-    + """
+CLAIM = """
 -- ARGV: kind, owner, how many, lease in ms, number of ranks.
 -- Returns id, number, content and attempts of each.
 local kind, owner, limit, lease_ms = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -319,11 +301,8 @@ for rank = 0, ARGV[5] - 1 do
 end
 return taken
 """
-)
 
-RENEW = (
-    _COMMON
-    + """
+RENEW = """
 -- ARGV: owner, lease in ms, then id and number of each line. Returns the positions of those that
 -- are not the owner's.
 local owner, lost = ARGV[1], {}
@@ -337,11 +316,8 @@ for index = 3, #ARGV, 2 do
 end
 return lost
 """
-)
 
-SETTLE = (
-    _COMMON
-    + """
+SETTLE = """
 -- ARGV: id, number, 1 for a success, result, reason, tokens in and out; of each result.
 for index = 1, #ARGV, 7 do
   local id, number, success, result, reason, tokens_in, tokens_out = unpack(ARGV, index, index + 6)
@@ -370,11 +346,8 @@ for index = 1, #ARGV, 7 do
   end
 end
 """
-)
 
-PUT_BACK = (
-    _COMMON
-    + """
+PUT_BACK = """
 -- ARGV: owner, then id, number, due in ms, reason, and 1 where the attempt counts; of each line.
 for index = 2, #ARGV, 5 do
   local id, number, due_ms, reason, counts = unpack(ARGV, index, index + 4)
@@ -390,11 +363,8 @@ for index = 2, #ARGV, 5 do
 end
 tell()
 """
-)
 
-FORGET_RESULTS = (
-    _COMMON
-    + """
+FORGET_RESULTS = """
 -- ARGV: id.
 local id = ARGV[1]
 local bytes = 0
@@ -406,11 +376,8 @@ if bytes > 0 then
   redis.call('UNLINK', p .. 'results:' .. id)
 end
 """
-)
 
-TIDY = (
-    _COMMON
-    + """
+TIDY = """
 -- ARGV: ms. Forgets consumers that hold nothing, and have not asked for so long.
 for _, stream in ipairs(redis.call('KEYS', p .. 'ready:*')) do
   for _, consumer in ipairs(redis.call('XINFO', 'CONSUMERS', stream, GROUP)) do
@@ -421,4 +388,3 @@ for _, stream in ipairs(redis.call('KEYS', p .. 'ready:*')) do
   end
 end
 """
-)
