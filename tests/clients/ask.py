@@ -41,6 +41,23 @@ def openai(url: str) -> dict[str, Any]:
     }
 
 
+def openai_retries(url: str) -> dict[str, Any]:
+    from openai import ConflictError, OpenAI, RateLimitError
+
+    client = OpenAI(base_url=f"{url}/v1", api_key="none")
+    refused: dict[str, Any] = {}
+    try:
+        client.embeddings.create(model="minilm", input=["word " * 60] * 2000)
+    except RateLimitError as error:
+        refused["busy"] = [error.code, error.request_id]
+    try:
+        message: Any = {"role": "user", "content": "Hello"}
+        client.chat.completions.create(model="demo-chat", messages=[message])
+    except ConflictError as error:
+        refused["not live"] = [error.code, error.request_id]
+    return refused
+
+
 def huggingface_hub(url: str) -> dict[str, Any]:
     from huggingface_hub import InferenceClient
     from huggingface_hub.errors import HfHubHTTPError
@@ -96,5 +113,6 @@ def langchain(url: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     asked = {"openai": openai, "huggingface_hub": huggingface_hub, "ollama": ollama}
-    answer = (asked | {"langchain": langchain})[sys.argv[1]](sys.argv[2])
+    asked |= {"langchain": langchain, "openai_retries": openai_retries}
+    answer = asked[sys.argv[1]](sys.argv[2])
     json.dump(answer, sys.stdout)

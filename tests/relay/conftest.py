@@ -82,17 +82,19 @@ def serving(
     engine: str = "llama-server",
     server: Mapping[str, Any],
     engines: Mapping[str, Any] | None = None,
+    queue: Mapping[str, Any] | None = None,
     files: Mapping[str, Any] | None = None,
 ) -> Iterator[Running]:
     """Run a controller on the shipped profiles, with no model loaded.
 
-    `engine`: what auto means. `server` and `engines` are sections of supervisor.yaml, `files` other
-    YAML files by name.
+    `engine`: what auto means. `server`, `engines` and `queue` are sections of supervisor.yaml,
+    `files` other YAML files by name.
     """
     root = Path(__file__).parents[2]
     settings = {
         "server": {"log_format": "json", **server},
         "engines": dict(engines or {}),
+        "queue": dict(queue or {}),
         "devices": {"host": {"exclusive": True}},
         "scheduler": {"auto_switch": False},  # the server that is compared with stays
     }

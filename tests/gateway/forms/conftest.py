@@ -46,11 +46,15 @@ class Caller:
         """Return what the log says at the end of a request."""
 
         def found() -> list[Mapping[str, Any]]:
-            lines = map(json.loads, self.running.log_path.read_text().splitlines()[:-1])
-            return [each for each in lines if each.get("request_id") == request_id]
+            return [each for each in self.log_lines() if each.get("request_id") == request_id]
 
         until(lambda: bool(found()))
         return found()[0]
+
+    def log_lines(self) -> list[Mapping[str, Any]]:
+        """Return what the log says by now; half a line at its end is left out."""
+        whole_lines = self.running.log_path.read_text().rpartition("\n")[0]
+        return [json.loads(line) for line in whole_lines.splitlines()]
 
 
 @pytest.fixture(scope="module", params=[*DOORS])
@@ -60,10 +64,14 @@ def caller(
     long_reader: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Caller]:
-    """A caller of a controller whose embedding model is live, and has prompts."""
+    """A caller of a controller whose embedding model is live, and has prompts.
+
+    Requests of more than 100,000 tokens get 429.
+    """
     folder = tmp_path_factory.mktemp("forms")
     files = {"models.yaml": catalogue(reranker, long_reader)}
-    with serving(folder, server=DOORS[request.param], files=files) as running:
+    queue = {"max_embedding_tokens": 100_000}
+    with serving(folder, server=DOORS[request.param], queue=queue, files=files) as running:
         running.make_live("minilm")
         yield Caller(running)
 

@@ -52,6 +52,23 @@ def test_openai(caller: Caller, texts: list[list[float]]) -> None:
     assert got["errors"]["too long"]["body"]["index"] == 1
 
 
+def test_openai_comes_back_where_waiting_helps_and_only_there(caller: Caller) -> None:
+    """By itself it would repeat any 409 and 429, twice."""
+    got = ask(caller, "openai_retries")
+
+    assert got["busy"][0] == "embedding_queue_full"
+    assert count_of(caller, "/v1/embeddings", got["busy"][1]) == 3
+    assert got["not live"][0] == "model_not_live"
+    assert count_of(caller, "/v1/chat/completions", got["not live"][1]) == 1
+
+
+def count_of(caller: Caller, path: str, last_id: str) -> int:
+    """Return how many requests to a path were answered as the last one was."""
+    status = caller.closing_line(last_id)["status"]
+    lines = caller.log_lines()
+    return sum((each.get("path"), each.get("status")) == (path, status) for each in lines)
+
+
 def test_huggingface_hub(caller: Caller, texts: list[list[float]]) -> None:
     got = ask(caller, "huggingface_hub")
 
