@@ -60,7 +60,6 @@ def _view(snapshot: Snapshot, now: float) -> View:
 def _model(
     snapshot: Snapshot, name: str, held: ModelBounds, costs: Costs, now: float
 ) -> dict[str, Any]:
-    gap = costs.return_gap
     return {
         **_waiting(snapshot.requests, name, now),
         "switch_s": round(held.switch_s, 4),
@@ -72,7 +71,7 @@ def _model(
         "longest_wait_s": round(held.longest_wait_s, 4),
         "leaves_empty_at": held.threshold,
         "linger_s": round(held.linger_s, 4),
-        "return_gap_s": gap and {"median": round(gap.median_s, 4), "p90": round(gap.p90_s, 4)},
+        "return_s": None if costs.return_s is None else round(costs.return_s, 4),
         "setback": _setback(snapshot.scheduling.setbacks.get(name), now),
     }
 

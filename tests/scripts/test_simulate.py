@@ -27,7 +27,7 @@ from lab.simulate.open_traces import (
     total_waits_s,
 )
 from lab.simulate.simulation import Simulation
-from lab.simulate.workload import Arrival, Loop, Model, poisson, two_models
+from lab.simulate.workload import Arrival, Model, loop, poisson, two_models
 
 from supervisor.core.scheduling.policies import POLICIES
 from supervisor.core.scheduling.values import Decision, Policy, Priority
@@ -101,7 +101,7 @@ def test_switch_waits_for_what_is_in_flight_and_takes_its_time() -> None:
 
 def test_who_starves_counts_among_the_longest_waits() -> None:
     models = two_models(0.5, 0.5, 1.0, 0.5)
-    clients = [Loop(model="chat"), Loop(model="chat")]
+    clients = [loop("chat"), loop("chat")]
     outcome = Simulation(models, exhaustive, Known(models)).run([(1.0, "embedding")], clients, 60.0)
     assert outcome.waits_s["embedding"] == []
     assert outcome.longest_wait_s == 59.0
@@ -237,6 +237,10 @@ def test_open_traffic_is_not_taken_for_closed_loops() -> None:
     )
     assert learned.total_wait_s <= 1.05 * known.total_wait_s
     assert learned.longest_wait_s <= 1.2 * known.longest_wait_s
+
+
+def test_first_come_first_served_switches_nearly_all_of_the_time() -> None:
+    assert shares(CROWDS[0], POLICIES["fifo"], seconds=60.0).switching > 0.9
 
 
 def test_without_turns_one_side_of_closed_loops_starves() -> None:

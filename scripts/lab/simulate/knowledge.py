@@ -2,13 +2,12 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import log
 from typing import Protocol
 
 from lab.simulate.workload import Model
 from supervisor.core.scheduling import estimates
 from supervisor.core.scheduling.estimates import Estimates
-from supervisor.core.scheduling.values import Costs, ReturnGap
+from supervisor.core.scheduling.values import Costs
 
 
 class Knowledge(Protocol):
@@ -21,14 +20,20 @@ class Knowledge(Protocol):
     def note_switch(self, model: str, took_s: float) -> None:
         """A switch to the model has ended."""
 
-    def note_away(self, model: str, arrived: int, elapsed_s: float) -> None:
-        """The model is live again; so many have come since its last stay."""
+    def note_away(self, model: str, absence: "Absence") -> None:
+        """The model is live again."""
 
     def note_leaving(self, model: str, stay: "Stayed") -> None:
         """The model has given way, its last request answered."""
 
-    def note_return(self, model: str, gap_s: float) -> None:
-        """A model with nothing to do is asked for again."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Absence:
+    """How many asked for a model between two stays, and how long after the first, on average."""
+
+    arrived: int
+    after_s: float
+    elapsed_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,34 +47,36 @@ class Stayed:
     elapsed_s: float
 
 
-class Known:
-    """Knows what is true, and has nothing to learn."""
+class Told:
+    """Knows what it was told, and has nothing to learn."""
 
-    def __init__(self, models: Iterable[Model]) -> None:
-        self.costs: Mapping[str, Costs] = {model.name: _truth(model) for model in models}
+    def __init__(self, costs: Mapping[str, Costs]) -> None:
+        self.costs = costs
 
     def note_switch(self, model: str, took_s: float) -> None:
         """Nothing to learn."""
 
-    def note_away(self, model: str, arrived: int, elapsed_s: float) -> None:
+    def note_away(self, model: str, absence: Absence) -> None:
         """Nothing to learn."""
 
     def note_leaving(self, model: str, stay: Stayed) -> None:
         """Nothing to learn."""
 
-    def note_return(self, model: str, gap_s: float) -> None:
-        """Nothing to learn."""
+
+class Known(Told):
+    """Knows what is true."""
+
+    def __init__(self, models: Iterable[Model]) -> None:
+        super().__init__({model.name: _truth(model) for model in models})
 
 
 def _truth(model: Model) -> Costs:
-    """Return the costs of a model; its gaps are exponential where its clients have a rate."""
-    rate = model.arrivals_per_s
+    """Return the costs of a model, whose clients come whenever they like."""
     return Costs(
         switch_s=model.switch_s,
         drain_s=model.service_s,
         service_s=model.service_s,
-        arrivals_per_s=rate,
-        return_gap=ReturnGap(median_s=log(2) / rate, p90_s=log(10) / rate) if rate else None,
+        arrivals_per_s=model.arrivals_per_s,
     )
 
 
@@ -86,11 +93,18 @@ class Learned:
         known = estimates.note_switch(self._estimates, model, took_s, is_cold=False)
         self._renew(model, known)
 
-    def note_away(self, model: str, arrived: int, elapsed_s: float) -> None:
-        """Learn how many come while the model is away."""
+    def note_away(self, model: str, absence: Absence) -> None:
+        """Learn how many come while the model is away, and how soon."""
         known = estimates.note_stay(
-            self._estimates, model, answered=0, busy_s=0.0, arrived=arrived, elapsed_s=elapsed_s
+            self._estimates,
+            model,
+            answered=0,
+            busy_s=0.0,
+            arrived=absence.arrived,
+            elapsed_s=absence.elapsed_s,
         )
+        if absence.arrived:
+            known = estimates.note_return(known, model, absence.after_s)
         self._renew(model, known)
 
     def note_leaving(self, model: str, stay: Stayed) -> None:
@@ -105,10 +119,6 @@ class Learned:
             elapsed_s=stay.elapsed_s,
         )
         self._renew(model, known)
-
-    def note_return(self, model: str, gap_s: float) -> None:
-        """Learn how soon clients come back."""
-        self._renew(model, estimates.note_return(self._estimates, model, gap_s))
 
     def _renew(self, model: str, known: Estimates) -> None:
         self._estimates = known

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from lab.simulate.disciplines import exhaustive
 from lab.simulate.knowledge import Known, Learned
 from lab.simulate.simulation import Outcome, Simulation
-from lab.simulate.workload import Loop, Model, poisson
+from lab.simulate.workload import Client, Model, loop, poisson
 from supervisor.core.scheduling.values import Policy, Priority, SchedulingRules
 
 SECONDS = 300.0
@@ -39,14 +39,10 @@ class Crowd:
         late = f", up to {self.late_s:g} s late" if self.late_s else ""
         return f"{self.clients}+{self.clients}, switch {self.switch_s:g} s{slots}{thinking}{late}"
 
-    def loops(self, models: Sequence[Model]) -> list[Loop]:
+    def loops(self, models: Sequence[Model]) -> list[Client]:
         """Return the clients of these models."""
-        each = range(self.clients)
-        return [
-            Loop(model=model.name, think_s=self.think_s, late_s=self.late_s)
-            for model in models
-            for _ in each
-        ]
+        each = [loop(model.name, self.think_s, late_s=self.late_s) for model in models]
+        return each * self.clients
 
 
 CROWDS = (
@@ -107,5 +103,5 @@ def beside_greedy(policy: Policy, *, priority: Priority = Priority.INTERACTIVE) 
     embedding = Model(name="embedding", service_s=0.05, switch_s=0.4, priority=priority)
     models = [chat, embedding]
     trace = poisson([chat], round(SECONDS * chat.arrivals_per_s), seed=1)
-    clients = [Loop(model=embedding.name)] * 64
+    clients = [loop(embedding.name)] * 64
     return Simulation(models, policy, Learned(models)).run(trace, clients, SECONDS)

@@ -14,8 +14,8 @@ from math import inf
 from typing import Any
 
 from lab.harness.command import LabError
-from lab.simulate.knowledge import Knowledge, Stayed
-from lab.simulate.workload import Arrival, Loop, Model
+from lab.simulate.knowledge import Absence, Knowledge, Stayed
+from lab.simulate.workload import Arrival, Client, Model
 from supervisor.core.scheduling.values import (
     Policy,
     Priority,
@@ -51,32 +51,76 @@ class Outcome:
         return max(self.oldest_unserved_s, *(max(w, default=0.0) for w in self.waits_s.values()))
 
 
+@dataclass(slots=True, eq=False)
+class _Request:
+    """One that waits, or is served; `client` is who asked, if not a trace."""
+
+    at: float
+    service_s: float
+    is_batch: bool
+    client: Client | None
+
+
 @dataclass(slots=True)
 class _Line:
-    """The requests that wait for a model, with the loop that asked, if one did.
+    """The requests that wait for a model, interactive ones and batch work.
 
-    `idle_since`: since when the model has nothing to do, live or not. `arrived` have come since
-    `noted_at`, when what happens was noted last.
+    `came` have come since `noted_at`, when what happens was noted last, with that sum of moments.
     """
 
     model: Model
-    requests: deque[tuple[float, Loop | None]] = field(default_factory=deque)
+    interactive: deque[_Request] = field(default_factory=deque)
+    batch: deque[_Request] = field(default_factory=deque)
     arrived_at_sum: float = 0.0
     left_at: float | None = None
-    idle_since: float | None = None
-    arrived: int = 0
+    came: int = 0
+    came_at_sum: float = 0.0
     noted_at: float = 0.0
+
+    def __bool__(self) -> bool:
+        return bool(self.interactive or self.batch)
+
+    def join(self, request: _Request) -> None:
+        """Put it at the end."""
+        (self.batch if request.is_batch else self.interactive).append(request)
+        self.arrived_at_sum += request.at
+        self.came += 1
+        self.came_at_sum += request.at
+
+    def leave(self, request: _Request) -> bool:
+        """Take it out of the middle; returns whether it was there."""
+        waiting = self.batch if request.is_batch else self.interactive
+        if request not in waiting:
+            return False
+        waiting.remove(request)
+        self.arrived_at_sum -= request.at
+        return True
+
+    def take(self, aged_at: float) -> _Request:
+        """Take the most urgent: batch work that came before `aged_at` goes before all."""
+        is_aged = self.batch and self.batch[0].at <= aged_at
+        request = (self.batch if is_aged or not self.interactive else self.interactive).popleft()
+        self.arrived_at_sum -= request.at
+        return request
+
+    def oldest_at(self) -> float:
+        """Return when the first of all came; infinity where nobody waits."""
+        return min(line[0].at if line else inf for line in (self.interactive, self.batch))
+
+    def note(self, at: float) -> tuple[int, float]:
+        """Return how many have come and the sum of their moments, and count anew from now."""
+        seen = self.came, self.came_at_sum
+        self.came, self.came_at_sum, self.noted_at = 0, 0.0, at
+        return seen
 
     def queue(self) -> Queue:
         """Return it as policies see it."""
-        oldest_at, waiting = self.requests[0][0], len(self.requests)
-        is_batch = self.model.priority is Priority.BATCH
         return Queue(
             model=self.model.name,
-            interactive=0 if is_batch else waiting,
-            batch=waiting if is_batch else 0,
-            oldest_at=oldest_at,
-            oldest_interactive_at=None if is_batch else oldest_at,
+            interactive=len(self.interactive),
+            batch=len(self.batch),
+            oldest_at=self.oldest_at(),
+            oldest_interactive_at=self.interactive[0].at if self.interactive else None,
             arrived_at_sum=self.arrived_at_sum,
             left_at=self.left_at,
         )
@@ -94,6 +138,7 @@ class _Held:
     since: float
     granted: int = 0
     in_flight: int = 0
+    interactive_in_flight: int = 0
     empty_since: float | None = 0.0
     next_model: str | None = None
     closed_at: float = 0.0
@@ -102,13 +147,12 @@ class _Held:
 
     def stay(self) -> Stay:
         """Return it as policies see it."""
-        is_batch = self.model.priority is Priority.BATCH
         return Stay(
             model=self.model.name,
             since=self.since,
             granted=self.granted,
             in_flight=self.in_flight,
-            interactive_in_flight=0 if is_batch else self.in_flight,
+            interactive_in_flight=self.interactive_in_flight,
             empty_since=self.empty_since,
         )
 
@@ -135,22 +179,23 @@ class Simulation:
         self._due: list[tuple[float, int, Callable[[Any], None], Any]] = []
         self._numbers = count()
         self._chance = random.Random(1)
-        self._unanswered = 0
+        self._coming = self._unanswered = 0
         self._outcome = Outcome({model.name: [] for model in models})
 
     def run(
-        self, arrivals: Iterable[Arrival], loops: Sequence[Loop] = (), until: float = inf
+        self, arrivals: Iterable[Arrival], clients: Sequence[Client] = (), until: float = inf
     ) -> Outcome:
-        """Let the arrivals come, in their order, and the loops ask, until all are served.
+        """Let the arrivals come, in their order, and the clients ask, until all are served.
 
-        Loops ask for ever: with any of them, `until` is when the run ends. Raises LabError for a
-        policy that goes on deciding without letting time pass, or switches to what is live.
+        Clients that ask again do so for ever: with any of them, `until` is when the run ends.
+        Raises LabError for a policy that goes on deciding without letting time pass, or switches to
+        what is live.
         """
-        for loop in loops:
-            self._at(loop.think_s, self._ask_again, loop)
+        for client in clients:
+            self._ask_at(client.at, client)
         stream = iter(arrivals)
         arrival = next(stream, None)
-        while arrival or loops or self._unanswered:
+        while arrival or self._coming or self._unanswered:
             arrives_at = arrival[0] if arrival else inf
             due_at = self._due[0][0] if self._due else inf
             at = min(arrives_at, due_at, self._wake_at)
@@ -170,26 +215,39 @@ class Simulation:
         return self._ended(self._now)
 
     def _ended(self, at: float) -> Outcome:
-        heads = [line.requests[0][0] for line in self._lines.values() if line.requests]
         self._outcome.ended_at = at
-        self._outcome.oldest_unserved_s = at - min(heads, default=at)
+        oldest_at = min(line.oldest_at() for line in self._lines.values())
+        self._outcome.oldest_unserved_s = max(0.0, at - oldest_at)
         return self._outcome
 
     def _at(self, at: float, happen: Callable[[Any], None], subject: Any) -> None:
         heappush(self._due, (at, next(self._numbers), happen, subject))
 
-    def _ask_again(self, loop: Loop) -> None:
-        self._arrive(loop.model, loop)
+    def _ask_at(self, at: float, client: Client) -> None:
+        self._coming += 1
+        self._at(at, self._ask, client)
 
-    def _arrive(self, model: str, loop: Loop | None) -> None:
+    def _ask(self, client: Client) -> None:
+        self._coming -= 1
+        request = self._arrive(client.model, client)
+        if client.patience_s < inf:
+            self._at(self._now + client.patience_s, self._give_up, (client.model, request))
+
+    def _arrive(self, model: str, client: Client | None) -> _Request:
         line = self._lines[model]
-        line.requests.append((self._now, loop))
-        line.arrived_at_sum += self._now
-        line.arrived += 1
-        if line.idle_since is not None:
-            self._knowledge.note_return(model, self._now - line.idle_since)
-            line.idle_since = None
+        service_s, priority = line.model.service_s, line.model.priority
+        if client is not None:
+            service_s = service_s if client.service_s is None else client.service_s
+            priority = client.priority or priority
+        request = _Request(self._now, service_s, priority is Priority.BATCH, client)
+        line.join(request)
         self._unanswered += 1
+        return request
+
+    def _give_up(self, place: tuple[str, _Request]) -> None:
+        model, request = place
+        if self._lines[model].leave(request):
+            self._unanswered -= 1
 
     def _decide(self) -> None:
         decision = self._policy(self._view())
@@ -212,7 +270,7 @@ class Simulation:
         return View(
             at=self._now,
             stay=self._held.stay(),
-            queues=tuple(line.queue() for line in self._lines.values() if line.requests),
+            queues=tuple([line.queue() for line in self._lines.values() if line]),
             costs=self._knowledge.costs,
             rules=self._rules,
         )
@@ -220,29 +278,27 @@ class Simulation:
     def _admit(self) -> None:
         held = self._held
         line = self._lines[held.model.name]
-        while line.requests and held.in_flight < self._slots:
-            arrived_at, loop = line.requests.popleft()
-            line.arrived_at_sum -= arrived_at
-            self._outcome.waits_s[held.model.name].append(self._now - arrived_at)
+        while line and held.in_flight < self._slots:
+            request = line.take(self._now - self._rules.batch_ages_s)
+            self._outcome.waits_s[held.model.name].append(self._now - request.at)
             held.granted += 1
             held.in_flight += 1
+            held.interactive_in_flight += not request.is_batch
             if held.empty_since is not None:
                 held.empty_since, held.busy_since = None, self._now
-            self._at(self._now + line.model.service_s, self._answer, loop)
+            self._at(self._now + request.service_s, self._answer, request)
 
-    def _answer(self, loop: Loop | None) -> None:
-        held = self._held
+    def _answer(self, request: _Request) -> None:
+        held, client = self._held, request.client
         self._unanswered -= 1
-        if loop:
-            late_s = loop.late_s * self._chance.random()
-            self._at(self._now + loop.think_s + late_s, self._ask_again, loop)
+        if client and client.think_s is not None:
+            late_s = client.late_s * self._chance.random()
+            self._ask_at(self._now + client.think_s + late_s, client)
         held.in_flight -= 1
+        held.interactive_in_flight -= not request.is_batch
         if not held.in_flight:
             held.empty_since = self._now
             held.busy_s += self._now - held.busy_since
-            line = self._lines[held.model.name]
-            if not line.requests:
-                line.idle_since = self._now
             self._switch_when_empty()
 
     def _switch_when_empty(self) -> None:
@@ -258,20 +314,25 @@ class Simulation:
 
     def _note_leaving(self) -> None:
         held, line = self._held, self._lines[self._held.model.name]
+        elapsed_s = self._now - line.noted_at
+        came, _ = line.note(self._now)
         stayed = Stayed(
             answered=held.granted,
             busy_s=held.busy_s,
             drain_s=self._now - held.closed_at,
-            arrived=line.arrived,
-            elapsed_s=self._now - line.noted_at,
+            arrived=came,
+            elapsed_s=elapsed_s,
         )
         self._knowledge.note_leaving(held.model.name, stayed)
-        line.arrived, line.noted_at, line.left_at = 0, self._now, self._now
+        line.left_at = self._now if held.empty_since is None else held.empty_since
 
     def _become_live(self, target: str) -> None:
         self._is_switching = False
         line = self._lines[target]
         self._knowledge.note_switch(target, line.model.switch_s)
-        self._knowledge.note_away(target, line.arrived, self._now - line.noted_at)
-        line.arrived, line.noted_at = 0, self._now
-        self._held = _Held(model=self._lines[target].model, since=self._now, empty_since=self._now)
+        elapsed_s = self._now - line.noted_at
+        came, came_at_sum = line.note(self._now)
+        after_s = came_at_sum / came - (line.left_at or 0.0) if came else 0.0
+        absence = Absence(arrived=came, after_s=after_s, elapsed_s=elapsed_s)
+        self._knowledge.note_away(target, absence)
+        self._held = _Held(model=line.model, since=self._now, empty_since=self._now)

@@ -1,10 +1,11 @@
-"""What a simulated device is asked for: models with their true costs, traces, closed loops."""
+"""What a simulated device is asked for: models with their true costs, traces, clients."""
 
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from heapq import merge
-from typing import TypeAlias
+from math import inf
+from typing import Any, TypeAlias
 
 from supervisor.core.scheduling.values import Priority
 
@@ -16,7 +17,7 @@ Arrival: TypeAlias = tuple[float, str]
 class Model:
     """A model as it truly is: seconds for a request, and for a switch to it; its clients' rate.
 
-    All of its requests have the same priority.
+    `priority` is that of its requests, as long as a client does not want another.
     """
 
     name: str
@@ -27,12 +28,25 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Loop:
-    """A client of a model that asks again `think_s` after each answer, or up to `late_s` later."""
+class Client:
+    """Asks for a model at `at`, and again `think_s` after each answer (None: once).
+
+    It may ask up to `late_s` later. It leaves when it was not admitted within `patience_s`.
+    `service_s` and `priority` are the model's unless said otherwise.
+    """
 
     model: str
-    think_s: float = 0.001
+    at: float = 0.0
+    think_s: float | None = None
     late_s: float = 0.0
+    patience_s: float = inf
+    service_s: float | None = None
+    priority: Priority | None = None
+
+
+def loop(model: str, think_s: float = 0.001, **more: Any) -> Client:
+    """Return a client that asks again at once, but for the way."""
+    return Client(model=model, at=think_s, think_s=think_s, **more)
 
 
 def two_models(chat_s: float, embedding_s: float, switch_s: float, load: float) -> list[Model]:

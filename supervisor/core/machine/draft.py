@@ -10,7 +10,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from supervisor.core.machine.commands import Command
-from supervisor.core.machine.learning import end_stay, note_gone
+from supervisor.core.machine.learning import end_stay, note_left
 from supervisor.core.machine.residency import without
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.switch import Switch
@@ -90,6 +90,8 @@ class Draft(Struct, eq=False):
         if backend.state is BackendState.READY:
             scheduling, backend = end_stay(self.snapshot, backend, self.at)
             self.set(scheduling=scheduling)
+        if state is BackendState.STOPPING and backend.state is not BackendState.STARTING:
+            self.set(scheduling=note_left(self.snapshot, backend, self.at))
         moved = replace(backend, state=state)
         self.put_backend(moved)
         return moved
@@ -100,8 +102,8 @@ class Draft(Struct, eq=False):
         if backend is not None and backend.state is BackendState.READY:
             scheduling, backend = end_stay(self.snapshot, backend, self.at)
             self.set(scheduling=scheduling)
-        if backend is not None and backend.state is not BackendState.STARTING:
-            self.set(scheduling=note_gone(self.snapshot, backend, self.at))
+        if backend is not None and backend.state in {BackendState.READY, BackendState.DRAINING}:
+            self.set(scheduling=note_left(self.snapshot, backend, self.at))
         requests = self.snapshot.requests
         self.set_requests(
             leases=_without_holder(requests.leases, epoch),

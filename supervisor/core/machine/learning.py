@@ -17,16 +17,27 @@ def begin_stay(snapshot: Snapshot, backend: Backend, at: float) -> tuple[Schedul
     waiting = snapshot.requests.waiting_for(model)
     away = scheduling.away.get(model)
     if away is not None:
-        learned = estimates.note_stay(
-            scheduling.estimates,
-            model,
-            answered=0,
-            busy_s=0.0,
-            arrived=max(0, waiting - away.waiting),
-            elapsed_s=at - away.left_at,
-        )
+        learned = _note_absence(snapshot, model, away, at)
         scheduling = replace(scheduling, estimates=learned)
     return scheduling, replace(backend, work=Work(since=at, empty_since=at, queued_before=waiting))
+
+
+def _note_absence(snapshot: Snapshot, model: str, away: Away, at: float) -> estimates.Estimates:
+    """Note how many asked for the model while it was away, and how soon after it was left."""
+    requests, absent_s = snapshot.requests, at - away.left_at
+    came = max(0, requests.waiting_for(model) - away.waiting)
+    learned = estimates.note_stay(
+        snapshot.scheduling.estimates,
+        model,
+        answered=0,
+        busy_s=0.0,
+        arrived=came,
+        elapsed_s=absent_s,
+    )
+    if not came:
+        return learned
+    after_s = (requests.arrived_at_sum(model) - away.arrived_at_sum) / came - away.left_at
+    return estimates.note_return(learned, model, min(max(0.0, after_s), absent_s))
 
 
 def end_stay(snapshot: Snapshot, backend: Backend, at: float) -> tuple[Scheduling, Backend]:
@@ -52,38 +63,17 @@ def end_stay(snapshot: Snapshot, backend: Backend, at: float) -> tuple[Schedulin
     return replace(scheduling, estimates=learned), replace(backend, work=going_on)
 
 
-def note_gone(snapshot: Snapshot, backend: Backend, at: float) -> Scheduling:
-    """The backend is gone: from the end of its work on its model is away."""
+def note_left(snapshot: Snapshot, backend: Backend, at: float) -> Scheduling:
+    """The backend is stopped, or gone: from the end of its work on its model is away."""
     model, empty_since = backend.target.model, backend.work.empty_since
     if backend.work == Work():  # it never admitted anybody
         return snapshot.scheduling
-    waiting = snapshot.requests.waiting_for(model)
     away = Away(
         left_at=at if empty_since is None else empty_since,
-        waiting=waiting,
-        is_awaited=not waiting,
+        waiting=snapshot.requests.waiting_for(model),
+        arrived_at_sum=snapshot.requests.arrived_at_sum(model),
     )
     return replace(snapshot.scheduling, away=snapshot.scheduling.away.set(model, away))
-
-
-def note_arrival(snapshot: Snapshot, model: str, at: float) -> Scheduling:
-    """Somebody waits for a model that is away: the first one shows how soon its clients return."""
-    scheduling = snapshot.scheduling
-    away = scheduling.away.get(model)
-    if away is None or not away.is_awaited:
-        return scheduling
-    learned = estimates.note_return(scheduling.estimates, model, at - away.left_at)
-    came_back = replace(away, is_awaited=False)
-    return replace(scheduling, estimates=learned, away=scheduling.away.set(model, came_back))
-
-
-def note_return(snapshot: Snapshot, backend: Backend, at: float) -> Scheduling:
-    """A live model that had nothing to do is asked again, while others wait."""
-    scheduling, empty_since = snapshot.scheduling, backend.work.empty_since
-    if empty_since is None or not backend.work.granted:
-        return scheduling
-    learned = estimates.note_return(scheduling.estimates, backend.target.model, at - empty_since)
-    return replace(scheduling, estimates=learned)
 
 
 def note_switch(snapshot: Snapshot, report: SwitchReport, left: tuple[str, ...]) -> Scheduling:

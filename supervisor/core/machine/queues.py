@@ -77,6 +77,10 @@ class Requests(Struct, frozen=True, kw_only=True):
         """How many wait for a model."""
         return sum(len(line.waiters) for _, line in self.lines_of(model))
 
+    def arrived_at_sum(self, model: str | None) -> float:
+        """Return the sum of the arrivals of those who wait for a model."""
+        return sum(line.arrived_at_sum for _, line in self.lines_of(model))
+
     def lines_of(self, model: str | None) -> list[tuple[LineKey, Line]]:
         """Return the lines of a model in which somebody waits, the most urgent first."""
         lines = self.lines

@@ -7,7 +7,6 @@ from msgspec.structs import replace
 from supervisor.core.machine.commands import GrantLease, RefuseRequest
 from supervisor.core.machine.draft import Draft
 from supervisor.core.machine.events import RequestArrived, SwitchRequested
-from supervisor.core.machine.learning import note_arrival, note_return
 from supervisor.core.machine.queues import Kind, LineKey, Requests, join, leave_line
 from supervisor.core.machine.refusals import (
     SHUTTING_DOWN,
@@ -103,8 +102,6 @@ def _has_room(snapshot: Snapshot, backend: Backend, request: RequestArrived) -> 
 def _grant(draft: Draft, request: RequestArrived, backend: Backend) -> None:
     """Lease the backend to the request; one that may not wait reads it in the snapshot."""
     epoch, request_id, requests = backend.epoch, request.request_id, draft.snapshot.requests
-    if requests.lines:
-        draft.set(scheduling=note_return(draft.snapshot, backend, draft.at))
     is_batch = request.priority is Priority.BATCH
     requests = replace(
         requests,
@@ -254,8 +251,6 @@ def _hold(draft: Draft, request: RequestArrived, kind: Kind) -> None:
     if full is not None:
         refuse(draft, request.request_id, full)
         return
-    if request.model is not None:
-        draft.set(scheduling=note_arrival(draft.snapshot, request.model, draft.at))
     waiter = Waiter(
         request_id=request.request_id,
         target=request.target,

@@ -36,12 +36,12 @@ class Setback(Struct, frozen=True, kw_only=True):
 class Away(Struct, frozen=True, kw_only=True):
     """When the last stay of a model ended, its last request answered.
 
-    `waiting`: how many it left behind in its line; `is_awaited`: nobody has asked for it since.
+    It left so many behind who were `waiting`, with that sum of their arrivals.
     """
 
     left_at: float
     waiting: int = 0
-    is_awaited: bool = True
+    arrived_at_sum: float = 0.0
 
 
 class Scheduling(Struct, frozen=True, kw_only=True):

@@ -30,7 +30,7 @@ from msgspec import Struct
 from supervisor.core.scheduling.values import Costs, SchedulingRules, View
 
 RETURNS_SOON = 0.25
-"""Clients return soon if at the median it takes them less than this part of a switch."""
+"""Clients return soon if it takes them no more than this part of a switch."""
 
 
 class Cycle(Struct, frozen=True, kw_only=True):
@@ -139,17 +139,11 @@ def threshold(cycle: Cycle, model: str, models: Collection[str], costs: Mapping[
 def linger_s(cycle: Cycle, known: Costs) -> float:
     """How long a model without work is kept for clients that return soon; 0 where they do not.
 
-    They return soon, and because they were answered, if 90 % are back within a mean gap, 1/λ. Of
-    those that come whenever they like (Poisson arrivals) 63 % are, and 90 % only after 2.3 of them;
-    they come while the model is away, too, so that to keep it for them gains nothing.
-
-    It is kept for as long as counts as soon, and not for their 90th percentile: one in ten that
-    returns is later than that, and so every tenth request would end in two switches.
+    For one switch, so that to wait in vain costs half of the two that it saves. Not for the 90th
+    percentile of their gaps: one in ten is later than that, and would end in two switches.
     """
-    gap, soon_s = known.return_gap, RETURNS_SOON * cycle.switch_s
-    if gap is None or gap.median_s > soon_s or gap.p90_s * known.arrivals_per_s > 1.0:
-        return 0.0
-    return soon_s
+    is_soon = known.return_s is not None and known.return_s <= RETURNS_SOON * cycle.switch_s
+    return cycle.switch_s if is_soon else 0.0
 
 
 def is_within(value_s: float, limit_s: float) -> bool:

@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
-from supervisor.core.scheduling.values import Costs, ReturnGap
+from supervisor.core.scheduling.values import Costs
 
 KEPT = 20
 """How many of the last values count; arrivals are counted until there are so many, too."""
 
-NEWEST = 4
-"""Gaps in a row that show alone how soon clients return."""
+ABSENCES = 3
+"""How many of the last absences of a model show how soon its clients return."""
 
 SWITCH_S = 0.25
 """What a switch is taken to last before one was measured.
@@ -89,10 +89,18 @@ def note_stay(  # noqa: PLR0913 - what a stretch of time shows
     return _with(estimates, model, known)
 
 
-def note_return(estimates: Estimates, model: str, gap_s: float) -> Estimates:
-    """Learn how soon the next request came once the model had nothing to do; live or not."""
+def note_return(estimates: Estimates, model: str, after_s: float) -> Estimates:
+    """Learn from an absence: how long after the model was left those came who asked for it then.
+
+    `after_s` is their mean. Clients that ask again because they were answered come at once, and
+    nobody after them; of those that come whenever they like the mean is in the midst of the
+    absence, which lasts for two switches and more. So one absence tells them apart where many
+    come; of the lone ones some come early by chance, and thus the median of three counts. What was
+    before, such as pauses before loops began, is forgotten after two.
+    """
     known = _of(estimates, model)
-    return _with(estimates, model, replace(known, returns_s=_kept(known.returns_s, gap_s)))
+    returns_s = (*known.returns_s, after_s)[-ABSENCES:]
+    return _with(estimates, model, replace(known, returns_s=returns_s))
 
 
 def costs_of(estimates: Estimates, model: str) -> Costs:
@@ -103,7 +111,7 @@ def costs_of(estimates: Estimates, model: str) -> Costs:
         drain_s=_quantile(known.drains_s, 0.5) if known.drains_s else 0.0,
         service_s=_quantile(known.services_s, 0.5) if known.services_s else 0.0,
         arrivals_per_s=_arrivals_per_s(known.stays),
-        return_gap=_return_gap(known.returns_s),
+        return_s=sorted(known.returns_s)[1] if len(known.returns_s) > 1 else None,
     )
 
 
@@ -122,20 +130,6 @@ def _kept(values: tuple[float, ...], value: float) -> tuple[float, ...]:
 def _quantile(values: Sequence[float], part: float) -> float:
     """The smallest value that at least so large a part of all does not exceed."""
     return sorted(values)[max(0, math.ceil(part * len(values)) - 1)]
-
-
-def _return_gap(returns_s: Sequence[float]) -> ReturnGap | None:
-    """One is enough: a model is never kept longer than the longest of a few that were seen.
-
-    The newest four count as much as the last twenty. A model that is left after each request
-    shows one gap a stay, so that three old pauses among twenty would hide for eighteen switches
-    that loops have begun. Four gaps of steady traffic are all so short in one case of sixteen
-    where half of them are: it is then kept for no more than the longest of them.
-    """
-    if not returns_s:
-        return None
-    p90_s = min(_quantile(returns_s, 0.9), max(returns_s[-NEWEST:]))
-    return ReturnGap(median_s=min(_quantile(returns_s, 0.5), p90_s), p90_s=p90_s)
 
 
 def _arrivals_per_s(stays: Sequence[StaySeen]) -> float:

@@ -58,26 +58,20 @@ class Stay(Struct, frozen=True, kw_only=True):
     empty_since: float | None = None
 
 
-class ReturnGap(Struct, frozen=True, kw_only=True):
-    """How soon a model's clients ask again once it has nothing left to do."""
-
-    median_s: float
-    p90_s: float
-
-
 class Costs(Struct, frozen=True, kw_only=True):
     """What was learned of one model.
 
     `switch_s`: a switch to it, the drain before it left out. `drain_s`: from the end of its
     admission until its last request is answered. `service_s`: seconds per answered request at the
-    concurrency that it has. `arrivals_per_s`: how often it is asked for.
+    concurrency that it has. `arrivals_per_s`: how often it is asked for. `return_s`: how long after
+    it was left those came who asked for it while it was away, on average; None: nobody has yet.
     """
 
     switch_s: float
     drain_s: float = 0.0
     service_s: float = 0.0
     arrivals_per_s: float = 0.0
-    return_gap: ReturnGap | None = None
+    return_s: float | None = None
 
 
 class SchedulingRules(Struct, frozen=True, kw_only=True):

@@ -23,9 +23,7 @@ from supervisor.core.machine.events import (
 )
 from supervisor.core.machine.step import step
 from supervisor.core.machine.values import BackendState, DrainPolicy, Limits, Outcome, Phase
-from supervisor.core.scheduling.bounds import RETURNS_SOON
 from supervisor.core.scheduling.estimates import (
-    KEPT,
     SWITCH_S,
     Estimates,
     ModelEstimates,
@@ -149,13 +147,39 @@ def test_bound_of_the_resident_falls_with_the_last_who_waits(chat_live: Story) -
 @pytest.fixture
 def clients_return_soon(chat_live: Story) -> Story:
     """Those of chat, within 10 ms; it works for one of them while another model is waited for."""
-    seen = ModelEstimates(returns_s=(0.01,) * KEPT)
+    seen = ModelEstimates(returns_s=(0.01,) * 2)
     estimates = Estimates(models={"chat": seen})
     scheduling = replace(chat_live.snapshot.scheduling, estimates=estimates)
     chat_live.snapshot = replace(chat_live.snapshot, scheduling=scheduling)
     chat_live.arrive("c0")
     ask(chat_live, "e")
     return chat_live
+
+
+def test_absence_shows_how_soon_those_came_who_came_in_it(chat_live: Story) -> None:
+    """On average, without those whom it left in its line, and from its last answer on."""
+    story = chat_live
+    for request_id in ("c0", "c1", "c2"):
+        ask(story, request_id, CHAT)
+    ask(story, "e")
+    story.wake()
+    story.accept()  # from now on it admits nobody
+    for request_id in ("c3", "c4"):
+        ask(story, request_id, CHAT)
+    for request_id in ("c0", "c1", "c2"):
+        story.now += 1.0
+        story.end(request_id)
+    for request_id in ("c5", "c6"):
+        story.now += 0.5
+        ask(story, request_id, CHAT)
+    story.reap(1)
+    story.start()
+    story.end("e")
+    story.accept()
+    story.reap(2)
+    story.start()
+    returns_s = story.snapshot.scheduling.estimates.models["chat"].returns_s
+    assert returns_s == pytest.approx(((0.5 + 1.0) / 2,))
 
 
 def test_decision_stands_while_the_resident_goes_on_working(clients_return_soon: Story) -> None:
@@ -177,7 +201,7 @@ def test_resident_lingers_for_clients_that_return_soon_and_no_longer(
     decided, wakeup = story.snapshot.scheduling.decision, next_wakeup(story.snapshot)
     story.end("c0")
     lingers_until = next_wakeup(story.snapshot)
-    assert lingers_until == pytest.approx(story.now + RETURNS_SOON * SWITCH_S)
+    assert lingers_until == pytest.approx(story.now + SWITCH_S)
     story.now += 0.01
     ask(story, "c1", CHAT)
     assert story.snapshot.scheduling.decision is decided

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supervisor.core.scheduling.bounds import Bounds, bounds
-from supervisor.core.scheduling.values import Costs, ReturnGap, SchedulingRules, View
+from supervisor.core.scheduling.values import Costs, SchedulingRules, View
 
 
 def of(costs: dict[str, Costs], rules: SchedulingRules | None = None) -> Bounds:
@@ -69,31 +69,13 @@ def test_the_bound_at_the_edge_holds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gap", "linger_s"),
-    [
-        (None, 0.0),
-        (ReturnGap(median_s=0.01, p90_s=0.05), 0.1),
-        (ReturnGap(median_s=0.01, p90_s=7.0), 0.1),
-        (ReturnGap(median_s=0.2, p90_s=0.3), 0.0),
-    ],
+    ("return_s", "linger_s"), [(None, 0.0), (0.001, 0.4), (0.1, 0.4), (0.101, 0.0), (7.0, 0.0)]
 )
-def test_a_model_is_kept_only_for_clients_that_return_soon(
-    gap: ReturnGap | None, linger_s: float
+def test_a_model_is_kept_for_one_switch_only_for_clients_that_return_soon(
+    return_s: float | None, linger_s: float
 ) -> None:
-    costs = two(0.4) | {"chat": Costs(switch_s=0.4, return_gap=gap)}
+    costs = two(0.4) | {"chat": Costs(switch_s=0.4, return_s=return_s)}
     assert of(costs).models["chat"].linger_s == pytest.approx(linger_s)
-
-
-def test_a_model_is_not_kept_for_clients_that_come_whenever_they_like() -> None:
-    """Their gaps are short against a switch because there are many of them, not for an answer."""
-    gap = ReturnGap(median_s=0.07, p90_s=0.23)
-
-    def linger_s(arrivals_per_s: float) -> float:
-        chat = Costs(switch_s=0.4, arrivals_per_s=arrivals_per_s, return_gap=gap)
-        return of(two(0.4) | {"chat": chat}).models["chat"].linger_s
-
-    assert linger_s(arrivals_per_s=10.0) == 0.0
-    assert linger_s(arrivals_per_s=4.0) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from supervisor.core.scheduling.estimates import (
     note_stay,
     note_switch,
 )
-from supervisor.core.scheduling.values import ReturnGap
 
 seconds = st.floats(0.001, 100.0)
 
@@ -29,7 +28,7 @@ def of_switches(*values: float) -> Estimates:
 def test_nothing_is_known_of_a_model_that_was_never_live() -> None:
     costs = costs_of(Estimates(), "chat")
     assert (costs.switch_s, costs.drain_s, costs.service_s) == (SWITCH_S, 0.0, 0.0)
-    assert costs.return_gap is None
+    assert costs.return_s is None
 
 
 def test_a_few_odd_switches_do_not_count() -> None:
@@ -86,12 +85,34 @@ def test_short_stretches_in_which_nobody_comes_count_too() -> None:
     assert costs_of(estimates, "chat").arrivals_per_s == pytest.approx(0.25)
 
 
-def test_returns_are_known_by_their_median_and_their_ninetieth_percentile() -> None:
-    estimates = note_return(Estimates(), "chat", 0.1)
-    assert costs_of(estimates, "chat").return_gap == ReturnGap(median_s=0.1, p90_s=0.1)
-    for number in range(2, 21):
-        estimates = note_return(estimates, "chat", number / 10)
-    assert costs_of(estimates, "chat").return_gap == ReturnGap(median_s=1.0, p90_s=1.8)
+def of_returns(*values: float) -> Estimates:
+    estimates = Estimates()
+    for after_s in values:
+        estimates = note_return(estimates, "chat", after_s)
+    return estimates
+
+
+def test_one_absence_tells_nothing_of_returns() -> None:
+    assert costs_of(of_returns(0.01), "chat").return_s is None
+
+
+@given(before=st.lists(seconds, max_size=30), loops=st.lists(st.floats(0.0, 0.003), min_size=2))
+def test_two_absences_show_loops_whatever_was_before(
+    before: list[float], loops: list[float]
+) -> None:
+    return_s = costs_of(of_returns(*before, *loops[:2]), "chat").return_s
+    assert return_s is not None
+    assert return_s <= 0.003
+
+
+@given(before=st.lists(st.floats(0.0, 0.003), max_size=30), late=st.floats(0.01, 9.0))
+def test_two_absences_show_that_loops_are_over_and_one_does_not(
+    before: list[float], late: float
+) -> None:
+    assert costs_of(of_returns(*before, late, late), "chat").return_s == late
+    if len(before) > 1:
+        once = costs_of(of_returns(*before, late), "chat").return_s
+        assert once == max(before[-2:])
 
 
 @given(switches=st.lists(seconds, max_size=30), returns=st.lists(seconds, max_size=30))
@@ -107,15 +128,3 @@ def test_estimates_survive_as_json(switches: list[float], returns: list[float]) 
 def test_an_estimate_lies_among_the_last_twenty(values: list[float]) -> None:
     last = values[-20:]
     assert min(last) <= costs_of(of_switches(*values), "chat").switch_s <= max(last)
-
-
-def test_four_short_gaps_in_a_row_show_loops_whatever_was_before() -> None:
-    known = Estimates()
-    for gap_s in (4.0, 2.0, 3.0, *[0.003] * 4):
-        known = note_return(known, "chat", gap_s)
-    assert costs_of(known, "chat").return_gap == ReturnGap(median_s=0.003, p90_s=0.003)
-
-    late = note_return(known, "chat", 1.0)
-    gap = costs_of(late, "chat").return_gap
-    assert gap is not None
-    assert gap.p90_s >= 1.0

@@ -7,26 +7,27 @@ arrival, or from the end of its model's last stay where that was later.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from lab.simulate.simulation import Outcome
+from lab.simulate.workload import Client, loop
 from msgspec.structs import replace
 
 from supervisor.core.scheduling.bounds import Cycle, cycle_of
 from supervisor.core.scheduling.policies import POLICIES
-from supervisor.core.scheduling.turns import turns
 from supervisor.core.scheduling.values import (
     Costs,
     Policy,
     Priority,
     Queue,
-    ReturnGap,
     SchedulingRules,
     Stay,
     View,
 )
-from tests.core.scheduling.world import Request, World, closed_loop
+from tests.core.scheduling.watched import Watched, watch
 
 ROUNDING_S = 1e-6
 
@@ -40,14 +41,11 @@ class Case:
 
     costs: dict[str, Costs]
     rules: SchedulingRules
-    requests: Sequence[Request]
-    places: int
+    clients: Sequence[Client]
+    slots: int
 
-    def world(self) -> World:
-        world = World(turns, self.costs, rules=self.rules, places=self.places)
-        for request in self.requests:
-            world.comes(request)
-        return world
+    def run(self, until: float = inf) -> tuple[Watched, Outcome]:
+        return watch(self.costs, self.clients, rules=self.rules, slots=self.slots, until=until)
 
     def longest_wait_s(self, model: str) -> float:
         """W, with the longest turn of any two models that may contend alone."""
@@ -70,16 +68,13 @@ class Case:
 
 @st.composite
 def some_costs(draw: st.DrawFn, models: int) -> dict[str, Costs]:
-    gaps = st.none() | st.builds(
-        ReturnGap, median_s=st.floats(0.0, 3.0), p90_s=st.floats(0.0, 10.0)
-    )
     return {
         f"model{number}": Costs(
             switch_s=draw(switches_s),
             drain_s=draw(st.floats(0.01, 3.0)),
             service_s=draw(st.floats(0.01, 1.0)),
             arrivals_per_s=draw(st.floats(0.0, 5.0)),
-            return_gap=draw(gaps),
+            return_s=draw(st.none() | st.floats(0.0, 3.0)),
         )
         for number in range(models)
     }
@@ -90,15 +85,15 @@ def cases(draw: st.DrawFn, models: int = 2, *, mixed: bool = False) -> Case:
     """Bursts and lone requests, clients that come back at once, some of little patience."""
     costs = draw(some_costs(models))
     priorities = st.sampled_from(Priority) if mixed else st.just(Priority.INTERACTIVE)
-    requests: list[Request] = []
+    clients: list[Client] = []
     at = 0.0
     for _ in range(draw(st.integers(1, 25))):
         at += draw(st.sampled_from([0.0, 0.001, 0.1, 1.0, 7.0, 40.0]))
         model = draw(st.sampled_from(sorted(costs)))
-        part, patience_s = draw(st.floats(0.1, 1.0)), draw(st.sampled_from([1.0, 1e9, 1e9]))
+        part, patience_s = draw(st.floats(0.1, 1.0)), draw(st.sampled_from([1.0, inf, inf]))
         priority = draw(priorities)
-        requests += [
-            Request(
+        clients += [
+            Client(
                 model=model,
                 at=at,
                 service_s=part * costs[model].drain_s,
@@ -108,7 +103,7 @@ def cases(draw: st.DrawFn, models: int = 2, *, mixed: bool = False) -> Case:
             for _ in range(draw(st.sampled_from([1, 1, 2, 30])))
         ]
     rules = SchedulingRules(switching_share=draw(shares), batch_ages_s=draw(st.floats(1, 600)))
-    return Case(costs=costs, rules=rules, requests=requests, places=draw(st.integers(1, 4)))
+    return Case(costs=costs, rules=rules, clients=clients, slots=draw(st.integers(1, 4)))
 
 
 @st.composite
@@ -123,15 +118,11 @@ def saturated(draw: st.DrawFn, models: int) -> Case:
         )
         for number in range(models)
     }
-    requests = [
-        request
-        for model, known in costs.items()
-        for request in closed_loop(model, 9, known.drain_s, 0.0)
-    ]
+    clients = [loop(model, 0.0) for model in costs for _ in range(9)]
     max_wait_s = draw(st.none() | st.floats(1.0, 60.0))
     share = draw(st.floats(0.1, 0.5))
     rules = SchedulingRules(switching_share=share, max_wait_s=max_wait_s)
-    return Case(costs=costs, rules=rules, requests=requests, places=draw(st.integers(1, 4)))
+    return Case(costs=costs, rules=rules, clients=clients, slots=draw(st.integers(1, 4)))
 
 
 @pytest.mark.parametrize("models", [2, 3, 5])
@@ -149,8 +140,8 @@ def test_no_head_waits_longer_than_its_bound(models: int, data: st.DataObject) -
     of L. Where the set of models that have work changes, Q is at most the longest of their turns.
     """
     case = data.draw(cases(models))
-    record = case.world().run()
-    for model, _, wait_s in record.head_waits_s:
+    watched, _ = case.run()
+    for model, _, wait_s in watched.head_waits_s:
         assert wait_s <= case.longest_wait_s(model) + ROUNDING_S
 
 
@@ -165,9 +156,9 @@ def test_under_saturation_heads_wait_w_exactly_as_published(
     """
     case = data.draw(saturated(models))
     cycle = case.cycle()
-    record = case.world().run(4 * case.round_s())
-    assert len(record.head_waits_s) > 2 * models
-    for model, _, wait_s in record.head_waits_s:
+    watched, _ = case.run(4 * case.round_s())
+    assert len(watched.head_waits_s) > 2 * models
+    for model, _, wait_s in watched.head_waits_s:
         assert wait_s <= cycle.longest_wait_s(case.costs[model].drain_s) + ROUNDING_S
 
 
@@ -181,8 +172,8 @@ def test_an_interactive_head_keeps_its_bound_beside_any_batch_work(data: st.Data
     `batch_ages_s` at the latest.
     """
     case = data.draw(cases(data.draw(st.sampled_from([2, 3])), mixed=True))
-    record = case.world().run()
-    for model, priority, wait_s in record.head_waits_s:
+    watched, _ = case.run()
+    for model, priority, wait_s in watched.head_waits_s:
         aged_s = case.rules.batch_ages_s if priority is Priority.BATCH else 0.0
         assert wait_s <= aged_s + case.longest_wait_s(model) + ROUNDING_S
 
@@ -200,10 +191,10 @@ def test_under_saturation_switches_take_their_share_at_most(
     switched and at least K Q is served: K Q/(K Q + R) = 1-f.
     """
     case = data.draw(saturated(models))
-    record = case.world().run(4 * case.round_s())
-    assert len(record.stays) > 2 * models
-    for first in range(len(record.stays) - models + 1):
-        round_ = record.stays[first : first + models]
+    watched, _ = case.run(4 * case.round_s())
+    assert len(watched.stays) > 2 * models
+    for first in range(len(watched.stays) - models + 1):
+        round_ = watched.stays[first : first + models]
         assert {stay.model for stay in round_} == set(case.costs)
         serving_s = sum(stay.until - stay.since for stay in round_)
         least_s = (1 - case.rules.switching_share) * (serving_s + case.cycle().switches_s)
@@ -214,8 +205,8 @@ def test_under_saturation_switches_take_their_share_at_most(
 @settings(deadline=None, max_examples=40)
 def test_every_switch_has_somebody_who_waits_for_it(case: Case) -> None:
     """Targets are heads of queues, and a queue has a head only while somebody waits in it."""
-    record = case.world().run()
-    assert all(waiting > 0 for waiting in record.switched_for)
+    watched, _ = case.run()
+    assert all(waiting > 0 for waiting in watched.switched_for)
 
 
 @given(case=cases(3, mixed=True))
@@ -224,8 +215,8 @@ def test_every_stay_serves_unless_all_who_waited_have_left(case: Case) -> None:
     """A stay that has granted nothing and has somebody in its queue is never left: that is asked
     before any bound. One with nobody in its queue serves nobody by staying.
     """
-    record = case.world().run()
-    assert all(stay.granted or not stay.still_waiting for stay in record.stays)
+    watched, _ = case.run()
+    assert all(stay.granted or not stay.still_waiting for stay in watched.stays)
 
 
 @given(case=cases(3, mixed=True))
@@ -235,21 +226,20 @@ def test_the_device_idles_beside_a_request_for_one_switch_at_most(case: Case) ->
     enough wait: at most s after it is empty and the oldest waits. s is the mean of the switches of
     those that contend, and so at most the mean of the two longest.
     """
-    record = case.world().run()
+    watched, _ = case.run()
     longest = sorted((known.switch_s for known in case.costs.values()), reverse=True)
-    assert record.longest_idle_s <= sum(longest[:2]) / 2 + ROUNDING_S
+    assert watched.longest_idle_s <= sum(longest[:2]) / 2 + ROUNDING_S
 
 
 @given(case=cases(5, mixed=True))
 @settings(deadline=None, max_examples=40)
 def test_all_who_stay_are_served_and_switches_are_fewer_than_requests(case: Case) -> None:
     """No livelock: a stay serves, or its clients have left, so that each switch costs a request;
-    and the world comes to rest, as every decision to stay has a time at which it ends.
+    and the run ends, as every decision to stay has a time at which it ends.
     """
-    world = case.world()
-    record = world.run()
-    assert world.waiting() == 0
-    assert len(record.switched_for) <= len(case.requests)
+    watched, outcome = case.run()
+    assert outcome.oldest_unserved_s == 0
+    assert len(watched.switched_for) <= len(case.clients)
 
 
 @given(
@@ -269,12 +259,9 @@ def test_a_lone_request_is_not_held_for_long(
         "a": Costs(switch_s=switch_s, drain_s=0.1, service_s=0.1, arrivals_per_s=rates[0]),
         "b": Costs(switch_s=switch_s, drain_s=0.1, service_s=0.1, arrivals_per_s=rates[1]),
     }
-    world = World(turns, costs)
-    world.comes(Request(model="a", at=0.0, service_s=0.1))
-    lone_at = switch_s + 0.1 + empty_s
-    world.comes(Request(model="b", at=lone_at, service_s=0.1))
-    record = world.run()
-    assert record.stays[0].until - lone_at <= switch_s + ROUNDING_S
+    lone_at = 0.1 + empty_s
+    watched, _ = watch(costs, [Client(model="a"), Client(model="b", at=lone_at)])
+    assert watched.stays[0].until - lone_at <= switch_s + ROUNDING_S
 
 
 @st.composite

@@ -10,7 +10,6 @@ from supervisor.core.scheduling.values import (
     Costs,
     Decision,
     Queue,
-    ReturnGap,
     SchedulingRules,
     Stay,
     View,
@@ -90,24 +89,24 @@ def test_an_empty_resident_is_left_at_once_by_default() -> None:
 
 
 def test_an_empty_resident_is_kept_for_clients_that_return_soon() -> None:
-    soon = replace(COSTS["chat"], return_gap=ReturnGap(median_s=0.01, p90_s=0.03))
+    soon = replace(COSTS["chat"], return_s=0.01)
     costs = COSTS | {"chat": soon}
     decision = decide(11.01, EMPTY, queue("minilm", 11.0), costs=costs)
     assert decision.model is None
-    assert decision.wake_at == pytest.approx(11.05)
-    assert decide(11.05, EMPTY, queue("minilm", 11.0), costs=costs).model == "minilm"
+    assert decision.wake_at == pytest.approx(11.2)
+    assert decide(11.2, EMPTY, queue("minilm", 11.0), costs=costs).model == "minilm"
 
 
 def test_how_long_an_empty_resident_will_be_kept_is_said_while_it_works() -> None:
-    soon = replace(COSTS["chat"], return_gap=ReturnGap(median_s=0.01, p90_s=0.03))
+    soon = replace(COSTS["chat"], return_s=0.01)
     costs = COSTS | {"chat": soon}
-    assert decide(11.0, BUSY, queue("minilm", 11.0), costs=costs).linger_s == pytest.approx(0.05)
+    assert decide(11.0, BUSY, queue("minilm", 11.0), costs=costs).linger_s == pytest.approx(0.2)
     assert decide(11.0, BUSY, queue("minilm", 11.0)).linger_s == 0.0
 
 
 def test_clients_that_return_soon_keep_a_model_no_longer_than_its_turn() -> None:
-    soon = replace(COSTS["chat"], return_gap=ReturnGap(median_s=0.01, p90_s=0.03))
-    empty = replace(EMPTY, empty_since=11.49)
+    soon = replace(COSTS["chat"], return_s=0.01)
+    empty = replace(EMPTY, empty_since=11.4)
     costs = COSTS | {"chat": soon}
     assert decide(11.5, empty, queue("minilm", 9.9), costs=costs).model == "minilm"
 
