@@ -80,7 +80,7 @@ FORM_ROUTES: tuple[FormRoute, ...] = (
     ),
     FormRoute(
         path="/embed",
-        purpose="One text in the older form; `store: false`, for there is no store yet.",
+        purpose="One text in the older form, stored in `collection` unless `store` is false.",
         told_by="text",
         owner=OlderForm,
         handler=OlderForm.embed,

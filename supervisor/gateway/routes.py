@@ -18,6 +18,7 @@ from supervisor.gateway.forms.tei_info import InfoParameters, TeiInfo
 from supervisor.gateway.parameters import AnyParameters
 from supervisor.gateway.route import Route, Scope
 from supervisor.gateway.status import ModelParameters, Status
+from supervisor.gateway.vector_routes import VECTOR_ROUTES
 
 RESERVED_ROUTES: tuple[Route, ...] = (
     Route(
@@ -185,6 +186,7 @@ RESERVED_ROUTES: tuple[Route, ...] = (
         purpose="The raw server of a live model, whatever the path.",
         scope=Scope.INFERENCE,
     ),
+    *VECTOR_ROUTES,
 )
 """Ours. A path that stands here never reaches a backend, whatever the method."""
 

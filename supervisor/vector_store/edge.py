@@ -37,6 +37,7 @@ from supervisor.vector_store.port import (
     PointKind,
     PointPage,
     StoredDocument,
+    VectorSpace,
 )
 from supervisor.vector_store.worker_process import WorkerLost, WorkerProcess
 
@@ -55,16 +56,29 @@ class EdgeStore:
         self._folder = folder
         self._worker: WorkerProcess | None = None
         self._starting = asyncio.Lock()
+        self._spaces: dict[str, VectorSpace] = {}
+        """Of collections that were asked for before: only their end can change them."""
         self._is_closed = False
 
     async def ensure_collection(self, name: str, model: str, dimension: int) -> None:
         """Make a collection where it is missing."""
-        await self._ask(EnsureCollection(name, model, dimension), None)
+        given = VectorSpace(model, dimension)
+        if self._spaces.get(name) != given:
+            await self._ask(EnsureCollection(name, model, dimension), None)
+            self._spaces[name] = given
 
     async def collections(self) -> Sequence[CollectionInfo]:
         """Return all collections, by name."""
         found: list[CollectionInfo] = await self._ask(ListCollections(), list[CollectionInfo])
         return found
+
+    async def space(self, name: str) -> VectorSpace:
+        """Return what the vectors of a collection have in common."""
+        space = self._spaces.get(name)
+        if space is None:
+            found = await self.collection(name)
+            space = self._spaces[name] = VectorSpace(found.model, found.dimension)
+        return space
 
     async def collection(self, name: str) -> CollectionInfo:
         """Return one collection."""
@@ -73,7 +87,10 @@ class EdgeStore:
 
     async def drop_collection(self, name: str) -> None:
         """Delete a collection with all its points."""
-        await self._ask(DropCollection(name), None)
+        try:
+            await self._ask(DropCollection(name), None)
+        finally:
+            self._spaces.pop(name, None)
 
     async def upsert(self, collection: str, points: Sequence[Point]) -> None:
         """Write points; one with the same id is replaced."""

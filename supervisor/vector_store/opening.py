@@ -6,9 +6,8 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-from supervisor.config.holder import ConfigurationHolder
+from supervisor.config.settings import VectorSettings
 from supervisor.errors import RequestRefused
-from supervisor.vector_store.edge import EdgeStore
 from supervisor.vector_store.port import VectorStore
 
 FOLDER = "vectors"
@@ -21,8 +20,8 @@ class StoreOpener:
     `make_folder` makes the folder of the embedded one.
     """
 
-    def __init__(self, configuration: ConfigurationHolder, make_folder: Callable[[], Path]) -> None:
-        self._configuration = configuration
+    def __init__(self, settings: VectorSettings, make_folder: Callable[[], Path]) -> None:
+        self._settings = settings
         self._make_folder = make_folder
         self._store: VectorStore | None = None
         self._opening = asyncio.Lock()
@@ -41,13 +40,19 @@ class StoreOpener:
             await self._store.close()
 
     async def _open(self) -> VectorStore:
-        settings = self._configuration.current.settings.vectors
+        settings = self._settings
         if settings.url is None:
             _require("qdrant_edge")
-            return EdgeStore(self._make_folder())
+            return _open_edge(self._make_folder())
         _require("qdrant_client")
         api_key = os.environ.get(settings.api_key_env) if settings.api_key_env else None
         return await asyncio.to_thread(_open_server, settings.url, api_key)
+
+
+def _open_edge(folder: Path) -> VectorStore:
+    from supervisor.vector_store.edge import EdgeStore  # noqa: PLC0415 - most serve without
+
+    return EdgeStore(folder)
 
 
 def _open_server(url: str, api_key: str | None) -> VectorStore:

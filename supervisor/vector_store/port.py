@@ -7,7 +7,7 @@ never answer the same search. Vectors are little-endian float32 in `bytes`, as e
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 from uuid import UUID, uuid5
 
 import msgspec
@@ -17,6 +17,9 @@ from supervisor.errors import RequestRefused
 
 MAX_BATCH = 256
 """Points that are written at once: more gains nothing, and one lost batch costs little."""
+
+DEFAULT_COLLECTION = "documents"
+"""Where documents go, and are looked for, when no collection is named."""
 
 _OWN_FIELDS = ("document", "kind", "generation")
 _NAMESPACE = UUID("6d2c8c0e-6a0f-4f0b-9d3e-2a1f5a0c7e11")
@@ -30,6 +33,9 @@ class PointKind(StrEnum):
     DOCUMENT = "document"
 
 
+PointId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
+
+
 class Point(msgspec.Struct, frozen=True, kw_only=True):
     """A vector, and what is known of what it was made of.
 
@@ -39,7 +45,7 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     `kind` and `generation` in it are taken.
     """
 
-    id: str
+    id: PointId
     document: str
     kind: PointKind
     generation: str
@@ -171,6 +177,10 @@ class VectorStore(Protocol):
 
     async def collections(self) -> Sequence[CollectionInfo]:
         """Return all collections, by name."""
+        ...
+
+    async def space(self, name: str) -> VectorSpace:
+        """Return what the vectors of a collection have in common; cheap enough for each search."""
         ...
 
     async def collection(self, name: str) -> CollectionInfo:

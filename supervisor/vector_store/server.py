@@ -57,7 +57,7 @@ class ServerStore:
             with self._failures_told(name):
                 if not await self._client.collection_exists(name):
                     await self._create(name, given)
-        require_same(name, await self._space(name), given)
+        require_same(name, await self.space(name), given)
 
     async def collections(self) -> Sequence[CollectionInfo]:
         """Return all collections that are ours, by name."""
@@ -69,9 +69,27 @@ class ServerStore:
         ours = sorted(name for name, each in described if _space_of(each) is not None)
         return [await self.collection(name) for name in ours]
 
+    async def space(self, name: str) -> VectorSpace:
+        """Return what the vectors of a collection have in common."""
+        known = self._spaces.get(name)
+        if known is not None:
+            return known
+        with self._failures_told(name):
+            if not await self._client.collection_exists(name):
+                raise collection_not_found(name)
+            space = _space_of(await self._client.get_collection(name))
+        if space is None:
+            raise RequestRefused(
+                "collection_mismatch",
+                f"{self._url} has a collection '{name}' that was not made here (its metadata has "
+                f"no {_MODEL}; servers before 1.16 keep none); use another name",
+            )
+        self._spaces[name] = space
+        return space
+
     async def collection(self, name: str) -> CollectionInfo:
         """Return one collection, with its counts."""
-        space = await self._space(name)
+        space = await self.space(name)
         with self._failures_told(name):
             found = await self._client.get_collection(name)
         return CollectionInfo(
@@ -85,14 +103,14 @@ class ServerStore:
 
     async def drop_collection(self, name: str) -> None:
         """Delete a collection with all its points."""
-        await self._space(name)
+        await self.space(name)
         with self._failures_told(name):
             await self._client.delete_collection(name)
         self._spaces.pop(name, None)
 
     async def upsert(self, collection: str, points: Sequence[Point]) -> None:
         """Write points; one with the same id is replaced."""
-        space = await self._space(collection)
+        space = await self.space(collection)
         require_length(collection, space.dimension, (point.vector for point in points))
         for begin in range(0, len(points), MAX_BATCH):
             batch = [
@@ -106,7 +124,7 @@ class ServerStore:
         self, collection: str, document: str, *, except_generation: str | None = None
     ) -> None:
         """Delete the points of a document: all, or those of other generations."""
-        await self._space(collection)
+        await self.space(collection)
         condition = _must({"document": document})
         if except_generation is not None:
             condition.must_not = [_condition("generation", except_generation)]
@@ -117,7 +135,7 @@ class ServerStore:
 
     async def document(self, collection: str, document: str) -> StoredDocument | None:
         """Return a document; None where its own point is not there."""
-        await self._space(collection)
+        await self.space(collection)
         own = _must({"document": document, "kind": PointKind.DOCUMENT.value})
         with self._failures_told(collection):
             found, _ = await self._client.scroll(collection, own, limit=1)
@@ -136,7 +154,7 @@ class ServerStore:
         matching: Filter | None = None,
     ) -> Sequence[Hit]:
         """Return the points of a kind that are nearest to a vector, the nearest first."""
-        space = await self._space(collection)
+        space = await self.space(collection)
         require_length(collection, space.dimension, (vector,))
         condition = _must({**(matching or {}), "kind": kind.value})
         with self._failures_told(collection):
@@ -147,7 +165,7 @@ class ServerStore:
 
     async def points(self, collection: str, *, start: str | None, limit: int) -> PointPage:
         """Return points with their vectors, from the id `start` on (None: the first)."""
-        await self._space(collection)
+        await self.space(collection)
         with self._failures_told(collection):
             found, following = await self._client.scroll(
                 collection, limit=limit, offset=start, with_vectors=True
@@ -161,7 +179,7 @@ class ServerStore:
 
     async def optimize(self, collection: str) -> None:
         """Do nothing: a server does it by itself."""
-        await self._space(collection)
+        await self.space(collection)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -179,23 +197,6 @@ class ServerStore:
             await self._client.create_payload_index(
                 name, field, models.PayloadSchemaType.KEYWORD, wait=True
             )
-
-    async def _space(self, name: str) -> VectorSpace:
-        known = self._spaces.get(name)
-        if known is not None:
-            return known
-        with self._failures_told(name):
-            if not await self._client.collection_exists(name):
-                raise collection_not_found(name)
-            space = _space_of(await self._client.get_collection(name))
-        if space is None:
-            raise RequestRefused(
-                "collection_mismatch",
-                f"{self._url} has a collection '{name}' that was not made here (its metadata has "
-                f"no {_MODEL}; servers before 1.16 keep none); use another name",
-            )
-        self._spaces[name] = space
-        return space
 
     async def _count(self, collection: str, condition: models.Filter) -> int:
         with self._failures_told(collection):

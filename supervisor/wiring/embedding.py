@@ -1,5 +1,7 @@
 """Makes the embedding service, and those who speak for it."""
 
+from dataclasses import dataclass
+
 from supervisor.arbiter.arbiter import Arbiter
 from supervisor.embedding.batching.batcher import Batcher
 from supervisor.embedding.preparing import Preparer
@@ -16,19 +18,37 @@ from supervisor.gateway.forms.tei_info import TeiInfo
 from supervisor.wiring.ground import Ground
 
 
-def make_forms(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embedding:
+    """The embedding service, and what else works on texts."""
+
+    service: EmbeddingService
+    preparer: Preparer
+    reranker: Reranker
+    teller: TokenTeller
+
+
+def make_embedding(
     ground: Ground, arbiter: Arbiter, targets: Targets, batcher: Batcher
-) -> tuple[object, ...]:
-    """Make the embedding service, and those who speak for it in each caller's form."""
+) -> Embedding:
+    """Make the embedding service."""
     servers = Servers(arbiter=arbiter, configuration=ground.configuration, targets=targets)
     preparer = Preparer(targets=targets, engines=ground.engines, servers=servers)
-    service = EmbeddingService(targets, preparer, batcher)
-    reranker = Reranker(targets=targets, preparer=preparer, servers=servers)
-    teller = TokenTeller(preparer=preparer, servers=servers)
+    return Embedding(
+        service=EmbeddingService(targets, preparer, batcher),
+        preparer=preparer,
+        reranker=Reranker(targets=targets, preparer=preparer, servers=servers),
+        teller=TokenTeller(preparer=preparer, servers=servers),
+    )
+
+
+def make_forms(embedding: Embedding, ground: Ground, targets: Targets) -> tuple[object, ...]:
+    """Make those who speak for the embedding service in each caller's form."""
+    service = embedding.service
     return (
         OpenAIForm(service),
-        TeiForm(service, reranker, teller),
+        TeiForm(service, embedding.reranker, embedding.teller),
         OllamaForm(service),
-        OlderForm(service),
-        TeiInfo(ground.configuration, targets, preparer),
+        OlderForm(service, ground.vectors),
+        TeiInfo(ground.configuration, targets, embedding.preparer),
     )

@@ -17,6 +17,8 @@ from supervisor.engine.servers.children import Children
 from supervisor.errors import TelemetryError
 from supervisor.observability.impairments import Impairments
 from supervisor.telemetry.telemetry import Telemetry
+from supervisor.vector_store.opening import FOLDER as VECTORS_FOLDER
+from supervisor.vector_store.opening import StoreOpener
 from supervisor.wiring.stores import Stores, open_stores
 
 log = structlog.get_logger()
@@ -46,6 +48,7 @@ class Ground:
     run_dir: Path
     uploads_dir: Path
     stores: Stores
+    vectors: StoreOpener
     telemetry: Telemetry
     engines: Engines
     impairments: Impairments
@@ -66,6 +69,8 @@ async def prepare_ground(
     owned.callback(remove_run_dir, run_dir)
     telemetry = await owned.enter_async_context(Telemetry())
     require_devices(configuration.settings, telemetry)
+    vectors = StoreOpener(configuration.settings.vectors, lambda: data.subfolder(VECTORS_FOLDER))
+    owned.push_async_callback(vectors.close)
     stores = open_stores(configuration.settings.switch, data, owned, impairments)
     engines = build_engines(configuration, options.engine)
     engines.announce()
@@ -76,6 +81,7 @@ async def prepare_ground(
         run_dir=run_dir,
         uploads_dir=data.subfolder("uploads"),
         stores=stores,
+        vectors=vectors,
         telemetry=telemetry,
         engines=engines,
         impairments=impairments,

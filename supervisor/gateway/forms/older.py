@@ -1,15 +1,29 @@
 """The form of the service that this one replaces: `POST /embed {"text", "store", "collection"}`."""
 
+import hashlib
+from typing import Any
+
 import msgspec
 
+from supervisor.core.machine.values import Target
+from supervisor.documents.storing import (
+    EmbeddedChunk,
+    EmbeddedDocument,
+    generation_of,
+    store_document,
+)
 from supervisor.embedding.service import EmbeddingService
 from supervisor.embedding.values import EmbeddingRequest
-from supervisor.embedding.vectors import unpack
-from supervisor.errors import RequestRefused
+from supervisor.embedding.vectors import length, unpack
 from supervisor.gateway.answer import Answer
 from supervisor.gateway.call import Call
 from supervisor.gateway.forms.embedding_answer import embedding_answer
 from supervisor.gateway.forms.inputs import read_body, read_inputs
+from supervisor.vector_store.opening import StoreOpener
+from supervisor.vector_store.port import DEFAULT_COLLECTION
+
+_UNDIVIDED = "undivided"
+"""The way in which these texts are divided into chunks."""
 
 
 class EmbedBody(msgspec.Struct, frozen=True):
@@ -17,7 +31,7 @@ class EmbedBody(msgspec.Struct, frozen=True):
 
     text: str
     store: bool = True
-    collection: str | None = None
+    collection: str = DEFAULT_COLLECTION
 
 
 _decoder = msgspec.json.Decoder(EmbedBody)
@@ -26,27 +40,40 @@ _decoder = msgspec.json.Decoder(EmbedBody)
 class OlderForm:
     """The handler of its route."""
 
-    def __init__(self, service: EmbeddingService) -> None:
+    def __init__(self, service: EmbeddingService, opener: StoreOpener) -> None:
         self._service = service
+        self._opener = opener
 
     async def embed(self, call: Call) -> Answer:
-        """Embed one text."""
+        """Embed one text, and store it as a document of one chunk."""
         body = read_body(_decoder, call.body)
-        if body.store:
-            raise RequestRefused(
-                "not_implemented",
-                "there is no store for vectors yet, and `store` is true where it is left out; send "
-                '`"store": false` to get the vector',
-            )
+        store = await self._opener.store() if body.store else None
         target = self._service.target(call.wanted, call.head.path)
         inputs = read_inputs(body.text, "text")
         made = await self._service.embed(
             EmbeddingRequest(target=target, inputs=inputs, priority=call.priority)
         )
-        content = {
+        content: dict[str, Any] = {
             "embedding": unpack(made.vectors[0]),
-            "dimensions": len(made.vectors[0]) // 4,
+            "dimensions": length(made.vectors[0]),
             "model": target.model,
             "tokens": made.tokens[0],
         }
+        if store is not None:
+            document = _document_of(body.text, target, made.vectors[0])
+            await store_document(store, body.collection, document)
+            content |= {"stored": True, "id": document.id, "collection": body.collection}
         return embedding_answer(content, made)
+
+
+def _document_of(text: str, target: Target, vector: bytes) -> EmbeddedDocument:
+    """Return the document that a text is; the same text is the same document."""
+    return EmbeddedDocument(
+        id=f"text-{hashlib.sha256(text.encode()).hexdigest()[:32]}",
+        model=target.model,
+        chunker=_UNDIVIDED,
+        generation=generation_of(target.model, _UNDIVIDED, text),
+        vector=vector,
+        payload={"text": text},
+        chunks=[EmbeddedChunk(vector=vector, payload={"text": text})],
+    )

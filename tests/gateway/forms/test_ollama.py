@@ -70,10 +70,17 @@ def test_older_form_gives_one_vector_where_it_is_not_to_be_stored(caller: Caller
     assert answer["tokens"] > 2
 
 
-@pytest.mark.parametrize("fields", [{}, {"store": True}, {"collection": "notes"}])
-def test_older_form_says_that_there_is_no_store_yet(caller: Caller, fields: Any) -> None:
-    status, headers, answer = caller.post("/embed", {"text": "a cat", **fields})
+@pytest.mark.parametrize("fields", [{}, {"store": True, "collection": "notes"}])
+def test_older_form_stores_a_text_once_unless_it_is_told_not_to(
+    caller: Caller, fields: dict[str, Any]
+) -> None:
+    collection = fields.get("collection", "documents")
+    answers = [caller.post("/embed", {"text": "고양이 한 마리", **fields})[2] for _ in range(2)]
+    caller.post("/embed", {"text": "a dog", **fields, "store": False})
 
-    assert (status, answer["error"]["code"]) == (501, "not_implemented")
-    assert '"store": false' in answer["error"]["message"]
-    assert headers["x-should-retry"] == "false"
+    assert answers[0]["stored"] is True
+    assert answers[0]["collection"] == collection
+    assert answers[0] == answers[1]
+    _, _, found = caller.post("/search", {"query": "고양이 한 마리", "collection": collection})
+    [hit] = found["hits"]
+    assert (hit["document"], hit["text"]) == (answers[0]["id"], "고양이 한 마리")

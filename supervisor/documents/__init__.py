@@ -1,0 +1,1 @@
+"""Documents: divided, embedded, stored, and found again."""

@@ -1,0 +1,190 @@
+"""Routes of what is stored: searching it, its collections, and single documents."""
+
+import asyncio
+from typing import Any, TypeVar
+
+import msgspec
+import structlog
+from pydantic import Field
+
+from supervisor.documents.searching import Searcher, SearchRequest
+from supervisor.errors import RequestRefused
+from supervisor.gateway.answer import Answer, json_answer
+from supervisor.gateway.forms.embedding_answer import embedding_answer
+from supervisor.gateway.parameters import Parameters
+from supervisor.vector_store.opening import StoreOpener
+from supervisor.vector_store.port import (
+    DEFAULT_COLLECTION,
+    MAX_BATCH,
+    Condition,
+    Hit,
+    Point,
+    PointKind,
+)
+
+log = structlog.get_logger()
+
+MAX_HITS = 1000
+
+_Content = TypeVar("_Content")
+
+
+class SearchParameters(Parameters):
+    """What is looked for, and where."""
+
+    query: str = Field(min_length=1)
+    collection: str = DEFAULT_COLLECTION
+    limit: int = Field(default=10, ge=1, le=MAX_HITS)
+    filter: dict[str, Any] = Field(default_factory=dict)
+    kind: PointKind = PointKind.CHUNK
+
+
+class CollectionParameters(Parameters):
+    """Which collection."""
+
+    collection: str
+
+
+class PointsParameters(CollectionParameters):
+    """Which of its points: so many, from an id on."""
+
+    start: str | None = None
+    limit: int = Field(default=MAX_BATCH, ge=1, le=MAX_BATCH)
+
+
+class GivenPointsParameters(CollectionParameters):
+    """Points for a collection, and what they are of."""
+
+    model: str
+    dimension: int = Field(ge=1)
+    points: list[dict[str, Any]] = Field(max_length=MAX_BATCH)
+
+
+class DocumentParameters(Parameters):
+    """Which document, and where."""
+
+    document: str
+    collection: str = DEFAULT_COLLECTION
+
+
+class StoredVectors:
+    """The handlers."""
+
+    def __init__(self, searcher: Searcher, opener: StoreOpener) -> None:
+        self._searcher = searcher
+        self._opener = opener
+        self._building: dict[str, asyncio.Task[None]] = {}
+
+    async def search(self, asked: SearchParameters) -> Answer:
+        """Find the chunks that are nearest to a question."""
+        found = await self._searcher.search(
+            SearchRequest(
+                query=asked.query,
+                collection=asked.collection,
+                limit=asked.limit,
+                kind=asked.kind,
+                matching=_read(asked.filter, dict[str, Condition], "filter"),
+            )
+        )
+        content = {
+            "collection": asked.collection,
+            "model": found.model,
+            "hits": [_described_hit(hit) for hit in found.hits],
+        }
+        return embedding_answer(content, found.embedded)
+
+    async def collections(self, _: Parameters) -> Answer:
+        """List the collections."""
+        store = await self._opener.store()
+        return json_answer({"collections": await store.collections()})
+
+    async def collection(self, asked: CollectionParameters) -> Answer:
+        """Describe one collection."""
+        store = await self._opener.store()
+        return json_answer(await store.collection(asked.collection))
+
+    async def drop_collection(self, asked: CollectionParameters) -> Answer:
+        """Delete a collection with all that it holds."""
+        store = await self._opener.store()
+        await store.drop_collection(asked.collection)
+        return json_answer({"collection": asked.collection, "deleted": True})
+
+    async def optimize(self, asked: CollectionParameters) -> Answer:
+        """Begin to build the index of a collection; `indexed` tells when it is there."""
+        store = await self._opener.store()
+        name = asked.collection
+        await store.space(name)
+        if name not in self._building:
+            building = asyncio.create_task(store.optimize(name), name=f"optimize-{name}")
+            self._building[name] = building
+            building.add_done_callback(lambda task: self._note_end(name, task))
+        location = f"/collections/{name}"
+        return json_answer({"collection": name, "location": location}, status=202)
+
+    async def points(self, asked: PointsParameters) -> Answer:
+        """Show points with their vectors, a page of them."""
+        store = await self._opener.store()
+        return json_answer(
+            await store.points(asked.collection, start=asked.start, limit=asked.limit)
+        )
+
+    async def put_points(self, asked: GivenPointsParameters) -> Answer:
+        """Write points as `points` shows them."""
+        points = _read(asked.points, list[Point], "points")
+        store = await self._opener.store()
+        await store.ensure_collection(asked.collection, asked.model, asked.dimension)
+        await store.upsert(asked.collection, points)
+        return json_answer({"collection": asked.collection, "written": len(points)})
+
+    async def document(self, asked: DocumentParameters) -> Answer:
+        """Show what is stored of a document."""
+        store = await self._opener.store()
+        found = await store.document(asked.collection, asked.document)
+        if found is None:
+            raise _document_not_found(asked)
+        return json_answer(
+            {
+                "id": found.document,
+                "collection": asked.collection,
+                "generation": found.generation,
+                "chunks": found.chunks,
+                **found.payload,
+            }
+        )
+
+    async def delete_document(self, asked: DocumentParameters) -> Answer:
+        """Delete a document with its chunks."""
+        store = await self._opener.store()
+        found = await store.document(asked.collection, asked.document)
+        await store.delete_document(asked.collection, asked.document)
+        if found is None:
+            raise _document_not_found(asked)
+        return json_answer({"id": asked.document, "collection": asked.collection, "deleted": True})
+
+    def _note_end(self, name: str, building: asyncio.Task[None]) -> None:
+        del self._building[name]
+        if building.cancelled():
+            return
+        error = building.exception()
+        if error is not None:
+            log.error("store.optimize_failed", collection=name, problem=str(error))
+        else:
+            log.info("store.optimized", collection=name)
+
+
+def _read(given: Any, kind: type[_Content], field: str) -> _Content:
+    try:
+        return msgspec.convert(given, kind)
+    except msgspec.ValidationError as error:
+        raise RequestRefused("bad_request", f"`{field}`: {error}") from error
+
+
+def _described_hit(hit: Hit) -> dict[str, Any]:
+    return {"id": hit.id, "score": hit.score, "document": hit.document, **hit.payload}
+
+
+def _document_not_found(asked: DocumentParameters) -> RequestRefused:
+    return RequestRefused(
+        "document_not_found",
+        f"there is no document '{asked.document}' in the collection '{asked.collection}'",
+    )
