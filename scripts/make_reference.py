@@ -20,6 +20,7 @@ from supervisor.config.profile import Profile, ProfileBatching, ProfileMemory
 from supervisor.config.settings import (
     DeviceSettings,
     EngineSettings,
+    JobSettings,
     QueueSettings,
     SchedulerSettings,
     ServerSettings,
@@ -53,6 +54,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`supervisor.yaml`: `switch`", SwitchSettings),
     ("`supervisor.yaml`: `scheduler`", SchedulerSettings),
     ("`supervisor.yaml`: `vectors`", VectorSettings),
+    ("`supervisor.yaml`: `jobs`", JobSettings),
 )
 
 ROOT = Path(__file__).parent.parent

@@ -13,6 +13,7 @@ from supervisor.gateway.door import Door
 from supervisor.wiring.door import make_door
 from supervisor.wiring.ground import Options, prepare_ground
 from supervisor.wiring.machine import note_device, push_rules, start_machine
+from supervisor.wiring.services import Services, make_services
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +23,13 @@ class Controller:
     arbiter: Arbiter
     targets: Targets
     door: Door
+    services: Services
     configuration: ConfigurationHolder
+
+    async def shut_down(self, drain_timeout_s: float) -> None:
+        """End the work that nobody waits for, drain what somebody waits for, stop all children."""
+        await self.services.close()
+        await self.arbiter.shut_down(drain_timeout_s)
 
 
 @asynccontextmanager
@@ -38,8 +45,16 @@ async def build(configuration: Configuration, options: Options) -> AsyncIterator
         arbiter, holder = machine.arbiter, ground.configuration
         targets = Targets(holder, ground.telemetry, lambda device: note_device(arbiter, device))
         push_rules(arbiter, targets, ground.stores, holder)
-        door = make_door(ground, machine, targets)
+        services = make_services(ground, machine, targets)
+        controller = Controller(
+            arbiter=arbiter,
+            targets=targets,
+            door=make_door(ground, machine, targets, services),
+            services=services,
+            configuration=holder,
+        )
         try:
-            yield Controller(arbiter=arbiter, targets=targets, door=door, configuration=holder)
+            await services.jobs.resume()
+            yield controller
         finally:
-            await asyncio.shield(arbiter.shut_down(0))
+            await asyncio.shield(controller.shut_down(0))

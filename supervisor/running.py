@@ -103,16 +103,15 @@ def _load_default_model(controller: Controller) -> None:
 
 async def _run_until_signalled(controller: Controller, signals: Signals) -> None:
     """Wait for the first signal, drain; the second signal ends the draining."""
-    arbiter = controller.arbiter
     first = await signals.came.get()
     drain_s = controller.configuration.current.settings.switch.shutdown_drain_timeout_s
     log.info("controller.stopping", signal=first.name, drain_timeout_s=drain_s)
-    draining = asyncio.create_task(arbiter.shut_down(drain_s), name="shutdown")
+    draining = asyncio.create_task(controller.shut_down(drain_s), name="shutdown")
     again = asyncio.create_task(signals.came.get(), name="second-signal")
     await asyncio.wait([draining, again], return_when=asyncio.FIRST_COMPLETED)
     if not draining.done():
         log.info("controller.stopping_now")
-        await arbiter.shut_down(0)
+        await controller.arbiter.shut_down(0)
     again.cancel()
     await draining
 

@@ -242,6 +242,30 @@ class EngineSettings(Settings):
     )
 
 
+class JobSettings(Settings):
+    """Work that nobody waits for: batches and their files."""
+
+    max_bytes: Bytes = Field(
+        default=16_384 * MIB,
+        ge=0,
+        description="Bytes on disk that jobs and their files may take together; beyond: 507.",
+    )
+    files_max_bytes: Bytes = Field(
+        default=200 * MIB, ge=1, description="The largest file that is taken in; above it: 413."
+    )
+    file_days: float = Field(
+        default=30.0,
+        gt=0,
+        description="Days after which files, and jobs that have ended, are deleted.",
+    )
+    workers: int = Field(
+        default=2,
+        ge=1,
+        le=64,
+        description="How many work on each kind of job, each on up to 256 lines at once.",
+    )
+
+
 class VectorSettings(Settings):
     """Where the vectors of documents are kept."""
 
@@ -267,6 +291,7 @@ class SupervisorSettings(Settings):
     switch: SwitchSettings = Field(default_factory=SwitchSettings)
     scheduler: SchedulerSettings = Field(default_factory=SchedulerSettings)
     vectors: VectorSettings = Field(default_factory=VectorSettings)
+    jobs: JobSettings = Field(default_factory=JobSettings)
 
     def limits(self) -> Limits:
         """Return the bounds on waiting requests as the core takes them."""

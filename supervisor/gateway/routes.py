@@ -15,6 +15,7 @@ from supervisor.gateway.control import (
 )
 from supervisor.gateway.devices import Devices, HistoryParameters
 from supervisor.gateway.forms.tei_info import InfoParameters, TeiInfo
+from supervisor.gateway.job_routes import JOB_ROUTES
 from supervisor.gateway.parameters import AnyParameters
 from supervisor.gateway.route import Route, Scope
 from supervisor.gateway.status import ModelParameters, Status
@@ -180,6 +181,7 @@ RESERVED_ROUTES: tuple[Route, ...] = (
         parameters=HistoryParameters,
         refusals=("device_not_found",),
     ),
+    *JOB_ROUTES,
     Route(
         method="*",
         path="/upstream/{model}/{target:path}",

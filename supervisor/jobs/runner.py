@@ -34,9 +34,9 @@ class JobRunner:
         *,
         insisting: Insisting,
         workers: int,
-        keep_s: float,
+        keep_s: Callable[[], float],
     ) -> None:
-        """`workers`: for each kind of job. `keep_s`: after so long, ended jobs are forgotten."""
+        """`workers`: for each kind of job. `keep_s`: how long ended jobs are kept."""
         self._queue = queue
         self._files = files
         self._handlers = handlers
@@ -104,7 +104,7 @@ class JobRunner:
         Forgets results, too, that a controller which died had written out already.
         """
         await self._files.remove_expired()
-        ended_before, after = self._clock() - self._keep_s, None
+        ended_before, after = self._clock() - self._keep_s(), None
         while jobs := await self._queue.jobs(None, after=after, limit=100):
             after = jobs[-1].id
             for job in jobs:

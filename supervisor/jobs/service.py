@@ -2,13 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
-from typing import Any
+from typing import Any, Protocol
 
 from supervisor.errors import RequestRefused
+from supervisor.jobs.describing import describe_batch, describe_file, describe_job
 from supervisor.jobs.disk_files import file_not_found
 from supervisor.jobs.port import FileStore, JobQueue
 from supervisor.jobs.values import (
@@ -32,27 +33,61 @@ class JobLimits:
     keep_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchRequest:
-    """A batch as it is asked for.
+class BatchRequest(Protocol):
+    """A batch as it is asked for."""
 
-    `window_s`: seconds until it ends, done or not. `files_expire_after_s`: how long its files are
-    kept; None: as long as others. `extensions`: what is asked beyond OpenAI's API, as it was given.
-    """
+    @property
+    def endpoint(self) -> str:
+        """Whose route its lines ask."""
+        ...
 
-    endpoint: str
-    input_file_id: str
-    completion_window: str
-    window_s: float
-    metadata: Mapping[str, str] | None
-    files_expire_after_s: float | None
-    priority: JobPriority = JobPriority.NORMAL
-    not_before: float = 0.0
-    extensions: Mapping[str, Any]
+    @property
+    def input_file_id(self) -> str:
+        """The file with its lines."""
+        ...
+
+    @property
+    def completion_window(self) -> str:
+        """How long it may take, as it was written."""
+        ...
+
+    @property
+    def metadata(self) -> Mapping[str, str] | None:
+        """What its caller wants back with it."""
+        ...
+
+    @property
+    def priority(self) -> str:
+        """One of `JobPriority`."""
+        ...
+
+    @property
+    def window_s(self) -> float:
+        """Seconds until it ends, done or not, from when it may begin."""
+        ...
+
+    @property
+    def not_before_s(self) -> float:
+        """When it may begin, in seconds of the wall clock."""
+        ...
+
+    @property
+    def files_expire_after_s(self) -> float | None:
+        """How long its files are kept; None: as long as others."""
+        ...
+
+    @property
+    def extensions(self) -> Mapping[str, Any]:
+        """What is asked beyond OpenAI's API, as it was given."""
+        ...
 
 
 class JobService:
     """Takes jobs and files in, shows them, cancels and retries."""
+
+    describe_file = staticmethod(describe_file)
+    describe_batch = staticmethod(describe_batch)
+    describe_job = staticmethod(describe_job)
 
     def __init__(self, queue: JobQueue, files: FileStore, limits: Callable[[], JobLimits]) -> None:
         self.queue = queue
@@ -103,10 +138,10 @@ class JobService:
         job = Job(
             id=f"batch_{token_hex(12)}",
             kind=JobKind.BATCH,
-            priority=asked.priority,
+            priority=JobPriority(asked.priority),
             created_at=now,
-            not_before=asked.not_before,
-            expires_at=max(now, asked.not_before) + asked.window_s,
+            not_before=asked.not_before_s,
+            expires_at=max(now, asked.not_before_s) + asked.window_s,
             spec={
                 "endpoint": asked.endpoint,
                 "input_file_id": asked.input_file_id,
@@ -129,16 +164,26 @@ class JobService:
             )
         return job
 
-    async def jobs(self, kind: JobKind | None, after: str | None, limit: int) -> Sequence[Job]:
+    async def batch(self, batch_id: str) -> Job:
+        """Return a batch. Raises RequestRefused `job_not_found`."""
+        return await self.job(batch_id, JobKind.BATCH)
+
+    async def batches(self, after: str | None, limit: int) -> Sequence[Job]:
+        """Return batches, as `jobs` does."""
+        return await self.jobs(after, limit, JobKind.BATCH)
+
+    async def jobs(
+        self, after: str | None, limit: int, kind: JobKind | None = None
+    ) -> Sequence[Job]:
         """Return jobs, the newest first, those behind `after`. Raises RequestRefused."""
         if after is not None:
             await self.job(after, kind)
         return await self.queue.jobs(kind, after=after, limit=limit)
 
-    async def cancel(self, job_id: str, kind: JobKind | None = None) -> Job:
+    async def cancel(self, job_id: str) -> Job:
         """Cancel a job; what is done of it already is written out. Raises RequestRefused."""
         while True:
-            job = await self.job(job_id, kind)
+            job = await self.job(job_id)
             if job.state in {JobState.CANCELLING, JobState.CANCELLED}:
                 return job
             if job.state not in CANCELLABLE:
@@ -182,3 +227,7 @@ class JobService:
                 "or wait until some expire",
                 {"used_bytes": used, "max_bytes": most},
             )
+
+
+OpenJobs = Callable[[], Awaitable[JobService]]
+"""Opens the jobs room at the first call, and returns who speaks for it."""

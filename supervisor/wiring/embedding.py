@@ -23,6 +23,7 @@ class Embedding:
     """The embedding service, and what else works on texts."""
 
     service: EmbeddingService
+    servers: Servers
     preparer: Preparer
     reranker: Reranker
     teller: TokenTeller
@@ -36,6 +37,7 @@ def make_embedding(
     preparer = Preparer(targets=targets, engines=ground.engines, servers=servers)
     return Embedding(
         service=EmbeddingService(targets, preparer, batcher),
+        servers=servers,
         preparer=preparer,
         reranker=Reranker(targets=targets, preparer=preparer, servers=servers),
         teller=TokenTeller(preparer=preparer, servers=servers),

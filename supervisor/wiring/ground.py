@@ -44,6 +44,7 @@ class Ground:
     """
 
     configuration: ConfigurationHolder
+    data: DataFolder
     children: Children
     run_dir: Path
     uploads_dir: Path
@@ -77,6 +78,7 @@ async def prepare_ground(
     hosts = options.hosts or configuration.settings.server.hosts
     return Ground(
         configuration=ConfigurationHolder(configuration),
+        data=data,
         children=children,
         run_dir=run_dir,
         uploads_dir=data.subfolder("uploads"),

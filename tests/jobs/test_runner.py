@@ -84,7 +84,7 @@ async def start_runner(queue: JobQueue, tmp_path: Path) -> AsyncIterator[StartRu
             {JobKind.BATCH: handler},
             insisting=Insisting(Impairments()),
             workers=2,
-            keep_s=1e12,
+            keep_s=lambda: 1e12,
         )
         runner.start()
         runners.append(runner)
@@ -270,7 +270,7 @@ async def test_ended_jobs_are_forgotten_after_a_time(
     await queue.add(new_job("young").entering(JobState.COMPLETED, 9e9))
     await queue.add(new_job("begun").entering(JobState.IN_PROGRESS, 1000.0, lines=1))
     runner = start_runner(Shouting(queue, 0))
-    runner._keep_s = 60.0
+    runner._keep_s = lambda: 60.0
     await runner.tidy()
     assert [job.id for job in await queue.jobs(None, after=None, limit=9)] == ["begun", "young"]
 

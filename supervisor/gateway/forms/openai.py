@@ -1,11 +1,12 @@
 """Embeddings as OpenAI's API asks for them: `POST /v1/embeddings`."""
 
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Literal
 
 import msgspec
 
-from supervisor.core.machine.values import Target
 from supervisor.embedding.service import EmbeddingService
+from supervisor.embedding.together import embed_together
 from supervisor.embedding.values import EmbeddingRequest, Embeddings
 from supervisor.embedding.vectors import to_base64, unpack
 from supervisor.errors import RequestRefused
@@ -37,6 +38,13 @@ class EmbeddingsBody(msgspec.Struct, frozen=True):
     prompt_name: str | None = None
 
 
+class Asked(msgspec.Struct, frozen=True):
+    """What a call asks for."""
+
+    request: EmbeddingRequest
+    is_base64: bool
+
+
 _decoder = msgspec.json.Decoder(EmbeddingsBody)
 
 
@@ -58,23 +66,42 @@ class OpenAIForm:
         """Embed the inputs as documents, likewise."""
         return await self._embed(call, "document")
 
+    async def embeddings_together(
+        self, calls: Sequence[Call]
+    ) -> AsyncIterator[Sequence[tuple[int, Answer | RequestRefused]]]:
+        """Embed the inputs of many calls; yields answers by the places of their calls."""
+        asked: dict[int, Asked] = {}
+        for place, call in enumerate(calls):
+            try:
+                asked[place] = self._read(call, None)
+            except RequestRefused as error:
+                yield [(place, error)]
+        places, requests = list(asked), [each.request for each in asked.values()]
+        async for outcomes in embed_together(self._service, requests):
+            made = [(places[number], outcome) for number, outcome in outcomes]
+            yield [
+                (place, each if isinstance(each, RequestRefused) else _answer(asked[place], each))
+                for place, each in made
+            ]
+
     async def _embed(self, call: Call, prompt_name: str | None) -> Answer:
+        asked = self._read(call, prompt_name)
+        return _answer(asked, await self._service.embed(asked.request))
+
+    def _read(self, call: Call, prompt_name: str | None) -> Asked:
         body = read_body(_decoder, call.body)
         inputs = read_inputs(body.input, "input")
         if not inputs:
             raise RequestRefused("bad_request", "`input` is empty; give at least one text")
-        target = self._service.target(call.wanted, call.head.path)
-        made = await self._service.embed(
-            EmbeddingRequest(
-                target=target,
-                inputs=inputs,
-                prompt_name=prompt_name or _prompt_name(body),
-                dimensions=body.dimensions,
-                max_tokens=MAX_TOKENS,
-                priority=call.priority,
-            )
+        request = EmbeddingRequest(
+            target=self._service.target(call.wanted, call.head.path),
+            inputs=inputs,
+            prompt_name=prompt_name or _prompt_name(body),
+            dimensions=body.dimensions,
+            max_tokens=MAX_TOKENS,
+            priority=call.priority,
         )
-        return _answer(target, made, is_base64=body.encoding_format == "base64")
+        return Asked(request, body.encoding_format == "base64")
 
 
 def _prompt_name(body: EmbeddingsBody) -> str | None:
@@ -88,15 +115,15 @@ def _prompt_name(body: EmbeddingsBody) -> str | None:
     return name
 
 
-def _answer(target: Target, made: Embeddings, *, is_base64: bool) -> Answer:
+def _answer(asked: Asked, made: Embeddings) -> Answer:
     tokens = sum(made.tokens)
     content = {
         "object": "list",
         "data": [
-            {"object": "embedding", "index": index, "embedding": _written(vector, is_base64)}
+            {"object": "embedding", "index": index, "embedding": _written(vector, asked.is_base64)}
             for index, vector in enumerate(made.vectors)
         ],
-        "model": target.model,
+        "model": asked.request.target.model,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
     return embedding_answer(content, made)

@@ -1,0 +1,53 @@
+"""Opens the jobs room when the first job or file comes, or where some were left unfinished."""
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from supervisor.errors import RequestRefused
+from supervisor.gateway.call_reader import CallReader
+from supervisor.wiring.embedding import Embedding
+from supervisor.wiring.ground import Ground
+
+if TYPE_CHECKING:
+    from supervisor.jobs.service import JobService
+    from supervisor.wiring.job_room import JobRoom
+
+JOBS = "jobs.sqlite"
+"""The file of the queue: where it is not there, nothing was left unfinished."""
+
+
+class LazyJobs:
+    """The jobs room: not imported before it is needed, for an idle controller stays small."""
+
+    def __init__(self, ground: Ground, reader: CallReader, embedding: Embedding) -> None:
+        self._ground = ground
+        self._reader = reader
+        self._embedding = embedding
+        self._opening = asyncio.Lock()
+        self._room: JobRoom | None = None
+        self._is_closed = False
+
+    async def open(self) -> "JobService":
+        """Open the room where that was not done yet. Raises RequestRefused at the shutdown."""
+        async with self._opening:
+            if self._is_closed:
+                raise RequestRefused("shutting_down", "the controller is shutting down")
+            if self._room is None:
+                from supervisor.wiring.job_room import open_job_room  # noqa: PLC0415 - see above
+
+                path = self._ground.data.store(JOBS)
+                self._room = await open_job_room(path, self._ground, self._reader, self._embedding)
+        return self._room.service
+
+    async def resume(self) -> None:
+        """Open the room where a controller before us had opened it."""
+        if (self._ground.data.path / JOBS).exists():
+            await self.open()
+
+    async def close(self) -> None:
+        """End all work on jobs, and let nothing begin any more. A second time changes nothing."""
+        async with self._opening:
+            self._is_closed = True
+            room, self._room = self._room, None
+            if room is not None:
+                await room.close()
