@@ -1,6 +1,7 @@
 """Files of batches: uploaded, listed, read and deleted as OpenAI's API has it."""
 
 import hashlib
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,10 @@ def test_a_file_comes_back_as_it_was(caller: Caller) -> None:
 
 
 def test_a_file_may_say_when_it_expires(caller: Caller) -> None:
-    expiry = {"expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
+    expiry: dict[str, Any] = {
+        "expires_after[anchor]": "created_at",
+        "expires_after[seconds]": "3600",
+    }
     made = caller.upload(b"a", **expiry)
     assert made["expires_at"] - made["created_at"] == 3600
 
@@ -60,7 +64,7 @@ def test_a_deleted_file_is_gone(caller: Caller) -> None:
     ],
 )
 def test_a_file_that_cannot_be_taken_is_refused(
-    caller: Caller, size: int, fields: dict[str, str], status: int, code: str
+    caller: Caller, size: int, fields: dict[str, Any], status: int, code: str
 ) -> None:
     refused = caller.upload(b"x" * size, status=status, **fields)
     assert refused["error"]["code"] == code
