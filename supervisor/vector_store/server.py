@@ -5,10 +5,12 @@ without that are somebody else's, and left alone. The library takes a second to 
 is imported at the first use of a server, in a thread (opening.py).
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import structlog
 from qdrant_client import AsyncQdrantClient, models
 from qdrant_client.http.exceptions import ApiException
 
@@ -32,6 +34,8 @@ from supervisor.vector_store.port import (
     require_same,
 )
 
+log = structlog.get_logger()
+
 _TIMEOUT_S = 60
 _MODEL = "llama-supervisor-model"
 """The key in a collection's metadata."""
@@ -43,9 +47,13 @@ class ServerStore:
     def __init__(self, url: str, api_key: str | None) -> None:
         """Nothing is asked of the server yet."""
         self._url = url
-        self._client = AsyncQdrantClient(
-            url=url, api_key=api_key, timeout=_TIMEOUT_S, check_compatibility=False
-        )
+        with warnings.catch_warnings(record=True) as given:  # such as a key over plain HTTP
+            warnings.simplefilter("always")
+            self._client = AsyncQdrantClient(
+                url=url, api_key=api_key, timeout=_TIMEOUT_S, check_compatibility=False
+            )
+        for each in given:
+            log.warning("store.warning", url=url, problem=str(each.message))
         self._spaces: dict[str, VectorSpace] = {}
         """Of collections that were asked for before: only their end can change them."""
 

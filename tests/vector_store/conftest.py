@@ -1,8 +1,10 @@
 """Stores of both kinds, and points to put into them."""
 
 import asyncio
+import subprocess
+import sys
 from array import array
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import count
 from typing import Any
 
@@ -12,6 +14,8 @@ import uvloop
 
 from supervisor.vector_store.edge import EdgeStore
 from supervisor.vector_store.port import Point, PointKind, VectorStore, point_id
+from supervisor.vector_store.server import ServerStore
+from tests.conftest import ROOT
 
 MODEL, DIMENSION = "minilm", 4
 
@@ -21,14 +25,34 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
     return {"uvloop": uvloop.new_event_loop}
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["edge"])
+API_KEY = "a-key"
+
+
+@pytest.fixture(scope="session")
+def qdrant_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a Qdrant server, or of what stands in for it (qdrant_server.py)."""
+    folder = tmp_path_factory.mktemp("qdrant")
+    arguments = ["-m", "tests.vector_store.qdrant_server", str(folder), API_KEY]
+    with subprocess.Popen(
+        [sys.executable, *arguments], stdout=subprocess.PIPE, cwd=ROOT, text=True
+    ) as server:
+        assert server.stdout is not None
+        yield f"http://127.0.0.1:{int(server.stdout.readline())}"
+        server.kill()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["edge", "server"])
 async def store(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[VectorStore]:
     """Each kind of store in turn, shared by the tests of a module."""
-    edge = EdgeStore(tmp_path_factory.mktemp("vectors"))
-    yield edge
-    await edge.close()
+    store: VectorStore
+    if request.param == "edge":
+        store = EdgeStore(tmp_path_factory.mktemp("vectors"))
+    else:
+        store = ServerStore(request.getfixturevalue("qdrant_url"), API_KEY)
+    yield store
+    await store.close()
 
 
 _numbers = count()
