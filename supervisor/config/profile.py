@@ -100,8 +100,12 @@ class ProfileMemory(Settings):
 class ProfileBatching(Settings):
     """How the embedding service puts the inputs of callers together for this server."""
 
-    max_concurrent: int = Field(
-        default=4, ge=1, le=64, description="Batches that the server is sent at once."
+    max_concurrent: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="Batches that the server is sent at once; default: 4, and 2 where it computes "
+        "in host memory.",
     )
     max_batch_size: int = Field(
         default=32, ge=1, le=2048, description="Inputs that are sent in one batch."

@@ -1,6 +1,7 @@
 """Inputs as their model takes them: with its prompt, as its tokens, within its limit."""
 
 import asyncio
+from collections.abc import Sequence
 
 from supervisor.config.catalogue import LongInput
 from supervisor.config.configuration import ResolvedModel
@@ -61,7 +62,7 @@ class Preparer:
                 self._intakes[key] = known
         return known
 
-    async def prepare(self, request: EmbeddingRequest) -> tuple[PreparedInput, ...]:
+    async def prepare(self, request: EmbeddingRequest) -> Sequence[PreparedInput]:
         """Return each input in the pieces that its server is sent.
 
         May wait for the model's turn, where its server is asked for tokens. Raises RequestRefused:
@@ -70,31 +71,32 @@ class Preparer:
         """
         intake = await self.intake(request.target)
         prompt = prompt_of(intake.resolved, request.prompt_name)
+        long_input = request.long_input or intake.resolved.long_input
         inputs = [
             _require_ids(each, intake, index)
             if isinstance(each, tuple)
-            else _looked_at(prompt + each, index, _long_input(request, intake), request)
+            else _looked_at(prompt + each, index, long_input, request)
             for index, each in enumerate(request.inputs)
         ]
         tokenizer = self.tokenizer(intake, request.target, request.priority)
         if tokenizer is None:
-            return tuple(_uncounted(each) for each in inputs)
+            return [_uncounted(each) for each in inputs]
         texts = [each for each in inputs if isinstance(each, str)]
         tokenized = await tokenizer.encode(texts) if texts else Tokenized(())
         shortening = Shortening(
-            intake=intake,
-            long_input=_long_input(request, intake),
-            side=request.truncation_side,
-            frame=tokenized.frame,
-            tokenizer=tokenizer,
+            intake, long_input, request.truncation_side, tokenized.frame, tokenizer
         )
         ids = iter(tokenized.ids)
-        return tuple(
-            [
-                await shortening.apply(each, next(ids) if isinstance(each, str) else each, index)
-                for index, each in enumerate(inputs)
-            ]
-        )
+        prepared: list[PreparedInput] = []
+        for index, each in enumerate(inputs):
+            own = next(ids) if isinstance(each, str) else each
+            is_whole = intake.limit is None or len(own) <= intake.limit
+            prepared.append(
+                PreparedInput((Piece(own if intake.takes_ids else each, len(own)),))
+                if is_whole
+                else await shortening.apply(each, own, index)
+            )
+        return prepared
 
     def tokenizer(self, intake: Intake, target: Target, priority: Priority) -> Tokenizer | None:
         """Return who knows the tokens of a target's texts; None where nobody does."""
@@ -118,10 +120,6 @@ def prompt_of(resolved: ResolvedModel, name: str | None) -> str:
         f"'{resolved.name}' has no prompt '{name}'; there are: {known}",
         {"prompts": list(resolved.prompts)},
     )
-
-
-def _long_input(request: EmbeddingRequest, intake: Intake) -> LongInput:
-    return request.long_input or intake.resolved.long_input
 
 
 def _looked_at(text: str, index: int, long_input: LongInput, request: EmbeddingRequest) -> str:

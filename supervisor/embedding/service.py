@@ -41,7 +41,8 @@ class EmbeddingService:
         began_at = time.monotonic()
         prepared = await self._preparer.prepare(request)
         tokenization_s = time.monotonic() - began_at
-        _require_tokens(request, prepared)
+        tokens = [each.tokens for each in prepared]
+        _require_tokens(request, tokens)
         pieces = [piece for each in prepared for piece in each.pieces]
         is_whole = len(pieces) == len(prepared)
         try:
@@ -59,9 +60,9 @@ class EmbeddingService:
             vectors = _joined_windows(prepared, vectors, normalize=request.normalize)
         return Embeddings(
             vectors=self._cut(request, vectors),
-            tokens=[each.tokens for each in prepared],
-            truncated=sum(each.was_truncated for each in prepared),
-            windowed=sum(len(each.pieces) > 1 for each in prepared),
+            tokens=tokens,
+            truncated=sum([each.was_truncated for each in prepared]),
+            windowed=sum([len(each.pieces) > 1 for each in prepared]),
             tokenization_s=tokenization_s,
             queue_s=computed.queue_s,
             inference_s=computed.inference_s,
@@ -109,13 +110,10 @@ def _joined(prepared: PreparedInput, rest: Iterator[bytes]) -> bytes:
     return joined(own, [piece.tokens for piece in pieces]) if len(own) > 1 else own[0]
 
 
-def _require_tokens(request: EmbeddingRequest, prepared: tuple[PreparedInput, ...]) -> None:
-    if request.max_tokens is None:
-        return
-    tokens = sum(each.tokens for each in prepared)
-    if tokens > request.max_tokens:
+def _require_tokens(request: EmbeddingRequest, tokens: Sequence[int]) -> None:
+    if request.max_tokens is not None and sum(tokens) > request.max_tokens:
         raise RequestRefused(
             "bad_request",
-            f"the inputs have {tokens} tokens together, and may have {request.max_tokens} in one "
-            "request; send several",
+            f"the inputs have {sum(tokens)} tokens together, and may have {request.max_tokens} in "
+            "one request; send several",
         )

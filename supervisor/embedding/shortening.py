@@ -1,7 +1,7 @@
-"""An input of known tokens, within what its model takes: whole, cut, or in windows."""
+"""An input that is longer than its model takes: cut, or in windows."""
 
 import asyncio
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from supervisor.config.catalogue import LongInput
 from supervisor.embedding.intake import Intake
@@ -11,8 +11,7 @@ from supervisor.embedding.tokenizer import Tokenizer
 from supervisor.embedding.values import Content, Piece, PreparedInput, Side, too_long
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shortening:
+class Shortening(NamedTuple):
     """How inputs of one request are shortened to what their model takes.
 
     `frame`: the special tokens around each text.
@@ -25,10 +24,8 @@ class Shortening:
     tokenizer: Tokenizer
 
     async def apply(self, content: Content, ids: Ids, index: int) -> PreparedInput:
-        """Return an input as its server is sent it. Raises RequestRefused `input_too_long`."""
-        limit = self.intake.limit
-        if limit is None or len(ids) <= limit:
-            return PreparedInput(pieces=(Piece(self._sent(content, ids), len(ids)),))
+        """Return one that is too long as it is sent. Raises RequestRefused `input_too_long`."""
+        limit = self.intake.limit or 0
         if self.long_input is LongInput.ERROR:
             raise too_long(index, f"`inputs` must have less than {limit} tokens. Given: {len(ids)}")
         try:
@@ -37,9 +34,6 @@ class Shortening:
             raise too_long(index, str(error)) from error
         is_cut = self.long_input is LongInput.TRUNCATE
         return PreparedInput(pieces=pieces, was_truncated=is_cut)
-
-    def _sent(self, content: Content, ids: Ids) -> Content:
-        return ids if self.intake.takes_ids else content
 
     async def _pieces(self, content: Content, ids: Ids, limit: int) -> tuple[Piece, ...]:
         """Return what is sent of an input that is too long. Raises ValueError."""

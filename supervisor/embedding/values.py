@@ -79,7 +79,7 @@ class PreparedInput(msgspec.Struct, frozen=True):
     @property
     def tokens(self) -> int:
         """How many the model sees."""
-        return sum(piece.tokens for piece in self.pieces)
+        return sum([piece.tokens for piece in self.pieces])
 
 
 class ComputedPieces(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,9 +17,9 @@ def pack(numbers: Iterable[float]) -> bytes:
     return array("f", numbers).tobytes()
 
 
-def unpack(vector: bytes) -> list[float]:
+def unpack(vector: bytes) -> Sequence[float]:
     """Return a vector's numbers."""
-    return list(_numbers(vector))
+    return _numbers(vector).tolist()
 
 
 def from_base64(text: str | bytes) -> bytes:
@@ -44,7 +44,7 @@ def normalized(vector: bytes) -> bytes:
     """Return the vector at length 1; one of length 0 stays as it is."""
     numbers = _numbers(vector)
     norm = math.hypot(*numbers)
-    return pack(number / norm for number in numbers) if norm else vector
+    return pack([number / norm for number in numbers]) if norm else vector
 
 
 def cut(vector: bytes, dimensions: int) -> bytes:

@@ -146,6 +146,7 @@ class Launcher:
             address=start.address,
             api_key=start.api_key,
             model=target.model,
+            profile=target.profile,
             epoch=epoch,
             abilities=abilities,
             prompt_files=prompt_files,

@@ -107,7 +107,8 @@ class Abilities:
 class Launch:
     """All that is needed to spawn one server, and to talk to it.
 
-    `prompt_files`: where its prompts are kept while it does not run; None: they are not.
+    `profile`: the name of what `model` runs with. `prompt_files`: where its prompts are kept while
+    it does not run; None: they are not.
     """
 
     argv: tuple[str, ...]
@@ -115,6 +116,7 @@ class Launch:
     address: Address
     api_key: str
     model: str
+    profile: str
     epoch: int
     abilities: Abilities = Abilities()
     prompt_files: PromptFiles | None = None

@@ -108,12 +108,13 @@ class Telemetry:
 
         The first GPU that works when it is asked for, and from then on the same one.
         """
-        may_have_one = any(sampler.devices for sampler in self._samplers)
-        if processor == "gpu" and self._gpu is None and may_have_one:
+        if processor == "cpu":
+            return HOST
+        if self._gpu is None and any(sampler.devices for sampler in self._samplers):
             gpus = [info for info in self.devices() if info.device != HOST]
             working = [info for info in gpus if info.fault is None]
             self._gpu = next((info.device for info in (*working, *gpus)), None)
-        return self._gpu or HOST if processor == "gpu" else HOST
+        return self._gpu or HOST
 
     def health(self, device: str) -> DeviceHealth:
         """Say whether a device could be read when last tried. Raises TelemetryError: unknown."""

@@ -47,6 +47,7 @@ class FakeBackend:
             address=Address(socket_path=Path(f"/run/backend-{epoch}.sock")),
             api_key="",
             model=target.model,
+            profile=target.profile,
             epoch=epoch,
         )
         self.model = target.model

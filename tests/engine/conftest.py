@@ -71,6 +71,7 @@ def make_launch() -> MakeLaunch:
             address=address or Address(port=1),
             api_key="the-key",
             model="stub",
+            profile="stub",
             epoch=1,
             abilities=Abilities(**abilities),
         )

@@ -90,6 +90,7 @@ class HoldingBackend:
             address=Address(socket_path=Path(f"/run/backend-{epoch}.sock")),
             api_key="",
             model=target.model,
+            profile=target.profile,
             epoch=epoch,
         )
         self.model, self.epoch, self.process = target.model, epoch, process

@@ -1,7 +1,6 @@
 """Has pieces embedded by their model's server, those of many callers together."""
 
 import asyncio
-import contextlib
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,11 @@ from supervisor.embedding.batching.workers import Workers, WorkRules
 from supervisor.embedding.values import ComputedPieces, Piece
 from supervisor.engine.targets import Targets
 from supervisor.errors import RequestRefused
+from supervisor.telemetry.port import HOST
+
+ON_GPU, ON_HOST = 4, 2
+"""Batches at once. A server computes one after the other, and needs the next one there; the more
+there are, the smaller they are, and each costs the processors that compute on the host."""
 
 
 class Batcher:
@@ -80,30 +84,31 @@ class Batcher:
         )
 
     def _workers_of(self, target: Target) -> Workers:
-        """Return the workers of a target. Those of another revision go on until they are done."""
+        """Return the workers of a model; they ask for it as it is configured now."""
         workers = self._workers.get(target.model)
-        if workers is None or not workers.target.is_same(target):
-            workers = Workers(target, self._arbiter, self._targets, self._rules_of(target))
+        if workers is None:
+            workers = Workers(target, self._arbiter, self._targets, self._rules_of)
             self._workers[target.model] = workers
+        workers.target = target
         return workers
 
     def _apply(self, _: Configuration) -> None:
-        """Hold what waits to other rules; but for a model that is gone, which is worked off."""
         for workers in self._workers.values():
-            with contextlib.suppress(RequestRefused):
-                workers.rules = self._rules_of(workers.target)
+            workers.apply_rules()
 
-    def _rules_of(self, target: Target) -> WorkRules:
-        profile = self._targets.resolved(target).profile
+    def _rules_of(self, target: Target, profile_name: str) -> WorkRules:
+        configuration = self._configuration.current
+        profile = configuration.resolve(target.model, profile_name).profile
         batching = profile.batching
+        is_on_host = profile.device == "cpu" or target.device == HOST
         return WorkRules(
             limits=BatchLimits(
                 max_size=batching.max_batch_size,
                 max_tokens=batching.max_batch_tokens or profile.ubatch_size,
                 wait_s=batching.batch_wait_ms / 1000,
             ),
-            max_concurrent=batching.max_concurrent,
-            may_switch=self._configuration.current.settings.scheduler.auto_switch,
+            max_concurrent=batching.max_concurrent or (ON_HOST if is_on_host else ON_GPU),
+            may_switch=configuration.settings.scheduler.auto_switch,
         )
 
     def _admit(self, workers: Workers, pieces: Sequence[Piece], priority: Priority) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import msgspec
 
@@ -9,8 +10,8 @@ from supervisor.embedding.batching.batches import Batch
 from supervisor.embedding.vectors import NUMBER_BYTES, normalized, pack
 from supervisor.engine.port import Abilities
 from supervisor.engine.servers.backend import Backend
-from supervisor.engine.servers.framing import Request, post_json
-from supervisor.errors import RequestRefused
+from supervisor.engine.servers.framing import Head, Request, post_json
+from supervisor.errors import BackendUnreachable, RequestRefused
 
 _TOO_LONG = ("exceed_context_size", "too large to process", "input is too large")
 """What llama-server's errors say of an input that is longer than its context, or its batch."""
@@ -31,38 +32,62 @@ class _Answer(msgspec.Struct):
 
 _decode = msgspec.json.Decoder(_Answer).decode
 
-
-class BatchFailed(Exception):
-    """A server's answer to a batch has no vectors that can be used. `refusal` says why."""
-
-    def __init__(self, refusal: RequestRefused) -> None:
-        super().__init__(refusal.message)
-        self.refusal = refusal
+Outcome = Sequence[bytes] | RequestRefused | BackendUnreachable
+"""A vector for each piece; else why an answer has none, or that there is none."""
 
 
-async def ask_for_vectors(
-    backend: Backend, batch: Batch, on_end: Callable[[], None]
-) -> Sequence[bytes]:
-    """Have a batch computed. `on_end` is called once the server is done with it.
+class Cancellable(Protocol):
+    """What is with the server."""
 
-    Raises BackendUnreachable, and BatchFailed where not every piece got its vector.
+    def cancel(self) -> None:
+        """Cut it; nothing is heard of it any more."""
+
+
+class _Collected:
+    """Takes an answer as it comes (`Receiver`), and tells at its end what came of the batch."""
+
+    __slots__ = ("_backend", "_batch", "_on_end", "_pieces", "_status")
+
+    def __init__(self, backend: Backend, batch: Batch, on_end: Callable[[Outcome], None]) -> None:
+        self._backend = backend
+        self._batch = batch
+        self._on_end = on_end
+        self._pieces: list[bytes] = []
+        self._status = 0
+
+    def take(self, head: Head | None, data: bytes, *, is_end: bool) -> None:
+        """See `Receiver`."""
+        if head is not None:
+            self._status = head.form.status
+        if data:
+            self._pieces.append(data)
+        if is_end:
+            content = b"".join(self._pieces)
+            self._on_end(outcome_of(self._backend, self._batch, self._status, content))
+
+    def failed(self, error: BackendUnreachable) -> None:
+        """See `Receiver`."""
+        self._on_end(error)
+
+
+def send_batch(backend: Backend, batch: Batch, on_end: Callable[[Outcome], None]) -> Cancellable:
+    """Have a batch computed. `on_end` is called once, after this has returned, with the outcome.
+
+    In callbacks, as the relay: no task is made, and nothing is awaited.
     """
-    abilities = backend.launch.abilities
-    async with backend.exchange(request_for(batch, abilities, backend.model)) as answer:
-        answer.on_end(on_end)
-        status, content = answer.status, await answer.read()
+    request = request_for(batch, backend.launch.abilities, backend.model)
+    return backend.send(request, _Collected(backend, batch, on_end))
+
+
+def outcome_of(backend: Backend, batch: Batch, status: int, content: bytes) -> Outcome:
+    """Read a server's answer to a batch."""
     if status != 200:
-        raise BatchFailed(explained(backend.model, status, content))
+        return explained(backend.model, status, content)
     try:
         vectors = read_vectors(content, len(batch))
     except (ValueError, RecursionError, OverflowError) as error:
-        raise BatchFailed(
-            RequestRefused(
-                "embedding_failed",
-                f"the server of '{backend.model}' answered what cannot be used: {error}",
-            )
-        ) from error
-    if batch.normalize and not abilities.takes_embd_normalize:
+        return unusable(backend.model, str(error))
+    if batch.normalize and not backend.launch.abilities.takes_embd_normalize:
         return [normalized(vector) for vector in vectors]
     return vectors
 
@@ -105,6 +130,12 @@ def _vector(written: bytes | list[float]) -> bytes:
     if not math.isfinite(sum(memoryview(vector).cast("f"))):
         raise ValueError("a vector has numbers that are not finite")
     return vector
+
+
+def unusable(model: str, why: str) -> RequestRefused:
+    """Say that a server answered well, and not what can be used."""
+    message = f"the server of '{model}' answered what cannot be used: {why}"
+    return RequestRefused("embedding_failed", message)
 
 
 def explained(model: str, status: int, content: bytes) -> RequestRefused:

@@ -6,7 +6,7 @@ a caller, removing it and taking a piece cost the same however many wait.
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -39,6 +39,9 @@ class BatchLimits(msgspec.Struct, frozen=True, kw_only=True):
         and no piece makes a batch larger than others of its kind do.
         """
         return max(1, self.max_tokens // self.max_size)
+
+
+_ONLY = range(1)
 
 
 class Amount(NamedTuple):
@@ -143,14 +146,19 @@ class BatchQueue:
             for is_long in (False, True)
         }
         """One for each kind, the interactive ones first."""
+        self._in_order = tuple(self._lines.values())
         self._returned: deque[Batch] = deque()
         """Batches that are sent as they are, before all others."""
 
     def add(self, caller: Caller, limits: BatchLimits) -> None:
         """Put a caller's pieces behind those that wait, the short and the long ones apart."""
-        tokens = [piece.tokens for piece in caller.pieces]
         bound = limits.short_tokens
         short, long = self._lines_of(caller)
+        if len(caller.pieces) == 1:
+            only = caller.pieces[0].tokens
+            (long if only > bound else short).add(caller, _Run(_ONLY, only))
+            return
+        tokens = [piece.tokens for piece in caller.pieces]
         if max(tokens) <= bound or min(tokens) > bound:
             line = long if tokens[0] > bound else short
             line.add(caller, _Run(range(len(tokens)), sum(tokens)))
@@ -188,16 +196,18 @@ class BatchQueue:
             batch = self._returned.popleft()
             if batch.present:
                 return batch
-        due = [line for line in self._waiting() if line.due_at(limits) <= now]
+        due = self._due(limits, now)
         if not due:
             return None
-        line = max(due, key=lambda each: (each.urgency(now), each.weight))
+        line = due[0]
+        if len(due) > 1:
+            line = max(due, key=lambda each: (each.urgency(now), each.weight))
         return Batch(line.take(limits, now))
 
     def due(self, limits: BatchLimits, now: float) -> int:
         """Return how many batches are due."""
-        lines = (line for line in self._waiting() if line.due_at(limits) <= now)
-        return sum(line.batches(limits) for line in lines) + len(self._still_wanted())
+        count = sum([line.batches(limits) for line in self._due(limits, now)])
+        return count + len(self._still_wanted())
 
     def due_after(self, limits: BatchLimits, now: float) -> float | None:
         """Return when the next batch is due that is not due now; None where there is none."""
@@ -207,17 +217,19 @@ class BatchQueue:
     @property
     def most_urgent(self) -> Priority | None:
         """The priority of the most urgent of those that wait; None where nothing does."""
-        there = [line.priority for line in self._waiting()]
-        there += [batch.priority for batch in self._still_wanted()]
-        if Priority.INTERACTIVE in there:
+        lines = self._waiting()
+        if lines and lines[0].priority is Priority.INTERACTIVE:
             return Priority.INTERACTIVE
-        return Priority.BATCH if there else None
+        returned = [batch.priority for batch in self._still_wanted()]
+        if Priority.INTERACTIVE in returned:
+            return Priority.INTERACTIVE
+        return Priority.BATCH if lines or returned else None
 
     def amount(self, priority: Priority | None = None) -> Amount:
         """Return how much waits, of one priority or (None) of all."""
         inputs = tokens = 0
-        for line in self._lines.values():
-            if line.inputs and (priority is None or line.priority is priority):
+        for line in self._waiting():
+            if priority is None or line.priority is priority:
                 inputs += line.inputs
                 tokens += line.tokens
         for batch in self._still_wanted():
@@ -238,8 +250,14 @@ class BatchQueue:
             callers.update((c, None) for c, _ in batch.items if c.came_at <= moment)
         return [caller for caller in callers if not caller.is_over]
 
-    def _waiting(self) -> Iterator[_Line]:
-        return (line for line in self._lines.values() if line.runs)
+    def _waiting(self) -> list[_Line]:
+        return [line for line in self._in_order if line.runs]
+
+    def _due(self, limits: BatchLimits, now: float) -> list[_Line]:
+        waiting = self._waiting()
+        if not limits.wait_s:
+            return waiting
+        return [line for line in waiting if line.due_at(limits) <= now]
 
     def _still_wanted(self) -> list[Batch]:
-        return [batch for batch in self._returned if batch.present]
+        return [batch for batch in self._returned if batch.present] if self._returned else []

@@ -1,13 +1,16 @@
-"""The workers that have the queue of one model computed: leases, batches, and what becomes of them.
+"""Has the queue of one model computed: leases, batches, and what becomes of them.
 
-A batch is made up after its lease is granted. So when a switch takes the model away nothing is
-lost: workers get no lease, and the queue waits until it is back.
+A batch is made up once its lease is granted. So when a switch takes the model away nothing is lost:
+no lease comes, and the queue waits until the model is back. Where the model is live, everything
+happens in callbacks, without a task; there are tasks only for leases that have to wait, and for
+servers of which it is to be found out whether they died.
 """
 
 import asyncio
+import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import msgspec
 import structlog
@@ -16,7 +19,7 @@ from supervisor.arbiter.arbiter import Arbiter, Lease
 from supervisor.core.machine.values import Target
 from supervisor.core.scheduling.values import Priority
 from supervisor.embedding.batching.batches import Batch, Caller
-from supervisor.embedding.batching.exchange import BatchFailed, ask_for_vectors
+from supervisor.embedding.batching.exchange import Cancellable, Outcome, send_batch, unusable
 from supervisor.embedding.batching.measures import Measures
 from supervisor.embedding.batching.queue import Amount, BatchLimits, BatchQueue
 from supervisor.engine.servers.backend import MAX_REPEATS, Backend
@@ -40,23 +43,48 @@ class WorkRules(msgspec.Struct, frozen=True, kw_only=True):
     may_switch: bool
 
 
+RulesOf = Callable[[Target, str], WorkRules]
+"""Tells what holds for a target whose server runs with a profile, by its name."""
+
+
+class _Sent:
+    """A batch that is with the server, in the lease of its worker."""
+
+    __slots__ = ("at", "batch", "exchange", "lease", "over", "tokens")
+
+    def __init__(self, batch: Batch, lease: Lease, at: float, tokens: int) -> None:
+        self.batch = batch
+        self.lease = lease
+        self.at = at
+        self.tokens = tokens
+        """What is with the server, this batch included."""
+        self.exchange: Cancellable | None = None
+        self.over: asyncio.Future[None] | None = None
+        """Done once it is over, where somebody waits for that."""
+
+
 class Workers:
-    """Computes what callers add, for one target. Use it on one event loop only."""
+    """Computes what callers add, for one model. Use it on one event loop only.
+
+    A worker is a batch with the server, or one that waits for its lease.
+    """
 
     def __init__(
-        self, target: Target, arbiter: Arbiter, targets: Targets, rules: WorkRules
+        self, target: Target, arbiter: Arbiter, targets: Targets, rules_of: RulesOf
     ) -> None:
         self.target = target
         self.queue = BatchQueue()
         self.measures = Measures()
         self._arbiter = arbiter
         self._targets = targets
-        self.rules = rules
-        self._workers: set[asyncio.Task[None]] = set()
+        self._rules_of = rules_of
+        self._profile = target.profile
+        """What the model's server runs with, as it was seen last: it may be the fallback."""
+        self.rules = rules_of(target, self._profile)
         self._asking: dict[asyncio.Task[None], Priority] = {}
-        """Workers that wait for a lease, and how urgently each asked."""
-        self._running: dict[Batch, asyncio.Task[None]] = {}
-        """What is with the server, and who waits for its answer."""
+        """What waits for a lease, and how urgently each asked."""
+        self._running: dict[Batch, _Sent] = {}
+        self._finding_out: set[asyncio.Task[None]] = set()
         self._is_waking = False
         self._alarm: asyncio.TimerHandle | None = None
         self._vector_bytes: tuple[int, int] = (0, 0)
@@ -78,6 +106,11 @@ class Workers:
         """Whether nothing waits and nothing runs."""
         return not self._running and not self.queue.amount().inputs
 
+    def apply_rules(self) -> None:
+        """Hold what waits to the rules as they are now; a model that is gone keeps its own."""
+        with contextlib.suppress(RequestRefused):
+            self.rules = self._rules_of(self.target, self._profile)
+
     def add(self, caller: Caller) -> None:
         """Have a caller's pieces computed. Its `on_end` is called in any case but `leave`."""
         self.queue.add(caller, self.rules.limits)
@@ -88,9 +121,10 @@ class Workers:
         if caller.is_over:
             return
         for batch in self.queue.end(caller):
-            worker = self._running.get(batch)
-            if worker is not None:
-                worker.cancel()
+            sent = self._running.get(batch)
+            if sent is not None and sent.exchange is not None:
+                sent.exchange.cancel()
+                self._end(sent)
         self._withdraw()
 
     def _withdraw(self) -> None:
@@ -98,130 +132,101 @@ class Workers:
         if not self._asking:
             return
         wanted = self.queue.most_urgent
-        for worker, priority in self._asking.items():
+        for asking, priority in self._asking.items():
             if wanted is None or (wanted is Priority.BATCH and priority is Priority.INTERACTIVE):
-                worker.cancel()
+                asking.cancel()
 
     def _wake_soon(self) -> None:
-        """See to it that there are workers, once all that came together is in the queue."""
+        """See to it that what is due is sent, once all that came together is in the queue."""
         if not self._is_waking:
             self._is_waking = True
             asyncio.get_running_loop().call_soon(self._wake)
 
     def _wake(self) -> None:
-        """Start a worker for each batch that is due, up to their number, and an urgent one."""
+        """Send what is due, or ask for leases for it, as many at once as there may be."""
         self._is_waking = False
-        rules, now = self.rules, time.monotonic()
-        due = self.queue.due(rules.limits, now)
-        free = rules.max_concurrent - len(self._workers)
-        wanted = min(due - len(self._workers) + len(self._running), free)
-        is_overtaken = bool(due) and self._is_urgent_behind_batch()
-        for _ in range(max(wanted, int(is_overtaken))):
-            worker = asyncio.create_task(self._work(), name=f"embed-{self.target.model}")
-            self._workers.add(worker)
-        if rules.limits.wait_s:
-            self._set_alarm(now)
+        while (due := self._due()) > 0 and (priority := self.queue.most_urgent) is not None:
+            lease = self._arbiter.lease_at_once(self.target, priority)
+            if lease is None:
+                for _ in range(due):
+                    self._ask(priority)
+            elif self._send_next(lease) is not None:
+                continue
+            else:
+                lease.end()
+            break
+        if self._asking and self._is_urgent_behind_batch():
+            self._ask(Priority.INTERACTIVE)
+        if self.rules.limits.wait_s:
+            self._set_alarm()
 
-    def _set_alarm(self, now: float) -> None:
-        """Wake when the next batch is due that is not yet."""
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
-        due_at = self.queue.due_after(self.rules.limits, now)
-        if due_at is not None:
-            loop = asyncio.get_running_loop()
-            self._alarm = loop.call_later(due_at - now, self._wake_soon)
+    def _due(self) -> int:
+        """Return for how many batches there is to be a worker that there is not."""
+        asking = len(self._asking)
+        free = self.rules.max_concurrent - len(self._running) - asking
+        return free and min(free, self.queue.due(self.rules.limits, time.monotonic()) - asking)
+
+    def _ask(self, priority: Priority) -> None:
+        name = f"embed-{self.target.model}"
+        self._asking[asyncio.create_task(self._send_in_turn(priority), name=name)] = priority
 
     def _is_urgent_behind_batch(self) -> bool:
         """Whether somebody urgent waits, and all who ask for a lease ask for it as batch work."""
         is_urgent = self.queue.most_urgent is Priority.INTERACTIVE
         return is_urgent and set(self._asking.values()) == {Priority.BATCH}
 
-    async def _work(self) -> None:
-        """Compute batch after batch until none is due."""
-        worker = asyncio.current_task()
-        assert worker is not None  # noqa: S101 - it is a task's function
+    def _set_alarm(self) -> None:
+        """Wake when the next batch is due that is not yet."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        now = time.monotonic()
+        due_at = self.queue.due_after(self.rules.limits, now)
+        if due_at is not None:
+            loop = asyncio.get_running_loop()
+            self._alarm = loop.call_later(due_at - now, self._wake_soon)
+
+    async def _send_in_turn(self, priority: Priority) -> None:
+        """Send a batch once the model's turn has come."""
+        asking = asyncio.current_task()
+        assert asking is not None  # noqa: S101 - it is a task's function
+        asked_at, may_switch = time.monotonic(), self.rules.may_switch
         is_needed = True
         try:
-            while await self._compute_next(worker):
-                pass
+            if may_switch:
+                self._targets.require_device(self.target)
+            async with self._arbiter.lease(
+                self.target, may_switch=may_switch, priority=priority
+            ) as lease:
+                del self._asking[asking]
+                sent = self._send_next(lease)
+                if sent is not None:
+                    sent.over = asyncio.get_running_loop().create_future()
+                    await sent.over
         except RequestRefused as refusal:
-            is_needed = refusal.code not in _PLACE_REFUSED or len(self._workers) == 1
+            is_needed = not self._refuse(refusal, asked_at)
         finally:
-            self._workers.discard(worker)
+            self._asking.pop(asking, None)
             if is_needed:
                 self._wake_soon()
 
-    async def _compute_next(self, worker: asyncio.Task[None]) -> bool:
-        """Compute what is due. Returns whether there may be more. Raises RequestRefused."""
-        rules, asked_at = self.rules, time.monotonic()
-        priority = self.queue.most_urgent
-        if priority is None or not self.queue.due(rules.limits, asked_at):
-            return False
-        try:
-            async with self._lease(worker, priority, rules) as lease:
-                if len(self._running) >= rules.max_concurrent:
-                    return False
-                batch = self.queue.take(rules.limits, time.monotonic())
-                if batch is None:
-                    return False
-                self._running[batch] = worker
-                try:
-                    await self._compute(batch, lease)
-                except Exception:  # a bug of ours: nobody must wait for ever because of it
-                    log.exception("embedding.failed", model=self.target.model)
-                    self._fail_all(batch, _FAILED)
-                finally:
-                    del self._running[batch]
-        except RequestRefused as refusal:
-            if refusal.code == "backend_unreachable":  # it died as the lease was granted
-                await asyncio.sleep(0)
-                return True
-            self._refuse(refusal, asked_at)
-            raise
-        return True
-
-    @asynccontextmanager
-    async def _lease(
-        self, worker: asyncio.Task[None], priority: Priority, rules: WorkRules
-    ) -> AsyncIterator[Lease]:
-        """Lease the model's backend, at once or when its turn has come. Raises RequestRefused."""
-        lease = self._arbiter.lease_at_once(self.target, priority)
-        if lease is not None:
-            try:
-                yield lease
-            finally:
-                lease.end()
-            return
-        if rules.may_switch:
-            self._targets.require_device(self.target)
-        self._asking[worker] = priority
-        try:
-            async with self._arbiter.lease(
-                self.target, may_switch=rules.may_switch, priority=priority
-            ) as lease:
-                del self._asking[worker]
-                yield lease
-        finally:
-            self._asking.pop(worker, None)
-
-    async def _compute(self, batch: Batch, lease: Lease) -> None:
-        """Have a batch computed, and give each caller its vectors, or see what else to do."""
-        sent_at = time.monotonic()
-        self._note_sent(batch, sent_at)
-        tokens = self.running.tokens
+    def _send_next(self, lease: Lease) -> _Sent | None:
+        """Send what is due, in a lease that is ended with the answer; None where nothing is."""
         backend = lease.backend
-        try:
-            vectors = await ask_for_vectors(backend, batch, lease.end)
-            self._require_length(backend, vectors[0])
-        except BackendUnreachable as error:
-            lease.end()
-            await self._repeat(batch, backend, error)
-        except BatchFailed as error:
-            self._divide(batch, error.refusal)
-        else:
-            self.measures.note_batch(tokens, time.monotonic() - sent_at)
-            self._deliver(batch, vectors)
+        if backend.launch.profile != self._profile:
+            self._profile = backend.launch.profile
+            self.apply_rules()
+        now = time.monotonic()
+        if len(self._running) >= self.rules.max_concurrent:
+            return None
+        batch = self.queue.take(self.rules.limits, now)
+        if batch is None:
+            return None
+        self._note_sent(batch, now)
+        sent = _Sent(batch, lease, now, self.running.tokens + batch.tokens)
+        self._running[batch] = sent
+        sent.exchange = send_batch(backend, batch, partial(self._take, sent))
+        return sent
 
     def _note_sent(self, batch: Batch, now: float) -> None:
         for caller, _ in batch.items:
@@ -229,15 +234,52 @@ class Workers:
                 caller.sent_at = now
                 self.measures.note_wait(now - caller.came_at)
 
-    def _require_length(self, backend: Backend, vector: bytes) -> None:
-        """Raise BatchFailed for a vector that is not as long as the others of its server."""
+    def _take(self, sent: _Sent, outcome: Outcome) -> None:
+        """Give each caller its vectors, or see what else to do."""
+        sent.exchange = None
+        if isinstance(outcome, BackendUnreachable):
+            sent.lease.end()
+            finding = asyncio.create_task(self._find_out(sent, outcome), name="embed-find-out")
+            self._finding_out.add(finding)
+            finding.add_done_callback(self._finding_out.discard)
+            return
+        self._wake_soon()  # before its callers are, who write their answers
+        self._finish(sent, partial(self._settle, sent, outcome))
+
+    def _finish(self, sent: _Sent, settle: Callable[[], None]) -> None:
+        try:
+            settle()
+        except Exception:  # a bug of ours: nobody must wait for ever because of it
+            log.exception("embedding.failed", model=self.target.model)
+            self._fail_all(sent.batch, _FAILED)
+        self._end(sent)
+
+    def _end(self, sent: _Sent) -> None:
+        """Set its worker free for what is due next."""
+        del self._running[sent.batch]
+        sent.lease.end()
+        if sent.over is not None and not sent.over.done():
+            sent.over.set_result(None)
+        self._wake_soon()
+
+    def _settle(self, sent: _Sent, outcome: Sequence[bytes] | RequestRefused) -> None:
+        backend, batch = sent.lease.backend, sent.batch
+        if not isinstance(outcome, RequestRefused) and not self._is_as_long(backend, outcome[0]):
+            told = f"vectors of {len(outcome[0])} bytes, where it made {self._vector_bytes[1]}"
+            outcome = unusable(backend.model, f"{told} before")
+        if isinstance(outcome, RequestRefused):
+            self._divide(batch, outcome)
+            return
+        self.measures.note_batch(sent.tokens, time.monotonic() - sent.at)
+        self._deliver(batch, outcome)
+
+    def _is_as_long(self, backend: Backend, vector: bytes) -> bool:
+        """Whether a vector is as long as the others of its server."""
         epoch, length = self._vector_bytes
         if epoch != backend.epoch:
             self._vector_bytes = backend.epoch, len(vector)
-        elif len(vector) != length:
-            told = f"vectors of {len(vector)} bytes, where it made {length} before"
-            message = f"the server of '{backend.model}' answered what cannot be used: {told}"
-            raise BatchFailed(RequestRefused("embedding_failed", message))
+            return True
+        return len(vector) == length
 
     def _deliver(self, batch: Batch, vectors: Sequence[bytes]) -> None:
         batch.close()
@@ -245,16 +287,21 @@ class Workers:
             caller.vectors[index] = vector
             caller.missing -= 1
             if not caller.missing and not caller.is_over:
-                self.queue.end(caller)
+                caller.is_over = True
                 caller.on_end()
 
-    async def _repeat(self, batch: Batch, backend: Backend, error: BackendUnreachable) -> None:
+    async def _find_out(self, sent: _Sent, error: BackendUnreachable) -> None:
+        """See whether the server of a batch died, and what is to be done then."""
+        is_dead = await sent.lease.backend.is_found_dead()
+        self._finish(sent, partial(self._repeat, sent, error, is_dead=is_dead))
+
+    def _repeat(self, sent: _Sent, error: BackendUnreachable, *, is_dead: bool) -> None:
         """Have a batch whose server was stopped or died sent to the next one, in two halves.
 
         In halves, since it may be one of the pieces that the server dies of. A server that goes on
         although it broke its answer is no other than one that answers an error.
         """
-        is_dead = await backend.is_found_dead()
+        backend, batch = sent.lease.backend, sent.batch
         if not is_dead and not backend.is_stopping:
             self._divide(batch, RequestRefused("embedding_failed", error.message, error.details))
         elif batch.died >= MAX_REPEATS:
@@ -276,12 +323,19 @@ class Workers:
         details = {**refusal.details, "index": index}
         self._fail(caller, RequestRefused(refusal.code, refusal.message, details))
 
-    def _refuse(self, refusal: RequestRefused, asked_at: float) -> None:
-        """Fail those who waited for a lease that is refused, unless others get one for them."""
-        if refusal.code in _PLACE_REFUSED and len(self._workers) > 1:
-            return
+    def _refuse(self, refusal: RequestRefused, asked_at: float) -> bool:
+        """Fail those who waited for a lease that is refused, unless others get one for them.
+
+        Returns whether others do. A server that died as its lease was granted has a successor.
+        """
+        if refusal.code == "backend_unreachable":
+            return False
+        others = len(self._asking) + len(self._running) > 1
+        if refusal.code in _PLACE_REFUSED and others:
+            return True
         for caller in self.queue.callers_until(asked_at):
             self._fail(caller, refusal)
+        return False
 
     def _fail_all(self, batch: Batch, refusal: RequestRefused) -> None:
         batch.close()

@@ -4,7 +4,7 @@ import asyncio
 import json
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,6 +50,8 @@ class Bench:
 
     parts: Controller
     batcher: Batcher
+    folder: Path
+    models_dir: Path
 
     def workers(self, model: str) -> Workers:
         """The workers of a model that was asked for."""
@@ -120,6 +122,11 @@ class Bench:
         """Whether a server is ready."""
         return bool(self.parts.arbiter.snapshot.ready_backends())
 
+    def write(self, name: str, profile: Mapping[str, Any]) -> None:
+        """Write a profile, and put all that is written in force."""
+        (self.folder / f"{name}.yaml").write_text(yaml.safe_dump(dict(profile)))
+        self.parts.configuration.apply(load(self.folder, self.models_dir, {}))
+
     def configure(self, section: str, **changes: Any) -> None:
         """Put other settings of a section of supervisor.yaml in force."""
         configuration = self.parts.configuration.current
@@ -154,7 +161,7 @@ async def running(models_dir: Path, **batching: Any) -> AsyncIterator[Bench]:
             batcher = Batcher(
                 arbiter=parts.arbiter, configuration=parts.configuration, targets=parts.targets
             )
-            yield Bench(parts, batcher)
+            yield Bench(parts, batcher, folder, models_dir)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from supervisor.core.scheduling.values import Priority
 from supervisor.embedding.batching import workers
 from supervisor.embedding.values import ComputedPieces, Piece
 from supervisor.errors import RequestRefused
-from tests.embedding.batching.conftest import Bench, errors_of, until
+from tests.embedding.batching.conftest import OBEDIENT, Bench, errors_of, until
 from tests.embedding.batching.obedient_server import vector_of
 
 
@@ -246,6 +246,43 @@ async def test_who_would_wait_longer_than_is_promised_is_refused_but_for_batch_w
     assert not errors_of(await gather(held, first, batch))
 
 
+# Configurations
+
+
+async def test_what_waits_when_another_configuration_is_applied_is_counted_and_computed(
+    bench: Bench, batching: dict[str, Any]
+) -> None:
+    held = await bench.hold()
+    before = bench.begin("before", "before too")
+    await bench.queued(2)
+    bench.write("obedient", OBEDIENT | {"batching": batching, "env": {"ANOTHER": "revision"}})
+    after = bench.begin("after")
+    await bench.queued(3)
+    bench.configure("queue", max_embedding_inputs=3)
+    with pytest.raises(RequestRefused, match="3 inputs wait already"):
+        await bench.compute("one too many")
+    await bench.let_go()
+    assert not errors_of(await gather(held, before, after))
+    assert bench.workers("obedient").is_idle
+
+
+async def test_a_server_that_runs_with_the_fallback_gets_the_batches_of_that_profile(
+    bench: Bench, batching: dict[str, Any]
+) -> None:
+    bench.write("small", OBEDIENT | {"batching": batching | {"max_batch_size": 2}})
+    bench.write(
+        "obedient",
+        OBEDIENT
+        | {"batching": batching, "memory": {"need_bytes": 1 << 60}, "fallback_profile": "small"},
+    )
+    held = await bench.hold()
+    waiting = bench.begin("one", "two", "three", "four")
+    await bench.queued(4)
+    await bench.let_go()
+    assert not errors_of(await gather(held, waiting))
+    assert await bench.batches() == [["held"], ["one", "two"], ["three", "four"]]
+
+
 # Very many, and bugs
 
 
@@ -280,7 +317,7 @@ async def test_a_bug_of_ours_fails_those_whom_it_meets_and_the_next_are_served(
 ) -> None:
     await bench.compute("before")
     with monkeypatch.context() as broken:
-        broken.setattr(workers, "ask_for_vectors", lambda *_: 1 / 0)
+        broken.setattr(workers.Workers, "_is_as_long", lambda *_: 1 / 0)
         (refused,) = await gather(bench.begin("meanwhile"))
     assert refused.code == "internal_error"
     assert (await bench.compute("after")).vectors == own_vectors("after")

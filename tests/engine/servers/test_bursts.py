@@ -52,6 +52,7 @@ async def start_server(
             address=address,
             api_key="the-key",
             model="bench-chat",
+            profile="generation",
             epoch=len(backends) + 1,
             abilities=engine.abilities(model),
         )

@@ -279,7 +279,7 @@ PARENT = """
     async def run(script):
         launch = Launch(
             argv=("/bin/sh", "-c", script), env=os.environ, address=Address(port=1), api_key="k",
-            model="stub", epoch=1,
+            model="stub", profile="stub", epoch=1,
         )
         async with asyncio.timeout(10):
             return await ChildProcess.spawn(launch, say).wait()
