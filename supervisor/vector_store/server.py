@@ -122,7 +122,9 @@ class ServerStore:
         require_length(collection, space.dimension, (point.vector for point in points))
         for begin in range(0, len(points), MAX_BATCH):
             batch = [
-                models.PointStruct(id=point.id, vector=unpack(point.vector), payload=point.fields)
+                models.PointStruct(
+                    id=point.id, vector=list(unpack(point.vector)), payload=point.fields
+                )
                 for point in points[begin : begin + MAX_BATCH]
             ]
             with self._failures_told(collection):
@@ -167,7 +169,7 @@ class ServerStore:
         condition = _must({**(matching or {}), "kind": kind.value})
         with self._failures_told(collection):
             found = await self._client.query_points(
-                collection, unpack(vector), query_filter=condition, limit=limit
+                collection, list(unpack(vector)), query_filter=condition, limit=limit
             )
         return [Hit.of(str(each.id), each.score, each.payload or {}) for each in found.points]
 

@@ -130,7 +130,7 @@ class Shard:
         self._require_length(point.vector for point in points)
         self._update(
             UpdateOperation.upsert_points(
-                [EdgePoint(point.id, unpack(point.vector), point.fields) for point in points]
+                [EdgePoint(point.id, list(unpack(point.vector)), point.fields) for point in points]
             )
         )
 
@@ -156,7 +156,7 @@ class Shard:
         self._require_length((vector,))
         hits = self._engine.query(
             QueryRequest(
-                query=Query.Nearest(unpack(vector)),
+                query=Query.Nearest(list(unpack(vector))),
                 filter=_must({**matching, "kind": kind.value}),
                 limit=limit,
                 with_payload=True,
