@@ -6,18 +6,14 @@ killed. What is answered lasts as the server makes it last: see `docs/how-to/sha
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from redis.asyncio import Redis
-from redis.exceptions import ConnectionError as NoConnection
-from redis.exceptions import ResponseError
-from redis.exceptions import TimeoutError as NoAnswer
 
 from supervisor.errors import RequestRefused
 from supervisor.jobs import redis_scripts as scripts
+from supervisor.jobs.redis_connection import PREFIX, RedisConnection
 from supervisor.jobs.values import (
     Counts,
     Job,
@@ -30,18 +26,12 @@ from supervisor.jobs.values import (
     Repeat,
 )
 
-PREFIX = "llama-supervisor:"
-"""What the names of our keys begin with: another product may have others there."""
-
 _RANKS = {priority: rank for rank, priority in enumerate(JobPriority)}
 _COUNTED = Counts.__struct_fields__
 _FIELDS = ("record", "state", "reason", *_COUNTED)
 _LONGEST_BLOCK_S = 5.0
-_ANSWER_S = 15.0
 _SETTLED_AT_ONCE = 64
 _CONSUMER_LASTS_S = 3600.0
-_FULL = ("OOM", "MISCONF")
-"""How errors begin of a server that takes nothing more: its memory is full, or its disk."""
 
 _encode_job = msgspec.json.Encoder().encode
 _decode_job = msgspec.json.Decoder(Job).decode
@@ -55,14 +45,13 @@ class RedisQueue:
     Every method raises RequestRefused `queue_unreachable` where the server does not answer.
     """
 
-    def __init__(self, url: str) -> None:
-        """Connect at the first use."""
-        self._redis: Any = Redis.from_url(url, socket_timeout=_ANSWER_S, health_check_interval=30)
+    def __init__(self, connection: RedisConnection) -> None:
+        self._connection = connection
         self._seen = b"0-0"
 
     async def add(self, job: Job) -> None:
         """See `JobQueue`."""
-        await self._run(scripts.ADD, job.id, job.kind, *_written(job))
+        await self._connection.run(scripts.ADD, job.id, job.kind, *_written(job))
 
     async def job(self, job_id: str) -> Job | None:
         """See `JobQueue`."""
@@ -74,31 +63,35 @@ class RedisQueue:
         listed = PREFIX + (f"jobs:{kind}" if kind else "jobs")
         below = "+inf"
         if after is not None:
-            below = f"({await self._ask('ZSCORE', PREFIX + 'jobs', after) or 0}"
-        ids = await self._ask("ZREVRANGEBYSCORE", listed, below, "-inf", "LIMIT", 0, limit)
+            below = f"({await self._connection.ask('ZSCORE', PREFIX + 'jobs', after) or 0}"
+        ids = await self._connection.ask(
+            "ZREVRANGEBYSCORE", listed, below, "-inf", "LIMIT", 0, limit
+        )
         return [job for job in await self._jobs([name.decode() for name in ids]) if job]
 
     async def change(self, job: Job, expected: JobState) -> bool:
         """See `JobQueue`."""
-        return bool(await self._run(scripts.CHANGE, job.id, expected, *_written(job)))
+        return bool(await self._connection.run(scripts.CHANGE, job.id, expected, *_written(job)))
 
     async def claim_job(self, lease_s: float) -> Job | None:
         """See `JobQueue`."""
-        job_id = await self._run(scripts.CLAIM_JOB, _ms(lease_s))
+        job_id = await self._connection.run(scripts.CLAIM_JOB, _ms(lease_s))
         return await self.job(job_id.decode()) if job_id else None
 
     async def remove(self, job_id: str) -> None:
         """See `JobQueue`."""
-        await self._run(scripts.REMOVE, job_id)
+        await self._connection.run(scripts.REMOVE, job_id)
 
     async def add_lines(self, job_id: str, lines: Sequence[NewLine]) -> None:
         """See `JobQueue`."""
         given = (word for line in lines for word in (line.number, line.content))
-        await self._run(scripts.ADD_LINES, job_id, *given)
+        await self._connection.run(scripts.ADD_LINES, job_id, *given)
 
     async def claim(self, kind: JobKind, owner: str, limit: int, lease_s: float) -> Sequence[Line]:
         """See `JobQueue`."""
-        found = await self._run(scripts.CLAIM, kind, owner, limit, _ms(lease_s), len(_RANKS))
+        found = await self._connection.run(
+            scripts.CLAIM, kind, owner, limit, _ms(lease_s), len(_RANKS)
+        )
         return [
             Line(job_id.decode(), int(number), content, attempts)
             for job_id, number, content, attempts in found
@@ -107,14 +100,16 @@ class RedisQueue:
     async def renew(self, owner: str, lines: Sequence[Line], lease_s: float) -> Sequence[Line]:
         """See `JobQueue`."""
         named = (word for line in lines for word in (line.job_id, line.number))
-        lost = await self._run(scripts.RENEW, owner, _ms(lease_s), *named)
+        lost = await self._connection.run(scripts.RENEW, owner, _ms(lease_s), *named)
         return [lines[position] for position in lost]
 
     async def settle(self, results: Sequence[LineResult]) -> None:
         """See `JobQueue`."""
         for first in range(0, len(results), _SETTLED_AT_ONCE):
             some = results[first : first + _SETTLED_AT_ONCE]
-            await self._run(scripts.SETTLE, *(word for each in some for word in _settled(each)))
+            await self._connection.run(
+                scripts.SETTLE, *(word for each in some for word in _settled(each))
+            )
 
     async def put_back(self, owner: str, repeats: Sequence[Repeat]) -> None:
         """See `JobQueue`."""
@@ -123,7 +118,7 @@ class RedisQueue:
             for each in repeats
             for word in (each.job_id, each.number, _ms(each.due_at), each.reason, int(each.counts))
         )
-        await self._run(scripts.PUT_BACK, owner, *told)
+        await self._connection.run(scripts.PUT_BACK, owner, *told)
 
     async def results(self, job_id: str, *, after: int, limit: int) -> Sequence[LineResult]:
         """See `JobQueue`."""
@@ -137,21 +132,21 @@ class RedisQueue:
 
     async def forget_results(self, job_id: str) -> None:
         """See `JobQueue`."""
-        await self._run(scripts.FORGET_RESULTS, job_id)
+        await self._connection.run(scripts.FORGET_RESULTS, job_id)
 
     async def reopen(self, job: Job, expected: JobState) -> bool:
         """See `JobQueue`."""
-        return bool(await self._run(scripts.REOPEN, job.id, expected, *_written(job)))
+        return bool(await self._connection.run(scripts.REOPEN, job.id, expected, *_written(job)))
 
     async def used_bytes(self) -> int:
         """See `JobQueue`."""
-        return int(await self._ask("GET", PREFIX + "bytes") or 0)
+        return int(await self._connection.ask("GET", PREFIX + "bytes") or 0)
 
     async def wait(self, timeout_s: float) -> None:
         """See `JobQueue`. Also hears of what other controllers have added."""
         block_ms = max(1, _ms(min(timeout_s, _LONGEST_BLOCK_S)))
         try:
-            told = await self._ask(
+            told = await self._connection.ask(
                 *("XREAD", "BLOCK", block_ms, "STREAMS", PREFIX + "news", self._seen)
             )
         except RequestRefused:
@@ -163,50 +158,25 @@ class RedisQueue:
     async def close(self) -> None:
         """See `JobQueue`."""
         with contextlib.suppress(RequestRefused):
-            await self._run(scripts.TIDY, _ms(_CONSUMER_LASTS_S))
-        await self._redis.aclose()
+            await self._connection.run(scripts.TIDY, _ms(_CONSUMER_LASTS_S))
+        await self._connection.close()
 
     async def _jobs(self, ids: Sequence[str]) -> list[Job | None]:
-        async with self._speaking() as redis, redis.pipeline(transaction=False) as pipeline:
-            for job_id in ids:
-                pipeline.hmget(f"{PREFIX}job:{job_id}", _FIELDS)
-            return [_job(*row) for row in await pipeline.execute()]
+        asked = (("HMGET", f"{PREFIX}job:{job_id}", *_FIELDS) for job_id in ids)
+        return [_job(*row) for row in await self._connection.ask_all(*asked)]
 
     async def _above(
         self, name: str, job_id: str, after: int, limit: int, *, without: str | None = None
     ) -> list[tuple[int, bytes]]:
         """Return fields of a job's hash by rising numbers, but those that another one has, too."""
-        numbers = set(map(int, await self._ask("HKEYS", PREFIX + name + job_id)))
+        numbers = set(map(int, await self._connection.ask("HKEYS", PREFIX + name + job_id)))
         if without is not None:
-            numbers -= set(map(int, await self._ask("HKEYS", PREFIX + without + job_id)))
+            numbers -= set(map(int, await self._connection.ask("HKEYS", PREFIX + without + job_id)))
         wanted = sorted(number for number in numbers if number > after)[:limit]
-        found = await self._ask("HMGET", PREFIX + name + job_id, *wanted) if wanted else ()
+        found = (
+            await self._connection.ask("HMGET", PREFIX + name + job_id, *wanted) if wanted else ()
+        )
         return [each for each in zip(wanted, found, strict=True) if each[1] is not None]
-
-    async def _ask(self, *command: Any) -> Any:
-        async with self._speaking() as redis:
-            return await redis.execute_command(*command)
-
-    async def _run(self, script: str, *words: Any) -> Any:
-        async with self._speaking() as redis:
-            return await redis.register_script(scripts.COMMON + script)(keys=[PREFIX], args=words)
-
-    @asynccontextmanager
-    async def _speaking(self) -> AsyncIterator[Any]:
-        """Give the client. Raises RequestRefused `storage_full` and `queue_unreachable`."""
-        try:
-            yield self._redis
-        except (NoConnection, NoAnswer, OSError) as error:
-            raise RequestRefused(
-                "queue_unreachable", f"the queue of jobs (jobs.queue_url) does not answer: {error}"
-            ) from error
-        except ResponseError as error:
-            if not str(error).startswith(_FULL):
-                raise
-            raise RequestRefused(
-                "storage_full",
-                f"the queue of jobs cannot be written: {error}; give its server more room",
-            ) from error
 
 
 def _ms(seconds: float) -> int:

@@ -12,7 +12,7 @@ Keys, behind the prefix:
     later:KIND    sorted set: lines that may be claimed later, by when
     due           sorted set: jobs with which something is to be done, by when
     jobs, jobs:KIND  sorted sets: all jobs, in the order in which they came
-    last, bytes   the number of the last job that came, and what all takes
+    last, bytes   the number of the last job that came, and what all of them take
     news          stream of one entry: that there may be something to claim
 
 The streams are cleared lazily: an entry that is not where its line stands any more, or whose job is

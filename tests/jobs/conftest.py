@@ -8,6 +8,7 @@ import redis
 from lab.harness.redis_server import RedisServer
 
 from supervisor.jobs.port import JobQueue
+from supervisor.jobs.redis_connection import RedisConnection
 from supervisor.jobs.redis_queue import RedisQueue
 from supervisor.jobs.sqlite_queue import SqliteQueue
 from supervisor.jobs.values import Job, JobKind, JobPriority, JobState, NewLine
@@ -23,16 +24,22 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
         yield server
 
 
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    """The URL of an empty Redis."""
+    redis.Redis.from_url(redis_server.url).flushdb()
+    return redis_server.url
+
+
 @pytest.fixture(params=["sqlite", "redis"])
 async def open_queue(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[OpenQueue]:
     opened: list[JobQueue] = []
-    url = ""
-    if request.param == "redis":
-        url = request.getfixturevalue("redis_server").url
-        redis.Redis.from_url(url).flushdb()
+    url = request.getfixturevalue("redis_url") if request.param == "redis" else ""
 
     async def open_again() -> JobQueue:
-        opened.append(RedisQueue(url) if url else SqliteQueue(tmp_path / "jobs.sqlite"))
+        opened.append(
+            RedisQueue(RedisConnection(url)) if url else SqliteQueue(tmp_path / "jobs.sqlite")
+        )
         return opened[-1]
 
     yield open_again

@@ -1,7 +1,7 @@
 """What every store of files holds to."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +9,8 @@ import pytest
 from supervisor.errors import RequestRefused
 from supervisor.jobs.disk_files import DiskFiles
 from supervisor.jobs.port import FileStore
+from supervisor.jobs.redis_connection import RedisConnection
+from supervisor.jobs.redis_files import RedisFiles
 from supervisor.jobs.values import StoredFile
 
 CONTENT = b"line\n" * 200_000
@@ -26,11 +28,18 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(params=["disk"])
-async def store(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> FileStore:
-    folder = tmp_path / "files"
-    folder.mkdir()
-    return DiskFiles(folder, clock)
+@pytest.fixture(params=["disk", "redis"])
+async def store(
+    request: pytest.FixtureRequest, tmp_path: Path, clock: Clock
+) -> AsyncIterator[FileStore]:
+    if request.param == "disk":
+        folder = tmp_path / "files"
+        folder.mkdir()
+        yield DiskFiles(folder, clock)
+        return
+    connection = RedisConnection(request.getfixturevalue("redis_url"))
+    yield RedisFiles(connection, clock)
+    await connection.close()
 
 
 @pytest.fixture

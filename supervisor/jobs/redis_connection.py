@@ -1,0 +1,78 @@
+"""The way to the Redis server that several controllers share; needs the extra `[redis]`."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as NoConnection
+from redis.exceptions import OutOfMemoryError, ResponseError
+from redis.exceptions import TimeoutError as NoAnswer
+
+from supervisor.errors import RequestRefused
+from supervisor.jobs.redis_scripts import COMMON
+
+PREFIX = "llama-supervisor:"
+"""What the names of our keys begin with: another product may have others there."""
+
+_ANSWER_S = 15.0
+_NOT_WRITTEN = "MISCONF"
+"""How an error begins of a server that cannot write to its disk."""
+
+
+class RedisConnection:
+    """Sends commands and scripts, once more where the connection was stale.
+
+    So each must be one that does no harm when it is done twice.
+
+    Every method raises RequestRefused: `queue_unreachable` where the server does not answer,
+    `storage_full` where it takes nothing more.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Connect at the first use."""
+        self._redis: Any = Redis.from_url(
+            url, socket_timeout=_ANSWER_S, retry=Retry(NoBackoff(), retries=1)
+        )
+
+    async def ask(self, *command: Any) -> Any:
+        """Send one command."""
+        async with self._speaking():
+            return await self._redis.execute_command(*command)
+
+    async def ask_all(self, *commands: tuple[Any, ...]) -> list[Any]:
+        """Send commands in one go; others' may come in between."""
+        async with self._speaking(), self._redis.pipeline(transaction=False) as pipeline:
+            for command in commands:
+                pipeline.execute_command(*command)
+            answers: list[Any] = await pipeline.execute()
+        return answers
+
+    async def run(self, script: str, *words: Any) -> Any:
+        """Run one of our scripts, which happens wholly or not at all."""
+        async with self._speaking():
+            return await self._redis.register_script(COMMON + script)(keys=[PREFIX], args=words)
+
+    async def close(self) -> None:
+        """Let go."""
+        await self._redis.aclose()
+
+    @asynccontextmanager
+    async def _speaking(self) -> AsyncIterator[None]:
+        try:
+            yield
+        except (NoConnection, NoAnswer, OSError) as error:
+            raise RequestRefused(
+                "queue_unreachable",
+                f"the server of the queue of jobs (jobs.queue_url) does not answer: {error}",
+            ) from error
+        except ResponseError as error:
+            if not (isinstance(error, OutOfMemoryError) or str(error).startswith(_NOT_WRITTEN)):
+                raise
+            raise RequestRefused(
+                "storage_full",
+                f"the server of the queue of jobs (jobs.queue_url) takes nothing more: {error}; "
+                "give it more room",
+            ) from error

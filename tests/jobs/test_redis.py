@@ -1,0 +1,187 @@
+"""What holds of the shared queue alone: deaths of its server and of those who work on it."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+from lab.harness.redis_server import RedisServer
+
+from supervisor.errors import RequestRefused
+from supervisor.jobs.port import JobQueue
+from supervisor.jobs.redis_connection import PREFIX, RedisConnection
+from supervisor.jobs.redis_files import PART_BYTES, RedisFiles
+from supervisor.jobs.redis_queue import RedisQueue
+from supervisor.jobs.values import JobKind, JobState, Line, LineResult, StoredFile
+from tests.jobs.conftest import add_running, new_job
+
+ROOT = Path(__file__).parents[2]
+
+CLAIMER = """
+import asyncio, sys
+from supervisor.jobs.redis_connection import RedisConnection
+from supervisor.jobs.redis_queue import RedisQueue
+from supervisor.jobs.values import JobKind, LineResult
+
+async def main():
+    queue = RedisQueue(RedisConnection(sys.argv[1]))
+    lines = await queue.claim(JobKind.BATCH, "doomed", 40, 0.5)
+    await queue.settle([
+        LineResult(job_id=line.job_id, number=line.number, is_success=True, content=b"doomed")
+        for line in lines[:10]])
+    print(len(lines), flush=True)
+    await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+"""Claims lines, settles some, and holds on to the others until it is killed."""
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[RedisServer]:
+    """A server that a test may kill."""
+    with RedisServer(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+async def connect() -> AsyncIterator[Callable[[str], RedisConnection]]:
+    made: list[RedisConnection] = []
+
+    def make(url: str) -> RedisConnection:
+        made.append(RedisConnection(url))
+        return made[-1]
+
+    yield make
+    for connection in made:
+        await connection.close()
+
+
+Connect = Callable[[str], RedisConnection]
+
+
+def done(line: Line, content: bytes = b"done") -> LineResult:
+    return LineResult(job_id=line.job_id, number=line.number, is_success=True, content=content)
+
+
+async def claim_all(queue: JobQueue, count: int) -> dict[int, Line]:
+    """Claim until so many lines are ours."""
+    found: dict[int, Line] = {}
+    async with asyncio.timeout(30):
+        while len(found) < count:
+            found |= {line.number: line for line in await queue.claim(JobKind.BATCH, "me", 256, 60)}
+            await queue.wait(0.05)
+    return found
+
+
+async def when_back(ask: Callable[[], Awaitable[object]]) -> object:
+    """Ask until the server answers again."""
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                return await ask()
+            except RequestRefused as refused:
+                assert refused.code == "queue_unreachable"  # noqa: PT017
+                await asyncio.sleep(0.05)
+
+
+async def test_what_was_answered_is_there_after_the_server_was_killed(
+    own_server: RedisServer, connect: Connect, tmp_path: Path
+) -> None:
+    connection = connect(own_server.url)
+    queue, files = RedisQueue(connection), RedisFiles(connection)
+    (tmp_path / "upload").write_bytes(b"x" * (PART_BYTES + 1))
+    file = StoredFile(id="file-1", file_name="in", purpose="batch", created_at=1.0, expires_at=9e9)
+    await files.add(file, tmp_path / "upload")
+    await add_running(queue, new_job("a", lines=30))
+    lines = await queue.claim(JobKind.BATCH, "me", 20, 60.0)
+    await queue.settle([done(line) for line in lines[:10]])
+    own_server.kill()
+    with pytest.raises(RequestRefused) as refused:
+        await queue.claim(JobKind.BATCH, "me", 1, 60.0)
+    assert refused.value.code == "queue_unreachable"
+    await queue.wait(0.01)  # whoever waits for work goes on to wait
+    own_server.start()
+    job = await when_back(lambda: queue.job("a"))
+    assert job is not None
+    assert await queue.renew("me", lines[10:], 60.0) == []
+    others = await claim_all(queue, 10)
+    await queue.settle([done(line) for line in (*lines[10:], *others.values())])
+    results = await queue.results("a", after=0, limit=99)
+    assert [each.number for each in results] == list(range(1, 31))
+    ended = await queue.claim_job(60.0)
+    assert ended is not None
+    assert ended.counts.succeeded == 30
+    assert sum([len(piece) async for piece in files.read("file-1")]) == PART_BYTES + 1
+
+
+async def test_lines_of_a_killed_process_go_to_another_and_are_settled_once(
+    redis_url: str, connect: Connect
+) -> None:
+    queue = RedisQueue(connect(redis_url))
+    await add_running(queue, new_job("a", lines=60))
+    doomed = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", CLAIMER, redis_url), stdout=subprocess.PIPE, cwd=ROOT
+    )
+    assert doomed.stdout is not None
+    assert await doomed.stdout.readline() == b"40\n"
+    doomed.kill()
+    await doomed.wait()
+    claimed = await claim_all(queue, 50)
+    await queue.settle([done(line, b"me") for line in claimed.values()])
+    results = await queue.results("a", after=0, limit=99)
+    assert [each.number for each in results] == list(range(1, 61))
+    by_doomed = [each.number for each in results if each.content == b"doomed"]
+    assert by_doomed == list(range(1, 11))
+    assert {line.attempts for number, line in claimed.items() if number <= 40} == {2}
+
+
+async def test_streams_hold_nothing_once_all_is_settled_or_gone(
+    redis_url: str, connect: Connect
+) -> None:
+    connection = connect(redis_url)
+    queue = RedisQueue(connection)
+    job = await add_running(queue, new_job("cancelled", lines=3))
+    await add_running(queue, new_job("done", lines=1))
+    await queue.claim(JobKind.BATCH, "me", 1, 0.0)
+    await queue.change(job.entering(JobState.CANCELLING, 1.0), JobState.IN_PROGRESS)
+    await queue.remove("cancelled")
+    claimed = await claim_all(queue, 1)
+    await queue.settle([done(line) for line in claimed.values()])
+    stream = f"{PREFIX}ready:batch:1"
+    assert await connection.ask("XLEN", stream) == 0
+    assert (await connection.ask("XPENDING", stream, "supervisors"))["pending"] == 0
+
+
+async def test_full_server_says_that_there_is_no_room(
+    own_server: RedisServer, connect: Connect, tmp_path: Path
+) -> None:
+    connection = connect(own_server.url)
+    await connection.ask("CONFIG", "SET", "maxmemory", "3mb")
+    (tmp_path / "upload").write_bytes(b"x" * 10 * PART_BYTES)
+    file = StoredFile(id="file-1", file_name="in", purpose="batch", created_at=1.0, expires_at=9e9)
+    files = RedisFiles(connection)
+    with pytest.raises(RequestRefused) as refused:
+        await files.add(file, tmp_path / "upload")
+    assert refused.value.code == "storage_full"
+    assert await files.files() == []
+    await connection.ask("CONFIG", "SET", "maxmemory", "1")
+    with pytest.raises(RequestRefused) as refused:
+        await RedisQueue(connection).add(new_job("a"))
+    assert refused.value.code == "storage_full"
+    await connection.ask("CONFIG", "SET", "maxmemory", "0")
+    assert await connection.ask("KEYS", f"{PREFIX}parts:*") == []
+    await files.add(file, tmp_path / "upload")
+
+
+async def test_whoever_waits_hears_of_lines_that_another_added(
+    redis_url: str, connect: Connect
+) -> None:
+    mine, yours = RedisQueue(connect(redis_url)), RedisQueue(connect(redis_url))
+    await mine.wait(0.01)
+    waiting = asyncio.create_task(mine.wait(600))
+    await add_running(yours, new_job("a", lines=1))
+    await waiting
+    assert len(await mine.claim(JobKind.BATCH, "me", 9, 60.0)) == 1
