@@ -35,6 +35,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "body_too_large": 413,
     "queue_full": 429,
     "embedding_queue_full": 429,
+    "callback_not_allowed": 422,
     "form_unclear": 422,
     "model_type_mismatch": 422,
     "unknown_profile": 422,
@@ -56,6 +57,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "hold_queue_full": 503,
     "hold_timeout": 503,
     "no_model_loaded": 503,
+    "queue_unreachable": 503,
     "shutting_down": 503,
     "switch_failed": 503,
     "telemetry_lost": 503,
@@ -72,7 +74,7 @@ RETRY_AFTER_S = 5
 _WAITING_HELPS = frozenset(
     {
         *("backend_unreachable", "queue_full", "hold_queue_full", "hold_timeout"),
-        *("bodies_full", "body_timeout", "shutting_down"),
+        *("bodies_full", "body_timeout", "queue_unreachable", "shutting_down"),
     }
 )
 """Codes of what passes by itself. Others may (`backend_down`, `switch_failed`): the core knows,

@@ -22,7 +22,8 @@ class JobQueue(Protocol):
     Lines are claimed for a time, their lease, and belong to the claimer (`owner`) until it is over;
     then others may claim them. So a line may be worked on twice, but is settled once: the first
     result counts. Every method may be called from several controllers at once, and raises
-    RequestRefused `storage_full` where nothing more can be written.
+    RequestRefused `storage_full` where nothing more can be written, and `queue_unreachable` where
+    the queue is on another machine and does not answer.
     """
 
     async def add(self, job: Job) -> None:
