@@ -1,5 +1,6 @@
 """The way to the Redis server that several controllers share; needs the extra `[redis]`."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -33,8 +34,10 @@ class RedisConnection:
 
     def __init__(self, url: str) -> None:
         """Connect at the first use."""
+        # No time-out of the library's: it is kept by `asyncio.wait_for`, which before Python 3.12
+        # swallows a cancellation that comes at the same moment as the answer.
         self._redis: Any = Redis.from_url(
-            url, socket_timeout=_ANSWER_S, retry=Retry(NoBackoff(), retries=1)
+            url, socket_timeout=None, retry=Retry(NoBackoff(), retries=1)
         )
 
     async def ask(self, *command: Any) -> Any:
@@ -62,7 +65,8 @@ class RedisConnection:
     @asynccontextmanager
     async def _speaking(self) -> AsyncIterator[None]:
         try:
-            yield
+            async with asyncio.timeout(_ANSWER_S):
+                yield
         except (NoConnection, NoAnswer, OSError) as error:
             raise RequestRefused(
                 "queue_unreachable",

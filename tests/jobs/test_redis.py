@@ -185,3 +185,22 @@ async def test_whoever_waits_hears_of_lines_that_another_added(
     await add_running(yours, new_job("a", lines=1))
     await waiting
     assert len(await mine.claim(JobKind.BATCH, "me", 9, 60.0)) == 1
+
+
+@pytest.mark.parametrize("turns", range(0, 60, 3))
+async def test_whoever_is_cancelled_ends_wherever_that_finds_it(
+    redis_url: str, connect: Connect, turns: int
+) -> None:
+    queue = RedisQueue(connect(redis_url))
+
+    async def work() -> None:
+        while True:
+            await queue.claim(JobKind.BATCH, "me", 1, 60.0)
+            await queue.wait(600)
+
+    working = asyncio.create_task(work())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    working.cancel()
+    async with asyncio.timeout(20):
+        await asyncio.wait([working])
