@@ -10,7 +10,8 @@ from typing import Annotated
 import msgspec
 import typer
 
-from supervisor.commands.options import EXIT_BAD_CONFIGURATION, Data, Engine, Models, new_app
+from supervisor.commands.engine_option import Engine
+from supervisor.commands.options import EXIT_BAD_CONFIGURATION, Data, Models, new_app
 from supervisor.config.configuration import Configuration
 from supervisor.config.explain import explain as explain_fields
 from supervisor.config.load import read

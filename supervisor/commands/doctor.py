@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from supervisor.commands.options import Data, Engine, Json, Models, Profiles, new_app
+from supervisor.commands.engine_option import Engine
+from supervisor.commands.options import Data, Json, Models, Profiles, new_app
 from supervisor.doctor.gathering import Surroundings, gather
 from supervisor.doctor.judging import is_well, judge
 from supervisor.doctor.printing import describe_report, print_report

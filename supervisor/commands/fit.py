@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 
+from supervisor.commands.engine_option import Engine
 from supervisor.commands.options import (
     EXIT_BAD_CONFIGURATION,
     Data,
-    Engine,
     Json,
     Models,
     Profiles,

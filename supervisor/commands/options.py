@@ -5,14 +5,11 @@ from typing import Annotated
 
 import typer
 
-from supervisor.config.profile import EngineName
-
 EXIT_BAD_CONFIGURATION = 2
 
 Profiles = Annotated[Path, typer.Option(help="Folder with the YAML files.")]
 Models = Annotated[Path, typer.Option(help="Folder with the GGUF files.")]
 Data = Annotated[Path, typer.Option(help="Folder for what the product writes.")]
-Engine = Annotated[EngineName, typer.Option(help="What `auto` means.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
 
 

@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 import uvloop
 
+from supervisor.commands.engine_option import Engine
 from supervisor.commands.options import (
     EXIT_BAD_CONFIGURATION,
     Data,
-    Engine,
     Models,
     Profiles,
     new_app,

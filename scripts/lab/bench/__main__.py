@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.bench import (
+    background,
     held,
     listening,
     make_before_break,
@@ -52,6 +53,7 @@ FIGURES: Mapping[str, Mapping[str, Callable[[Setting], Figure]]] = {
     "mixed": {
         **{f"closed_{clients}": partial(mixed.closed, clients=clients) for clients in (1, 4)},
         **{f"open_{load}": partial(mixed.open_traffic, percent=load) for load in (30, 60)},
+        background.NAME: background.measure,
     },
 }
 """The figures of each subcommand, in the order of the table."""

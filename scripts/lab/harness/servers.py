@@ -135,6 +135,14 @@ class Server:
             raise self._failure(f"{method} {path} answered {status}: {answer}")
         return answer
 
+    def upload(self, path: str, content: bytes) -> Any:
+        """Post a body as it is, and return the JSON of the answer. Raises LabError as `call`."""
+        with self._answer("POST", path, content, {}) as answer:
+            told = json.loads(answer.read())
+            if answer.status != 200:
+                raise self._failure(f"POST {path} answered {answer.status}: {told}")
+            return told
+
     def ask(self, method: str, path: str, content: object = None) -> tuple[int, Any]:
         """Ask what may be refused; return the status and the JSON of the answer.
 
@@ -160,8 +168,10 @@ class Server:
     def _answer(
         self, method: str, path: str, content: object, headers: Mapping[str, str]
     ) -> Iterator[HTTPResponse]:
-        body = None if content is None else json.dumps(content)
-        typed = {} if body is None else {"Content-Type": "application/json"}
+        if content is None or isinstance(content, bytes):
+            body, typed = content, {}
+        else:
+            body, typed = json.dumps(content).encode(), {"Content-Type": "application/json"}
         connection = HTTPConnection("localhost", timeout=ANSWER_TIMEOUT_S)
         try:
             connection.sock = self.endpoint.connect(ANSWER_TIMEOUT_S)

@@ -1,0 +1,1 @@
+"""What talks to a running controller over HTTP, for the command line."""

@@ -1,0 +1,131 @@
+"""How what a controller answers looks: tables for people, lines of JSON for machines."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+_UNITS = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+
+
+_WIDTH_OF_A_FILE = 160
+"""Columns of tables that go elsewhere than to a terminal, whose width is known."""
+
+
+def print_json(content: Any) -> None:
+    """Print an object on a line of its own."""
+    typer.echo(msgspec.json.encode(content))
+
+
+def print_hits(hits: Sequence[Mapping[str, Any]]) -> None:
+    """Print passages with score, document and page; what is not known is left out."""
+    table = Table("score", "document", "page", "text", show_edge=False, expand=True)
+    for hit in hits:
+        text = " ".join(str(hit.get("text", "")).split())
+        page = "" if hit.get("page") is None else str(hit["page"])
+        table.add_row(f"{hit['score']:.3f}", Text(str(hit["document"])), page, Text(text))
+    _console().print(table if hits else "nothing was found")
+
+
+def print_job(job: Mapping[str, Any]) -> None:
+    """Print all that is known of a job, a field on each line."""
+    table = Table.grid(padding=(0, 2))
+    for name, value in job.items():
+        if value is not None:
+            table.add_row(name, Text(_shown(name, value)))
+    _console().print(table)
+
+
+class JobsDisplay:
+    """Shows jobs: once, or again and again in the same place while it is entered.
+
+    As JSON, and where there is no terminal, they are printed again when something has changed.
+    """
+
+    def __init__(self, *, as_json: bool, is_live: bool) -> None:
+        console = _console()
+        self._console = console
+        self._as_json = as_json
+        is_redrawn = is_live and not as_json and console.is_terminal
+        self._live = Live(console=console) if is_redrawn else None
+        self._last: Sequence[Mapping[str, Any]] | None = None
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End; what was shown last stays."""
+        if self._live is not None:
+            self._live.stop()
+
+    def show(self, jobs: Sequence[Mapping[str, Any]]) -> None:
+        """Show jobs."""
+        if self._live is not None:
+            self._live.update(_table_of(jobs), refresh=True)
+        elif jobs != self._last:
+            print_json({"jobs": jobs}) if self._as_json else self._console.print(_table_of(jobs))
+        self._last = jobs
+
+
+def _table_of(jobs: Sequence[Mapping[str, Any]]) -> Table | str:
+    if not jobs:
+        return "no jobs"
+    table = Table(show_edge=False)
+    table.add_column("job", min_width=max(len(job["id"]) for job in jobs))  # to be copied whole
+    for name in ("kind", "state", "done", "failed", "age", "reason"):
+        table.add_column(name)
+    for job in jobs:
+        lines = job["lines"]
+        table.add_row(
+            job["id"],
+            job["kind"],
+            _state_of(job),
+            f"{lines['succeeded']} of {lines['total']}",
+            str(lines["failed"] or ""),
+            _age(time.time() - job["created_at"]),
+            Text(job["reason"] or ""),
+        )
+    return table
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_WIDTH_OF_A_FILE)
+
+
+def _state_of(job: Mapping[str, Any]) -> str:
+    """Write a job's state, and until when it waits where it may not begin yet."""
+    not_before = job["not_before"]
+    is_waiting = job["state"] == "in_progress" and not_before and not_before > time.time()
+    return f"waits until {_moment(not_before)}" if is_waiting else str(job["state"])
+
+
+def _shown(name: str, value: Any) -> str:
+    """Write a field of a job: moments as they are on this machine's clock."""
+    if name in {"created_at", "not_before", "expires_at"}:
+        return _moment(value)
+    if name == "entered_at":
+        return ", ".join(f"{state} {_moment(at)}" for state, at in value.items())
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _moment(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+
+
+def _age(seconds: float) -> str:
+    """Write a duration in its largest unit: `3 min`."""
+    for unit_s, unit in _UNITS:
+        if seconds >= unit_s:
+            return f"{seconds // unit_s:.0f} {unit}"
+    return "now"
