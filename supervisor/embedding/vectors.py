@@ -17,9 +17,9 @@ def pack(numbers: Iterable[float]) -> bytes:
     return array("f", numbers).tobytes()
 
 
-def unpack(vector: bytes) -> Sequence[float]:
+def unpack(vector: bytes) -> list[float]:
     """Return a vector's numbers."""
-    return _numbers(vector).tolist()
+    return list(_numbers(vector))
 
 
 def from_base64(text: str | bytes) -> bytes:

@@ -17,9 +17,9 @@ log = structlog.get_logger()
 LAST_ANSWERS_S = 2.0
 """Seconds that open handlers get once every backend is stopped; what is left cannot be answered."""
 
-HALF_CLOSED_S = 1.0
-"""Seconds without an answer until a client that sends no more is asked whether it is there:
-llama-server looks as often whether a client has left."""
+HALF_CLOSED_S = 0.5
+"""Seconds without an answer until a client that sends no more is asked whether it is there, and
+then between two questions. Most of them have left, and what is computed for them is in vain."""
 
 ARE_YOU_THERE = b"HTTP/1.1 100 Continue\r\n\r\n"
 """What asks it: closed and half-closed connections look the same until something is written. Any

@@ -58,6 +58,7 @@ def test_texts_that_wait_are_weighed_and_forgotten_once_their_callers_leave(
     rows = rows_of(figure)
     assert rows["until all are gone"].controller < queued.WITHIN_S
     assert rows["memory of a text"].target.bound == 2
+    assert rows["texts of 200 in answers that are wrong"].controller == 0
     assert figure.notes[0].partition(" of ")[2].startswith("200 texts waited")
 
 

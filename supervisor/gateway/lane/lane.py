@@ -87,7 +87,7 @@ class FastLane(asyncio.Protocol):
         "_body_at",
         "_caller",
         "_crossing",
-        "_ended_at",
+        "_has_ended",
         "_is_full",
         "_known",
         "_lanes",
@@ -117,8 +117,8 @@ class FastLane(asyncio.Protocol):
         """Where in `_raw` its body begins and ends."""
         self._pieces_since: float | None = None
         """Since when a part of a request was seen to be there."""
-        self._ended_at: float | None = None
-        """Since when the client sends no more: it has left, or waits for its last answer."""
+        self._has_ended = False
+        """Whether the client sends no more: it has left, or waits for its last answer."""
         self.account = lanes.open_account()
         """What the body that comes, or is answered, is counted in."""
         self._writing = WriteProgress()
@@ -149,8 +149,11 @@ class FastLane(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """Keep the way open to a client that sends no more and is owed an answer."""
-        self._ended_at = asyncio.get_running_loop().time()
-        return self._crossing is not None or bool(self._raw and self._is_full)
+        self._has_ended = True
+        is_owed = self._crossing is not None or bool(self._raw and self._is_full)
+        if is_owed:
+            asyncio.get_running_loop().call_later(HALF_CLOSED_S, self._ask_whether_it_is_there)
+        return is_owed
 
     def connection_lost(self, _: Exception | None) -> None:
         """Give up what is being answered."""
@@ -187,7 +190,7 @@ class FastLane(asyncio.Protocol):
         self._crossing, self._request = None, b""
         self.account.close()
         self._quiet_since = asyncio.get_running_loop().time()
-        if self._ended_at is not None or not self.keeps_alive:
+        if self._has_ended or not self.keeps_alive:
             self._transport.close()
         elif self._raw and not self._is_full:
             self._transport.resume_reading()
@@ -210,7 +213,7 @@ class FastLane(asyncio.Protocol):
             other.data_received(came)
         if is_one_request:
             other.go_back = self._lanes.take_back
-        if self._ended_at is not None and not other.eof_received():
+        if self._has_ended and not other.eof_received():
             transport.close()
 
     # What the server calls
@@ -222,7 +225,7 @@ class FastLane(asyncio.Protocol):
             note_slow_client(self._caller, "write")
             self._transport.abort()
         elif self._crossing is not None:
-            self._ask_whether_it_is_there(now, self._crossing)
+            return
         elif self._raw:
             self._pieces_since = self._pieces_since or now
             if now - self._pieces_since >= PATIENCE_S and not self._is_full:
@@ -230,11 +233,14 @@ class FastLane(asyncio.Protocol):
         elif now - self._quiet_since > limits.idle_timeout_s:
             self._transport.close()
 
-    def _ask_whether_it_is_there(self, now: float, crossing: Crossing | Answering) -> None:
+    def _ask_whether_it_is_there(self) -> None:
         """Write to a client that sends no more and whose answer is late: see `ARE_YOU_THERE`."""
-        is_late = self._ended_at is not None and now - self._ended_at > HALF_CLOSED_S
-        if is_late and not crossing.is_streaming:
+        is_owed = self._crossing is not None or self._raw
+        if self._transport.is_closing() or not is_owed:
+            return
+        if self._crossing is not None and not self._crossing.is_streaming:
             self._transport.write(ARE_YOU_THERE)
+        asyncio.get_running_loop().call_later(HALF_CLOSED_S, self._ask_whether_it_is_there)
 
     def close_if_idle(self) -> None:
         """Close a connection on which nothing is asked."""
