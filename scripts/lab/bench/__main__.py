@@ -28,6 +28,8 @@ from lab.bench import (
 )
 from lab.bench.embedding import arrays, queued, singles, sweeps
 from lab.bench.report import Figure, as_json, table
+from lab.bench.store import indexed as store_indexed
+from lab.bench.store import searching as store_searching
 from lab.harness import command
 from lab.harness.command import MODELS, PROFILES, ROOT, at_least, say, write_json
 from lab.harness.machine import describe_machine
@@ -50,6 +52,11 @@ FIGURES: Mapping[str, Mapping[str, Callable[[Setting], Figure]]] = {
         **{each.NAME: each.measure for each in (make_before_break, prompt_cache, warm_start, held)},
     },
     "embedding": {each.NAME: each.measure for each in (singles, arrays, sweeps, queued)},
+    "store": {
+        "query": store_searching.query,
+        "search": store_searching.search,
+        "index": store_indexed.measure,
+    },
     "mixed": {
         **{f"closed_{clients}": partial(mixed.closed, clients=clients) for clients in (1, 4)},
         **{f"open_{load}": partial(mixed.open_traffic, percent=load) for load in (30, 60)},
@@ -65,7 +72,7 @@ AMOUNTS: Mapping[str, tuple[Mapping[str, float], Callable[[str], float], str]] =
         "of load in a round of a side",
     ),
     "rounds": (
-        {"serve": 5, "relay": 5, "switch": 3, "embedding": 3, "mixed": 1},
+        {"serve": 5, "relay": 5, "switch": 3, "embedding": 3, "mixed": 1, "store": 5},
         at_least(1),
         "of each side",
     ),
@@ -76,6 +83,8 @@ AMOUNTS: Mapping[str, tuple[Mapping[str, float], Callable[[str], float], str]] =
         "measured for the overhead of one",
     ),
     "texts": ({"embedding": 10_000}, at_least(400), "in arrays"),
+    "points": ({"store": 100_000}, at_least(100), "in a collection without an index"),
+    "indexed": ({"store": 20_000}, at_least(100), "points in one with an index"),
 }
 """How much is measured: the default by subcommand that takes the option, its type, its meaning."""
 

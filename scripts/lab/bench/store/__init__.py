@@ -1,0 +1,1 @@
+"""What the store of vectors costs beside its engine, and how well its index finds."""
