@@ -1,1 +1,1 @@
-"""Documents: divided, embedded, stored, and found again."""
+"""Documents: read, divided, embedded, stored, and found again."""

@@ -221,7 +221,7 @@ async def impatient_world() -> AsyncIterator[World]:
 def eventually() -> Eventually:
     """Waits until a condition holds; fails when it does not within `within_s` seconds."""
 
-    async def wait(condition: Callable[[], object], *, within_s: float = 5.0) -> None:
+    async def wait(condition: Callable[[], object], *, within_s: float = 30.0) -> None:
         deadline = time.monotonic() + within_s
         while not condition():
             assert time.monotonic() < deadline, "the condition did not come true"

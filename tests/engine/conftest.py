@@ -43,7 +43,7 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
 def eventually() -> Eventually:
     """Waits until a condition holds; fails when it does not within `within_s` seconds."""
 
-    async def wait(condition: Callable[[], object], *, within_s: float = 30.0) -> None:
+    async def wait(condition: Callable[[], object], *, within_s: float = 60.0) -> None:
         deadline = time.monotonic() + within_s
         while not condition():
             assert time.monotonic() < deadline, "the condition did not come true"

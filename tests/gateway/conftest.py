@@ -126,7 +126,7 @@ async def requests_now(controller: RunningController) -> dict[str, int]:
     return counts
 
 
-async def until(condition: Callable[[], Awaitable[bool]], within_s: float = 30.0) -> float:
+async def until(condition: Callable[[], Awaitable[bool]], within_s: float = 60.0) -> float:
     """Ask again and again until the condition holds. Returns how long it took, in seconds.
 
     The bound ends a test that fails, also where the question itself gets no answer.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 Connect = Callable[[], socket.socket]
 """Opens a new connection to one server."""
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 """Seconds after which an answer that does not end fails its test."""
 
 

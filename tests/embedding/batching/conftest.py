@@ -136,7 +136,7 @@ class Bench:
         self.parts.configuration.apply(replace(configuration, settings=settings))
 
 
-async def until(condition: Callable[[], bool], within_s: float = 30.0) -> None:
+async def until(condition: Callable[[], bool], within_s: float = 60.0) -> None:
     """Wait for a condition."""
     async with asyncio.timeout(within_s):
         while not condition():  # noqa: ASYNC110 - the product signals nothing to tests

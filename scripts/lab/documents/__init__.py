@@ -1,0 +1,1 @@
+"""Documents made for tests and measurements."""

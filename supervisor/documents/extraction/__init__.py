@@ -1,0 +1,1 @@
+"""What files say: read by a process that can be killed, has no network, and little memory."""
