@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ class Status:
         impairments: Impairments,
         readiness: Readiness,
         batcher: Batcher,
+        describe_jobs: Callable[[], dict[str, Any]],
     ) -> None:
         self._arbiter = arbiter
         self._configuration = configuration
@@ -53,6 +55,7 @@ class Status:
         self._impairments = impairments
         self._readiness = readiness
         self._batcher = batcher
+        self._describe_jobs = describe_jobs
         self._clock = time.monotonic
         self._started_at = time.monotonic()
 
@@ -123,6 +126,7 @@ class Status:
                 },
                 "scheduling": describe_scheduling(snapshot, self._clock()),
                 "embedding": self._batcher.describe(),
+                "jobs": self._describe_jobs(),
                 "last_exit": describe_exit(snapshot.last_exit, self._clock()),
                 "recoveries": [describe_recovery(r) for r in snapshot.recoveries],
                 "last_failure": snapshot.last_failure.message if snapshot.last_failure else None,

@@ -31,6 +31,7 @@ def make_door(ground: Ground, machine: Machine, targets: Targets, services: Serv
         impairments=ground.impairments,
         readiness=machine.readiness,
         batcher=services.batcher,
+        describe_jobs=services.jobs.describe,
     )
     control = Control(
         arbiter=arbiter, configuration=holder, targets=targets, history=ground.stores.history

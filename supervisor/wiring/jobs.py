@@ -1,10 +1,11 @@
 """Opens the jobs room when the first job or file comes, or where some were left unfinished."""
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from supervisor.errors import RequestRefused
 from supervisor.gateway.call_reader import CallReader
+from supervisor.lasting import MOUNTS, why_it_passes
 from supervisor.wiring.embedding import Embedding
 from supervisor.wiring.ground import Ground
 
@@ -38,6 +39,19 @@ class LazyJobs:
                 path = self._ground.data.store(JOBS)
                 self._room = await open_job_room(path, self._ground, self._reader, self._embedding)
         return self._room.service
+
+    def describe(self) -> dict[str, Any]:
+        """Say whether jobs outlive this machine's restart, and why not, as JSON."""
+        folder = self._ground.data.path.resolve()
+        try:
+            reason = why_it_passes(folder, MOUNTS.read_text(encoding="utf-8"))
+        except OSError:
+            reason = None  # not Linux: nobody tells
+        return {
+            "durable": reason is None,
+            "not_durable_because": None if reason is None else f"{folder}: {reason}",
+            "is_open": self._room is not None,
+        }
 
     async def resume(self) -> None:
         """Open the room where a controller before us had opened it."""

@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -229,6 +231,18 @@ async def test_path_that_is_not_reserved_goes_to_the_child(
     status, answer = await ask_json(controller, "GET", "/status/of/nothing")
 
     assert (status, answer["error"]["type"]) == (404, "not_found_error")
+
+
+async def test_status_says_that_jobs_in_memory_do_not_last(
+    start_controller: StartController,
+) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        controller = await start_controller(data_dir=Path(folder) / "data")
+        jobs = (await controller.json("GET", "/status"))["jobs"]
+        await controller.stop()
+    assert jobs["durable"] is False
+    assert "in memory (tmpfs)" in jobs["not_durable_because"]
+    assert jobs["is_open"] is False
 
 
 async def states(controller: RunningController) -> dict[str, tuple[str, str]]:
