@@ -27,6 +27,7 @@ from supervisor.core.machine.commands import (
 )
 from supervisor.core.machine.deadlines import lease_moves_wakeup, next_wakeup
 from supervisor.core.machine.events import (
+    CallersCounted,
     Event,
     RequestArrived,
     RequestEnded,
@@ -64,11 +65,11 @@ class Lease(Struct, frozen=True, eq=False):
     request_id: str
     backend: Backend
     waited_s: float
-    give_back: Callable[[str], None]
+    give_back: Callable[[str, int], None]
 
-    def end(self) -> None:
-        """Give the lease back. A second time changes nothing."""
-        self.give_back(self.request_id)
+    def end(self, callers: int = 1) -> None:
+        """Give the lease back, under which so many were answered. A second time changes nothing."""
+        self.give_back(self.request_id, callers)
 
 
 class Arbiter:
@@ -193,9 +194,13 @@ class Arbiter:
             return None
         return Lease(request_id, backend, 0.0, self._end_request)
 
-    def _end_request(self, request_id: str) -> None:
+    def count_callers(self, request_id: str, callers: int) -> None:
+        """Say how many wait for a request that waits for its lease; it counts as one at first."""
+        self.post(CallersCounted(at=self._clock(), request_id=request_id, callers=callers))
+
+    def _end_request(self, request_id: str, callers: int = 1) -> None:
         self._requests.pop(request_id, None)
-        self.post(RequestEnded(at=self._clock(), request_id=request_id))
+        self.post(RequestEnded(at=self._clock(), request_id=request_id, callers=callers))
 
     def request_switch(
         self,

@@ -91,10 +91,21 @@ class RequestArrived(Event, frozen=True, kw_only=True):
         return None if self.target is None else self.target.model
 
 
-class RequestEnded(Event, frozen=True, kw_only=True):
-    """A request was answered, failed, or its client left: its lease or place is free."""
+class CallersCounted(Event, frozen=True, kw_only=True):
+    """So many callers wait for one request, which will bring the answers to all of them."""
 
     request_id: str
+    callers: int
+
+
+class RequestEnded(Event, frozen=True, kw_only=True):
+    """A request was answered, failed, or its client left: its lease or place is free.
+
+    It brought answers to so many callers.
+    """
+
+    request_id: str
+    callers: int = 1
 
 
 class BackendSpawned(Event, frozen=True, kw_only=True):

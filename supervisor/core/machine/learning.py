@@ -14,7 +14,7 @@ from supervisor.core.scheduling import estimates
 def begin_stay(snapshot: Snapshot, backend: Backend, at: float) -> tuple[Scheduling, Backend]:
     """The backend admits from now on: count anew, and note who asked for it while it was away."""
     scheduling, model = snapshot.scheduling, backend.target.model
-    waiting = snapshot.requests.waiting_for(model)
+    waiting = snapshot.requests.callers_of(model)
     away = scheduling.away.get(model)
     if away is not None:
         learned = _note_absence(snapshot, model, away, at)
@@ -25,7 +25,7 @@ def begin_stay(snapshot: Snapshot, backend: Backend, at: float) -> tuple[Schedul
 def _note_absence(snapshot: Snapshot, model: str, away: Away, at: float) -> estimates.Estimates:
     """Note how many asked for the model while it was away, and how soon after it was left."""
     requests, absent_s = snapshot.requests, at - away.left_at
-    came = max(0, requests.waiting_for(model) - away.waiting)
+    came = max(0, requests.callers_of(model) - away.waiting)
     learned = estimates.note_stay(
         snapshot.scheduling.estimates,
         model,
@@ -43,7 +43,7 @@ def _note_absence(snapshot: Snapshot, model: str, away: Away, at: float) -> esti
 def end_stay(snapshot: Snapshot, backend: Backend, at: float) -> tuple[Scheduling, Backend]:
     """The backend admits no more: note what it has served, and how many came in the time."""
     scheduling, model, work = snapshot.scheduling, backend.target.model, backend.work
-    waiting = snapshot.requests.waiting_for(model)
+    waiting = snapshot.requests.callers_of(model)
     idle_s = work.idle_s + (0.0 if work.empty_since is None else at - work.empty_since)
     learned = estimates.note_stay(
         scheduling.estimates,
@@ -70,7 +70,7 @@ def note_left(snapshot: Snapshot, backend: Backend, at: float) -> Scheduling:
         return snapshot.scheduling
     away = Away(
         left_at=at if empty_since is None else empty_since,
-        waiting=snapshot.requests.waiting_for(model),
+        waiting=snapshot.requests.callers_of(model),
         arrived_at_sum=snapshot.requests.arrived_at_sum(model),
     )
     return replace(snapshot.scheduling, away=snapshot.scheduling.away.set(model, away))

@@ -42,11 +42,15 @@ class Place(NamedTuple):
 
 
 class Line(Struct, frozen=True, kw_only=True):
-    """Those who wait for one thing, by arrival number. `first` is the head's, and only moves up."""
+    """Those who wait for one thing, by arrival number. `first` is the head's, and only moves up.
+
+    `callers` wait in all, with that sum of their arrivals.
+    """
 
     waiters: Map[int, Waiter] = field(default_factory=Map)
     first: int = 0
     following: int = 0
+    callers: int = 0
     arrived_at_sum: float = 0.0
 
     @property
@@ -76,6 +80,10 @@ class Requests(Struct, frozen=True, kw_only=True):
     def waiting_for(self, model: str | None) -> int:
         """How many wait for a model."""
         return sum(len(line.waiters) for _, line in self.lines_of(model))
+
+    def callers_of(self, model: str | None) -> int:
+        """How many callers wait for a model: several may wait for one request."""
+        return sum(line.callers for _, line in self.lines_of(model))
 
     def arrived_at_sum(self, model: str | None) -> float:
         """Return the sum of the arrivals of those who wait for a model."""
@@ -125,7 +133,8 @@ def join(requests: Requests, key: LineKey, waiter: Waiter) -> Requests:
         waiters=line.waiters.set(number, waiter),
         first=line.first,
         following=number + 1,
-        arrived_at_sum=line.arrived_at_sum + waiter.arrived_at,
+        callers=line.callers + waiter.callers,
+        arrived_at_sum=line.arrived_at_sum + waiter.arrived_at_sum,
     )
     return replace(
         requests,
@@ -133,6 +142,25 @@ def join(requests: Requests, key: LineKey, waiter: Waiter) -> Requests:
         places=requests.places.set(waiter.request_id, Place(key, number)),
         held=requests.held + 1,
     )
+
+
+def count_callers(requests: Requests, request_id: str, callers: int, at: float) -> Requests:
+    """Note how many wait for a request now: those who are new came now; some may have left."""
+    key, number = requests.places[request_id]
+    line = requests.lines[key]
+    waiter = line.waiters[number]
+    more = callers - waiter.callers
+    came_at = at if more > 0 else waiter.arrived_at_sum / waiter.callers
+    counted = replace(
+        waiter, callers=callers, arrived_at_sum=waiter.arrived_at_sum + more * came_at
+    )
+    grown = replace(
+        line,
+        waiters=line.waiters.set(number, counted),
+        callers=line.callers + more,
+        arrived_at_sum=line.arrived_at_sum + more * came_at,
+    )
+    return replace(requests, lines=requests.lines.set(key, grown))
 
 
 def leave_line(requests: Requests, request_id: str) -> Requests:
@@ -147,7 +175,8 @@ def leave_line(requests: Requests, request_id: str) -> Requests:
         waiters=waiters,
         first=first,
         following=line.following,
-        arrived_at_sum=line.arrived_at_sum - line.waiters[number].arrived_at,
+        callers=line.callers - line.waiters[number].callers,
+        arrived_at_sum=line.arrived_at_sum - line.waiters[number].arrived_at_sum,
     )
     return replace(
         requests,
@@ -186,8 +215,8 @@ def queue_of(requests: Requests, model: str, left_at: float | None) -> Queue:
     there = [line for line in (interactive, batch) if line is not None]
     return Queue(
         model=model,
-        interactive=0 if interactive is None else len(interactive.waiters),
-        batch=0 if batch is None else len(batch.waiters),
+        interactive=0 if interactive is None else interactive.callers,
+        batch=0 if batch is None else batch.callers,
         oldest_at=min((line.head.arrived_at for line in there), default=None),
         oldest_interactive_at=None if interactive is None else interactive.head.arrived_at,
         arrived_at_sum=sum(line.arrived_at_sum for line in there),

@@ -79,7 +79,7 @@ def _drained_after_s(snapshot: Snapshot, model: str | None, at: float) -> int:
     if model is None:
         return wait_s
     service_s = costs_of(snapshot.scheduling.estimates, model).service_s
-    work_s = math.ceil(service_s * snapshot.requests.waiting_for(model))
+    work_s = math.ceil(service_s * snapshot.requests.callers_of(model))
     return max(wait_s, min(wait_s + work_s, LONGEST_RETRY_AFTER_S))
 
 

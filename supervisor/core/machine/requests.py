@@ -164,7 +164,7 @@ def refuse(draft: Draft, request_id: str, refusal: Refusal) -> None:
     draft.commands.append(RefuseRequest(request_id=request_id, refusal=refusal))
 
 
-def end_request(draft: Draft, request_id: str) -> Backend | None:
+def end_request(draft: Draft, request_id: str, callers: int = 1) -> Backend | None:
     """Free the request's lease or place. Returns the backend whose lease came back, if any.
 
     An unknown request is not a fault: its backend may have died under it.
@@ -186,18 +186,19 @@ def end_request(draft: Draft, request_id: str) -> Backend | None:
         leases=requests.leases.delete(request_id),
         batch=requests.batch.delete(request_id) if is_batch else requests.batch,
     )
-    freed = _without_lease(backend, draft.at, 0 if is_batch else 1)
+    freed = _without_lease(backend, draft.at, 0 if is_batch else 1, callers)
     _exchange(draft, freed, requests)
     return freed
 
 
-def _without_lease(backend: Backend, at: float, interactive: int) -> Backend:
+def _without_lease(backend: Backend, at: float, interactive: int, callers: int) -> Backend:
     work, in_flight = backend.work, backend.in_flight - 1
     return replace(
         backend,
         in_flight=in_flight,
         work=replace(
             work,
+            granted=work.granted + callers - 1,
             interactive_in_flight=work.interactive_in_flight - interactive,
             empty_since=None if in_flight else at,
         ),
@@ -255,6 +256,7 @@ def _hold(draft: Draft, request: RequestArrived, kind: Kind) -> None:
         request_id=request.request_id,
         target=request.target,
         arrived_at=request.at,
+        arrived_at_sum=request.at,
         number=draft.snapshot.requests.held,
         priority=request.priority,
     )

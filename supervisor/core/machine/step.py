@@ -28,6 +28,7 @@ from supervisor.core.machine.events import (
     BackendReady,
     BackendSpawned,
     BackendStalled,
+    CallersCounted,
     DeviceFound,
     Event,
     MemorySampled,
@@ -47,6 +48,7 @@ from supervisor.core.machine.events import (
 from supervisor.core.machine.exits import complete_shutdown, note_exit
 from supervisor.core.machine.learning import begin_stay
 from supervisor.core.machine.phases import check_moves, pass_phase_deadline, progress_phase
+from supervisor.core.machine.queues import count_callers
 from supervisor.core.machine.refusals import SHUTTING_DOWN
 from supervisor.core.machine.reports import report_of
 from supervisor.core.machine.snapshot import Snapshot
@@ -73,9 +75,16 @@ def step(snapshot: Snapshot, event: Event) -> tuple[Snapshot, tuple[Command, ...
 
 
 def _on_request_ended(draft: Draft, event: RequestEnded) -> None:
-    backend = requests.end_request(draft, event.request_id)
+    backend = requests.end_request(draft, event.request_id, event.callers)
     if backend is not None and backend.state is not BackendState.READY:
         _progress_leaving(draft)
+
+
+def _on_callers_counted(draft: Draft, event: CallersCounted) -> None:
+    waiting = draft.snapshot.requests
+    if event.request_id in waiting.places:
+        counted = count_callers(waiting, event.request_id, event.callers, event.at)
+        draft.set(requests=counted)
 
 
 def _on_switch_requested(draft: Draft, event: SwitchRequested) -> None:
@@ -236,6 +245,7 @@ def _awaits_check(draft: Draft, switch_id: str) -> bool:
 _REACTIONS: dict[type[Event], Callable[[Draft, Any], None]] = {
     RequestArrived: requests.admit,
     RequestEnded: _on_request_ended,
+    CallersCounted: _on_callers_counted,
     SwitchRequested: _on_switch_requested,
     TargetAccepted: _on_target_accepted,
     TargetRejected: _on_target_rejected,

@@ -234,13 +234,15 @@ class Stop(Struct, frozen=True, kw_only=True):
 class Waiter(Struct, frozen=True, kw_only=True):
     """A request that waits for its model. `target` None takes whatever is live after a switch.
 
-    `number` grows with every arrival.
+    `number` grows with every arrival. `callers` wait for it, with that sum of their arrivals.
     """
 
     request_id: str
     target: Target | None
     arrived_at: float
     number: int
+    arrived_at_sum: float
+    callers: int = 1
     priority: Priority = Priority.INTERACTIVE
 
     @property

@@ -238,6 +238,10 @@ class BatchQueue:
                 tokens += batch.tokens
         return Amount(inputs, tokens)
 
+    def callers(self, priority: Priority) -> int:
+        """Return how many callers of a priority wait, of whom nothing has been sent again."""
+        return sum(len(line.runs) for line in self._waiting() if line.priority is priority)
+
     def callers_until(self, moment: float) -> list[Caller]:
         """Return the callers that came until then and of whom something waits."""
         callers: dict[Caller, None] = {}

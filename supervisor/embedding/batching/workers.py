@@ -47,6 +47,14 @@ RulesOf = Callable[[Target, str], WorkRules]
 """Tells what holds for a target whose server runs with a profile, by its name."""
 
 
+class _Asked(msgspec.Struct):
+    """A lease that is waited for; `callers`: how many the scheduler knows to wait, 0 at first."""
+
+    request_id: str
+    priority: Priority
+    callers: int = 0
+
+
 class _Sent:
     """A batch that is with the server, in the lease of its worker."""
 
@@ -81,8 +89,8 @@ class Workers:
         self._profile = target.profile
         """What the model's server runs with, as it was seen last: it may be the fallback."""
         self.rules = rules_of(target, self._profile)
-        self._asking: dict[asyncio.Task[None], Priority] = {}
-        """What waits for a lease, and how urgently each asked."""
+        self._asking: dict[asyncio.Task[None], _Asked] = {}
+        """What waits for a lease."""
         self._running: dict[Batch, _Sent] = {}
         self._finding_out: set[asyncio.Task[None]] = set()
         self._is_waking = False
@@ -126,14 +134,17 @@ class Workers:
                 sent.exchange.cancel()
                 self._end(sent)
         self._withdraw()
+        if self._asking:
+            self._wake_soon()
 
     def _withdraw(self) -> None:
         """Take back the leases that are asked for more urgently than by anybody who waits."""
         if not self._asking:
             return
         wanted = self.queue.most_urgent
-        for asking, priority in self._asking.items():
-            if wanted is None or (wanted is Priority.BATCH and priority is Priority.INTERACTIVE):
+        for asking, asked in self._asking.items():
+            is_urgent = asked.priority is Priority.INTERACTIVE
+            if wanted is None or (wanted is Priority.BATCH and is_urgent):
                 asking.cancel()
 
     def _wake_soon(self) -> None:
@@ -153,10 +164,12 @@ class Workers:
             elif self._send_next(lease) is not None:
                 continue
             else:
-                lease.end()
+                lease.end(callers=0)
             break
         if self._asking and self._is_urgent_behind_batch():
             self._ask(Priority.INTERACTIVE)
+        if self._asking:
+            self._count_callers()
         if self.rules.limits.wait_s:
             self._set_alarm()
 
@@ -167,13 +180,30 @@ class Workers:
         return free and min(free, self.queue.due(self.rules.limits, time.monotonic()) - asking)
 
     def _ask(self, priority: Priority) -> None:
+        asked = _Asked(self._arbiter.new_request_id(), priority)
         name = f"embed-{self.target.model}"
-        self._asking[asyncio.create_task(self._send_in_turn(priority), name=name)] = priority
+        self._asking[asyncio.create_task(self._send_in_turn(asked), name=name)] = asked
+
+    def _count_callers(self) -> None:
+        """Tell the scheduler how many callers wait for the leases that are asked for.
+
+        It would else see a request for each, however many wait. All but one for each of the others
+        are said to wait for the first of their priority.
+        """
+        known = [asked for asked in self._asking.values() if asked.callers]
+        for priority in Priority:
+            asking = [asked for asked in known if asked.priority is priority]
+            if not asking:
+                continue
+            callers = max(1, self.queue.callers(priority) - len(asking) + 1)
+            if callers != asking[0].callers:
+                asking[0].callers = callers
+                self._arbiter.count_callers(asking[0].request_id, callers)
 
     def _is_urgent_behind_batch(self) -> bool:
         """Whether somebody urgent waits, and all who ask for a lease ask for it as batch work."""
         is_urgent = self.queue.most_urgent is Priority.INTERACTIVE
-        return is_urgent and set(self._asking.values()) == {Priority.BATCH}
+        return is_urgent and {each.priority for each in self._asking.values()} == {Priority.BATCH}
 
     def _set_alarm(self) -> None:
         """Wake when the next batch is due that is not yet."""
@@ -186,7 +216,7 @@ class Workers:
             loop = asyncio.get_running_loop()
             self._alarm = loop.call_later(due_at - now, self._wake_soon)
 
-    async def _send_in_turn(self, priority: Priority) -> None:
+    async def _send_in_turn(self, asked: _Asked) -> None:
         """Send a batch once the model's turn has come."""
         asking = asyncio.current_task()
         assert asking is not None  # noqa: S101 - it is a task's function
@@ -195,12 +225,19 @@ class Workers:
         try:
             if may_switch:
                 self._targets.require_device(self.target)
+            asked.callers = 1
+            self._wake_soon()  # behind the request: to count who waits for it
             async with self._arbiter.lease(
-                self.target, may_switch=may_switch, priority=priority
+                self.target,
+                may_switch=may_switch,
+                priority=asked.priority,
+                request_id=asked.request_id,
             ) as lease:
                 del self._asking[asking]
                 sent = self._send_next(lease)
-                if sent is not None:
+                if sent is None:
+                    lease.end(callers=0)
+                else:
                     sent.over = asyncio.get_running_loop().create_future()
                     await sent.over
         except RequestRefused as refusal:
@@ -238,7 +275,7 @@ class Workers:
         """Give each caller its vectors, or see what else to do."""
         sent.exchange = None
         if isinstance(outcome, BackendUnreachable):
-            sent.lease.end()
+            sent.lease.end(callers=0)
             finding = asyncio.create_task(self._find_out(sent, outcome), name="embed-find-out")
             self._finding_out.add(finding)
             finding.add_done_callback(self._finding_out.discard)
@@ -257,7 +294,7 @@ class Workers:
     def _end(self, sent: _Sent) -> None:
         """Set its worker free for what is due next."""
         del self._running[sent.batch]
-        sent.lease.end()
+        sent.lease.end(sent.batch.present)
         if sent.over is not None and not sent.over.done():
             sent.over.set_result(None)
         self._wake_soon()

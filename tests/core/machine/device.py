@@ -26,6 +26,7 @@ from supervisor.core.machine.deadlines import next_wakeup
 from supervisor.core.machine.events import (
     BackendExited,
     BackendReady,
+    CallersCounted,
     Event,
     MemorySampled,
     RequestArrived,
@@ -64,16 +65,23 @@ class Measured:
 
 @dataclass(kw_only=True)
 class _Asked:
+    """A request, and the callers that wait for it: since when, and what they do when answered."""
+
     model: str
-    at: float
-    on_answer: Callable[[], object]
+    callers: list[tuple[float, Callable[[], object]]]
 
 
 class Device(Story):
-    """One exclusive device, chat and embed. A model serves so many at once, each for its time."""
+    """One exclusive device, chat and embed. A model serves so many at once, each for its time.
 
-    def __init__(self, service_s: Mapping[str, float], slots: int) -> None:
+    Callers of a `batched` model do not ask while a request for it waits: they wait for that.
+    """
+
+    def __init__(
+        self, service_s: Mapping[str, float], slots: int, batched: frozenset[str] = frozenset()
+    ) -> None:
         super().__init__(rules=SwitchRules())
+        self._batched = batched
         self._service_s, self._slots = service_s, slots
         self._due: list[tuple[float, int, Callable[[], object]]] = []
         self._numbers = count()
@@ -85,13 +93,26 @@ class Device(Story):
         self._answered: list[tuple[str, float, float]] = []
 
     def ask(self, model: str, on_answer: Callable[[], object] = lambda: None) -> None:
+        caller = (self.now, on_answer)
+        waiting = self._waiting_request(model)
+        if waiting is not None:
+            self._asked[waiting].callers.append(caller)
+            callers = len(self._asked[waiting].callers)
+            self.post(CallersCounted(at=self.now, request_id=waiting, callers=callers))
+            return
         request_id = f"r{next(self._numbers)}"
-        self._asked[request_id] = _Asked(model=model, at=self.now, on_answer=on_answer)
+        self._asked[request_id] = _Asked(model=model, callers=[caller])
         self.post(
             RequestArrived(
                 at=self.now, request_id=request_id, target=TARGETS[model], may_switch=True
             )
         )
+
+    def _waiting_request(self, model: str) -> str | None:
+        if model not in self._batched:
+            return None
+        places = self.snapshot.requests.places.items()
+        return next((name for name, place in places if place.line.model == model), None)
 
     def ask_once(self, model: str) -> None:
         """Ask, and let time pass until that is answered."""
@@ -189,16 +210,19 @@ class Device(Story):
         while self._granted[epoch] and self._in_work[epoch] < self._slots:
             request_id = self._granted[epoch].popleft()
             self._in_work[epoch] += 1
-            served_s = self._service_s[self._models[epoch]]
+            callers = len(self._asked[request_id].callers)
+            served_s = self._service_s[self._models[epoch]] * callers
             self._later(served_s, partial(self._answer, epoch, request_id))
 
     def _answer(self, epoch: int, request_id: str) -> None:
         self._in_work[epoch] -= 1
         self._serve(epoch)
         asked = self._asked.pop(request_id)
-        self._answered.append((asked.model, self.now, self.now - asked.at))
-        self.post(RequestEnded(at=self.now, request_id=request_id))
-        asked.on_answer()
+        callers = len(asked.callers)
+        self.post(RequestEnded(at=self.now, request_id=request_id, callers=callers))
+        for at, on_answer in asked.callers:
+            self._answered.append((asked.model, self.now, self.now - at))
+            on_answer()
 
 
 def _drain_s(report: SwitchReport) -> float:

@@ -24,9 +24,9 @@ def sometimes_late(chance: random.Random) -> float:
     return 0.05 if chance.random() < 0.02 else at_once(chance)
 
 
-def asked_in_turns() -> Device:
+def asked_in_turns(batched: frozenset[str] = frozenset()) -> Device:
     """One that was asked for both models in turns, twice each, so that old pauses are known."""
-    device = Device(SERVICE_S, slots=1)
+    device = Device(SERVICE_S, slots=1, batched=batched)
     device.ask_once("chat")
     device.now += 0.3
     for _ in range(5):
@@ -41,10 +41,11 @@ def in_words(measured: Measured) -> list[str]:
 
 @pytest.mark.parametrize("clients", [1, 4])
 @pytest.mark.parametrize("returns", [at_once, sometimes_late])
+@pytest.mark.parametrize("batched", [frozenset(), frozenset({"embed"})], ids=["", "batched"])
 def test_both_classes_reach_two_fifths_of_what_they_reach_alone(
-    clients: int, returns: Callable[[random.Random], float]
+    clients: int, returns: Callable[[random.Random], float], batched: frozenset[str]
 ) -> None:
-    device, chance = asked_in_turns(), random.Random(1)
+    device, chance = asked_in_turns(batched), random.Random(1)
 
     def gap_s() -> float:
         return returns(chance)
@@ -69,8 +70,10 @@ def test_loops_are_known_after_two_absences_whatever_was_before() -> None:
     assert "has nothing to do" not in "".join(in_words(got)[8:])
 
 
-def test_open_traffic_is_not_taken_for_loops() -> None:
-    device, chance = asked_in_turns(), random.Random(1)
+@pytest.mark.parametrize("batched", [frozenset(), frozenset({"embed"})], ids=["", "batched"])
+def test_open_traffic_is_not_taken_for_loops(batched: frozenset[str]) -> None:
+    """Nor where only the first of those who come for a model that is away asks for it."""
+    device, chance = asked_in_turns(batched), random.Random(1)
     moments = []
     for model, per_s in (("chat", 14.6), ("embed", 26.0)):
         at = 0.0

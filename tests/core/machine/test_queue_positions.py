@@ -1,9 +1,18 @@
 """Where a request stands among those that wait for its model's turn."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.core.machine.queues import Kind, LineKey, Requests, join, leave_line, take
+from supervisor.core.machine.queues import (
+    Kind,
+    LineKey,
+    Requests,
+    count_callers,
+    join,
+    leave_line,
+    take,
+)
 from supervisor.core.machine.values import Waiter
 from supervisor.core.scheduling.values import Priority
 
@@ -21,6 +30,7 @@ def waiting(arrived: list[tuple[str, Kind]]) -> Requests:
             request_id=str(number),
             target=None,
             arrived_at=float(number),
+            arrived_at_sum=float(number),
             number=number,
             priority=urgency,
         )
@@ -54,6 +64,27 @@ def test_position_is_the_rank_while_requests_leave_from_the_head_only(
         is_in_turn = place.line.kind is not Kind.BYSTANDER
         expected = rank(requests, request_id) if is_in_turn else None
         assert requests.position_of(request_id) == expected
+
+
+@given(arrivals, st.lists(st.tuples(st.integers(0, 19), st.integers(1, 9))), st.integers(0, 20))
+def test_sums_of_a_line_are_those_of_who_stands_in_it(
+    arrived: list[tuple[str, Kind]], counts: list[tuple[int, int]], served: int
+) -> None:
+    """Callers of a request came with it or when they were counted, and leave with it."""
+    requests = waiting(arrived)
+    for at, (number, callers) in enumerate(counts, start=len(arrived)):
+        if str(number) in requests.places:
+            requests = count_callers(requests, str(number), callers, float(at))
+    for key in tuple(requests.lines):
+        requests, _ = take(requests, key, served)
+
+    for line in requests.lines.values():
+        there = line.waiters.values()
+        assert line.callers == sum(waiter.callers for waiter in there)
+        assert line.arrived_at_sum == pytest.approx(sum(w.arrived_at_sum for w in there))
+        for waiter in there:
+            mean_at = waiter.arrived_at_sum / waiter.callers
+            assert waiter.arrived_at <= mean_at <= len(arrived) + len(counts)
 
 
 @given(arrivals, st.sets(st.integers(0, 19)))

@@ -17,6 +17,7 @@ from supervisor.core.machine.commands import (
 from supervisor.core.machine.deadlines import next_wakeup
 from supervisor.core.machine.events import (
     BackendExited,
+    CallersCounted,
     RequestArrived,
     RequestEnded,
     TargetRejected,
@@ -180,6 +181,31 @@ def test_absence_shows_how_soon_those_came_who_came_in_it(chat_live: Story) -> N
     story.start()
     returns_s = story.snapshot.scheduling.estimates.models["chat"].returns_s
     assert returns_s == pytest.approx(((0.5 + 1.0) / 2,))
+
+
+def test_all_callers_that_wait_for_one_request_count(chat_live: Story) -> None:
+    """They come when they are counted; three are worth a switch that one was not."""
+    story = chat_live
+    story.arrive("c")
+    ask(story, "e")
+    left_at = story.now
+    for callers in (2, 3):
+        story.now += 0.1
+        story.tell(CallersCounted, request_id="e", callers=callers)
+    decision = story.snapshot.scheduling.decision
+    assert decision is not None
+    assert "3 wait, the oldest 0.2 s" in decision.reason
+    story.tell(CallersCounted, request_id="e", callers=2)
+    assert story.snapshot.requests.callers_of("embed") == 2
+    assert story.snapshot.requests.arrived_at_sum("embed") == pytest.approx(2 * left_at + 0.2)
+    assert story.tell(CallersCounted, request_id="c", callers=2) == ()
+
+    story.end("c")
+    story.accept()
+    story.reap(1)
+    story.start()
+    story.tell(RequestEnded, request_id="e", callers=2)
+    assert story.snapshot.backends[0].work.granted == 2
 
 
 def test_decision_stands_while_the_resident_goes_on_working(clients_return_soon: Story) -> None:

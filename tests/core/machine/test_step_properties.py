@@ -13,6 +13,7 @@ from supervisor.core.machine.commands import GrantLease, StartBackend
 from supervisor.core.machine.events import (
     BackendMoved,
     BackendStalled,
+    CallersCounted,
     Event,
     MemorySampled,
     MemoryUnreadable,
@@ -125,6 +126,14 @@ class Happenings(World):
             assert step(self.snapshot, at_once) == (patient, ())  # it is read in the snapshot
         else:
             self.check_that_nothing_comes_of(at_once)
+
+    @precondition(lambda self: self.requests)
+    @rule(pause_s=pauses_s, pick=st.integers(0), callers=st.integers(1, 9))
+    def callers_are_counted(self, pause_s: float, pick: int, callers: int) -> None:
+        """Whether it waits or not, so many wait for a request."""
+        self.pass_time(pause_s)
+        request_id = f"r{pick % len(self.requests)}"
+        self.tell(CallersCounted(at=self.now, request_id=request_id, callers=callers))
 
     @precondition(lambda self: self.requests)
     @rule(pause_s=pauses_s, pick=st.integers(0))

@@ -531,7 +531,8 @@ class World(RuleBasedStateMachine):
         assert all(self.now < w.arrived_at + LIMITS.hold_timeout_s for w in waiters)
         for key, line in requests.lines.items():
             assert line.head is lines[key][0]
-            assert line.arrived_at_sum == pytest.approx(sum(w.arrived_at for w in lines[key]))
+            assert line.callers == sum(w.callers for w in lines[key])
+            assert line.arrived_at_sum == pytest.approx(sum(w.arrived_at_sum for w in lines[key]))
         assert dict(requests.leases) == self.leases
         in_flight = {b.epoch: b.in_flight for b in self.snapshot.backends if b.in_flight}
         assert in_flight == Counter(self.leases.values())

@@ -156,6 +156,26 @@ async def test_those_who_have_waited_as_long_as_anybody_may_are_refused_and_no_o
     assert (await late).vectors == own_vectors("late")
 
 
+@pytest.mark.parametrize("batching", [{"max_concurrent": 2, "max_batch_size": 4}])
+async def test_the_scheduler_knows_how_many_callers_wait_for_one_lease(bench: Bench) -> None:
+    requests = bench.parts.arbiter
+    chat = bench.parts.targets.target("demo-chat")
+
+    def counted() -> tuple[int, int]:
+        there = requests.snapshot.requests
+        return there.waiting_for("obedient"), there.callers_of("obedient")
+
+    async with requests.lease(chat, may_switch=True):
+        callers = [bench.begin(f"text {n}") for n in range(3)]
+        await until(lambda: counted() == (1, 3))
+        callers.append(bench.begin("two", "texts"))  # more than a batch: another lease is asked for
+        await until(lambda: counted() == (2, 4))
+        callers.pop(0).cancel()
+        await until(lambda: counted()[1] == 3)
+    assert not errors_of(await gather(*callers))
+    assert requests.snapshot.backends[0].work.granted == 3
+
+
 async def test_an_urgent_caller_asks_for_itself_where_batch_work_waits_for_the_model(
     bench: Bench,
 ) -> None:
