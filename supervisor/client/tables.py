@@ -12,6 +12,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from supervisor.vector_store.port import CollectionInfo
+
 _UNITS = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
@@ -32,6 +34,17 @@ def print_hits(hits: Sequence[Mapping[str, Any]]) -> None:
         page = "" if hit.get("page") is None else str(hit["page"])
         table.add_row(f"{hit['score']:.3f}", Text(str(hit["document"])), page, Text(text))
     _console().print(table if hits else "nothing was found")
+
+
+def print_collections(collections: Sequence[CollectionInfo]) -> None:
+    """Print collections with their models and counts."""
+    table = Table("collection", "model", "dimension", show_edge=False)
+    for name in ("documents", "chunks", "indexed"):
+        table.add_column(name, justify="right")
+    for each in collections:
+        counts = (each.documents, each.chunks, each.indexed)
+        table.add_row(Text(each.name), Text(each.model), str(each.dimension), *map(str, counts))
+    _console().print(table if collections else "no collections")
 
 
 def print_job(job: Mapping[str, Any]) -> None:

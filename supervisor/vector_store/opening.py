@@ -41,21 +41,25 @@ class StoreOpener:
 
     async def _open(self) -> VectorStore:
         settings = self._settings
-        if settings.url is None:
-            _require("qdrant_edge")
-            return _open_edge(self._make_folder())
-        _require("qdrant_client")
-        api_key = os.environ.get(settings.api_key_env) if settings.api_key_env else None
-        return await asyncio.to_thread(_open_server, settings.url, api_key)
+        if settings.url is not None:
+            return await open_server(settings.url, settings.api_key_env)
+        _require("qdrant_edge")
+        from supervisor.vector_store.edge import EdgeStore  # noqa: PLC0415 - most serve without
+
+        return EdgeStore(self._make_folder())
 
 
-def _open_edge(folder: Path) -> VectorStore:
-    from supervisor.vector_store.edge import EdgeStore  # noqa: PLC0415 - most serve without
+async def open_server(url: str, api_key_env: str | None) -> VectorStore:
+    """Open the store in a Qdrant server, whose key is in an environment variable.
 
-    return EdgeStore(folder)
+    Nothing is asked of it yet. Raises RequestRefused `extra_missing`.
+    """
+    _require("qdrant_client")
+    api_key = os.environ.get(api_key_env) if api_key_env else None
+    return await asyncio.to_thread(_server_store, url, api_key)
 
 
-def _open_server(url: str, api_key: str | None) -> VectorStore:
+def _server_store(url: str, api_key: str | None) -> VectorStore:
     from supervisor.vector_store.server import ServerStore  # noqa: PLC0415 - takes a second
 
     return ServerStore(url, api_key)

@@ -5,7 +5,9 @@ import subprocess
 import sys
 from array import array
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,17 +30,25 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
 API_KEY = "a-key"
 
 
-@pytest.fixture(scope="session")
-def qdrant_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a Qdrant server, or of what stands in for it (qdrant_server.py)."""
-    folder = tmp_path_factory.mktemp("qdrant")
+@contextmanager
+def serving_qdrant(folder: Path) -> Iterator[str]:
+    """Yield the URL of a Qdrant server, or of what stands in for it (qdrant_server.py)."""
     arguments = ["-m", "tests.vector_store.qdrant_server", str(folder), API_KEY]
     with subprocess.Popen(
         [sys.executable, *arguments], stdout=subprocess.PIPE, cwd=ROOT, text=True
     ) as server:
         assert server.stdout is not None
-        yield f"http://127.0.0.1:{int(server.stdout.readline())}"
-        server.kill()
+        try:
+            yield f"http://127.0.0.1:{int(server.stdout.readline())}"
+        finally:
+            server.kill()
+
+
+@pytest.fixture(scope="session")
+def qdrant_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a server that all tests share."""
+    with serving_qdrant(tmp_path_factory.mktemp("qdrant")) as url:
+        yield url
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["edge", "server"])
