@@ -10,7 +10,7 @@ is set aside, which means renamed and named in the log.
     run-IDENTITY-…/          our sockets, while we run
     estimates.json           what the scheduler has learned of models
     children.json            the servers that run, for whoever finds them after a crash
-    history.sqlite, learned-needs.sqlite, prompt-cache/, uploads/
+    history.sqlite, jobs.sqlite, learned-needs.sqlite, prompt-cache/, uploads/
 
 Marker and stores carry a format. A newer one is refused, for whoever wrote it knows more than we
 do; an older one is brought to ours.
@@ -39,6 +39,8 @@ log = structlog.get_logger()
 MARKER = "llama-supervisor.json"
 LOCK = "controller.lock"
 HISTORY = "history.sqlite"
+JOBS = "jobs.sqlite"
+"""The queue of jobs: where it is not there, nothing was left unfinished."""
 FORMAT = 1
 """The format of the marker and of all that it speaks for: the run folder, children, prompts."""
 STORE_FORMAT = 1

@@ -31,7 +31,7 @@ SETTINGS_FILE = "supervisor.yaml"
 _EXPANDED_FIELDS = frozenset(
     {
         *("path", "mmproj", "tokenizer", "models_dir", "allowed_roots"),
-        *("llama_server_bin", "env"),
+        *("llama_server_bin", "env", "url", "queue_url", "files_dir"),
     }
 )
 

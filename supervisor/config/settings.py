@@ -1,9 +1,9 @@
 """The controller's own settings (`supervisor.yaml`)."""
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from supervisor.config.fields import Settings
 from supervisor.config.units import Bytes, EnvText, Seconds
@@ -264,6 +264,40 @@ class JobSettings(Settings):
         le=64,
         description="How many work on each kind of job, each on up to 256 lines at once.",
     )
+    queue_url: EnvText | None = Field(
+        default=None,
+        description="A Redis server's URL, as `redis://:${REDIS_PASSWORD}@redis:6379/0`, on which "
+        "several controllers share one queue; default: a queue of one's own, in the data folder. "
+        "Read at the start. Needs the extra `llama-supervisor[redis]`.",
+    )
+    files_dir: EnvText | None = Field(
+        default=None,
+        description="A folder that all who share the queue can write, for the files of jobs; "
+        "default: the Redis server, or the data folder. Read at the start.",
+    )
+    callback_hosts: tuple[str, ...] = Field(
+        default=(),
+        description="Hosts that may be told of the end of a job (`callback_url`): a name or an "
+        "address, on any port or with one (`hooks.example:8443`). Default: none.",
+    )
+    callback_key_env: str | None = Field(
+        default=None,
+        description="The environment variable that has the key by which callbacks are signed: "
+        "`whsec_` and base64, or any text.",
+    )
+
+    @field_validator("queue_url")
+    @classmethod
+    def _names_a_scheme(cls, url: str | None) -> str | None:
+        if url is not None and not url.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must begin with redis://, rediss:// or unix://")
+        return url
+
+    @model_validator(mode="after")
+    def _has_a_key(self) -> Self:
+        if self.callback_hosts and self.callback_key_env is None:
+            raise ValueError("callback_hosts needs callback_key_env: callbacks are signed")
+        return self
 
 
 class VectorSettings(Settings):

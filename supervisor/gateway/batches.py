@@ -43,6 +43,7 @@ class NewBatchParameters(Parameters):
     output_expires_after: OutputExpiry | None = None
     priority: Literal["high", "normal", "low"] = "normal"
     not_before: AwareDatetime | None = None
+    callback_url: str | None = Field(default=None, max_length=2048)
 
     @property
     def window_s(self) -> float:
@@ -62,7 +63,7 @@ class NewBatchParameters(Parameters):
     @property
     def extensions(self) -> dict[str, Any]:
         """What is asked beyond OpenAI's API and concerns its kind alone."""
-        return {}
+        return {} if self.callback_url is None else {"callback_url": self.callback_url}
 
 
 class BatchesParameters(Parameters):

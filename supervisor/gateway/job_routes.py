@@ -19,7 +19,7 @@ JOB_ROUTES: tuple[Route, ...] = (
         handler=Files.add,
         parameters=NewFileParameters,
         upload_limit="jobs.files_max_bytes",
-        refusals=("body_too_large", "storage_full"),
+        refusals=("body_too_large", "storage_full", "queue_unreachable"),
         scope=Scope.INFERENCE,
     ),
     Route(
@@ -66,11 +66,11 @@ JOB_ROUTES: tuple[Route, ...] = (
         method="POST",
         path="/v1/batches",
         purpose="Have the requests of a file answered when there is time, in OpenAI's form; any "
-        "`completion_window`; with `priority` and `not_before`.",
+        "`completion_window`; with `priority`, `not_before` and `callback_url`.",
         owner=Batches,
         handler=Batches.add,
         parameters=NewBatchParameters,
-        refusals=("file_not_found", "storage_full"),
+        refusals=("file_not_found", "callback_not_allowed", "storage_full", "queue_unreachable"),
         scope=Scope.INFERENCE,
     ),
     Route(

@@ -34,10 +34,21 @@ class CallbackFailed(SupervisorError):
 
 
 def read_key(text: str) -> bytes:
-    """Return the key of signatures: base64 behind `whsec_`, or the text's own bytes."""
-    if text.startswith(_KEY_PREFIX):
-        return base64.b64decode(text.removeprefix(_KEY_PREFIX), validate=True)
-    return text.encode()
+    """Return the key of signatures: base64 behind `whsec_`, or the text's own bytes.
+
+    Raises RequestRefused for an empty one, and for what is no base64.
+    """
+    try:
+        coded = text.removeprefix(_KEY_PREFIX)
+        key = base64.b64decode(coded, validate=True) if coded != text else text.encode()
+    except ValueError:
+        key = b""
+    if not key:
+        raise _refused(
+            "callbacks cannot be signed: the variable that jobs.callback_key_env names must have "
+            f"a text, or base64 behind {_KEY_PREFIX}"
+        )
+    return key
 
 
 def signature(key: bytes, message_id: str, at: int, body: bytes) -> str:
@@ -107,9 +118,15 @@ def _is_outside(text: str) -> bool:
 class Caller:
     """Sends messages. `allowed` returns the hosts of today, which may be fewer than yesterday's."""
 
-    def __init__(self, key: bytes, allowed: Callable[[], Collection[str]]) -> None:
+    def __init__(self, key: str, allowed: Callable[[], Collection[str]]) -> None:
+        """`key`: see `read_key`."""
         self._key = key
         self._allowed = allowed
+
+    def check(self, url: str) -> None:
+        """Raise RequestRefused where the URL may not be called, or messages cannot be signed."""
+        check_url(url, self._allowed())
+        read_key(self._key)
 
     async def send(self, url: str, message_id: str, content: object) -> None:
         """Send a message once. Raises CallbackFailed unless the receiver answers 2xx.
@@ -118,7 +135,7 @@ class Caller:
         not followed: they could lead anywhere.
         """
         try:
-            check_url(url, self._allowed())
+            self.check(url)
         except RequestRefused as error:
             raise CallbackFailed(error.message, is_final=True) from error
         body, at = msgspec.json.encode(content), int(time.time())
@@ -126,7 +143,7 @@ class Caller:
             "Content-Type": "application/json",
             "webhook-id": message_id,
             "webhook-timestamp": str(at),
-            "webhook-signature": signature(self._key, message_id, at, body),
+            "webhook-signature": signature(read_key(self._key), message_id, at, body),
         }
         try:
             status = await self._post(url, body, headers)

@@ -27,7 +27,7 @@ class JobQueue(Protocol):
     """
 
     async def add(self, job: Job) -> None:
-        """Take a job; when this returns, it is durable."""
+        """Take a job; when this returns, it is durable. One that is there stays as it is."""
         ...
 
     async def job(self, job_id: str) -> Job | None:

@@ -7,6 +7,7 @@ from secrets import token_hex
 
 import structlog
 
+from supervisor.jobs.callback_jobs import callback_of
 from supervisor.jobs.handling import Handlers
 from supervisor.jobs.insisting import Insisting
 from supervisor.jobs.port import FileStore, JobQueue
@@ -87,6 +88,8 @@ class JobRunner:
             following = job.entering(JobState.FINALIZING, self._clock())
         else:
             following = await handler.end(job)
+        if (callback := callback_of(following)) is not None:
+            await self._queue.add(callback)  # before the end is known, for we may die in between
         if not await self._queue.change(following, job.state):
             return  # it was cancelled meanwhile, or another has brought it on
         log.info("job.state", job=job.id, kind=job.kind, state=following.state)

@@ -9,6 +9,7 @@ from secrets import token_hex
 from typing import Any, Protocol
 
 from supervisor.errors import RequestRefused
+from supervisor.jobs.callback_jobs import CALLBACK_URL
 from supervisor.jobs.describing import describe_batch, describe_file, describe_job
 from supervisor.jobs.disk_files import file_not_found
 from supervisor.jobs.port import FileStore, JobQueue
@@ -89,7 +90,15 @@ class JobService:
     describe_batch = staticmethod(describe_batch)
     describe_job = staticmethod(describe_job)
 
-    def __init__(self, queue: JobQueue, files: FileStore, limits: Callable[[], JobLimits]) -> None:
+    def __init__(
+        self,
+        queue: JobQueue,
+        files: FileStore,
+        limits: Callable[[], JobLimits],
+        check_callback: Callable[[str], None],
+    ) -> None:
+        """`check_callback` raises RequestRefused for a URL that may not be called."""
+        self._check_callback = check_callback
         self.queue = queue
         self.files = files
         self._limits = limits
@@ -125,7 +134,13 @@ class JobService:
             raise file_not_found(file_id)
 
     async def add_batch(self, asked: BatchRequest) -> Job:
-        """Take a batch. Raises RequestRefused: `file_not_found`, `bad_request`, `storage_full`."""
+        """Take a batch.
+
+        Raises RequestRefused: `file_not_found`, `bad_request`, `callback_not_allowed`,
+        `storage_full`.
+        """
+        if callback_url := asked.extensions.get(CALLBACK_URL):
+            self._check_callback(callback_url)
         file = await self.file(asked.input_file_id)
         if file.purpose != BATCH_PURPOSE:
             raise RequestRefused(

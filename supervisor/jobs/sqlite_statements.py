@@ -90,9 +90,10 @@ def prepare(database: sqlite3.Connection) -> None:
 
 
 def add(database: sqlite3.Connection, job: Job) -> None:
-    """Insert a job."""
+    """Insert a job, where it is not there yet."""
     database.execute(
-        "INSERT INTO jobs (id, kind, state, rank, not_before, expires_at, record, lines, reason)"
+        "INSERT OR IGNORE INTO jobs"
+        " (id, kind, state, rank, not_before, expires_at, record, lines, reason)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (job.id, job.kind, *_fields(job)),
     )

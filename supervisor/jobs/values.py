@@ -25,6 +25,7 @@ class JobKind(StrEnum):
 
     BATCH = "batch"
     DOCUMENT = "document"
+    CALLBACK = "callback"
 
 
 class JobPriority(StrEnum):

@@ -1,6 +1,7 @@
 """Makes the jobs room. Imported when it is opened: see `wiring/jobs.py`."""
 
 import asyncio
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +10,16 @@ from supervisor.gateway.batch_answers import BatchAnswerer
 from supervisor.gateway.call_reader import CallReader
 from supervisor.gateway.forms.openai import OpenAIForm
 from supervisor.jobs.batches import BatchHandler
-from supervisor.jobs.disk_files import DiskFiles
+from supervisor.jobs.callback_jobs import CallbackHandler
+from supervisor.jobs.callbacks import Caller
 from supervisor.jobs.insisting import Insisting
 from supervisor.jobs.port import JobQueue
 from supervisor.jobs.runner import JobRunner
 from supervisor.jobs.service import JobLimits, JobService
-from supervisor.jobs.sqlite_queue import SqliteQueue
 from supervisor.jobs.values import JobKind
 from supervisor.wiring.embedding import Embedding
 from supervisor.wiring.ground import Ground
+from supervisor.wiring.job_storage import open_storage
 
 _DAY_S = 86_400.0
 
@@ -36,13 +38,11 @@ class JobRoom:
         await self.queue.close()
 
 
-async def open_job_room(
-    path: Path, ground: Ground, reader: CallReader, embedding: Embedding
-) -> JobRoom:
-    """Open the queue, which stands under a path, and the files, and begin to work."""
+async def open_job_room(ground: Ground, reader: CallReader, embedding: Embedding) -> JobRoom:
+    """Open the queue and the files, and begin to work. Raises RequestRefused as `open_storage`."""
     holder = ground.configuration
-    queue = await asyncio.to_thread(SqliteQueue, path)
-    files = DiskFiles(ground.data.subfolder("job-files"))
+    storage = await open_storage(holder.current.settings.jobs, ground.data)
+    queue, files = storage.queue, storage.files
     work_dir = await asyncio.to_thread(_emptied, ground.data.subfolder("job-work"))
     answerer = BatchAnswerer(reader, OpenAIForm(embedding.service), embedding.servers)
 
@@ -50,16 +50,24 @@ async def open_job_room(
         settings = holder.current.settings.jobs
         return JobLimits(max_bytes=settings.max_bytes, keep_s=settings.file_days * _DAY_S)
 
+    caller = Caller(
+        os.environ.get(holder.current.settings.jobs.callback_key_env or "", ""),
+        lambda: holder.current.settings.jobs.callback_hosts,
+    )
     runner = JobRunner(
         queue,
         files,
-        {JobKind.BATCH: BatchHandler(queue, files, answerer, work_dir)},
+        {
+            JobKind.BATCH: BatchHandler(queue, files, answerer, work_dir),
+            JobKind.CALLBACK: CallbackHandler(queue, caller),
+        },
         insisting=Insisting(ground.impairments),
         workers=holder.current.settings.jobs.workers,
         keep_s=lambda: limits().keep_s,
     )
     runner.start()
-    return JobRoom(service=JobService(queue, files, limits), runner=runner, queue=queue)
+    service = JobService(queue, files, limits, caller.check)
+    return JobRoom(service=service, runner=runner, queue=queue)
 
 
 def _emptied(folder: Path) -> Path:

@@ -3,7 +3,8 @@
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from supervisor.errors import RequestRefused
+from supervisor.data_folder import JOBS
+from supervisor.errors import ConfigError, RequestRefused
 from supervisor.gateway.call_reader import CallReader
 from supervisor.lasting import MOUNTS, why_it_passes
 from supervisor.wiring.embedding import Embedding
@@ -12,9 +13,6 @@ from supervisor.wiring.ground import Ground
 if TYPE_CHECKING:
     from supervisor.jobs.service import JobService
     from supervisor.wiring.job_room import JobRoom
-
-JOBS = "jobs.sqlite"
-"""The file of the queue: where it is not there, nothing was left unfinished."""
 
 
 class LazyJobs:
@@ -36,8 +34,7 @@ class LazyJobs:
             if self._room is None:
                 from supervisor.wiring.job_room import open_job_room  # noqa: PLC0415 - see above
 
-                path = self._ground.data.store(JOBS)
-                self._room = await open_job_room(path, self._ground, self._reader, self._embedding)
+                self._room = await open_job_room(self._ground, self._reader, self._embedding)
         return self._room.service
 
     def describe(self) -> dict[str, Any]:
@@ -54,9 +51,16 @@ class LazyJobs:
         }
 
     async def resume(self) -> None:
-        """Open the room where a controller before us had opened it."""
-        if (self._ground.data.path / JOBS).exists():
-            await self.open()
+        """Open the room where one before us had opened it, or others may have left work for us.
+
+        Raises ConfigError where the queue that the settings name cannot be opened.
+        """
+        is_shared = self._ground.configuration.current.settings.jobs.queue_url is not None
+        if is_shared or (self._ground.data.path / JOBS).exists():
+            try:
+                await self.open()
+            except RequestRefused as error:
+                raise ConfigError((error.message,)) from error
 
     async def close(self) -> None:
         """End all work on jobs, and let nothing begin any more. A second time changes nothing."""

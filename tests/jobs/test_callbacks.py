@@ -1,8 +1,11 @@
 """Messages to receivers: signed as their libraries verify it, and only where operators allow it."""
 
+import asyncio
+import json
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -11,7 +14,18 @@ from aiohttp import web
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 from supervisor.errors import RequestRefused
+from supervisor.jobs import callback_jobs
+from supervisor.jobs.callback_jobs import CallbackHandler
 from supervisor.jobs.callbacks import CallbackFailed, Caller, check_url, read_key
+from supervisor.jobs.disk_files import DiskFiles
+from supervisor.jobs.handling import Outcome
+from supervisor.jobs.insisting import Insisting
+from supervisor.jobs.port import FileStore, JobQueue
+from supervisor.jobs.runner import JobRunner
+from supervisor.jobs.values import Job, JobKind, JobState, Line, LineResult
+from supervisor.jobs.worker import MAX_ATTEMPTS
+from supervisor.observability.impairments import Impairments
+from tests.jobs.conftest import add_running, new_job
 
 KEY = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 MESSAGE = {"type": "job.completed", "data": {"id": "batch_1", "state": "completed"}}
@@ -46,7 +60,7 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 
 def caller(*hosts: str) -> Caller:
-    return Caller(read_key(KEY), lambda: hosts)
+    return Caller(KEY, lambda: hosts)
 
 
 async def test_receiver_verifies_the_message_with_the_schemes_own_library(
@@ -61,8 +75,14 @@ async def test_receiver_verifies_the_message_with_the_schemes_own_library(
         Webhook(KEY).verify(body + b" ", headers)
 
 
-def test_key_that_is_no_base64_is_taken_as_it_is_written() -> None:
+def test_key_without_the_schemes_prefix_is_taken_as_it_is_written() -> None:
     assert read_key("any words") == b"any words"
+
+
+@pytest.mark.parametrize("key", ["", "whsec_", "whsec_no base64!"])
+def test_nobody_is_called_without_a_key(key: str) -> None:
+    with pytest.raises(RequestRefused, match="cannot be signed"):
+        Caller(key, lambda: ("127.0.0.1",)).check("http://127.0.0.1/")
 
 
 @pytest.mark.parametrize(
@@ -149,3 +169,132 @@ def name_of(address: str) -> Callable[..., Any]:
         return [{**found, "proto": 0, "flags": 0}]
 
     return resolve
+
+
+class Running:
+    """A queue whose batches end at once, and whose ends are told."""
+
+    def __init__(self, queue: JobQueue, files: FileStore, host: str) -> None:
+        self.queue = queue
+        self.runner = JobRunner(
+            queue,
+            files,
+            {
+                JobKind.BATCH: EndsAtOnce(),
+                JobKind.CALLBACK: CallbackHandler(queue, caller(host)),
+            },
+            insisting=Insisting(Impairments()),
+            workers=1,
+            keep_s=lambda: 9e9,
+        )
+
+    async def told(self, job_id: str, state: JobState) -> Job:
+        """Wait until the callback of a job has come to a state."""
+        async with asyncio.timeout(30):
+            while True:
+                job = await self.queue.job(f"callback_{job_id}_1")
+                if job is not None and job.state is state:
+                    return job
+                await asyncio.sleep(0.02)
+
+
+class EndsAtOnce:
+    max_claim = 1
+
+    async def begin(self, job: Job) -> Job:
+        return job.entering(JobState.FAILED, 1001.0, reason="for a test")
+
+    def answer(self, lines: Sequence[Line]) -> AsyncIterator[Sequence[Outcome]]:
+        raise NotImplementedError
+
+    def failure(self, line: Line, code: str, reason: str) -> LineResult:
+        raise NotImplementedError
+
+    async def end(self, job: Job) -> Job:
+        raise NotImplementedError
+
+
+@pytest.fixture
+async def running(
+    queue: JobQueue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Running]:
+    monkeypatch.setattr(callback_jobs, "PAUSES_S", (0.05,) * 7)
+    found = Running(queue, DiskFiles(tmp_path), "127.0.0.1")
+    found.runner.start()
+    yield found
+    await found.runner.stop()
+
+
+async def test_end_of_a_job_is_told_once_in_the_form_of_openais_webhooks(
+    running: Running, receiver: Receiver
+) -> None:
+    await running.queue.add(new_job("batch_1", spec={"callback_url": receiver.url}))
+    await running.queue.add(new_job("batch_2"))
+    await running.told("batch_1", JobState.COMPLETED)
+
+    ((body, headers),) = receiver.taken
+    assert Webhook(KEY).verify(body, headers) == {
+        "object": "event",
+        "id": "callback_batch_1_1",
+        "type": "batch.failed",
+        "created_at": 1001,
+        "data": {"id": "batch_1", "state": "failed", "round": 1},
+    }
+    assert headers["webhook-id"] == "callback_batch_1_1"
+    assert await running.queue.job("callback_batch_2_1") is None
+
+
+async def test_receiver_that_fails_is_told_again_under_the_same_id(
+    running: Running, receiver: Receiver
+) -> None:
+    receiver.status = 503
+    await running.queue.add(new_job("batch_1", spec={"callback_url": receiver.url}))
+    async with asyncio.timeout(30):
+        while len(receiver.taken) < 3:
+            await running.queue.wait(0.02)
+    receiver.status = 200
+    job = await running.told("batch_1", JobState.COMPLETED)
+
+    assert {headers["webhook-id"] for _, headers in receiver.taken} == {"callback_batch_1_1"}
+    assert job.counts.repeats >= 3
+    assert "answered 503" in job.reason
+
+
+async def test_receiver_that_never_takes_it_is_given_up_with_the_reason(
+    running: Running, receiver: Receiver
+) -> None:
+    receiver.status = 500
+    await running.queue.add(new_job("batch_1", spec={"callback_url": receiver.url}))
+    job = await running.told("batch_1", JobState.FAILED)
+
+    assert len(receiver.taken) == MAX_ATTEMPTS
+    assert "after 8 attempts" in job.reason
+    assert "answered 500" in job.reason
+
+
+async def test_receiver_that_is_gone_is_not_asked_again(
+    running: Running, receiver: Receiver
+) -> None:
+    receiver.status = 410
+    await running.queue.add(new_job("batch_1", spec={"callback_url": receiver.url}))
+    await running.told("batch_1", JobState.FAILED)
+
+    assert len(receiver.taken) == 1
+
+
+async def test_end_that_is_not_known_yet_is_not_told(running: Running, receiver: Receiver) -> None:
+    job = new_job("batch_1", spec={"callback_url": receiver.url}, lines=1, not_before=9e9)
+    ended = job.entering(JobState.COMPLETED, 1002.0)
+    await add_running(running.queue, job)
+    callback = callback_jobs.callback_of(ended)
+    assert callback is not None
+    await running.queue.add(callback)
+    async with asyncio.timeout(30):
+        while not (await running.queue.job(callback.id) or callback).counts.repeats:
+            await running.queue.wait(0.02)
+    assert receiver.taken == []
+    assert await running.queue.change(ended, JobState.IN_PROGRESS)
+    await running.told("batch_1", JobState.COMPLETED)
+
+    ((body, _),) = receiver.taken
+    assert json.loads(body)["type"] == "batch.completed"
