@@ -115,7 +115,7 @@ async def ids_in(served: Served, file_id: str) -> list[str]:
 
 def works(served: Served) -> bool:
     """Whether it has started the model of the batch, which nothing else asks for."""
-    return any(event["model"] == "minilm" for event in served.events("backend.ready"))
+    return any(event["model"] == "minilm" for event in served.events("switch.finished"))
 
 
 async def test_batch_of_a_killed_controller_is_done_by_the_other_and_told_once(
