@@ -90,6 +90,11 @@ def http_page() -> str:
             "that take `any` answer whatever is given, and do not look at it: they are asked by",
             "probes, and by clients of other servers.",
             "",
+            "A route that takes a `file` takes a form (`multipart/form-data`: one file, and up to",
+            "64 KiB of other fields, a flag as in a query), or the file itself as the body, with",
+            "the other fields in the query. The file goes to disk as it comes; beyond the limit",
+            "that the error names it is refused with 413, and where the disk has no room with 507.",
+            "",
             "| Method | Path | What it does | Takes | Answers | Refusals of its own |",
             "|---|---|---|---|---|---|",
             *routes,
@@ -159,7 +164,9 @@ def http_page() -> str:
 def route_row(route: Route) -> str:
     """Write a reserved route as a row of the table."""
     fields = route.parameters.model_fields.items()
-    takes = ", ".join(f"`{name}`" + ("" if f.is_required() else "?") for name, f in fields)
+    takes = ", ".join(
+        f"`{field.alias or name}`" + ("" if field.is_required() else "?") for name, field in fields
+    )
     if route.parameters is AnyParameters:
         takes = "any"
     answers = ", ".join(map(str, route.answers)) if route.handler else "the backend's"
