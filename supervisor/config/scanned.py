@@ -17,6 +17,7 @@ class FoundModel:
     mode: Mode
     is_reranker: bool = False
     projector_path: Path | None = None
+    tokenizer_path: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +102,10 @@ def _add_one(
         one = LeftOut(path=str(found.path), reason=reason)
         return replace(full, left_out=(*full.left_out, one))
     overrides = {"pooling": "rank"} if found.is_reranker else {}
-    entry = ModelEntry(path=str(found.path), type=found.mode, overrides=overrides)
+    tokenizer = str(found.tokenizer_path) if found.tokenizer_path else None
+    entry = ModelEntry(
+        path=str(found.path), type=found.mode, tokenizer=tokenizer, overrides=overrides
+    )
     models = full.catalogue.models | {found.name: entry}
     projectors = dict(full.projectors)
     if projector is not None:

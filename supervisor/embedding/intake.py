@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import structlog
+
 from supervisor.config.configuration import ResolvedModel
 from supervisor.core.sizing.gguf import GgufHeader
 from supervisor.core.sizing.input_limit import longest_input
@@ -11,6 +13,8 @@ from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.models.model_source import look_at_model
 from supervisor.engine.port import Abilities
 from supervisor.errors import EngineError, ModelFileError, RequestRefused
+
+log = structlog.get_logger()
 
 _VOCABULARY = "tokenizer.ggml.tokens"
 
@@ -40,6 +44,13 @@ def look_at(ways: Sequence[ResolvedModel], engines: Engines) -> Intake:
     be used.
     """
     own, *others = [_look_at(resolved, engines) for resolved in ways]
+    if own.tokenizer is not None and any(own.takes_ids is not each.takes_ids for each in others):
+        raise RequestRefused(
+            "target_cannot_start",
+            f"'{own.resolved.name}' names a tokenizer, and one of its profile and the fallback "
+            "takes token ids and the other texts: the two would make other vectors of one text; "
+            "leave out `fallback_profile`, or choose an engine that takes ids",
+        )
     limits = [each.limit for each in (own, *others) if each.limit is not None]
     return replace(
         own,
@@ -58,6 +69,13 @@ def _look_at(resolved: ResolvedModel, engines: Engines) -> Intake:
     except (EngineError, ModelFileError) as error:
         raise RequestRefused("target_cannot_start", str(error)) from error
     header = file.header if file else None
+    if path is None and header is not None and _loses_hangul(header, abilities):
+        log.warning(
+            "embedding.tokenizer_missing",
+            model=resolved.name,
+            reason="llama.cpp's WordPiece keeps only the initial of each Hangul syllable; name the "
+            "model's tokenizer.json as `tokenizer` in models.yaml",
+        )
     vocabulary_size = header.array_lengths.get(_VOCABULARY) if header else None
     if tokenizer is not None:
         vocabulary_size = vocabulary_size or tokenizer.vocabulary_size
@@ -75,6 +93,10 @@ def _look_at(resolved: ResolvedModel, engines: Engines) -> Intake:
         tells_tokens=abilities.tokenize is not None,
         tokenizer=tokenizer,
     )
+
+
+def _loses_hangul(header: GgufHeader, abilities: Abilities) -> bool:
+    return abilities.runs_gguf_only and header.metadata.get("tokenizer.ggml.model") == "bert"
 
 
 def _limit(resolved: ResolvedModel, header: GgufHeader | None, abilities: Abilities) -> int | None:

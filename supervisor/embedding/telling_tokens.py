@@ -13,15 +13,27 @@ from supervisor.embedding.values import Token
 from supervisor.engine.port import TokenizeRoute
 from supervisor.engine.servers.backend import Backend
 from supervisor.engine.servers.framing import Request, post_json
+from supervisor.engine.targets import Targets
+from supervisor.engine.tasks import ModelTask
 from supervisor.errors import RequestRefused
 
 
 class TokenTeller:
     """Tells tokens: by the model's own tokenizer, else as its server does."""
 
-    def __init__(self, *, preparer: Preparer, servers: Servers) -> None:
+    def __init__(self, *, targets: Targets, preparer: Preparer, servers: Servers) -> None:
+        self._targets = targets
         self._preparer = preparer
         self._servers = servers
+
+    def target(self, wanted: Target | None, path: str) -> Target:
+        """Return the model that a path means: one that embeds or ranks, else the default one.
+
+        Raises RequestRefused where none is clear, or where it does neither.
+        """
+        ranks = wanted is not None and self._targets.is_able(wanted.model, ModelTask.RERANKING)
+        task = ModelTask.RERANKING if ranks else ModelTask.EMBEDDING
+        return self._targets.able(wanted, task, path)
 
     async def tokens(
         self,

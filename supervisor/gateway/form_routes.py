@@ -87,7 +87,7 @@ FORM_ROUTES: tuple[FormRoute, ...] = (
     ),
     FormRoute(
         path="/",
-        purpose="As `/embed`, or `/similarity` where `inputs` is an object.",
+        purpose="As `/embed`; `/similarity` where `inputs` is an object, `/rerank` with `texts`.",
         owner=TeiForm,
         handler=TeiForm.own_task,
         error_answer=tei_error,

@@ -35,7 +35,8 @@ RELAYED_ROUTES: tuple[RelayedRoute, ...] = (
     *_computed("/v1/embeddings", task=ModelTask.EMBEDDING),
     *_computed("/v1/embeddings/query", task=ModelTask.EMBEDDING),
     *_computed("/v1/embeddings/document", task=ModelTask.EMBEDDING),
-    *_computed("/embed", "/", "/similarity", "/api/embed", task=ModelTask.EMBEDDING),
+    *_computed("/embed", "/similarity", "/api/embed", task=ModelTask.EMBEDDING),
+    *_computed("/"),  # to embed or to rank: the body says which
     *_computed("/rerank", "/reranking", task=ModelTask.RERANKING),
     *_computed("/v1/rerank", "/v1/reranking", task=ModelTask.RERANKING),
     *_generation("/completion", "/completions", "/v1/completions"),

@@ -40,7 +40,7 @@ def make_embedding(
         servers=servers,
         preparer=preparer,
         reranker=Reranker(targets=targets, preparer=preparer, servers=servers),
-        teller=TokenTeller(preparer=preparer, servers=servers),
+        teller=TokenTeller(targets=targets, preparer=preparer, servers=servers),
     )
 
 

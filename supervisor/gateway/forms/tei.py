@@ -86,15 +86,16 @@ class TokenizeBody(msgspec.Struct, frozen=True, kw_only=True):
     prompt_name: str | None = None
 
 
-class _AnyInputs(msgspec.Struct, frozen=True):
+class _AnyBody(msgspec.Struct, frozen=True):
     inputs: msgspec.Raw = msgspec.Raw()
+    texts: msgspec.Raw = msgspec.Raw()
 
 
 _embed_decoder = msgspec.json.Decoder(EmbedBody)
 _similarity_decoder = msgspec.json.Decoder(SimilarityBody)
 _rerank_decoder = msgspec.json.Decoder(RerankBody)
 _tokenize_decoder = msgspec.json.Decoder(TokenizeBody)
-_any_decoder = msgspec.json.Decoder(_AnyInputs)
+_any_decoder = msgspec.json.Decoder(_AnyBody)
 
 
 class TeiForm:
@@ -106,9 +107,11 @@ class TeiForm:
         self._teller = teller
 
     async def own_task(self, call: Call) -> Answer:
-        """Embed, or compare sentences: clients post both to the address itself."""
-        given = bytes(read_body(_any_decoder, call.body).inputs)
-        is_comparison = given.lstrip().startswith(b"{")
+        """Embed, compare sentences, or rank texts: clients post all to the address itself."""
+        body = read_body(_any_decoder, call.body)
+        if bytes(body.texts):
+            return await self.rerank(call)
+        is_comparison = bytes(body.inputs).lstrip().startswith(b"{")
         return await (self.similarity(call) if is_comparison else self.embed(call))
 
     async def embed(self, call: Call) -> Answer:
@@ -181,7 +184,7 @@ class TeiForm:
             raise _empty("`inputs` cannot be empty")
         return json_answer(
             await self._teller.tokens(
-                self._target(call),
+                self._teller.target(call.wanted, call.head.path),
                 texts,
                 prompt_name=body.prompt_name,
                 adds_special=body.add_special_tokens,

@@ -43,6 +43,36 @@ def left_out_of(folder: Path) -> Mapping[str, str]:
     return {one.path.removeprefix(f"{folder}/"): one.reason for one in scan_models(folder).left_out}
 
 
+def test_an_embedding_model_has_the_tokenizer_beside_it(tmp_path: Path, models_dir: Path) -> None:
+    for folder, models, tokenizers in (
+        ("named", ("a-Q8_0.gguf", "a.gguf", "b.gguf"), ("a.tokenizer.json", "tokenizer.json")),
+        ("alone", ("c-F16.gguf", "c-Q8_0.gguf"), ("tokenizer.json",)),
+        ("own", ("d-F16.gguf",), ("d-F16.tokenizer.json", "d.tokenizer.json")),
+    ):
+        (tmp_path / folder).mkdir()
+        for name in models:
+            shutil.copy(models_dir / "minilm.gguf", tmp_path / folder / name)
+        for name in tokenizers:
+            (tmp_path / folder / name).write_text("{}")
+    write_gguf(tmp_path / "chat" / "chat.gguf", "llama")
+    (tmp_path / "chat" / "tokenizer.json").write_text("{}")
+
+    found = {
+        name: model.tokenizer_path and str(model.tokenizer_path.relative_to(tmp_path))
+        for name, model in found_in(tmp_path).items()
+    }
+
+    assert found == {
+        "a-Q8_0": "named/a.tokenizer.json",
+        "a": "named/a.tokenizer.json",
+        "b": None,
+        "c-F16": "alone/tokenizer.json",
+        "c-Q8_0": "alone/tokenizer.json",
+        "d-F16": "own/d-F16.tokenizer.json",
+        "chat": None,
+    }
+
+
 def test_each_file_becomes_a_model_of_the_type_that_its_header_says(
     tmp_path: Path, models_dir: Path
 ) -> None:

@@ -187,10 +187,15 @@ def test_texts_are_ranked_the_best_first(caller: Caller) -> None:
         _, _, own = caller.post("/rerank?model=reranker", documents)
         many = [f"{number} panda" for number in range(100)]
         _, _, all_ranked = caller.post("/rerank", {"query": query, "texts": many})
+        at_address = caller.post("/", {"query": query, "texts": texts})
+        told = caller.post("/tokenize?model=reranker", {"inputs": "panda"})
     finally:
         caller.running.make_live("minilm")
 
     assert ranked[0]["index"] == 1
+    assert at_address[2] == ranked
+    assert told[0] == 200
+    assert any("panda" in each["text"] for each in told[2][0])
     assert [each["score"] for each in ranked] == sorted((r["score"] for r in ranked), reverse=True)
     assert all(0 <= each["score"] <= 1 for each in ranked)
     assert [each["text"] for each in raw] == [texts[each["index"]] for each in raw]
