@@ -42,7 +42,7 @@ class Crowd:
     def loops(self, models: Sequence[Model]) -> list[Client]:
         """Return the clients of these models."""
         each = [loop(model.name, self.think_s, late_s=self.late_s) for model in models]
-        return each * self.clients
+        return [client for client in each for _ in range(self.clients)]
 
 
 CROWDS = (

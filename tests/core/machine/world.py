@@ -262,6 +262,8 @@ class World(RuleBasedStateMachine):
         switch = self.snapshot.switch
         if switch is not None and switch.switch_id not in self.live_before:
             self.note_begin(switch)
+        if switch is not None and switch.order.requested_by == SCHEDULER:
+            self.check_that_those_who_leave_have_served(before, switch)
 
     def note_begin(self, switch: Switch) -> None:
         """A switch has begun: by whom, and what is live then."""
@@ -289,6 +291,13 @@ class World(RuleBasedStateMachine):
                 or self.now >= self.held_until.get("alone", 0.0)
                 or (order.target.device != "alone")
             )
+
+    def check_that_those_who_leave_have_served(self, before: Snapshot, switch: Switch) -> None:
+        """Every stay serves somebody, unless nobody waits for it, however many leave together."""
+        for backend in before.ready_backends():
+            if backend.epoch in switch.leaving.epochs:
+                model = backend.target.model
+                assert backend.work.granted or not before.requests.lines_of(model)
 
     def check_that_somebody_waits_for(self, target: Target) -> None:
         """No switch without a reason."""
