@@ -141,8 +141,8 @@ def p95_s(tally: LeanTally) -> float:
     return ordered[math.ceil(len(ordered) * 0.95) - 1]
 
 
-def batch_of(lines: int) -> bytes:
-    """Write a batch of texts to embed."""
+def batch_of(lines: int, **fields: str) -> bytes:
+    """Write a batch of texts to embed, with further fields of their requests."""
     texts = short_texts(lines, min_words=3, max_words=40)
     return "\n".join(
         json.dumps(
@@ -150,7 +150,7 @@ def batch_of(lines: int) -> bytes:
                 "custom_id": str(number),
                 "method": "POST",
                 "url": "/v1/embeddings",
-                "body": {"model": EMBEDDING_MODEL, "input": text},
+                "body": {"model": EMBEDDING_MODEL, "input": text, **fields},
             }
         )
         for number, text in enumerate(texts)

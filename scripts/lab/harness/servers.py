@@ -143,6 +143,14 @@ class Server:
                 raise self._failure(f"POST {path} answered {answer.status}: {told}")
             return told
 
+    def download(self, path: str) -> bytes:
+        """Return a body as it is. Raises LabError as `call`."""
+        with self._answer("GET", path, None, {}) as answer:
+            content: bytes = answer.read()
+            if answer.status != 200:
+                raise self._failure(f"GET {path} answered {answer.status}")
+            return content
+
     def ask(self, method: str, path: str, content: object = None) -> tuple[int, Any]:
         """Ask what may be refused; return the status and the JSON of the answer.
 
