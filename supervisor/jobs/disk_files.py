@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
+from secrets import token_hex
 
 import msgspec
 import structlog
@@ -82,7 +83,7 @@ class DiskFiles:
         if present is not None:
             path.unlink()
             return present
-        coming = self._content(f"{file.id}{_COMING}")
+        coming = self._content(f"{file.id}-{token_hex(4)}{_COMING}")  # one may come twice at once
         shutil.move(path, coming)  # a copy where the folder is on another file system
         with coming.open("rb") as content:
             digest = hashlib.file_digest(content, "sha256").hexdigest()

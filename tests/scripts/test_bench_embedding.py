@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from lab.bench.embedding import arrays, direct, queued, singles, sweeps
+from lab.bench.embedding import arrays, batches, direct, queued, singles, sweeps
 from lab.bench.report import Figure, Row
 from lab.harness.setting import Setting
 
@@ -89,3 +89,14 @@ def test_sweeps_have_a_row_for_each_cell_with_both_sides_and_the_share_that_was_
     assert len(figure.attachments["sweeps.md"].splitlines()) == 2 + len(rows)
     assert figure.attachments["sweeps.svg"].count("<polyline") == 4
     assert rows_of(figure)["p95, 6 at a time"].target.bound == 1.05
+
+
+def test_batches_are_held_against_arrays_in_each_form(setting: Setting) -> None:
+    figure = batches.measure(replace(setting, texts=20))
+
+    rows = rows_of(figure)
+    for form in batches.FORMS:
+        row = rows[f"20 texts as a batch, {form}, over arrays"]
+        assert row.judged == pytest.approx(row.controller / row.direct)
+        assert row.target.bound == 0.95
+    assert rows["lines lost or twice"].controller == 0

@@ -1,0 +1,159 @@
+"""Batches between their files: whatever dies when, each line is in one file, once."""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from supervisor.errors import RequestRefused
+from supervisor.jobs.answering import Answered, Asked, NotAnswered
+from supervisor.jobs.batches import BatchHandler
+from supervisor.jobs.disk_files import DiskFiles
+from supervisor.jobs.port import JobQueue
+from supervisor.jobs.service import JobLimits, JobService
+from supervisor.jobs.values import Job, JobKind, JobState, LineResult, StoredFile
+from tests.jobs.conftest import new_job
+
+ENDPOINT = "/v1/embeddings"
+LINES = 40
+
+
+class Echo:
+    """Answers each request with its own body; one in four is refused, one in nine must wait."""
+
+    async def answer(
+        self, asked: Sequence[Asked]
+    ) -> AsyncIterator[Sequence[Answered | NotAnswered]]:
+        for index, each in enumerate(asked):
+            number = int(json.loads(each.body)["input"])
+            if number % 9 == 0:
+                yield [NotAnswered(index=index, reason="busy", counts=False, after_s=0.0)]
+            else:
+                status = 400 if number % 4 == 0 else 200
+                yield [Answered(index=index, status=status, body=each.body, request_id="r")]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> DiskFiles:
+    folder = tmp_path / "files"
+    folder.mkdir()
+    return DiskFiles(folder)
+
+
+@pytest.fixture
+def handler(queue: JobQueue, files: DiskFiles, tmp_path: Path) -> BatchHandler:
+    work_dir = tmp_path / "work"
+    work_dir.mkdir()
+    return BatchHandler(queue, files, Echo(), work_dir)
+
+
+async def begun(queue: JobQueue, files: DiskFiles, handler: BatchHandler, path: Path) -> Job:
+    """Return a batch whose lines are in the queue."""
+    lines = [
+        {"custom_id": f"c{n}", "method": "POST", "url": ENDPOINT, "body": {"input": str(n)}}
+        for n in range(LINES)
+    ]
+    await asyncio.to_thread(path.write_text, "\n".join(map(json.dumps, lines)))
+    asked = StoredFile(
+        id="file-in", file_name="in", purpose="batch", created_at=0.0, expires_at=9e9
+    )
+    await files.add(asked, path)
+    spec = {"endpoint": ENDPOINT, "input_file_id": "file-in", "files_expire_after_s": 9e9}
+    job = new_job("batch_a", spec=spec)
+    await queue.add(job)
+    await handler.begin(job)
+    running = await handler.begin(job)  # as one that died before it could say so
+    assert await queue.change(running, JobState.VALIDATING)
+    return running
+
+
+async def worked_on(queue: JobQueue, handler: BatchHandler) -> None:
+    """Answer the lines once."""
+    lines = await queue.claim(JobKind.BATCH, "me", 1000, 60.0)
+    assert len(lines) == LINES
+    async for outcomes in handler.answer(lines):
+        await queue.settle([each for each in outcomes if isinstance(each, LineResult)])
+
+
+async def ids_in(files: DiskFiles, file_id: str | None) -> Counter[str]:
+    if file_id is None:
+        return Counter()
+    content = b"".join([piece async for piece in files.read(file_id)])
+    return Counter(json.loads(line)["custom_id"] for line in content.splitlines())
+
+
+async def current(queue: JobQueue) -> Job:
+    job = await queue.job("batch_a")
+    assert job is not None
+    return job
+
+
+async def test_however_often_a_batch_is_ended_its_files_are_the_same(
+    queue: JobQueue, files: DiskFiles, handler: BatchHandler, tmp_path: Path
+) -> None:
+    job = await begun(queue, files, handler, tmp_path / "in")
+    await worked_on(queue, handler)
+    assert await queue.change(job.entering(JobState.FINALIZING, 1.0), JobState.IN_PROGRESS)
+    job = await current(queue)
+    ended = await asyncio.gather(*(handler.end(job) for _ in range(3)))
+    assert (
+        len({(each.outcome["output_file_id"], each.outcome["error_file_id"]) for each in ended})
+        == 1
+    )
+    assert ended[0].state is JobState.EXPIRED
+    output = await ids_in(files, ended[0].outcome["output_file_id"])
+    errors = await ids_in(files, ended[0].outcome["error_file_id"])
+    assert output + errors == Counter(f"c{n}" for n in range(LINES))
+    assert output == Counter(f"c{n}" for n in range(LINES) if n % 9 and n % 4)
+    assert await asyncio.to_thread(lambda: list((tmp_path / "work").iterdir())) == []
+
+
+async def test_a_later_round_has_what_an_earlier_one_answered(
+    queue: JobQueue, files: DiskFiles, handler: BatchHandler, tmp_path: Path
+) -> None:
+    job = await begun(queue, files, handler, tmp_path / "in")
+    await worked_on(queue, handler)
+    assert await queue.change(job.entering(JobState.CANCELLING, 1.0), JobState.IN_PROGRESS)
+    ended = await handler.end(await current(queue))
+    assert ended.state is JobState.CANCELLED
+    assert await queue.change(ended, JobState.CANCELLING)
+    await queue.forget_results(job.id)
+    service = JobService(queue, files, lambda: JobLimits(max_bytes=10**9, keep_s=9e9), print)
+    again = await service.retry(job.id)
+    lines = await queue.claim(JobKind.BATCH, "me", 1000, 60.0)
+    await queue.settle([handler.failure(line, "attempts_exhausted", "no") for line in lines])
+    assert await queue.change(again.entering(JobState.FINALIZING, 2.0), JobState.IN_PROGRESS)
+    ended = await handler.end(await current(queue))
+    assert ended.state is JobState.COMPLETED
+    output = await ids_in(files, ended.outcome["output_file_id"])
+    errors = await ids_in(files, ended.outcome["error_file_id"])
+    assert output + errors == Counter(f"c{n}" for n in range(LINES))
+    assert output == Counter(f"c{n}" for n in range(LINES) if n % 9 and n % 4)
+
+
+async def test_a_batch_whose_file_is_gone_fails_with_that_reason(
+    queue: JobQueue, handler: BatchHandler
+) -> None:
+    spec = {"endpoint": ENDPOINT, "input_file_id": "file-none", "files_expire_after_s": 9e9}
+    job = await handler.begin(new_job("batch_a", spec=spec))
+    assert job.state is JobState.FAILED
+    assert "there is no file 'file-none'" in job.reason
+
+
+async def test_what_is_full_takes_no_more(
+    queue: JobQueue, files: DiskFiles, tmp_path: Path
+) -> None:
+    used = await queue.used_bytes()
+    service = JobService(queue, files, lambda: JobLimits(max_bytes=used + 1000, keep_s=60.0), print)
+    first = tmp_path / "first"
+    await asyncio.to_thread(first.write_bytes, b"x" * 900)
+    kept = await service.add_file(first, "in.jsonl", "batch", None)
+    await asyncio.to_thread(first.write_bytes, b"x" * 900)
+    with pytest.raises(RequestRefused, match=r"jobs.max_bytes") as refused:
+        await service.add_file(first, "in.jsonl", "batch", None)
+    assert refused.value.code == "storage_full"
+    await service.remove_file(kept.id)
+    assert (await service.add_file(first, "in.jsonl", "batch", None)).size_bytes == 900
