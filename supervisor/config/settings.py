@@ -313,6 +313,43 @@ class VectorSettings(Settings):
     )
 
 
+class DocumentSettings(Settings):
+    """How documents are read and divided."""
+
+    max_bytes: Bytes = Field(
+        default=200 * MIB, ge=1, description="The largest file that is taken in; above it: 413."
+    )
+    max_pages: int = Field(default=5000, ge=1, description="Pages of a document; above it: 422.")
+    max_characters: int = Field(
+        default=10_000_000, ge=1, description="Characters of a document's text; above it: 422."
+    )
+    memory_bytes: Bytes = Field(
+        default=1024 * MIB,
+        ge=64 * MIB,
+        description="Memory that reading one document may take; beyond: 422.",
+    )
+    timeout_s: Seconds = Field(
+        default=60.0, gt=0, description="Seconds that reading one may take; beyond: 422."
+    )
+    chunk_tokens: int = Field(
+        default=240,
+        ge=1,
+        description="Tokens of a chunk at most, special ones not counted; fewer where the model "
+        "takes less. A model without `tokenizer` has 3 characters a token, by estimate.",
+    )
+    chunk_overlap_tokens: int = Field(
+        default=24,
+        ge=0,
+        description="Tokens that a chunk has in common with the one before, at most half of one.",
+    )
+
+    @model_validator(mode="after")
+    def _require_progress(self) -> Self:
+        if self.chunk_overlap_tokens * 2 > self.chunk_tokens:
+            raise ValueError("chunk_overlap_tokens is more than half of chunk_tokens")
+        return self
+
+
 class SupervisorSettings(Settings):
     """`supervisor.yaml`: everything that is neither a model nor a profile."""
 
@@ -326,6 +363,7 @@ class SupervisorSettings(Settings):
     scheduler: SchedulerSettings = Field(default_factory=SchedulerSettings)
     vectors: VectorSettings = Field(default_factory=VectorSettings)
     jobs: JobSettings = Field(default_factory=JobSettings)
+    documents: DocumentSettings = Field(default_factory=DocumentSettings)
 
     def limits(self) -> Limits:
         """Return the bounds on waiting requests as the core takes them."""

@@ -9,9 +9,6 @@ from semantic_text_splitter import MarkdownSplitter, TextSplitter
 
 from supervisor.documents.values import Chunk, Division
 
-CHUNKER = "semantic-text-splitter-1"
-"""A word for the way in which documents are divided: it changes where chunks would."""
-
 
 class Splitter:
     """Divides texts in one way; the tokenizer is read once."""

@@ -2,7 +2,7 @@
 
 The document's own point is written after its chunks, and what is left of an older state is deleted
 after that. So a document that is shown has all its chunks; and one whose storing was cut short
-differs from what it should be (`is_stored`), and is stored again.
+differs from what it should be (`is_complete`), and is stored again.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from supervisor.embedding.vectors import length
-from supervisor.vector_store.port import Point, PointKind, VectorStore, point_id
+from supervisor.vector_store.port import Point, PointKind, StoredDocument, VectorStore, point_id
 
 
 class EmbeddedChunk(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,11 +47,8 @@ def generation_of(*parts: Any) -> str:
     return hashlib.sha256(content).hexdigest()[:32]
 
 
-async def is_stored(
-    store: VectorStore, collection: str, document: str, *, generation: str, chunks: int
-) -> bool:
-    """Whether a document is in the store in this state, complete, and nothing beside it."""
-    found = await store.document(collection, document)
+def is_complete(found: StoredDocument | None, *, generation: str, chunks: int) -> bool:
+    """Whether what the store has of a document is this state of it, whole, and nothing beside."""
     return found is not None and (found.generation, found.chunks) == (generation, chunks)
 
 

@@ -1,9 +1,31 @@
-"""What is known of a document once it was read."""
+"""What is known of a document as it is sent in, divided and read."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
+
+CHUNKER = "semantic-text-splitter-1"
+"""A word for the way in which documents are divided: it changes where chunks would."""
+
+
+class NewDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """A document as it is sent in.
+
+    `content`: its file, which is taken from there, or its text. `id`: None: its file's name, or a
+    word for its content. `model`: None: the default one for embedding. `collection`: None: it is
+    not stored.
+    """
+
+    content: Path | str
+    id: str | None
+    file_name: str | None
+    media_type: str | None
+    model: str | None
+    collection: str | None
+    metadata: Mapping[str, Any]
+    priority: str
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):

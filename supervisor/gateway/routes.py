@@ -14,6 +14,7 @@ from supervisor.gateway.control import (
     UnloadParameters,
 )
 from supervisor.gateway.devices import Devices, HistoryParameters
+from supervisor.gateway.document_routes import DOCUMENT_ROUTES
 from supervisor.gateway.forms.tei_info import InfoParameters, TeiInfo
 from supervisor.gateway.job_routes import JOB_ROUTES
 from supervisor.gateway.parameters import AnyParameters
@@ -188,6 +189,7 @@ RESERVED_ROUTES: tuple[Route, ...] = (
         purpose="The raw server of a live model, whatever the path.",
         scope=Scope.INFERENCE,
     ),
+    *DOCUMENT_ROUTES,
     *VECTOR_ROUTES,
 )
 """Ours. A path that stands here never reaches a backend, whatever the method."""

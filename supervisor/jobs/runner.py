@@ -20,6 +20,9 @@ log = structlog.get_logger()
 JOB_LEASE_S = 60.0
 """Seconds until a job that could not be begun or ended is tried again."""
 
+_WRITTEN_OUT = frozenset({JobState.COMPLETED, JobState.EXPIRED, JobState.CANCELLED})
+"""The ends behind which no result is needed; one that FAILED may be retried with those it has."""
+
 _KEEPERS = 2
 _TIDY_S = 3600.0
 
@@ -93,7 +96,7 @@ class JobRunner:
         if not await self._queue.change(following, job.state):
             return  # it was cancelled meanwhile, or another has brought it on
         log.info("job.state", job=job.id, kind=job.kind, state=following.state)
-        if following.state.is_end:
+        if following.state in _WRITTEN_OUT:
             await self._queue.forget_results(job.id)
 
     async def _keep_tidy(self) -> None:
@@ -113,5 +116,5 @@ class JobRunner:
             for job in jobs:
                 if job.state.is_end and job.entered_at[job.state] < ended_before:
                     await self._queue.remove(job.id)
-                elif job.state.is_end:
+                elif job.state in _WRITTEN_OUT:
                     await self._queue.forget_results(job.id)

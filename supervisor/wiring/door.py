@@ -5,6 +5,7 @@ from supervisor.engine.targets import Targets
 from supervisor.gateway.batches import Batches
 from supervisor.gateway.control import Control
 from supervisor.gateway.devices import Devices
+from supervisor.gateway.documents import Documents
 from supervisor.gateway.door import Door
 from supervisor.gateway.files import Files
 from supervisor.gateway.jobs import Jobs
@@ -51,6 +52,7 @@ def make_door(ground: Ground, machine: Machine, targets: Targets, services: Serv
 
 
 def job_owners(services: Services) -> tuple[object, ...]:
-    """Make those who answer the routes of jobs and their files."""
+    """Make those who answer the routes of jobs, their files and documents."""
     open_jobs = services.jobs.open
-    return Files(open_jobs), Batches(open_jobs), Jobs(open_jobs)
+    documents = Documents(services.jobs.open_documents)
+    return Files(open_jobs), Batches(open_jobs), Jobs(open_jobs), documents

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from supervisor.engine.targets import Targets
 from supervisor.gateway.batch_answers import BatchAnswerer
 from supervisor.gateway.call_reader import CallReader
 from supervisor.gateway.forms.openai import OpenAIForm
@@ -17,6 +18,7 @@ from supervisor.jobs.port import JobQueue
 from supervisor.jobs.runner import JobRunner
 from supervisor.jobs.service import JobLimits, JobService
 from supervisor.jobs.values import JobKind
+from supervisor.wiring.document_room import DocumentRoom, JobParts, make_document_room
 from supervisor.wiring.embedding import Embedding
 from supervisor.wiring.ground import Ground
 from supervisor.wiring.job_storage import open_storage
@@ -31,14 +33,18 @@ class JobRoom:
     service: JobService
     runner: JobRunner
     queue: JobQueue
+    documents: DocumentRoom
 
     async def close(self) -> None:
         """End all work, and close the queue."""
         await self.runner.stop()
+        await self.documents.extractor.close()
         await self.queue.close()
 
 
-async def open_job_room(ground: Ground, reader: CallReader, embedding: Embedding) -> JobRoom:
+async def open_job_room(
+    ground: Ground, reader: CallReader, targets: Targets, embedding: Embedding
+) -> JobRoom:
     """Open the queue and the files, and begin to work. Raises RequestRefused as `open_storage`."""
     holder = ground.configuration
     storage = await open_storage(holder.current.settings.jobs, ground.data)
@@ -54,11 +60,25 @@ async def open_job_room(ground: Ground, reader: CallReader, embedding: Embedding
         os.environ.get(holder.current.settings.jobs.callback_key_env or "", ""),
         lambda: holder.current.settings.jobs.callback_hosts,
     )
+    service = JobService(queue, files, limits, caller.check)
+    documents = make_document_room(
+        ground,
+        targets,
+        embedding,
+        JobParts(
+            service=service,
+            queue=queue,
+            files=files,
+            work_dir=work_dir,
+            keep_s=lambda: limits().keep_s,
+        ),
+    )
     runner = JobRunner(
         queue,
         files,
         {
             JobKind.BATCH: BatchHandler(queue, files, answerer, work_dir),
+            JobKind.DOCUMENT: documents.handler,
             JobKind.CALLBACK: CallbackHandler(queue, caller),
         },
         insisting=Insisting(ground.impairments),
@@ -66,8 +86,7 @@ async def open_job_room(ground: Ground, reader: CallReader, embedding: Embedding
         keep_s=lambda: limits().keep_s,
     )
     runner.start()
-    service = JobService(queue, files, limits, caller.check)
-    return JobRoom(service=service, runner=runner, queue=queue)
+    return JobRoom(service=service, runner=runner, queue=queue, documents=documents)
 
 
 def _emptied(folder: Path) -> Path:

@@ -4,6 +4,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from supervisor.data_folder import JOBS
+from supervisor.engine.targets import Targets
 from supervisor.errors import ConfigError, RequestRefused
 from supervisor.gateway.call_reader import CallReader
 from supervisor.lasting import MOUNTS, why_it_passes
@@ -11,6 +12,7 @@ from supervisor.wiring.embedding import Embedding
 from supervisor.wiring.ground import Ground
 
 if TYPE_CHECKING:
+    from supervisor.documents.service import DocumentService
     from supervisor.jobs.service import JobService
     from supervisor.wiring.job_room import JobRoom
 
@@ -18,9 +20,12 @@ if TYPE_CHECKING:
 class LazyJobs:
     """The jobs room: not imported before it is needed, for an idle controller stays small."""
 
-    def __init__(self, ground: Ground, reader: CallReader, embedding: Embedding) -> None:
+    def __init__(
+        self, ground: Ground, reader: CallReader, targets: Targets, embedding: Embedding
+    ) -> None:
         self._ground = ground
         self._reader = reader
+        self._targets = targets
         self._embedding = embedding
         self._opening = asyncio.Lock()
         self._room: JobRoom | None = None
@@ -28,14 +33,23 @@ class LazyJobs:
 
     async def open(self) -> "JobService":
         """Open the room where that was not done yet. Raises RequestRefused at the shutdown."""
+        return (await self._opened()).service
+
+    async def open_documents(self) -> "DocumentService":
+        """Open the rooms of jobs and documents, likewise."""
+        return (await self._opened()).documents.service
+
+    async def _opened(self) -> "JobRoom":
         async with self._opening:
             if self._is_closed:
                 raise RequestRefused("shutting_down", "the controller is shutting down")
             if self._room is None:
                 from supervisor.wiring.job_room import open_job_room  # noqa: PLC0415 - see above
 
-                self._room = await open_job_room(self._ground, self._reader, self._embedding)
-        return self._room.service
+                self._room = await open_job_room(
+                    self._ground, self._reader, self._targets, self._embedding
+                )
+            return self._room
 
     def describe(self) -> dict[str, Any]:
         """Say whether jobs outlive this machine's restart, and why not, as JSON."""

@@ -31,5 +31,5 @@ def make_services(ground: Ground, machine: Machine, targets: Targets) -> Service
     reader = CallReader(holder, targets)
     batcher = Batcher(arbiter=arbiter, configuration=holder, targets=targets)
     embedding = make_embedding(ground, arbiter, targets, batcher)
-    jobs = LazyJobs(ground, reader, embedding)
+    jobs = LazyJobs(ground, reader, targets, embedding)
     return Services(reader=reader, batcher=batcher, embedding=embedding, jobs=jobs)

@@ -11,7 +11,7 @@ from supervisor.documents.storing import (
     EmbeddedChunk,
     EmbeddedDocument,
     generation_of,
-    is_stored,
+    is_complete,
     store_document,
 )
 from supervisor.vector_store.edge import EdgeStore
@@ -95,9 +95,8 @@ async def test_what_was_cut_short_is_not_taken_for_stored(store: EdgeStore) -> N
 
 async def is_there(store: EdgeStore, wanted: EmbeddedDocument) -> bool:
     await store.ensure_collection("notes", wanted.model, 4)
-    return await is_stored(
-        store, "notes", wanted.id, generation=wanted.generation, chunks=len(wanted.chunks)
-    )
+    found = await store.document("notes", wanted.id)
+    return is_complete(found, generation=wanted.generation, chunks=len(wanted.chunks))
 
 
 parts = st.lists(st.text(max_size=5), max_size=4)

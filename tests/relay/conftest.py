@@ -39,6 +39,7 @@ class Running:
     """A controller that serves."""
 
     port: int
+    pid: int
     log_path: Path
     _live: Child | None = None
 
@@ -84,11 +85,12 @@ def serving(
     engines: Mapping[str, Any] | None = None,
     queue: Mapping[str, Any] | None = None,
     files: Mapping[str, Any] | None = None,
+    data: Path | None = None,
 ) -> Iterator[Running]:
     """Run a controller on the shipped profiles, with no model loaded.
 
     `engine`: what auto means. `server`, `engines` and `queue` are sections of supervisor.yaml,
-    `files` other YAML files by name.
+    `files` other YAML files by name. `data`: its folder; None: one that ends with it.
     """
     root = Path(__file__).parents[2]
     settings = {
@@ -102,8 +104,12 @@ def serving(
         folder, root / "profiles", None, {"supervisor.yaml": settings, **(files or {})}
     )
     log_path = folder / "serve.log"
-    with tempfile.TemporaryDirectory(prefix="relay-") as data, log_path.open("wb") as log:
-        folders = {"--profiles": str(folder), "--models": str(root / "models"), "--data": data}
+    with tempfile.TemporaryDirectory(prefix="relay-") as own, log_path.open("wb") as log:
+        folders = {
+            "--profiles": str(folder),
+            "--models": str(root / "models"),
+            "--data": str(data or own),
+        }
         arguments = [word for pair in folders.items() for word in pair]
         with subprocess.Popen(
             [COMMAND, "serve", "--port", "0", "--engine", engine, *arguments],
@@ -111,7 +117,8 @@ def serving(
             stderr=log,
         ) as process:
             try:
-                yield Running(port=_port_of(process, log_path), log_path=log_path)
+                port = _port_of(process, log_path)
+                yield Running(port=port, pid=process.pid, log_path=log_path)
             finally:
                 process.terminate()
 

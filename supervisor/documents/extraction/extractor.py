@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib.util import find_spec
@@ -57,9 +58,11 @@ class Extractor:
             limits=limits,
         )
         async with self._free:
+            began_at = time.monotonic()
             content = await self._answered(source.path, task)
-            if not content and (self._server is None or self._server.is_lost):
-                content = await self._answered(source.path, task)  # it was not the document's fault
+            if not content and time.monotonic() - began_at < limits.timeout_s:
+                # Killed, and perhaps for the sake of others: only a second time tells.
+                content = await self._answered(source.path, task)
         if not content:
             raise RequestRefused("document_unreadable", _lost(limits))
         outcome = _decode(content)
@@ -79,8 +82,12 @@ class Extractor:
         server = await self._running()
         ours, theirs = socket.socketpair()
         with ours:
-            with theirs, path.open("rb") as file:
-                server.send(task, (file.fileno(), theirs.fileno()))
+            try:
+                with theirs, path.open("rb") as file:
+                    server.send(task, (file.fileno(), theirs.fileno()))
+            except BrokenPipeError:  # it has just ended
+                await server.stop()
+                return b""
             ours.setblocking(False)
             with suppress(TimeoutError, ConnectionResetError):
                 async with asyncio.timeout(task.limits.timeout_s + _GRACE_S):

@@ -55,21 +55,29 @@ class Caller:
         return status, json.loads(received)["error"]["code"]
 
     def upload(self, content: bytes, *, status: int = 200, **fields: str) -> Any:
-        """Send a file in a form."""
+        """Upload a file of lines."""
+        answered, received = self.send(
+            "/v1/files", "in.jsonl", content, {"purpose": "batch", **fields}
+        )
+        assert answered == status, received
+        return received
+
+    def send(
+        self, path: str, file_name: str, content: bytes, fields: Mapping[str, str]
+    ) -> tuple[int, Any]:
+        """Send a file in a form; returns status and JSON."""
         mark = secrets.token_hex(8)
         parts = [
             f'--{mark}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
-            for name, value in {"purpose": "batch", **fields}.items()
+            for name, value in fields.items()
         ]
         head = (
-            f'--{mark}\r\nContent-Disposition: form-data; name="file"; filename="in.jsonl"\r\n\r\n'
+            f'--{mark}\r\nContent-Disposition: form-data; name="file"; filename="{file_name}"'
+            "\r\n\r\n"
         )
         whole = b"".join([*parts, head.encode(), content, f"\r\n--{mark}--\r\n".encode()])
-        answered, received = self.ask(
-            "POST", "/v1/files", whole, f"multipart/form-data; boundary={mark}"
-        )
-        assert answered == status, received
-        return json.loads(received)
+        status, received = self.ask("POST", path, whole, f"multipart/form-data; boundary={mark}")
+        return status, json.loads(received)
 
     def begin(self, lines: Sequence[Line | bytes], endpoint: str, **fields: Any) -> Any:
         """Upload lines, and have them answered as a batch; returns it as it begins."""

@@ -1,0 +1,88 @@
+"""Documents whose controller, or whose reader, is killed in the middle."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.gateway.documents.conftest import LONG_TEXT, SETTINGS, texts_in
+from tests.gateway.jobs.conftest import ENDED, Caller
+from tests.relay.conftest import serving
+from tests.relay.wire import until
+
+BOOK = "\n\n".join(f"{number}장. {LONG_TEXT}" for number in range(6))
+"""Dozens of chunks: seconds of work."""
+
+
+def job_of(caller: Caller, job_id: str) -> Any:
+    """Return a job; at leisure, so that asking does not take the time of working."""
+    time.sleep(0.1)
+    return caller.json("GET", f"/jobs/{job_id}")
+
+
+def has_begun(caller: Caller, job_id: str) -> bool:
+    return bool(job_of(caller, job_id)["lines"]["succeeded"])
+
+
+def has_ended(caller: Caller, job_id: str) -> bool:
+    return job_of(caller, job_id)["state"] in ENDED
+
+
+def test_a_document_survives_the_death_of_its_controller_and_is_stored_once(
+    tmp_path: Path,
+) -> None:
+    setting: Any = {
+        "server": {},
+        "files": {"supervisor.yaml": SETTINGS},
+        "data": tmp_path / "data",
+    }
+    with serving(tmp_path, **setting) as running:
+        caller = Caller(running.port)
+        caller.json("POST", "/documents", {"id": "book", "text": LONG_TEXT})
+        changed = {"id": "book", "text": BOOK, "wait": False}
+        job_id = caller.json("POST", "/documents", changed, status=202)["job"]
+        os.kill(running.pid, signal.SIGKILL)
+    with serving(tmp_path, **setting) as running:
+        caller = Caller(running.port)
+        until(lambda: has_begun(caller, job_id))
+        assert job_of(caller, job_id)["lines"]["left"]
+        os.kill(running.pid, signal.SIGKILL)
+    with serving(tmp_path, **setting) as running:
+        caller = Caller(running.port)
+        until(lambda: has_ended(caller, job_id), within_s=120)
+        job = job_of(caller, job_id)
+        assert (job["state"], job["lines"]["failed"], job["lines"]["left"]) == ("completed", 0, 0)
+        stored = texts_in(caller, "book")
+        assert sorted(stored) == list(range(job["outcome"]["chunks"]))
+        assert stored[0] == BOOK[: len(stored[0])]
+        assert caller.json("GET", "/documents/book")["chunks"] == len(stored)
+
+
+def test_a_document_is_read_again_when_its_reader_is_killed(tmp_path: Path) -> None:
+    with serving(tmp_path, server={}, files={"supervisor.yaml": SETTINGS}) as running:
+        caller = Caller(running.port)
+        caller.json("POST", "/documents", {"text": "so that the reader runs", "store": False})
+        text = BOOK * 30
+        job_id = caller.json("POST", "/documents", {"text": text, "wait": False}, status=202)["job"]
+        until(lambda: len(list(readers(running.pid))) > 1)
+        os.kill(max(reader.pid for reader in readers(running.pid)), signal.SIGKILL)
+        until(lambda: job_of(caller, job_id)["state"] != "validating")
+        assert job_of(caller, job_id)["state"] == "in_progress"
+        caller.json("POST", f"/jobs/{job_id}/cancel")
+        until(lambda: has_ended(caller, job_id))
+
+        for reader in readers(running.pid):
+            os.kill(reader.pid, signal.SIGKILL)
+        again = caller.json("POST", "/documents", {"id": "again", "text": "a reader comes back"})
+        assert again["chunks"] == 1
+
+
+def readers(controller: int) -> Iterator[psutil.Process]:
+    """Yield the processes that read documents: the one that forks them, and those."""
+    for process in psutil.Process(controller).children(recursive=True):
+        if any(word.endswith("fork_server") for word in process.cmdline()):
+            yield process
