@@ -19,6 +19,7 @@ from supervisor.config.command import CommandSettings
 from supervisor.config.profile import Profile, ProfileBatching, ProfileMemory
 from supervisor.config.settings import (
     DeviceSettings,
+    DocumentSettings,
     EngineSettings,
     JobSettings,
     QueueSettings,
@@ -55,6 +56,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`supervisor.yaml`: `scheduler`", SchedulerSettings),
     ("`supervisor.yaml`: `vectors`", VectorSettings),
     ("`supervisor.yaml`: `jobs`", JobSettings),
+    ("`supervisor.yaml`: `documents`", DocumentSettings),
 )
 
 ROOT = Path(__file__).parent.parent
