@@ -82,7 +82,7 @@ VECTOR_ROUTES: tuple[Route, ...] = (
         owner=StoredVectors,
         handler=StoredVectors.put_points,
         parameters=GivenPointsParameters,
-        refusals=("collection_mismatch", *_STORE_REFUSALS),
+        refusals=("collection_mismatch", "storage_full", *_STORE_REFUSALS),
         scope=Scope.CONTROL,
     ),
     Route(

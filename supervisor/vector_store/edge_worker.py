@@ -50,7 +50,8 @@ async def serve(folder: Path, connection: socket.socket) -> None:
 async def _keep_flushing(shards: Shards) -> None:
     while True:
         await asyncio.sleep(_FLUSH_EVERY_S)
-        shards.flush()
+        with suppress(Exception):  # a full disk, say: what is written next tells of it
+            shards.flush()
 
 
 async def _answer(shards: Shards, writer: asyncio.StreamWriter, asked: Asked) -> None:

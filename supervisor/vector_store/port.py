@@ -163,8 +163,8 @@ class VectorStore(Protocol):
     """Keeps points in collections, and finds those that are near to a vector.
 
     What has returned survives the end of every process. Each operation may be repeated: the same
-    again changes nothing. All raise RequestRefused: `collection_not_found`, and `store_failed`
-    where the store does not do its work.
+    again changes nothing. All raise RequestRefused: `collection_not_found`, `store_failed` where
+    the store does not do its work; what writes, `storage_full` where its disk has no room left.
     """
 
     async def ensure_collection(self, name: str, model: str, dimension: int) -> None:

@@ -178,8 +178,8 @@ class Shard:
     def flush(self) -> None:
         """Write to the disk what was written since the last time."""
         if self._has_news:
-            self._has_news = False
             self._engine.flush()
+            self._has_news = False
 
     def close(self) -> None:
         """Write everything to the disk, and let go of the folder."""

@@ -6,11 +6,13 @@ with a copy of the shard, so that searches go on, and a copy knows nothing of wh
 
 import asyncio
 import os
+import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
+from supervisor.core.byte_size import MIB
 from supervisor.errors import RequestRefused
 from supervisor.vector_store.port import (
     CollectionInfo,
@@ -28,6 +30,11 @@ from supervisor.vector_store.shard import DESCRIPTION, Shard
 
 _BUILDER = "supervisor.vector_store.index_builder"
 
+_MIN_FREE_BYTES = 64 * MIB
+"""What stays free of the disk. The engine writes through mapped memory, and is ended by the kernel
+where a page of that finds no room; so many bytes hold what it writes at once, and is asked before.
+"""
+
 
 class Shards:
     """The collections of a folder."""
@@ -42,6 +49,8 @@ class Shards:
         require_name(name)
         given = VectorSpace(model, dimension)
         if not (self._folder / name / DESCRIPTION).exists():
+            self._folder.mkdir(exist_ok=True)
+            self._require_room(0)
             self._open[name] = Shard.create(self._folder / name, given)
         require_same(name, self._shard(name).space, given)
 
@@ -62,8 +71,9 @@ class Shards:
             shard.delete()
 
     async def upsert(self, collection: str, points: Sequence[Point]) -> None:
-        """Write points; one with the same id is replaced."""
+        """Write points; one with the same id is replaced. Raises RequestRefused `storage_full`."""
         async with self._writing[collection]:
+            self._require_room(0)
             self._shard(collection).upsert(points)
 
     async def delete_document(
@@ -91,7 +101,9 @@ class Shards:
         """Build the index over what was written since the last time."""
         async with self._writing[collection]:
             shard = self._shard(collection)
+            self._require_room(0)
             source, copy = shard.copy_paths()
+            self._require_room(2 * _bytes_on_disk(source))  # a copy, and its index
             await _build_index(source, copy)
             shard.replace_by(copy)
 
@@ -105,12 +117,27 @@ class Shards:
         for shard in self._open.values():
             shard.close()
 
+    def _require_room(self, needed_bytes: int) -> None:
+        """Raise RequestRefused `storage_full` where there is no room beyond what must stay free."""
+        free_bytes = shutil.disk_usage(self._folder).free
+        if free_bytes < needed_bytes + _MIN_FREE_BYTES:
+            raise RequestRefused(
+                "storage_full",
+                f"{self._folder} has {free_bytes // MIB} MiB left on its disk, and "
+                f"{(needed_bytes + _MIN_FREE_BYTES) // MIB} MiB are needed; free some",
+            )
+
     def _shard(self, name: str) -> Shard:
         shard = self._open.get(name)
         if shard is None:
             require_name(name)
             shard = self._open[name] = Shard.load(self._folder / name)
         return shard
+
+
+def _bytes_on_disk(folder: Path) -> int:
+    """Return what a folder takes of its disk: the engine's files have holes."""
+    return sum(path.lstat().st_blocks for path in folder.rglob("*")) * 512
 
 
 async def _build_index(source: Path, copy: Path) -> None:

@@ -16,7 +16,7 @@ from supervisor.documents.storing import (
 )
 from supervisor.vector_store.edge import EdgeStore
 from supervisor.vector_store.port import Point, PointKind
-from tests.vector_store.conftest import vector
+from tests.vector_store.points import vector
 
 
 @pytest.fixture

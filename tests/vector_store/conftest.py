@@ -1,25 +1,22 @@
-"""Stores of both kinds, and points to put into them."""
+"""Stores of both kinds."""
 
 import asyncio
 import subprocess
 import sys
-from array import array
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import pytest
 import pytest_asyncio
 import uvloop
 
 from supervisor.vector_store.edge import EdgeStore
-from supervisor.vector_store.port import Point, PointKind, VectorStore, point_id
+from supervisor.vector_store.port import VectorStore
 from supervisor.vector_store.server import ServerStore
 from tests.conftest import ROOT
-
-MODEL, DIMENSION = "minilm", 4
+from tests.vector_store.points import DIMENSION, MODEL
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -74,34 +71,3 @@ async def collection(store: VectorStore) -> str:
     name = f"notes-{next(_numbers)}"
     await store.ensure_collection(name, MODEL, DIMENSION)
     return name
-
-
-def vector(*numbers: float) -> bytes:
-    """Return a vector of four numbers; those that are not given are 0."""
-    return array("f", [*numbers, *[0.0] * (DIMENSION - len(numbers))]).tobytes()
-
-
-def chunk(
-    document: str, index: int, *numbers: float, generation: str = "1", **payload: Any
-) -> Point:
-    """Return the point of a chunk."""
-    return Point(
-        id=point_id(document=document, model=MODEL, chunker="c1", index=index),
-        document=document,
-        kind=PointKind.CHUNK,
-        generation=generation,
-        vector=vector(*numbers),
-        payload={"text": f"{document} {index}", **payload},
-    )
-
-
-def whole(document: str, *numbers: float, generation: str = "1", **payload: Any) -> Point:
-    """Return the point of a whole document."""
-    return Point(
-        id=point_id(document=document, model=MODEL, chunker="c1", index=None),
-        document=document,
-        kind=PointKind.DOCUMENT,
-        generation=generation,
-        vector=vector(*numbers),
-        payload=payload,
-    )

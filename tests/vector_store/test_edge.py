@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from lab.chaos.disk import Disk
 from msgspec.structs import replace
 
 from supervisor.errors import RequestRefused
 from supervisor.vector_store.edge import EdgeStore
 from supervisor.vector_store.port import Point, PointKind, point_id
 from tests.conftest import ROOT
-from tests.vector_store.conftest import DIMENSION, MODEL, chunk, vector
+from tests.vector_store.points import DIMENSION, MODEL, chunk, vector
 
 
 @pytest.fixture
@@ -196,3 +197,29 @@ async def test_an_index_that_was_not_finished_costs_nothing_but_itself(
     _, alive = await asyncio.to_thread(psutil.wait_procs, builders, timeout=20)
     assert not alive
     assert (await edge.collection("notes")).indexed > COUNT * 0.9
+
+
+async def test_a_full_disk_refuses_what_is_written_and_searches_go_on(tmp_path: Path) -> None:
+    disk = Disk(tmp_path / "vectors")
+    store = EdgeStore(tmp_path / "vectors")
+    try:
+        if not disk._is_mounted:
+            pytest.skip("only root may mount a file system")
+        await store.ensure_collection("notes", MODEL, DIMENSION)
+        await store.upsert("notes", [chunk("a", 0, 1)])
+        disk.fill()
+        for refused in (
+            store.upsert("notes", [chunk("a", 1, 1)]),
+            store.ensure_collection("others", MODEL, DIMENSION),
+            store.optimize("notes"),
+        ):
+            with pytest.raises(RequestRefused, match="0 MiB left on its disk") as error:
+                await refused
+            assert error.value.code == "storage_full"
+        assert len(await store.search("notes", vector(1), limit=10)) == 1
+        disk.free()
+        await store.upsert("notes", [chunk("a", 1, 1)])
+        assert len(await store.search("notes", vector(1), limit=10)) == 2
+    finally:
+        await store.close()
+        disk.close()

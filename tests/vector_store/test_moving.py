@@ -8,7 +8,8 @@ from supervisor.errors import RequestRefused, SupervisorError
 from supervisor.vector_store.moving import back_up, copy, restore
 from supervisor.vector_store.port import Point, VectorStore
 from supervisor.vector_store.server import ServerStore
-from tests.vector_store.conftest import API_KEY, chunk, whole
+from tests.vector_store.conftest import API_KEY
+from tests.vector_store.points import chunk, whole
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -5,7 +5,8 @@ from qdrant_client import AsyncQdrantClient, models
 
 from supervisor.errors import RequestRefused
 from supervisor.vector_store.server import ServerStore
-from tests.vector_store.conftest import API_KEY, DIMENSION, MODEL, chunk, vector
+from tests.vector_store.conftest import API_KEY
+from tests.vector_store.points import DIMENSION, MODEL, chunk, vector
 
 
 async def test_a_wrong_key_is_told(qdrant_url: str) -> None:

@@ -5,7 +5,7 @@ import pytest
 from supervisor.embedding.vectors import unpack
 from supervisor.errors import RequestRefused
 from supervisor.vector_store.port import Filter, Point, PointKind, Range, VectorStore, point_id
-from tests.vector_store.conftest import DIMENSION, MODEL, chunk, vector, whole
+from tests.vector_store.points import DIMENSION, MODEL, chunk, vector, whole
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

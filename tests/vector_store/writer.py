@@ -6,7 +6,7 @@ from itertools import count
 from pathlib import Path
 
 from supervisor.vector_store.edge import EdgeStore
-from tests.vector_store.conftest import DIMENSION, MODEL, chunk
+from tests.vector_store.points import DIMENSION, MODEL, chunk
 
 
 async def write(folder: Path) -> None:
