@@ -57,10 +57,19 @@ async def store_document(store: VectorStore, collection: str, document: Embedded
 
     Raises RequestRefused as the store does: `collection_mismatch`, `store_failed`.
     """
-    await store.ensure_collection(collection, document.model, length(document.vector))
-    await store.upsert(collection, _chunk_points(document))
-    await store.upsert(collection, [_own_point(document)])
-    await store.delete_document(collection, document.id, except_generation=document.generation)
+    await store_documents(store, collection, [document])
+
+
+async def store_documents(
+    store: VectorStore, collection: str, documents: Sequence[EmbeddedDocument]
+) -> None:
+    """Store documents of one model, as `store_document` does each."""
+    first = documents[0]
+    await store.ensure_collection(collection, first.model, length(first.vector))
+    await store.upsert(collection, [point for each in documents for point in _chunk_points(each)])
+    await store.upsert(collection, [_own_point(each) for each in documents])
+    for each in documents:
+        await store.delete_document(collection, each.id, except_generation=each.generation)
 
 
 def _chunk_points(document: EmbeddedDocument) -> list[Point]:

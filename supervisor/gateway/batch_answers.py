@@ -6,10 +6,14 @@ tokenizer and the queue as much as its text costs the model.
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
 
 import msgspec
 
+from supervisor.documents.storing import store_documents
+from supervisor.documents.undivided import undivided
 from supervisor.embedding.servers import Servers
+from supervisor.embedding.values import EmbeddingRequest, Embeddings
 from supervisor.engine.servers.backend import Backend
 from supervisor.engine.servers.framing import Request
 from supervisor.errors import RequestRefused
@@ -19,6 +23,7 @@ from supervisor.gateway.error_responses import error_answer
 from supervisor.gateway.forms.openai import OpenAIForm
 from supervisor.jobs.answering import Answered, Asked, NotAnswered
 from supervisor.jobs.batch_lines import EMBEDDINGS, ENDPOINTS
+from supervisor.vector_store.opening import StoreOpener
 
 _Outcome = Answered | NotAnswered
 
@@ -26,6 +31,9 @@ _HEADERS = ((b"Content-Type", b"application/json"), (b"X-Priority", b"batch"))
 
 _MAY_PASS = frozenset({408, 409, 429, 500, 502, 503, 504})
 """Statuses of what may go well another time."""
+
+_STAYS = frozenset({"collection_mismatch"})
+"""Codes of what has such a status and does not pass."""
 
 _MAY_BE_ITS_FAULT = frozenset({500, 502})
 """Those after which a request may be to blame, as one that ends its server."""
@@ -46,10 +54,13 @@ _decode_told = msgspec.json.Decoder(_Told).decode
 class BatchAnswerer:
     """See `jobs.answering.Answerer`."""
 
-    def __init__(self, reader: CallReader, openai: OpenAIForm, servers: Servers) -> None:
+    def __init__(
+        self, reader: CallReader, openai: OpenAIForm, servers: Servers, opener: StoreOpener
+    ) -> None:
         self._reader = reader
         self._openai = openai
         self._servers = servers
+        self._opener = opener
 
     async def answer(self, asked: Sequence[Asked]) -> AsyncIterator[Sequence[_Outcome]]:
         """Yield what came of some of the requests as soon as it is known, each once."""
@@ -61,8 +72,11 @@ class BatchAnswerer:
             except RequestRefused as error:
                 yield [_refused(index, error)]
         texts = {index: call for index, call in calls.items() if call.head.path == EMBEDDINGS}
-        async for outcomes in self._embedded(texts):
-            yield outcomes
+        for collection in {asked[index].collection for index in texts}:
+            some = {i: call for i, call in texts.items() if asked[i].collection == collection}
+            names = [asked[index].name for index in some]
+            async for outcomes in self._embedded(some, names, collection):
+                yield outcomes
         others = {index: call for index, call in calls.items() if index not in texts}
         async for outcomes in self._generated(others):
             yield outcomes
@@ -74,9 +88,12 @@ class BatchAnswerer:
         request_id = request_id_of(read_head("POST", asked.url, (), takes_chunks=True))
         return self._reader.read(head, asked.body, request_id)
 
-    async def _embedded(self, calls: Mapping[int, Call]) -> AsyncIterator[Sequence[_Outcome]]:
+    async def _embedded(
+        self, calls: Mapping[int, Call], names: Sequence[str], collection: str | None
+    ) -> AsyncIterator[Sequence[_Outcome]]:
         indices = list(calls)
-        async for answers in self._openai.embeddings_together(list(calls.values())):
+        keep = None if collection is None else partial(self._keep, names, collection)
+        async for answers in self._openai.embeddings_together(list(calls.values()), keep):
             outcomes = [(indices[place], answer) for place, answer in answers]
             yield [
                 _refused(index, answer)
@@ -84,6 +101,19 @@ class BatchAnswerer:
                 else _answered(index, calls[index], answer.status, answer.body)
                 for index, answer in outcomes
             ]
+
+    async def _keep(
+        self,
+        names: Sequence[str],
+        collection: str,
+        made: Sequence[tuple[int, EmbeddingRequest, Embeddings]],
+    ) -> None:
+        """Store the vectors of requests as documents. The same again changes nothing."""
+        documents = [
+            undivided(names[place], request.target.model, request.inputs, each)
+            for place, request, each in made
+        ]
+        await store_documents(await self._opener.store(), collection, documents)
 
     async def _generated(self, calls: Mapping[int, Call]) -> AsyncIterator[Sequence[_Outcome]]:
         """Ask servers all at once: those that may not be admitted yet wait in their line."""
@@ -142,7 +172,7 @@ def _as_json(body: bytes) -> bytes:
 
 def _refused(index: int, error: RequestRefused) -> _Outcome:
     answer = error_answer(error)
-    if answer.status in _MAY_PASS:
+    if answer.status in _MAY_PASS and error.code not in _STAYS:
         return NotAnswered(
             index=index,
             reason=f"{error.code}: {error.message}",

@@ -5,9 +5,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, AwareDatetime, Field, StringConstraints, TypeAdapter
 
 from supervisor.config.units import Seconds
+from supervisor.errors import RequestRefused
 from supervisor.gateway.answer import Answer, json_answer
 from supervisor.gateway.files import page
 from supervisor.gateway.parameters import Parameters
+from supervisor.vector_store.opening import StoreOpener
+from supervisor.vector_store.port import DEFAULT_COLLECTION, require_name
 
 if TYPE_CHECKING:  # the jobs room is imported when the first job or file comes
     from supervisor.jobs.service import OpenJobs
@@ -33,6 +36,12 @@ class OutputExpiry(Parameters):
     seconds: float = Field(gt=0)
 
 
+class Storing(Parameters):
+    """Where the vectors of a batch are kept; a line is a document there, by its `custom_id`."""
+
+    collection: str = DEFAULT_COLLECTION
+
+
 class NewBatchParameters(Parameters):
     """The body of `POST /v1/batches`; what stands below `output_expires_after` is ours."""
 
@@ -43,6 +52,7 @@ class NewBatchParameters(Parameters):
     output_expires_after: OutputExpiry | None = None
     priority: Literal["high", "normal", "low"] = "normal"
     not_before: AwareDatetime | None = None
+    store: Storing | None = None
     callback_url: str | None = Field(default=None, max_length=2048)
 
     @property
@@ -63,7 +73,9 @@ class NewBatchParameters(Parameters):
     @property
     def extensions(self) -> dict[str, Any]:
         """What is asked beyond OpenAI's API and concerns its kind alone."""
-        return {} if self.callback_url is None else {"callback_url": self.callback_url}
+        store = None if self.store is None else {"collection": self.store.collection}
+        asked = {"callback_url": self.callback_url, "store": store}
+        return {name: value for name, value in asked.items() if value is not None}
 
 
 class BatchesParameters(Parameters):
@@ -82,11 +94,14 @@ class BatchParameters(Parameters):
 class Batches:
     """Handlers of the routes of batches."""
 
-    def __init__(self, open_jobs: "OpenJobs") -> None:
+    def __init__(self, open_jobs: "OpenJobs", opener: StoreOpener) -> None:
         self._open = open_jobs
+        self._opener = opener
 
     async def add(self, asked: NewBatchParameters) -> Answer:
         """Take a batch."""
+        if asked.store is not None:
+            await self._require_store(asked, asked.store.collection)
         jobs = await self._open()
         return json_answer(jobs.describe_batch(await jobs.add_batch(asked)))
 
@@ -107,3 +122,12 @@ class Batches:
         jobs = await self._open()
         batch = await jobs.batch(asked.batch_id)
         return json_answer(jobs.describe_batch(await jobs.cancel(batch.id)))
+
+    async def _require_store(self, asked: NewBatchParameters, collection: str) -> None:
+        """Raise RequestRefused where the vectors of a batch could not be kept in any case."""
+        if asked.endpoint != "/v1/embeddings":
+            raise RequestRefused(
+                "bad_request", f"`store` keeps vectors, and {asked.endpoint} makes none"
+            )
+        require_name(collection)
+        await self._opener.store()

@@ -7,10 +7,16 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request of a batch: its path, and its body in JSON."""
+    """A request of a batch: its path, and its body in JSON.
+
+    `collection`: where the vectors that it asks for are kept, as those of the document `name`;
+    None: they are only answered.
+    """
 
     url: str
     body: bytes
+    name: str
+    collection: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -95,10 +95,15 @@ class BatchHandler:
 
     async def answer(self, lines: Sequence[Line]) -> AsyncIterator[Sequence[Outcome]]:
         """Have the requests of lines answered."""
-        read = [decode_line(line.content) for line in lines]
-        asked = [Asked(each.url, bytes(each.body)) for each in read]
+        kept_in = {job_id: await self._collection(job_id) for job_id in {x.job_id for x in lines}}
+        asked = [_asked(line, kept_in[line.job_id]) for line in lines]
         async for some in self._answerer.answer(asked):
             yield [_outcome(lines[each.index], each) for each in some]
+
+    async def _collection(self, job_id: str) -> str | None:
+        """Return where the vectors of a batch are kept; None where they are not."""
+        job = await self._queue.job(job_id)
+        return None if job is None else (job.spec.get("store") or {}).get("collection")
 
     def failure(self, line: Line, code: str, reason: str) -> LineResult:
         """Return the result of a line that is given up."""
@@ -137,6 +142,11 @@ class BatchHandler:
         while lines := await self._queue.unsettled(job.id, after=after, limit=256):
             yield [Line(job.id, line.number, line.content, 0) for line in lines]
             after = lines[-1].number
+
+
+def _asked(line: Line, collection: str | None) -> Asked:
+    read = decode_line(line.content)
+    return Asked(read.url, bytes(read.body), read.custom_id, collection)
 
 
 def _outcome(line: Line, answer: Answered | NotAnswered) -> Outcome:

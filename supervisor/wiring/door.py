@@ -14,6 +14,7 @@ from supervisor.gateway.relay import Relay
 from supervisor.gateway.status import Status
 from supervisor.gateway.stored_vectors import StoredVectors
 from supervisor.gateway.uploads import Uploads
+from supervisor.vector_store.opening import StoreOpener
 from supervisor.wiring.embedding import make_forms
 from supervisor.wiring.ground import Ground
 from supervisor.wiring.machine import Machine
@@ -47,12 +48,12 @@ def make_door(ground: Ground, machine: Machine, targets: Targets, services: Serv
         origins=Origins(holder, ground.hosts),
         relay=Relay(arbiter=arbiter, configuration=holder, targets=targets),
         uploads=Uploads(ground.uploads_dir),
-        owners=(control, status, devices, stored, *forms, *job_owners(services)),
+        owners=(control, status, devices, stored, *forms, *job_owners(services, ground.vectors)),
     )
 
 
-def job_owners(services: Services) -> tuple[object, ...]:
+def job_owners(services: Services, opener: StoreOpener) -> tuple[object, ...]:
     """Make those who answer the routes of jobs, their files and documents."""
     open_jobs = services.jobs.open
     documents = Documents(services.jobs.open_documents)
-    return Files(open_jobs), Batches(open_jobs), Jobs(open_jobs), documents
+    return Files(open_jobs), Batches(open_jobs, opener), Jobs(open_jobs), documents

@@ -50,7 +50,8 @@ async def open_job_room(
     storage = await open_storage(holder.current.settings.jobs, ground.data)
     queue, files = storage.queue, storage.files
     work_dir = await asyncio.to_thread(_emptied, ground.data.subfolder("job-work"))
-    answerer = BatchAnswerer(reader, OpenAIForm(embedding.service), embedding.servers)
+    openai = OpenAIForm(embedding.service)
+    answerer = BatchAnswerer(reader, openai, embedding.servers, ground.vectors)
 
     def limits() -> JobLimits:
         settings = holder.current.settings.jobs

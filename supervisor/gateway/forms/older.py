@@ -5,13 +5,8 @@ from typing import Any
 
 import msgspec
 
-from supervisor.core.machine.values import Target
-from supervisor.documents.storing import (
-    EmbeddedChunk,
-    EmbeddedDocument,
-    generation_of,
-    store_document,
-)
+from supervisor.documents.storing import store_document
+from supervisor.documents.undivided import undivided
 from supervisor.embedding.service import EmbeddingService
 from supervisor.embedding.values import EmbeddingRequest
 from supervisor.embedding.vectors import length, unpack
@@ -21,9 +16,6 @@ from supervisor.gateway.forms.embedding_answer import embedding_answer
 from supervisor.gateway.forms.inputs import read_body, read_inputs
 from supervisor.vector_store.opening import StoreOpener
 from supervisor.vector_store.port import DEFAULT_COLLECTION
-
-_UNDIVIDED = "undivided"
-"""The way in which these texts are divided into chunks."""
 
 
 class EmbedBody(msgspec.Struct, frozen=True):
@@ -60,20 +52,9 @@ class OlderForm:
             "tokens": made.tokens[0],
         }
         if store is not None:
-            document = _document_of(body.text, target, made.vectors[0])
+            # The same text is the same document.
+            name = f"text-{hashlib.sha256(body.text.encode()).hexdigest()[:32]}"
+            document = undivided(name, target.model, inputs, made)
             await store_document(store, body.collection, document)
             content |= {"stored": True, "id": document.id, "collection": body.collection}
         return embedding_answer(content, made)
-
-
-def _document_of(text: str, target: Target, vector: bytes) -> EmbeddedDocument:
-    """Return the document that a text is; the same text is the same document."""
-    return EmbeddedDocument(
-        id=f"text-{hashlib.sha256(text.encode()).hexdigest()[:32]}",
-        model=target.model,
-        chunker=_UNDIVIDED,
-        generation=generation_of(target.model, _UNDIVIDED, text),
-        vector=vector,
-        payload={"text": text},
-        chunks=[EmbeddedChunk(vector=vector, payload={"text": text})],
-    )

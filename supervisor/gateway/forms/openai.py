@@ -1,6 +1,6 @@
 """Embeddings as OpenAI's API asks for them: `POST /v1/embeddings`."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -45,6 +45,9 @@ class Asked(msgspec.Struct, frozen=True):
     is_base64: bool
 
 
+Keep = Callable[[Sequence[tuple[int, EmbeddingRequest, Embeddings]]], Awaitable[None]]
+"""Keeps what was made of calls, by their places. Raises RequestRefused."""
+
 _decoder = msgspec.json.Decoder(EmbeddingsBody)
 
 
@@ -67,9 +70,12 @@ class OpenAIForm:
         return await self._embed(call, "document")
 
     async def embeddings_together(
-        self, calls: Sequence[Call]
+        self, calls: Sequence[Call], keep: Keep | None = None
     ) -> AsyncIterator[Sequence[tuple[int, Answer | RequestRefused]]]:
-        """Embed the inputs of many calls; yields answers by the places of their calls."""
+        """Embed the inputs of many calls; yields answers by the places of their calls.
+
+        `keep` is given what was made of some before they are answered, and refuses them all.
+        """
         asked: dict[int, Asked] = {}
         for place, call in enumerate(calls):
             try:
@@ -79,8 +85,11 @@ class OpenAIForm:
         places, requests = list(asked), [each.request for each in asked.values()]
         async for outcomes in embed_together(self._service, requests):
             made = [(places[number], outcome) for number, outcome in outcomes]
+            refusal = await _kept(keep, asked, made) if keep is not None else None
             yield [
-                (place, each if isinstance(each, RequestRefused) else _answer(asked[place], each))
+                (place, each)
+                if isinstance(each, RequestRefused)
+                else (place, refusal or _answer(asked[place], each))
                 for place, each in made
             ]
 
@@ -102,6 +111,21 @@ class OpenAIForm:
             priority=call.priority,
         )
         return Asked(request, body.encoding_format == "base64")
+
+
+async def _kept(
+    keep: Keep, asked: Mapping[int, Asked], made: Sequence[tuple[int, Embeddings | RequestRefused]]
+) -> RequestRefused | None:
+    """Have made vectors kept; returns why they are not."""
+    kept = [
+        (place, asked[place].request, each) for place, each in made if isinstance(each, Embeddings)
+    ]
+    try:
+        if kept:
+            await keep(kept)
+    except RequestRefused as error:
+        return error
+    return None
 
 
 def _prompt_name(body: EmbeddingsBody) -> str | None:

@@ -201,3 +201,28 @@ def test_an_ended_batch_cannot_be_cancelled(caller: Caller) -> None:
     refused = caller.refused("POST", f"/v1/batches/{ended['id']}/cancel")
     assert refused == (409, "job_not_cancellable")
     assert caller.refused("POST", f"/jobs/{ended['id']}/retry") == (409, "job_not_retryable")
+
+
+def test_vectors_of_a_batch_are_kept_where_it_says(caller: Caller) -> None:
+    lines = [text("cats", "a cat sits on a mat"), text("memory", ["memory is free", "a GPU"])]
+    for _ in range(2):  # the same again changes nothing
+        begun = caller.begin(lines, EMBEDDINGS, store={"collection": "night"})
+        assert begun["store"] == {"collection": "night"}
+        ended = caller.ended(begun["id"])
+        assert ended["request_counts"]["completed"] == 2, ended
+    [collection] = caller.json("GET", "/collections")["collections"]
+    assert (collection["name"], collection["chunks"], collection["documents"]) == ("night", 3, 2)
+    asked = {"query": "cats on mats", "collection": "night", "limit": 1}
+    [hit] = caller.json("POST", "/search", asked)["hits"]
+    assert hit["document"] == "cats"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "store"), [(CHAT, {"collection": "a"}), (EMBEDDINGS, {"collection": "/"})]
+)
+def test_vectors_that_could_not_be_kept_are_refused_at_once(
+    caller: Caller, endpoint: str, store: Any
+) -> None:
+    file_id = caller.upload(b"{}")["id"]
+    asked = {"input_file_id": file_id, "endpoint": endpoint, "store": store}
+    assert caller.refused("POST", "/v1/batches", asked) == (400, "bad_request")
