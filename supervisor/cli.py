@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from supervisor import __version__
 
-COMMANDS = ("serve", "fit", "check", "doctor", "search", "collections", "jobs")
+COMMANDS = ("serve", "fit", "check", "doctor", "embed", "search", "collections", "jobs")
 """In the order in which they are told."""
 
 

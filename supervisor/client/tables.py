@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Mapping, Sequence
+from textwrap import shorten
 from typing import Any, Self
 
 import msgspec
@@ -12,10 +13,14 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from supervisor.client.files import from_here
 from supervisor.vector_store.port import CollectionInfo
 
 _UNITS = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
+
+_MAX_TEXT = 300
+"""Characters of a passage that people are shown; `--json` has all."""
 
 _WIDTH_OF_A_FILE = 160
 """Columns of tables that go elsewhere than to a terminal, whose width is known."""
@@ -27,12 +32,12 @@ def print_json(content: Any) -> None:
 
 
 def print_hits(hits: Sequence[Mapping[str, Any]]) -> None:
-    """Print passages with score, document and page; what is not known is left out."""
-    table = Table("score", "document", "page", "text", show_edge=False, expand=True)
+    """Print passages with score, document and page, their texts cut short."""
+    table = Table("score", "document", "page", "text", show_edge=False)
     for hit in hits:
-        text = " ".join(str(hit.get("text", "")).split())
+        text = shorten(str(hit.get("text", "")), _MAX_TEXT, placeholder="…")
         page = "" if hit.get("page") is None else str(hit["page"])
-        table.add_row(f"{hit['score']:.3f}", Text(str(hit["document"])), page, Text(text))
+        table.add_row(f"{hit['score']:.3f}", Text(from_here(hit["document"])), page, Text(text))
     _console().print(table if hits else "nothing was found")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import ROOT
 from tests.e2e.conftest import COMMAND
 from tests.relay.conftest import Running, serving
 from tests.relay.wire import until
@@ -100,7 +101,9 @@ def test_jobs_that_are_watched_are_told_again_when_they_change(running: Running)
     assert batch in [job["id"] for job in after]
 
 
-@pytest.mark.parametrize("words", [("jobs",), ("search", "memory")])
+@pytest.mark.parametrize(
+    "words", [("jobs",), ("search", "memory"), ("embed", str(ROOT / "README.md"))]
+)
 def test_without_a_controller_it_is_said_what_to_do(words: tuple[str, ...]) -> None:
     told = subprocess.run(
         [COMMAND, *words, "--url", "127.0.0.1:1"], capture_output=True, text=True, check=False
