@@ -45,7 +45,7 @@ def url_of(running: Running) -> str:
     return f"http://127.0.0.1:{running.port}"
 
 
-def embed(url: str, *words: str | Path) -> tuple[int, Mapping[str, Any], Mapping[str, Any]]:
+def embed(url: str, *words: str | Path) -> tuple[int, dict[str, str], dict[str, Any]]:
     """Embed as a machine would. Returns exit code, outcomes by file name, and the summary."""
     asked = [COMMAND, "embed", *words, "--json", "--url", url]
     finished = subprocess.run(asked, capture_output=True, text=True, check=False)
@@ -75,7 +75,8 @@ def until_embedded(run: subprocess.Popen[str]) -> None:
 
 
 def found(running: Running, query: str, collection: str) -> Sequence[Mapping[str, Any]]:
-    asked = [COMMAND, "search", query, "-c", collection, "--json", "--url", url_of(running)]
+    asked: list[str | Path] = [COMMAND, "search", query, "-c", collection, "--json"]
+    asked += ["--url", url_of(running)]
     finished = subprocess.run(asked, capture_output=True, check=True)
     hits: Sequence[Mapping[str, Any]] = json.loads(finished.stdout)["hits"]
     return hits
@@ -107,7 +108,8 @@ def test_file_that_cannot_be_read_fails_alone(running: Running, folder: Path) ->
     code, outcomes, _ = embed(url_of(running), folder, "-c", "broken")
     assert (code, outcomes["broken.pdf"], outcomes["soup.md"]) == (1, "failed", "embedded")
 
-    asked = [COMMAND, "embed", folder, "-c", "broken", "--url", url_of(running)]
+    asked: list[str | Path] = [COMMAND, "embed", folder, "-c", "broken"]
+    asked += ["--url", url_of(running)]
     told = subprocess.run(asked, capture_output=True, text=True, check=False).stderr
     assert "1 failed: " in told
     assert str(folder / "broken.pdf") in told
