@@ -9,7 +9,7 @@ from supervisor.embedding.service import EmbeddingService
 from supervisor.embedding.values import EmbeddingRequest, Embeddings
 from supervisor.engine.targets import Targets
 from supervisor.vector_store.opening import StoreOpener
-from supervisor.vector_store.port import Filter, Hit, PointKind
+from supervisor.vector_store.port import Filter, Hit, PointKind, require_usable
 
 QUERY_PROMPT = "query"
 """The prompt before a question, where its model has one of that name."""
@@ -48,6 +48,7 @@ class Searcher:
         Raises RequestRefused as the store and the embedding service do, and `model_not_found`
         where the collection's model is not in the catalogue any more.
         """
+        require_usable(request.matching)
         store = await self._opener.store()
         space = await store.space(request.collection)
         target = self._targets.target(space.model)

@@ -23,6 +23,7 @@ DEFAULT_COLLECTION = "documents"
 
 _OWN_FIELDS = ("document", "kind", "generation")
 _NAMESPACE = UUID("6d2c8c0e-6a0f-4f0b-9d3e-2a1f5a0c7e11")
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+(\[\d*\])?")
 _NAME = re.compile(r"[^\W_][\w.-]{0,59}")
 
 
@@ -254,6 +255,22 @@ def require_name(name: str) -> None:
             f"'{name}' cannot be the name of a collection: up to 60 letters, digits, `.`, `_` and "
             "`-`, the first a letter or a digit",
         )
+
+
+def path_of(field: str) -> str:
+    """Return a field's path as Qdrant reads it: keys that are not plain words stand in quotes."""
+    return ".".join(key if _PLAIN_KEY.fullmatch(key) else f'"{key}"' for key in field.split("."))
+
+
+def require_usable(matching: Filter) -> None:
+    """Raise RequestRefused `bad_request` for a condition that no store can look for."""
+    for field, condition in matching.items():
+        if '"' in field or not all(field.split(".")):
+            raise RequestRefused("bad_request", f"`filter`: {field!r} is no path of a field")
+        if isinstance(condition, list) and len({type(each) for each in condition}) != 1:
+            raise RequestRefused(
+                "bad_request", f"`filter`: {field} needs texts alone, or whole numbers, in its list"
+            )
 
 
 def require_same(name: str, kept: VectorSpace, given: VectorSpace) -> None:

@@ -29,6 +29,7 @@ from supervisor.vector_store.port import (
     StoredDocument,
     VectorSpace,
     collection_not_found,
+    path_of,
     require_length,
     require_name,
     require_same,
@@ -237,7 +238,8 @@ def _must(conditions: Filter) -> models.Filter:
     return models.Filter(must=[_condition(key, each) for key, each in conditions.items()])
 
 
-def _condition(key: str, condition: Condition) -> models.FieldCondition:
+def _condition(field: str, condition: Condition) -> models.FieldCondition:
+    key = path_of(field)
     match condition:
         case Range():
             bounds = models.Range(

@@ -48,6 +48,7 @@ from supervisor.vector_store.port import (
     StoredDocument,
     VectorSpace,
     collection_not_found,
+    path_of,
     require_length,
 )
 
@@ -195,10 +196,10 @@ class Shard:
         """Go on with a copy of the shard, which was given an index, in its place."""
         former = self._folder / self._description.shard
         engine = EdgeShard.load(str(copy))
-        self._description = msgspec.structs.replace(self._description, shard=copy.name)
-        _write(self._folder, self._description)
+        description = msgspec.structs.replace(self._description, shard=copy.name)
+        _write(self._folder, description)
         self._engine.close()
-        self._engine = engine
+        self._engine, self._description = engine, description
         shutil.rmtree(former)
 
     def delete(self) -> None:
@@ -239,7 +240,8 @@ def _must(conditions: Filter) -> EdgeFilter:
     return EdgeFilter(must=[_condition(key, each) for key, each in conditions.items()])
 
 
-def _condition(key: str, condition: Condition) -> FieldCondition:
+def _condition(field: str, condition: Condition) -> FieldCondition:
+    key = path_of(field)
     match condition:
         case Range():
             bounds = RangeFloat(

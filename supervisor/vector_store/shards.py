@@ -9,7 +9,8 @@ import os
 import shutil
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from supervisor.core.byte_size import MIB
@@ -65,23 +66,22 @@ class Shards:
 
     async def drop_collection(self, name: str) -> None:
         """Delete a collection with all its points."""
-        async with self._writing[name]:
-            shard = self._shard(name)
+        async with self._held(name) as shard:
             del self._open[name]
             shard.delete()
 
     async def upsert(self, collection: str, points: Sequence[Point]) -> None:
         """Write points; one with the same id is replaced. Raises RequestRefused `storage_full`."""
-        async with self._writing[collection]:
+        async with self._held(collection) as shard:
             self._require_room(0)
-            self._shard(collection).upsert(points)
+            shard.upsert(points)
 
     async def delete_document(
         self, collection: str, document: str, except_generation: str | None
     ) -> None:
         """Delete the points of a document: all, or those of other generations."""
-        async with self._writing[collection]:
-            self._shard(collection).delete_document(document, except_generation)
+        async with self._held(collection) as shard:
+            shard.delete_document(document, except_generation)
 
     async def document(self, collection: str, document: str) -> StoredDocument | None:
         """Return a document; None where its own point is not there."""
@@ -99,8 +99,7 @@ class Shards:
 
     async def optimize(self, collection: str) -> None:
         """Build the index over what was written since the last time."""
-        async with self._writing[collection]:
-            shard = self._shard(collection)
+        async with self._held(collection) as shard:
             self._require_room(0)
             source, copy = shard.copy_paths()
             self._require_room(2 * _bytes_on_disk(source))  # a copy, and its index
@@ -116,6 +115,13 @@ class Shards:
         """Write everything to the disk, and close the collections."""
         for shard in self._open.values():
             shard.close()
+
+    @asynccontextmanager
+    async def _held(self, name: str) -> AsyncIterator[Shard]:
+        """Yield a collection for one who writes, while nobody else does."""
+        self._shard(name)  # or there is none
+        async with self._writing[name]:
+            yield self._shard(name)
 
     def _require_room(self, needed_bytes: int) -> None:
         """Raise RequestRefused `storage_full` where there is no room beyond what must stay free."""

@@ -56,6 +56,8 @@ async def test_whole_documents_and_chunks_never_answer_the_same_search(
         ({"metadata.lang": ["ko", "ja"]}, {"b 0"}),
         ({"metadata.tags": "x"}, {"a 0"}),
         ({"metadata.unknown": "x"}, set()),
+        ({"metadata.말 [언어]": "한국어"}, {"b 0"}),
+        ({"metadata.tags[1]": "y"}, {"a 0"}),
         ({"kind": "document"}, {"a 0", "a 1", "b 0"}),
     ],
     ids=str,
@@ -68,7 +70,7 @@ async def test_a_filter_leaves_what_meets_all_its_conditions(
         [
             chunk("a", 0, 1, 0, page=1, metadata={"lang": "en", "tags": ["x", "y"]}),
             chunk("a", 1, 1, 0, page=2, metadata={"lang": "en"}),
-            chunk("b", 0, 1, 0, page=2, metadata={"lang": "ko"}),
+            chunk("b", 0, 1, 0, page=2, metadata={"lang": "ko", "말 [언어]": "한국어"}),
         ],
     )
     assert set(await texts_found(store, collection, 1, 0, matching=conditions)) == found
