@@ -147,6 +147,24 @@ async def test_controller_that_was_killed_goes_on_where_it_stopped(
     assert collection["documents"] == 60 + len(DOCUMENTS)
 
 
+async def test_watching_goes_on_with_the_next_controller(serve: Serve, folder: Path) -> None:
+    served = serve()
+    url = await served.url()
+    with embedding(url, folder, "--watch") as watching:
+        for _ in (*DOCUMENTS, "song.mp3"):
+            next_report(watching)
+        served.process.kill()
+        (folder / "new.txt").write_text("Snow falls on the mountains in winter.")
+        assert "no controller answers" in next_report(watching)["note"]
+
+        await serve("--port", url.rpartition(":")[2], log_file=folder.parent / "second.log").url()
+        told = next_report(watching)
+        while told.get("outcome") != "embedded":
+            told = next_report(watching)
+        assert Path(told["path"]).name == "new.txt"
+        watching.send_signal(signal.SIGINT)
+
+
 def add_texts(folder: Path, count: int) -> None:
     for number in range(count):
         (folder / f"{number}.txt").write_text(f"{KOREAN} {number}")
