@@ -26,8 +26,10 @@ from supervisor.engine.kinds.cached_build import (
     CMAKE_FLAGS,
     COMPLETE_STAMP,
     LLAMA_CPP_PYTHON_VERSION,
+    WITHOUT_AMX,
     cached_build_dir,
     cached_llama_server,
+    miscompiles_amx,
 )
 from supervisor.errors import EngineError
 
@@ -36,6 +38,7 @@ SOURCE_NAME = f"llama_cpp_python-{LLAMA_CPP_PYTHON_VERSION}"
 STEP_COUNT = 5
 PROGRESS_INTERVAL_S = 30.0
 LOG_TAIL_LINES = 30
+CXX_NAMES = ("c++", "g++", "clang++")
 
 
 def main() -> int:
@@ -58,7 +61,7 @@ def main() -> int:
 def require_compiler() -> None:
     """Raise EngineError when no C++ compiler can be found: `$CXX` if set, else the usual names."""
     named = shlex.split(os.environ.get("CXX", ""))[:1]
-    if any(shutil.which(name) for name in named or ("c++", "g++", "clang++")):
+    if any(shutil.which(name) for name in named or CXX_NAMES):
         return
     looked_for = f"CXX names {named[0]}, which is not there" if named else "no c++, g++ or clang++"
     raise EngineError(
@@ -134,7 +137,28 @@ def configure(source: Path, build_tree: Path, log: Path) -> None:
     """Let cmake write the build files, for ninja, with the flags that name the cache folder."""
     places = ["-S", str(source), "-B", str(build_tree)]
     ninja = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={build_tool('ninja')}"]
-    run_logged([build_tool("cmake"), *places, *ninja, *CMAKE_FLAGS], log)
+    run_logged([build_tool("cmake"), *places, *ninja, *CMAKE_FLAGS, *compiler_flags()], log)
+
+
+def compiler_flags() -> Iterator[str]:
+    """Yield what a compiler needs that breaks the code for AMX: that it is left out."""
+    if not miscompiles_amx(compiler()):
+        return
+    for name in ("C", "CXX"):
+        flags = f"{os.environ.get(f'{name}FLAGS', '')} {WITHOUT_AMX}".strip()
+        yield f"-DCMAKE_{name}_FLAGS={flags}"
+
+
+def compiler() -> str:
+    """Return the C++ compiler's name and version as llama.cpp tells them; empty if not GNU's."""
+    named = shlex.split(os.environ.get("CXX", ""))
+    command = named or [next(filter(shutil.which, CXX_NAMES))]
+    asked = [*command, "-dM", "-E", "-x", "c++", "/dev/null"]
+    told = subprocess.run(asked, capture_output=True, text=True, check=False).stdout
+    macros = dict(line.split(" ", 2)[1:] for line in told.splitlines() if line.count(" ") > 1)
+    if "__clang__" in macros or "__GNUC__" not in macros:
+        return ""
+    return f"GNU {macros['__GNUC__']}.{macros['__GNUC_MINOR__']}"
 
 
 def compile_server(build_tree: Path, log: Path) -> None:

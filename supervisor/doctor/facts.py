@@ -69,17 +69,22 @@ class DeviceFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineFacts:
-    """The engines found. `chosen` is what `auto` means; `problem`: why it means nothing."""
+    """The engines found. `chosen` is what `auto` means; `problem`: why it means nothing.
+
+    `with_amx`: the locations of those that have code for Intel's matrix extensions.
+    """
 
     found: tuple[EngineIdentity, ...] = ()
     chosen: str | None = None
     problem: str | None = None
+    with_amx: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostFacts:
     """Memory of the host and what bounds it; `limits` are the cgroup's, the innermost first.
 
+    `has_amx`: whether the processor has Intel's matrix extensions.
     `page_cache_bytes` is what files take of it now. `largest_model` is the largest model under the
     models folder with the size of all its files, which the page cache holds while it is loaded.
     """
@@ -89,6 +94,7 @@ class HostFacts:
     page_cache_bytes: int | None = None
     limits: tuple[CgroupLimit, ...] = ()
     largest_model: tuple[str, int] | None = None
+    has_amx: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

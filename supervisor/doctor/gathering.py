@@ -38,6 +38,7 @@ from supervisor.telemetry.telemetry import Telemetry
 from supervisor.telemetry.vendors import visibility_variables
 
 _PR_GET_PDEATHSIG = 2  # linux/prctl.h
+_AMX_SYMBOL = b"ggml_backend_amx_mul_mat"
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 
 
@@ -104,7 +105,17 @@ def ask_engines(surroundings: Surroundings, configured: Path | None) -> EngineFa
         chosen = engines.choose("auto").identity.name
     except EngineError as error:  # it is there and does not run
         return EngineFacts(found=found, problem=str(error))
-    return EngineFacts(found=found, chosen=chosen)
+    with_amx = frozenset(each.location for each in found if uses_amx(Path(each.location)))
+    return EngineFacts(found=found, chosen=chosen, with_amx=with_amx)
+
+
+def uses_amx(binary: Path) -> bool:
+    """Whether a llama-server, or the library of ggml beside it, has code for AMX."""
+    parts = (binary, *binary.parent.glob("libggml-cpu*.so"))
+    try:
+        return binary.is_file() and any(_AMX_SYMBOL in part.read_bytes() for part in parts)
+    except OSError:
+        return False
 
 
 def look_at_host(surroundings: Surroundings) -> HostFacts:
@@ -122,7 +133,16 @@ def look_at_host(surroundings: Surroundings) -> HostFacts:
         page_cache_bytes=meminfo.get("Cached"),
         limits=limits,
         largest_model=find_largest_model(surroundings.models),
+        has_amx=has_amx(surroundings.root / "proc/cpuinfo"),
     )
+
+
+def has_amx(cpuinfo: Path) -> bool:
+    """Whether the processor has Intel's matrix extensions, and programs may use them."""
+    try:
+        return " amx_int8" in cpuinfo.read_text()
+    except OSError:
+        return False
 
 
 def find_largest_model(folder: Path) -> tuple[str, int] | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from supervisor.doctor.facts import Facts
 from supervisor.doctor.findings import Finding, error, warning
 from supervisor.doctor.judging_devices import devices_of
+from supervisor.engine.kinds.cached_build import miscompiles_amx
 from supervisor.engine.port import EngineIdentity
 from supervisor.telemetry.vendor import EngineBuild
 from supervisor.telemetry.vendors import VENDORS
@@ -28,6 +29,16 @@ def judge_engines(facts: Facts) -> Iterator[Finding]:
             yield warning(
                 f"{identity.name} {identity.version}".rstrip() + f": {identity.problem}",
                 "run it by hand to see why; until then, do not name it in a profile's `engine`",
+            )
+        breaks_amx = facts.host.has_amx and identity.location in engines.with_amx
+        if breaks_amx and miscompiles_amx(identity.build):
+            yield warning(
+                f"{identity.name} ({identity.location}) was compiled by "
+                f"{identity.build.partition(';')[0]}, which breaks its code for AMX: on this "
+                "processor it dies of quantised weights that are computed on the CPU",
+                "remove its folder and build it again (scripts/build_llama_server.py), or compile "
+                "it by GCC 12.4, 13.3 or later; until then `extra_args: [--no-repack]` in the "
+                "profiles of such models",
             )
         if identity.name == engines.chosen:
             yield from _judge_build(facts, identity)

@@ -16,6 +16,7 @@ from supervisor.doctor.gathering import (
     look_at_host,
     look_at_process,
     read_configuration,
+    uses_amx,
 )
 from supervisor.telemetry.telemetry import Telemetry
 from tests.conftest import ROOT
@@ -113,6 +114,20 @@ def test_limit_whose_use_cannot_be_read_leaves_the_memory_unknown(
     (surroundings.root / "sys/fs/cgroup/memory.stat").unlink()
 
     assert (look_at_host(surroundings).memory, look_at_host(surroundings).limits) == (None, ())
+
+
+def test_processor_and_builds_with_matrix_extensions_are_told(
+    surroundings: Surroundings, tmp_path: Path
+) -> None:
+    assert not look_at_host(surroundings).has_amx
+    (surroundings.root / "proc").mkdir(parents=True, exist_ok=True)
+    (surroundings.root / "proc/cpuinfo").write_text("flags\t: avx amx_bf16 amx_tile amx_int8\n")
+    assert look_at_host(surroundings).has_amx
+    binary = tmp_path / "llama-server"
+    binary.write_bytes(b"a program")
+    assert not uses_amx(binary)
+    (tmp_path / "libggml-cpu-x64.so").write_bytes(b"\0ggml_backend_amx_mul_mat\0")
+    assert uses_amx(binary)
 
 
 def test_largest_model_counts_all_of_its_shards(tmp_path: Path) -> None:

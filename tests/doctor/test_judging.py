@@ -242,6 +242,18 @@ def test_what_stops_work_is_an_error(
             id="an engine that cannot list devices",
         ),
         pytest.param(
+            replace(CPU_MACHINE, host=replace(CPU_MACHINE.host, has_amx=True)),
+            {
+                "engines": replace(
+                    engines(replace(CPU_SERVER, build="GNU 12.2.0 for Linux x86_64")),
+                    with_amx=frozenset({CPU_SERVER.location}),
+                )
+            },
+            "compiled by GNU 12.2.0 for Linux x86_64, which breaks its code for AMX",
+            "--no-repack",
+            id="a build whose AMX is broken",
+        ),
+        pytest.param(
             CPU_MACHINE,
             {"vendors": (replace(NO_NVIDIA, pci_ids=("0000:3b:00.0",)), NO_AMD)},
             "NVIDIA GPUs are on the PCI bus (0000:3b:00.0)",

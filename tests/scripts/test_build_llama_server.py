@@ -18,6 +18,7 @@ from supervisor.engine.kinds.cached_build import (
     build_key,
     cached_build_dir,
     cached_llama_server,
+    miscompiles_amx,
 )
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -143,6 +144,22 @@ def test_another_version_machine_or_flag_is_another_build(different: Mapping[str
     pinned = {"version": "0.3.36", "machine": "x86_64", "flags": CMAKE_FLAGS}
 
     assert build_key(**{**pinned, **different}) != build_key(**pinned)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("compiler", "is_broken"),
+    [
+        ("GNU 12.2.0 for Linux x86_64", True),
+        ("GNU 12.4.0 for Linux x86_64", False),
+        ("GNU 13.2.0", True),
+        ("GNU 10.2.1", True),
+        ("GNU 14.1.0", False),
+        ("Clang 12.0.1 for Linux x86_64", False),
+        ("", False),
+    ],
+)
+def test_compilers_that_break_the_code_for_amx_are_known(compiler: str, is_broken: bool) -> None:
+    assert miscompiles_amx(compiler) is is_broken
 
 
 def test_cache_stands_in_the_xdg_cache_home(cache: Path) -> None:

@@ -13,6 +13,7 @@ another folder. `scripts/build_llama_server.py` fills it; this module only names
 import hashlib
 import os
 import platform
+import re
 from pathlib import Path
 
 from supervisor.errors import EngineError
@@ -35,8 +36,28 @@ CMAKE_FLAGS = (
     "-DCMAKE_INSTALL_RPATH=$ORIGIN",  # libraries are found beside the binary, wherever that is
 )
 
+WITHOUT_AMX = "-U__AMX_INT8__"
+"""What leaves out llama.cpp's code for AMX, whatever else the compiler is told."""
+
+_FIXED_IN = {11: 5, 12: 4, 13: 3}
+_GNU = re.compile(r"GNU (\d+)\.(\d+)")
+
 COMPLETE_STAMP = "complete"
 """Name of the file that says that a build folder is whole."""
+
+
+def miscompiles_amx(compiler: str) -> bool:
+    """Whether a compiler, as llama.cpp tells it (`GNU 12.2.0 …`), breaks llama.cpp's code for AMX.
+
+    GCC took the configuration of the tiles to be of eight bytes and dropped what is written to the
+    rest (its bug 114098, mended in 11.5, 12.4, 13.3 and 14): where the processor has AMX, a server
+    dies of the first text that it computes with quantised weights.
+    """
+    version = _GNU.match(compiler)
+    if version is None:
+        return False
+    major, minor = int(version[1]), int(version[2])
+    return major < 14 and minor < _FIXED_IN.get(major, minor + 1)
 
 
 def build_key(*, version: str, machine: str, flags: tuple[str, ...]) -> str:
