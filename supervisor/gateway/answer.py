@@ -1,7 +1,7 @@
 """An answer of ours: whole, or piece by piece. What a backend answers is passed on as it comes."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import msgspec
@@ -28,7 +28,7 @@ class PiecewiseAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
     headers: Headers
     size_bytes: int
-    pieces: AsyncIterator[bytes]
+    pieces: AsyncGenerator[bytes, None]
 
 
 def json_answer(content: Any, *, status: int = 200, headers: Headers = ()) -> Answer:

@@ -13,6 +13,7 @@ visibly broken, with one error event at an event boundary, never with a clean en
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from enum import StrEnum
 from typing import Protocol
 
@@ -87,9 +88,10 @@ class Reply:
             return await self.send_whole(answer.status, None, answer.headers, answer.body)
         length = (b"Content-Length", b"%d" % answer.size_bytes)
         await self.begin(200, None, (*answer.headers, length))
-        if self.record.method != "HEAD":
-            async for piece in answer.pieces:
-                await self.pass_on(piece)
+        async with aclosing(answer.pieces) as pieces:  # also where the client leaves
+            if self.record.method != "HEAD":
+                async for piece in pieces:
+                    await self.pass_on(piece)
         return await self.end()
 
     async def send_whole(

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from pathlib import Path
 from secrets import token_hex
 
@@ -59,7 +59,7 @@ class DiskFiles:
         present = (each for each in found if each.expires_at > self._clock())
         return sorted(present, key=lambda each: (each.created_at, each.id), reverse=True)
 
-    async def read(self, file_id: str) -> AsyncIterator[bytes]:
+    async def read(self, file_id: str) -> AsyncGenerator[bytes, None]:
         """See `FileStore`."""
         if await self.file(file_id) is None:
             raise file_not_found(file_id)

@@ -1,6 +1,6 @@
 """What the jobs room asks of a queue and of a store of files; adapters are chosen by settings."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -133,7 +133,7 @@ class FileStore(Protocol):
         """Return what is known of all files, the newest first."""
         ...
 
-    def read(self, file_id: str) -> AsyncIterator[bytes]:
+    def read(self, file_id: str) -> AsyncGenerator[bytes, None]:
         """Yield a file's content in pieces. Raises RequestRefused `file_not_found`."""
         ...
 

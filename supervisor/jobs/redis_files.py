@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from pathlib import Path
 from secrets import token_hex
 
@@ -86,7 +86,7 @@ class RedisFiles:
         present = [file for file in await self._all() if file.expires_at > now]
         return sorted(present, key=lambda each: (each.created_at, each.id), reverse=True)
 
-    async def read(self, file_id: str) -> AsyncIterator[bytes]:
+    async def read(self, file_id: str) -> AsyncGenerator[bytes, None]:
         """See `FileStore`."""
         found = await self._found(file_id)
         if found is None:

@@ -157,18 +157,21 @@ class JobService:
             created_at=now,
             not_before=asked.not_before_s,
             expires_at=max(now, asked.not_before_s) + asked.window_s,
-            spec={
-                "endpoint": asked.endpoint,
-                "input_file_id": asked.input_file_id,
-                "completion_window": asked.completion_window,
-                "window_s": asked.window_s,
-                "metadata": asked.metadata,
-                "files_expire_after_s": asked.files_expire_after_s or self._limits().keep_s,
-                **asked.extensions,
-            },
+            spec=self._spec(asked),
         )
         await self.queue.add(job)
         return job
+
+    def _spec(self, asked: BatchRequest) -> dict[str, Any]:
+        return {
+            "endpoint": asked.endpoint,
+            "input_file_id": asked.input_file_id,
+            "completion_window": asked.completion_window,
+            "window_s": asked.window_s,
+            "metadata": asked.metadata,
+            "files_expire_after_s": asked.files_expire_after_s or self._limits().keep_s,
+            **asked.extensions,
+        }
 
     async def job(self, job_id: str, kind: JobKind | None = None) -> Job:
         """Return a job, of that kind. Raises RequestRefused `job_not_found`."""
