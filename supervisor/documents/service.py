@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -100,7 +100,7 @@ class DocumentService:
         request = {name: job.spec[name] for name in ("id", "collection", "model")}
         return {**request, "job": job.id, **told, "tokens": job.counts.input_tokens}
 
-    async def vectors(self, job: Job) -> tuple[int, AsyncIterator[bytes]] | None:
+    async def vectors(self, job: Job) -> tuple[int, AsyncGenerator[bytes, None]] | None:
         """Return the file with the vectors of a document that is not stored: size and content."""
         file_id = DocumentOutcome.of(job).vectors_file_id
         if file_id is None:
