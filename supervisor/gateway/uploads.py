@@ -100,7 +100,7 @@ class _Spool:
 
     async def require_room(self, announced_bytes: int) -> None:
         """Raise RequestRefused `storage_full` where the disk has less room than was announced."""
-        free_bytes = (await self._done(shutil.disk_usage, self._folder)).free
+        free_bytes = await self._done(self._free_bytes)
         if announced_bytes > free_bytes:
             raise _full(f"{free_bytes} bytes are free, and the body has {announced_bytes}")
 
@@ -133,6 +133,10 @@ class _Spool:
         """Remove the file, where it is still here."""
         await self._done(self._remove)
         self._thread.shutdown(wait=False)
+
+    def _free_bytes(self) -> int:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # somebody may have deleted it
+        return shutil.disk_usage(self._folder).free
 
     def _make(self) -> None:
         self._file = tempfile.NamedTemporaryFile(  # noqa: SIM115 - `_remove` closes it

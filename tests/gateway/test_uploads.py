@@ -279,6 +279,14 @@ def files_of_at_most(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+async def test_folder_that_was_deleted_is_made_again(
+    archive: RunningController, tmp_path: Path
+) -> None:
+    (tmp_path / "data" / "uploads").rmdir()
+
+    assert (await send(archive, form()))[0] == 200
+
+
 @both_doors
 async def test_client_that_stops_in_the_middle_is_cut(
     archive: RunningController, tmp_path: Path, *, has_fast_lane: bool
