@@ -183,6 +183,23 @@ async def test_a_line_whose_workers_die_is_given_up(
     assert not handler.asked
 
 
+async def test_a_line_that_takes_longer_than_its_lease_is_done_once(
+    queue: JobQueue, start_runner: StartRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "LEASE_S", 0.6)
+    handler = Shouting(queue, 1)
+
+    async def slow(_: Line) -> Outcome | None:
+        await asyncio.sleep(1.5)
+        return None
+
+    handler.fault = slow
+    start_runner(handler)
+    await queue.add(new_job("a"))
+    assert (await ended(queue)).counts.succeeded == 1
+    assert handler.asked == {1: 1}
+
+
 async def test_a_shutdown_gives_lines_back_uncounted(
     queue: JobQueue, start_runner: StartRunner
 ) -> None:

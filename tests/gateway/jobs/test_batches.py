@@ -7,6 +7,7 @@ import pytest
 
 from tests.gateway.forms.conftest import cosine
 from tests.gateway.jobs.conftest import Caller, line, text
+from tests.relay.wire import until
 
 CHAT = "/v1/chat/completions"
 EMBEDDINGS = "/v1/embeddings"
@@ -50,6 +51,20 @@ def test_texts_are_embedded_as_their_route_does(caller: Caller) -> None:
     assert isinstance(output["many"]["response"]["body"]["data"][1]["embedding"], str)
     sums = sum(each["response"]["body"]["usage"]["total_tokens"] for each in output.values())
     assert ended["usage"] == {"input_tokens": sums, "output_tokens": 0, "total_tokens": sums}
+
+
+def test_a_batch_is_work_that_lets_others_pass(caller: Caller) -> None:
+    begun = caller.begin([text(f"t{n}", f"text {n} " * 40) for n in range(2000)], EMBEDDINGS)
+
+    def queued() -> int:
+        models = caller.json("GET", "/status")["embedding"]
+        return int(models["minilm"]["queued"]["batch"]["inputs"]) if "minilm" in models else 0
+
+    until(lambda: queued() > 0, within_s=60)
+    caller.json("POST", EMBEDDINGS, {"model": "minilm", "input": "somebody looks on"})
+    assert caller.batch(begun["id"])["status"] == "in_progress"
+    caller.json("POST", f"/v1/batches/{begun['id']}/cancel")
+    assert caller.ended(begun["id"])["status"] == "cancelled"
 
 
 def test_chats_are_answered_by_their_model(caller: Caller) -> None:
