@@ -11,7 +11,7 @@ import sys
 from contextlib import suppress
 
 from supervisor.errors import TelemetryError
-from supervisor.parent_death import end_with_parent
+from supervisor.own_process import end_with_parent
 from supervisor.telemetry.messages import (
     Answer,
     DeviceRead,

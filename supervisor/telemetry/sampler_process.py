@@ -5,22 +5,19 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 from msgspec import DecodeError
 
 from supervisor.errors import TelemetryError
+from supervisor.own_process import command_of, python_path
 from supervisor.telemetry.messages import Answer, Failed, Request, decode_answer, encode
 from supervisor.telemetry.port import VendorAbsentError
 from supervisor.telemetry.vendors import VENDORS
-
-_PACKAGE_FOLDER = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,10 +208,8 @@ class SamplerProcess(asyncio.Protocol):
 def _start_program(
     vendor: str, environ: Mapping[str, str], socket_fd: int
 ) -> subprocess.Popen[bytes]:
-    # Without `site` half of the interpreter's start is saved; it would only find the packages.
-    python = (sys.executable, "-P", "-S")
     return subprocess.Popen(
-        [*python, "-m", "supervisor.telemetry.sampler", vendor, str(os.getpid())],
+        command_of("supervisor.telemetry.sampler", vendor),
         env=_environment(environ),
         cwd="/",
         stdin=socket_fd,
@@ -226,5 +221,4 @@ def _start_program(
 def _environment(environ: Mapping[str, str]) -> dict[str, str]:
     """Give the process our environment without our own settings, and the way to our packages."""
     kept = {k: v for k, v in environ.items() if not k.startswith(("LLAMA_", "AIP_"))}
-    folders = [str(_PACKAGE_FOLDER), *filter(None, sys.path)]
-    return {**kept, "PYTHONPATH": os.pathsep.join(dict.fromkeys(folders))}
+    return {**kept, "PYTHONPATH": python_path()}

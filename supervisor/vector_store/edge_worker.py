@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from supervisor.errors import RequestRefused
-from supervisor.parent_death import end_with_parent
+from supervisor.own_process import end_with_parent
 from supervisor.vector_store.messages import Answered, Asked, Frames, Request, framed
 from supervisor.vector_store.shards import Shards
 
@@ -44,6 +44,7 @@ async def serve(folder: Path, connection: socket.socket) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+    writer.close()
     shards.close()
 
 

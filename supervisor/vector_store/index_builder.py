@@ -10,7 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from supervisor.parent_death import end_with_parent
+from supervisor.own_process import end_with_parent
 from supervisor.vector_store.shard import build_index
 
 _NICEST = 19

@@ -98,7 +98,14 @@ class Shard:
             content = (folder / DESCRIPTION).read_bytes()
         except FileNotFoundError:
             raise collection_not_found(folder.name) from None
-        description = msgspec.json.decode(content, type=Description)
+        try:
+            description = msgspec.json.decode(content, type=Description)
+        except msgspec.MsgspecError as error:
+            raise RequestRefused(
+                "store_failed",
+                f"{folder / DESCRIPTION} cannot be read: {error}; restore the folder from a copy, "
+                "or move it away",
+            ) from error
         if description.format > _FORMAT:
             raise RequestRefused(
                 "store_failed",

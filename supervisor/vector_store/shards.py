@@ -7,7 +7,6 @@ with a copy of the shard, so that searches go on, and a copy knows nothing of wh
 import asyncio
 import os
 import shutil
-import sys
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from supervisor.core.byte_size import MIB
 from supervisor.errors import RequestRefused
+from supervisor.own_process import command_of, python_path
 from supervisor.vector_store.port import (
     CollectionInfo,
     Filter,
@@ -28,8 +28,6 @@ from supervisor.vector_store.port import (
     require_same,
 )
 from supervisor.vector_store.shard import DESCRIPTION, Shard
-
-_BUILDER = "supervisor.vector_store.index_builder"
 
 _MIN_FREE_BYTES = 64 * MIB
 """What stays free of the disk. The engine writes through mapped memory, and is ended by the kernel
@@ -148,9 +146,10 @@ def _bytes_on_disk(folder: Path) -> int:
 
 async def _build_index(source: Path, copy: Path) -> None:
     """Have a copy of a shard made that has an index. Raises RequestRefused."""
-    arguments = (str(source), str(copy), str(os.getpid()))
+    command = command_of("supervisor.vector_store.index_builder", str(source), str(copy))
+    environment = {**os.environ, "PYTHONPATH": python_path()}
     builder = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-S", "-m", _BUILDER, *arguments), stdin=asyncio.subprocess.DEVNULL
+        *command, env=environment, stdin=asyncio.subprocess.DEVNULL
     )
     status = await builder.wait()
     if status != 0:

@@ -1,9 +1,7 @@
 """The store's process as the controller sees it: started, asked, and ended with the controller."""
 
 import asyncio
-import os
 import socket
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -12,9 +10,8 @@ from typing import cast
 import msgspec
 
 from supervisor.errors import RequestRefused
+from supervisor.own_process import command_of, python_path
 from supervisor.vector_store.messages import Answered, Asked, Frames, Request, framed
-
-_PACKAGE_FOLDER = Path(__file__).parents[2]
 
 _decode = msgspec.msgpack.Decoder(Answered).decode
 
@@ -110,21 +107,12 @@ class WorkerProcess(asyncio.Protocol):
 async def _start_program(
     folder: Path, environ: Mapping[str, str], socket_fd: int
 ) -> asyncio.subprocess.Process:
-    # Without `site` half of the interpreter's start is saved; it would only find the packages.
-    python = (sys.executable, "-P", "-S")
+    kept = {name: environ[name] for name in ("PATH", "LANG", "LC_ALL") if name in environ}
     return await asyncio.create_subprocess_exec(
-        *python,
-        *("-m", "supervisor.vector_store.edge_worker", str(folder), str(os.getpid())),
-        env=_environment(environ),
+        *command_of("supervisor.vector_store.edge_worker", str(folder)),
+        env={**kept, "PYTHONPATH": python_path()},
         cwd="/",
         stdin=socket_fd,
         stdout=asyncio.subprocess.DEVNULL,
         start_new_session=True,  # a Ctrl-C in a terminal is the controller's to handle
     )
-
-
-def _environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Give the process our environment without our own settings, and the way to our packages."""
-    kept = {k: v for k, v in environ.items() if not k.startswith(("LLAMA_", "AIP_"))}
-    folders = [str(_PACKAGE_FOLDER), *filter(None, sys.path)]
-    return {**kept, "PYTHONPATH": os.pathsep.join(dict.fromkeys(folders))}

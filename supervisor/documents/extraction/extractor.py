@@ -1,9 +1,7 @@
 """The controller's side of extraction: has files read, and says what is wrong with them."""
 
 import asyncio
-import os
 import socket
-import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,10 +14,10 @@ import structlog
 from supervisor.documents.extraction.messages import Limits, Outcome, Read, Task
 from supervisor.documents.values import Division, ReadDocument, Source
 from supervisor.errors import RequestRefused
+from supervisor.own_process import command_of, python_path
 
 log = structlog.get_logger()
 
-_PACKAGE_FOLDER = Path(__file__).parents[3]
 _PIECE_BYTES = 256 * 1024
 _GRACE_S = 2.0
 """Seconds beyond a document's time until its reader is given up."""
@@ -118,8 +116,7 @@ class _ForkServer:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-S", "-m", "supervisor.documents.extraction.fork_server"),
-                str(os.getpid()),
+                *command_of("supervisor.documents.extraction.fork_server"),
                 env=_environment(environ),
                 cwd="/",
                 stdin=theirs.fileno(),
@@ -186,8 +183,7 @@ def _lost(limits: Limits) -> str:
 
 def _environment(environ: Mapping[str, str]) -> dict[str, str]:
     """Give it what it needs to find its libraries, and nothing that is ours."""
-    folders = [str(_PACKAGE_FOLDER), *filter(None, sys.path)]
     kept = {name: environ[name] for name in ("PATH", "LANG", "LC_ALL") if name in environ}
     # Threads would not live on in what is forked.
-    own = {"PYTHONPATH": os.pathsep.join(dict.fromkeys(folders)), "RAYON_NUM_THREADS": "1"}
+    own = {"PYTHONPATH": python_path(), "RAYON_NUM_THREADS": "1"}
     return {**kept, **own, "TOKENIZERS_PARALLELISM": "false"}

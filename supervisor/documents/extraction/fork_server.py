@@ -20,7 +20,7 @@ from supervisor.documents.extraction.messages import Outcome, Task, Unread
 from supervisor.documents.extraction.reading import read_document
 from supervisor.documents.splitting import Splitter
 from supervisor.documents.values import Division
-from supervisor.parent_death import end_with_parent
+from supervisor.own_process import end_with_parent
 
 _SOCKET = 0
 _MAX_TASK_BYTES = 64 * 1024
