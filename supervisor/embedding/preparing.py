@@ -156,9 +156,9 @@ def _require_ids(ids: Ids, intake: Intake, index: int) -> Ids:
 
 
 def _uncounted(content: Content) -> PreparedInput:
-    """Return an input whose tokens nobody knows: its server says what is too long."""
+    """Return an input whose tokens its server alone knows, and whether it is too long."""
     if isinstance(content, str):
         tokens = len(content.encode()) // _BYTES_PER_TOKEN + 1
     else:
         tokens = len(content)
-    return PreparedInput(pieces=(Piece(content=content, tokens=tokens),))
+    return PreparedInput(pieces=(Piece(content=content, tokens=tokens),), is_guess=True)

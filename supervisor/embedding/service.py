@@ -5,7 +5,7 @@ EmbeddingRequest -> prepared inputs -> pieces in batches -> vectors of pieces ->
 
 import time
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import accumulate, islice, pairwise
 
 from supervisor.core.machine.values import Target
 from supervisor.embedding.batching.batcher import Batcher
@@ -55,6 +55,8 @@ class EmbeddingService:
         except RequestRefused as error:
             name_input(error, prepared)
             raise
+        if prepared[0].is_guess:
+            tokens = apportioned(computed.counted_tokens, tokens)
         vectors: Sequence[bytes] = computed.vectors
         if not is_whole:
             vectors = _joined_windows(prepared, vectors, normalize=request.normalize)
@@ -86,6 +88,13 @@ class EmbeddingService:
             )
         cuts = (cut(vector, dimensions) for vector in vectors)
         return [normalized(each) for each in cuts] if request.normalize else list(cuts)
+
+
+def apportioned(total: int, shares: Sequence[int]) -> list[int]:
+    """Divide tokens by shares, none of them lost: those up to each share are rounded."""
+    whole = sum(shares)
+    bounds = [round(total * upto / whole) for upto in accumulate(shares, initial=0)]
+    return [end - begin for begin, end in pairwise(bounds)]
 
 
 def name_input(error: RequestRefused, prepared: Sequence[PreparedInput]) -> None:

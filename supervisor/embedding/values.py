@@ -76,6 +76,9 @@ class PreparedInput(msgspec.Struct, frozen=True):
     pieces: tuple[Piece, ...]
     was_truncated: bool = False
 
+    is_guess: bool = False
+    """Whether nobody knew its tokens before its server told them."""
+
     @property
     def tokens(self) -> int:
         """How many the model sees."""
@@ -85,10 +88,12 @@ class PreparedInput(msgspec.Struct, frozen=True):
 class ComputedPieces(msgspec.Struct, frozen=True, kw_only=True):
     """The vectors of pieces, in their order, each as little-endian float32.
 
-    `queue_s`: until the first of them was sent; `inference_s`: from then until the last was there.
+    `counted_tokens`: as their server told. `queue_s`: until the first of them was sent;
+    `inference_s`: from then until the last was there.
     """
 
     vectors: Sequence[bytes]
+    counted_tokens: int
     queue_s: float
     inference_s: float
 

@@ -79,6 +79,7 @@ class Batcher:
         sent_at = caller.sent_at or caller.came_at
         return ComputedPieces(
             vectors=caller.vectors,
+            counted_tokens=round(caller.counted),
             queue_s=sent_at - caller.came_at,
             inference_s=time.monotonic() - sent_at,
         )

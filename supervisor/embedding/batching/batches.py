@@ -17,6 +17,7 @@ class Caller:
     __slots__ = (
         "batches",
         "came_at",
+        "counted",
         "error",
         "is_over",
         "missing",
@@ -45,6 +46,8 @@ class Caller:
         self.vectors: list[bytes] = [b""] * len(pieces)
         """In the order of the pieces; empty where one is not there yet."""
         self.missing = len(pieces)
+        self.counted = 0.0
+        """Tokens by their server's count; of a batch of several callers, by its share."""
         self.sent_at: float | None = None
         """When the first of the pieces was sent."""
         self.batches: list[Batch] = []
@@ -61,15 +64,17 @@ Item = tuple[Caller, int]
 class Batch:
     """Pieces of one kind that a server is sent in one request.
 
-    `died`: under how many of their servers. `present`: callers of whom it is not known that they
+    `died`: under how many of their servers. `counted`: its tokens by the server's count, 0 where it
+    tells none. `present`: callers of whom it is not known that they
     have left, or got their error already.
     """
 
-    __slots__ = ("died", "items", "normalize", "present", "priority", "tokens")
+    __slots__ = ("counted", "died", "items", "normalize", "present", "priority", "tokens")
 
     def __init__(self, items: Sequence[Item], died: int = 0) -> None:
         self.items = items
         self.died = died
+        self.counted = 0
         first, _ = items[0]
         self.normalize = first.normalize
         self.priority = first.priority

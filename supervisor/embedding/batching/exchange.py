@@ -26,8 +26,13 @@ class _Entry(msgspec.Struct):
     index: int
 
 
+class _Usage(msgspec.Struct):
+    prompt_tokens: int = 0
+
+
 class _Answer(msgspec.Struct):
     data: list[_Entry]
+    usage: _Usage = msgspec.field(default_factory=_Usage)
 
 
 _decode = msgspec.json.Decoder(_Answer).decode
@@ -84,7 +89,7 @@ def outcome_of(backend: Backend, batch: Batch, status: int, content: bytes) -> O
     if status != 200:
         return explained(backend.model, status, content)
     try:
-        vectors = read_vectors(content, len(batch))
+        vectors, batch.counted = read_vectors(content, len(batch))
     except (ValueError, RecursionError, OverflowError) as error:
         return unusable(backend.model, str(error))
     if batch.normalize and not backend.launch.abilities.takes_embd_normalize:
@@ -105,13 +110,14 @@ def request_for(batch: Batch, abilities: Abilities, model: str) -> Request:
     return post_json("/v1/embeddings", body)
 
 
-def read_vectors(content: bytes, count: int) -> list[bytes]:
-    """Return the vectors of an answer in the order of what was asked.
+def read_vectors(content: bytes, count: int) -> tuple[list[bytes], int]:
+    """Return the vectors of an answer in the order of what was asked, and the tokens it tells.
 
     Raises ValueError unless there is one for each, all of them of one length and of finite numbers:
     else nobody could say whose they are.
     """
-    entries = _decode(content).data
+    answer = _decode(content)
+    entries = answer.data
     if len(entries) != count:
         raise ValueError(f"{len(entries)} vectors for {count} inputs")
     by_index = {entry.index: entry.embedding for entry in entries}
@@ -120,7 +126,7 @@ def read_vectors(content: bytes, count: int) -> list[bytes]:
     vectors = [_vector(by_index[index]) for index in range(count)]
     if len({len(vector) for vector in vectors}) != 1:
         raise ValueError("its vectors are of different lengths")
-    return vectors
+    return vectors, answer.usage.prompt_tokens
 
 
 def _vector(written: bytes | list[float]) -> bytes:

@@ -320,8 +320,10 @@ class Workers:
 
     def _deliver(self, batch: Batch, vectors: Sequence[bytes]) -> None:
         batch.close()
+        counted_of_each = (batch.counted or batch.tokens) / batch.tokens
         for (caller, index), vector in zip(batch.items, vectors, strict=True):
             caller.vectors[index] = vector
+            caller.counted += caller.pieces[index].tokens * counted_of_each
             caller.missing -= 1
             if not caller.missing and not caller.is_over:
                 caller.is_over = True

@@ -74,7 +74,8 @@ class Server:
         if "broken" in actions:
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{")
             raise ConnectionError
-        send(writer, 200, {"data": entries})
+        usage = {} if "silent" in actions else {"usage": {"prompt_tokens": 7 * len(texts)}}
+        send(writer, 200, {"data": entries, **usage})
         return None
 
     async def is_waited_for(self, reader: asyncio.StreamReader) -> bool:

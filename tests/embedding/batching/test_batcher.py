@@ -48,6 +48,18 @@ async def test_vectors_are_told_by_their_index(bench: Bench) -> None:
     assert (await bench.compute(*texts)).vectors == own_vectors(*texts)
 
 
+async def test_callers_of_a_batch_are_told_their_share_of_the_tokens_that_the_server_counted(
+    bench: Bench,
+) -> None:
+    held = await bench.hold()
+    callers = [bench.begin("one", tokens=1), bench.begin("two", "three", tokens=3)]
+    await bench.queued(3)
+    await bench.let_go()
+    computed = await gather(held, *callers)
+    assert [each.counted_tokens for each in computed] == [7, 3, 18]
+    assert (await bench.compute("silent", tokens=5)).counted_tokens == 5
+
+
 async def test_interactive_callers_pass_batch_work(bench: Bench) -> None:
     held = await bench.hold()
     batch = [bench.begin(f"batch {n}", priority=Priority.BATCH) for n in range(12)]
