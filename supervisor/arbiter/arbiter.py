@@ -94,7 +94,6 @@ class Arbiter:
             memory=memory,
             clock=clock,
             post=self.post,
-            new_switch_id=self._new_switch_id,
         )
         self._mailbox: deque[Event] = deque()
         self._is_handling = False

@@ -1,7 +1,6 @@
 """Carries out the core's commands and reports back what came of them, as events."""
 
 import asyncio
-import random
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine
@@ -14,7 +13,6 @@ from supervisor.core.machine.commands import (
     Command,
     ReleaseMemory,
     SampleMemory,
-    ScheduleRetry,
     StartBackend,
     StopWarming,
     WarmFile,
@@ -28,26 +26,18 @@ from supervisor.core.machine.events import (
     Event,
     MemorySampled,
     MemoryUnreadable,
-    RetryDue,
     TargetAccepted,
     TargetRejected,
     WarmingBegun,
 )
 from supervisor.core.machine.memory import MemorySample
 from supervisor.core.machine.values import KeptPrompts, Target, TargetNeed
-from supervisor.core.pauses import doubled_pause_s
 from supervisor.engine.prompts import prompt_slots as engine_prompts
 from supervisor.engine.servers.backend import Backend
 from supervisor.engine.servers.stall import watch_for_stalls
 from supervisor.errors import SupervisorError
 
 log = structlog.get_logger()
-
-
-FIRST_RETRY_PAUSE_S = 0.2
-LONGEST_RETRY_PAUSE_S = 60.0
-RETRY_JITTER_S = 0.2
-"""Up to so much longer is each pause, so that models that died together do not start together."""
 
 
 FORMER_SESSIONS = 8
@@ -92,13 +82,11 @@ class Performer:
         memory: MemorySource,
         clock: Callable[[], float],
         post: Callable[[Event], None],
-        new_switch_id: Callable[[], str],
     ) -> None:
         self._launcher = launcher
         self._memory = memory
         self._clock = clock
         self._post = post
-        self._new_switch_id = new_switch_id
         self._tasks: set[asyncio.Task[None]] = set()
         self._warmings: dict[str, threading.Event] = {}
         self._former_pids: deque[int] = deque(maxlen=FORMER_SESSIONS)
@@ -120,8 +108,6 @@ class Performer:
                 self._spawn(self._release(command), f"release-{command.epoch}")
             case SampleMemory():
                 self._spawn(self._sample(command), f"sample-{command.device}")
-            case ScheduleRetry():
-                self._spawn(self._retry_later(command), f"retry-{command.model}")
             case _:
                 raise TypeError(f"no way to perform {command!r}")
 
@@ -243,25 +229,6 @@ class Performer:
             return
         self._post(MemorySampled(at=self._clock(), switch_id=command.switch_id, sample=sample))
 
-    async def _retry_later(self, command: ScheduleRetry) -> None:
-        pause_s = doubled_pause_s(command.attempt, FIRST_RETRY_PAUSE_S, LONGEST_RETRY_PAUSE_S)
-        pause_s += random.uniform(0, RETRY_JITTER_S)  # noqa: S311 - nobody is kept out by it
-        log.info(
-            "backend.retry_scheduled",
-            model=command.model,
-            attempt=command.attempt,
-            pause_s=round(pause_s, 2),
-        )
-        await asyncio.sleep(pause_s)
-        self._post(
-            RetryDue(
-                at=self._clock(),
-                switch_id=self._new_switch_id(),
-                model=command.model,
-                attempt=command.attempt,
-            )
-        )
-
     async def _try_sample(self, device: str) -> tuple[MemorySample | None, str | None]:
         """Read the device, or return why it cannot be read."""
         try:
@@ -275,7 +242,7 @@ class Performer:
         return await self._memory.sample(device, self._child_pids(), tuple(self._former_pids))
 
     def close(self) -> None:
-        """Give up what still waits, such as the pause before a restart."""
+        """Give up what is still under way."""
         for task in self._tasks:
             task.cancel()
 

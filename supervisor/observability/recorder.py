@@ -47,6 +47,8 @@ class Recorder:
                 self._keep(command.report)
         if isinstance(event, BackendReady):
             _log_retiring(before, after)
+        if after.recoveries is not before.recoveries:
+            _log_retries(event.at, before, after)
         if after.switch is not before.switch:  # the next one may begin where one has just ended
             _log_decision(before, after)
             _log_phase(before, after)
@@ -90,6 +92,18 @@ def _log_retiring(before: Snapshot, after: Snapshot) -> None:
         known = before.backend(backend.epoch)
         if backend.is_retiring and known is not None and not known.is_retiring:
             log.info("backend.retiring", epoch=backend.epoch, in_flight=backend.in_flight)
+
+
+def _log_retries(at: float, before: Snapshot, after: Snapshot) -> None:
+    """Log when a model that is down is tried next."""
+    for down in after.recoveries:
+        if down.retry_at is not None and down not in before.recoveries:
+            log.info(
+                "backend.retry_scheduled",
+                model=down.target.model,
+                attempt=down.attempt,
+                pause_s=round(down.retry_at - at, 2),
+            )
 
 
 def _log_switch(report: SwitchReport) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from supervisor.core.machine.events import RetryDue
+from supervisor.core.machine.events import TimePassed
 from supervisor.engine.servers.backend import Backend
 from tests.conftest import RunningController, StartController
 from tests.gateway.conftest import (
@@ -42,7 +42,7 @@ async def test_server_that_is_killed_comes_back_by_itself(
     assert (status, len(answer["data"])) == (200, 1)
     newest = (await controller.json("GET", "/switches"))["switches"][0]
     assert (newest["requested_by"], newest["outcome"]) == ("recovery", "switched")
-    assert re.fullmatch(r"s\d+-2", newest["switch_id"])
+    assert re.fullmatch(r"s\d+-t1", newest["switch_id"])
     last_exit = (await controller.json("GET", "/status"))["last_exit"]
     assert (last_exit["signal"], last_exit["was_wanted"]) == (signal.SIGKILL, False)
 
@@ -216,13 +216,7 @@ def hasten_retry(controller: RunningController) -> None:
     """End the pause before the restart, which grows with each death."""
     arbiter: Any = controller.parts.arbiter
     (recovery,) = arbiter.snapshot.recoveries
-    event = RetryDue(
-        at=arbiter._clock(),
-        switch_id=arbiter._new_switch_id(),
-        model=recovery.target.model,
-        attempt=recovery.attempt,
-    )
-    arbiter.post(event)
+    arbiter.post(TimePassed(at=max(arbiter._clock(), recovery.retry_at)))
 
 
 async def is_in_flight(controller: RunningController) -> bool:

@@ -138,9 +138,12 @@ def test_a_death_that_nobody_ordered_is_a_warning_with_the_last_words(recorder: 
     words = tuple(f"line {n}" for n in range(30))
     died = BackendExited(at=6.0, epoch=1, exit_code=None, signal=11, last_lines=words)
     _, lines = play(recorder, EMPTY, *TO_CHAT, died)
-    assert lines[-1]["event"] == "backend.died"
-    assert (lines[-1]["log_level"], lines[-1]["signal"]) == ("warning", 11)
-    assert lines[-1]["last_lines"] == words[-10:]
+    death, retry = lines[-2:]
+    assert death["event"] == "backend.died"
+    assert (death["log_level"], death["signal"]) == ("warning", 11)
+    assert death["last_lines"] == words[-10:]
+    assert (retry["event"], retry["model"]) == ("backend.retry_scheduled", "chat")
+    assert (retry["attempt"], retry["pause_s"]) == (1, 0.2)
 
 
 def test_the_end_of_an_unknown_backend_is_not_told_again(recorder: Recorder) -> None:

@@ -88,12 +88,5 @@ class FinishSwitch(Command, frozen=True, kw_only=True):
     report: SwitchReport
 
 
-class ScheduleRetry(Command, frozen=True, kw_only=True):
-    """Wait a pause that grows with `attempt` (1, 2, …), jittered → RetryDue."""
-
-    model: str
-    attempt: int
-
-
 class CompleteShutdown(Command, frozen=True, kw_only=True):
     """Every backend is gone: the controller may exit."""

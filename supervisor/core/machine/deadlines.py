@@ -1,6 +1,7 @@
 """When the core wants to know that time has passed: every deadline that the snapshot holds."""
 
 from supervisor.core.machine.phases import phase_deadline
+from supervisor.core.machine.recovery import retry_at
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.values import BackendState
 from supervisor.core.machine.waiting import oldest_waiter
@@ -17,6 +18,8 @@ def next_wakeup(snapshot: Snapshot) -> float | None:
                 moments.append(backend.retire_deadline)
             if snapshot.close_deadline is not None:
                 moments.append(snapshot.close_deadline)
+    if snapshot.recoveries and (due_at := retry_at(snapshot)) is not None:
+        moments.append(due_at)
     oldest = oldest_waiter(snapshot)
     if oldest is not None:
         moments.append(oldest.arrived_at + snapshot.limits.hold_timeout_s)

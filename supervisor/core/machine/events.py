@@ -167,15 +167,6 @@ class MemoryUnreadable(Event, frozen=True, kw_only=True):
     reason: str
 
 
-class RetryDue(Event, frozen=True, kw_only=True):
-    """The pause before another attempt to bring a model back is over."""
-
-    switch_id: str
-    """What the attempt is named if it is made."""
-    model: str
-    attempt: int
-
-
 class RestartRequested(Event, frozen=True, kw_only=True):
     """An operator wants what died brought back now, even if its breaker is open."""
 

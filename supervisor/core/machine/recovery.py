@@ -1,16 +1,20 @@
 """Brings back what should be live: restarts after a death, retries after a failed rollback.
 
-Pauses grow with each attempt. A model that dies too often opens its breaker: it stays down, with
-the reason, until an operator asks for a restart.
+Pauses grow with each attempt; one whose pause ends while a switch runs is made behind that. A model
+that dies too often opens its breaker: it stays down, with the reason, until an operator asks for a
+restart.
 """
 
 from msgspec.structs import replace
 
-from supervisor.core.machine.commands import ScheduleRetry
 from supervisor.core.machine.draft import Draft
-from supervisor.core.machine.events import RetryDue
 from supervisor.core.machine.footprint import Baseline
+from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.values import Backend, BackendExit, Recovery, Target
+from supervisor.core.pauses import doubled_pause_s
+
+FIRST_PAUSE_S = 0.2
+LONGEST_PAUSE_S = 60.0
 
 
 def note_death(
@@ -83,12 +87,21 @@ def note_failed_recovery(draft: Draft, target: Target, reason: str) -> None:
     _put(draft, replace(failed, target=target, attempt=attempt, reason=reason, may_hold=False))
 
 
-def due_recovery(draft: Draft, event: RetryDue) -> Recovery | None:
-    """Return the recovery whose pause is over, unless it is gone, open or a later attempt."""
-    recovery = draft.snapshot.recovery(event.model)
-    if recovery is None or recovery.is_open or recovery.attempt != event.attempt:
+def retry_at(snapshot: Snapshot) -> float | None:
+    """Return when the next attempt is due; None while a switch runs, whose end it waits for."""
+    if snapshot.switch is not None or not snapshot.recoveries:
         return None
-    return recovery
+    return min((r.retry_at for r in snapshot.recoveries if r.retry_at is not None), default=None)
+
+
+def due_recovery(draft: Draft) -> Recovery | None:
+    """Return the recovery whose pause is over, if one is; it has another before the next."""
+    due_at = retry_at(draft.snapshot)
+    if due_at is None or due_at > draft.at:
+        return None
+    due = next(r for r in draft.snapshot.recoveries if r.retry_at == due_at)
+    _put(draft, due)
+    return due
 
 
 def reset_breakers(draft: Draft) -> Recovery:
@@ -97,18 +110,11 @@ def reset_breakers(draft: Draft) -> Recovery:
     Returns the one to try at once; the others, whose breaker may have been open without a retry
     to come, follow after the first pause.
     """
-    first, *others = (
-        replace(r, attempt=1, is_open=False, may_hold=True) for r in draft.snapshot.recoveries
-    )
-    draft.set(recoveries=(first, *others), recent_deaths=draft.snapshot.recent_deaths.__class__())
-    for other in others:
-        draft.commands.append(ScheduleRetry(model=other.target.model, attempt=other.attempt))
-    return first
-
-
-def postpone(draft: Draft, recovery: Recovery) -> None:
-    """Another switch runs: try again after the same pause."""
-    draft.commands.append(ScheduleRetry(model=recovery.target.model, attempt=recovery.attempt))
+    down = draft.snapshot.recoveries
+    draft.set(recent_deaths=draft.snapshot.recent_deaths.__class__())
+    for each in down:
+        _put(draft, replace(each, attempt=1, is_open=False, may_hold=True))
+    return down[0]
 
 
 def forget_recovery(draft: Draft, model: str) -> None:
@@ -122,7 +128,7 @@ def _note(draft: Draft, recovery: Recovery) -> None:
 
 
 def _put(draft: Draft, recovery: Recovery) -> None:
-    """Note it, and see to its next attempt."""
-    _note(draft, recovery)
-    if not recovery.is_open:
-        draft.commands.append(ScheduleRetry(model=recovery.target.model, attempt=recovery.attempt))
+    """Note it, and when it is tried next."""
+    pause_s = doubled_pause_s(recovery.attempt, FIRST_PAUSE_S, LONGEST_PAUSE_S)
+    due_at = None if recovery.is_open else draft.at + pause_s
+    _note(draft, replace(recovery, retry_at=due_at))

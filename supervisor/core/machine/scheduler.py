@@ -11,7 +11,7 @@ from supervisor.core.machine.draft import Draft
 from supervisor.core.machine.events import Event, RequestArrived, RequestEnded, SwitchRequested
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.switch import SCHEDULER
-from supervisor.core.machine.switch_requests import begin_pending, begin_switch
+from supervisor.core.machine.switch_requests import begin_pending, begin_switch, own_switch_id
 from supervisor.core.machine.values import Backend, BackendState, Target
 from supervisor.core.machine.waiting import let_in, settle_waiters
 from supervisor.core.scheduling.policies import POLICIES
@@ -105,12 +105,9 @@ def _decision(snapshot: Snapshot, contention: Contention, at: float) -> Decision
 
 
 def _begin(draft: Draft, target: Target, decision: Decision) -> None:
-    scheduling = draft.snapshot.scheduling
-    number = scheduling.begun + 1
-    draft.set_scheduling(begun=number)
     wanted = SwitchRequested(
         at=draft.at,
-        switch_id=f"{scheduling.run}-t{number}",
+        switch_id=own_switch_id(draft),
         target=target,
         requested_by=SCHEDULER,
         drain_policy=draft.snapshot.rules.scheduler_drains,

@@ -47,11 +47,11 @@ class Away(Struct, frozen=True, kw_only=True):
 class Scheduling(Struct, frozen=True, kw_only=True):
     """What the scheduler knows and has decided: written by `scheduler` and the modules it names.
 
-    `run` and `begun` name its next switch. `needs` are the last that were accepted, by the
-    target's identity. `pending` is a switch by hand that waits for the end of the running one,
-    `held_until` how long devices stay as a hand has set them. `decision` is the last one, `wake_at`
-    when it is to be thought over, and `linger_s` how long after the only live model has no work
-    (0: at once).
+    `run` and `begun` name the next switch that the controller begins by itself. `needs` are the
+    last that were accepted, by the target's identity. `pending` is a switch by hand that waits for
+    the end of the running one, `held_until` how long devices stay as a hand has set them.
+    `decision` is the last one, `wake_at` when it is to be thought over, and `linger_s` how long
+    after the only live model has no work (0: at once).
     """
 
     run: str = "s0"

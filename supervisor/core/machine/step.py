@@ -36,7 +36,6 @@ from supervisor.core.machine.events import (
     RequestArrived,
     RequestEnded,
     RestartRequested,
-    RetryDue,
     RulesChanged,
     ShutdownRequested,
     SwitchRequested,
@@ -166,16 +165,6 @@ def _on_backend_exited(draft: Draft, event: BackendExited) -> None:
         note_exit(draft, backend, event)
 
 
-def _on_retry_due(draft: Draft, event: RetryDue) -> None:
-    due = recovery.due_recovery(draft, event)
-    if due is None or draft.snapshot.is_closing:
-        return
-    if draft.snapshot.switch is not None:
-        recovery.postpone(draft, due)
-        return
-    switch_requests.begin_recovery(draft, event.switch_id, due.target, "recovery")
-
-
 def _on_restart_requested(draft: Draft, event: RestartRequested) -> None:
     switch_requests.request_restart(draft, event)
 
@@ -184,6 +173,7 @@ def _on_time_passed(draft: Draft, _event: TimePassed) -> None:
     waiting.expire_waiters(draft)
     leaving.advance_retiring(draft)
     pass_phase_deadline(draft)
+    switch_requests.begin_due_recovery(draft)
     deadline = draft.snapshot.close_deadline
     if deadline is not None and draft.at >= deadline:
         _stop_closing(draft)
@@ -259,7 +249,6 @@ _REACTIONS: dict[type[Event], Callable[[Draft, Any], None]] = {
     BackendExited: _on_backend_exited,
     BackendStalled: _on_backend_stalled,
     BackendMoved: _on_backend_moved,
-    RetryDue: _on_retry_due,
     RestartRequested: _on_restart_requested,
     TimePassed: _on_time_passed,
     ShutdownRequested: _on_shutdown_requested,

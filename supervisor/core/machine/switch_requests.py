@@ -12,7 +12,7 @@ from supervisor.core.machine.draft import Draft
 from supervisor.core.machine.ending import hold
 from supervisor.core.machine.events import RestartRequested, SwitchRequested
 from supervisor.core.machine.footprint import Baseline
-from supervisor.core.machine.recovery import known_baselines, reset_breakers
+from supervisor.core.machine.recovery import due_recovery, known_baselines, reset_breakers
 from supervisor.core.machine.refusals import SHUTTING_DOWN
 from supervisor.core.machine.reports import report_of, switch_is_pending, switch_is_running
 from supervisor.core.machine.requests import backend_for
@@ -51,6 +51,24 @@ def request_restart(draft: Draft, event: RestartRequested) -> None:
         draft.commands.append(JoinSwitch(switch_id=event.switch_id, running_id=running.switch_id))
     else:
         _wait_for(draft, running, event, is_by_hand=True)
+
+
+def begin_due_recovery(draft: Draft) -> None:
+    """Try to bring a model back whose pause is over, if one is; a hand's wish comes before."""
+    snapshot = draft.snapshot
+    if snapshot.is_closing or snapshot.scheduling.pending is not None:
+        return
+    due = due_recovery(draft)
+    if due is not None:
+        begin_recovery(draft, own_switch_id(draft), due.target, "recovery")
+
+
+def own_switch_id(draft: Draft) -> str:
+    """Name the next switch that the controller begins by itself."""
+    scheduling = draft.snapshot.scheduling
+    number = scheduling.begun + 1
+    draft.set_scheduling(begun=number)
+    return f"{scheduling.run}-t{number}"
 
 
 def begin_recovery(draft: Draft, switch_id: str, target: Target, requested_by: str) -> None:

@@ -143,7 +143,8 @@ class KeptPrompts(Struct, frozen=True, kw_only=True):
 class Recovery(Struct, frozen=True, kw_only=True):
     """A model that should be live and is not: it died, or could not be brought back.
 
-    `attempt` counts from 1, and the pauses grow with it. `is_open`: the breaker has opened, and
+    `attempt` counts from 1, and the pauses grow with it. `retry_at`: when the next one is due, None
+    where none is: nobody has ended the old server yet, or (`is_open`) the breaker has opened, and
     only a manual restart tries again. `may_hold`: its requests wait for the restart that is due.
     `baselines` are the use of its devices without it, true as long as the servers of the epochs in
     `beside` are all that run.
@@ -152,6 +153,7 @@ class Recovery(Struct, frozen=True, kw_only=True):
     target: Target
     attempt: int
     reason: str
+    retry_at: float | None = None
     is_open: bool = False
     may_hold: bool = True
     baselines: tuple[Baseline, ...] = ()

@@ -25,7 +25,6 @@ from supervisor.core.machine.events import (
     MemorySampled,
     RequestArrived,
     RequestEnded,
-    RetryDue,
     SwitchRequested,
     TargetAccepted,
     TimePassed,
@@ -183,9 +182,20 @@ class Story:
     def crash(self, epoch: int) -> tuple[Command, ...]:
         return self.reap(epoch, exit_code=None, signal=9)
 
-    def retry(self, model: str = "chat", attempt: int = 1) -> tuple[Command, ...]:
-        """Let the pause before an attempt be over."""
-        return self.tell(RetryDue, switch_id=f"{model}-{self.now}", model=model, attempt=attempt)
+    def retry(self, model: str = "chat") -> tuple[Command, ...]:
+        """Let the pause before the next attempt be over, if there is one."""
+        self.now = max(self.now, self.retry_at(model) or 0.0)
+        return self.tell(TimePassed)
+
+    def retry_at(self, model: str = "chat") -> float | None:
+        """When a model is tried next."""
+        down = self.snapshot.recovery(model)
+        return None if down is None else down.retry_at
+
+    def attempts(self) -> list[tuple[str, int]]:
+        """What is tried next, and for which time."""
+        down = [each for each in self.snapshot.recoveries if each.retry_at is not None]
+        return [(each.target.model, each.attempt) for each in down]
 
     def arrive(self, request_id: str, model: str | None = "chat") -> tuple[Command, ...]:
         return self.tell(
@@ -197,9 +207,9 @@ class Story:
     def end(self, request_id: str) -> tuple[Command, ...]:
         return self.tell(RequestEnded, request_id=request_id)
 
-    def recover(self, model: str = "chat", attempt: int = 1) -> int:
+    def recover(self, model: str = "chat") -> int:
         """Let the pause be over and everything go well. Returns the epoch that serves then."""
-        (check,) = self.retry(model, attempt)
+        (check,) = self.retry(model)
         assert isinstance(check, CheckTarget)
         self.accept()
         return self.start(device=check.target.device)

@@ -2,12 +2,8 @@
 
 import pytest
 
-from supervisor.core.machine.commands import (
-    CheckTarget,
-    RefuseRequest,
-    RefuseSwitch,
-    ScheduleRetry,
-)
+from supervisor.core.machine.commands import CheckTarget, RefuseRequest, RefuseSwitch
+from supervisor.core.machine.deadlines import next_wakeup
 from supervisor.core.machine.events import RestartRequested, ShutdownRequested
 from tests.core.machine.story import (
     CHAT,
@@ -21,15 +17,13 @@ from tests.core.machine.story import (
     report_in,
 )
 
-RETRY_CHAT = ScheduleRetry(model="chat", attempt=1)
-
 
 def open_breaker(story: Story) -> None:
     """Let `chat` die until its breaker opens; it is brought back each time before that."""
     for attempt in range(1, 5):
-        retry = ScheduleRetry(model="chat", attempt=attempt)
-        assert story.crash(story.epoch_of("chat")) == (retry,)
-        story.recover(attempt=attempt)
+        assert story.crash(story.epoch_of("chat")) == ()
+        assert story.attempts() == [("chat", attempt)]
+        story.recover()
         story.now += 20
     story.last = story.crash(story.epoch_of("chat"))
 
@@ -39,7 +33,7 @@ def died() -> Story:
     """`chat` served alone as epoch 1, and died."""
     story = Story()
     story.make_live(CHAT)
-    assert story.crash(1) == (RETRY_CHAT,)
+    story.crash(1)
     return story
 
 
@@ -71,11 +65,9 @@ def test_fifth_death_in_two_minutes_opens_the_breaker(broken: Story) -> None:
     assert "retry_after_s" not in dict(refused.refusal.details)  # waiting alone does not help
 
 
-def test_open_breaker_ignores_retries(broken: Story) -> None:
-    before = broken.snapshot
-    for attempt in range(7):
-        assert broken.retry(attempt=attempt) == ()
-    assert broken.snapshot is before
+def test_open_breaker_has_no_attempt_to_come(broken: Story) -> None:
+    assert broken.attempts() == []
+    assert next_wakeup(broken.snapshot) is None
 
 
 @pytest.mark.parametrize(("pause_s", "is_open"), [(29.9, True), (30.1, False)])
@@ -85,21 +77,22 @@ def test_breaker_counts_the_deaths_of_the_last_two_minutes_only(
     story = Story()
     story.make_live(CHAT)
     for number in range(1, 6):
+        died_at = story.now
         story.crash(number)
         recovery = story.snapshot.recovery("chat")
         assert recovery is not None
         assert recovery.is_open is (is_open and number == 5)
         if not recovery.is_open:
-            story.recover(attempt=recovery.attempt)
-        story.now += pause_s - 0.01 * (number < 5)  # the gate takes 10 ms
+            story.recover()
+        story.now = died_at + pause_s
 
 
 def test_breaker_that_opens_while_a_switch_runs_refuses_its_requests_at_the_end(
     beside: Story,
 ) -> None:
-    for attempt in range(1, 5):
+    for _ in range(4):
         beside.crash(beside.epoch_of("chat"))
-        beside.recover(attempt=attempt)
+        beside.recover()
     beside.ask_for(RERANK)
     beside.accept(need_bytes=GIB)
     assert beside.crash(beside.epoch_of("chat")) == ()
@@ -112,7 +105,8 @@ def test_breaker_that_opens_while_a_switch_runs_refuses_its_requests_at_the_end(
 def test_breakers_of_two_models_count_apart(beside: Story) -> None:
     open_breaker(beside)
 
-    assert beside.crash(beside.epoch_of("embed")) == (ScheduleRetry(model="embed", attempt=1),)
+    beside.crash(beside.epoch_of("embed"))
+    assert beside.attempts() == [("embed", 1)]
 
 
 def test_manual_switch_to_what_is_broken_brings_it_back(broken: Story) -> None:
@@ -135,7 +129,8 @@ def test_restart_closes_the_breaker_and_forgets_the_deaths(broken: Story) -> Non
     assert report_in(broken.last).switch_id == "manual"
     assert granted_in(broken.last) == [("r1", 6)]
 
-    assert broken.crash(6) == (RETRY_CHAT,)
+    broken.crash(6)
+    assert broken.attempts() == [("chat", 1)]
 
 
 def test_restart_that_fails_is_retried_from_the_first_pause_on(broken: Story) -> None:
@@ -143,7 +138,8 @@ def test_restart_that_fails_is_retried_from_the_first_pause_on(broken: Story) ->
     broken.accept()
     broken.confirm()
 
-    assert broken.reap(6, exit_code=1)[0] == ScheduleRetry(model="chat", attempt=2)
+    broken.reap(6, exit_code=1)
+    assert broken.attempts() == [("chat", 2)]
 
 
 def test_restart_of_two_begins_with_one_and_schedules_the_other(beside: Story) -> None:
@@ -151,10 +147,8 @@ def test_restart_of_two_begins_with_one_and_schedules_the_other(beside: Story) -
     beside.crash(2)
     commands = beside.tell(RestartRequested, switch_id="manual")
 
-    assert commands == (
-        ScheduleRetry(model="embed", attempt=1),
-        CheckTarget(switch_id="manual", target=CHAT),
-    )
+    assert commands == (CheckTarget(switch_id="manual", target=CHAT),)
+    assert ("embed", 1) in beside.attempts()
     assert beside.arrive("r1", "embed") == ()
     beside.accept()
     beside.start()

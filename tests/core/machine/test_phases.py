@@ -3,7 +3,7 @@
 import pytest
 from msgspec.structs import replace
 
-from supervisor.core.machine.commands import ReleaseMemory, ScheduleRetry, StartBackend
+from supervisor.core.machine.commands import ReleaseMemory, StartBackend
 from supervisor.core.machine.draft import Draft
 from supervisor.core.machine.events import SwitchRequested, TargetAccepted, TimePassed
 from supervisor.core.machine.leaving import REAP_TIMEOUT_S
@@ -80,4 +80,4 @@ def test_a_restored_server_that_does_not_end_either_is_tried_again_later() -> No
     code, message = failure_in(commands)
     assert code == "backend_died"
     assert "and the rollback failed: 'chat' (pid None) cannot be ended" in message
-    assert ScheduleRetry(model="chat", attempt=1) in commands
+    assert story.attempts() == [("chat", 1)]

@@ -11,11 +11,10 @@ from supervisor.core.machine.commands import (
     JoinSwitch,
     RefuseRequest,
     SampleMemory,
-    ScheduleRetry,
     StartBackend,
 )
 from supervisor.core.machine.deadlines import next_wakeup
-from supervisor.core.machine.events import ShutdownRequested, TargetRejected
+from supervisor.core.machine.events import ShutdownRequested, TargetRejected, TimePassed
 from supervisor.core.machine.values import DrainPolicy, Limits, Outcome, Phase
 from tests.core.machine.story import (
     CHAT,
@@ -34,7 +33,6 @@ from tests.core.machine.story import (
 )
 
 HOLD_TIMEOUT_S = Limits().hold_timeout_s
-RETRY_CHAT = ScheduleRetry(model="chat", attempt=1)
 
 
 @pytest.fixture
@@ -42,7 +40,8 @@ def died() -> Story:
     """`chat` served alone as epoch 1, and died."""
     story = Story()
     story.make_live(CHAT)
-    assert story.crash(1) == (RETRY_CHAT,)
+    assert story.crash(1) == ()
+    assert story.attempts() == [("chat", 1)]
     return story
 
 
@@ -121,10 +120,7 @@ def test_waiters_for_what_died_wait_on_when_another_switch_ends(beside: Story) -
 
     assert granted_in(beside.last) == [("r2", 3)]
     assert refused_in(beside.last) == []
-    assert (
-        next_wakeup(beside.snapshot)
-        == next(beside.snapshot.requests.heads()).arrived_at + HOLD_TIMEOUT_S
-    )
+    assert next_wakeup(beside.snapshot) == beside.retry_at()
     beside.end("r1")
     beside.recover()
     assert granted_in(beside.last) == [("r3", 4)]
@@ -144,8 +140,8 @@ def test_waiters_for_what_died_wait_on_when_another_switch_fails(beside: Story) 
 
 def test_waiter_for_a_restart_is_refused_when_the_hold_time_is_over(died: Story) -> None:
     died.arrive("r1")
-    died.now += 1
-    assert refused_in(died.wake()) == [("r1", "hold_timeout")]
+    died.now += HOLD_TIMEOUT_S
+    assert refused_in(died.tell(TimePassed)) == [("r1", "hold_timeout")]
 
 
 def test_restart_that_fails_is_tried_again_and_its_waiters_are_refused(died: Story) -> None:
@@ -155,7 +151,7 @@ def test_restart_that_fails_is_tried_again_and_its_waiters_are_refused(died: Sto
     died.confirm()
     failed = died.reap(2, exit_code=1)
 
-    assert failed[0] == ScheduleRetry(model="chat", attempt=2)
+    assert died.attempts() == [("chat", 2)]
     assert failure_in(failed)[0] == "backend_died"
     assert refused_in(failed) == [("r1", "switch_failed")]
     (refused,) = died.arrive("r2")
@@ -169,8 +165,9 @@ def test_restart_whose_target_is_rejected_is_tried_again(died: Story) -> None:
     assert isinstance(check, CheckTarget)
     rejected = died.tell(TargetRejected, switch_id=check.switch_id, message="file is gone")
 
-    assert rejected[0] == ScheduleRetry(model="chat", attempt=2)
-    assert died.recover(attempt=2) == 2
+    assert failure_in(rejected)[0] == "target_cannot_start"
+    assert died.attempts() == [("chat", 2)]
+    assert died.recover() == 2
 
 
 def test_caller_who_wants_what_is_being_restarted_joins(died: Story) -> None:
@@ -180,32 +177,34 @@ def test_caller_who_wants_what_is_being_restarted_joins(died: Story) -> None:
     assert died.ask_for(CHAT) == (JoinSwitch(switch_id="s2", running_id=check.switch_id),)
 
 
-def test_retry_gives_way_to_the_switch_that_runs_and_comes_again(died: Story) -> None:
+def test_attempt_that_is_due_while_a_switch_runs_is_made_behind_it(died: Story) -> None:
     died.ask_for(EMBED)
-    for _ in range(3):
-        assert died.retry() == (RETRY_CHAT,)
+    assert died.retry() == ()
     died.tell(TargetRejected, switch_id="s2", message="no such file")
+    assert next_wakeup(died.snapshot) == died.retry_at()
 
     assert died.recover() == 2
 
 
-def test_retry_that_comes_twice_starts_once(died: Story) -> None:
+def test_pauses_double_up_to_a_minute(died: Story) -> None:
+    pauses_s = []
+    for _ in range(11):
+        retry_at = died.retry_at()
+        assert retry_at is not None
+        pauses_s.append(retry_at - died.now)
+        (check,) = died.retry()
+        assert isinstance(check, CheckTarget)
+        died.tell(TargetRejected, switch_id=check.switch_id, message="file is gone")
+    assert pauses_s == pytest.approx([0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 51.2, 60, 60])
+
+
+def test_attempt_is_made_once(died: Story) -> None:
     died.retry()
-    assert died.retry() == (RETRY_CHAT,)
+    assert died.tell(TimePassed) == ()
     died.accept()
     died.start()
 
-    assert died.retry() == ()
-
-
-@pytest.mark.parametrize(("model", "attempt"), [("chat", 0), ("chat", 2), ("embed", 1)])
-def test_retry_of_another_attempt_or_model_changes_nothing(
-    died: Story, model: str, attempt: int
-) -> None:
-    before = died.snapshot
-
-    assert died.retry(model, attempt) == ()
-    assert died.snapshot is before
+    assert died.attempts() == []
 
 
 def test_switch_to_another_model_takes_the_place_on_an_exclusive_device(died: Story) -> None:
@@ -216,7 +215,7 @@ def test_switch_to_another_model_takes_the_place_on_an_exclusive_device(died: St
 
     assert died.snapshot.live_models() == ("embed",)
     assert refused_in(died.last) == [("r1", "model_not_live")]
-    assert died.retry() == ()
+    assert died.attempts() == []
 
 
 def test_switch_on_another_device_takes_no_place() -> None:
@@ -253,7 +252,7 @@ def test_other_profile_of_what_died_takes_its_place(died: Story) -> None:
     died.accept()
     died.start()
 
-    assert died.retry() == ()
+    assert died.attempts() == []
     assert died.snapshot.live_models() == ("chat",)
 
 
@@ -275,7 +274,7 @@ def test_unload_forgets_what_died(beside: Story) -> None:
 
     assert report_in(finished).outcome is Outcome.SWITCHED
     assert refused_in(finished) == [("r1", "no_model_loaded")]
-    assert beside.retry() == ()
+    assert beside.attempts() == []
 
 
 def test_unload_with_nothing_live_forgets_what_died(died: Story) -> None:
@@ -284,16 +283,19 @@ def test_unload_with_nothing_live_forgets_what_died(died: Story) -> None:
 
     assert report_in(finished).outcome is Outcome.UNCHANGED
     assert refused_in(finished) == [("r1", "no_model_loaded")]
-    assert died.retry() == ()
+    assert died.attempts() == []
 
 
 def test_unload_that_is_given_up_forgets_nothing(beside: Story) -> None:
     beside.crash(1)
     beside.arrive("r1", "embed")
     beside.ask_for(None, DrainPolicy.REFUSE)
-    assert failure_in(beside.wake())[0] == "drain_refused"
+    given_up = beside.wake()
+    assert failure_in(given_up)[0] == "drain_refused"
 
-    assert beside.recover() == 3
+    assert isinstance(given_up[-1], CheckTarget)  # its pause is over by now
+    beside.accept()
+    assert beside.start() == 3
 
 
 def test_shutdown_refuses_those_who_wait_for_a_restart(died: Story) -> None:
@@ -302,7 +304,7 @@ def test_shutdown_refuses_those_who_wait_for_a_restart(died: Story) -> None:
 
     assert refused_in(commands) == [("r1", "shutting_down")]
     assert commands[-1] == CompleteShutdown()
-    assert died.retry() == ()
+    assert died.attempts() == []
 
 
 def test_shutdown_ends_a_restart_that_runs(died: Story) -> None:

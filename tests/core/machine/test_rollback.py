@@ -8,7 +8,6 @@ from supervisor.core.machine.commands import (
     RefuseRequest,
     ReleaseMemory,
     SampleMemory,
-    ScheduleRetry,
     StartBackend,
 )
 from supervisor.core.machine.deadlines import next_wakeup
@@ -258,20 +257,17 @@ def test_what_is_back_already_stays_when_the_next_one_fails(two_stopped: Story) 
 
 def test_first_that_cannot_be_brought_back_leaves_both_to_be_retried(two_stopped: Story) -> None:
     two_stopped.confirm()
-    failed = two_stopped.reap(4, exit_code=2)
+    two_stopped.reap(4, exit_code=2)
 
-    retries = [c for c in failed if isinstance(c, ScheduleRetry)]
-    assert retries == [
-        ScheduleRetry(model="chat", attempt=1),
-        ScheduleRetry(model="embed", attempt=1),
-    ]
+    assert two_stopped.attempts() == [("chat", 1), ("embed", 1)]
 
 
 def test_what_crashes_again_while_the_next_one_is_brought_back_is_restarted(
     two_stopped: Story,
 ) -> None:
     two_stopped.start()
-    assert two_stopped.crash(4) == (ScheduleRetry(model="chat", attempt=1),)
+    assert two_stopped.crash(4) == ()
+    assert two_stopped.attempts() == [("chat", 1)]
     two_stopped.start()
 
     assert facts_in(two_stopped.last)["rolled_back"] is True
@@ -302,7 +298,7 @@ def test_rollback_that_fails_reports_both_reasons_and_the_first_exit(failed: Sto
         "rolled_back": False,
     }
     assert refused_in(failed.last) == [("r1", "backend_down")]
-    assert failed.last[0] == ScheduleRetry(model="chat", attempt=1)
+    assert failed.attempts() == [("chat", 1)]
 
 
 def test_requests_are_refused_with_the_reason_until_a_retry_succeeds(failed: Story) -> None:
@@ -321,13 +317,13 @@ def test_requests_are_refused_with_the_reason_until_a_retry_succeeds(failed: Sto
 
 def test_retries_go_on_with_growing_attempts(failed: Story) -> None:
     for attempt in range(1, 12):
-        failed.retry(attempt=attempt)
+        failed.retry()
         failed.accept()
         failed.confirm()
         epoch = failed.snapshot.backends[0].epoch
-        schedule, finish = failed.reap(epoch, exit_code=1)
-        assert schedule == ScheduleRetry(model="chat", attempt=attempt + 1)
+        (finish,) = failed.reap(epoch, exit_code=1)
         assert isinstance(finish, FinishSwitch)
+        assert failed.attempts() == [("chat", attempt + 1)]
 
 
 def test_restart_tries_what_could_not_be_brought_back_at_once(failed: Story) -> None:
@@ -358,7 +354,7 @@ def test_rollback_whose_memory_stays_held_ends_in_time_and_is_retried(stopped: S
     assert failure_in(failed)[0] == "memory_not_released"
     assert facts_in(failed) == {"rolled_back": False}
     assert stopped.snapshot.backends == ()
-    assert failed[0] == ScheduleRetry(model="chat", attempt=1)
+    assert stopped.attempts() == [("chat", 1)]
 
 
 def test_shutdown_ends_a_rollback(rolling_back: Story) -> None:
@@ -382,5 +378,5 @@ def test_drain_that_is_refused_restarts_what_crashed_meanwhile() -> None:
     given_up = story.wake()
 
     assert failure_in(given_up)[0] == "drain_refused"
-    assert given_up[0] == ScheduleRetry(model="chat", attempt=1)
+    assert story.attempts() == [("chat", 1)]
     assert story.snapshot.live_models() == ("embed",)

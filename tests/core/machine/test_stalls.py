@@ -3,7 +3,7 @@
 import pytest
 from msgspec.structs import replace
 
-from supervisor.core.machine.commands import ReleaseMemory, ScheduleRetry
+from supervisor.core.machine.commands import ReleaseMemory
 from supervisor.core.machine.events import BackendMoved, BackendStalled
 from supervisor.core.machine.values import BackendState, Stop
 from tests.core.machine.story import CHAT, EMBED, Story, failure_in, granted_in, refused_in
@@ -44,8 +44,9 @@ def test_requests_wait_for_the_successor(story: Story) -> None:
     stall(story)
     story.end("r1")
     assert story.arrive("r1 again") == ()
-    (retry,) = story.reap(1, exit_code=None, signal=9)
-    assert retry == ScheduleRetry(model="chat", attempt=1)
+    assert story.attempts() == []
+    story.reap(1, exit_code=None, signal=9)
+    assert story.attempts() == [("chat", 1)]
     assert story.recover() == 2
     assert granted_in(story.last) == [("r1 again", 2)]
 
@@ -54,7 +55,7 @@ def test_stalls_count_as_deaths(story: Story) -> None:
     for epoch in range(1, 5):
         stall(story, epoch)
         story.crash(epoch)
-        story.recover(attempt=epoch)
+        story.recover()
     stall(story, 5)
     story.crash(5)
     (recovery,) = story.snapshot.recoveries

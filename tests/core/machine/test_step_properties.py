@@ -19,7 +19,6 @@ from supervisor.core.machine.events import (
     MemoryUnreadable,
     RequestArrived,
     RestartRequested,
-    RetryDue,
     RulesChanged,
     ShutdownRequested,
     SwitchRequested,
@@ -32,9 +31,7 @@ from supervisor.core.scheduling.values import Priority
 from tests.core.machine.surroundings import LIMITS, TARGETS, asked_for
 from tests.core.machine.world import Fate, World
 
-REPEATABLE = (
-    MemorySampled | MemoryUnreadable | TimePassed | RetryDue | BackendStalled | BackendMoved
-)
+REPEATABLE = MemorySampled | MemoryUnreadable | TimePassed | BackendStalled | BackendMoved
 REQUESTS = SwitchRequested | RequestArrived | RestartRequested | ShutdownRequested
 
 targets = st.sampled_from(TARGETS)
@@ -228,8 +225,6 @@ class Happenings(World):
     def answer_is_told_again(self, pause_s: float, pick: int) -> None:
         self.pass_time(pause_s)
         event = replace(self.told[-1 - pick % len(self.told)], at=self.now)
-        if isinstance(event, RetryDue):
-            event = replace(event, switch_id=self.new_switch_id())
         if isinstance(event, REPEATABLE):
             self.tell(event)
         elif not isinstance(event, REQUESTS):
@@ -271,21 +266,6 @@ class Happenings(World):
 
 TestInvariants = Happenings.TestCase
 TestInvariants.settings = settings(max_examples=300, stateful_step_count=50)
-
-
-def test_a_retry_that_comes_twice_begins_a_switch_of_its_own() -> None:
-    """It was due once, and is told again after the model died anew: with a need of its own."""
-    world = Happenings()
-    world.operator_chooses_rules(replaces=False, warms=False)
-    world.switch_goes_well(TARGETS[0], 20)
-    world.backend_crashes(0.0, 0)
-    world.pass_time(4.0)
-    world.everything_goes_well_for_a_while(30)
-    world.backend_crashes(121.0, 0)
-    told_again = next(e for e in reversed(world.told) if isinstance(e, RetryDue))
-    world.answer_is_told_again(0.0, len(world.told) - 1 - world.told.index(told_again))
-    world.everything_goes_well_for_a_while(20)
-    world.teardown()
 
 
 def test_request_that_may_not_wait_only_renews_the_sentence_for_those_who_wait() -> None:

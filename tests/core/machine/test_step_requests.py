@@ -6,7 +6,7 @@ import pytest
 from immutables import Map
 from msgspec.structs import replace
 
-from supervisor.core.machine.commands import Command, GrantLease, RefuseRequest, ScheduleRetry
+from supervisor.core.machine.commands import Command, GrantLease, RefuseRequest
 from supervisor.core.machine.deadlines import next_wakeup
 from supervisor.core.machine.events import (
     BackendExited,
@@ -152,7 +152,8 @@ def test_request_is_refused_while_nothing_is_loaded_and_no_switch_runs() -> None
 def test_request_for_a_backend_that_crashed_waits_for_the_restart() -> None:
     died = BackendExited(at=0.0, epoch=1, exit_code=None, signal=9)
     snapshot, commands = play(CHAT_LIVE, arrival("r1"), died)
-    assert commands == (ScheduleRetry(model="chat", attempt=1),)
+    assert commands == ()
+    assert [down.attempt for down in snapshot.recoveries] == [1]
     assert snapshot.requests.leases == Map()
     assert play(snapshot, end("r1")) == (snapshot, ())
 

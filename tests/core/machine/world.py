@@ -23,7 +23,6 @@ from supervisor.core.machine.commands import (
     RefuseSwitch,
     ReleaseMemory,
     SampleMemory,
-    ScheduleRetry,
     StartBackend,
     WarmFile,
 )
@@ -38,7 +37,6 @@ from supervisor.core.machine.events import (
     MemoryUnreadable,
     RequestArrived,
     RequestEnded,
-    RetryDue,
     SwitchRequested,
     TargetAccepted,
     TargetRejected,
@@ -106,7 +104,6 @@ class World(RuleBasedStateMachine):
         self.foreign = dict.fromkeys(("alone", "shared"), 0)
         self.completions = 0
         self.policies: dict[str, DrainPolicy] = {}
-        self.retries: list[tuple[float, ScheduleRetry]] = []
         self.recovering: set[str] = set()  # switches that bring back what died
         self.started_by: dict[int, str] = {}
         self.was_ready: set[int] = set()
@@ -119,7 +116,7 @@ class World(RuleBasedStateMachine):
 
     def perform_all(self, *, is_well: bool) -> None:
         for _ in range(300):
-            moment = self.next_moment()
+            moment = next_wakeup(self.snapshot)
             if self.orders:
                 self.perform(self.orders.pop(0), is_well=is_well, need=30)
             elif self.drains_without_a_deadline() and self.leases:
@@ -202,35 +199,18 @@ class World(RuleBasedStateMachine):
         self.leases.pop(request_id, None)
         self.tell(RequestEnded(at=self.now, request_id=request_id))
 
-    def next_moment(self) -> float | None:
-        """When the core is to be woken, or a retry is due."""
-        wakeup = next_wakeup(self.snapshot)
-        dues = [due_at for due_at, _ in self.retries]
-        return min(dues if wakeup is None else [*dues, wakeup], default=None)
-
     def pass_time(self, seconds: float) -> None:
         """Move the clock, waking the core at each moment it names. Every wakeup is progress."""
         until = self.now + seconds
-        while (moment := self.next_moment()) is not None and moment <= until:
+        while (moment := next_wakeup(self.snapshot)) is not None and moment <= until:
             self.now = max(self.now, moment)
-            if moment == next_wakeup(self.snapshot):
-                self.tell(TimePassed(at=self.now))
-                following = next_wakeup(self.snapshot)
-                assert following is None or following > self.now
-            else:
-                self.retries.sort(key=lambda retry: retry[0])
-                _, retry = self.retries.pop(0)
-                due = RetryDue(
-                    at=self.now,
-                    switch_id=self.new_switch_id(),
-                    model=retry.model,
-                    attempt=retry.attempt,
-                )
-                self.tell(due)
+            self.tell(TimePassed(at=self.now))
+            following = next_wakeup(self.snapshot)
+            assert following is None or following > self.now
         self.now = until
 
     def new_switch_id(self) -> str:
-        """As the performer does: no two switches have one id, not even when a retry comes twice."""
+        """As the arbiter does: no two switches have one id."""
         self.switch_count += 1
         return f"s{self.switch_count}"
 
@@ -365,8 +345,6 @@ class World(RuleBasedStateMachine):
                 self.callers = {c: s for c, s in self.callers.items() if s != switch_id}
             case CompleteShutdown():
                 self.completions += 1
-            case ScheduleRetry(attempt=attempt):
-                self.retries.append((self.now + 2.0 ** min(attempt, 6) / 4, command))
             case ReleaseMemory(epoch=epoch):
                 self.check_drain(epoch, before)
                 self.check_that_no_recovery_stops_others(epoch, before)
@@ -500,11 +478,10 @@ class World(RuleBasedStateMachine):
         assert len(down) == len(set(down))
         assert not set(down) & set(self.snapshot.live_models())
         assert not (down and self.snapshot.is_closing)
-        coming = {(retry.model, retry.attempt) for _, retry in self.retries}
         switch = self.snapshot.switch
         for recovery in self.snapshot.recoveries:
             is_tried = switch and switch.target and switch.target.is_same(recovery.target)
-            is_coming = (recovery.target.model, recovery.attempt) in coming
+            is_coming = recovery.retry_at is not None
             is_ending = any(
                 b.target.model == recovery.target.model and self.is_replaced(b.epoch)
                 for b in self.snapshot.backends
