@@ -300,16 +300,24 @@ def test_roll_out_gets_the_time_that_the_old_pod_the_image_and_the_model_may_tak
 
 
 @pytest.mark.parametrize("size", [0, 1, "500 MB", "8GiB", "8.5GiB", 100 * 1024**3, "1TB"])
-def test_prompt_cache_at_its_largest_gets_no_pod_evicted(
+def test_prompt_cache_and_jobs_at_their_largest_get_no_pod_evicted(
     helm: Helm, mount_files: MountFiles, size: int | str
 ) -> None:
-    settings = {"switch": {"prompt_cache_max_bytes": size}}
+    settings = {"switch": {"prompt_cache_max_bytes": size}, "jobs": {"max_bytes": "3GiB"}}
     rendered = helm.render({"configuration": {"supervisor.yaml": settings}})
 
-    cache_bytes = load(mount_files(rendered), Path(), {}).settings.switch.prompt_cache_max_bytes
+    read = load(mount_files(rendered), Path(), {}).settings
+    grown_bytes = read.switch.prompt_cache_max_bytes + read.jobs.max_bytes
     (data,) = (volume for volume in rendered.pod["volumes"] if volume["name"] == "data")
     limit_bytes = int(data["emptyDir"]["sizeLimit"].removesuffix("Gi")) * 1024**3
-    assert cache_bytes + 2 * 1024**3 <= limit_bytes < cache_bytes + 3 * 1024**3
+    assert grown_bytes + 2 * 1024**3 <= limit_bytes < grown_bytes + 3 * 1024**3
+
+
+def test_jobs_on_a_shared_queue_take_nothing_of_the_data_volume(newest_helm: Helm) -> None:
+    rendered = newest_helm.render({"jobs": {"queueUrlSecret": {"name": "queue"}}})
+
+    (data,) = (volume for volume in rendered.pod["volumes"] if volume["name"] == "data")
+    assert data["emptyDir"]["sizeLimit"] == "10Gi"
 
 
 def test_controller_started_as_the_pod_starts_it_answers_its_probes(

@@ -281,7 +281,7 @@ def test_volumes_come_from_claims_a_folder_of_the_node_or_the_pod_itself(helm: H
     assert volume(shipped, "models") == {
         "persistentVolumeClaim": {"claimName": "llama-models", "readOnly": True}
     }
-    assert volume(shipped, "data") == {"emptyDir": {"sizeLimit": "10Gi"}}
+    assert volume(shipped, "data") == {"emptyDir": {"sizeLimit": "26Gi"}}
     assert volume(everything, "models") == {
         "hostPath": {"path": "/srv/models", "type": "Directory"}
     }
@@ -315,6 +315,21 @@ def test_storage_class_is_the_clusters_unless_one_is_named(helm: Helm) -> None:
     rendered = helm.render({"data": {"persistence": {"enabled": True}}})
 
     assert "storageClassName" not in rendered.one("PersistentVolumeClaim")["spec"]
+
+
+def test_url_of_a_shared_queue_comes_out_of_a_secret_into_controller_and_check(helm: Helm) -> None:
+    own = {"name": "TOKEN", "value": "x"}
+    values = {"jobs": {"queueUrlSecret": {"name": "queue", "key": "redis"}}, "env": [own]}
+    rendered = helm.render(values)
+    pod = rendered.one("Job", is_hook=True)["spec"]["template"]["spec"]
+    settings = yaml.safe_load(rendered.one("ConfigMap")["data"]["supervisor.yaml"])
+
+    url = {"secretKeyRef": {"name": "queue", "key": "redis"}}
+    assert rendered.container["env"] == [{"name": "JOBS_QUEUE_URL", "valueFrom": url}, own]
+    assert pod["containers"][0]["env"] == rendered.container["env"]
+    assert settings["jobs"]["queue_url"] == "${JOBS_QUEUE_URL}"
+    assert "env" not in helm.render().container
+    assert "jobs" not in yaml.safe_load(helm.render().one("ConfigMap")["data"]["supervisor.yaml"])
 
 
 def test_image_is_named_by_version_tag_or_digest(helm: Helm) -> None:
@@ -377,12 +392,15 @@ def test_notes_tell_the_address_inside_the_cluster_and_what_is_not_kept(
     own = notes({"data": {"persistence": {"enabled": True}}})
 
     assert address in shipped
-    assert "go with the Pod" in shipped
+    assert "data is an emptyDir: jobs, files and vectors, and all else" in shipped
     assert "data.persistence.enabled" in shipped
     assert "kubectl get runtimeclass nvidia" in shipped
     assert "Jobs, files and vectors last: they stand in the claim llm-data." in kept
     assert "go with the Pod" not in kept
     assert "kubectl -n ai delete pvc llm-llama-supervisor-data" in own
+    shared = notes({"jobs": {"queueUrlSecret": {"name": "queue"}}})
+    assert "the Redis server that Secret queue names" in shared
+    assert "data is an emptyDir: vectors, and all else" in shared
 
 
 def limits(rendered: Rendered) -> dict[str, Any]:

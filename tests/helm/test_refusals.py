@@ -29,6 +29,8 @@ from tests.helm.conftest import CHART, Helm
         ({"data": {"sizeLimit": "1 GB"}}, ["data", "sizeLimit"]),
         ({"data": {"persistence": {"size": "20"}}}, ["data", "persistence", "size"]),
         ({"data": {"persistence": {"class": "fast"}}}, ["data", "persistence", "class"]),
+        ({"jobs": {"queueUrl": "redis://redis"}}, ["jobs", "queueUrl"]),
+        ({"jobs": {"queueUrlSecret": {"key": ""}}}, ["jobs", "queueUrlSecret", "key"]),
         ({"securityContext": {"runAsUser": 0}}, ["securityContext", "runAsUser"]),
         ({"securityContext": {"privileged": True}}, ["securityContext", "privileged"]),
         ({"labels": {"answer": 42}}, ["labels", "answer"]),
@@ -85,11 +87,11 @@ def test_schema_names_the_key_that_is_wrong(
         ),
         (
             {"data": {"sizeLimit": "8Gi"}},
-            "data.sizeLimit: 8Gi does not hold the prompt cache",
+            "data.sizeLimit: 8Gi does not hold the prompt cache and jobs",
         ),
         (
             {"data": {"persistence": {"enabled": True, "size": "8Gi"}}},
-            "data.persistence.size: 8Gi does not hold the prompt cache",
+            "data.persistence.size: 8Gi does not hold the prompt cache and jobs",
         ),
         (
             {"data": {"existingClaim": "llm-data", "persistence": {"enabled": True}}},

@@ -94,7 +94,11 @@ request may give (DNS rebinding).
 {{- range $number := until (int .Values.gpu.count) }}
 {{- $_ := set $devices (printf "gpu%d" $number) (dict "required" true) }}
 {{- end }}
-{{- toYaml (dict "devices" $devices "server" (dict "allowed_hosts" (concat $hosts .Values.service.hosts | uniq))) }}
+{{- $settings := dict "devices" $devices "server" (dict "allowed_hosts" (concat $hosts .Values.service.hosts | uniq)) }}
+{{- if .Values.jobs.queueUrlSecret.name }}
+{{- $_ := set $settings "jobs" (dict "queue_url" "${JOBS_QUEUE_URL}") }}
+{{- end }}
+{{- toYaml $settings }}
 {{- end }}
 
 {{/* The same as a mapping from file name to the file's fields. */}}
@@ -148,6 +152,25 @@ What is not a mapping is left to the product, which refuses it with a better mes
 {{- $switch := get (index . "supervisor.yaml") "switch" | default dict }}
 {{- $value := kindIs "map" $switch | ternary (dig "prompt_cache_max_bytes" 8589934592 $switch) 8589934592 }}
 {{- include "llama-supervisor.bytes" (dict "name" "configuration.supervisor.yaml: prompt_cache_max_bytes" "value" $value) }}
+{{- end }}
+
+{{/* What jobs and their files may take of the data volume: nothing where their queue is elsewhere. */}}
+{{- define "llama-supervisor.jobBytes" -}}
+{{- $jobs := get (index . "supervisor.yaml") "jobs" | default dict }}
+{{- if not (kindIs "map" $jobs) }}
+{{- $jobs = dict }}
+{{- end }}
+{{- if get $jobs "queue_url" }}
+{{- 0 }}
+{{- else }}
+{{- include "llama-supervisor.bytes" (dict "name" "configuration.supervisor.yaml: jobs.max_bytes" "value" (dig "max_bytes" 17179869184 $jobs)) }}
+{{- end }}
+{{- end }}
+
+{{/* What the settings let grow in the data volume. */}}
+{{- define "llama-supervisor.grownBytes" -}}
+{{- $configuration := include "llama-supervisor.configuration" . | fromYaml }}
+{{- add (include "llama-supervisor.promptCacheBytes" $configuration | int64) (include "llama-supervisor.jobBytes" $configuration | int64) }}
 {{- end }}
 
 {{/* The longest value of a duration in any profile or override. `default`: of a profile without it. */}}
@@ -224,22 +247,21 @@ time to end, the image ten minutes to come, and the default model all of its tim
 {{- end }}
 {{- end }}
 
-{{/* The largest that an emptyDir for data may grow: the given size, or the prompt cache and 2 GiB. */}}
+{{/* The largest that an emptyDir for data may grow: the given size, or what may grow and 2 GiB. */}}
 {{- define "llama-supervisor.dataSizeLimit" -}}
 {{- $given := .Values.data.sizeLimit }}
 {{- if not $given }}
-{{- $cache := include "llama-supervisor.configuration" . | fromYaml | include "llama-supervisor.promptCacheBytes" }}
-{{- $given = printf "%dGi" (addf (divf $cache 1073741824 | ceil) 2 | int64) }}
+{{- $given = printf "%dGi" (addf (divf (include "llama-supervisor.grownBytes" .) 1073741824 | ceil) 2 | int64) }}
 {{- end }}
 {{- include "llama-supervisor.holdingData" (dict "name" "data.sizeLimit" "size" $given "otherwise" "the kubelet evicts a Pod whose emptyDir is full" "root" .) }}
 {{- end }}
 
 {{/* A size of the data volume (`20Gi`), refused where it does not hold what the settings let grow. */}}
 {{- define "llama-supervisor.holdingData" -}}
-{{- $cache := include "llama-supervisor.configuration" .root | fromYaml | include "llama-supervisor.promptCacheBytes" }}
+{{- $grown := include "llama-supervisor.grownBytes" .root }}
 {{- $size := include "llama-supervisor.bytes" (dict "name" .name "value" (printf "%sB" .size)) }}
-{{- if le (int64 $size) (int64 $cache) }}
-{{- fail (printf "\n\n%s: %s does not hold the prompt cache (switch.prompt_cache_max_bytes: %s bytes), and %s: raise it, or lower prompt_cache_max_bytes\n" .name .size $cache .otherwise) }}
+{{- if le (int64 $size) (int64 $grown) }}
+{{- fail (printf "\n\n%s: %s does not hold the prompt cache and jobs (switch.prompt_cache_max_bytes and jobs.max_bytes: %s bytes together), and %s: raise it, or lower them\n" .name .size $grown .otherwise) }}
 {{- end }}
 {{- .size }}
 {{- end }}
@@ -273,6 +295,22 @@ capabilities:
 {{- with index $.Values $field }}
 {{ dict $field . | toYaml }}
 {{- end }}
+{{- end }}
+{{- end }}
+
+{{/* The environment of the controller, and of its check. */}}
+{{- define "llama-supervisor.env" -}}
+{{- with .Values.jobs.queueUrlSecret }}
+{{- if .name }}
+- name: JOBS_QUEUE_URL
+  valueFrom:
+    secretKeyRef:
+      name: {{ quote .name }}
+      key: {{ quote .key }}
+{{- end }}
+{{- end }}
+{{- with .Values.env }}
+{{ toYaml . }}
 {{- end }}
 {{- end }}
 
