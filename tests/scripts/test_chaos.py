@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from lab.chaos import balance, facts, faults, heads, history, judging, operators
+from lab.chaos import balance, batches, facts, faults, heads, history, judging, operators
 from lab.chaos.clients import INFERENCE_REFUSALS, crowd
 from lab.chaos.disk import Disk
 from lab.chaos.exchange import Answer, Exchanger, Request, Temper
@@ -602,17 +602,19 @@ def test_a_short_storm_is_clean_and_leaves_nothing(
 ) -> None:
     report = tmp_path / "chaos.json"
     run = storm(
-        *("--seconds", "10", "--seed", "33", "--json", report, "--models", models_dir),
+        *("--seconds", "10", "--seed", "232", "--queue", "file"),
+        *("--json", report, "--models", models_dir),
         **surroundings,
     )
     told, progress = run.communicate()
     assert run.returncode == 0, f"{told}\n{progress}"
     drawn = json.loads(report.read_text(encoding="utf-8"))
-    assert "seed 33" in progress.splitlines()[0]
-    assert "seed 33" in told.splitlines()[-1]
+    assert "seed 232" in progress.splitlines()[0]
+    assert "seed 232" in told.splitlines()[-1]
     assert drawn["sent"] == sum(drawn["totals"].values())
     assert drawn["totals"]["answered"] > 0
     assert drawn["figures"]["controllers"] > 1
+    assert drawn["figures"]["batches"] > 0
     assert sum(sum(row.values()) for row in drawn["faults"].values()) > 0
 
 
@@ -638,3 +640,67 @@ def test_a_storm_without_models_says_so(surroundings: dict[str, str], tmp_path: 
     _, progress = run.communicate()
     assert run.returncode == 2
     assert "there is no" in progress
+
+
+BATCH = batches.Batch(
+    id="batch_1", lines={name: lambda answer: answer.content.get("fault") for name in "abc"}
+)
+
+
+def answered(name: str, **body: Any) -> dict[str, Any]:
+    response = {"status_code": 200, "body": body}
+    return {"custom_id": name, "response": response, "error": None}
+
+
+def failed(name: str, code: str) -> dict[str, Any]:
+    return {"custom_id": name, "response": None, "error": {"code": code}}
+
+
+def ended(output: int, errors: int = 0, status: str = "completed") -> dict[str, Any]:
+    counts = {"total": 3, "completed": output, "failed": errors}
+    return {"status": status, "errors": None, "request_counts": counts}
+
+
+@pytest.mark.parametrize(
+    ("batch", "output", "errors"),
+    [
+        (ended(3), [answered(name) for name in "cab"], []),
+        (ended(2, 1), [answered("a"), answered("b")], [failed("c", "attempts_exhausted")]),
+    ],
+)
+def test_batch_is_whole_with_each_line_once(batch: Any, output: Any, errors: Any) -> None:
+    assert batches.problems_of(BATCH, batch, output, errors) == []
+
+
+@pytest.mark.parametrize(
+    ("batch", "output", "errors", "said"),
+    [
+        (ended(2), "ab", [], "line c is missing"),
+        (ended(4), "abca", [], "line a is there 2 times"),
+        (ended(3, 1), "abc", [failed("a", "attempts_exhausted")], "line a is there 2 times"),
+        (ended(4), "abcd", [], "line d was never asked"),
+        (ended(2, 1), "ab", [failed("c", "batch_cancelled")], "line c failed"),
+        (ended(2), "abc", [], "3 are in the output file"),
+        (ended(0, 0, "expired"), "", [], "it is expired"),
+    ],
+)
+def test_batch_that_lost_or_doubled_a_line_is_found(
+    batch: Any, output: str, errors: Any, said: str
+) -> None:
+    written = [answered(name) for name in output]
+    assert any(said in each for each in batches.problems_of(BATCH, batch, written, errors))
+
+
+def test_wrong_answer_in_a_batch_is_found() -> None:
+    output = [answered("a"), answered("b", fault="another model"), answered("c")]
+    assert batches.problems_of(BATCH, ended(3), output, []) == ["line b: another model"]
+
+
+def test_batch_that_was_cancelled_may_have_lines_that_were_not_done() -> None:
+    cancelled = replace(BATCH, was_cancelled=True)
+    errors = [failed("b", "batch_cancelled"), failed("c", "batch_cancelled")]
+    batch = ended(1, 0, "cancelled")
+    assert batches.problems_of(cancelled, batch, [answered("a")], errors) == []
+    assert batches.problems_of(cancelled, batch, [answered("a")], errors[:1]) == [
+        "line c is missing"
+    ]

@@ -37,7 +37,7 @@ _SHOWN_VIOLATIONS = 25
 def main(arguments: list[str] | None = None) -> int:
     """Make one run. Returns the exit status."""
     asked = _parse(arguments)
-    say(f"chaos: seed {asked.seed}, {asked.seconds:g} s")
+    say(f"chaos: seed {asked.seed}, {asked.seconds:g} s, queue of jobs: {asked.queue}")
     name = f"chaos (seed {asked.seed})"
     return command.run(name, lambda: _storm(asked), when_not_made=EXIT_NOT_MADE)
 
@@ -52,6 +52,7 @@ def _storm(asked: argparse.Namespace) -> int:
             llama_server=_llama_server(),
             faults=frozenset(asked.faults),
             fast_lane=None if asked.fast_lane is None else asked.fast_lane == "on",
+            shares_queue=asked.queue == "redis",
         )
         say("right answers from the bare servers …")
         return asyncio.run(_rage(setting, learn(setting), asked))
@@ -99,9 +100,13 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     named = "%(choices)s; default: all"
     add("--faults", nargs="+", choices=faults, default=faults, metavar="NAME", help=named)
     add("--fast-lane", choices=("on", "off"), help="server.fast_lane (default: not written)")
+    queues = ("file", "redis")
+    add("--queue", choices=queues, help="where jobs stand (default: chosen by the seed)")
     add("--json", type=Path, metavar="FILE", help="write the balance there, too")
     add("--logs", type=Path, metavar="DIR", help="keep the controllers' logs there")
-    return parser.parse_args(arguments)
+    asked = parser.parse_args(arguments)
+    asked.queue = asked.queue or random.Random(f"{asked.seed}:queue").choice(queues)
+    return asked
 
 
 def _models(folder: Path) -> Path:

@@ -34,6 +34,7 @@ class Request:
     """What is asked, and how its answer is recognised.
 
     `find_fault` returns what is wrong with an answer's content, or with the part of a stream.
+    `is_lines`: the answer is JSON line by line.
     """
 
     kind: str
@@ -43,6 +44,7 @@ class Request:
     method: str = "POST"
     headers: Mapping[str, str] = field(default_factory=dict)
     is_stream: bool = False
+    is_lines: bool = False
     right_statuses: frozenset[int] = frozenset({200})
     may_refuse: frozenset[str] = frozenset()
     find_fault: Callable[[Answer], str | None] = lambda _: None
@@ -154,7 +156,7 @@ class _Attempt:
         """Send the request and read the answer."""
         headers = {"X-Request-ID": self.request_id, **self.request.headers}
         if self.request.body is not None:
-            headers["Content-Type"] = "application/json"
+            headers.setdefault("Content-Type", "application/json")
         if self.temper.half_closes:
             return await self._make_half_closed(url, headers)
         timeout = aiohttp.ClientTimeout(total=None)
@@ -209,7 +211,10 @@ class _Attempt:
 
     def _read_json(self, raw: bytes) -> Seen:
         try:
-            content = json.loads(raw)
+            if self.request.is_lines and self.status == 200:
+                content = [json.loads(line) for line in raw.splitlines()]
+            else:
+                content = json.loads(raw)
         except ValueError:
             return self.seen(End.TRUNCATED, f"no JSON: {raw[:80]!r}")
         self._code = _code_of(content)

@@ -24,6 +24,7 @@ from lab.chaos.ledger import Fault, Ledger, Weapon
 from lab.chaos.operators import Operator
 from lab.chaos.setting import GENERATION_MODELS, MODELS
 from lab.harness import processes
+from lab.harness.redis_server import RedisServer
 from supervisor.core.machine.values import Phase
 
 PHASES = tuple(phase.value for phase in Phase if phase is not Phase.READY)
@@ -102,6 +103,7 @@ class Marksman:
         *,
         controller: Controller,
         disk: Disk,
+        queue: RedisServer | None,
         ledger: Ledger,
         operator: Operator,
         exchanger: Exchanger,
@@ -109,6 +111,7 @@ class Marksman:
     ) -> None:
         self._controller = controller
         self._disk = disk
+        self._queue = queue
         self._ledger = ledger
         self._operator = operator
         self._exchanger = exchanger
@@ -239,6 +242,8 @@ class Marksman:
                 await self._fill_disk(shot)
             case Weapon.SWEEP:
                 await self._sweep(shot)
+            case Weapon.QUEUE_KILL:
+                await self._restart_queue(shot)
             case Weapon.CONTROLLER_KILL | Weapon.CONTROLLER_TERM:
                 await self._replace_controller(client, shot)
             case _:
@@ -254,6 +259,14 @@ class Marksman:
         finally:
             self._disk.free()
             self._ledger.full_disks.append((at, time.time()))
+
+    async def _restart_queue(self, shot: Shot) -> None:
+        """Kill the server of the queue, and start it again on what it has on its disk."""
+        if self._queue is not None:
+            self._note_fault(time.time(), shot.weapon, self._controller.pid, shot.phase)
+            self._queue.kill()
+            await asyncio.sleep(shot.stopped_s)
+            await asyncio.to_thread(self._queue.start)
 
     async def _sweep(self, shot: Shot) -> None:
         """Take the sockets away from the servers, and from one that is about to listen."""

@@ -23,6 +23,7 @@ from lab.chaos.setting import (
     STOP_GRACE_S,
     Setting,
 )
+from lab.harness.redis_server import RedisServer
 
 PROFILES: Mapping[str, tuple[str, ...]] = {
     "demo-chat": ("generation", "narrow"),
@@ -66,6 +67,11 @@ class Layout:
         for folder in (self.profiles, self.models, self.temporary):
             folder.mkdir()
         self.disk = Disk(self.data)
+        self.queue: RedisServer | None = None
+        if setting.shares_queue:
+            folder = setting.work_dir / "queue"
+            folder.mkdir()
+            self.queue = RedisServer(folder)
         self._server = {"log_format": "json", "max_body_bytes": BODY_LIMIT_BYTES}
         if setting.fast_lane is not None:
             self._server["fast_lane"] = setting.fast_lane
@@ -93,6 +99,7 @@ class Layout:
                 },
                 "scheduler": {"manual_hold_s": MANUAL_HOLD_S},
                 "switch": {"shutdown_drain_timeout_s": SHUTDOWN_DRAIN_S},
+                "jobs": {} if self.queue is None else {"queue_url": self.queue.url},
             },
             "generation": {**_GENERATION, **_COMMON},
             "narrow": {**_GENERATION, **_COMMON, "parallel": 2, "ctx_size": 2048},

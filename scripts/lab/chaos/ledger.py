@@ -82,6 +82,7 @@ class Weapon(StrEnum):
     CONTROLLER_TERM = "controller SIGTERM"
     DISK_FULL = "disk full"
     SWEEP = "sockets swept"
+    QUEUE_KILL = "queue SIGKILL"
 
     @property
     def ends_server(self) -> bool:
@@ -91,7 +92,12 @@ class Weapon(StrEnum):
     @property
     def kind(self) -> str:
         """The choice of `--faults` that it belongs to."""
-        return {Weapon.DISK_FULL: "disk", Weapon.SWEEP: "sweep"}.get(self, "kills")
+        kinds = {
+            Weapon.DISK_FULL: "disk",
+            Weapon.SWEEP: "sweep",
+            Weapon.QUEUE_KILL: "queue",
+        }
+        return kinds.get(self, "kills")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

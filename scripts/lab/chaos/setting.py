@@ -28,10 +28,13 @@ START_BOUND_S = 20.0
 CALM_BOUND_S = 45.0
 """Each model must be served once more within this after the storm."""
 
+BATCHES_BOUND_S = 180.0
+"""All batches must be done within this after the storm: leases lapse, and pauses have grown."""
+
 BODY_LIMIT_BYTES = 4 << 20
 """`server.max_body_bytes`, up to which clients upload."""
 
-FAULTS = frozenset({"kills", "disk", "sweep", "non-readers", "half-close", "uploads"})
+FAULTS = frozenset({"kills", "disk", "sweep", "queue", "non-readers", "half-close", "uploads"})
 """What `--faults` chooses from; leavers and readers that are slow always play."""
 
 
@@ -50,6 +53,8 @@ class Setting:
     llama_server: Path
     faults: frozenset[str] = FAULTS
     fast_lane: bool | None = None
+    shares_queue: bool = False
+    """Whether jobs stand on a Redis server, which dies as others do; else in the data folder."""
 
     def choices(self, actor: str) -> random.Random:
         """Return the actor's own source of choices.

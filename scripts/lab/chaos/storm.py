@@ -11,6 +11,7 @@ import psutil
 
 from lab.chaos import clients, history
 from lab.chaos.balance import Balance, draw_balance, policies_of
+from lab.chaos.batches import BatchClient
 from lab.chaos.controller import Controller
 from lab.chaos.exchange import Exchanger, Request
 from lab.chaos.facts import read_facts
@@ -53,21 +54,26 @@ class Storm:
         self._layout = Layout(setting)
         self.controller = Controller(setting, self._layout, self.ledger)
         self._exchanger = Exchanger(self.controller.url, self.ledger)
+        self._batches = BatchClient(self._exchanger, self.controller, self.ledger, known)
         self._operator = Operator(self._exchanger, self.controller, self.ledger, self._layout.files)
 
     async def run(self) -> Balance:
         """Make the run. Raises LabError when it cannot be made. Leaves no process."""
         try:
+            if self._layout.queue is not None:
+                await asyncio.to_thread(self._layout.queue.start)
             await self.controller.start(is_exclusive=True)
             say(f"storm of {self._setting.seconds:g} s …")
             await self._rage()
             say("calm …")
-            figures = await self._calm()
+            figures = await self._batches.settle() | await self._calm()
             records = await self._records()
             await self._end()
         finally:
             self.controller.kill_all()
             self._layout.disk.close()
+            if self._layout.queue is not None:
+                self._layout.queue.kill()
         return self._draw(figures, records)
 
     async def _rage(self) -> None:
@@ -80,6 +86,7 @@ class Storm:
         marksman = Marksman(
             controller=self.controller,
             disk=self._layout.disk,
+            queue=self._layout.queue,
             ledger=self.ledger,
             operator=self._operator,
             exchanger=self._exchanger,
@@ -90,6 +97,8 @@ class Storm:
         if not self._layout.disk.can_be_full and Weapon.DISK_FULL in weapons:
             weapons.remove(Weapon.DISK_FULL)
             say("  the disk is never full: this user can neither mount one nor be refused")
+        if self._layout.queue is None and Weapon.QUEUE_KILL in weapons:
+            weapons.remove(Weapon.QUEUE_KILL)
         shots = draw_shots(choose("marksman"), weapons)
         async with asyncio.timeout(self._setting.seconds + 2 * REQUEST_BOUND_S):
             async with asyncio.TaskGroup() as group:
@@ -97,6 +106,7 @@ class Storm:
                     group.create_task(
                         clients.play(steps, self._exchanger, self.controller, is_over), name=name
                     )
+                group.create_task(self._batches.play(choose("batches"), is_over))
                 group.create_task(self._operator.play(choose("operator"), is_over))
                 group.create_task(marksman.play(shots, is_over))
                 group.create_task(change_files(self._layout.files, self.ledger, choose, is_over))
