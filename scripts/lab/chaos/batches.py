@@ -204,8 +204,8 @@ def problems_of(
     for line in output:
         response = line["response"]
         answer = Answer(status=response["status_code"], content=response["body"])
-        fault = batch.lines.get(line["custom_id"], lambda _: None)(answer)
-        if fault:
+        judge = batch.lines.get(line["custom_id"])
+        if judge is not None and (fault := judge(answer)):
             problems.append(f"line {line['custom_id']}: {fault}")
     counts = ended["request_counts"]
     if counts["total"] and counts["completed"] != len(output):

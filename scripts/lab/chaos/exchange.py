@@ -211,10 +211,8 @@ class _Attempt:
 
     def _read_json(self, raw: bytes) -> Seen:
         try:
-            if self.request.is_lines and self.status == 200:
-                content = [json.loads(line) for line in raw.splitlines()]
-            else:
-                content = json.loads(raw)
+            is_lines = self.request.is_lines and self.status == 200
+            content: Any = list(map(json.loads, raw.splitlines())) if is_lines else json.loads(raw)
         except ValueError:
             return self.seen(End.TRUNCATED, f"no JSON: {raw[:80]!r}")
         self._code = _code_of(content)
