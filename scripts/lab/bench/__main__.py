@@ -17,6 +17,7 @@ from typing import Any
 
 from lab.bench import (
     background,
+    documents,
     held,
     listening,
     make_before_break,
@@ -57,6 +58,7 @@ FIGURES: Mapping[str, Mapping[str, Callable[[Setting], Figure]]] = {
         "search": store_searching.search,
         "index": store_indexed.measure,
     },
+    "documents": {documents.NAME: documents.measure},
     "mixed": {
         **{f"closed_{clients}": partial(mixed.closed, clients=clients) for clients in (1, 4)},
         **{f"open_{load}": partial(mixed.open_traffic, percent=load) for load in (30, 60)},
@@ -72,7 +74,15 @@ AMOUNTS: Mapping[str, tuple[Mapping[str, float], Callable[[str], float], str]] =
         "of load in a round of a side",
     ),
     "rounds": (
-        {"serve": 5, "relay": 5, "switch": 3, "embedding": 3, "mixed": 1, "store": 5},
+        {
+            "serve": 5,
+            "relay": 5,
+            "switch": 3,
+            "embedding": 3,
+            "mixed": 1,
+            "store": 5,
+            "documents": 3,
+        },
         at_least(1),
         "of each side",
     ),
@@ -83,6 +93,7 @@ AMOUNTS: Mapping[str, tuple[Mapping[str, float], Callable[[str], float], str]] =
         "measured for the overhead of one",
     ),
     "texts": ({"embedding": 10_000}, at_least(400), "in arrays"),
+    "pages": ({"documents": 300}, at_least(1), "of the PDF"),
     "points": ({"store": 100_000}, at_least(100), "in a collection without an index"),
     "indexed": ({"store": 20_000}, at_least(100), "points in one with an index"),
 }

@@ -139,7 +139,7 @@ class Server:
         """Post a body as it is, and return the JSON of the answer. Raises LabError as `call`."""
         with self._answer("POST", path, content, {}) as answer:
             told = json.loads(answer.read())
-            if answer.status != 200:
+            if answer.status not in {200, 202}:
                 raise self._failure(f"POST {path} answered {answer.status}: {told}")
             return told
 

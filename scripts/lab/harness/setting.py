@@ -31,6 +31,7 @@ class Setting:
     starts: int
     switches: int
     texts: int = 0
+    pages: int = 0
     points: int = 0
     indexed: int = 0
     peers: Mapping[str, str] = field(default_factory=dict)

@@ -1,0 +1,171 @@
+"""Jobs of documents, from a queue into a store: parts that fail, states that overtake."""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from supervisor.config.settings import VectorSettings
+from supervisor.documents.dividing import Plan
+from supervisor.documents.embedding_parts import PartEmbedder, PartOutcome
+from supervisor.documents.ingest import DocumentHandler
+from supervisor.documents.keeping import Keeper
+from supervisor.documents.opening import DocumentOpener
+from supervisor.documents.parts import EmbeddedPart, Part
+from supervisor.documents.request import DocumentOutcome, DocumentRequest
+from supervisor.documents.values import Chunk, Division, ReadDocument
+from supervisor.embedding.vectors import pack
+from supervisor.errors import RequestRefused
+from supervisor.jobs.disk_files import DiskFiles
+from supervisor.jobs.insisting import Insisting
+from supervisor.jobs.runner import JobRunner
+from supervisor.jobs.service import JobLimits, JobService
+from supervisor.jobs.sqlite_queue import SqliteQueue
+from supervisor.jobs.values import Job, JobKind, JobState
+from supervisor.observability.impairments import Impairments
+from supervisor.vector_store.opening import StoreOpener
+
+VECTOR = pack([1, 0, 0, 0])
+
+
+class Library(DocumentOpener):
+    """Has documents by the files that their jobs name, a chunk for each word."""
+
+    def __init__(self) -> None:
+        self.texts: dict[str, str] = {}
+
+    async def plan(self, request: DocumentRequest) -> Plan:
+        return Plan(division=Division(size=9, overlap=0), generation=self.texts[request.file_id])
+
+    async def read(self, request: DocumentRequest, _division: Division) -> ReadDocument:
+        text = self.texts[request.file_id]
+        chunks = [Chunk(word, 0, len(word), None) for word in text.split()]
+        return ReadDocument(format="txt", text=text, page_starts=(), chunks=chunks)
+
+
+class Model(PartEmbedder):
+    """Embeds parts; `refusals` by their texts."""
+
+    def __init__(self) -> None:
+        self.refusals: dict[str, RequestRefused] = {}
+        self.asked: list[str] = []
+
+    async def embed(self, parts: Sequence[Part]) -> AsyncIterator[Sequence[PartOutcome]]:
+        for place, part in enumerate(parts):
+            self.asked.append(part.text)
+            chunk = part.content if isinstance(part.content, Chunk) else None
+            refused = self.refusals.get(part.text)
+            yield [(place, refused or EmbeddedPart(VECTOR, 1, chunk))]
+
+
+@dataclass(slots=True, kw_only=True)
+class Room:
+    library: Library
+    model: Model
+    queue: SqliteQueue
+    service: JobService
+    stores: StoreOpener
+
+    async def take(self, text: str, *, created_at: float = 1000.0) -> str:
+        """Take a state of the document `book` in; returns the id of its job."""
+        job_id = f"document_{len(self.library.texts)}"
+        self.library.texts[job_id] = text
+        spec = {"id": "book", "model": "m", "collection": "notes", "metadata": {}}
+        await self.queue.add(
+            Job(
+                id=job_id,
+                kind=JobKind.DOCUMENT,
+                created_at=created_at,
+                spec={**spec, "file_id": job_id},
+            )
+        )
+        return job_id
+
+    async def ended(self, job_id: str) -> Job:
+        job = await self.service.job(job_id)
+        while not job.state.is_end:
+            await self.queue.wait(0.05)
+            job = await self.service.job(job_id)
+        return job
+
+    async def stored(self) -> list[str]:
+        store = await self.stores.store()
+        hits = await store.search("notes", VECTOR, limit=100)
+        return [hit.payload["text"] for hit in sorted(hits, key=lambda hit: hit.payload["index"])]
+
+
+@pytest.fixture
+async def room(tmp_path: Path) -> AsyncIterator[Room]:
+    for name in ("files", "work", "vectors"):
+        (tmp_path / name).mkdir()
+    queue, files = SqliteQueue(tmp_path / "jobs.sqlite"), DiskFiles(tmp_path / "files")
+    stores = StoreOpener(VectorSettings(), lambda: tmp_path / "vectors")
+    library, model = Library(), Model()
+    keeper = Keeper(stores, files, tmp_path / "work", lambda: 60.0)
+    handler = DocumentHandler(queue, files, library, model, keeper)
+    runner = JobRunner(
+        queue,
+        files,
+        {JobKind.DOCUMENT: handler},
+        insisting=Insisting(Impairments()),
+        workers=1,
+        keep_s=lambda: 60.0,
+    )
+    runner.start()
+    limits = JobLimits(max_bytes=10**9, keep_s=60.0)
+    service = JobService(queue, files, lambda: limits, lambda _: None)
+    yield Room(library=library, model=model, queue=queue, service=service, stores=stores)
+    await runner.stop()
+    await stores.close()
+    await queue.close()
+
+
+async def test_a_document_with_a_part_that_fails_is_not_stored_and_a_retry_does_what_failed(
+    room: Room,
+) -> None:
+    await room.ended(await room.take("older state"))
+    room.model.refusals["two"] = RequestRefused("input_too_long", "two is too long")
+    job_id = await room.take("one two three")
+    failed = await room.ended(job_id)
+    assert (failed.state, failed.counts.succeeded, failed.counts.failed) == ("failed", 3, 1)
+    error = DocumentOutcome.of(failed).error
+    assert error is not None
+    assert (error.code, error.message) == ("input_too_long", "two is too long")
+    assert await room.stored() == ["older", "state"]
+
+    room.model.refusals.clear()
+    room.model.asked.clear()
+    await room.service.retry(job_id)
+    assert (await room.ended(job_id)).state is JobState.COMPLETED
+    assert room.model.asked == ["two"]
+    assert await room.stored() == ["one", "two", "three"]
+
+
+async def test_a_state_that_was_sent_in_earlier_does_not_replace_a_later_one(room: Room) -> None:
+    later = await room.ended(await room.take("the later", created_at=2000.0))
+    earlier = await room.ended(await room.take("the earlier one", created_at=1000.0))
+    assert [DocumentOutcome.of(job).superseded for job in (later, earlier)] == [False, True]
+    assert await room.stored() == ["the", "later"]
+
+
+async def test_what_another_attempt_may_heal_is_tried_again(room: Room) -> None:
+    room.model.refusals["one"] = RequestRefused("queue_full", "full", {"retry_after_s": 0})
+    job_id = await room.take("one two")
+    while room.model.asked.count("one") < 3:
+        await room.queue.wait(0.05)
+    room.model.refusals.clear()
+    ended = await room.ended(job_id)
+    assert (ended.state, ended.counts.failed) == ("completed", 0)
+    assert await room.stored() == ["one", "two"]
+
+
+async def test_a_cancelled_document_is_not_stored(room: Room) -> None:
+    room.model.refusals["one"] = RequestRefused("queue_full", "full", {"retry_after_s": 0})
+    job_id = await room.take("one two")
+    while not room.model.asked:
+        await room.queue.wait(0.05)
+    await room.service.cancel(job_id)
+    assert (await room.ended(job_id)).state is JobState.CANCELLED
+    store = await room.stores.store()
+    assert list(await store.collections()) == []
