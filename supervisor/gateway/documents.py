@@ -16,6 +16,9 @@ if TYPE_CHECKING:  # the jobs room and this one are imported when the first docu
     from supervisor.documents.service import DocumentService
     from supervisor.jobs.values import Job
 
+MAX_METADATA_BYTES = 16 * 1024
+"""Of `metadata`, which is stored with every chunk."""
+
 WAIT_S = 30.0
 """Seconds that a caller waits for its document; then it is told where to ask."""
 
@@ -51,7 +54,7 @@ class NewDocumentParameters(Parameters):
             content=file.path if file is not None else self.text or "",
             id=self.id,
             file_name=file.file_name if file is not None else None,
-            media_type=file.content_type if file is not None else None,
+            media_type=file.content_type if file is not None else "text/plain",
             model=self.model,
             collection=self.collection if self.store else None,
             metadata=self.metadata,
@@ -59,9 +62,14 @@ class NewDocumentParameters(Parameters):
         )
 
     @model_validator(mode="after")
-    def _require_content(self) -> Self:
+    def _require_one_content_and_little_beside(self) -> Self:
         if (self.file is None) == (self.text is None):
             raise ValueError("give the document's `file`, or its `text`, and not both")
+        size_bytes = len(msgspec.json.encode(self.metadata))
+        if size_bytes > MAX_METADATA_BYTES:
+            raise ValueError(
+                f"`metadata` has {size_bytes} bytes as JSON, and may have {MAX_METADATA_BYTES}"
+            )
         return self
 
 

@@ -45,6 +45,7 @@ _MIMETYPES = {
 
 _COMPOUND_FORMATS = (Format.HWP, Format.DOC, Format.PPT, Format.XLS, Format.OUTLOOK)
 _COMPOUND_FILE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"  # [MS-CFB], 2.2
+PLAIN_TEXT = "text/plain"
 _TEXTS = {
     "htm": Format.HTML,
     "html": Format.HTML,
@@ -59,7 +60,11 @@ _MEDIA_TYPES = {
     "text/markdown": Format.MARKDOWN,
     "message/rfc822": Format.EMAIL,
 }
-_HTML_BEGINNINGS = (b"<!doctype html", b"<html")
+_TEXT_BEGINNINGS = {
+    b"{\\rtf": Format.RTF,
+    b"<!doctype html": Format.HTML,
+    b"<html": Format.HTML,
+}
 _LOOKED_AT_BYTES = 1024
 
 
@@ -67,23 +72,23 @@ def format_of(path: str, file_name: str | None, media_type: str | None) -> Forma
     """Return a file's format. Raises UnreadableError for one that is not read."""
     with Path(path).open("rb") as file:
         beginning = file.read(_LOOKED_AT_BYTES)
+    if not beginning:
+        raise UnreadableError("the file is empty")
     suffix = PurePath(file_name or "").suffix.lower().removeprefix(".")
+    named = (media_type or "").partition(";")[0].strip().lower()
+    if named == PLAIN_TEXT and file_name is None:
+        return Format.TEXT  # a text that was written into a request may tell of any format
     if b"%PDF-" in beginning:
         return Format.PDF
     if beginning.startswith(b"PK\x03\x04"):
         return _format_of_package(path)
     if beginning.startswith(_COMPOUND_FILE):
         return _format_of_compound_file(suffix)
-    if beginning.startswith(b"{\\rtf"):
-        return Format.RTF
-    if not beginning:
-        raise UnreadableError("the file is empty")
     if b"\0" in beginning and not beginning.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")):
         raise _unknown("it is neither text nor in a format that is known")
-    if beginning.lstrip().lower().startswith(_HTML_BEGINNINGS):
-        return Format.HTML
-    named = (media_type or "").partition(";")[0].strip().lower()
-    return _TEXTS.get(suffix) or _MEDIA_TYPES.get(named) or Format.TEXT
+    shown = beginning.lstrip().lower()
+    told = [form for mark, form in _TEXT_BEGINNINGS.items() if shown.startswith(mark)]
+    return told[0] if told else _TEXTS.get(suffix) or _MEDIA_TYPES.get(named) or Format.TEXT
 
 
 def _format_of_package(path: str) -> Format:

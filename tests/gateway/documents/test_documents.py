@@ -140,11 +140,19 @@ def test_a_file_is_the_document_of_its_name(caller: Caller, tmp_path: Path) -> N
     assert "사과 | 3,000원" in "".join(texts_in(caller, "표.docx", "files").values())
 
 
+@pytest.mark.parametrize("text", ["<html> opens a page", "%PDF- begins a file", "a\0b"])
+def test_a_text_in_a_request_is_a_text_whatever_it_tells_of(caller: Caller, text: str) -> None:
+    made = add(caller, text=text, store=False)
+    assert made["format"] == "txt"
+    assert made["chunks"][0]["text"] == text.replace("\0", "")
+
+
 @pytest.mark.parametrize(
     ("fields", "status", "code"),
     [
         ({}, 400, "bad_request"),
         ({"text": "a", "metadata": "[1]"}, 400, "bad_request"),
+        ({"text": "a", "metadata": {"note": "a" * 16_384}}, 400, "bad_request"),
         ({"text": "a", "model": "nobody"}, 404, "model_not_found"),
         ({"text": "a", "model": "demo-chat"}, 422, "model_type_mismatch"),
         ({"text": "a", "collection": "../other"}, 400, "bad_request"),
