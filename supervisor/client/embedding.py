@@ -6,7 +6,7 @@ where it stopped.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -47,16 +47,25 @@ class FileReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Embedder:
-    """Embeds files into a collection (None: the default one), and tells what became of each."""
+    """Embeds files into a collection (None: the default one), and tells what became of each.
+
+    `again`: what is stored and unchanged is sent, too, and the controller sees what has to be done.
+    """
 
     def __init__(
-        self, connection: Connection, collection: str | None, tell: Callable[[FileReport], None]
+        self,
+        connection: Connection,
+        collection: str | None,
+        tell: Callable[[FileReport], None],
+        *,
+        again: bool = False,
     ) -> None:
         self._connection = connection
         self._collection = collection
         self._tell = tell
+        self._again = again
         self._known: set[Path] = set()
-        """Files that are stored as they were seen last."""
+        """Files that are stored."""
 
     async def embed(self, files: Iterable[FoundFile | LeftOut]) -> None:
         """Embed files. Raises NoController when the controller has gone; the rest is left then."""
@@ -89,29 +98,33 @@ class Embedder:
                 self._tell(await self._embed(each, replace(report, size_bytes=each.size_bytes)))
 
     async def _embed(self, file: FoundFile, report: FileReport) -> FileReport:
-        self._known.discard(file.path)
         try:
             content_hash = await asyncio.to_thread(hash_of, file.path)
-            is_stored = await self._stored_hash(file.path) == content_hash
-            chunks = 0 if is_stored else await self._send(file.path, content_hash)
+            stored_hash = await self._stored_hash(file.path)
+            if stored_hash is not None:
+                self._known.add(file.path)
+            if stored_hash == content_hash and not self._again:
+                return replace(report, outcome=Outcome.UNCHANGED)
+            made = await self._send(file.path, content_hash)
         except (Refused, OSError) as error:
             return replace(report, outcome=Outcome.FAILED, reason=str(error))
         self._known.add(file.path)
-        outcome = Outcome.UNCHANGED if is_stored else Outcome.EMBEDDED
-        return replace(report, outcome=outcome, chunks=chunks)
+        if made.get("unchanged"):
+            return replace(report, outcome=Outcome.UNCHANGED)
+        return replace(report, outcome=Outcome.EMBEDDED, chunks=made["chunks"])
 
-    async def _stored_hash(self, path: Path) -> Any:
-        """Return the hash that a file was stored with; None where it is not stored."""
+    async def _stored_hash(self, path: Path) -> str | None:
+        """Return the hash that a file was stored with: empty without one, None if not stored."""
         try:
             stored = await self._connection.ask("GET", "documents", str(path), query=self._query)
         except Refused as error:
             if error.status == 404:
                 return None
             raise
-        return stored["metadata"].get(_HASH)
+        return str((stored.get("metadata") or {}).get(_HASH, ""))
 
-    async def _send(self, path: Path, content_hash: str) -> int:
-        """Send a file, and wait until it is stored; returns in how many chunks."""
+    async def _send(self, path: Path, content_hash: str) -> Mapping[str, Any]:
+        """Send a file, and wait until it is stored; returns what the controller says of it."""
 
         def form() -> aiohttp.FormData:
             data = aiohttp.FormData(quote_fields=False)  # the name as it is, in UTF-8
@@ -122,20 +135,21 @@ class Embedder:
             data.add_field("file", path.open("rb"), filename=path.name)
             return data
 
-        answer = await self._connection.ask("POST", "documents", form=form)
+        answer: Mapping[str, Any] = await self._connection.ask("POST", "documents", form=form)
         if "location" in answer:  # it takes longer than a request should
-            answer = await self._outcome_of(answer["job"])
-        return int(answer["chunks"])
+            return await self._outcome_of(answer["job"])
+        return answer
 
-    async def _outcome_of(self, job_id: str) -> Any:
+    async def _outcome_of(self, job_id: str) -> Mapping[str, Any]:
         """Return what came of a document's job, once it has ended. Raises Refused."""
-        job = await self._connection.ask("GET", "jobs", job_id)
+        job: Mapping[str, Any] = await self._connection.ask("GET", "jobs", job_id)
         while job["state"] not in _ENDS:
             await asyncio.sleep(_POLL_S)
             job = await self._connection.ask("GET", "jobs", job_id)
+        outcome: Mapping[str, Any] = job["outcome"]
         if job["state"] == "completed":
-            return job["outcome"]
-        error = job["outcome"].get("error") or {"code": job["state"], "message": job["reason"]}
+            return outcome
+        error = outcome.get("error") or {"code": job["state"], "message": job["reason"]}
         raise Refused(422, error["code"], error["message"] or f"its job {job_id} is {job['state']}")
 
     @property

@@ -26,6 +26,10 @@ def embed(
     watch: Annotated[
         bool, typer.Option("--watch", help="Go on with what changes, until Ctrl-C.")
     ] = False,
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="Send what is unchanged, too: the settings have changed."),
+    ] = False,
     url: Url = None,
     profiles: Profiles = Path("profiles"),
     as_json: Json = False,
@@ -39,7 +43,7 @@ def embed(
 
     async def work(connection: Connection) -> None:
         with display:
-            embedder = Embedder(connection, collection, display.tell)
+            embedder = Embedder(connection, collection, display.tell, again=again)
             if watch:
                 await embed_changes(embedder, display, roots)
             files = list(find_files(roots))

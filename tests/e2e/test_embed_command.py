@@ -101,6 +101,18 @@ def test_folder_is_embedded_once_and_found(running: Running, folder: Path) -> No
     assert set(outcomes.values()) == {"unchanged"}
     assert all("noodles" not in hit["text"] for hit in found(running, "how to cook", "once"))
 
+    posted = count_of_posts(running)
+    code, outcomes, _ = embed(url_of(running), folder, "-c", "once", "--again")
+    assert (code, outcomes["soup.md"]) == (0, "unchanged")
+    until(lambda: count_of_posts(running) == posted + len(DOCUMENTS))
+
+
+def count_of_posts(running: Running) -> int:
+    """How many documents were sent so far."""
+    lines = running.log_path.read_text().rpartition("\n")[0].splitlines()
+    told = [json.loads(line) for line in lines if '"request.done"' in line]
+    return sum(each["method"] == "POST" and each["path"] == "/documents" for each in told)
+
 
 def test_file_that_cannot_be_read_fails_alone(running: Running, folder: Path) -> None:
     (folder / "broken.pdf").write_bytes(b"%PDF-1.7\nbroken")
