@@ -262,7 +262,11 @@ class Workers:
         self._note_sent(batch, now)
         sent = _Sent(batch, lease, now, self.running.tokens + batch.tokens)
         self._running[batch] = sent
-        sent.exchange = send_batch(backend, batch, partial(self._take, sent))
+        try:
+            sent.exchange = send_batch(backend, batch, partial(self._take, sent))
+        except Exception as error:  # noqa: BLE001 - as in `_finish`
+            self._give_up(sent, error)
+            return None
         return sent
 
     def _note_sent(self, batch: Batch, now: float) -> None:
@@ -286,9 +290,14 @@ class Workers:
     def _finish(self, sent: _Sent, settle: Callable[[], None]) -> None:
         try:
             settle()
-        except Exception:  # a bug of ours: nobody must wait for ever because of it
-            log.exception("embedding.failed", model=self.target.model)
-            self._fail_all(sent.batch, _FAILED)
+        except Exception as error:  # noqa: BLE001 - nobody must wait for ever for a bug of ours
+            self._give_up(sent, error)
+        else:
+            self._end(sent)
+
+    def _give_up(self, sent: _Sent, error: Exception) -> None:
+        log.error("embedding.failed", model=self.target.model, exc_info=error)
+        self._fail_all(sent.batch, _FAILED)
         self._end(sent)
 
     def _end(self, sent: _Sent) -> None:

@@ -344,12 +344,14 @@ async def test_many_thousand_callers_take_little_memory_and_leave_without_a_trac
     assert bench.workers("obedient").is_idle
 
 
+@pytest.mark.parametrize("step", ["send_batch", "_is_as_long"])
 async def test_a_bug_of_ours_fails_those_whom_it_meets_and_the_next_are_served(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     await bench.compute("before")
     with monkeypatch.context() as broken:
-        broken.setattr(workers.Workers, "_is_as_long", lambda *_: 1 / 0)
+        owner = workers if step == "send_batch" else workers.Workers
+        broken.setattr(owner, step, lambda *_: 1 / 0)
         (refused,) = await gather(bench.begin("meanwhile"))
     assert refused.code == "internal_error"
     assert (await bench.compute("after")).vectors == own_vectors("after")
