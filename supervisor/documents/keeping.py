@@ -64,7 +64,7 @@ class Keeper:
         Returns the job's outcome. Raises RequestRefused as the stores do.
         """
         request, outcome = DocumentRequest.of(job), DocumentOutcome.of(job)
-        document = _document_of(job, request, outcome, parts)
+        document = await asyncio.to_thread(_document_of, job, request, outcome, parts)
         if request.collection is None:
             file_id = await self._write(job, document)
             return replace(outcome, vectors_file_id=file_id)
@@ -90,19 +90,18 @@ class Keeper:
     async def _write(self, job: Job, document: EmbeddedDocument) -> str:
         """Write the vectors to a file, and return its id."""
         path = self._work_dir / f"{job.id}-{token_hex(4)}"  # it may be written twice at once
-        await asyncio.to_thread(lambda: path.write_bytes(_described(document)))
-        expires_at = job.created_at + self._keep_s()
-        kept = await self._files.add(
-            StoredFile(
-                id=f"file-{job.id}-vectors",
-                file_name=f"{job.id}_vectors.json",
-                purpose="document_output",
-                created_at=job.created_at,
-                expires_at=expires_at,
-            ),
-            path,
+        file = StoredFile(
+            id=f"file-{job.id}-vectors",
+            file_name=f"{job.id}_vectors.json",
+            purpose="document_output",
+            created_at=job.created_at,
+            expires_at=job.created_at + self._keep_s(),
         )
-        return kept.id
+        try:
+            await asyncio.to_thread(lambda: path.write_bytes(_described(document)))
+            return (await self._files.add(file, path)).id
+        finally:
+            await asyncio.to_thread(path.unlink, missing_ok=True)
 
 
 def _document_of(

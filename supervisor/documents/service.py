@@ -16,12 +16,12 @@ from supervisor.embedding.service import EmbeddingService
 from supervisor.engine.targets import Targets
 from supervisor.errors import RequestRefused
 from supervisor.jobs.service import JobService
-from supervisor.jobs.values import Job, JobKind, JobPriority, JobState
+from supervisor.jobs.values import Job, JobKind, JobPriority, JobState, StoredFile
 from supervisor.vector_store.opening import StoreOpener
 from supervisor.vector_store.port import VectorSpace, require_name, require_same
 
-_LOOK_S = 0.5
-"""Seconds after which a job is looked at again, where nobody told that it has changed."""
+PURPOSE = "document"
+"""The purpose of files with documents."""
 
 
 class DocumentService:
@@ -53,8 +53,7 @@ class DocumentService:
         model = self._embedding.target(wanted, "/documents").model
         if new.collection is not None:
             await self._require_fitting(new.collection, model)
-        path = await asyncio.to_thread(self._path_of, new.content)
-        file = await self._jobs.add_file(path, new.file_name or "text", "document", None)
+        file = await self._kept(new)
         request = DocumentRequest(
             id=new.id or new.file_name or f"sha256-{file.sha256[:32]}",
             model=model,
@@ -76,14 +75,7 @@ class DocumentService:
 
     async def ended(self, job: Job, within_s: float) -> Job:
         """Return a job as it is when it has ended, or after so many seconds."""
-        ends_at = time.monotonic() + within_s
-        while not job.state.is_end:
-            left_s = ends_at - time.monotonic()
-            if left_s <= 0:
-                break
-            await self._jobs.queue.wait(min(_LOOK_S, left_s))
-            job = await self._jobs.job(job.id)
-        return job
+        return await self._jobs.ended(job, within_s)
 
     def described(self, job: Job) -> dict[str, Any]:
         """Describe the document of a job that has ended.
@@ -120,9 +112,13 @@ class DocumentService:
             raise
         require_same(collection, space, VectorSpace(model, space.dimension))
 
-    def _path_of(self, content: Path | str) -> Path:
-        if isinstance(content, Path):
-            return content
-        path = self._work_dir / f"text-{token_hex(8)}"
-        path.write_text(content, encoding="utf-8")
-        return path
+    async def _kept(self, new: NewDocument) -> StoredFile:
+        """Keep a document's content until its job is done. Raises RequestRefused `storage_full`."""
+        if isinstance(new.content, Path):
+            return await self._jobs.add_file(new.content, new.file_name or "file", PURPOSE, None)
+        path, content = self._work_dir / f"text-{token_hex(8)}", new.content.encode()
+        try:
+            await asyncio.to_thread(path.write_bytes, content)
+            return await self._jobs.add_file(path, "text", PURPOSE, None)
+        finally:
+            await asyncio.to_thread(path.unlink, missing_ok=True)

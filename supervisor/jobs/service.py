@@ -22,6 +22,9 @@ from supervisor.jobs.values import (
     StoredFile,
 )
 
+_LOOK_S = 0.5
+"""Seconds after which a job is looked at again, where nobody tells that it has changed."""
+
 BATCH_PURPOSE = "batch"
 """The purpose of files that batches read."""
 
@@ -180,6 +183,17 @@ class JobService:
             raise RequestRefused(
                 "job_not_found", f"there is no {kind or 'job'} '{job_id}'; GET /jobs lists them"
             )
+        return job
+
+    async def ended(self, job: Job, within_s: float) -> Job:
+        """Return a job as it is when it has ended, or after so many seconds."""
+        ends_at = time.monotonic() + within_s
+        while not job.state.is_end:
+            left_s = ends_at - time.monotonic()
+            if left_s <= 0:
+                break
+            await self.queue.wait(min(_LOOK_S, left_s))
+            job = await self.job(job.id)
         return job
 
     async def batch(self, batch_id: str) -> Job:

@@ -83,10 +83,8 @@ class Room:
         return job_id
 
     async def ended(self, job_id: str) -> Job:
-        job = await self.service.job(job_id)
-        while not job.state.is_end:
-            await self.queue.wait(0.05)
-            job = await self.service.job(job_id)
+        job = await self.service.ended(await self.service.job(job_id), 30.0)
+        assert job.state.is_end
         return job
 
     async def stored(self) -> list[str]:
@@ -158,6 +156,12 @@ async def test_what_another_attempt_may_heal_is_tried_again(room: Room) -> None:
     ended = await room.ended(job_id)
     assert (ended.state, ended.counts.failed) == ("completed", 0)
     assert await room.stored() == ["one", "two"]
+
+
+async def test_who_waits_for_a_document_does_so_for_a_time(room: Room) -> None:
+    room.model.refusals["one"] = RequestRefused("queue_full", "full", {"retry_after_s": 0})
+    job = await room.service.job(await room.take("one two"))
+    assert not (await room.service.ended(job, 0.05)).state.is_end
 
 
 async def test_a_cancelled_document_is_not_stored(room: Room) -> None:
