@@ -19,9 +19,9 @@ from supervisor.embedding.vectors import pack
 from supervisor.errors import RequestRefused
 from supervisor.jobs.disk_files import DiskFiles
 from supervisor.jobs.insisting import Insisting
+from supervisor.jobs.port import JobQueue
 from supervisor.jobs.runner import JobRunner
 from supervisor.jobs.service import JobLimits, JobService
-from supervisor.jobs.sqlite_queue import SqliteQueue
 from supervisor.jobs.values import Job, JobKind, JobState
 from supervisor.observability.impairments import Impairments
 from supervisor.vector_store.opening import StoreOpener
@@ -63,7 +63,7 @@ class Model(PartEmbedder):
 class Room:
     library: Library
     model: Model
-    queue: SqliteQueue
+    queue: JobQueue
     service: JobService
     stores: StoreOpener
 
@@ -94,10 +94,10 @@ class Room:
 
 
 @pytest.fixture
-async def room(tmp_path: Path) -> AsyncIterator[Room]:
+async def room(queue: JobQueue, tmp_path: Path) -> AsyncIterator[Room]:
     for name in ("files", "work", "vectors"):
         (tmp_path / name).mkdir()
-    queue, files = SqliteQueue(tmp_path / "jobs.sqlite"), DiskFiles(tmp_path / "files")
+    files = DiskFiles(tmp_path / "files")
     stores = StoreOpener(VectorSettings(), lambda: tmp_path / "vectors")
     library, model = Library(), Model()
     keeper = Keeper(stores, files, tmp_path / "work", lambda: 60.0)
@@ -116,7 +116,6 @@ async def room(tmp_path: Path) -> AsyncIterator[Room]:
     yield Room(library=library, model=model, queue=queue, service=service, stores=stores)
     await runner.stop()
     await stores.close()
-    await queue.close()
 
 
 async def test_a_document_with_a_part_that_fails_is_not_stored_and_a_retry_does_what_failed(
