@@ -7,6 +7,7 @@ import tracemalloc
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from supervisor.core.scheduling.values import Priority
 from supervisor.embedding.batching import workers
@@ -296,6 +297,17 @@ async def test_what_waits_when_another_configuration_is_applied_is_counted_and_c
     await bench.let_go()
     assert not errors_of(await gather(held, before, after))
     assert bench.workers("obedient").is_idle
+
+
+@pytest.mark.parametrize("batching", [{}])
+async def test_two_batches_are_at_once_with_a_server_on_the_host_and_four_on_a_gpu(
+    bench: Bench,
+) -> None:
+    await bench.compute("one")
+    target = bench.parts.targets.target("obedient")
+    assert bench.workers("obedient").rules.max_concurrent == 2
+    on_gpu = bench.batcher._rules_of(replace(target, device="gpu0"), target.profile)
+    assert on_gpu.max_concurrent == 4
 
 
 async def test_a_server_that_runs_with_the_fallback_gets_the_batches_of_that_profile(
