@@ -17,6 +17,15 @@ from pydantic.fields import FieldInfo
 from supervisor.config.catalogue import Catalogue, DefaultModels, ModelEntry
 from supervisor.config.command import CommandSettings
 from supervisor.config.profile import Profile, ProfileBatching, ProfileMemory
+from supervisor.config.schedule import (
+    ClockTime,
+    CronExpression,
+    Days,
+    ScheduleEntry,
+    ScheduleSettings,
+    ServedSettings,
+    TimeZone,
+)
 from supervisor.config.settings import (
     DeviceSettings,
     DocumentSettings,
@@ -57,6 +66,9 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`supervisor.yaml`: `vectors`", VectorSettings),
     ("`supervisor.yaml`: `jobs`", JobSettings),
     ("`supervisor.yaml`: `documents`", DocumentSettings),
+    ("`supervisor.yaml`: `schedule`", ScheduleSettings),
+    ("`supervisor.yaml`: `baseline` of `schedule`", ServedSettings),
+    ("`supervisor.yaml`: an entry of `entries` in `schedule`", ScheduleEntry),
 )
 
 ROOT = Path(__file__).parent.parent
@@ -220,7 +232,7 @@ def field_row(kind: type[BaseModel], name: str) -> str:
     """Write one field as a row of the table."""
     field, hint = kind.model_fields[name], get_type_hints(kind, include_extras=True)[name]
     meaning = described(kind, name, field.description or "See the section of that name.")
-    cells = (f"`{name}`", display_as_type(hint), default_of(field, hint), meaning)
+    cells = (f"`{field.alias or name}`", display_as_type(hint), default_of(field, hint), meaning)
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
@@ -261,6 +273,10 @@ def display_as_parts(origin: Any, parts: tuple[Any, ...]) -> str:
 WORDS: dict[Any, str] = {
     Bytes: "size",
     Seconds: "duration",
+    ClockTime: "time of day",
+    Days: "list of days",
+    CronExpression: "cron expression",
+    TimeZone: "time zone",
     int: "integer",
     float: "number",
     str: "text",

@@ -6,6 +6,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from supervisor.arbiter.arbiter import Arbiter
+from supervisor.calendar.reading import ScheduleReader
+from supervisor.calendar.wall_clock import WallClock
 from supervisor.config.configuration import Configuration
 from supervisor.config.holder import ConfigurationHolder
 from supervisor.engine.targets import Targets
@@ -13,6 +15,7 @@ from supervisor.gateway.door import Door
 from supervisor.wiring.door import make_door
 from supervisor.wiring.ground import Options, prepare_ground
 from supervisor.wiring.machine import note_device, push_rules, start_machine
+from supervisor.wiring.scheduled_work import ScheduledWork
 from supervisor.wiring.services import Services, make_services
 
 
@@ -25,6 +28,7 @@ class Controller:
     door: Door
     services: Services
     configuration: ConfigurationHolder
+    schedule: ScheduleReader
 
     async def shut_down(self, drain_timeout_s: float) -> None:
         """End the work that nobody waits for, drain what somebody waits for, stop all children."""
@@ -33,17 +37,29 @@ class Controller:
 
 
 @asynccontextmanager
-async def build(configuration: Configuration, options: Options) -> AsyncIterator[Controller]:
+async def build(
+    configuration: Configuration, options: Options, wall_clock: WallClock | None = None
+) -> AsyncIterator[Controller]:
     """Wire the parts. When the context ends, no child is left and every device is given back.
 
-    Raises SupervisorError when another controller uses the data folder, no engine is here, or a
-    required device cannot be used.
+    The schedule goes by `wall_clock`, by default the machine's. Raises SupervisorError when another
+    controller uses the data folder, no engine is here, or a required device cannot be used.
     """
     async with AsyncExitStack() as owned:
         ground = await prepare_ground(configuration, options, owned)
-        machine = await start_machine(ground, owned)
-        arbiter, holder = machine.arbiter, ground.configuration
-        targets = Targets(holder, ground.telemetry, lambda device: note_device(arbiter, device))
+        holder = ground.configuration
+        targets = Targets(
+            holder, ground.telemetry, lambda device: note_device(machine.arbiter, device)
+        )
+        schedule = ScheduleReader(
+            configuration=holder,
+            targets=targets,
+            work=lambda: ScheduledWork(services.jobs, ground.vectors),
+            clock=wall_clock or WallClock(),
+            impairments=ground.impairments,
+        )
+        machine = await start_machine(ground, schedule, owned)
+        arbiter = machine.arbiter
         push_rules(arbiter, targets, ground.stores, holder)
         services = make_services(ground, machine, targets)
         controller = Controller(
@@ -52,6 +68,7 @@ async def build(configuration: Configuration, options: Options) -> AsyncIterator
             door=make_door(ground, machine, targets, services),
             services=services,
             configuration=holder,
+            schedule=schedule,
         )
         try:
             await services.jobs.resume()

@@ -66,7 +66,7 @@ async def _serve(configuration: Configuration, options: Options, signals: Signal
         await runner.setup()
         try:
             await _listen(runner, configuration, options)
-            _load_default_model(controller)
+            await load_first_model(controller)
             # What stands now stays until the end: no collection need look through it again.
             gc.collect()
             gc.freeze()
@@ -93,7 +93,12 @@ async def _listen(runner: web.BaseRunner, configuration: Configuration, options:
         log.info("controller.listening", url=url_of(one), version=__version__, pid=os.getpid())
 
 
-def _load_default_model(controller: Controller) -> None:
+async def load_first_model(controller: Controller) -> None:
+    """Begin to load what the schedule has now, else the default model."""
+    read = await controller.schedule.read(None)
+    controller.arbiter.post(read)
+    if read.periods and read.periods[0].target is not None:
+        return
     default = controller.configuration.current.catalogue.default_model
     if default is not None:
         target = controller.targets.target(default)

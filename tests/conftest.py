@@ -15,6 +15,7 @@ import yaml
 from aiohttp import web
 
 from supervisor.app import Controller, build
+from supervisor.calendar.wall_clock import WallClock
 from supervisor.config.configuration import Configuration
 from supervisor.config.load import load
 from supervisor.engine.kinds.cached_build import cached_llama_server
@@ -148,7 +149,8 @@ async def start_controller(
 
     `engine`: what auto means. `default_model`: loaded at start (none by default). `files`: further
     or replaced YAML files of the folder, by name, as values. `data_dir`: one that outlives it.
-    `auto_switch`: requests may switch (by default the tests do so by hand).
+    `auto_switch`: requests may switch (by default the tests do so by hand). `wall_clock`: what the
+    schedule goes by.
     Host memory is exclusive, as shipped.
     """
     async with AsyncExitStack() as stack:
@@ -160,6 +162,7 @@ async def start_controller(
             files: Mapping[str, Any] | None = None,
             data_dir: Path | None = None,
             auto_switch: bool = False,
+            wall_clock: WallClock | None = None,
         ) -> RunningController:
             own = await stack.enter_async_context(AsyncExitStack())
             folder = Path(tempfile.mkdtemp(dir=tmp_path))
@@ -167,7 +170,7 @@ async def start_controller(
             configuration = load(folder, models_dir, {})
             configuration = through_door(configuration, has_fast_lane, auto_switch=auto_switch)
             options = Options(data_dir=data_dir or folder / "data", engine=engine)
-            parts = await own.enter_async_context(build(configuration, options))
+            parts = await own.enter_async_context(build(configuration, options, wall_clock))
             runner = parts.door.runner()
             await runner.setup()
             server = runner.server

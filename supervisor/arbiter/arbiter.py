@@ -15,7 +15,13 @@ from itertools import count
 import structlog
 from msgspec import Struct
 
-from supervisor.arbiter.performer import BackendLauncher, MemorySource, Performer
+from supervisor.arbiter.performer import (
+    BackendLauncher,
+    MemorySource,
+    NoSchedule,
+    Performer,
+    Schedule,
+)
 from supervisor.core.machine.commands import (
     Command,
     CompleteShutdown,
@@ -82,6 +88,7 @@ class Arbiter:
         launcher: BackendLauncher,
         memory: MemorySource,
         observers: Sequence[Observer],
+        schedule: Schedule | None = None,
         impairments: Impairments | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -92,6 +99,7 @@ class Arbiter:
         self._performer = Performer(
             launcher=launcher,
             memory=memory,
+            schedule=schedule or NoSchedule(),
             clock=clock,
             post=self.post,
         )

@@ -11,6 +11,8 @@ import structlog
 from supervisor.core.machine.commands import (
     CheckTarget,
     Command,
+    OptimizeVectors,
+    ReadSchedule,
     ReleaseMemory,
     SampleMemory,
     StartBackend,
@@ -26,6 +28,7 @@ from supervisor.core.machine.events import (
     Event,
     MemorySampled,
     MemoryUnreadable,
+    ScheduleRead,
     TargetAccepted,
     TargetRejected,
     WarmingBegun,
@@ -72,6 +75,29 @@ class MemorySource(Protocol):
         ...
 
 
+class Schedule(Protocol):
+    """What the performer asks of whoever reads the schedule."""
+
+    async def read(self, ended: float | None) -> ScheduleRead:
+        """Say what the schedule makes of the clock now. `ended`: as in `ReadSchedule`."""
+        ...
+
+    async def optimize_vectors(self) -> None:
+        """Build the indexes over all vectors that were stored."""
+        ...
+
+
+class NoSchedule:
+    """The schedule of whoever has none."""
+
+    async def read(self, _: float | None) -> ScheduleRead:
+        """Say so."""
+        return ScheduleRead(at=0.0)
+
+    async def optimize_vectors(self) -> None:
+        """Nothing is due."""
+
+
 class Performer:
     """Owns the running backends and the tasks that look after them."""
 
@@ -80,11 +106,13 @@ class Performer:
         *,
         launcher: BackendLauncher,
         memory: MemorySource,
+        schedule: Schedule,
         clock: Callable[[], float],
         post: Callable[[Event], None],
     ) -> None:
         self._launcher = launcher
         self._memory = memory
+        self._schedule = schedule
         self._clock = clock
         self._post = post
         self._tasks: set[asyncio.Task[None]] = set()
@@ -108,6 +136,10 @@ class Performer:
                 self._spawn(self._release(command), f"release-{command.epoch}")
             case SampleMemory():
                 self._spawn(self._sample(command), f"sample-{command.device}")
+            case ReadSchedule():
+                self._spawn(self._read_schedule(command), "read-schedule")
+            case OptimizeVectors():
+                self._spawn(self._schedule.optimize_vectors(), "optimize-vectors")
             case _:
                 raise TypeError(f"no way to perform {command!r}")
 
@@ -228,6 +260,10 @@ class Performer:
             )
             return
         self._post(MemorySampled(at=self._clock(), switch_id=command.switch_id, sample=sample))
+
+    async def _read_schedule(self, command: ReadSchedule) -> None:
+        """Where that fails, what is known holds on, and it is read again in a minute."""
+        self._post(await self._schedule.read(command.ended))
 
     async def _try_sample(self, device: str) -> tuple[MemorySample | None, str | None]:
         """Read the device, or return why it cannot be read."""

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shlex
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,7 @@ from typing import Annotated
 import msgspec
 import typer
 
+from supervisor.calendar.reading import next_changes
 from supervisor.commands.engine_option import Engine
 from supervisor.commands.options import EXIT_BAD_CONFIGURATION, Data, Models, new_app
 from supervisor.config.configuration import Configuration
@@ -70,6 +72,8 @@ def check(
     for left_out in configuration.left_out:
         print(left_out.describe())
     print_wait_warnings(configuration, data)
+    if configuration.settings.schedule is not None:
+        print("schedule:", *next_changes(configuration.settings.schedule, time.time()), sep="\n  ")
     count = len(configuration.catalogue.models)
     print(f"{folder}: {count} models, {len(configuration.profiles)} profiles, no problems")
 

@@ -91,6 +91,19 @@ class Configuration:
             {"known_models": known},
         )
 
+    def default_of(self, mode: Mode) -> str | None:
+        """Return the model that is live where only a mode is known; None where none is meant.
+
+        That is the one that `default_models` names, else the `default_model` if it is of the mode,
+        else the only one that is.
+        """
+        catalogue = self.catalogue
+        of_mode = [name for name, entry in catalogue.models.items() if entry.type is mode]
+        named = catalogue.default_models.of(mode) or catalogue.default_model
+        if named in of_mode:
+            return named
+        return of_mode[0] if len(of_mode) == 1 else None
+
     def priority_of(self, model: str | None) -> Priority:
         """Return how urgent requests for a model are that say nothing of it."""
         entry = self.catalogue.models.get(model or "")

@@ -20,6 +20,7 @@ from supervisor.config.layers import Layers, leaves
 from supervisor.config.problems import field_problems
 from supervisor.config.profile import Profile
 from supervisor.config.scanned import ModelScan, add_scanned
+from supervisor.config.schedule_checker import schedule_problems
 from supervisor.config.settings import SupervisorSettings
 from supervisor.config.source import Source, dotted, read_source
 from supervisor.config.units import variables_in
@@ -95,8 +96,9 @@ def _read(
     catalogue_source, catalogue = reader.read_catalogue(catalogue_path)
     settings_path = folder / SETTINGS_FILE
     settings: SupervisorSettings | None = None
+    settings_source: Source | None = None
     if settings_path.exists():
-        _, settings = reader.read(settings_path, SupervisorSettings)
+        settings_source, settings = reader.read(settings_path, SupervisorSettings)
     layers, profiles = reader.read_profiles(_profile_paths(folder, catalogue_path, reader))
     configuration = None
     if catalogue is not None and catalogue_source is not None:
@@ -115,6 +117,8 @@ def _read(
             projectors=full.projectors,
             left_out=full.left_out,
         )
+        if settings_source is not None and knows_all:
+            reader.problems += schedule_problems(settings_source, configuration)
     return Reading(configuration=configuration, problems=tuple(dict.fromkeys(reader.problems)))
 
 

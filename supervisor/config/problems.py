@@ -81,16 +81,19 @@ def _fields_beside(model_type: type[BaseModel], place: FieldPath) -> list[str]:
     here: Any = model_type
     for part in place[:-1]:
         here = _inside(here, part)
-    return list(here.model_fields) if _is_model(here) else []
+    fields = here.model_fields if _is_model(here) else {}
+    return [field.alias or name for name, field in fields.items()]
 
 
 def _inside(annotation: Any, part: str | int) -> Any:
-    """Return the type behind a field's name, a mapping's key, or an alternative with None."""
+    """Return the type behind a field's name, a mapping's key, a list's place, or beside None."""
     if _is_model(annotation):
         field = annotation.model_fields.get(str(part))
         return _plain(field.annotation) if field else None
     if get_origin(annotation) is dict:
         return _plain(get_args(annotation)[1])
+    if get_origin(annotation) is tuple:
+        return _plain(get_args(annotation)[0])
     return None
 
 

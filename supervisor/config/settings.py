@@ -6,6 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from supervisor.config.fields import Settings
+from supervisor.config.schedule import ScheduleSettings
 from supervisor.config.units import Bytes, EnvText, Seconds
 from supervisor.core.byte_size import MIB
 from supervisor.core.machine.values import DrainPolicy, Limits, SwitchRules
@@ -364,6 +365,9 @@ class SupervisorSettings(Settings):
     vectors: VectorSettings = Field(default_factory=VectorSettings)
     jobs: JobSettings = Field(default_factory=JobSettings)
     documents: DocumentSettings = Field(default_factory=DocumentSettings)
+    schedule: ScheduleSettings | None = Field(
+        default=None, description="What the clock decides. Default: nothing."
+    )
 
     def limits(self) -> Limits:
         """Return the bounds on waiting requests as the core takes them."""

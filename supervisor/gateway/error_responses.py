@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from supervisor.core.machine.refusals import LONGEST_RETRY_AFTER_S
 from supervisor.errors import RequestRefused
 from supervisor.gateway.answer import Answer, json_answer
 from supervisor.gateway.call import Headers
@@ -61,6 +62,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "hold_queue_full": 503,
     "hold_timeout": 503,
     "no_model_loaded": 503,
+    "outside_window": 503,
     "queue_unreachable": 503,
     "shutting_down": 503,
     "switch_failed": 503,
@@ -83,7 +85,8 @@ _WAITING_HELPS = frozenset(
 )
 """Codes of what passes by itself. Others may (`backend_down`, `switch_failed`): the core knows,
 and gives them a `retry_after_s`. Clients repeat any 408, 409, 429 and 5xx, unless an answer says
-that they should not: `x-should-retry`, which OpenAI's and Anthropic's clients read."""
+that they should not: `x-should-retry`, which OpenAI's and Anthropic's clients read. They wait for a
+minute at most, so that they are not to repeat what is served hours later."""
 
 
 def error_answer(error: RequestRefused) -> Answer:
@@ -91,7 +94,8 @@ def error_answer(error: RequestRefused) -> Answer:
     headers: Headers
     if error.code in _WAITING_HELPS or "retry_after_s" in error.details:
         retry_after_s = error.details.get("retry_after_s", RETRY_AFTER_S)
-        headers = ((b"Retry-After", b"%d" % retry_after_s), (b"x-should-retry", b"true"))
+        is_soon = b"true" if retry_after_s <= LONGEST_RETRY_AFTER_S else b"false"
+        headers = ((b"Retry-After", b"%d" % retry_after_s), (b"x-should-retry", is_soon))
     else:
         headers = ((b"x-should-retry", b"false"),)
     if "queue_position" in error.details:

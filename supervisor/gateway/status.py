@@ -20,6 +20,7 @@ from supervisor.gateway.parameters import AnyParameters, NoParameters, Parameter
 from supervisor.observability.descriptions import describe_memory, describe_running
 from supervisor.observability.impairments import Impairments
 from supervisor.observability.readiness import Readiness
+from supervisor.observability.schedule_description import describe_schedule
 from supervisor.observability.scheduling_description import describe_scheduling
 from supervisor.telemetry.port import TelemetryState
 from supervisor.telemetry.telemetry import Telemetry
@@ -125,6 +126,7 @@ class Status:
                     "waiting": snapshot.requests.waiting,
                 },
                 "scheduling": describe_scheduling(snapshot, self._clock()),
+                "schedule": describe_schedule(snapshot.agenda, self._clock()),
                 "embedding": self._batcher.describe(),
                 "jobs": self._describe_jobs(),
                 "last_exit": describe_exit(snapshot.last_exit, self._clock()),

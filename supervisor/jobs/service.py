@@ -8,7 +8,9 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any, Protocol
 
+from supervisor.core.machine.values import Mode
 from supervisor.errors import RequestRefused
+from supervisor.jobs.batch_lines import EMBEDDINGS
 from supervisor.jobs.callback_jobs import CALLBACK_URL
 from supervisor.jobs.describing import describe_batch, describe_file, describe_job
 from supervisor.jobs.disk_files import file_not_found
@@ -27,6 +29,12 @@ _LOOK_S = 0.5
 
 BATCH_PURPOSE = "batch"
 """The purpose of files that batches read."""
+
+
+def mode_of(job: Job) -> Mode:
+    """Return the mode of the models that a job needs."""
+    is_generation = job.kind is JobKind.BATCH and job.spec["endpoint"] != EMBEDDINGS
+    return Mode.GENERATION if is_generation else Mode.EMBEDDING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +114,14 @@ class JobService:
         self.files = files
         self._limits = limits
         self._clock: Callable[[], float] = time.time
+
+    async def modes_left(self) -> frozenset[Mode]:
+        """Return the modes of which jobs need models that may be worked on now."""
+        modes, after, now = set[Mode](), None, self._clock()
+        while jobs := await self.queue.jobs(None, after=after, limit=100):
+            after = jobs[-1].id
+            modes |= {mode_of(job) for job in jobs if job.needs_models(now)}
+        return frozenset(modes)
 
     async def add_file(
         self, path: Path, file_name: str, purpose: str, expires_after_s: float | None

@@ -17,7 +17,7 @@ from supervisor.core.machine.events import (
     RequestEnded,
 )
 from supervisor.core.machine.snapshot import Snapshot
-from supervisor.core.machine.switch import SCHEDULER, SwitchReport
+from supervisor.core.machine.switch import CLOCK, SCHEDULER, SwitchReport
 from supervisor.core.machine.values import Outcome
 from supervisor.observability.descriptions import describe_report
 from supervisor.observability.history import SwitchHistory
@@ -42,6 +42,8 @@ class Recorder:
         """Note what the event changed."""
         if not isinstance(event, _OF_REQUESTS):
             _log_backend(event, after)
+        if after.agenda is not before.agenda:
+            _log_period(before, after)
         for command in commands:
             if isinstance(command, FinishSwitch):
                 self._keep(command.report)
@@ -63,12 +65,26 @@ class Recorder:
 
 
 def _log_decision(before: Snapshot, after: Snapshot) -> None:
-    """Log why the scheduler has begun a switch."""
+    """Log why the scheduler, or the schedule, has begun a switch."""
     switch = after.switch
-    if switch is None or switch.order.requested_by != SCHEDULER:
+    if switch is None or switch.order.requested_by not in {SCHEDULER, CLOCK}:
         return
     if before.switch is None or before.switch.switch_id != switch.switch_id:
         log.info("scheduler.decided", switch_id=switch.switch_id, reason=switch.order.reason)
+
+
+def _log_period(before: Snapshot, after: Snapshot) -> None:
+    """Log what the schedule, or a hand against it, has served from now on."""
+    was, now = before.agenda.period, after.agenda.period
+    if now is None or (was is not None and (was.began, was.serves) == (now.began, now.serves)):
+        return
+    following = after.agenda.following
+    log.info(
+        "schedule.period",
+        serves=now.serves,
+        until=following.local if following else None,
+        by_hand=after.agenda.by_hand is not None,
+    )
 
 
 def _log_phase(before: Snapshot, after: Snapshot) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from supervisor.core.machine.values import Mode
 from supervisor.data_folder import JOBS
 from supervisor.engine.targets import Targets
 from supervisor.errors import ConfigError, RequestRefused
@@ -75,6 +76,12 @@ class LazyJobs:
                 await self.open()
             except RequestRefused as error:
                 raise ConfigError((error.message,)) from error
+
+    async def modes_left(self) -> frozenset[Mode]:
+        """Return the modes of which jobs need models; where the room was never opened, none do."""
+        async with self._opening:  # it is not closed meanwhile
+            room = self._room
+            return frozenset() if room is None else await room.service.modes_left()
 
     async def close(self) -> None:
         """End all work on jobs, and let nothing begin any more. A second time changes nothing."""

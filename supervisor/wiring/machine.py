@@ -9,6 +9,7 @@ import structlog
 from immutables import Map
 
 from supervisor.arbiter.arbiter import Arbiter
+from supervisor.calendar.reading import ScheduleReader
 from supervisor.config.configuration import Configuration
 from supervisor.config.holder import ConfigurationHolder
 from supervisor.core.machine.events import DeviceFound, RulesChanged
@@ -39,7 +40,7 @@ class Machine:
     rings: Mapping[str, Ring]
 
 
-async def start_machine(ground: Ground, owned: AsyncExitStack) -> Machine:
+async def start_machine(ground: Ground, schedule: ScheduleReader, owned: AsyncExitStack) -> Machine:
     """Start the arbiter with its observers, and all that watches; `owned` ends the watching."""
     configuration, telemetry = ground.configuration.current, ground.telemetry
     launcher = Launcher(
@@ -60,6 +61,7 @@ async def start_machine(ground: Ground, owned: AsyncExitStack) -> Machine:
         snapshot=first_snapshot(configuration, telemetry.devices(), stores.estimates.read()),
         launcher=launcher,
         memory=telemetry,
+        schedule=schedule,
         impairments=ground.impairments,
         observers=tuple(each.observe for each in observers),
     )

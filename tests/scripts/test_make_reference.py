@@ -32,6 +32,10 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {  # a value of the type, and one that is
     "size": ("1KiB", "1h"),
     "duration": ("2h", "1KiB"),
     "integer": (20, "twenty"),
+    "list of days": (["mon", "sun"], ["monday"]),
+    "time of day": ("08:00", 1080),
+    "cron expression": ("0 2 * * *", "2 o'clock"),
+    "time zone": ("Asia/Seoul", "Seoul"),
     "text": ("some text", ["no", "text"]),
     "nothing": (None, ["something"]),
     "list of text": (["a", "b"], "a"),
@@ -73,7 +77,7 @@ def rows_of(heading: str) -> dict[str, list[str]]:
 
 def cells_of(kind: type[BaseModel], name: str) -> list[str]:
     [heading] = [title for title, model in make_reference.SECTIONS if model is kind]
-    return rows_of(heading)[name]
+    return rows_of(heading)[kind.model_fields[name].alias or name]
 
 
 def takes(kind: type[BaseModel], name: str, value: Any) -> bool:

@@ -88,5 +88,18 @@ class FinishSwitch(Command, frozen=True, kw_only=True):
     report: SwitchReport
 
 
+class ReadSchedule(Command, frozen=True, kw_only=True):
+    """Say what the schedule makes of the clock now → ScheduleRead.
+
+    `ended`: when the period began that is over because its work is done.
+    """
+
+    ended: float | None
+
+
+class OptimizeVectors(Command, frozen=True, kw_only=True):
+    """Build the indexes over all vectors that were stored; nobody waits for it."""
+
+
 class CompleteShutdown(Command, frozen=True, kw_only=True):
     """Every backend is gone: the controller may exit."""

@@ -68,9 +68,10 @@ def view_of(snapshot: Snapshot, contention: Contention, at: float) -> View:
 
 
 def _is_away(snapshot: Snapshot, target: Target) -> bool:
-    """Whether the scheduler is to bring the model: it is not live, and has no recovery."""
+    """Whether the scheduler may bring the model: not live, no recovery, and its period is now."""
     model = target.model
-    return backend_for(snapshot, model) is None and snapshot.recovery(model) is None
+    is_down = snapshot.recovery(model) is not None
+    return backend_for(snapshot, model) is None and not is_down and snapshot.agenda.admits(target)
 
 
 def _groups(snapshot: Snapshot, targets: Sequence[Target]) -> list[list[Target]]:

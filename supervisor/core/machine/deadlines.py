@@ -1,5 +1,6 @@
 """When the core wants to know that time has passed: every deadline that the snapshot holds."""
 
+from supervisor.core.machine import clock
 from supervisor.core.machine.phases import phase_deadline
 from supervisor.core.machine.recovery import retry_at
 from supervisor.core.machine.snapshot import Snapshot
@@ -18,8 +19,8 @@ def next_wakeup(snapshot: Snapshot) -> float | None:
                 moments.append(backend.retire_deadline)
             if snapshot.close_deadline is not None:
                 moments.append(snapshot.close_deadline)
-    if snapshot.recoveries and (due_at := retry_at(snapshot)) is not None:
-        moments.append(due_at)
+    if snapshot.recoveries or snapshot.agenda.read_at is not None:
+        moments += _of_our_own(snapshot)
     oldest = oldest_waiter(snapshot)
     if oldest is not None:
         moments.append(oldest.arrived_at + snapshot.limits.hold_timeout_s)
@@ -29,6 +30,12 @@ def next_wakeup(snapshot: Snapshot) -> float | None:
         if empty_since is not None:
             moments.append(empty_since + snapshot.scheduling.linger_s)
     return min(moments) if moments else None
+
+
+def _of_our_own(snapshot: Snapshot) -> list[float]:
+    """Return when something is to be done that nobody waits for in person."""
+    due_at = retry_at(snapshot)
+    return clock.moments(snapshot) + ([] if due_at is None else [due_at])
 
 
 def lease_moves_wakeup(before: Snapshot, after: Snapshot) -> bool:

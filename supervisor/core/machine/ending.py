@@ -9,7 +9,7 @@ from supervisor.core.machine.memory import MemorySample
 from supervisor.core.machine.recovery import forget_recovery, note_failed_recovery
 from supervisor.core.machine.reports import report_of
 from supervisor.core.machine.setbacks import forget_setback, note_failure
-from supervisor.core.machine.switch import SCHEDULER, Switch, SwitchReport
+from supervisor.core.machine.switch import CLOCK, SCHEDULER, Switch, SwitchReport
 from supervisor.core.machine.values import Outcome, Phase, Refusal, Target
 from supervisor.core.machine.waiting import settle_waiters
 
@@ -48,7 +48,7 @@ def end_switch(
 
 
 def _note_for_scheduling(draft: Draft, switch: Switch, report: SwitchReport) -> None:
-    """Learn what the switch took, and from a failure of the scheduler's; a hand's choice holds."""
+    """Learn what the switch took, and from a failure of our own; a hand's choice holds."""
     left = tuple(each.target.model for each in switch.rollback.to_restore)
     draft.set(scheduling=note_switch(draft.snapshot, report, left))
     scheduling, target = draft.snapshot.scheduling, switch.target
@@ -57,7 +57,7 @@ def _note_for_scheduling(draft: Draft, switch: Switch, report: SwitchReport) -> 
             draft.set(scheduling=forget_setback(scheduling, target.model))
         if switch.order.is_by_hand:
             hold(draft, target)
-    elif target is not None and switch.order.requested_by == SCHEDULER:
+    elif target is not None and switch.order.requested_by in {SCHEDULER, CLOCK}:
         failed = note_failure(
             draft.snapshot, target.model, report.refusal, report.total_s, draft.at
         )
@@ -65,7 +65,10 @@ def _note_for_scheduling(draft: Draft, switch: Switch, report: SwitchReport) -> 
 
 
 def hold(draft: Draft, target: Target | None) -> None:
-    """A hand set the target's devices (None: all): the scheduler leaves them alone for a while."""
+    """A hand set the target's devices (None: all): the scheduler leaves them alone for a while.
+
+    The schedule leaves them alone until its next period.
+    """
     snapshot = draft.snapshot
     until = draft.at + snapshot.rules.manual_hold_s
     devices = snapshot.devices if target is None else snapshot.scheduling.devices_of(target)
@@ -73,6 +76,7 @@ def hold(draft: Draft, target: Target | None) -> None:
         {name: until for device in devices for name in snapshot.pool(device)}
     )
     draft.set_scheduling(held_until=held)
+    draft.set(agenda=snapshot.agenda.with_choice(target))
 
 
 def stop_warming(draft: Draft, switch: Switch) -> None:

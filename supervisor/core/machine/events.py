@@ -2,6 +2,7 @@
 
 from msgspec import Struct
 
+from supervisor.core.machine.agenda import Period
 from supervisor.core.machine.memory import MemorySample
 from supervisor.core.machine.values import (
     Device,
@@ -62,6 +63,20 @@ class RulesChanged(Event, frozen=True, kw_only=True):
 
     limits: Limits
     rules: SwitchRules
+
+
+class ScheduleRead(Event, frozen=True, kw_only=True):
+    """What the schedule makes of the clock now; the fields are those of `Agenda`.
+
+    `periods` begins with the one that holds; empty: there is no schedule.
+    """
+
+    periods: tuple[Period, ...] = ()
+    refuses: bool = False
+    lead_s: float | None = None
+    has_work: bool = False
+    ended: Period | None = None
+    read_again_at: float | None = None
 
 
 class WarmingBegun(Event, frozen=True, kw_only=True):

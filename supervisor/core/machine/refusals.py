@@ -2,17 +2,23 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from msgspec.structs import replace
 
+from supervisor.core.machine.events import RequestArrived
 from supervisor.core.machine.snapshot import Setback, Snapshot
-from supervisor.core.machine.values import Refusal
+from supervisor.core.machine.values import Refusal, Target, Waiter
 from supervisor.core.scheduling.estimates import costs_of
+from supervisor.core.scheduling.values import Priority
 
 FIRST_RETRY_AFTER_S = 5.0
 """Retry-After in seconds before any switch was measured: a model of some GB."""
 
 LONGEST_RETRY_AFTER_S = 60
+
+BATCH_RETRY_AFTER_S = 300.0
+"""After so long batch work asks again whether a period that may end at any time has ended."""
 
 SHUTTING_DOWN = Refusal(
     code="shutting_down", message="the controller is shutting down; try again after its restart"
@@ -83,17 +89,68 @@ def _drained_after_s(snapshot: Snapshot, model: str | None, at: float) -> int:
     return max(wait_s, min(wait_s + work_s, LONGEST_RETRY_AFTER_S))
 
 
-def hold_timeout(snapshot: Snapshot, request_id: str, at: float) -> Refusal:
+def hold_timeout(snapshot: Snapshot, waiter: Waiter, at: float) -> Refusal:
     """Say that a request has waited for as long as any may."""
     timeout_s = snapshot.limits.hold_timeout_s
-    position = snapshot.requests.position_of(request_id)
+    position = snapshot.requests.position_of(waiter.request_id)
     stood = () if position is None else (("queue_position", position),)
+    waited = f"waited {timeout_s:g} s (queue.hold_timeout_s) and"
+    if waiter.target is not None and not snapshot.agenda.admits(waiter.target):
+        outside = _outside(snapshot, waiter.target, at)
+        return Refusal(
+            code="hold_timeout", **outside | {"message": f"{waited} {outside['message']}"}
+        )
     return Refusal(
         code="hold_timeout",
-        message=f"waited {timeout_s:g} s (queue.hold_timeout_s) and its model did not come; try "
-        "again later",
+        message=f"{waited} its model did not come; try again later",
         details=(("retry_after_s", retry_after_s(snapshot, at)), *stood),
     )
+
+
+def outside_window(
+    snapshot: Snapshot, request: RequestArrived | Waiter, arrived_at: float, at: float
+) -> Refusal | None:
+    """Return why a request may not wait for a period that serves it; None: it may, or need not.
+
+    It may where that can begin before it has waited for as long as any may: at a boundary, or when
+    the work of the present period is done, or a hand wills it. Batch work may not: it would keep
+    places from work that can be done, and comes again by itself.
+    """
+    target = request.target
+    agenda = snapshot.agenda
+    period = agenda.period
+    if period is None or target is None or period.admits(target):
+        return None
+    coming = agenda.next_admitting(target)
+    may_end_early = period.until_done or agenda.by_hand is not None
+    latest = arrived_at + snapshot.limits.hold_timeout_s
+    comes_in_time = coming is not None and coming.starts_at <= latest
+    is_batch = request.priority is Priority.BATCH
+    if not agenda.refuses and not is_batch and (may_end_early or comes_in_time):
+        return None
+    most_s = BATCH_RETRY_AFTER_S if is_batch and may_end_early else math.inf
+    return Refusal(code="outside_window", **_outside(snapshot, target, at, most_s))
+
+
+def _outside(
+    snapshot: Snapshot, target: Target, at: float, most_s: float = math.inf
+) -> dict[str, Any]:
+    """Say what holds in place of a target, and when that is served: message and details.
+
+    Who is refused is to come back after `most_s` at the latest.
+    """
+    agenda = snapshot.agenda
+    whose = "the schedule" if agenda.by_hand is None else "a switch by hand"
+    holds = agenda.period.serves if agenda.period else "mixed"
+    message = f"'{target.model}' is not served now: {whose} has {holds}"
+    coming = agenda.next_admitting(target)
+    if coming is None:
+        return {"message": f"{message}, and no period to come serves it"}
+    left_s = max(1, math.ceil(min(coming.starts_at - at, most_s)))
+    return {
+        "message": f"{message}; it is served from {coming.local} on",
+        "details": (("retry_after_s", left_s), ("served_from", coming.local)),
+    }
 
 
 def switch_failed(refusal: Refusal) -> Refusal:

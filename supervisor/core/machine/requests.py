@@ -11,6 +11,7 @@ from supervisor.core.machine.queues import Kind, LineKey, Requests, join, leave_
 from supervisor.core.machine.refusals import (
     SHUTTING_DOWN,
     not_live,
+    outside_window,
     queue_full,
     refusal_after_setback,
 )
@@ -74,11 +75,11 @@ def room_of(backend: Backend) -> int:
 
 
 def is_contended(snapshot: Snapshot, backend: Backend) -> bool:
-    """Whether others wait for a turn on a device of this backend."""
+    """Whether others wait for a turn on a device of this backend, and may have it now."""
     return any(
         any(b.epoch == backend.epoch for b in sharing_with(snapshot, head.target))
         for model, head in snapshot.requests.heads_in_turn().items()
-        if backend_for(snapshot, model) is None
+        if backend_for(snapshot, model) is None and snapshot.agenda.admits(head.target)
     )
 
 
@@ -215,6 +216,8 @@ def _hold_or_refuse(draft: Draft, request: RequestArrived) -> None:
         _hold(draft, request, Kind(request.priority))
     elif may_have_turn and setback is not None and setback.refusal and draft.at < setback.until:
         refuse(draft, request.request_id, refusal_after_setback(setback, setback.refusal, draft.at))
+    elif may_have_turn and (outside := outside_window(snapshot, request, draft.at, draft.at)):
+        refuse(draft, request.request_id, outside)
     elif may_have_turn:
         _hold(draft, request, Kind(request.priority))
     elif request.may_switch and down is not None and not is_under_way(snapshot, model):

@@ -6,6 +6,7 @@ set a moment ago, and tries nothing that has just failed; a model that died is b
 recovery.
 """
 
+from supervisor.core.machine import clock
 from supervisor.core.machine.contentions import Contention, contentions, fits_beside, view_of
 from supervisor.core.machine.draft import Draft
 from supervisor.core.machine.events import Event, RequestArrived, RequestEnded, SwitchRequested
@@ -28,6 +29,8 @@ def go_on(draft: Draft) -> None:
         begin_pending(draft)
         if draft.snapshot.switch is None:  # nothing had to be done, or could be
             settle_waiters(draft)
+    if draft.snapshot.switch is None:
+        clock.begin_due(draft)
     if draft.snapshot.requests.lines and not draft.snapshot.is_closing:
         let_in(draft)
         if draft.snapshot.switch is None:

@@ -3,6 +3,7 @@
 from immutables import Map
 from msgspec import Struct, field
 
+from supervisor.core.machine.agenda import Agenda
 from supervisor.core.machine.events import RestartRequested, SwitchRequested
 from supervisor.core.machine.footprint import Footprint
 from supervisor.core.machine.queues import Requests
@@ -88,6 +89,7 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     backends: tuple[Backend, ...] = ()
     requests: Requests = Requests()
     scheduling: Scheduling = Scheduling()
+    agenda: Agenda = Agenda()
     switch: Switch | None = None
     recoveries: tuple[Recovery, ...] = ()
     recent_deaths: Map[str, tuple[float, ...]] = field(default_factory=Map)

@@ -11,6 +11,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from supervisor.core.machine import (
+    clock,
     leaving,
     recovery,
     requests,
@@ -37,6 +38,7 @@ from supervisor.core.machine.events import (
     RequestEnded,
     RestartRequested,
     RulesChanged,
+    ScheduleRead,
     ShutdownRequested,
     SwitchRequested,
     TargetAccepted,
@@ -63,8 +65,11 @@ def step(snapshot: Snapshot, event: Event) -> tuple[Snapshot, tuple[Command, ...
     draft = Draft(snapshot, event.at)
     _REACTIONS[type(event)](draft, event)
     scheduling = draft.snapshot.scheduling
-    is_due = scheduling.pending is not None or scheduling.wake_at is not None
-    # is_due: something is to be done for nobody's sake
+    is_due = (  # something is to be done for nobody's sake
+        scheduling.pending is not None
+        or scheduling.wake_at is not None
+        or clock.wanting(draft.snapshot) is not None
+    )
     is_open = bool(draft.snapshot.requests.lines) or is_due
     if is_open and not scheduler.stands(snapshot, draft.snapshot, event):
         scheduler.go_on(draft)
@@ -101,6 +106,11 @@ def _on_device_found(draft: Draft, event: DeviceFound) -> None:
 
 def _on_rules_changed(draft: Draft, event: RulesChanged) -> None:
     draft.set(limits=event.limits, rules=event.rules)
+    clock.reread(draft)
+
+
+def _on_schedule_read(draft: Draft, event: ScheduleRead) -> None:
+    clock.take_schedule(draft, event)
 
 
 def _on_warming_begun(draft: Draft, event: WarmingBegun) -> None:
@@ -170,6 +180,7 @@ def _on_restart_requested(draft: Draft, event: RestartRequested) -> None:
 
 
 def _on_time_passed(draft: Draft, _event: TimePassed) -> None:
+    clock.pass_time(draft)
     waiting.expire_waiters(draft)
     leaving.advance_retiring(draft)
     pass_phase_deadline(draft)
@@ -241,6 +252,7 @@ _REACTIONS: dict[type[Event], Callable[[Draft, Any], None]] = {
     TargetRejected: _on_target_rejected,
     DeviceFound: _on_device_found,
     RulesChanged: _on_rules_changed,
+    ScheduleRead: _on_schedule_read,
     WarmingBegun: _on_warming_begun,
     MemorySampled: _on_memory_sampled,
     MemoryUnreadable: _on_memory_unreadable,

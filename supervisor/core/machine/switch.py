@@ -16,7 +16,8 @@ from supervisor.core.machine.values import (
 )
 
 SCHEDULER = "scheduler"
-AUTOMATIC = frozenset({"startup", SCHEDULER, "recovery", "clock"})
+CLOCK = "clock"
+AUTOMATIC = frozenset({"startup", SCHEDULER, "recovery", CLOCK})
 """Who asks for switches that nobody waits for in person: one by hand waits for their end."""
 
 

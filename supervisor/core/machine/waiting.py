@@ -4,10 +4,16 @@ from collections.abc import Sequence
 
 from supervisor.core.machine.draft import Draft
 from supervisor.core.machine.queues import Kind, LineKey, leave_line, take
-from supervisor.core.machine.refusals import hold_timeout, not_live, switch_failed
+from supervisor.core.machine.refusals import (
+    hold_timeout,
+    not_live,
+    outside_window,
+    switch_failed,
+)
 from supervisor.core.machine.requests import (
     backend_for,
     grant_all,
+    is_under_way,
     may_restart_help,
     refuse,
     room_at,
@@ -54,9 +60,22 @@ def expire_waiters(draft: Draft) -> None:
     while (oldest := oldest_waiter(draft.snapshot)) is not None:
         if oldest.arrived_at + timeout_s > draft.at:
             return
-        refusal = hold_timeout(draft.snapshot, oldest.request_id, draft.at)
+        refusal = hold_timeout(draft.snapshot, oldest, draft.at)
         draft.set(requests=leave_line(draft.snapshot.requests, oldest.request_id))
         refuse(draft, oldest.request_id, refusal)
+
+
+def refuse_outside(draft: Draft) -> None:
+    """A period has begun: refuse those who wait for what it does not serve, and may not wait on."""
+    for key, line in draft.snapshot.requests.lines.items():
+        is_served = backend_for(draft.snapshot, key.model) is not None
+        if key.kind is Kind.BYSTANDER or is_served or is_under_way(draft.snapshot, key.model):
+            continue
+        for waiter in line.waiters.values():
+            refusal = outside_window(draft.snapshot, waiter, waiter.arrived_at, draft.at)
+            if refusal is not None:
+                draft.set(requests=leave_line(draft.snapshot.requests, waiter.request_id))
+                refuse(draft, waiter.request_id, refusal)
 
 
 def oldest_waiter(snapshot: Snapshot) -> Waiter | None:

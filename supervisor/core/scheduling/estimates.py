@@ -25,6 +25,11 @@ wait for nothing.
 """
 
 
+UNKNOWN_SWITCH_S = 30.0
+"""What is allowed for a switch that must be done in time, before one was measured: a model of some
+GB, read from a disk."""
+
+
 class StaySeen(Struct, frozen=True, kw_only=True):
     """How many requests came in how many seconds."""
 
@@ -113,6 +118,16 @@ def costs_of(estimates: Estimates, model: str) -> Costs:
         arrivals_per_s=_arrivals_per_s(known.stays),
         return_s=sorted(known.returns_s)[1] if len(known.returns_s) > 1 else None,
     )
+
+
+def longest_switch_s(estimates: Estimates, model: str, there: Sequence[str]) -> float:
+    """Return how long a switch to the model should be begun before it is needed.
+
+    The longest of late, behind the longest drain of those that are there, and a quarter more.
+    """
+    switch_s = max(_of(estimates, model).switches_s, default=UNKNOWN_SWITCH_S)
+    drain_s = max((each for name in there for each in _of(estimates, name).drains_s), default=0.0)
+    return 1.25 * (switch_s + drain_s)
 
 
 def _of(estimates: Estimates, model: str) -> ModelEstimates:

@@ -1,5 +1,8 @@
 """Two devices and some models for the property tests: little room, so that much gives way."""
 
+from typing import Any
+
+from supervisor.core.machine.agenda import Period
 from supervisor.core.machine.footprint import Footprint
 from supervisor.core.machine.memory import MemoryPolicy
 from supervisor.core.machine.values import Backend, Device, Limits, Mode, Target
@@ -51,3 +54,13 @@ DEVICES = (
 LIMITS = Limits(hold_max_requests=4, hold_max_per_model=3, hold_timeout_s=40.0)
 ALONE = frozenset({"chat"})
 """Models that run on the exclusive device only."""
+
+
+def period(starts_at: float, target: Target | None = None, **facts: Any) -> Period:
+    """A period of its target's mode; without one, of all."""
+    return Period(
+        starts_at=starts_at,
+        began=starts_at,
+        local=f"{starts_at:g} o'clock",
+        **{"mode": target.mode if target else None, "target": target} | facts,
+    )

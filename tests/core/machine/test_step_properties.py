@@ -20,6 +20,7 @@ from supervisor.core.machine.events import (
     RequestArrived,
     RestartRequested,
     RulesChanged,
+    ScheduleRead,
     ShutdownRequested,
     SwitchRequested,
     TargetRejected,
@@ -28,11 +29,13 @@ from supervisor.core.machine.events import (
 from supervisor.core.machine.step import step
 from supervisor.core.machine.values import DrainPolicy, Phase, SwitchRules, Target
 from supervisor.core.scheduling.values import Priority
-from tests.core.machine.surroundings import LIMITS, TARGETS, asked_for
+from tests.core.machine.surroundings import LIMITS, TARGETS, asked_for, period
 from tests.core.machine.world import Fate, World
 
 REPEATABLE = MemorySampled | MemoryUnreadable | TimePassed | BackendStalled | BackendMoved
 REQUESTS = SwitchRequested | RequestArrived | RestartRequested | ShutdownRequested
+READINGS = RulesChanged | ScheduleRead
+"""Facts that have the schedule read again, or are what was read: told again, they are new."""
 
 targets = st.sampled_from(TARGETS)
 models = st.sampled_from(["chat", "live", "target", "down", None, "embed", "unknown"])
@@ -65,6 +68,41 @@ class Happenings(World):
                 target=wanted,
                 requested_by="test",
                 drain_policy=policy,
+            )
+        )
+
+    @rule(
+        pause_s=pauses_s,
+        coming=st.lists(
+            st.tuples(st.sampled_from([0.5, 20.0, 90.0]), st.none() | targets, st.booleans()),
+            min_size=1,
+            max_size=4,
+        ),
+        refuses=st.booleans(),
+        has_work=st.booleans(),
+    )
+    def schedule_is_read(
+        self,
+        pause_s: float,
+        coming: list[tuple[float, Target | None, bool]],
+        *,
+        refuses: bool,
+        has_work: bool,
+    ) -> None:
+        """It holds for a minute, then there is none any more."""
+        self.pass_time(pause_s)
+        periods, starts_at = [], self.now - 1.0
+        for lasts_s, target, until_done in coming:
+            periods.append(period(starts_at, target, until_done=until_done))
+            starts_at += lasts_s
+        self.tell(
+            ScheduleRead(
+                at=self.now,
+                periods=tuple(periods),
+                refuses=refuses,
+                lead_s=5.0,
+                has_work=has_work,
+                read_again_at=self.now + 60.0,
             )
         )
 
@@ -227,7 +265,7 @@ class Happenings(World):
         event = replace(self.told[-1 - pick % len(self.told)], at=self.now)
         if isinstance(event, REPEATABLE):
             self.tell(event)
-        elif not isinstance(event, REQUESTS):
+        elif not isinstance(event, REQUESTS | READINGS):
             self.check_that_nothing_comes_of(event)
 
     @precondition(lambda self: self.phase not in {None, Phase.PREFLIGHT})

@@ -19,6 +19,7 @@ from supervisor.core.machine.commands import (
     FinishSwitch,
     GrantLease,
     JoinSwitch,
+    ReadSchedule,
     RefuseRequest,
     RefuseSwitch,
     ReleaseMemory,
@@ -37,6 +38,7 @@ from supervisor.core.machine.events import (
     MemoryUnreadable,
     RequestArrived,
     RequestEnded,
+    ScheduleRead,
     SwitchRequested,
     TargetAccepted,
     TargetRejected,
@@ -147,6 +149,8 @@ class World(RuleBasedStateMachine):
             case StartBackend(epoch=epoch) | AwaitReady(epoch=epoch) | ReleaseMemory(epoch=epoch):
                 if epoch in self.alive:
                     self.reap(epoch, signal=None)
+            case ReadSchedule():
+                self.tell(ScheduleRead(at=self.now))
             case SampleMemory(switch_id=switch_id, device=device):
                 self.answer_sample(switch_id, device, is_well=is_well, still_held=need % 3)
 
@@ -544,6 +548,8 @@ class World(RuleBasedStateMachine):
         holding = {r.target.model for r in self.snapshot.recoveries if r.may_hold}
         live = self.snapshot.live_models()
         for (model, kind), line in self.snapshot.requests.lines.items():
+            if not self.snapshot.agenda.admits(line.head.target):
+                continue  # it waits for its period, or the end of its patience
             if is_switching or model in holding or (holding and model is None and not live):
                 continue
             assert kind is not Kind.BYSTANDER

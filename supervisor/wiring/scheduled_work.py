@@ -1,0 +1,32 @@
+"""What is done in periods of the schedule, beside requests."""
+
+import structlog
+
+from supervisor.core.machine.values import Mode
+from supervisor.errors import RequestRefused
+from supervisor.vector_store.opening import StoreOpener
+from supervisor.wiring.jobs import LazyJobs
+
+log = structlog.get_logger()
+
+
+class ScheduledWork:
+    """See `calendar.reading.Work`."""
+
+    def __init__(self, jobs: LazyJobs, vectors: StoreOpener) -> None:
+        self._jobs = jobs
+        self._vectors = vectors
+
+    async def modes_left(self) -> frozenset[Mode]:
+        """Return the modes of which jobs need models."""
+        return await self._jobs.modes_left()
+
+    async def optimize_vectors(self) -> None:
+        """Build the index of each collection, one after the other."""
+        try:
+            store = await self._vectors.store()
+            for collection in await store.collections():
+                await store.optimize(collection.name)
+                log.info("vectors.optimized", collection=collection.name)
+        except RequestRefused as refusal:
+            log.warning("vectors.not_optimized", reason=refusal.message)
