@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from lab.bench.embedding import arrays, batches, direct, queued, singles, sweeps
+from lab.bench.embedding import arrays, batches, direct, queued, shared, singles, sweeps
 from lab.bench.report import Figure, Row
 from lab.harness.setting import Setting
 
@@ -100,3 +100,17 @@ def test_batches_are_held_against_arrays_in_each_form(setting: Setting) -> None:
         assert row.judged == pytest.approx(row.controller / row.direct)
         assert row.target.bound == 0.95
     assert rows["lines lost or twice"].controller == 0
+
+
+def test_supervisors_on_one_queue_are_held_against_one_alone(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "SMALLS", 2)
+
+    figure = shared.measure(replace(setting, texts=80))
+
+    rows = rows_of(figure)
+    row = rows["20 texts, two on Redis over one"]
+    assert row.judged == pytest.approx(row.controller / row.direct)
+    assert rows["lines lost or twice"].controller == 0
+    assert set(figure.samples["p95_s"]) == {shared.OWN, shared.ONE, shared.TWO}

@@ -27,7 +27,7 @@ from lab.bench import (
     switching,
     warm_start,
 )
-from lab.bench.embedding import arrays, batches, queued, singles, sweeps
+from lab.bench.embedding import arrays, batches, queued, shared, singles, sweeps
 from lab.bench.report import Figure, as_json, table
 from lab.bench.store import indexed as store_indexed
 from lab.bench.store import searching as store_searching
@@ -52,7 +52,9 @@ FIGURES: Mapping[str, Mapping[str, Callable[[Setting], Figure]]] = {
         "overhead": partial(switching.measure, name="overhead"),
         **{each.NAME: each.measure for each in (make_before_break, prompt_cache, warm_start, held)},
     },
-    "embedding": {each.NAME: each.measure for each in (singles, arrays, batches, sweeps, queued)},
+    "embedding": {
+        each.NAME: each.measure for each in (singles, arrays, batches, shared, sweeps, queued)
+    },
     "store": {
         "query": store_searching.query,
         "search": store_searching.search,

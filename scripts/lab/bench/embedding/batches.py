@@ -6,7 +6,6 @@ what nobody waits for: a line of its own for each text, kept on the disk on its 
 
 import json
 import time
-from collections.abc import Sequence
 
 from lab.bench.background import batch_of
 from lab.bench.embedding.arrays import ARRAY, IN_FLIGHT
@@ -39,7 +38,7 @@ def measure(setting: Setting) -> Figure:
             say(f"  arrays and batches, turn {number} of {setting.rounds} …")
             rates["arrays"].append(rate_of(arrays, controller.endpoint, IN_FLIGHT))
             for form in FORMS:
-                rate, faults = _run(controller, texts, form)
+                rate, faults = run_batch(controller, len(texts), form)
                 rates[form].append(rate)
                 wrong += faults
     rows = [
@@ -57,9 +56,9 @@ def measure(setting: Setting) -> Figure:
     return Figure(name=NAME, rows=(*rows, lost), samples=rates)
 
 
-def _run(controller: Controller, texts: Sequence[str], form: str) -> tuple[float, int]:
+def run_batch(controller: Controller, count: int, form: str) -> tuple[float, int]:
     """Run a batch; return its texts a second, and how many of its lines are lost or there twice."""
-    content = batch_of(len(texts), encoding_format=form)
+    content = batch_of(count, encoding_format=form)
     began_at = time.monotonic()
     file = controller.upload("/v1/files?purpose=batch", content)
     asked = {"input_file_id": file["id"], "endpoint": "/v1/embeddings"}
@@ -70,9 +69,9 @@ def _run(controller: Controller, texts: Sequence[str], form: str) -> tuple[float
         time.sleep(LOOK_PAUSE_S)
         batch = controller.call("GET", f"/v1/batches/{batch['id']}")
     took_s = time.monotonic() - began_at
-    if batch["request_counts"]["completed"] != len(texts):
+    if batch["request_counts"]["completed"] != count:
         raise LabError(f"not every line was answered: {batch}")
     output = controller.download(f"/v1/files/{batch['output_file_id']}/content")
     found = [json.loads(line)["custom_id"] for line in output.splitlines()]
-    faults = len({str(number) for number in range(len(texts))} ^ set(found))
-    return len(texts) / took_s, faults + len(found) - len(set(found))
+    faults = len({str(number) for number in range(count)} ^ set(found))
+    return count / took_s, faults + len(found) - len(set(found))
