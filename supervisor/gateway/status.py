@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ class Status:
         impairments: Impairments,
         readiness: Readiness,
         batcher: Batcher,
-        describe_jobs: Callable[[], dict[str, Any]],
+        describe_jobs: Callable[[], Awaitable[dict[str, Any]]],
     ) -> None:
         self._arbiter = arbiter
         self._configuration = configuration
@@ -128,7 +128,7 @@ class Status:
                 "scheduling": describe_scheduling(snapshot, self._clock()),
                 "schedule": describe_schedule(snapshot.agenda, self._clock()),
                 "embedding": self._batcher.describe(),
-                "jobs": self._describe_jobs(),
+                "jobs": await self._describe_jobs(),
                 "last_exit": describe_exit(snapshot.last_exit, self._clock()),
                 "recoveries": [describe_recovery(r) for r in snapshot.recoveries],
                 "last_failure": snapshot.last_failure.message if snapshot.last_failure else None,

@@ -19,6 +19,7 @@ PREFIX = "llama-supervisor:"
 """What the names of our keys begin with: another product may have others there."""
 
 _ANSWER_S = 15.0
+_LOOK_S = 1.0
 _NOT_WRITTEN = "MISCONF"
 """How an error begins of a server that cannot write to its disk."""
 
@@ -57,6 +58,26 @@ class RedisConnection:
         """Run one of our scripts, which happens wholly or not at all."""
         async with self._speaking():
             return await self._redis.register_script(COMMON + script)(keys=[PREFIX], args=words)
+
+    async def why_it_passes(self) -> str | None:
+        """Say why what the server was told may be lost; None where nothing speaks against it."""
+        try:
+            async with asyncio.timeout(_LOOK_S):
+                asked = (("INFO", "persistence"), ("INFO", "memory"))
+                persistence, memory = await self.ask_all(*asked)
+        except (RequestRefused, TimeoutError):
+            return "the server does not answer"
+        except ResponseError:
+            return None  # it may not be asked
+        if not persistence["aof_enabled"]:
+            return (
+                "the server keeps no append-only file, so that a restart loses the last minutes, "
+                "or all; set appendonly yes"
+            )
+        policy = memory["maxmemory_policy"]
+        if policy != "noeviction":
+            return f"the server drops what it has when memory is short ({policy}); set noeviction"
+        return None
 
     async def close(self) -> None:
         """Let go."""

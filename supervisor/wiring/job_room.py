@@ -14,14 +14,13 @@ from supervisor.jobs.batches import BatchHandler
 from supervisor.jobs.callback_jobs import CallbackHandler
 from supervisor.jobs.callbacks import Caller
 from supervisor.jobs.insisting import Insisting
-from supervisor.jobs.port import JobQueue
 from supervisor.jobs.runner import JobRunner
 from supervisor.jobs.service import JobLimits, JobService
 from supervisor.jobs.values import JobKind
 from supervisor.wiring.document_room import DocumentRoom, JobParts, make_document_room
 from supervisor.wiring.embedding import Embedding
 from supervisor.wiring.ground import Ground
-from supervisor.wiring.job_storage import open_storage
+from supervisor.wiring.job_storage import JobStorage, open_storage
 
 _DAY_S = 86_400.0
 
@@ -32,14 +31,14 @@ class JobRoom:
 
     service: JobService
     runner: JobRunner
-    queue: JobQueue
+    storage: JobStorage
     documents: DocumentRoom
 
     async def close(self) -> None:
         """End all work, and close the queue."""
         await self.runner.stop()
         await self.documents.extractor.close()
-        await self.queue.close()
+        await self.storage.queue.close()
 
 
 async def open_job_room(
@@ -87,7 +86,7 @@ async def open_job_room(
         keep_s=lambda: limits().keep_s,
     )
     runner.start()
-    return JobRoom(service=service, runner=runner, queue=queue, documents=documents)
+    return JobRoom(service=service, runner=runner, storage=storage, documents=documents)
 
 
 def _emptied(folder: Path) -> Path:

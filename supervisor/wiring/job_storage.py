@@ -1,6 +1,7 @@
 """Chooses where jobs and their files are kept: in the data folder, or where others see them."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,10 +16,15 @@ from supervisor.jobs.sqlite_queue import SqliteQueue
 
 @dataclass(frozen=True, slots=True)
 class JobStorage:
-    """A queue, and the files of its jobs."""
+    """A queue, and the files of its jobs.
+
+    `why_it_passes` says why a shared queue does not last, None where nothing speaks against it; a
+    queue of one's own lasts as the data folder does.
+    """
 
     queue: JobQueue
     files: FileStore
+    why_it_passes: Callable[[], Awaitable[str | None]] | None = None
 
 
 async def open_storage(settings: JobSettings, data: DataFolder) -> JobStorage:
@@ -47,7 +53,8 @@ def _shared(url: str, files: FileStore | None) -> JobStorage:
     from supervisor.jobs.redis_queue import RedisQueue  # noqa: PLC0415
 
     connection = RedisConnection(url)
-    return JobStorage(RedisQueue(connection), files or RedisFiles(connection))
+    files = files or RedisFiles(connection)
+    return JobStorage(RedisQueue(connection), files, connection.why_it_passes)
 
 
 def _made(folder: Path) -> Path:

@@ -52,18 +52,25 @@ class LazyJobs:
                 )
             return self._room
 
-    def describe(self) -> dict[str, Any]:
-        """Say whether jobs outlive this machine's restart, and why not, as JSON."""
-        folder = self._ground.data.path.resolve()
-        try:
-            reason = why_it_passes(folder, MOUNTS.read_text(encoding="utf-8"))
-        except OSError:
-            reason = None  # not Linux: nobody tells
+    async def describe(self) -> dict[str, Any]:
+        """Say whether jobs outlive a restart of where they stand, and why not, as JSON."""
+        room = self._room
+        if room is not None and room.storage.why_it_passes is not None:
+            place, reason = "jobs.queue_url", await room.storage.why_it_passes()
+        else:
+            place, reason = self._why_folder_passes()
         return {
             "durable": reason is None,
-            "not_durable_because": None if reason is None else f"{folder}: {reason}",
-            "is_open": self._room is not None,
+            "not_durable_because": None if reason is None else f"{place}: {reason}",
+            "is_open": room is not None,
         }
+
+    def _why_folder_passes(self) -> tuple[str, str | None]:
+        folder = self._ground.data.path.resolve()
+        try:
+            return str(folder), why_it_passes(folder, MOUNTS.read_text(encoding="utf-8"))
+        except OSError:
+            return str(folder), None  # not Linux: nobody tells
 
     async def resume(self) -> None:
         """Open the room where one before us had opened it, or others may have left work for us.

@@ -148,7 +148,11 @@ async def test_queue_server_that_is_restarted_costs_no_line(
     batch_id = await begin_batch(served, LINES)
     for done in (1, LINES // 2):
         await until_done(served, batch_id, done)
+        _, before = await served.json("GET", "/status")
+        assert before["jobs"]["durable"], before["jobs"]
         redis_server.kill()
+        _, after = await served.json("GET", "/status")
+        assert "does not answer" in after["jobs"]["not_durable_because"]
         status, answer = await served.json("GET", f"/v1/batches/{batch_id}")
         assert (status, answer["error"]["code"]) == (503, "queue_unreachable")
         redis_server.start()

@@ -204,3 +204,18 @@ async def test_whoever_is_cancelled_ends_wherever_that_finds_it(
     working.cancel()
     async with asyncio.timeout(20):
         await asyncio.wait([working])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [("appendonly", "no", "appendonly yes"), ("maxmemory-policy", "allkeys-lru", "allkeys-lru")],
+)
+async def test_server_that_may_lose_what_it_was_told_is_found(
+    own_server: RedisServer, connect: Connect, name: str, value: str, said: str
+) -> None:
+    connection = connect(own_server.url)
+    assert await connection.why_it_passes() is None
+    await connection.ask("CONFIG", "SET", name, value)
+    assert said in str(await connection.why_it_passes())
+    own_server.kill()
+    assert await connection.why_it_passes() == "the server does not answer"
