@@ -156,6 +156,13 @@ async def test_the_first_result_of_a_line_counts(queue: JobQueue) -> None:
     assert (await found(queue)).counts == Counts(succeeded=1, input_tokens=3)
 
 
+async def test_a_line_that_is_settled_is_never_claimed_again(queue: JobQueue) -> None:
+    await add_running(queue, new_job("a", lines=3))
+    failed, done = await claim(queue, 2, lease_s=NO_LEASE_S)
+    await queue.settle([result(failed, is_success=False), result(done)])
+    assert [line.number for line in await claim_some(queue, "you")] == [3]
+
+
 async def test_results_are_counted_and_read_in_pages(queue: JobQueue) -> None:
     await add_running(queue, new_job("a", lines=3))
     lines = await claim(queue)
