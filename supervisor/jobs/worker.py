@@ -32,8 +32,9 @@ BUSY_PAUSE_S = 5.0
 MIN_CLAIM = 16
 """Lines that are claimed at once where they take long: as many as servers compute at a time."""
 
-AIM_S = 2.0
-"""Seconds that a claim should take at least."""
+AIM_S = 5.0
+"""Seconds that a claim should take at least, and a third of what it may: a slow server, too, wants
+enough to fill its batches."""
 
 IDLE_S = 1.0
 """Seconds between looks for what has become due by itself."""
@@ -46,7 +47,7 @@ def next_claim(size: int, took_s: float, most: int) -> int:
     """Return how many lines to claim after a claim of `size` took so long."""
     if took_s < AIM_S:
         size *= 2
-    elif took_s > 2 * AIM_S:
+    elif took_s > 3 * AIM_S:
         size = max(MIN_CLAIM, size // 2)
     return min(size, most)
 
