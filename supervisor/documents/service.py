@@ -15,6 +15,7 @@ from supervisor.documents.values import NewDocument
 from supervisor.embedding.service import EmbeddingService
 from supervisor.engine.targets import Targets
 from supervisor.errors import RequestRefused
+from supervisor.jobs.callback_jobs import CALLBACK_URL
 from supervisor.jobs.service import JobService
 from supervisor.jobs.values import Job, JobKind, JobPriority, JobState, StoredFile
 from supervisor.vector_store.opening import StoreOpener
@@ -46,9 +47,13 @@ class DocumentService:
 
         Raises RequestRefused where it is clear that it cannot be done: `extra_missing`,
         `model_not_found`, `model_type_mismatch`, `bad_request` for a collection's name,
-        `collection_mismatch`, `storage_full`.
+        `collection_mismatch`, `callback_not_allowed`, `storage_full`.
         """
         require_extra()
+        callback = {}
+        if new.callback_url is not None:
+            self._jobs.check_callback(new.callback_url)
+            callback = {CALLBACK_URL: new.callback_url}
         wanted = None if new.model is None else self._targets.target(new.model)
         model = self._embedding.target(wanted, "/documents").model
         if new.collection is not None:
@@ -68,7 +73,7 @@ class DocumentService:
             kind=JobKind.DOCUMENT,
             priority=JobPriority(new.priority),
             created_at=time.time(),
-            spec=msgspec.to_builtins(request),
+            spec=msgspec.to_builtins(request) | callback,
         )
         await self._jobs.queue.add(job)
         return job

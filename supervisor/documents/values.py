@@ -15,7 +15,7 @@ class NewDocument(msgspec.Struct, frozen=True, kw_only=True):
 
     `content`: its file, which is taken from there, or its text. `id`: None: its file's name, or a
     word for its content. `model`: None: the default one for embedding. `collection`: None: it is
-    not stored.
+    not stored. `callback_url`: who is told when it is done.
     """
 
     content: Path | str
@@ -26,6 +26,7 @@ class NewDocument(msgspec.Struct, frozen=True, kw_only=True):
     collection: str | None
     metadata: Mapping[str, Any]
     priority: str
+    callback_url: str | None = None
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):

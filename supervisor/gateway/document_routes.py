@@ -9,8 +9,8 @@ DOCUMENT_ROUTES: tuple[Route, ...] = (
         path="/documents",
         purpose="Embed a document, whole and in chunks, and store it in `collection` in place of "
         "what was stored under its `id`: a `file` in a form, or `text` in JSON; optional `model`, "
-        "`metadata` and `priority`. With `store: false` the vectors are the answer. Waits for 30 s "
-        "unless `wait` is false; then, 202 with the job.",
+        "`metadata`, `priority` and `callback_url`. With `store: false` the vectors are the "
+        "answer. Waits for 30 s unless `wait` is false; then, 202 with the job.",
         owner=Documents,
         handler=Documents.add,
         parameters=NewDocumentParameters,
@@ -23,6 +23,7 @@ DOCUMENT_ROUTES: tuple[Route, ...] = (
             "model_type_mismatch",
             "collection_mismatch",
             "job_cancelled",
+            "callback_not_allowed",
             "body_too_large",
             "storage_full",
             "extra_missing",

@@ -43,6 +43,7 @@ class NewDocumentParameters(Parameters):
     model: str | None = None
     metadata: Annotated[dict[str, Any], BeforeValidator(_object)] = Field(default_factory=dict)
     priority: Literal["high", "normal", "low"] = "normal"
+    callback_url: str | None = Field(default=None, max_length=2048)
     wait: StrictBool = True
     store: StrictBool = True
 
@@ -59,6 +60,7 @@ class NewDocumentParameters(Parameters):
             collection=self.collection if self.store else None,
             metadata=self.metadata,
             priority=self.priority,
+            callback_url=self.callback_url,
         )
 
     @model_validator(mode="after")

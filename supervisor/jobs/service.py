@@ -109,7 +109,7 @@ class JobService:
         check_callback: Callable[[str], None],
     ) -> None:
         """`check_callback` raises RequestRefused for a URL that may not be called."""
-        self._check_callback = check_callback
+        self.check_callback = check_callback
         self.queue = queue
         self.files = files
         self._limits = limits
@@ -159,7 +159,7 @@ class JobService:
         `storage_full`.
         """
         if callback_url := asked.extensions.get(CALLBACK_URL):
-            self._check_callback(callback_url)
+            self.check_callback(callback_url)
         file = await self.file(asked.input_file_id)
         if file.purpose != BATCH_PURPOSE:
             raise RequestRefused(

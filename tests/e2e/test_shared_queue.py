@@ -163,10 +163,20 @@ async def test_queue_server_that_is_restarted_costs_no_line(
     assert sorted(written) == sorted(f"t{number}" for number in range(LINES))
 
 
-async def test_callback_to_a_host_that_is_not_allowed_is_refused(
-    start: Callable[[str], Served],
+async def test_end_of_a_document_is_told_and_only_to_hosts_that_are_allowed(
+    start: Callable[[str], Served], told: tuple[str, list[dict[str, Any]]]
 ) -> None:
+    url, messages = told
     served = start("one")
+    document = {"text": "A cat sits on the mat.", "store": False}
+    status, answer = await served.json("POST", "/documents", {**document, "callback_url": url})
+    assert status == 200, answer
+    await served.until(lambda: messages)
+    assert messages[0]["type"] == "document.completed"
+
+    document["callback_url"] = "http://169.254.169.254/latest"
+    status, answer = await served.json("POST", "/documents", document)
+    assert (status, answer["error"]["code"]) == (422, "callback_not_allowed")
     batch_id = await begin_batch(served, 1)
     batch = await until_done(served, batch_id, 2)
     body = {

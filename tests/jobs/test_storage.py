@@ -1,0 +1,63 @@
+"""Where jobs and their files are kept, by the settings."""
+
+from pathlib import Path
+
+import pytest
+
+from supervisor.config.settings import JobSettings
+from supervisor.data_folder import DataFolder
+from supervisor.errors import RequestRefused
+from supervisor.jobs.disk_files import DiskFiles
+from supervisor.jobs.redis_files import RedisFiles
+from supervisor.jobs.redis_queue import RedisQueue
+from supervisor.jobs.sqlite_queue import SqliteQueue
+from supervisor.wiring import job_storage
+from supervisor.wiring.job_storage import open_storage
+
+
+@pytest.fixture
+async def data(tmp_path: Path) -> DataFolder:
+    return await DataFolder.claim(tmp_path / "data")
+
+
+@pytest.mark.parametrize("shares", [False, True])
+@pytest.mark.parametrize("has_folder", [False, True])
+async def test_queue_and_files_are_where_the_settings_say(
+    data: DataFolder, tmp_path: Path, redis_url: str, shares: bool, has_folder: bool
+) -> None:
+    folder = tmp_path / "shared" / "files"
+    settings = JobSettings(
+        queue_url=redis_url if shares else None, files_dir=str(folder) if has_folder else None
+    )
+
+    storage = await open_storage(settings, data)
+
+    assert isinstance(storage.queue, RedisQueue if shares else SqliteQueue)
+    is_on_redis = shares and not has_folder
+    assert isinstance(storage.files, RedisFiles if is_on_redis else DiskFiles)
+    assert folder.is_dir() is has_folder
+    await storage.queue.close()
+    data.release()
+
+
+async def test_shared_queue_without_its_library_is_refused_with_the_line_that_brings_it(
+    data: DataFolder, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_storage, "find_spec", lambda _: None)
+
+    with pytest.raises(RequestRefused, match=r"pip install 'llama-supervisor\[redis\]'") as refused:
+        await open_storage(JobSettings(queue_url=redis_url), data)
+
+    assert refused.value.code == "extra_missing"
+    data.release()
+
+
+async def test_folder_of_files_that_cannot_be_made_is_named(
+    data: DataFolder, tmp_path: Path
+) -> None:
+    (tmp_path / "taken").write_text("a file")
+
+    with pytest.raises(RequestRefused, match=r"jobs\.files_dir: .*taken"):
+        await open_storage(JobSettings(files_dir=str(tmp_path / "taken" / "files")), data)
+
+    data.release()
