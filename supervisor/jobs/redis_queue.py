@@ -30,7 +30,7 @@ _RANKS = {priority: rank for rank, priority in enumerate(JobPriority)}
 _COUNTED = Counts.__struct_fields__
 _FIELDS = ("record", "state", "reason", *_COUNTED)
 _LONGEST_BLOCK_S = 5.0
-_SETTLED_AT_ONCE = 64
+_SETTLED_AT_ONCE = 256
 _CONSUMER_LASTS_S = 3600.0
 
 _encode_job = msgspec.json.Encoder().encode
@@ -127,8 +127,16 @@ class RedisQueue:
 
     async def unsettled(self, job_id: str, *, after: int, limit: int) -> Sequence[NewLine]:
         """See `JobQueue`."""
-        found = await self._above("lines:", job_id, after, limit, without="results:")
-        return [NewLine(number, content) for number, content in found]
+        found: list[NewLine] = []
+        while len(found) < limit and (some := await self._above("lines:", job_id, after, limit)):
+            after = some[-1][0]
+            results = PREFIX + "results:" + job_id  # of lines that failed, here
+            is_settled = await self._connection.ask_all(
+                *(("HEXISTS", results, number) for number, _ in some)
+            )
+            pairs = zip(some, is_settled, strict=True)
+            found += [NewLine(*line) for line, settled in pairs if not settled]
+        return found[:limit]
 
     async def forget_results(self, job_id: str) -> None:
         """See `JobQueue`."""
@@ -166,17 +174,18 @@ class RedisQueue:
         return [_job(*row) for row in await self._connection.ask_all(*asked)]
 
     async def _above(
-        self, name: str, job_id: str, after: int, limit: int, *, without: str | None = None
+        self, name: str, job_id: str, after: int, limit: int
     ) -> list[tuple[int, bytes]]:
-        """Return fields of a job's hash by rising numbers, but those that another one has, too."""
-        numbers = set(map(int, await self._connection.ask("HKEYS", PREFIX + name + job_id)))
-        if without is not None:
-            numbers -= set(map(int, await self._connection.ask("HKEYS", PREFIX + without + job_id)))
-        wanted = sorted(number for number in numbers if number > after)[:limit]
-        found = (
-            await self._connection.ask("HMGET", PREFIX + name + job_id, *wanted) if wanted else ()
-        )
-        return [each for each in zip(wanted, found, strict=True) if each[1] is not None]
+        """Return fields of a job's hash by rising numbers, those above `after`."""
+        last = int(await self._connection.ask("HGET", f"{PREFIX}job:{job_id}", "last") or 0)
+        found: list[tuple[int, bytes]] = []
+        while after < last and len(found) < limit:
+            numbers = range(after + 1, min(after + limit, last) + 1)
+            contents = await self._connection.ask("HMGET", PREFIX + name + job_id, *numbers)
+            pairs = zip(numbers, contents, strict=True)
+            found += [(number, content) for number, content in pairs if content is not None]
+            after = numbers[-1]
+        return found[:limit]
 
 
 def _ms(seconds: float) -> int:

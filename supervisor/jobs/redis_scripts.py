@@ -2,7 +2,7 @@
 
 Keys, behind the prefix:
 
-    job:ID        hash: the record, its state and counts
+    job:ID        hash: the record, its state and counts, and the last number of its lines
     lines:ID      hash: the content of each line that has not succeeded, by number
     results:ID    hash: the result of each line that is settled; the first one stays (HSETNX)
     attempts:ID   hash: how often each line was claimed
@@ -229,6 +229,8 @@ if state == 'validating' then
     if not is_settled and redis.call('HSETNX', p .. 'lines:' .. id, number, content) == 1 then
       count_bytes(id, #content)
       offer(id, number, due_ms)
+      local last = tonumber(redis.call('HGET', p .. 'job:' .. id, 'last') or 0)
+      redis.call('HSET', p .. 'job:' .. id, 'last', math.max(last, tonumber(number)))
     end
   end
   tell()
