@@ -68,7 +68,7 @@ def step(snapshot: Snapshot, event: Event) -> tuple[Snapshot, tuple[Command, ...
     is_due = (  # something is to be done for nobody's sake
         scheduling.pending is not None
         or scheduling.wake_at is not None
-        or clock.wanting(draft.snapshot) is not None
+        or (bool(draft.snapshot.agenda.periods) and clock.wanting(draft.snapshot) is not None)
     )
     is_open = bool(draft.snapshot.requests.lines) or is_due
     if is_open and not scheduler.stands(snapshot, draft.snapshot, event):
