@@ -116,7 +116,7 @@ class BatchClient:
         return {
             "batches": float(len(self._batches)),
             "lines": float(sum(len(batch.lines) for batch in self._batches)),
-            "lines_unanswered": float(self._unanswered.total()),
+            **{f"lines_{code}": float(self._unanswered[code]) for code in sorted(_CANCELLED)},
         }
 
     async def _hand_in(self, plan: Plan) -> None:
