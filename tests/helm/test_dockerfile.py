@@ -21,7 +21,7 @@ from supervisor.cli import cli
 from tests.helm.conftest import CHART, ROOT
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
-IMAGE_EXTRAS = ("embedding", "redis", "vectors")
+IMAGE_EXTRAS = ("documents", "embedding", "redis", "vectors")
 EMBEDDED_WHEEL = "xllamacpp"
 
 
