@@ -42,6 +42,7 @@ class Servers:
                 try:
                     return await question(lease.backend)
                 except BackendUnreachable:
-                    if not repeats_left or not await lease.backend.is_found_dead():
+                    patience_s = self._arbiter.snapshot.limits.hold_timeout_s
+                    if not repeats_left or not await lease.backend.is_found_dead(patience_s):
                         raise
             repeats_left -= 1

@@ -340,7 +340,8 @@ class Workers:
 
     async def _find_out(self, sent: _Sent, error: BackendUnreachable) -> None:
         """See whether the server of a batch died, and what is to be done then."""
-        is_dead = await sent.lease.backend.is_found_dead()
+        patience_s = self._arbiter.snapshot.limits.hold_timeout_s
+        is_dead = await sent.lease.backend.is_found_dead(patience_s)
         self._finish(sent, partial(self._repeat, sent, error, is_dead=is_dead))
 
     def _repeat(self, sent: _Sent, error: BackendUnreachable, *, is_dead: bool) -> None:

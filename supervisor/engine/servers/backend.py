@@ -226,7 +226,7 @@ class Backend:
         self._remove_socket()
         return ended
 
-    async def is_found_dead(self, within_s: float = _DEATH_NOTICE_S) -> bool:
+    async def is_found_dead(self, within_s: float) -> bool:
         """Tell, to one that could not connect or whose connection broke, whether the server died.
 
         Waits half a second for its end to be reported, and up to `within_s` where it is ending: a

@@ -10,9 +10,12 @@ import base64
 import json
 import math
 import os
+import signal
 import sys
+import time
 import zlib
 from array import array
+from pathlib import Path
 from typing import Any
 
 DIMENSIONS = 8
@@ -63,6 +66,8 @@ class Server:
             raise ConnectionError
         if "deadly" in actions:
             os._exit(9)
+        if "wounding" in actions:
+            die_slowly_once(writer)
         vectors = [vector_of(text) for text in texts]
         entries = [
             {"index": index, "embedding": base64.b64encode(vector).decode()}
@@ -89,6 +94,18 @@ class Server:
             each.cancel()
         await asyncio.wait((leaving, going))
         return leaving not in done
+
+
+def die_slowly_once(writer: asyncio.StreamWriter) -> None:
+    """Die as one that gives the memory of a GPU back; who comes after another that did lives on."""
+    dead = Path(sys.argv[1]).with_name("wounded")
+    if not dead.exists():
+        dead.touch()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        Path(sys.argv[1]).unlink()
+        os.dup2(os.open(os.devnull, os.O_RDWR), writer.get_extra_info("socket").fileno())
+        time.sleep(1.5)
+        os._exit(9)
 
 
 def send(writer: asyncio.StreamWriter, status: int, content: Any) -> None:

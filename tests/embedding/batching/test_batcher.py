@@ -135,6 +135,12 @@ async def test_what_was_waiting_when_a_server_was_killed_is_computed_by_its_succ
         assert computed.vectors == own_vectors(f"text {number}")
 
 
+async def test_a_server_that_takes_seconds_to_die_has_a_successor_that_computes_its_pieces(
+    bench: Bench,
+) -> None:
+    assert (await bench.compute("wounding")).vectors == own_vectors("wounding")
+
+
 async def test_a_piece_that_its_servers_die_of_is_given_up(bench: Bench) -> None:
     deadly, other = bench.begin("deadly"), bench.begin("two")
     refused, computed = await gather(deadly, other)
