@@ -48,7 +48,7 @@ class Shards:
         require_name(name)
         given = VectorSpace(model, dimension)
         if not (self._folder / name / DESCRIPTION).exists():
-            self._folder.mkdir(exist_ok=True)
+            self._folder.mkdir(parents=True, exist_ok=True)
             self._require_room(0)
             self._open[name] = Shard.create(self._folder / name, given)
         require_same(name, self._shard(name).space, given)
