@@ -17,6 +17,7 @@ from supervisor.documents.parts import decode_embedded, decode_part, encode, par
 from supervisor.documents.request import DocumentOutcome, DocumentRequest, Failure, decode_failure
 from supervisor.errors import RequestRefused
 from supervisor.jobs.handling import NotDone, Outcome
+from supervisor.jobs.paging import result_pages
 from supervisor.jobs.port import FileStore, JobQueue
 from supervisor.jobs.values import Job, JobState, Line, LineResult, NewLine
 
@@ -34,7 +35,7 @@ _MAY_BE_ITS_FAULT = frozenset({"embedding_failed", "backend_died"})
 """Refusals after which a part may be to blame, as one that ends its server."""
 
 _AT_ONCE = 256
-"""Lines or results that the queue is asked about at once."""
+"""Lines that are added at once."""
 
 
 class DocumentHandler:
@@ -130,7 +131,7 @@ class DocumentHandler:
 
     async def _kept(self, job: Job) -> DocumentOutcome:
         """Keep a document of which all parts are done. Raises RequestRefused for any other."""
-        results = [result async for result in self._results(job.id)]
+        results = [each async for page in result_pages(self._queue, job.id) for each in page]
         done = [each.content for each in results if each.is_success]
         failures = [decode_failure(each.content) for each in results if not each.is_success]
         if failures and failures[0].code in FINAL_CODES:
@@ -144,13 +145,6 @@ class DocumentHandler:
                 f"{len(done)} of {job.lines} parts of the document were embedded: {why}",
             )
         return await self._keeper.keep(job, [decode_embedded(content) for content in done])
-
-    async def _results(self, job_id: str) -> AsyncIterator[LineResult]:
-        after = 0
-        while results := await self._queue.results(job_id, after=after, limit=_AT_ONCE):
-            for result in results:
-                yield result
-            after = results[-1].number
 
     def _begun(self, job: Job, lines: int, outcome: DocumentOutcome) -> Job:
         return job.entering(

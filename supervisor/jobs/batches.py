@@ -21,6 +21,7 @@ from supervisor.jobs.batch_lines import (
 )
 from supervisor.jobs.handling import NotDone, Outcome
 from supervisor.jobs.output_files import OutputFiles
+from supervisor.jobs.paging import result_pages, unsettled_pages
 from supervisor.jobs.port import FileStore, JobQueue
 from supervisor.jobs.values import Job, JobState, Line, LineResult, NewLine
 
@@ -123,25 +124,14 @@ class BatchHandler:
             is_done = job.counts.settled >= job.lines
             ended = JobState.COMPLETED if is_done else JobState.EXPIRED
         async with OutputFiles(self._files, self._work_dir, job, self._clock()) as output:
-            async for results in self._results(job):
+            async for results in result_pages(self._queue, job.id):
                 await output.write(results)
             if ended in _UNDONE:
-                async for lines in self._unsettled(job):
-                    await output.write([self.failure(line, *_UNDONE[ended]) for line in lines])
+                async for lines in unsettled_pages(self._queue, job.id):
+                    given_up = (Line(job.id, each.number, each.content, 0) for each in lines)
+                    await output.write([self.failure(line, *_UNDONE[ended]) for line in given_up])
             file_ids = await output.keep()
         return job.entering(ended, self._clock(), outcome={**job.outcome, **file_ids})
-
-    async def _results(self, job: Job) -> AsyncIterator[Sequence[LineResult]]:
-        after = 0
-        while results := await self._queue.results(job.id, after=after, limit=256):
-            yield results
-            after = results[-1].number
-
-    async def _unsettled(self, job: Job) -> AsyncIterator[Sequence[Line]]:
-        after = 0
-        while lines := await self._queue.unsettled(job.id, after=after, limit=256):
-            yield [Line(job.id, line.number, line.content, 0) for line in lines]
-            after = lines[-1].number
 
 
 def _asked(line: Line, collection: str | None) -> Asked:

@@ -10,6 +10,7 @@ import structlog
 from supervisor.jobs.callback_jobs import callback_of
 from supervisor.jobs.handling import Handlers
 from supervisor.jobs.insisting import Insisting
+from supervisor.jobs.paging import all_jobs
 from supervisor.jobs.port import FileStore, JobQueue
 from supervisor.jobs.values import Job, JobState
 from supervisor.jobs.worker import IDLE_S, Worker
@@ -110,11 +111,9 @@ class JobRunner:
         Forgets results, too, that a controller which died had written out already.
         """
         await self._files.remove_expired()
-        ended_before, after = self._clock() - self._keep_s(), None
-        while jobs := await self._queue.jobs(None, after=after, limit=100):
-            after = jobs[-1].id
-            for job in jobs:
-                if job.state.is_end and job.entered_at[job.state] < ended_before:
-                    await self._queue.remove(job.id)
-                elif job.state in _WRITTEN_OUT:
-                    await self._queue.forget_results(job.id)
+        ended_before = self._clock() - self._keep_s()
+        for job in await all_jobs(self._queue):
+            if job.state.is_end and job.entered_at[job.state] < ended_before:
+                await self._queue.remove(job.id)
+            elif job.state in _WRITTEN_OUT:
+                await self._queue.forget_results(job.id)

@@ -14,6 +14,7 @@ from supervisor.jobs.batch_lines import EMBEDDINGS
 from supervisor.jobs.callback_jobs import CALLBACK_URL
 from supervisor.jobs.describing import describe_batch, describe_file, describe_job
 from supervisor.jobs.disk_files import file_not_found
+from supervisor.jobs.paging import all_jobs
 from supervisor.jobs.port import FileStore, JobQueue
 from supervisor.jobs.values import (
     CANCELLABLE,
@@ -117,11 +118,10 @@ class JobService:
 
     async def modes_left(self) -> frozenset[Mode]:
         """Return the modes of which jobs need models that may be worked on now."""
-        modes, after, now = set[Mode](), None, self._clock()
-        while jobs := await self.queue.jobs(None, after=after, limit=100):
-            after = jobs[-1].id
-            modes |= {mode_of(job) for job in jobs if job.needs_models(now)}
-        return frozenset(modes)
+        now = self._clock()
+        return frozenset(
+            mode_of(job) for job in await all_jobs(self.queue) if job.needs_models(now)
+        )
 
     async def add_file(
         self, path: Path, file_name: str, purpose: str, expires_after_s: float | None

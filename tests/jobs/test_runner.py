@@ -13,6 +13,7 @@ from supervisor.jobs import worker
 from supervisor.jobs.disk_files import DiskFiles
 from supervisor.jobs.handling import NotDone, Outcome
 from supervisor.jobs.insisting import Insisting
+from supervisor.jobs.paging import PAGE
 from supervisor.jobs.port import JobQueue
 from supervisor.jobs.runner import JobRunner
 from supervisor.jobs.values import CANCELLABLE, Job, JobKind, JobState, Line, LineResult, NewLine
@@ -290,6 +291,17 @@ async def test_ended_jobs_are_forgotten_after_a_time(
     runner._keep_s = lambda: 60.0
     await runner.tidy()
     assert [job.id for job in await queue.jobs(None, after=None, limit=9)] == ["begun", "young"]
+
+
+async def test_all_jobs_that_ended_long_ago_are_forgotten_however_many(
+    queue: JobQueue, start_runner: StartRunner
+) -> None:
+    for number in range(PAGE + 9):
+        await queue.add(new_job(f"old-{number}").entering(JobState.FAILED, 1.0))
+    runner = start_runner(Shouting(queue, 0))
+    runner._keep_s = lambda: 60.0
+    await runner.tidy()
+    assert await queue.jobs(None, after=None, limit=9) == []
 
 
 async def test_what_the_queue_cannot_take_is_not_lost() -> None:
