@@ -238,7 +238,7 @@ class _Known:
 def revision_of(resolved: ResolvedModel) -> str:
     """Return what changes with all that decides how a model's server is started.
 
-    What the controller alone goes by (time-outs, the proof of release) is no part of it.
+    What the controller alone goes by (time-outs, the proof of release) is not part of it.
     """
     profile = resolved.profile
     fields = {*SERVER_FIELDS, "command", "device", "engine", "env", "env_passthrough"}

@@ -105,7 +105,7 @@ async def restore(
     """Write what is in a backup to a collection (None: of the same name).
 
     Returns the collection, and how many points. Raises as the destination does, and SupervisorError
-    where the file is no backup, or not a whole one; what was in it until there is written.
+    where the file is not a backup, or not a whole one; what was in it until there is written.
     """
     with _opened(path) as file:
         head = _read_head(path, file)

@@ -86,7 +86,7 @@ def oldest_waiter(snapshot: Snapshot) -> Waiter | None:
 def _take_in(draft: Draft) -> Granted:
     """Take those out of the lines of live models for whom there is room, the most urgent first.
 
-    Whoever waits as a bystander is no part of a turn, and needs no room.
+    Whoever waits as a bystander is not part of a turn, and needs no room.
     """
     granted: Granted = []
     for backend in draft.snapshot.ready_backends():

@@ -80,12 +80,8 @@ class Extractor:
         server = await self._running()
         ours, theirs = socket.socketpair()
         with ours:
-            try:
-                with theirs, path.open("rb") as file:
-                    server.send(task, (file.fileno(), theirs.fileno()))
-            except BrokenPipeError:  # it has just ended
-                await server.stop()
-                return b""
+            with theirs, path.open("rb") as file:
+                server.send(task, (file.fileno(), theirs.fileno()))
             ours.setblocking(False)
             with suppress(TimeoutError, ConnectionResetError):
                 async with asyncio.timeout(task.limits.timeout_s + _GRACE_S):

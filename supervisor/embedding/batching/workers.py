@@ -19,8 +19,9 @@ from supervisor.arbiter.arbiter import Arbiter, Lease
 from supervisor.core.machine.values import Target
 from supervisor.core.scheduling.values import Priority
 from supervisor.embedding.batching.batches import Batch, Caller
-from supervisor.embedding.batching.exchange import Cancellable, Outcome, send_batch, unusable
+from supervisor.embedding.batching.exchange import Outcome, send_batch, unusable
 from supervisor.embedding.batching.measures import Measures
+from supervisor.embedding.batching.pending import AskedLease, SentBatch
 from supervisor.embedding.batching.queue import Amount, BatchLimits, BatchQueue
 from supervisor.engine.servers.backend import MAX_REPEATS, Backend
 from supervisor.engine.targets import Targets
@@ -47,30 +48,6 @@ RulesOf = Callable[[Target, str], WorkRules]
 """Tells what holds for a target whose server runs with a profile, by its name."""
 
 
-class _Asked(msgspec.Struct):
-    """A lease that is waited for; `callers`: how many the scheduler knows to wait, 0 at first."""
-
-    request_id: str
-    priority: Priority
-    callers: int = 0
-
-
-class _Sent:
-    """A batch that is with the server, in the lease of its worker."""
-
-    __slots__ = ("at", "batch", "exchange", "lease", "over", "tokens")
-
-    def __init__(self, batch: Batch, lease: Lease, at: float, tokens: int) -> None:
-        self.batch = batch
-        self.lease = lease
-        self.at = at
-        self.tokens = tokens
-        """What is with the server, this batch included."""
-        self.exchange: Cancellable | None = None
-        self.over: asyncio.Future[None] | None = None
-        """Done once it is over, where somebody waits for that."""
-
-
 class Workers:
     """Computes what callers add, for one model. Use it on one event loop only.
 
@@ -89,9 +66,9 @@ class Workers:
         self._profile = target.profile
         """What the model's server runs with, as it was seen last: it may be the fallback."""
         self.rules = rules_of(target, self._profile)
-        self._asking: dict[asyncio.Task[None], _Asked] = {}
+        self._asking: dict[asyncio.Task[None], AskedLease] = {}
         """What waits for a lease."""
-        self._running: dict[Batch, _Sent] = {}
+        self._running: dict[Batch, SentBatch] = {}
         self._finding_out: set[asyncio.Task[None]] = set()
         self._is_waking = False
         self._alarm: asyncio.TimerHandle | None = None
@@ -180,7 +157,7 @@ class Workers:
         return free and min(free, self.queue.due(self.rules.limits, time.monotonic()) - asking)
 
     def _ask(self, priority: Priority) -> None:
-        asked = _Asked(self._arbiter.new_request_id(), priority)
+        asked = AskedLease(self._arbiter.new_request_id(), priority)
         name = f"embed-{self.target.model}"
         self._asking[asyncio.create_task(self._send_in_turn(asked), name=name)] = asked
 
@@ -216,7 +193,7 @@ class Workers:
             loop = asyncio.get_running_loop()
             self._alarm = loop.call_later(due_at - now, self._wake_soon)
 
-    async def _send_in_turn(self, asked: _Asked) -> None:
+    async def _send_in_turn(self, asked: AskedLease) -> None:
         """Send a batch once the model's turn has come."""
         asking = asyncio.current_task()
         assert asking is not None  # noqa: S101 - it is a task's function
@@ -247,7 +224,7 @@ class Workers:
             if is_needed:
                 self._wake_soon()
 
-    def _send_next(self, lease: Lease) -> _Sent | None:
+    def _send_next(self, lease: Lease) -> SentBatch | None:
         """Send what is due, in a lease that is ended with the answer; None where nothing is."""
         backend = lease.backend
         if backend.launch.profile != self._profile:
@@ -260,7 +237,7 @@ class Workers:
         if batch is None:
             return None
         self._note_sent(batch, now)
-        sent = _Sent(batch, lease, now, self.running.tokens + batch.tokens)
+        sent = SentBatch(batch, lease, now, self.running.tokens + batch.tokens)
         self._running[batch] = sent
         try:
             sent.exchange = send_batch(backend, batch, partial(self._take, sent))
@@ -275,7 +252,7 @@ class Workers:
                 caller.sent_at = now
                 self.measures.note_wait(now - caller.came_at)
 
-    def _take(self, sent: _Sent, outcome: Outcome) -> None:
+    def _take(self, sent: SentBatch, outcome: Outcome) -> None:
         """Give each caller its vectors, or see what else to do."""
         sent.exchange = None
         if isinstance(outcome, BackendUnreachable):
@@ -287,7 +264,7 @@ class Workers:
         self._wake_soon()  # before its callers are, who write their answers
         self._finish(sent, partial(self._settle, sent, outcome))
 
-    def _finish(self, sent: _Sent, settle: Callable[[], None]) -> None:
+    def _finish(self, sent: SentBatch, settle: Callable[[], None]) -> None:
         try:
             settle()
         except Exception as error:  # noqa: BLE001 - nobody must wait for ever for a bug of ours
@@ -295,12 +272,12 @@ class Workers:
         else:
             self._end(sent)
 
-    def _give_up(self, sent: _Sent, error: Exception) -> None:
+    def _give_up(self, sent: SentBatch, error: Exception) -> None:
         log.error("embedding.failed", model=self.target.model, exc_info=error)
         self._fail_all(sent.batch, _FAILED)
         self._end(sent)
 
-    def _end(self, sent: _Sent) -> None:
+    def _end(self, sent: SentBatch) -> None:
         """Set its worker free for what is due next."""
         del self._running[sent.batch]
         sent.lease.end(sent.batch.present)
@@ -308,7 +285,7 @@ class Workers:
             sent.over.set_result(None)
         self._wake_soon()
 
-    def _settle(self, sent: _Sent, outcome: Sequence[bytes] | RequestRefused) -> None:
+    def _settle(self, sent: SentBatch, outcome: Sequence[bytes] | RequestRefused) -> None:
         backend, batch = sent.lease.backend, sent.batch
         if not isinstance(outcome, RequestRefused) and not self._is_as_long(backend, outcome[0]):
             told = f"vectors of {len(outcome[0])} bytes, where it made {self._vector_bytes[1]}"
@@ -338,13 +315,13 @@ class Workers:
                 caller.is_over = True
                 caller.on_end()
 
-    async def _find_out(self, sent: _Sent, error: BackendUnreachable) -> None:
+    async def _find_out(self, sent: SentBatch, error: BackendUnreachable) -> None:
         """See whether the server of a batch died, and what is to be done then."""
         patience_s = self._arbiter.snapshot.limits.hold_timeout_s
         is_dead = await sent.lease.backend.is_found_dead(patience_s)
         self._finish(sent, partial(self._repeat, sent, error, is_dead=is_dead))
 
-    def _repeat(self, sent: _Sent, error: BackendUnreachable, *, is_dead: bool) -> None:
+    def _repeat(self, sent: SentBatch, error: BackendUnreachable, *, is_dead: bool) -> None:
         """Have a batch whose server was stopped or died sent to the next one, in two halves.
 
         In halves, since it may be one of the pieces that the server dies of. A server that goes on
