@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lab.drivers.nvidia import SimulatedGpu, build_library
 
 from tests.conftest import ROOT
 from tests.e2e.conftest import COMMAND
-from tests.telemetry.simulated_gpu import SimulatedGpu, build_library
 
 
 @pytest.fixture(scope="module")

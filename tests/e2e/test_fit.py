@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from lab.drivers.nvidia import GIB, SimulatedGpu
 from typer.testing import CliRunner, Result
 
 from supervisor.cli import cli
@@ -17,7 +18,6 @@ from supervisor.core.byte_size import MIB
 from tests.conftest import StartController
 from tests.e2e.conftest import COMMAND
 from tests.gateway.conftest import shipped
-from tests.telemetry.simulated_gpu import GIB, SimulatedGpu
 
 Fit = Callable[..., Result]
 

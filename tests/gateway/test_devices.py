@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lab.drivers.nvidia import GIB, SimulatedGpu, build_library
 
 from supervisor.core.machine.memory import MemorySample
 from supervisor.gateway.devices import describe_history, describe_use
@@ -12,7 +13,6 @@ from supervisor.telemetry.port import ProcessUse
 from supervisor.telemetry.ring import Ring, RingPoint
 from tests.conftest import RunningController, StartController
 from tests.gateway.conftest import ask_json, backend_of, until
-from tests.telemetry.simulated_gpu import GIB, SimulatedGpu, build_library
 
 
 @pytest.fixture(scope="module")

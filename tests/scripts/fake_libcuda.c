@@ -1,5 +1,5 @@
 /* A simulated libcuda: the entry points that scripts/lab.gpu/libcuda.py calls. What is allocated
- * or parked here changes what the simulated NVML (tests/telemetry/fake_nvml.c) tells.
+ * or parked here changes what the simulated NVML (scripts/lab/drivers/fake_nvml.c) tells.
  *
  *     SIMULATED_GPU_STATE   the file of the simulated driver
  *     FAKE_CUDA_LAYOUT      its size, and where in it the processes of the first device begin

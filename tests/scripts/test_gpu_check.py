@@ -12,6 +12,8 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
+from lab.drivers.nvidia import DeviceState, MachineState, SimulatedGpu, build_library
+from lab.drivers.shared import C_FLAGS
 from lab.gpu import building, check, models, packing, switches
 from lab.gpu.watch import Point
 
@@ -23,8 +25,6 @@ from supervisor.core.machine.memory import (
     judge_release,
 )
 from supervisor.engine.kinds.cached_build import CMAKE_FLAGS
-from tests.telemetry.simulated_driver import C_FLAGS
-from tests.telemetry.simulated_gpu import DeviceState, MachineState, SimulatedGpu, build_library
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "scripts"
@@ -42,7 +42,7 @@ import sys
 sys.path.insert(0, {root!r})
 
 if "--model" in sys.argv:
-    from tests.telemetry.simulated_gpu import SimulatedGpu
+    from lab.drivers.nvidia import SimulatedGpu
 
     gpu = SimulatedGpu.attached({state!r})
     gpu.allocate(os.getpid(), {held}, release_after_s={release_s}, release_steps=3)
@@ -131,7 +131,7 @@ def make_machine(
         server.write_text(
             LLAMA_SERVER_WITH_VRAM.format(
                 python=sys.executable,
-                root=str(ROOT),
+                root=str(SCRIPTS),
                 binary=str(llama_server_bin),
                 held=HELD_BYTES,
                 release_s=RELEASE_S,

@@ -6,15 +6,15 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from lab.drivers.amd import SimulatedAmd
+from lab.drivers.amd import build_library as build_amd_library
+from lab.drivers.nvidia import SimulatedGpu, build_library
 
 from supervisor.telemetry import telemetry as telemetry_module
 from supervisor.telemetry.telemetry import Telemetry
 from supervisor.telemetry.vendor_sampler import SamplerPolicy
 from tests.conftest import StartController
 from tests.telemetry.sampling import FAST, OpenTelemetry
-from tests.telemetry.simulated_amd import SimulatedAmd
-from tests.telemetry.simulated_amd import build_library as build_amd_library
-from tests.telemetry.simulated_gpu import SimulatedGpu, build_library
 from tests.telemetry.switching import StartOnGpu, start_on_gpu
 
 

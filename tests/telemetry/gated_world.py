@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from immutables import Map
+from lab.drivers.nvidia import GIB, SimulatedGpu
 
 from supervisor.arbiter.arbiter import Arbiter
 from supervisor.core.byte_size import MIB
@@ -40,7 +41,6 @@ from supervisor.engine.servers.process import ProcessExit
 from supervisor.errors import EngineError
 from supervisor.telemetry.telemetry import Telemetry
 from supervisor.telemetry.vendor_sampler import SamplerPolicy
-from tests.telemetry.simulated_gpu import GIB, SimulatedGpu
 
 TOTAL_BYTES = 100 * GIB
 NEEDS: Mapping[str, int] = {"small": 20 * GIB, "middle": 45 * GIB, "large": 70 * GIB}

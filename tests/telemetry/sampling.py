@@ -9,6 +9,7 @@ import pytest
 
 from supervisor.core.machine.memory import MemorySample
 from supervisor.errors import TelemetryError
+from supervisor.telemetry.amd.cards import list_sysfs_cards
 from supervisor.telemetry.telemetry import Telemetry
 from supervisor.telemetry.vendor_sampler import SamplerPolicy
 
@@ -16,6 +17,10 @@ MEMORY_CALL = "nvmlDeviceGetMemoryInfo_v2"
 FAST = SamplerPolicy(deadline_s=0.5, discovery_s=10.0, first_pause_s=0.02, longest_pause_s=0.2)
 
 OpenTelemetry = Callable[..., Awaitable[Telemetry]]
+
+without_amd_cards = pytest.mark.skipif(
+    bool(list_sysfs_cards(Path("/"))), reason="the kernel's files show AMD cards of this machine"
+)
 
 
 def samplers() -> list[psutil.Process]:

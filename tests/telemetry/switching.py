@@ -8,8 +8,9 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
+from lab.drivers.nvidia import GIB
+
 from tests.conftest import RunningController, StartController
-from tests.telemetry.simulated_gpu import GIB
 
 VRAM_SERVER = Path(__file__).with_name("vram_server.py")
 

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.telemetry.simulated_amd import NO_PERM, SimulatedAmd
+from lab.drivers.amd import NO_PERM, SimulatedAmd
 
 # Reads cards under another root: what a sampler does, whose root is always /.
 READER = """

@@ -7,6 +7,9 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from lab.drivers.amd import MEMORY_CALL, SimulatedAmd
+from lab.drivers.nvidia import SimulatedGpu
+from lab.drivers.shared import GIB
 
 from supervisor.telemetry.port import HOST, TelemetryState
 from supervisor.telemetry.telemetry import Telemetry
@@ -21,10 +24,8 @@ from tests.telemetry.sampling import (
     until,
     until_sampled,
     vendor_libraries,
+    without_amd_cards,
 )
-from tests.telemetry.simulated_amd import MEMORY_CALL, SimulatedAmd, without_amd_cards
-from tests.telemetry.simulated_driver import GIB
-from tests.telemetry.simulated_gpu import SimulatedGpu
 
 NOT_LOADED = 34
 
@@ -155,7 +156,7 @@ async def test_child_allocates_on_the_machine_it_was_started_with(
     open_amd: OpenTelemetry, amd: SimulatedAmd
 ) -> None:
     code = (
-        "import os; from tests.telemetry.simulated_amd import SimulatedAmd; "
+        "import os; from lab.drivers.amd import SimulatedAmd; "
         "SimulatedAmd.attached().allocate(os.getpid(), 5, device=1, release_after_s=60)"
     )
     environ = amd.full_environment(PYTHONPATH=":".join(filter(None, sys.path)))

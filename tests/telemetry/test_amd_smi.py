@@ -5,13 +5,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-
-from supervisor.core.machine.memory import HolderRole
-from supervisor.telemetry.port import HOST, DeviceInfo, TelemetryState
-from supervisor.telemetry.telemetry import Telemetry
-from supervisor.telemetry.vendors import child_environment
-from tests.telemetry.sampling import FAST, OpenTelemetry, error_of
-from tests.telemetry.simulated_amd import (
+from lab.drivers.amd import (
     MEMORY_CALL,
     NO_PERM,
     NOT_SUPPORTED,
@@ -19,9 +13,14 @@ from tests.telemetry.simulated_amd import (
     SimulatedAmd,
     bound_symbols,
     build_library,
-    without_amd_cards,
 )
-from tests.telemetry.simulated_driver import GIB
+from lab.drivers.shared import GIB
+
+from supervisor.core.machine.memory import HolderRole
+from supervisor.telemetry.port import HOST, DeviceInfo, TelemetryState
+from supervisor.telemetry.telemetry import Telemetry
+from supervisor.telemetry.vendors import child_environment
+from tests.telemetry.sampling import FAST, OpenTelemetry, error_of, without_amd_cards
 
 PROCESS_CALL = "amdsmi_get_gpu_process_list"
 

@@ -5,10 +5,10 @@ import os
 from typing import Any
 
 import pytest
+from lab.drivers.nvidia import GIB, SimulatedGpu
 
 from tests.conftest import RunningController, StartController
 from tests.telemetry.sampling import MEMORY_CALL, vendor_libraries
-from tests.telemetry.simulated_gpu import GIB, SimulatedGpu
 
 
 @pytest.fixture(autouse=True)

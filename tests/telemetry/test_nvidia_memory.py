@@ -12,8 +12,7 @@ from typing import Any
 import psutil
 import pynvml
 import pytest
-
-from tests.telemetry.simulated_gpu import GIB, DeviceState, SimulatedGpu, build_library
+from lab.drivers.nvidia import GIB, DeviceState, SimulatedGpu, build_library
 
 PROBE = Path(__file__).with_name("nvml_probe.py")
 MEMORY_CALLS = ("nvmlDeviceGetMemoryInfo", "nvmlDeviceGetMemoryInfo_v2")

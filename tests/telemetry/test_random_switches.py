@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
+from lab.drivers.nvidia import GIB, NEVER_S
 
 from supervisor.core.machine.memory import OnUnconfirmed
 from supervisor.core.machine.switch import SwitchReport
@@ -29,7 +30,6 @@ from tests.telemetry.gated_world import (
     open_world,
 )
 from tests.telemetry.sampling import MEMORY_CALL, until_sampled
-from tests.telemetry.simulated_gpu import GIB, NEVER_S
 
 SWITCHES, MACHINES = 400, 10
 GPU_IS_LOST, NOT_SUPPORTED = 15, 3

@@ -4,10 +4,10 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from lab.drivers.nvidia import GIB, SimulatedGpu
 
 from tests.conftest import RunningController
 from tests.telemetry.sampling import MEMORY_CALL, samplers
-from tests.telemetry.simulated_gpu import GIB, SimulatedGpu
 from tests.telemetry.switching import (
     StartOnGpu,
     live,

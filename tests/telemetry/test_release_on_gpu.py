@@ -7,8 +7,8 @@ from typing import Any
 
 import psutil
 import pytest
+from lab.drivers.nvidia import GIB, SimulatedGpu
 
-from tests.telemetry.simulated_gpu import GIB, SimulatedGpu
 from tests.telemetry.switching import (
     StartOnGpu,
     live,

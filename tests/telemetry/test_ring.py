@@ -5,13 +5,13 @@ import os
 from pathlib import Path
 
 import pytest
+from lab.drivers.nvidia import GIB, SimulatedGpu
 from structlog.testing import capture_logs
 
 from supervisor.telemetry.port import HOST
 from supervisor.telemetry.ring import Ring, RingPoint, record_devices
 from supervisor.telemetry.telemetry import Telemetry
 from tests.telemetry.sampling import until
-from tests.telemetry.simulated_gpu import GIB, SimulatedGpu
 
 
 def point(taken_at: float, **told: float) -> RingPoint:

@@ -10,6 +10,7 @@ import time
 import psutil
 import pytest
 import uvloop
+from lab.drivers.nvidia import GIB, SimulatedGpu
 
 from supervisor.core.machine.memory import MemorySample
 from supervisor.errors import TelemetryError
@@ -26,7 +27,6 @@ from tests.telemetry.sampling import (
     until_sampled,
     vendor_libraries,
 )
-from tests.telemetry.simulated_gpu import GIB, SimulatedGpu
 
 
 async def test_vendors_library_is_loaded_by_the_sampler_alone(telemetry: Telemetry) -> None:

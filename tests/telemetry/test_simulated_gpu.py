@@ -7,9 +7,9 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from lab.drivers.nvidia import GIB, NEVER_S, SimulatedGpu
 
 from supervisor.telemetry.telemetry import Telemetry
-from tests.telemetry.simulated_gpu import GIB, NEVER_S, SimulatedGpu
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ async def test_memory_can_stay_for_good(gpu: SimulatedGpu, child: subprocess.Pop
 
 async def test_child_allocates_on_the_machine_it_was_started_with(gpu: SimulatedGpu) -> None:
     code = (
-        "import os; from tests.telemetry.simulated_gpu import SimulatedGpu; "
+        "import os; from lab.drivers.nvidia import SimulatedGpu; "
         "SimulatedGpu.attached().allocate(os.getpid(), 5, device=1, release_after_s=60)"
     )
     environ = gpu.full_environment(PYTHONPATH=":".join(filter(None, sys.path)))

@@ -3,11 +3,11 @@
 from typing import Any
 
 import pytest
+from lab.drivers.nvidia import GIB, NEVER_S, SimulatedGpu
 
 from supervisor.config.profile import Profile
 from supervisor.engine.targets import devices_of, unusable_together
 from supervisor.telemetry.port import HOST, DeviceInfo
-from tests.telemetry.simulated_gpu import GIB, NEVER_S, SimulatedGpu
 from tests.telemetry.switching import StartOnGpu, live, profile, refusal
 
 HALVES = (1.0, 1.0)

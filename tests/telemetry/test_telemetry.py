@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pynvml
 import pytest
+from lab.drivers.nvidia import GIB, SimulatedGpu
 
 from supervisor.errors import TelemetryError
 from supervisor.telemetry.port import HOST, TelemetryState
@@ -24,7 +25,6 @@ from tests.telemetry.sampling import (
     until,
     until_sampled,
 )
-from tests.telemetry.simulated_gpu import GIB, SimulatedGpu
 
 
 async def test_devices_are_numbered_and_the_host_comes_last(telemetry: Telemetry) -> None:

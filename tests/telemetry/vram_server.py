@@ -1,12 +1,8 @@
 """A server with llama-server's command line that takes memory of the simulated GPU.
 
-It takes it on the devices that CUDA_VISIBLE_DEVICES names, in the shares of `--tensor-split`, and
-none where that is `-1`. Its environment says how much, and what becomes of that at its death:
+How much, where, and what becomes of it at its death is said by the variables of `holding.py`, and
+by one more:
 
-    VRAM_BYTES            what it takes
-    VRAM_RELEASE_AFTER_S  seconds from its death until all is given back (`inf`: never)
-    VRAM_RELEASE_STEPS    in so many equal steps
-    VRAM_LISTED_AS        the process id that the driver lists it under, if not its own
     VRAM_LEFT_BYTES       what a process of its session, but not of its group, takes besides;
                           that one ends only when it is killed
 """
@@ -19,33 +15,13 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
-from tests.telemetry.simulated_gpu import SimulatedGpu
+from lab.drivers.holding import take_memory
+from lab.drivers.nvidia import SimulatedGpu
 
 LONGEST_LIFE_S = 60
 _ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
-
-
-def take_memory(split: str) -> None:
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    if not visible or visible == "-1":
-        return
-    gpu = SimulatedGpu.attached()
-    known = [each.uuid.decode() for each in gpu.devices]
-    devices = [known.index(uuid) for uuid in visible.split(",")]
-    shares = [float(share) for share in split.split(",")]
-    for device, share in zip(devices, shares, strict=True):
-        gpu.allocate(
-            os.getpid(),
-            int(int(os.environ.get("VRAM_BYTES", "0")) * share / sum(shares)),
-            device,
-            release_after_s=float(os.environ.get("VRAM_RELEASE_AFTER_S", "0")),
-            release_steps=int(os.environ.get("VRAM_RELEASE_STEPS", "1")),
-            listed_as=int(os.environ.get("VRAM_LISTED_AS", "0")),
-        )
-    left_bytes = int(os.environ.get("VRAM_LEFT_BYTES", "0"))
-    if left_bytes:
-        leave_behind(gpu, left_bytes, devices[0])
 
 
 def leave_behind(gpu: SimulatedGpu, left_bytes: int, device: int) -> None:
@@ -79,8 +55,10 @@ def main(arguments: list[str]) -> None:
 
         print("sockets end in .sock", *FLAGS, sep="\n")  # noqa: T201 - the same
     else:
-        has_split = "--tensor-split" in arguments
-        take_memory(arguments[arguments.index("--tensor-split") + 1] if has_split else "1")
+        gpu, devices = take_memory(arguments)
+        left_bytes = int(os.environ.get("VRAM_LEFT_BYTES", "0"))
+        if gpu and left_bytes:
+            leave_behind(gpu, left_bytes, devices[0])
         serve(arguments[arguments.index("--host") + 1])
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from immutables import Map
+from lab.drivers.nvidia import GIB, SimulatedGpu
 from structlog.testing import capture_logs
 
 from supervisor.config.configuration import ResolvedModel
@@ -26,7 +27,6 @@ from supervisor.errors import TelemetryError
 from supervisor.telemetry.host import HostMemory
 from supervisor.telemetry.port import HOST, DeviceInfo, DeviceReading, ProcessUse
 from supervisor.telemetry.telemetry import Telemetry
-from tests.telemetry.simulated_gpu import GIB, SimulatedGpu
 
 GPU = "gpu0"
 TODAY = "2026-11-21"

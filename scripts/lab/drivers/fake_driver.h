@@ -1,7 +1,7 @@
 /* What the simulated drivers share: faults, and processes whose memory is given back late. Each
  * driver answers from a file that tests map and change.
  *
- * The structures have their twins in simulated_driver.py: a change here is a change there. */
+ * The structures have their twins in shared.py: a change here is a change there. */
 
 #ifndef FAKE_DRIVER_H
 #define FAKE_DRIVER_H

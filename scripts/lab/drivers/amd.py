@@ -24,10 +24,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
-import pytest
-
-from supervisor.telemetry.amd.cards import list_sysfs_cards
-from tests.telemetry.simulated_driver import (
+from lab.drivers.shared import (
     C_FLAGS,
     FAKES,
     GIB,
@@ -52,10 +49,6 @@ UNKNOWN_ERROR = -1
 _OURS = ("ROCM_HOME", "ROCM_PATH", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 _SHARED = ("CUDA_VISIBLE_DEVICES",)
 _BOUND = re.compile(r"_libraries\['libamd_smi\.so'\]\.(\w+)")
-
-without_amd_cards = pytest.mark.skipif(
-    bool(list_sysfs_cards(Path("/"))), reason="the kernel's files show AMD cards of this machine"
-)
 
 
 class DeviceState(ctypes.Structure):
@@ -123,8 +116,8 @@ class SimulatedAmd(SimulatedDriver):
         self, folder: Path, *, library: Path | None = None, total_bytes: tuple[int, ...] = ()
     ) -> None:
         self._library = library or build_library(folder / "rocm")
-        self._file = folder / "simulated-amd-state"
-        self.state = create_state(self._file, MachineState)
+        self.file = folder / "simulated-amd-state"
+        self.state = create_state(self.file, MachineState)
         totals = total_bytes or (64 * GIB, 48 * GIB)
         for index, total in enumerate(totals):
             device = self.devices[index]
@@ -144,13 +137,13 @@ class SimulatedAmd(SimulatedDriver):
     def attached(cls, environ: Mapping[str, str] = os.environ) -> Self:
         """Reach the machine that this process was started with."""
         amd = cls.__new__(cls)
-        amd._file = Path(environ[STATE_VARIABLE])
-        amd.state = map_state(amd._file, MachineState)
+        amd.file = Path(environ[STATE_VARIABLE])
+        amd.state = map_state(amd.file, MachineState)
         return amd
 
     def environment(self) -> dict[str, str]:
         """Give the variables with which a process finds this driver."""
-        return {"ROCM_PATH": str(self._library.parents[1]), STATE_VARIABLE: str(self._file)}
+        return {"ROCM_PATH": str(self._library.parents[1]), STATE_VARIABLE: str(self.file)}
 
     def full_environment(self, **variables: str) -> dict[str, str]:
         """Give this process's environment with this driver, and only `variables` of visibility."""

@@ -2,7 +2,7 @@
  * that tests map and change (SIMULATED_GPU_STATE). Built as libnvidia-ml.so.1 and found through
  * LD_LIBRARY_PATH, so that the real pynvml bindings run against it.
  *
- * The structures have their twins in simulated_gpu.py: a change here is a change there. */
+ * The structures have their twins in nvidia.py: a change here is a change there. */
 
 #include <stdint.h>
 #include <string.h>

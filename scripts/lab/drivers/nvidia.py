@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
-from tests.telemetry.simulated_driver import (
+from lab.drivers.shared import (
     C_FLAGS,
     FAKES,
     GIB,
@@ -82,8 +82,8 @@ class SimulatedGpu(SimulatedDriver):
         self, folder: Path, *, library: Path | None = None, total_bytes: tuple[int, ...] = ()
     ) -> None:
         self._library = library or build_library(folder)
-        self._file = folder / "simulated-gpu-state"
-        self.state = create_state(self._file, MachineState)
+        self.file = folder / "simulated-gpu-state"
+        self.state = create_state(self.file, MachineState)
         totals = total_bytes or (100 * GIB, 200 * GIB)
         for device in self.devices:
             device.mig_parent = -1
@@ -100,14 +100,14 @@ class SimulatedGpu(SimulatedDriver):
     def attached(cls, environ: Mapping[str, str] = os.environ) -> Self:
         """Reach the machine that this process was started with."""
         gpu = cls.__new__(cls)
-        gpu._file = Path(environ[STATE_VARIABLE])
-        gpu.state = map_state(gpu._file, MachineState)
+        gpu.file = Path(environ[STATE_VARIABLE])
+        gpu.state = map_state(gpu.file, MachineState)
         return gpu
 
     def environment(self) -> dict[str, str]:
         """Give the variables with which a process finds this driver."""
         path = f"{self._library.parent}:{os.environ.get('LD_LIBRARY_PATH', '')}".rstrip(":")
-        return {"LD_LIBRARY_PATH": path, STATE_VARIABLE: str(self._file)}
+        return {"LD_LIBRARY_PATH": path, STATE_VARIABLE: str(self.file)}
 
     def full_environment(self, **variables: str) -> dict[str, str]:
         """Give this process's environment with this driver, and only `variables` of visibility."""

@@ -2,7 +2,7 @@
  * that tests map and change (SIMULATED_AMD_STATE). Linked into libamd_smi.so with a stub for every
  * other symbol that the real bindings look up, and found through ROCM_PATH.
  *
- * The structures of the state have their twins in simulated_amd.py. */
+ * The structures of the state have their twins in amd.py. */
 
 #include <stdint.h>
 #include <stdio.h>

@@ -53,7 +53,7 @@ class SimulatedDriver:
     """A machine's driver. Devices are named by position; `state` holds what it answers."""
 
     state: Any
-    _file: Path
+    file: Path
 
     @property
     def devices(self) -> Any:
@@ -68,7 +68,7 @@ class SimulatedDriver:
         """List a process; its memory is part of `set_used`. None: the figure is not available."""
         self._place(pid, NOT_AVAILABLE if used_bytes is None else used_bytes, device)
 
-    def allocate(
+    def allocate(  # noqa: PLR0913 - what becomes of its memory
         self,
         pid: int,
         used_bytes: int,
@@ -161,7 +161,7 @@ class SimulatedDriver:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Keep other processes from changing the same places."""
-        with self._file.open("rb") as file:
+        with self.file.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
