@@ -62,6 +62,7 @@ async def build(
         arbiter = machine.arbiter
         push_rules(arbiter, targets, ground.stores, holder)
         services = make_services(ground, machine, targets)
+        owned.push_async_callback(services.embedding.preparer.close)
         controller = Controller(
             arbiter=arbiter,
             targets=targets,

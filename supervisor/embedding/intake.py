@@ -8,7 +8,7 @@ import structlog
 from supervisor.config.configuration import ResolvedModel
 from supervisor.core.sizing.gguf import GgufHeader
 from supervisor.core.sizing.input_limit import longest_input
-from supervisor.embedding.tokenizer import FileTokenizer
+from supervisor.embedding.tokenizer import ModelTokenizer
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.models.model_source import look_at_model
 from supervisor.engine.port import Abilities
@@ -33,17 +33,20 @@ class Intake:
     vocabulary_size: int | None
     takes_ids: bool
     tells_tokens: bool
-    tokenizer: FileTokenizer | None
+    tokenizer: ModelTokenizer | None
 
 
-def look_at(ways: Sequence[ResolvedModel], engines: Engines) -> Intake:
+def look_at(
+    ways: Sequence[ResolvedModel], engines: Engines, tokenizer: ModelTokenizer | None
+) -> Intake:
     """Read what a model takes from its files, its profile and its engine; blocks.
 
     `ways`: with each profile that it may run with, its own first; what is taken is what all take.
+    `tokenizer`: out of the file that the model names, where it names one.
     Raises RequestRefused: `extra_missing`, `target_cannot_start` for files and engines that cannot
     be used.
     """
-    own, *others = [_look_at(resolved, engines) for resolved in ways]
+    own, *others = [_look_at(resolved, engines, tokenizer) for resolved in ways]
     if own.tokenizer is not None and any(own.takes_ids is not each.takes_ids for each in others):
         raise RequestRefused(
             "target_cannot_start",
@@ -60,16 +63,14 @@ def look_at(ways: Sequence[ResolvedModel], engines: Engines) -> Intake:
     )
 
 
-def _look_at(resolved: ResolvedModel, engines: Engines) -> Intake:
-    path = resolved.tokenizer_path
+def _look_at(resolved: ResolvedModel, engines: Engines, tokenizer: ModelTokenizer | None) -> Intake:
     try:
         abilities = engines.choose(resolved.profile.engine).abilities(resolved)
         file = look_at_model(resolved, abilities)
-        tokenizer = FileTokenizer(path) if path else None
     except (EngineError, ModelFileError) as error:
         raise RequestRefused("target_cannot_start", str(error)) from error
     header = file.header if file else None
-    if path is None and header is not None and _loses_hangul(header, abilities):
+    if tokenizer is None and header is not None and _loses_hangul(header, abilities):
         log.warning(
             "embedding.tokenizer_missing",
             model=resolved.name,
@@ -82,7 +83,7 @@ def _look_at(resolved: ResolvedModel, engines: Engines) -> Intake:
         if tokenizer.vocabulary_size > vocabulary_size:
             raise RequestRefused(
                 "target_cannot_start",
-                f"{path} is not the tokenizer of '{resolved.name}': it has "
+                f"{resolved.tokenizer_path} is not the tokenizer of '{resolved.name}': it has "
                 f"{tokenizer.vocabulary_size} tokens, and the model {vocabulary_size}",
             )
     return Intake(

@@ -9,6 +9,7 @@ from supervisor.core.machine.values import Target
 from supervisor.core.scheduling.values import Priority
 from supervisor.embedding.intake import Intake, look_at
 from supervisor.embedding.lengths import Ids
+from supervisor.embedding.opened_tokenizer import Tokenizers
 from supervisor.embedding.server_tokenizer import ServerTokenizers
 from supervisor.embedding.servers import Servers
 from supervisor.embedding.shortening import Shortening
@@ -40,6 +41,7 @@ class Preparer:
         self._targets = targets
         self._engines = engines
         self._server_tokenizers = ServerTokenizers(servers)
+        self._tokenizers = Tokenizers()
         self._intakes: dict[tuple[str, str], Intake] = {}
         self._looking = asyncio.Lock()
 
@@ -55,12 +57,21 @@ class Preparer:
         async with self._looking:
             known = self._intakes.get(key)
             if known is None or known.resolved is not resolved:
-                ways = [resolved]
-                if target.fallback is not None:
-                    ways.append(self._targets.resolved(target.fallback))
-                known = await asyncio.to_thread(look_at, ways, self._engines)
+                known = await self._look_at(target, resolved)
                 self._intakes[key] = known
         return known
+
+    async def close(self) -> None:
+        """Give back what tokenizers take; nothing may be prepared any more."""
+        await self._tokenizers.close()
+
+    async def _look_at(self, target: Target, resolved: ResolvedModel) -> Intake:
+        ways = [resolved]
+        if target.fallback is not None:
+            ways.append(self._targets.resolved(target.fallback))
+        path = resolved.tokenizer_path
+        tokenizer = await self._tokenizers.open(path) if path else None
+        return await asyncio.to_thread(look_at, ways, self._engines, tokenizer)
 
     async def prepare(self, request: EmbeddingRequest) -> Sequence[PreparedInput]:
         """Return each input in the pieces that its server is sent.

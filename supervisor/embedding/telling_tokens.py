@@ -52,7 +52,8 @@ class TokenTeller:
         prompt = prompt_of(intake.resolved, prompt_name)
         whole = [prompt + text for text in texts]
         if intake.tokenizer is not None:
-            return [intake.tokenizer.told(text, adds_special=adds_special) for text in whole]
+            own = intake.tokenizer
+            return [await own.told(text, adds_special=adds_special) for text in whole]
         return [
             await self._servers.ask(
                 target, priority, partial(_ask_for_pieces, text=text, adds_special=adds_special)

@@ -1,4 +1,4 @@
-"""The port of tokenizers, and the one out of a model's own `tokenizer.json`.
+"""The port of tokenizers, and what reads a model's own `tokenizer.json`.
 
 The library is imported when the first such model is asked for, and not before: most of what this
 product does needs no tokens.
@@ -37,6 +37,19 @@ class Tokenizer(Protocol):
         ...
 
 
+class ModelTokenizer(Tokenizer, Protocol):
+    """The tokenizer out of a model's own file."""
+
+    @property
+    def vocabulary_size(self) -> int:
+        """How many tokens it knows: ids are below."""
+        ...
+
+    async def told(self, text: str, *, adds_special: bool) -> list[Token]:
+        """Return a text's tokens, each with where it stands. Raises RequestRefused."""
+        ...
+
+
 class FileTokenizer:
     """A model's `tokenizer.json`, without the truncation and padding that may stand in it."""
 
@@ -61,7 +74,7 @@ class FileTokenizer:
             return self._encode(texts)
         return await asyncio.to_thread(self._encode, texts)
 
-    def told(self, text: str, *, adds_special: bool) -> list[Token]:
+    async def told(self, text: str, *, adds_special: bool) -> list[Token]:
         """Return a text's tokens, each with where it stands."""
         encoding = self._library.encode(text, add_special_tokens=adds_special)
         return [

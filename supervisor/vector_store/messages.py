@@ -1,13 +1,10 @@
-"""What the controller and the store's process say to each other, in MessagePack.
+"""What the controller asks of the store's process.
 
-A message is a head of four bytes, its length (little-endian), and its content. A request is named
-for the method of `Shards` that carries it out (shards.py), and has its arguments; it has a number,
-and may be repeated. Answers come in any order. Vectors travel as the bytes that they are.
+A request is named for the method of `Shards` that carries it out (shards.py), and has its
+arguments; it may be repeated. Vectors travel as the bytes that they are.
 """
 
-import struct
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import msgspec
 
@@ -96,47 +93,3 @@ Request = (
     | ReadPoints
     | Optimize
 )
-
-
-class Asked(msgspec.Struct, frozen=True, array_like=True):
-    """A request with its number."""
-
-    number: int
-    request: Request
-
-
-class Answered(msgspec.Struct, frozen=True, array_like=True):
-    """What came of the request of that number. `code`: of RequestRefused, with its message."""
-
-    number: int
-    content: msgspec.Raw = msgspec.Raw(b"\xc0")  # None
-    code: str | None = None
-    message: str = ""
-
-
-_HEAD = struct.Struct("<I")
-_encode = msgspec.msgpack.Encoder().encode
-
-
-def framed(message: Any) -> bytes:
-    """Return a message as it is sent."""
-    content = _encode(message)
-    return _HEAD.pack(len(content)) + content
-
-
-class Frames:
-    """Takes messages out of bytes that come in pieces."""
-
-    def __init__(self) -> None:
-        self._rest = bytearray()
-
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        """Yield the content of each message that is complete now."""
-        self._rest += data
-        while len(self._rest) >= _HEAD.size:
-            end = _HEAD.size + _HEAD.unpack_from(self._rest)[0]
-            if len(self._rest) < end:
-                return
-            content = bytes(memoryview(self._rest)[_HEAD.size : end])
-            del self._rest[:end]
-            yield content

@@ -28,8 +28,8 @@ async def edge(tmp_path: Path) -> AsyncIterator[EdgeStore]:
 
 
 def worker_of(store: EdgeStore) -> psutil.Process:
-    assert store._worker is not None
-    return psutil.Process(store._worker.pid)
+    assert store._process.running is not None
+    return psutil.Process(store._process.running.pid)
 
 
 async def texts_in(store: EdgeStore) -> list[str]:
@@ -89,8 +89,8 @@ async def test_an_operation_that_ends_the_process_each_time_is_given_up(edge: Ed
 
     async def kill_each() -> None:
         while True:
-            worker = edge._worker
-            if worker is not None and worker.pid not in killed and worker._waiting:
+            worker = edge._process.running
+            if worker is not None and worker.pid not in killed and worker.is_busy:
                 killed.add(worker.pid)
                 os.kill(worker.pid, signal.SIGKILL)
             await asyncio.sleep(0)

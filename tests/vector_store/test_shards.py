@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from supervisor.errors import RequestRefused
+from supervisor.side_process.messages import Asked, Frames, framed
 from supervisor.vector_store.edge_worker import serve
-from supervisor.vector_store.messages import Asked, DescribeCollection, Frames, framed
+from supervisor.vector_store.messages import DescribeCollection
 from supervisor.vector_store.port import PointKind
 from supervisor.vector_store.shards import Shards
 from tests.vector_store.points import DIMENSION, MODEL, chunk, vector, whole

@@ -1,27 +1,26 @@
-"""The store's process as the controller sees it: started, asked, and ended with the controller."""
+"""A side process as the controller sees it: started, asked, and ended with the controller."""
 
 import asyncio
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 
 from supervisor.errors import RequestRefused
 from supervisor.own_process import command_of, python_path
-from supervisor.vector_store.messages import Answered, Asked, Frames, Request, framed
+from supervisor.side_process.messages import Answered, Asked, Frames, framed
 
 _decode = msgspec.msgpack.Decoder(Answered).decode
 
 
-class WorkerLost(Exception):
+class ProcessLost(Exception):
     """The process ended before it had answered."""
 
 
-class WorkerProcess(asyncio.Protocol):
-    """A process with the collections of a folder (edge_worker.py), and what it has to answer."""
+class SideProcess(asyncio.Protocol):
+    """A process of ours (`answering.py` is its side), and what it has to answer."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -32,8 +31,8 @@ class WorkerProcess(asyncio.Protocol):
         self.is_lost = False
 
     @classmethod
-    async def start(cls, folder: Path, environ: Mapping[str, str]) -> "WorkerProcess":
-        """Start the process. Raises OSError.
+    async def start(cls, program: Sequence[str], environ: Mapping[str, str]) -> "SideProcess":
+        """Start the process: a module of this package, and its arguments. Raises OSError.
 
         Call it on the event loop's thread, for as long as which the process may live: the kernel
         ends it with the thread that started it.
@@ -41,26 +40,31 @@ class WorkerProcess(asyncio.Protocol):
         ours, theirs = socket.socketpair()
         try:
             with theirs:
-                process = await _start_program(folder, environ, theirs.fileno())
+                process = await _start_program(program, environ, theirs.fileno())
         except BaseException:
             ours.close()
             raise
         loop = asyncio.get_running_loop()
-        _, worker = await loop.create_unix_connection(lambda: cls(process), sock=ours)
-        return worker
+        _, started = await loop.create_unix_connection(lambda: cls(process), sock=ours)
+        return started
 
     @property
     def pid(self) -> int:
         """Its process id."""
         return self._process.pid
 
-    async def ask(self, request: Request) -> msgspec.Raw:
+    @property
+    def is_busy(self) -> bool:
+        """Whether somebody waits for an answer."""
+        return bool(self._waiting)
+
+    async def ask(self, request: Any) -> msgspec.Raw:
         """Have a request carried out; returns what it is answered with.
 
-        Raises WorkerLost where the process ends first, and RequestRefused where it says so.
+        Raises ProcessLost where the process ends first, and RequestRefused where it says so.
         """
         if self.is_lost:
-            raise WorkerLost
+            raise ProcessLost
         self._asked = number = self._asked + 1
         answer = asyncio.get_running_loop().create_future()
         self._waiting[number] = answer
@@ -74,7 +78,7 @@ class WorkerProcess(asyncio.Protocol):
         return answered.content
 
     async def stop(self, grace_s: float) -> None:
-        """Have the process write everything to the disk and end; killed after `grace_s` seconds."""
+        """Have the process end what it does, and itself; killed after `grace_s` seconds."""
         self._transport.close()  # which is how it learns that it is needed no more
         try:
             async with asyncio.timeout(grace_s):
@@ -101,15 +105,15 @@ class WorkerProcess(asyncio.Protocol):
         self.is_lost = True
         for waiting in self._waiting.values():
             if not waiting.done():
-                waiting.set_exception(WorkerLost())
+                waiting.set_exception(ProcessLost())
 
 
 async def _start_program(
-    folder: Path, environ: Mapping[str, str], socket_fd: int
+    program: Sequence[str], environ: Mapping[str, str], socket_fd: int
 ) -> asyncio.subprocess.Process:
     kept = {name: environ[name] for name in ("PATH", "LANG", "LC_ALL") if name in environ}
     return await asyncio.create_subprocess_exec(
-        *command_of("supervisor.vector_store.edge_worker", str(folder)),
+        *command_of(*program),
         env={**kept, "PYTHONPATH": python_path()},
         cwd="/",
         stdin=socket_fd,
