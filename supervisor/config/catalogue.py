@@ -7,7 +7,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from supervisor.config.fields import Settings
 from supervisor.config.units import EnvText
-from supervisor.core.machine.values import Mode
+from supervisor.core.machine.values import Mode, ModelRules
 from supervisor.core.scheduling.values import Priority
 
 
@@ -44,6 +44,12 @@ class ModelEntry(Settings):
         default=Priority.INTERACTIVE,
         description="How urgent requests for it are that say nothing of it (`X-Priority`): "
         "`interactive`, or `batch` for work that may wait for a quiet time.",
+    )
+    pinned: bool = Field(
+        default=False,
+        description="Once it is live, it gives way to no other model: what needs its room is "
+        "refused. It goes when it is unloaded by its name. It is not loaded because of that: see "
+        "`default_model`.",
     )
     max_input_tokens: int | None = Field(
         default=None,
@@ -91,6 +97,10 @@ class ModelEntry(Settings):
         if entry.setdefault("type", spelled.value) != spelled.value:
             raise ValueError(f"type says {entry['type']} and embedding says {spelled}; keep type")
         return entry
+
+    def rules(self) -> ModelRules:
+        """Return what the core goes by that was chosen for this model."""
+        return ModelRules(is_pinned=self.pinned)
 
     @property
     def profile_name(self) -> str:

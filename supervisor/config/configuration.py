@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from msgspec.structs import replace
 from pydantic import ValidationError
 
 from supervisor.config.catalogue import Catalogue, LongInput
@@ -14,7 +15,7 @@ from supervisor.config.profile import Profile
 from supervisor.config.scanned import LeftOut
 from supervisor.config.settings import SupervisorSettings
 from supervisor.config.source import FieldPath, Source, dotted
-from supervisor.core.machine.values import Mode
+from supervisor.core.machine.values import Mode, ModelRules, SwitchRules
 from supervisor.core.scheduling.values import Priority
 from supervisor.errors import RequestRefused
 
@@ -103,6 +104,12 @@ class Configuration:
         if named in of_mode:
             return named
         return of_mode[0] if len(of_mode) == 1 else None
+
+    def rules(self) -> SwitchRules:
+        """Return how switches go about their work, with what was chosen for single models."""
+        of_models = {name: entry.rules() for name, entry in self.catalogue.models.items()}
+        chosen = {name: rules for name, rules in of_models.items() if rules != ModelRules()}
+        return replace(self.settings.rules(), models=chosen)
 
     def priority_of(self, model: str | None) -> Priority:
         """Return how urgent requests for a model are that say nothing of it."""

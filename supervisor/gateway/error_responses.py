@@ -33,6 +33,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "job_cancelled": 409,
     "job_not_cancellable": 409,
     "job_not_retryable": 409,
+    "pinned_in_the_way": 409,
     "place_is_taken": 409,
     "body_too_large": 413,
     "queue_full": 429,

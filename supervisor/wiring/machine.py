@@ -79,10 +79,8 @@ def push_rules(
     """Pass limits, rules, budgets and bounds on whenever another configuration is applied."""
 
     def push(configuration: Configuration) -> None:
-        settings = configuration.settings
-        arbiter.post(
-            RulesChanged(at=time.monotonic(), limits=settings.limits(), rules=settings.rules())
-        )
+        settings, rules = configuration.settings, configuration.rules()
+        arbiter.post(RulesChanged(at=time.monotonic(), limits=settings.limits(), rules=rules))
         for name in arbiter.snapshot.devices:
             note_device(arbiter, targets.device(name))
         stores.apply(settings.switch)
@@ -115,7 +113,7 @@ def first_snapshot(
     return Snapshot(
         devices=Map(budgets),
         limits=settings.limits(),
-        rules=settings.rules(),
+        rules=configuration.rules(),
         scheduling=Scheduling(run=f"s{int(time.time())}", estimates=estimates),
     )
 

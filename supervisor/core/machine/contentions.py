@@ -34,13 +34,18 @@ def contentions(snapshot: Snapshot, at: float) -> tuple[Contention, ...]:
     return tuple(_contention(snapshot, group, at) for group in _groups(snapshot, targets))
 
 
-def fits_beside(snapshot: Snapshot, target: Target) -> bool:
-    """Whether a target, as far as its need is known, may start beside all that is there."""
+def at_once(snapshot: Snapshot, target: Target, at: float) -> str | None:
+    """Return why a switch to a target needs nobody's turn to end, if so, by what is known of it.
+
+    It may start beside all that is there, or pinned ones leave it no room, which is then found.
+    """
     need = snapshot.scheduling.need_of(target)
     if need is None or not snapshot.sharing(*need.devices):
-        return False
-    plan = plan_residency(snapshot, target, need, ())
-    return not (plan.leaving or plan.retiring)
+        return None
+    plan = plan_residency(snapshot, target, need, (), at)
+    if plan.in_the_way:
+        return "whether it fits beside what is pinned"
+    return None if plan.leaving or plan.retiring else "it fits beside what is live"
 
 
 def view_of(snapshot: Snapshot, contention: Contention, at: float) -> View:
@@ -94,33 +99,33 @@ def _memories(snapshot: Snapshot, target: Target) -> set[str]:
 
 
 def _contention(snapshot: Snapshot, members: Sequence[Target], at: float) -> Contention:
-    kept_back = [(target, _kept_back_until(snapshot, target)) for target in members]
+    kept_back = [(target, _kept_back_until(snapshot, target, at)) for target in members]
     later = [until for _, until in kept_back if until > at]
     targets = tuple(target for target, until in kept_back if until <= at)
     return Contention(
         targets=targets,
         joined_at=min(later, default=None),
-        residents=_residents(snapshot, targets[0]) if targets else (),
+        residents=_residents(snapshot, targets[0], at) if targets else (),
     )
 
 
-def _kept_back_until(snapshot: Snapshot, target: Target) -> float:
+def _kept_back_until(snapshot: Snapshot, target: Target, at: float) -> float:
     """Return until when a target is left alone: it has failed, or a hand chose what is there."""
     scheduling = snapshot.scheduling
     setback = scheduling.setbacks.get(target.model)
     until = 0.0 if setback is None else setback.until
-    if fits_beside(snapshot, target):
+    if at_once(snapshot, target, at):
         return until
     held = [scheduling.held_until.get(d, 0.0) for d in scheduling.devices_of(target)]
     return max(until, *held)
 
 
-def _residents(snapshot: Snapshot, target: Target) -> tuple[Backend, ...]:
+def _residents(snapshot: Snapshot, target: Target, at: float) -> tuple[Backend, ...]:
     """Return who would give way: those that work first, and of those the last that came."""
     need = snapshot.scheduling.need_of(target)
     there = snapshot.sharing(*snapshot.scheduling.devices_of(target))
     if need is not None:
-        plan = plan_residency(snapshot, target, need, ())
+        plan = plan_residency(snapshot, target, need, (), at)
         there = (*plan.leaving, *plan.retiring)
     live = [b for b in there if b.state is BackendState.READY]
     return tuple(sorted(live, key=lambda b: (b.in_flight > 0, b.epoch), reverse=True))

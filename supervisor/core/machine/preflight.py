@@ -5,11 +5,8 @@ from collections.abc import Sequence
 from supervisor.core.byte_size import format_bytes
 from supervisor.core.machine.events import TargetAccepted
 from supervisor.core.machine.memory import HolderRole, MemorySample, OnUnconfirmed
-from supervisor.core.machine.residency import (
-    Plan,
-    baselines_after,
-    resident_bytes,
-)
+from supervisor.core.machine.packing import capacity_of, died_just_now, resident_bytes
+from supervisor.core.machine.residency import Plan, baselines_after
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.values import Backend, Device, Refusal, Target, TargetNeed
 from supervisor.core.sizing.fitting import mildest_fitting
@@ -55,6 +52,45 @@ def refuse_what_cannot_fit(
     return next((refusal for refusal in refusals if refusal is not None), None)
 
 
+def refuse_for_the_pinned(
+    snapshot: Snapshot,
+    target: Target,
+    need: TargetNeed,
+    plan: Plan,
+    readings: Sequence[MemorySample],
+) -> Refusal | None:
+    """Return that pinned models leave the target no room, and which ones; None where they do."""
+    if not plan.in_the_way:
+        return None
+    footprint = need.footprint
+    named = ", ".join(f"'{backend.target.model}'" for backend in plan.in_the_way)
+    room = {}
+    for name in footprint.devices:
+        device = snapshot.devices[name]
+        there = [b for b in plan.in_the_way if b in snapshot.sharing(name)]
+        left_bytes = capacity_of(snapshot, name, target, readings) - target.memory.margin_bytes
+        left_bytes -= resident_bytes(snapshot, there, name)
+        if there:
+            room[name] = 0 if device.is_exclusive else max(0, left_bytes)
+    short = min(room, key=lambda name: room[name] - footprint.on(name))
+    fitting = mildest_fitting(need.alternatives, room[short]) if short == target.device else ()
+    would = "; ".join(f"{a.setting} needs {format_bytes(a.need_bytes)}" for a in fitting)
+    advice = f"it would fit with {would}; or " if would else ""
+    return Refusal(
+        code="pinned_in_the_way",
+        message=f"'{target.model}' with profile '{target.profile}' needs about "
+        f"{format_bytes(footprint.on(short))} of {short}, where {named} stays (pinned) and leaves "
+        f"{format_bytes(room[short])}; {advice}unload {named} by its name (POST /unload), or take "
+        "`pinned` from it in models.yaml",
+        details=(
+            ("pinned", tuple(backend.target.model for backend in plan.in_the_way)),
+            ("need_bytes", footprint.on(short)),
+            ("available_bytes", room[short]),
+            ("fits_with", tuple(a.setting for a in fitting)),
+        ),
+    )
+
+
 def _refuse_on(  # noqa: PLR0913, PLR0917 - what is held against what
     snapshot: Snapshot,
     device: Device,
@@ -70,8 +106,10 @@ def _refuse_on(  # noqa: PLR0913, PLR0917 - what is held against what
         return _refusal(target, need, device, device.budget_bytes, carries, remedy)
     if memory is None:
         return None
-    if not _died_just_now(snapshot, target, memory):
-        room_bytes, arithmetic = _room_after(snapshot, device, plan.leaving, memory)
+    if not died_just_now(snapshot, target, memory):
+        # Whether the pinned are to blame is asked afterwards: as if all were gone.
+        gone = snapshot.sharing(device.name) if plan.in_the_way else plan.leaving
+        room_bytes, arithmetic = _room_after(snapshot, device, gone, memory)
     elif memory.foreign_bytes is not None:
         room_bytes = memory.total_bytes - memory.foreign_bytes
         arithmetic = f"{device.name} has {format_bytes(room_bytes)} beside what others hold"
@@ -108,11 +146,6 @@ def _room_after(
         names = ", ".join(f"'{b.target.model}'" for b in leaving)
         arithmetic += f", and {format_bytes(room_bytes)} once {names} has stopped"
     return room_bytes, arithmetic
-
-
-def _died_just_now(snapshot: Snapshot, target: Target, memory: MemorySample) -> bool:
-    last = snapshot.last_exit
-    return last is not None and memory.taken_at - last.at < target.memory.release_timeout_s
 
 
 def _refusal(  # noqa: PLR0913, PLR0917 - what the sentence is made of

@@ -7,88 +7,76 @@ from msgspec.structs import replace
 
 from supervisor.core.machine.footprint import Baseline, Footprint
 from supervisor.core.machine.memory import MemorySample, ReleaseQuestion
+from supervisor.core.machine.packing import Cost, cheapest_to_leave, fits_with
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.values import Backend, SwitchRules, Target
 
 
 class Plan(Struct, frozen=True, kw_only=True):
-    """What gives way to a target, oldest first: before it starts, or once it serves."""
+    """What gives way to a target, oldest first: before it starts, or once it serves.
+
+    `cost` is what it costs that others than those it replaces leave. `in_the_way` are pinned ones
+    that leave it no room: then nobody leaves, and it cannot start.
+    """
 
     leaving: tuple[Backend, ...] = ()
     retiring: tuple[Backend, ...] = ()
+    in_the_way: tuple[Backend, ...] = ()
+    cost: Cost = Cost()
 
 
 def plan_residency(
-    snapshot: Snapshot, target: Target, footprint: Footprint, readings: Sequence[MemorySample]
+    snapshot: Snapshot,
+    target: Target,
+    footprint: Footprint,
+    readings: Sequence[MemorySample],
+    at: float,
 ) -> Plan:
     """Choose the backends that give way to `target`, which takes `footprint`.
 
-    What it replaces (the same model with another profile; with `rules.replaces` all others) serves
-    until the target is ready, where each device of the footprint carries both at once: it is not
-    exclusive, its budget holds them, and a reading of it shows the need and the margin free. Else
-    it stops first. Of the others there as many stop first as must, the oldest before all, or all of
-    them on a device that is exclusive.
+    What it replaces (the same model with another profile; with `rules.replaces` all others that are
+    not pinned) serves until the target is ready, where each device of the footprint carries both at
+    once: it is not exclusive, and a reading of it shows room for the need and the margin. Else it
+    stops first. Of the others there the cheapest set stops first without which the rest fits, idle
+    ones before those that work, and never a pinned one.
     """
     replaced = [b for b in snapshot.backends if _is_replaced(b, target, snapshot.rules)]
     here = snapshot.sharing(*footprint.devices)
-    if all(
-        _carries_both(snapshot, device, footprint, target, readings) for device in footprint.devices
-    ):
+    fits = fits_with(snapshot, target, footprint, readings)
+    if _shows_room(snapshot, target, footprint, readings) and fits(here):
         return Plan(retiring=oldest_first(replaced))
-    leaving = [b for b in here if b in replaced]
-    staying = [b for b in oldest_first(here) if b not in replaced]
-    while crowded := _crowded(snapshot, staying, footprint):
-        first = next(b for b in staying if b in snapshot.sharing(*crowded))
-        staying.remove(first)
-        leaving.append(first)
+    others = [b for b in here if b not in replaced]
+    pinned = [b for b in others if snapshot.rules.of(b.target).is_pinned]
+    movable = [b for b in others if b not in pinned]
+    chosen = cheapest_to_leave(snapshot, movable, lambda staying: fits([*pinned, *staying]), at)
+    if chosen is None:
+        return Plan(in_the_way=oldest_first(pinned))
+    leaving = [*chosen[0], *(b for b in replaced if b in here)]
     elsewhere = [b for b in replaced if b not in here]
-    return Plan(leaving=oldest_first(leaving), retiring=oldest_first(elsewhere))
+    return Plan(leaving=oldest_first(leaving), retiring=oldest_first(elsewhere), cost=chosen[1])
 
 
 def _is_replaced(backend: Backend, target: Target, rules: SwitchRules) -> bool:
-    return rules.replaces or backend.target.model == target.model
+    if backend.target.model == target.model:
+        return True
+    return rules.replaces and not rules.of(backend.target).is_pinned
 
 
-def _carries_both(
-    snapshot: Snapshot,
-    name: str,
-    footprint: Footprint,
-    target: Target,
-    readings: Sequence[MemorySample],
+def _shows_room(
+    snapshot: Snapshot, target: Target, footprint: Footprint, readings: Sequence[MemorySample]
 ) -> bool:
-    """Whether the target may start beside all that is there. Unread memory carries nothing."""
-    device, here = snapshot.devices[name], snapshot.sharing(name)
-    memory = next((reading for reading in readings if reading.device == name), None)
-    if device.is_exclusive or memory is None:
-        return not here
-    need_bytes = footprint.on(name)
-    fits_budget = resident_bytes(snapshot, here, name) + need_bytes <= device.budget_bytes
-    return fits_budget and memory.free_bytes >= need_bytes + target.memory.margin_bytes
-
-
-def _crowded(
-    snapshot: Snapshot, staying: Sequence[Backend], footprint: Footprint
-) -> tuple[str, ...]:
-    """Return the devices that carry the footprint only without one more of those that stay."""
-
-    def is_crowded(name: str) -> bool:
-        device = snapshot.devices[name]
-        there = [b for b in staying if b in snapshot.sharing(name)]
-        taken_bytes = resident_bytes(snapshot, there, name) + footprint.on(name)
-        return bool(there) and (device.is_exclusive or taken_bytes > device.budget_bytes)
-
-    return tuple(name for name in footprint.devices if is_crowded(name))
+    """Whether readings show room beside all that is there; unread memory carries nothing more."""
+    free = {reading.device: reading.free_bytes for reading in readings}
+    return all(
+        not snapshot.sharing(name)
+        or free.get(name, 0) >= footprint.on(name) + target.memory.margin_bytes
+        for name in footprint.devices
+    )
 
 
 def oldest_first(backends: Sequence[Backend]) -> tuple[Backend, ...]:
     """Sort backends by the order of their starts."""
     return tuple(sorted(backends, key=lambda b: b.epoch))
-
-
-def resident_bytes(snapshot: Snapshot, backends: Sequence[Backend], device: str) -> int:
-    """Sum of what the backends are accounted for in the memory of a device."""
-    pool = snapshot.pool(device)
-    return sum(backend.footprint.on(*pool) for backend in backends)
 
 
 def baselines_after(

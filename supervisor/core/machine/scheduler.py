@@ -7,7 +7,7 @@ recovery.
 """
 
 from supervisor.core.machine import clock
-from supervisor.core.machine.contentions import Contention, contentions, fits_beside, view_of
+from supervisor.core.machine.contentions import Contention, at_once, contentions, view_of
 from supervisor.core.machine.draft import Draft
 from supervisor.core.machine.events import Event, RequestArrived, RequestEnded, SwitchRequested
 from supervisor.core.machine.snapshot import Snapshot
@@ -101,8 +101,8 @@ def _decide(draft: Draft) -> tuple[float | None, float]:
 
 def _decision(snapshot: Snapshot, contention: Contention, at: float) -> Decision:
     for target in contention.targets:
-        if fits_beside(snapshot, target):
-            reason = f"switching to {target.model}: it fits beside what is live"
+        if (why := at_once(snapshot, target, at)) is not None:
+            reason = f"switching to {target.model}: {why}"
             return Decision(model=target.model, reason=reason)
     return POLICIES[snapshot.rules.scheduling.policy](view_of(snapshot, contention, at))
 

@@ -38,7 +38,9 @@ def note_failure(
     first_s = max(SHORTEST_PAUSE_S, took_s * (1.0 - share) / share)
     pause_s = doubled_pause_s(failures, first_s, max(first_s, LONGEST_PAUSE_S))
     is_fault = is_targets_fault(refusal)
-    if is_fault and failures >= snapshot.limits.breaker_deaths:
+    if refusal.code == "pinned_in_the_way":  # it cost nobody anything, and ends with an unload
+        pause_s = SHORTEST_PAUSE_S
+    elif is_fault and failures >= snapshot.limits.breaker_deaths:
         pause_s = math.inf
     setback = Setback(
         failures=failures,

@@ -49,8 +49,9 @@ class Scheduling(Struct, frozen=True, kw_only=True):
     """What the scheduler knows and has decided: written by `scheduler` and the modules it names.
 
     `run` and `begun` name the next switch that the controller begins by itself. `needs` are the
-    last that were accepted, by the target's identity. `pending` is a switch by hand that waits for
-    the end of the running one, `held_until` how long devices stay as a hand has set them.
+    last that were accepted, by the target's identity, and `capacities` what all our servers
+    together could take of a device when it was last read. `pending` is a switch by hand that waits
+    for the end of the running one, `held_until` how long devices stay as a hand has set them.
     `decision` is the last one, `wake_at` when it is to be thought over, and `linger_s` how long
     after the only live model has no work (0: at once).
     """
@@ -58,6 +59,7 @@ class Scheduling(Struct, frozen=True, kw_only=True):
     run: str = "s0"
     begun: int = 0
     needs: Map[tuple[str, str, str], Footprint] = field(default_factory=Map)
+    capacities: Map[str, int] = field(default_factory=Map)
     pending: SwitchRequested | RestartRequested | None = None
     held_until: Map[str, float] = field(default_factory=Map)
     setbacks: Map[str, Setback] = field(default_factory=Map)

@@ -43,6 +43,7 @@ from supervisor.core.machine.confirming import (
 from supervisor.core.machine.draft import Draft
 from supervisor.core.machine.ending import end_switch, stop_warming
 from supervisor.core.machine.events import BackendReady, TargetAccepted
+from supervisor.core.machine.footprint import Footprint
 from supervisor.core.machine.leaving import (
     begin_to_leave,
     leaving_backends,
@@ -54,7 +55,12 @@ from supervisor.core.machine.leaving import (
     stop_leaving,
 )
 from supervisor.core.machine.memory import GateState, MemorySample
-from supervisor.core.machine.preflight import refuse_unread, refuse_what_cannot_fit
+from supervisor.core.machine.packing import measured_capacity
+from supervisor.core.machine.preflight import (
+    refuse_for_the_pinned,
+    refuse_unread,
+    refuse_what_cannot_fit,
+)
 from supervisor.core.machine.recovery import forget_recovery, note_lost
 from supervisor.core.machine.residency import Plan, plan_residency
 from supervisor.core.machine.rolling_back import fail_rollback, note_restored, roll_back
@@ -84,9 +90,8 @@ def accept_target(draft: Draft, event: TargetAccepted) -> None:
     if target is None:
         return
     footprint = event.need.footprint.among(draft.snapshot.devices)
-    plan = plan_residency(draft.snapshot, target, footprint, event.readings)
-    needs = draft.snapshot.scheduling.needs
-    draft.set_scheduling(needs=needs.set(target.identity, footprint))
+    plan = plan_residency(draft.snapshot, target, footprint, event.readings, draft.at)
+    _note_need(draft, target, footprint, event.readings)
     place(draft, Placement(target=target, footprint=footprint))
     own = next((r for r in event.readings if r.device == target.device), None)
     draft.set_switch("notes", memory_before=own)
@@ -95,12 +100,16 @@ def accept_target(draft: Draft, event: TargetAccepted) -> None:
         first=tuple(b.epoch for b in plan.leaving),
         behind=tuple(b.epoch for b in plan.retiring),
     )
-    refusal = refuse_unread(target, event) or refuse_what_cannot_fit(
-        draft.snapshot, target, replace(event.need, footprint=footprint), plan, event.readings
+    need, readings = replace(event.need, footprint=footprint), event.readings
+    refusal = (
+        refuse_unread(target, event)
+        or refuse_what_cannot_fit(draft.snapshot, target, need, plan, readings)
+        or refuse_for_the_pinned(draft.snapshot, target, need, plan, readings)
     )
+    is_pinned = draft.snapshot.rules.of(target).is_pinned
     if refusal is not None:
         _fall_back_or_end(draft, target, refusal)
-    elif switch.order.is_recovery and (others := _others_in_place(plan)):
+    elif switch.order.is_recovery and not is_pinned and (others := _others_in_place(plan)):
         # What died comes back into free room only: somebody chose what is live now.
         forget_recovery(draft, target.model)
         end_switch(draft, refusal=_place_is_taken(target.model, others))
@@ -109,6 +118,20 @@ def accept_target(draft: Draft, event: TargetAccepted) -> None:
         draft.commands.append(WarmFile(switch_id=switch.switch_id, target=target))
     else:
         begin_leaving(draft)
+
+
+def _note_need(
+    draft: Draft, target: Target, footprint: Footprint, readings: Sequence[MemorySample]
+) -> None:
+    """Remember what the target takes, and what its devices can carry, as it was just read."""
+    snapshot = draft.snapshot
+    capacities = snapshot.scheduling.capacities
+    for reading in readings:
+        measured = measured_capacity(snapshot, reading.device, target, readings)
+        if measured is not None:
+            capacities = capacities.set(reading.device, measured)
+    needs = snapshot.scheduling.needs.set(target.identity, footprint)
+    draft.set_scheduling(needs=needs, capacities=capacities)
 
 
 def _fall_back_or_end(draft: Draft, target: Target, refusal: Refusal) -> None:

@@ -3,6 +3,7 @@
 All are frozen. `switch.py` has the running switch, `snapshot.py` the whole state.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
 
 from msgspec import Struct, field
@@ -295,6 +296,12 @@ class Limits(Struct, frozen=True, kw_only=True):
     breaker_window_s: float = 120.0
 
 
+class ModelRules(Struct, frozen=True, kw_only=True):
+    """What the operator chose for one model. `is_pinned`: it never gives way to another."""
+
+    is_pinned: bool = False
+
+
 class SwitchRules(Struct, frozen=True, kw_only=True):
     """How switches go about their work, as the operator chose.
 
@@ -302,7 +309,7 @@ class SwitchRules(Struct, frozen=True, kw_only=True):
     target's file is read into the page cache meanwhile. `keeps_prompts_at_exit`: prompt caches are
     also saved when the controller ends. `scheduling`: what the scheduler's policy is held to;
     `scheduler_drains`: what its switches do to requests in flight; `manual_hold_s`: how long it
-    leaves alone what was switched to by hand.
+    leaves alone what was switched to by hand. `models` has those for which something was chosen.
     """
 
     replaces: bool = False
@@ -311,3 +318,8 @@ class SwitchRules(Struct, frozen=True, kw_only=True):
     scheduling: SchedulingRules = SchedulingRules()
     scheduler_drains: DrainPolicy = DrainPolicy.WAIT
     manual_hold_s: float = 10.0
+    models: Mapping[str, ModelRules] = {}
+
+    def of(self, target: Target) -> ModelRules:
+        """Return what was chosen for a target's model."""
+        return self.models.get(target.model) or ModelRules()

@@ -110,14 +110,25 @@ def note_return(estimates: Estimates, model: str, after_s: float) -> Estimates:
 
 def costs_of(estimates: Estimates, model: str) -> Costs:
     """What a switch to the model costs, and what its requests do."""
-    known = _of(estimates, model)
+    known, switch_s = _of(estimates, model), load_s(estimates, model)
     return Costs(
-        switch_s=_quantile(known.switches_s, 0.5) if known.switches_s else SWITCH_S,
+        switch_s=SWITCH_S if switch_s is None else switch_s,
         drain_s=_quantile(known.drains_s, 0.5) if known.drains_s else 0.0,
         service_s=_quantile(known.services_s, 0.5) if known.services_s else 0.0,
         arrivals_per_s=_arrivals_per_s(known.stays),
         return_s=sorted(known.returns_s)[1] if len(known.returns_s) > 1 else None,
     )
+
+
+def load_s(estimates: Estimates, model: str) -> float | None:
+    """How long a switch to the model takes, the drain before it left out; None: not known yet."""
+    known = _of(estimates, model).switches_s
+    return _quantile(known, 0.5) if known else None
+
+
+def arrivals_per_s(estimates: Estimates, model: str) -> float:
+    """How often the model is asked for; 0 as long as that is not known."""
+    return _arrivals_per_s(_of(estimates, model).stays)
 
 
 def longest_switch_s(estimates: Estimates, model: str, there: Sequence[str]) -> float:

@@ -118,7 +118,7 @@ def test_refuse_counts_only_those_that_shall_leave() -> None:
     story.arrive("r1", "chat")
     story.arrive("r2", "embed")
     story.ask_for(RERANK, DrainPolicy.REFUSE)
-    story.accept(need_bytes=16 * GIB)
+    story.accept(need_bytes=15 * GIB)
 
     assert facts_in(story.wake()) == {"in_flight": 1}
 

@@ -47,7 +47,7 @@ def backend(epoch: int, model: str, **gib: int) -> Backend:
 
 def leaving(snapshot: Snapshot, **gib: int) -> list[int]:
     footprint = Footprint.of({device: size * GIB for device, size in gib.items()})
-    return [b.epoch for b in plan_residency(snapshot, EMBED, footprint, ()).leaving]
+    return [b.epoch for b in plan_residency(snapshot, EMBED, footprint, (), 1e3).leaving]
 
 
 def holding(*backends: Backend) -> Snapshot:
@@ -57,17 +57,17 @@ def holding(*backends: Backend) -> Snapshot:
 
 def test_only_those_give_way_that_are_in_the_way_on_a_device_that_is_full() -> None:
     there = holding(backend(1, "a", gpu0=8), backend(2, "b", gpu1=20), backend(3, "c", host=10))
-    assert leaving(there, gpu0=16, gpu1=4) == []
-    assert leaving(there, gpu0=17, gpu1=4) == [1]
-    assert leaving(there, gpu0=16, gpu1=5) == [2]
-    assert leaving(there, gpu0=8, host=7) == [3]
-    assert leaving(there, gpu0=17, gpu1=5, host=7) == [1, 2, 3]
+    assert leaving(there, gpu0=15, gpu1=3) == []
+    assert leaving(there, gpu0=16, gpu1=3) == [1]
+    assert leaving(there, gpu0=15, gpu1=4) == [2]
+    assert leaving(there, gpu0=8, host=6) == [3]
+    assert leaving(there, gpu0=16, gpu1=4, host=6) == [1, 2, 3]
 
 
 def test_one_on_two_devices_gives_way_where_either_is_needed() -> None:
     there = holding(backend(1, "a", gpu0=12, gpu1=12))
-    assert leaving(there, gpu1=13) == [1]
-    assert leaving(there, gpu1=12) == []
+    assert leaving(there, gpu1=12) == [1]
+    assert leaving(there, gpu1=11) == []
 
 
 def test_each_device_has_its_baseline_and_gets_its_share_back() -> None:

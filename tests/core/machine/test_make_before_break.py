@@ -227,7 +227,7 @@ def test_next_switch_waits_for_what_still_retires_where_it_needs_the_room(story:
     story.tell(BackendReady, epoch=new, memory=None)
 
     story.ask_for(EMBED)
-    story.accept(need_bytes=16 * GIB, used_bytes=16 * GIB)
+    story.accept(need_bytes=15 * GIB, used_bytes=16 * GIB)
 
     assert story.snapshot.switch is not None
     assert story.snapshot.switch.leaving.epochs == (1,)

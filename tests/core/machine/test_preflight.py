@@ -32,7 +32,7 @@ SMALLER = (
 
 def judge(story: Story, need: TargetNeed, used_bytes: int) -> Refusal | None:
     readings = (story.reading(used_bytes),)
-    plan = plan_residency(story.snapshot, EMBED, need.footprint, readings)
+    plan = plan_residency(story.snapshot, EMBED, need.footprint, readings, 1e3)
     return refuse_what_cannot_fit(story.snapshot, EMBED, need, plan, readings)
 
 
@@ -83,7 +83,7 @@ def test_what_others_took_since_the_start_is_no_room_for_what_follows() -> None:
 
     def is_refused(need_bytes: int) -> bool:
         need = TargetNeed(footprint=taking(need_bytes))
-        plan = plan_residency(story.snapshot, EMBED, need.footprint, (memory,))
+        plan = plan_residency(story.snapshot, EMBED, need.footprint, (memory,), 1e3)
         return refuse_what_cannot_fit(story.snapshot, EMBED, need, plan, (memory,)) is not None
 
     assert not is_refused(16 * GIB)
@@ -102,12 +102,12 @@ def test_use_from_before_counts_where_the_need_was_estimated_too_low() -> None:
     assert judge(story, TargetNeed(footprint=taking(20 * GIB)), used_bytes=16 * GIB) is None
 
 
-def test_what_does_not_give_way_is_not_counted_as_free() -> None:
+def test_what_others_hold_is_not_counted_as_free() -> None:
     story = Story(SHARED)
-    story.make_live(CHAT, need_bytes=4 * GIB)
-    refusal = judge(story, TargetNeed(footprint=taking(10 * GIB)), used_bytes=16 * GIB)
+    story.make_live(CHAT, need_bytes=4 * GIB, used_bytes=12 * GIB)
+    refusal = judge(story, TargetNeed(footprint=taking(13 * GIB)), used_bytes=16 * GIB)
     assert refusal is not None
-    assert "gpu0 has 8.0 GiB free;" in refusal.message
+    assert "gpu0 has 8.0 GiB free, and 12.0 GiB once 'chat' has stopped;" in refusal.message
     assert "no smaller setting makes it fit" in refusal.message
 
 
@@ -122,7 +122,7 @@ def test_operators_budget_is_named_with_what_would_raise_it() -> None:
 def test_unread_memory_is_left_to_the_gate() -> None:
     story = Story(EXCLUSIVE)
     need = TargetNeed(footprint=taking(20 * GIB))
-    plan = plan_residency(story.snapshot, EMBED, need.footprint, ())
+    plan = plan_residency(story.snapshot, EMBED, need.footprint, (), 1e3)
     assert refuse_what_cannot_fit(story.snapshot, EMBED, need, plan, ()) is None
 
 

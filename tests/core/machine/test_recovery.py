@@ -231,7 +231,7 @@ def test_switch_on_another_device_takes_no_place() -> None:
 def test_recovery_stops_nobody_to_make_room(beside: Story) -> None:
     beside.crash(1)
     beside.ask_for(RERANK)
-    beside.accept(need_bytes=16 * GIB)
+    beside.accept(need_bytes=15 * GIB)
     beside.start()
     beside.arrive("r1", "chat")
     beside.retry()

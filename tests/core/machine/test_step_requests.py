@@ -6,6 +6,7 @@ import pytest
 from immutables import Map
 from msgspec.structs import replace
 
+from supervisor.core.byte_size import MIB
 from supervisor.core.machine.commands import Command, GrantLease, RefuseRequest
 from supervisor.core.machine.deadlines import next_wakeup
 from supervisor.core.machine.events import (
@@ -37,7 +38,7 @@ from supervisor.core.scheduling.estimates import Estimates, note_stay
 from tests.core.machine.story import AT_ONCE
 from tests.core.machine.surroundings import asked_for, taking
 
-DEVICE = Device(name="gpu0", budget_bytes=1000)
+DEVICE = Device(name="gpu0", budget_bytes=1000 * MIB)
 CHAT = Target(model="chat", mode=Mode.GENERATION, profile="chat", device="gpu0")
 EMBED = Target(model="embed", mode=Mode.EMBEDDING, profile="embed", device="gpu0")
 CODE = Target(model="code", mode=Mode.GENERATION, profile="code", device="gpu0")
