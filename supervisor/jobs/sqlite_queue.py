@@ -72,7 +72,6 @@ class SqliteQueue:
     async def remove(self, job_id: str) -> None:
         """See `JobQueue`."""
         await self._write(statements.remove, job_id)
-        await self._give_room_back()
 
     async def add_lines(self, job_id: str, lines: Sequence[NewLine]) -> None:
         """See `JobQueue`."""
@@ -106,7 +105,6 @@ class SqliteQueue:
     async def forget_results(self, job_id: str) -> None:
         """See `JobQueue`."""
         await self._write(statements.forget_results, job_id)
-        await self._give_room_back()
 
     async def reopen(self, job: Job, expected: JobState) -> bool:
         """See `JobQueue`."""
@@ -129,11 +127,6 @@ class SqliteQueue:
         await self._in_thread(self._database.close)
         self._thread.shutdown()
 
-    async def _give_room_back(self) -> None:
-        """Give pages that are free back to the file system, some at a time: others may pass."""
-        while await self._in_thread(statements.vacuum_some, self._database):
-            pass
-
     async def _write(
         self,
         statement: Callable[Concatenate[sqlite3.Connection, _Arguments], _Returned],
@@ -155,7 +148,7 @@ class SqliteQueue:
         """Run statements in one transaction. Raises RequestRefused `storage_full`."""
         run = partial(statement, self._database, *args, **kwargs)
         try:
-            return await self._in_thread(self._transact, run)
+            return await self._in_thread(partial(self._transact, run))
         except sqlite3.Error as error:
             code = getattr(error, "sqlite_errorcode", 0)
             if code & _PRIMARY_CODE not in _FULL:
@@ -165,15 +158,9 @@ class SqliteQueue:
                 f"the queue of jobs cannot be written: {error}; make room on its disk",
             ) from error
 
+    async def _in_thread(self, run: Callable[[], _Returned]) -> _Returned:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, run)
+
     def _transact(self, run: Callable[[], _Returned]) -> _Returned:
         with self._database:
             return run()
-
-    async def _in_thread(
-        self,
-        function: Callable[_Arguments, _Returned],
-        *args: _Arguments.args,
-        **kwargs: _Arguments.kwargs,
-    ) -> _Returned:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, partial(function, *args, **kwargs))

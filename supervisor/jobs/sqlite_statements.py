@@ -70,16 +70,17 @@ _COLUMNS = "number, record, state, reason, succeeded, failed, repeats, input_tok
 _ACTIVE = "state IN ('validating', 'in_progress', 'finalizing', 'cancelling')"
 _SETTLES = "state IN ('validating', 'in_progress')"
 
-_VACUUM_PAGES = 2000
-
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Job).decode
 
 
 def prepare(database: sqlite3.Connection) -> None:
     """Make the tables where they are missing, and free what a controller that died had claimed."""
-    if not _pragma(database, "auto_vacuum"):  # of a new file; it cannot be had later
-        database.execute("PRAGMA auto_vacuum=INCREMENTAL")
+    # Each commit gives the pages that it frees back to the file system. Incremental vacuuming would
+    # look for each of them in the list of all that are free: minutes for the results of one batch.
+    is_new = not _pragma(database, "auto_vacuum")
+    database.execute("PRAGMA auto_vacuum=FULL")
+    if is_new:  # else it cannot be had
         database.execute("VACUUM")
     database.execute("PRAGMA journal_mode=WAL")
     database.execute("PRAGMA synchronous=FULL")
@@ -206,10 +207,13 @@ def renew(
 def settle(database: sqlite3.Connection, results: Sequence[LineResult]) -> None:
     """Keep results of lines that have none, and count them."""
     numbers = _numbers(database, (result.job_id for result in results))
+    kept: dict[int, list[LineResult]] = {}
     for result in results:
         number = numbers.get(result.job_id)
         if number is not None and _take_out(database, number, result):
-            _keep(database, number, result)
+            kept.setdefault(number, []).append(result)
+    for number, own in kept.items():
+        _keep(database, number, own)
 
 
 def _take_out(database: sqlite3.Connection, job: int, result: LineResult) -> bool:
@@ -223,19 +227,33 @@ def _take_out(database: sqlite3.Connection, job: int, result: LineResult) -> boo
     return database.execute(statement, (job, result.number)).rowcount == 1
 
 
-def _keep(database: sqlite3.Connection, job: int, result: LineResult) -> None:
-    tokens = result.input_tokens, result.output_tokens
-    database.execute(
+def _keep(database: sqlite3.Connection, job: int, results: Sequence[LineResult]) -> None:
+    database.executemany(
         "INSERT INTO results VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (job, result.number, result.is_success, result.content, result.reason, *tokens),
+        [
+            (job, each.number, each.is_success, each.content, each.reason, *_tokens(each))
+            for each in results
+        ],
     )
-    column = "succeeded" if result.is_success else "failed"
+    succeeded = sum(each.is_success for each in results)
+    reason = next((each.reason for each in reversed(results) if each.reason), None)
     database.execute(
-        f"UPDATE jobs SET {column} = {column} + 1, input_tokens = input_tokens + ?,"
-        " output_tokens = output_tokens + ?, reason = coalesce(nullif(?, ''), reason)"
-        " WHERE number = ?",
-        (*tokens, result.reason, job),
+        "UPDATE jobs SET succeeded = succeeded + ?, failed = failed + ?,"
+        " input_tokens = input_tokens + ?, output_tokens = output_tokens + ?,"
+        " reason = coalesce(?, reason) WHERE number = ?",
+        (
+            succeeded,
+            len(results) - succeeded,
+            sum(each.input_tokens for each in results),
+            sum(each.output_tokens for each in results),
+            reason,
+            job,
+        ),
     )
+
+
+def _tokens(result: LineResult) -> tuple[int, int]:
+    return result.input_tokens, result.output_tokens
 
 
 def put_back(database: sqlite3.Connection, owner: str, repeats: Sequence[Repeat]) -> None:
@@ -315,15 +333,7 @@ def reopen(database: sqlite3.Connection, job: Job, expected: JobState) -> bool:
 
 def used_bytes(database: sqlite3.Connection) -> int:
     """Return what the pages that are in use take."""
-    return (_pragma(database, "page_count") - _pragma(database, "freelist_count")) * _pragma(
-        database, "page_size"
-    )
-
-
-def vacuum_some(database: sqlite3.Connection) -> bool:
-    """Give some free pages back to the file system; return whether there are more."""
-    database.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
-    return _pragma(database, "freelist_count") > 0
+    return _pragma(database, "page_count") * _pragma(database, "page_size")
 
 
 def _pragma(database: sqlite3.Connection, name: str) -> int:

@@ -285,7 +285,9 @@ async def test_receiver_that_is_gone_is_not_asked_again(
 async def test_end_that_is_not_known_yet_is_not_told(running: Running, receiver: Receiver) -> None:
     job = new_job("batch_1", spec={"callback_url": receiver.url}, lines=1, not_before=9e9)
     ended = job.entering(JobState.COMPLETED, 1002.0)
+    await running.runner.stop()  # which would end it before it is in progress
     await add_running(running.queue, job)
+    running.runner.start()
     callback = callback_jobs.callback_of(ended)
     assert callback is not None
     await running.queue.add(callback)
