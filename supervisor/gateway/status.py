@@ -113,7 +113,7 @@ class Status:
     async def status(self, _: NoParameters) -> Answer:
         """Show the whole snapshot."""
         snapshot = self._arbiter.snapshot
-        live = snapshot.live_models()
+        live, failure = snapshot.live_models(), snapshot.endings.failure
         return json_answer(
             {
                 "state": overall_state(snapshot),
@@ -129,9 +129,9 @@ class Status:
                 "schedule": describe_schedule(snapshot.agenda, self._clock()),
                 "embedding": self._batcher.describe(),
                 "jobs": await self._describe_jobs(),
-                "last_exit": describe_exit(snapshot.last_exit, self._clock()),
+                "last_exit": describe_exit(snapshot.endings.exit, self._clock()),
                 "recoveries": [describe_recovery(r) for r in snapshot.recoveries],
-                "last_failure": snapshot.last_failure.message if snapshot.last_failure else None,
+                "last_failure": failure.message if failure else None,
                 "impairments": self._impairments.describe(),
                 "memory": await self._memory(),
                 **self._telemetry_health(),

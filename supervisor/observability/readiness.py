@@ -35,6 +35,6 @@ class Readiness:
         impaired, or has a model that is being brought back.
         """
         is_idle = not snapshot.ready_backends() and snapshot.switch is None
-        if self._has_default_model and is_idle and snapshot.last_failure is not None:
+        if self._has_default_model and is_idle and snapshot.endings.failure is not None:
             return "unhealthy"
         return "degraded" if is_impaired or snapshot.recoveries else "healthy"

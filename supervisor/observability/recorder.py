@@ -147,7 +147,7 @@ def _log_backend(event: Event, after: Snapshot) -> None:
         case BackendMoved():
             log.info("backend.moved", epoch=event.epoch)
         case BackendExited():
-            exit_record = after.last_exit
+            exit_record = after.endings.exit
             if exit_record is None or exit_record.epoch != event.epoch:
                 return
             fields = {

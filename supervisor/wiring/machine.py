@@ -13,7 +13,7 @@ from supervisor.calendar.reading import ScheduleReader
 from supervisor.config.configuration import Configuration
 from supervisor.config.holder import ConfigurationHolder
 from supervisor.core.machine.events import DeviceFound, RulesChanged
-from supervisor.core.machine.snapshot import Scheduling, Snapshot
+from supervisor.core.machine.snapshot import Endings, Scheduling, Snapshot
 from supervisor.core.machine.values import Device
 from supervisor.core.scheduling.estimates import Estimates
 from supervisor.engine.launcher import Launcher
@@ -58,7 +58,12 @@ async def start_machine(ground: Ground, schedule: ScheduleReader, owned: AsyncEx
     stores = ground.stores
     observers = (Recorder(stores.history), ground.children, learner, readiness, stores.estimates)
     arbiter = Arbiter(
-        snapshot=first_snapshot(configuration, telemetry.devices(), stores.estimates.read()),
+        snapshot=first_snapshot(
+            configuration,
+            telemetry.devices(),
+            stores.estimates.read(),
+            orphans_at=ground.children.orphans_at,
+        ),
         launcher=launcher,
         memory=telemetry,
         schedule=schedule,
@@ -95,10 +100,15 @@ def note_device(arbiter: Arbiter, device: Device) -> None:
 
 
 def first_snapshot(
-    configuration: Configuration, devices: tuple[DeviceInfo, ...], estimates: Estimates
+    configuration: Configuration,
+    devices: tuple[DeviceInfo, ...],
+    estimates: Estimates,
+    *,
+    orphans_at: float | None = None,
 ) -> Snapshot:
     """Build the state at start: the devices with their budgets, and nothing loaded.
 
+    `orphans_at`: when what a killed controller left was found gone.
     Raises ConfigError when the settings name a device that is not there.
     """
     settings = configuration.settings
@@ -115,6 +125,7 @@ def first_snapshot(
         limits=settings.limits(),
         rules=configuration.rules(),
         scheduling=Scheduling(run=f"s{int(time.time())}", estimates=estimates),
+        endings=Endings(orphans_at=orphans_at),
     )
 
 

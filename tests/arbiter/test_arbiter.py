@@ -484,7 +484,7 @@ async def test_a_server_that_dies_while_serving_is_started_again_for_those_who_w
     await eventually(lambda: in_flight(world) == 1)
     world.launcher.newest.end(signal=11)
     await eventually(lambda: world.snapshot.recovery("chat") is not None)
-    exit_record = world.snapshot.last_exit
+    exit_record = world.snapshot.endings.exit
     assert (exit_record.signal, exit_record.was_wanted) == (11, False)
     assert exit_record.last_lines == ("first words", "last words")
     await client.let_go()  # its lease went with the backend

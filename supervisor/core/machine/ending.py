@@ -40,7 +40,8 @@ def end_switch(
         down = draft.snapshot.recovery(switch.target.model)
         if down is not None:
             note_failed_recovery(draft, down.target, refusal.message)
-    draft.set(switch=None, last_failure=refusal, switch_durations_s=durations)
+    endings = replace(draft.snapshot.endings, failure=refusal)
+    draft.set(switch=None, endings=endings, switch_durations_s=durations)
     draft.commands.append(FinishSwitch(report=report))
     failed_model = switch.target.model if switch.target else None
     _note_for_scheduling(draft, switch, report)

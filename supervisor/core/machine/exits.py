@@ -71,7 +71,7 @@ def note_exit(draft: Draft, backend: Backend, event: BackendExited) -> None:
         ),
     )
     draft.remove_backend(backend.epoch)
-    draft.set(last_exit=gone.record)
+    draft.set(endings=replace(draft.snapshot.endings, exit=gone.record))
     _MEANINGS[part](draft, gone)
 
 

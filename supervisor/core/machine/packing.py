@@ -67,8 +67,8 @@ def measured_capacity(
 
 def died_just_now(snapshot: Snapshot, target: Target, memory: MemorySample) -> bool:
     """Whether a server has ended so shortly before a reading that it may be in it still."""
-    last = snapshot.last_exit
-    return last is not None and memory.taken_at - last.at < target.memory.release_timeout_s
+    ended_at = snapshot.endings.server_at
+    return ended_at is not None and memory.taken_at - ended_at < target.memory.release_timeout_s
 
 
 def resident_bytes(snapshot: Snapshot, backends: Sequence[Backend], device: str) -> int:

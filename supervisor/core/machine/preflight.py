@@ -42,7 +42,8 @@ def refuse_what_cannot_fit(
 
     It is held against the operator's budget, and against what telemetry says will be free. The
     margin is left to the release gate, which also confirms where memory is tight but back. Right
-    after a death nothing can be said but what others hold: the driver may still give memory back.
+    after a death, also of what a killed controller left, nothing can be said but what others hold:
+    the driver may still give memory back.
     """
     by_device = {reading.device: reading for reading in readings}
     refusals = (

@@ -33,7 +33,7 @@ def not_live(snapshot: Snapshot, model: str | None) -> Refusal:
         again = () if down.is_open else (("retry_after_s", int(FIRST_RETRY_AFTER_S)),)
         return Refusal(code="backend_down", message=down.reason, details=again)
     if not live:
-        why = f": {snapshot.last_failure.message}" if snapshot.last_failure else ""
+        why = f": {snapshot.endings.failure.message}" if snapshot.endings.failure else ""
         return Refusal(
             code="no_model_loaded",
             message=f"no model is loaded{why}; POST /switch-backend loads one",

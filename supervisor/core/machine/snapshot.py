@@ -79,6 +79,24 @@ class Scheduling(Struct, frozen=True, kw_only=True):
         return target.devices if need is None else (*target.devices, *need.devices)
 
 
+class Endings(Struct, frozen=True, kw_only=True):
+    """What ended last: a backend, and a switch that failed.
+
+    `orphans_at`: when the servers that a killed controller had left were found gone, None where
+    there were none. A driver may give their memory back some time after it.
+    """
+
+    exit: BackendExit | None = None
+    failure: Refusal | None = None
+    orphans_at: float | None = None
+
+    @property
+    def server_at(self) -> float | None:
+        """When a server ended last, whoever had started it."""
+        ends = (self.orphans_at, None if self.exit is None else self.exit.at)
+        return max((at for at in ends if at is not None), default=None)
+
+
 class Snapshot(Struct, frozen=True, kw_only=True):
     """The whole state. Only the arbiter replaces it, and only by what `step()` returns.
 
@@ -97,8 +115,7 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     recent_deaths: Map[str, tuple[float, ...]] = field(default_factory=Map)
     switch_durations_s: tuple[float, ...] = ()
     next_epoch: int = 1
-    last_exit: BackendExit | None = None
-    last_failure: Refusal | None = None
+    endings: Endings = Endings()
     close_deadline: float | None = None
 
     @property

@@ -64,7 +64,9 @@ class Children:
         self._impairments = impairments or Impairments()
         self._writing = threading.Lock()
         self._children: dict[int, Child] = {}
-        _end_orphans(self._path, data.identity)
+        left = _end_orphans(self._path, data.identity)
+        self.orphans_at = time.monotonic() if left else None
+        """When what a killed controller left was found gone; None where it left nothing."""
         self._write()
 
     def observe(self, event: Event, *_: object) -> None:
@@ -146,20 +148,23 @@ def _read(path: Path) -> Iterator[Child]:
         yield child
 
 
-def _end_orphans(path: Path, folder: str) -> None:
-    """End what a killed controller left; a file that cannot be read is set aside."""
+def _end_orphans(path: Path, folder: str) -> tuple[Child, ...]:
+    """End what a killed controller left, and return it; a file that cannot be read is set aside."""
+    orphans = []
     try:
         children = tuple(_read(path))
     except FileNotFoundError:
-        return
+        return ()
     except (OSError, ValueError, KeyError, TypeError) as error:
         set_aside(path, f"it cannot be read: {error!r}")
-        return
+        return ()
     for child in children:
         if child.is_alive and not has_mark(child.pid, child.mark):
             log.warning("instance.left_alone", pid=child.pid, reason="it does not carry our mark")
         if child.mark and child.folder == folder and child.boot_id == _boot_id():
             _end_marked(child.mark)
+            orphans.append(child)
+    return tuple(orphans)
 
 
 def _end_marked(mark: str) -> None:

@@ -109,8 +109,8 @@ def test_old_one_that_dies_while_it_retires_is_not_brought_back(story: Story) ->
     assert story.crash(1) == ()
 
     assert story.snapshot.recoveries == ()
-    assert story.snapshot.last_exit is not None
-    assert story.snapshot.last_exit.was_wanted
+    assert story.snapshot.endings.exit is not None
+    assert story.snapshot.endings.exit.was_wanted
 
 
 @pytest.mark.parametrize("used_gib", [16, 24])

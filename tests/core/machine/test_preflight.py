@@ -48,8 +48,8 @@ def test_target_that_others_leave_no_room_for_touches_nothing() -> None:
     )
     assert story.snapshot.switch is None
     assert story.snapshot.backends[0].state is BackendState.READY
-    assert story.snapshot.last_failure is not None
-    assert story.snapshot.last_failure.code == "target_does_not_fit"
+    assert story.snapshot.endings.failure is not None
+    assert story.snapshot.endings.failure.code == "target_does_not_fit"
 
 
 def test_refusal_has_the_arithmetic_and_the_mildest_settings_that_fit() -> None:
@@ -88,6 +88,17 @@ def test_what_others_took_since_the_start_is_no_room_for_what_follows() -> None:
 
     assert not is_refused(16 * GIB)
     assert is_refused(16 * GIB + 1)
+
+
+def test_memory_that_a_killed_controllers_servers_may_hold_still_refuses_nothing() -> None:
+    story = Story(EXCLUSIVE)
+    need = TargetNeed(footprint=taking(20 * GIB))
+    assert judge(story, need, used_bytes=14 * GIB) is not None
+    ended = replace(story.snapshot.endings, orphans_at=story.now)
+    story.snapshot = replace(story.snapshot, endings=ended)
+    assert judge(story, need, used_bytes=14 * GIB) is None
+    story.now += EMBED.memory.release_timeout_s
+    assert judge(story, need, used_bytes=14 * GIB) is not None
 
 
 def test_what_gives_way_is_counted_as_free() -> None:

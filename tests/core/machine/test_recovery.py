@@ -91,7 +91,7 @@ def test_requests_for_other_models_are_not_held_for_a_restart(died: Story) -> No
 
 
 def test_death_says_how_the_process_ended(died: Story) -> None:
-    last_exit = died.snapshot.last_exit
+    last_exit = died.snapshot.endings.exit
     assert last_exit is not None
     assert (last_exit.signal, last_exit.was_wanted) == (9, False)
     recovery = died.snapshot.recovery("chat")

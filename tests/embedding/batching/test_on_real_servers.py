@@ -128,7 +128,7 @@ async def test_embedding_and_chat_take_turns_and_nothing_fails(bench: Bench) -> 
     counts = await asyncio.gather(*load)
     assert min(counts) > 0
     last = bench.parts.arbiter.snapshot
-    assert last.last_failure is None
+    assert last.endings.failure is None
 
 
 def newest_epoch(bench: Bench) -> int:

@@ -115,8 +115,10 @@ def test_server_that_a_killed_controller_left_is_ended_with_all_that_it_started(
     marked = [pid for pid in psutil.pids() if has_mark(pid, str(mark_of(server.pid)))]
 
     with capture_logs() as lines:
-        Children(data).release()
+        children = Children(data)
+        children.release()
 
+    assert children.orphans_at is not None
     assert len(marked) == 2
     ended = [line["pid"] for line in lines if line["event"] == "instance.orphan_ended"]
     assert sorted(ended) == sorted(marked)
