@@ -26,7 +26,9 @@ from lab.chaos.judging import Scene, Verdict
 from lab.chaos.known import Known, vector_difference
 from lab.chaos.layout import Layout
 from lab.chaos.ledger import End, Entry, Fault, Ledger, Order, Seen, Weapon
+from lab.chaos.machine import Machine, refused_for_nothing
 from lab.chaos.setting import BODY_LIMIT_BYTES, MODELS, Setting
+from lab.drivers.gpu_server import write_gpu_server
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -574,6 +576,59 @@ def test_each_weapon_is_aimed_at_each_phase_before_any_comes_again() -> None:
     assert (Weapon.CONTROLLER_KILL, "confirming") in aims
 
 
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    machine = Machine(setting_of(tmp_path, devices=2))
+    yield machine
+    machine.close()
+
+
+def start_server(machine: Machine, devices: str, vram_gib: int) -> subprocess.Popen[bytes]:
+    """Start what takes memory as a server does, and lives on without serving."""
+    sleeps = machine.llama_server.with_name("sleeps")
+    sleeps.write_text("#!/bin/sh\nexec sleep 60\n")
+    sleeps.chmod(0o755)
+    taking = machine.llama_server.with_name("taking")
+    write_gpu_server(taking, sleeps)
+    uuids = ",".join(f"GPU-{device}000aaaa-0000" for device in devices)
+    return subprocess.Popen(
+        [taking, "--model", "m.gguf"],
+        env=os.environ
+        | machine.environment
+        | {"CUDA_VISIBLE_DEVICES": uuids, "VRAM_BYTES": str(vram_gib << 30)},
+    )
+
+
+def test_start_that_a_gpu_has_no_room_for_is_found_unless_somebody_came_just_before(
+    machine: Machine,
+) -> None:
+    with start_server(machine, "01", 40) as first:
+        try:
+            while not machine.holders(1):
+                assert first.poll() is None
+                time.sleep(0.01)
+            assert machine.holders(0) == machine.holders(1) == {first.pid}
+            assert list(machine.overcommitted()) == []
+            with start_server(machine, "1", 5) as second:
+                assert second.wait() != 0
+            [(_, what)] = machine.overcommitted()
+            assert f"pid={second.pid}" in what
+        finally:
+            first.kill()
+
+
+def test_refusal_for_want_of_memory_is_found_unless_a_fault_of_the_gpus_took_it() -> None:
+    failed = switched(1, "minilm", 14, outcome="failed", reason="gpu0 has 11.0 GiB free")
+    runs = facts_of(failed).switches
+    late = Fault(at=12, weapon=Weapon.LATE_RELEASE, pid=1, aimed_at="serving")
+    killed = replace(late, weapon=Weapon.KILL)
+    assert list(refused_for_nothing(runs, [late])) == []
+    for others in ([], [killed], [replace(late, at=16.0)], [replace(late, at=-60.0)]):
+        assert len(list(refused_for_nothing(runs, others))) == 1
+    other_reason = switched(1, "minilm", 14, outcome="failed", reason="its file is cut short")
+    assert list(refused_for_nothing(facts_of(other_reason).switches, [])) == []
+
+
 def storm(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "lab.chaos", *arguments],
@@ -597,12 +652,13 @@ def surroundings(llama_server_bin: Path) -> Iterator[dict[str, str]]:
         assert left == []
 
 
+@pytest.mark.parametrize("devices", [0, 2])
 def test_a_short_storm_is_clean_and_leaves_nothing(
-    surroundings: dict[str, str], tmp_path: Path, models_dir: Path
+    surroundings: dict[str, str], tmp_path: Path, models_dir: Path, devices: int
 ) -> None:
     report = tmp_path / "chaos.json"
     run = storm(
-        *("--seconds", "10", "--seed", "232", "--queue", "file"),
+        *("--seconds", "10", "--seed", "232", "--queue", "file", "--devices", str(devices)),
         *("--json", report, "--models", models_dir),
         **surroundings,
     )
@@ -615,6 +671,7 @@ def test_a_short_storm_is_clean_and_leaves_nothing(
     assert drawn["totals"]["answered"] > 0
     assert drawn["figures"]["controllers"] > 1
     assert drawn["figures"]["batches"] > 0
+    assert drawn["figures"].get("shares_taken", 0) >= devices
     assert sum(sum(row.values()) for row in drawn["faults"].values()) > 0
 
 

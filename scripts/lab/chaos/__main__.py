@@ -1,6 +1,6 @@
 """Storm over the real controller and draw the balance; `scripts/chaos` runs it.
 
-    python -m lab.chaos [--seconds N] [--seed N] [--json FILE] [--logs DIR]
+    python -m lab.chaos [--seconds N] [--seed N] [--devices N] [--json FILE] [--logs DIR]
 
 Prints the balance as tables. The exit status is 0 when every request was accounted for and no rule
 was broken, 1 when one was, with the story that led to it, and 2 when the run could not be made.
@@ -53,6 +53,7 @@ def _storm(asked: argparse.Namespace) -> int:
             faults=frozenset(asked.faults),
             fast_lane=None if asked.fast_lane is None else asked.fast_lane == "on",
             shares_queue=asked.queue == "redis",
+            devices=asked.devices,
         )
         say("right answers from the bare servers …")
         return asyncio.run(_rage(setting, learn(setting), asked))
@@ -100,6 +101,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     named = "%(choices)s; default: all"
     add("--faults", nargs="+", choices=faults, default=faults, metavar="NAME", help=named)
     add("--fast-lane", choices=("on", "off"), help="server.fast_lane (default: not written)")
+    told = "simulated GPUs that the servers share (0, the default: the host's memory)"
+    add("--devices", type=int, choices=(0, 2), default=0, help=told)
     queues = ("file", "redis")
     add("--queue", choices=queues, help="where jobs stand (default: chosen by the seed)")
     add("--json", type=Path, metavar="FILE", help="write the balance there, too")

@@ -13,6 +13,7 @@ import psutil
 
 from lab.chaos.layout import Layout
 from lab.chaos.ledger import Fault, Ledger, Weapon
+from lab.chaos.machine import Machine, environment_of
 from lab.chaos.setting import ORPHAN_BOUND_S, START_BOUND_S, Setting
 from lab.harness import processes
 from lab.harness.command import LabError
@@ -35,8 +36,11 @@ class Life:
 class Controller:
     """Starts, ends and restarts the controller; `is_up` is set while it listens."""
 
-    def __init__(self, setting: Setting, layout: Layout, ledger: Ledger) -> None:
+    def __init__(
+        self, setting: Setting, layout: Layout, ledger: Ledger, machine: Machine | None
+    ) -> None:
         self._setting = setting
+        self._machine = machine
         self._layout = layout
         self._ledger = ledger
         self._checks: set[asyncio.Task[None]] = set()
@@ -74,7 +78,7 @@ class Controller:
             {
                 **os.environ,
                 processes.MARK: self.mark,
-                "LLAMA_SERVER_BIN": str(self._setting.llama_server),
+                **environment_of(self._machine, self._setting.llama_server),
                 "TMPDIR": str(self._layout.temporary),
             },
             cwd=self._setting.work_dir,

@@ -22,13 +22,17 @@ class PhaseBegun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SwitchRun:
-    """A switch that has ended; `model` is its target, None for an unload."""
+    """A switch that has ended; `model` is its target, None for an unload.
+
+    `reason`: why it failed, where it did.
+    """
 
     model: str | None
     requested_by: str
     outcome: str
     began_at: float
     ended_at: float
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +156,7 @@ def _add_run(facts: Facts, at: float, event: Mapping[str, Any]) -> None:
             outcome=event["outcome"],
             began_at=began_at,
             ended_at=at,
+            reason=str(event.get("reason") or "") if event["outcome"] == "failed" else "",
         )
     )
 

@@ -20,7 +20,8 @@ from lab.chaos.exchange import Exchanger, Temper
 from lab.chaos.facts import SERVING
 from lab.chaos.known import PROMPTS, Known
 from lab.chaos.layout import PROFILES
-from lab.chaos.ledger import Fault, Ledger, Weapon
+from lab.chaos.ledger import OF_GPUS, Fault, Ledger, Weapon
+from lab.chaos.machine import Machine
 from lab.chaos.operators import Operator
 from lab.chaos.setting import GENERATION_MODELS, MODELS
 from lab.harness import processes
@@ -68,6 +69,7 @@ class Shot:
     is_by_hand: bool
     delay_s: float
     pause_s: float
+    device: int
 
 
 def draw_shots(choices: random.Random, weapons: Sequence[Weapon] = tuple(Weapon)) -> Iterator[Shot]:
@@ -92,6 +94,7 @@ def draw_shots(choices: random.Random, weapons: Sequence[Weapon] = tuple(Weapon)
                 is_by_hand=choices.random() < _BY_HAND,
                 delay_s=choices.choice((0.0, 0.0, choices.uniform(0, 0.15))),
                 pause_s=choices.uniform(0.1, 1.5),
+                device=choices.randrange(2),
             )
 
 
@@ -104,6 +107,7 @@ class Marksman:
         controller: Controller,
         disk: Disk,
         queue: RedisServer | None,
+        machine: Machine | None,
         ledger: Ledger,
         operator: Operator,
         exchanger: Exchanger,
@@ -112,6 +116,7 @@ class Marksman:
         self._controller = controller
         self._disk = disk
         self._queue = queue
+        self._machine = machine
         self._ledger = ledger
         self._operator = operator
         self._exchanger = exchanger
@@ -244,6 +249,8 @@ class Marksman:
                 await self._sweep(shot)
             case Weapon.QUEUE_KILL:
                 await self._restart_queue(shot)
+            case _ if shot.weapon in OF_GPUS:
+                await self._strike_gpus(shot)
             case Weapon.CONTROLLER_KILL | Weapon.CONTROLLER_TERM:
                 await self._replace_controller(client, shot)
             case _:
@@ -267,6 +274,13 @@ class Marksman:
             self._queue.kill()
             await asyncio.sleep(shot.stopped_s)
             await asyncio.to_thread(self._queue.start)
+
+    async def _strike_gpus(self, shot: Shot) -> None:
+        """Hang or kill what reads the GPUs, lose one, give one to a tenant, or free it late."""
+        if self._machine is not None:
+            pids = (self._controller.pid, *self._controller.servers())
+            self._note_fault(time.time(), shot.weapon, pids[0], shot.phase)
+            await self._machine.strike(shot.weapon, shot.device, shot.stopped_s, pids)
 
     async def _sweep(self, shot: Shot) -> None:
         """Take the sockets away from the servers, and from one that is about to listen."""

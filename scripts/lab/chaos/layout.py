@@ -18,6 +18,7 @@ from lab.chaos.setting import (
     HOLD_TIMEOUT_S,
     MANUAL_HOLD_S,
     MODELS,
+    RELEASE_TIMEOUT_S,
     SHUTDOWN_DRAIN_S,
     START_TIMEOUT_S,
     STOP_GRACE_S,
@@ -44,13 +45,22 @@ SWAPPED_FOR = "demo-chat"
 CORRUPT = ("truncated", "wrong-magic", "growing")
 """Models whose files are never whole, and change all the time."""
 
-_COMMON = {
+_COMMON: dict[str, Any] = {
     "start_timeout_s": START_TIMEOUT_S,
     "drain_timeout_s": DRAIN_TIMEOUT_S,
     "stop_grace_s": STOP_GRACE_S,
     "threads": 1,  # two that wait for each other spin, and take the machine from all others
     "memory": {"margin_bytes": "64MiB"},
 }
+VRAM: Mapping[str, tuple[int, float, dict[str, Any]]] = {
+    "generation": (13, 0.6, {}),
+    "narrow": (14, 0.3, {"tensor_split": [1.0, 1.0]}),
+    "embedding": (10, 0.9, {"main_gpu": 1}),
+    "few": (6, 0.0, {}),
+}
+"""What a server of each profile takes of simulated GPUs (in GiB), how long after its death that is
+given back, and where it is: two may be beside each other on one GPU, and three may not."""
+
 _GENERATION = {"mode": "generation", "ctx_size": 1024, "batch_size": 512, "parallel": 4}
 _EMBEDDING = {"mode": "embedding", "batch_size": 512, "kv_unified": True, "parallel": 4}
 
@@ -72,6 +82,7 @@ class Layout:
             folder = setting.work_dir / "queue"
             folder.mkdir()
             self.queue = RedisServer(folder)
+        self._has_gpus = setting.devices > 0
         self._server = {"log_format": "json", "max_body_bytes": BODY_LIMIT_BYTES}
         if setting.fast_lane is not None:
             self._server["fast_lane"] = setting.fast_lane
@@ -81,10 +92,11 @@ class Layout:
 
     def write(self, *, is_exclusive: bool) -> None:
         """Write the YAML files; `is_exclusive`: one server at a time, else as many as fit."""
-        host: dict[str, Any] = {"exclusive": is_exclusive}
-        if not is_exclusive:
-            host["budget_bytes"] = "8GiB"
-        files = {
+        device: dict[str, Any] = {"exclusive": is_exclusive}
+        if not is_exclusive and not self._has_gpus:
+            device["budget_bytes"] = "8GiB"
+        names = ("gpu0", "gpu1") if self._has_gpus else ("host",)
+        files: dict[str, dict[str, Any]] = {
             "models": {
                 "default_model": DEFAULT_MODEL,
                 "default_models": {"generation": DEFAULT_MODEL},
@@ -92,7 +104,7 @@ class Layout:
             },
             "supervisor": {
                 "server": self._server,
-                "devices": {"host": host},
+                "devices": dict.fromkeys(names, device),
                 "queue": {
                     "hold_timeout_s": HOLD_TIMEOUT_S,
                     "early_answer_after_s": EARLY_ANSWER_AFTER_S,
@@ -107,8 +119,27 @@ class Layout:
             "few": {**_EMBEDDING, **_COMMON, "parallel": 2},
         }
         for name, content in files.items():
-            text = yaml.safe_dump(content)
+            more = _on_gpus(name) if self._has_gpus and name in VRAM else {}
+            text = yaml.safe_dump(content | more)
             (self.profiles / f"{name}.yaml").write_text(text, encoding="utf-8")
+
+
+def _on_gpus(profile: str) -> dict[str, Any]:
+    """Return what a profile says where its servers take memory of simulated GPUs."""
+    size_gib, release_s, place = VRAM[profile]
+    taken_bytes = size_gib << 30
+    memory = {
+        **_COMMON["memory"],
+        "need_bytes": taken_bytes,
+        "release_timeout_s": RELEASE_TIMEOUT_S,
+    }
+    variables = {
+        "VRAM_BYTES": str(taken_bytes),
+        "VRAM_RELEASE_AFTER_S": str(release_s),
+        "VRAM_RELEASE_STEPS": "3",
+    }
+    passed = ["SIMULATED_*", "VRAM_*"]
+    return {"device": "gpu", "memory": memory, "env": variables, "env_passthrough": passed, **place}
 
 
 def _catalogue() -> dict[str, Any]:

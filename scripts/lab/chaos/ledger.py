@@ -83,6 +83,11 @@ class Weapon(StrEnum):
     DISK_FULL = "disk full"
     SWEEP = "sockets swept"
     QUEUE_KILL = "queue SIGKILL"
+    DRIVER_HANGS = "driver hangs"
+    GPU_LOST = "GPU lost"
+    SAMPLER_KILL = "sampler SIGKILL"
+    TENANT = "tenant comes"
+    LATE_RELEASE = "late release"
 
     @property
     def ends_server(self) -> bool:
@@ -96,8 +101,16 @@ class Weapon(StrEnum):
             Weapon.DISK_FULL: "disk",
             Weapon.SWEEP: "sweep",
             Weapon.QUEUE_KILL: "queue",
+            **dict.fromkeys(OF_GPUS, "gpu"),
         }
         return kinds.get(self, "kills")
+
+
+OF_GPUS = (
+    *(Weapon.DRIVER_HANGS, Weapon.GPU_LOST, Weapon.SAMPLER_KILL),
+    *(Weapon.TENANT, Weapon.LATE_RELEASE),
+)
+"""What happens to simulated GPUs, where a run has some."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,9 +22,12 @@ SWITCH_REFUSALS = frozenset(
         "backend_died",
         "backend_start_timeout",
         "memory_not_released",
+        "telemetry_lost",
+        "target_does_not_fit",
     }
 )
-"""What an operator may be told in a storm. That a server died by itself is found in the log."""
+"""What an operator may be told in a storm. That a server died by itself is found in the log, and so
+is a refusal for want of memory that nothing had taken."""
 
 _FOLLOW_BOUND_S = 40.0
 _UNTOUCHED = {"preflight", "total"}
@@ -212,7 +215,8 @@ class Operator:
             if self._files.swaps != swaps:
                 return None
             if answer.status == 422 and is_whole:
-                return "a whole file was refused"
+                code = answer.content["error"]["code"]
+                return "a whole file was refused" if code == "target_cannot_start" else None
             is_start = answer.status == 200 and answer.content["outcome"] == "switched"
             return "a corrupt file was switched to" if is_start and not is_whole else None
 

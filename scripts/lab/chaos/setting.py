@@ -15,6 +15,7 @@ HOLD_TIMEOUT_S = 10.0
 SHUTDOWN_DRAIN_S = 1.5
 EARLY_ANSWER_AFTER_S = 0.3
 MANUAL_HOLD_S = 0.3
+RELEASE_TIMEOUT_S = 4.0
 
 REQUEST_BOUND_S = 60.0
 """A request without an answer is lost then: held four times (three repeats), and served slowly."""
@@ -34,7 +35,9 @@ BATCHES_BOUND_S = 180.0
 BODY_LIMIT_BYTES = 4 << 20
 """`server.max_body_bytes`, up to which clients upload."""
 
-FAULTS = frozenset({"kills", "disk", "sweep", "queue", "non-readers", "half-close", "uploads"})
+FAULTS = frozenset(
+    {"kills", "disk", "sweep", "queue", "gpu", "non-readers", "half-close", "uploads"}
+)
 """What `--faults` chooses from; leavers and readers that are slow always play."""
 
 
@@ -55,6 +58,8 @@ class Setting:
     fast_lane: bool | None = None
     shares_queue: bool = False
     """Whether jobs stand on a Redis server, which dies as others do; else in the data folder."""
+    devices: int = 0
+    """Simulated GPUs whose memory the servers take; with none it is the host's."""
 
     def choices(self, actor: str) -> random.Random:
         """Return the actor's own source of choices.

@@ -20,7 +20,8 @@ from lab.chaos.heads import judge_all
 from lab.chaos.judging import Scene
 from lab.chaos.known import PROMPTS, TEXTS, Known
 from lab.chaos.layout import PROFILES, Layout, ModelFiles
-from lab.chaos.ledger import Ledger, Weapon
+from lab.chaos.ledger import OF_GPUS, Ledger, Violation, Weapon
+from lab.chaos.machine import Machine, refused_for_nothing
 from lab.chaos.operators import Operator
 from lab.chaos.setting import (
     CALM_BOUND_S,
@@ -52,7 +53,8 @@ class Storm:
         self._known = known
         self.ledger = Ledger()
         self._layout = Layout(setting)
-        self.controller = Controller(setting, self._layout, self.ledger)
+        self._machine = Machine(setting) if setting.devices else None
+        self.controller = Controller(setting, self._layout, self.ledger, self._machine)
         self._exchanger = Exchanger(self.controller.url, self.ledger)
         self._batches = BatchClient(self._exchanger, self.controller, self.ledger, known)
         self._operator = Operator(self._exchanger, self.controller, self.ledger, self._layout.files)
@@ -74,6 +76,8 @@ class Storm:
             self._layout.disk.close()
             if self._layout.queue is not None:
                 self._layout.queue.kill()
+            if self._machine is not None:
+                self._machine.close()
         return self._draw(figures, records)
 
     async def _rage(self) -> None:
@@ -87,6 +91,7 @@ class Storm:
             controller=self.controller,
             disk=self._layout.disk,
             queue=self._layout.queue,
+            machine=self._machine,
             ledger=self.ledger,
             operator=self._operator,
             exchanger=self._exchanger,
@@ -94,6 +99,8 @@ class Storm:
         )
         choose = self._setting.choices
         weapons = [weapon for weapon in Weapon if weapon.kind in self._setting.faults]
+        if self._machine is None:
+            weapons = [weapon for weapon in weapons if weapon not in OF_GPUS]
         if not self._layout.disk.can_be_full and Weapon.DISK_FULL in weapons:
             weapons.remove(Weapon.DISK_FULL)
             say("  the disk is never full: this user can neither mount one nor be refused")
@@ -110,7 +117,9 @@ class Storm:
                 group.create_task(self._operator.play(choose("operator"), is_over))
                 group.create_task(marksman.play(shots, is_over))
                 group.create_task(change_files(self._layout.files, self.ledger, choose, is_over))
-                group.create_task(watch_servers(self.controller, self.ledger, is_over))
+                group.create_task(
+                    watch_servers(self.controller, self._machine, self.ledger, is_over)
+                )
                 group.create_task(self._watch_bounds(is_over))
         await self.controller.settle()
 
@@ -191,7 +200,21 @@ class Storm:
         ]
         for problem in history.unlisted(facts, records, self.ledger.may_be_unwritten):
             self.ledger.violate("history", problem)
-        alone = [each for each, life in zip(facts, lives, strict=True) if life.is_exclusive]
+        if self._machine is not None:
+            figures["shares_taken"] = float(self._machine.starts())
+            runs = [run for each in facts for run in each.switches]
+            for rule, broken in (
+                ("no room", self._machine.overcommitted()),
+                ("false refusal", refused_for_nothing(runs, self.ledger.faults)),
+            ):
+                found = [Violation(at=at, rule=rule, what=what) for at, what in broken]
+                self.ledger.violations.extend(found)
+        is_one_device = self._machine is None  # with two, a head waits for more than one turn
+        alone = [
+            each
+            for each, life in zip(facts, lives, strict=True)
+            if life.is_exclusive and is_one_device
+        ]
         promise = judge_all(self.ledger.entries, alone, self.ledger.faults, self.ledger.bounds)
         self.ledger.violations.extend(promise.violations)
         figures |= {"heads": promise.heads, "heads_held_by_faults": promise.held}
@@ -226,13 +249,17 @@ async def change_files(
 
 
 async def watch_servers(
-    controller: Controller, ledger: Ledger, is_over: Callable[[], bool]
+    controller: Controller, machine: Machine | None, ledger: Ledger, is_over: Callable[[], bool]
 ) -> None:
     """Look at the controller's servers until the storm is over; each pair of them is noted once."""
-    seen: set[tuple[int, ...]] = set()
+    seen: set[frozenset[int]] = set()
     while not is_over():
-        servers = tuple(controller.servers())
-        if controller.life.is_exclusive and len(servers) > 1 and servers not in seen:
-            seen.add(servers)
-            ledger.violate("two servers", f"{servers} run at once on an exclusive device")
+        servers = frozenset(controller.servers())
+        on_devices = [servers]
+        if machine is not None:
+            on_devices = [servers & machine.holders(device) for device in range(machine.count)]
+        for together in on_devices:
+            if controller.life.is_exclusive and len(together) > 1 and together not in seen:
+                seen.add(together)
+                ledger.violate("two servers", f"{set(together)} are on an exclusive device at once")
         await asyncio.sleep(_WATCH_PAUSE_S)

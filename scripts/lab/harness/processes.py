@@ -13,13 +13,18 @@ import psutil
 MARK = "CHAOS_RUN"
 """The variable whose value every process of a run inherits from the controller."""
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 _libc = ctypes.CDLL(None)
 
 
 def die_with_runner() -> None:
     """Let the kernel kill this process when the run is killed; for use before exec."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def become_subreaper() -> None:
+    """Take what a process of ours leaves behind for a child of this one, to be reaped here."""
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def marked(mark: str) -> list[psutil.Process]:
