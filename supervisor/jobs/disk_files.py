@@ -37,17 +37,22 @@ class DiskFiles:
         """`folder` exists, and nobody else writes in it but stores like this one."""
         self._folder = folder
         self._clock = clock
+        self._used_bytes: int | None = None
+        """What files take, since they were all looked at."""
 
     async def add(self, file: StoredFile, path: Path) -> StoredFile:
         """See `FileStore`."""
         try:
-            return await asyncio.to_thread(self._add, file, path)
+            kept, is_new = await asyncio.to_thread(self._add, file, path)
         except OSError as error:
             raise RequestRefused(
                 "storage_full",
                 f"{self._folder} cannot keep a file of jobs: {error.strerror}; make room on its "
                 "disk, or delete files (DELETE /v1/files/{id})",
             ) from error
+        if is_new:
+            self._count(kept.size_bytes)
+        return kept
 
     async def file(self, file_id: str) -> StoredFile | None:
         """See `FileStore`."""
@@ -59,6 +64,12 @@ class DiskFiles:
         present = (each for each in found if each.expires_at > self._clock())
         return sorted(present, key=lambda each: (each.created_at, each.id), reverse=True)
 
+    async def used_bytes(self) -> int:
+        """See `FileStore`."""
+        if self._used_bytes is None:
+            self._used_bytes = await asyncio.to_thread(self._sum)
+        return self._used_bytes
+
     async def read(self, file_id: str) -> AsyncGenerator[bytes, None]:
         """See `FileStore`."""
         if await self.file(file_id) is None:
@@ -69,20 +80,31 @@ class DiskFiles:
 
     async def remove(self, file_id: str) -> bool:
         """See `FileStore`."""
-        was_there = await self.file(file_id) is not None
-        if was_there:
-            await asyncio.to_thread(self._remove, file_id)
-        return was_there
+        file = await self.file(file_id)
+        if file is None:
+            return False
+        await asyncio.to_thread(self._remove, file_id)
+        self._count(-file.size_bytes)
+        return True
 
     async def remove_expired(self) -> None:
         """See `FileStore`."""
         await asyncio.to_thread(self._remove_expired)
+        self._used_bytes = None
 
-    def _add(self, file: StoredFile, path: Path) -> StoredFile:
+    def _count(self, more_bytes: int) -> None:
+        if self._used_bytes is not None:
+            self._used_bytes += more_bytes
+
+    def _sum(self) -> int:
+        return sum(file.size_bytes for file in self._all())
+
+    def _add(self, file: StoredFile, path: Path) -> tuple[StoredFile, bool]:
+        """Keep a file; returns it, and whether none of its id was there."""
         present = self._known(file.id)
         if present is not None:
             path.unlink()
-            return present
+            return present, False
         coming = self._content(f"{file.id}-{token_hex(4)}{_COMING}")  # one may come twice at once
         shutil.move(path, coming)  # a copy where the folder is on another file system
         with coming.open("rb") as content:
@@ -92,7 +114,7 @@ class DiskFiles:
         _move_durably(coming, self._content(file.id))
         coming.write_bytes(msgspec.json.encode(known))
         _move_durably(coming, self._content(f"{file.id}{_KNOWN}"))
-        return known
+        return known, True
 
     def _content(self, name: str) -> Path:
         return self._folder / name

@@ -1,9 +1,10 @@
 """What the jobs room asks of a queue and of a store of files; adapters are chosen by settings."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from supervisor.core.machine.values import Mode
 from supervisor.jobs.values import (
     Job,
     JobKind,
@@ -14,6 +15,9 @@ from supervisor.jobs.values import (
     Repeat,
     StoredFile,
 )
+
+JobCounts = Mapping[JobKind, Mapping[JobState, int]]
+"""How many jobs there are of each kind, in each state that any of them is in."""
 
 
 class JobQueue(Protocol):
@@ -105,6 +109,14 @@ class JobQueue(Protocol):
         """Return what jobs, lines and results take."""
         ...
 
+    async def counts(self) -> JobCounts:
+        """Return how many jobs there are, however many: they are counted as they change."""
+        ...
+
+    async def modes_left(self) -> frozenset[Mode]:
+        """Return the modes of which jobs need models for lines that may be worked on now."""
+        ...
+
     async def wait(self, timeout_s: float) -> None:
         """Return when there may be something to claim, at the latest after `timeout_s`."""
         ...
@@ -131,6 +143,13 @@ class FileStore(Protocol):
 
     async def files(self) -> Sequence[StoredFile]:
         """Return what is known of all files, the newest first."""
+        ...
+
+    async def used_bytes(self) -> int:
+        """Return what all files take together, however many: it is counted as they come and go.
+
+        What others bring into a folder that several share may be missing for an hour.
+        """
         ...
 
     def read(self, file_id: str) -> AsyncGenerator[bytes, None]:

@@ -13,7 +13,7 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 from redis.exceptions import TimeoutError as NoAnswer
 
 from supervisor.errors import RequestRefused
-from supervisor.jobs.redis_scripts import COMMON
+from supervisor.jobs.redis_common import COMMON
 
 PREFIX = "llama-supervisor:"
 """What the names of our keys begin with: another product may have others there."""

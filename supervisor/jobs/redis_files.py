@@ -5,6 +5,7 @@ Keys, behind the prefix:
     file:ID          hash: the record of a file, and the name of the hash that holds its parts
     parts:ID:TOKEN   hash: the parts of a file by their number, from 0
     files            set: all files
+    file-bytes       what all of them take
 """
 
 import asyncio
@@ -29,14 +30,16 @@ _COMING_S = 86_400
 """After so long, parts are dropped whose file never came to be: whoever brought it has died."""
 
 _KEEP = """
--- ARGV: id, record, name of the parts. Returns the record of that id that is there already, if any.
+-- ARGV: id, record, name of the parts, bytes. Returns the record of that id that is there already,
+-- if any.
 local file = p .. 'file:' .. ARGV[1]
 local present = redis.call('HGET', file, 'record')
 if present then
   redis.call('UNLINK', ARGV[3])
   return present
 end
-redis.call('HSET', file, 'record', ARGV[2], 'parts', ARGV[3])
+redis.call('HSET', file, 'record', ARGV[2], 'parts', ARGV[3], 'bytes', ARGV[4])
+redis.call('INCRBY', p .. 'file-bytes', ARGV[4])
 redis.call('PERSIST', ARGV[3])
 redis.call('SADD', p .. 'files', ARGV[1])
 """
@@ -44,8 +47,9 @@ redis.call('SADD', p .. 'files', ARGV[1])
 _REMOVE = """
 -- ARGV: id.
 local file = p .. 'file:' .. ARGV[1]
-local parts = redis.call('HGET', file, 'parts')
+local parts, bytes = unpack(redis.call('HMGET', file, 'parts', 'bytes'))
 if parts then
+  redis.call('DECRBY', p .. 'file-bytes', bytes or 0)
   redis.call('UNLINK', file, parts)
   redis.call('SREM', p .. 'files', ARGV[1])
 end
@@ -67,7 +71,8 @@ class RedisFiles:
         parts = f"{PREFIX}parts:{file.id}:{token_hex(8)}"
         try:
             known = await self._send(file, path, parts)
-            present = await self._connection.run(_KEEP, file.id, _encode(known), parts)
+            told = (file.id, _encode(known), parts, known.size_bytes)
+            present = await self._connection.run(_KEEP, *told)
         except RequestRefused:
             with contextlib.suppress(RequestRefused):
                 await self._connection.ask("UNLINK", parts)
@@ -85,6 +90,10 @@ class RedisFiles:
         now = self._clock()
         present = [file for file in await self._all() if file.expires_at > now]
         return sorted(present, key=lambda each: (each.created_at, each.id), reverse=True)
+
+    async def used_bytes(self) -> int:
+        """See `FileStore`."""
+        return int(await self._connection.ask("GET", PREFIX + "file-bytes") or 0)
 
     async def read(self, file_id: str) -> AsyncGenerator[bytes, None]:
         """See `FileStore`."""

@@ -11,8 +11,11 @@ from typing import Any
 
 import msgspec
 
+from supervisor.core.machine.values import Mode
 from supervisor.errors import RequestRefused
 from supervisor.jobs import redis_scripts as scripts
+from supervisor.jobs.modes import mode_of
+from supervisor.jobs.port import JobCounts
 from supervisor.jobs.redis_connection import PREFIX, RedisConnection
 from supervisor.jobs.values import (
     Counts,
@@ -150,6 +153,21 @@ class RedisQueue:
         """See `JobQueue`."""
         return int(await self._connection.ask("GET", PREFIX + "bytes") or 0)
 
+    async def counts(self) -> JobCounts:
+        """See `JobQueue`."""
+        found: dict[JobKind, dict[JobState, int]] = {}
+        told = await self._connection.ask("HGETALL", PREFIX + "counts")
+        for name, number in told.items():
+            kind, state = name.decode().split()
+            if int(number):
+                found.setdefault(JobKind(kind), {})[JobState(state)] = int(number)
+        return found
+
+    async def modes_left(self) -> frozenset[Mode]:
+        """See `JobQueue`."""
+        modes = await self._connection.run(scripts.MODES_LEFT, *Mode)
+        return frozenset(Mode(mode.decode()) for mode in modes)
+
     async def wait(self, timeout_s: float) -> None:
         """See `JobQueue`. Also hears of what other controllers have added."""
         block_ms = max(1, _ms(min(timeout_s, _LONGEST_BLOCK_S)))
@@ -198,7 +216,7 @@ def _written(job: Job) -> tuple[Any, ...]:
     ranked = _RANKS[job.priority]
     return (
         *(_encode_job(job), job.state, ranked, _ms(job.not_before), expires_ms),
-        *(job.lines, job.reason),
+        *(job.lines, job.reason, mode_of(job) or ""),
     )
 
 

@@ -1,139 +1,6 @@
-"""What the Redis queue does in one step each, as Lua scripts that the server runs.
+"""What the Redis queue does in one step each, as Lua scripts that its server runs.
 
-Keys, behind the prefix:
-
-    job:ID        hash: the record, its state and counts, and the last number of its lines
-    lines:ID      hash: the content of each line that has not succeeded, by number
-    results:ID    hash: the result of each line that is settled; the first one stays (HSETNX)
-    attempts:ID   hash: how often each line was claimed
-    places:ID     hash: where a line stands that may be claimed: rank of the stream, and entry
-    ready:KIND:R  stream: lines that may be claimed, of jobs of a kind with a priority of that rank;
-                  an entry names job and number. Its consumer group knows who has claimed which
-    later:KIND    sorted set: lines that may be claimed later, by when
-    due           sorted set: jobs with which something is to be done, by when
-    jobs, jobs:KIND  sorted sets: all jobs, in the order in which they came
-    last, bytes   the number of the last job that came, and what all of them take
-    news          stream of one entry: that there may be something to claim
-
-The streams are cleared lazily: an entry that is not where its line stands any more, or whose job is
-over, is deleted by the claim that comes upon it. Time is the server's, in milliseconds, so that
-the clocks of controllers need not agree.
-
-A consumer group counts for how long each entry has been idle, and hands over what has been for
-longer than whoever asks wants (XAUTOCLAIM). Leases differ, so a claim sets what it takes back by
-that much that it has been idle for LONGEST_LEASE_MS when its lease is over.
-
-Each script is run behind COMMON.
-"""
-
-COMMON = """
-local p = KEYS[1]
-local GROUP = 'supervisors'
-local LONGEST_LEASE_MS = 24 * 3600 * 1000
-local ENDS = {completed = true, failed = true, expired = true, cancelled = true}
-
-local function now_ms()
-  local time = redis.call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
-end
-
-local function tell()
-  redis.call('XADD', p .. 'news', 'MAXLEN', 1, '*', 'n', '')
-end
-
-local function ready(kind, rank)
-  return p .. 'ready:' .. kind .. ':' .. rank
-end
-
-local function count_bytes(id, bytes)
-  redis.call('INCRBY', p .. 'bytes', bytes)
-  redis.call('HINCRBY', p .. 'job:' .. id, 'bytes', bytes)
-end
-
-local function may_settle(id)
-  local state = redis.call('HGET', p .. 'job:' .. id, 'state')
-  return state == 'validating' or state == 'in_progress'
-end
-
-local function kind_of(id)
-  return redis.call('HGET', p .. 'job:' .. id, 'kind')
-end
-
--- The stream and the entry of a line; none where it stands in `later`, or is settled.
-local function place_of(id, number)
-  local place = redis.call('HGET', p .. 'places:' .. id, number)
-  if place then
-    local rank, entry = string.match(place, '^(%d+) (.+)$')
-    return ready(kind_of(id), rank), entry
-  end
-end
-
-local function offer(id, number, due_ms)
-  local kind, rank = unpack(redis.call('HMGET', p .. 'job:' .. id, 'kind', 'rank'))
-  if tonumber(due_ms) > now_ms() then
-    redis.call('ZADD', p .. 'later:' .. kind, due_ms, id .. ' ' .. number)
-  else
-    local stream = ready(kind, rank)
-    if redis.call('EXISTS', stream) == 0 then
-      redis.call('XGROUP', 'CREATE', stream, GROUP, 0, 'MKSTREAM')
-    end
-    local entry = redis.call('XADD', stream, '*', 'job', id, 'number', number)
-    redis.call('HSET', p .. 'places:' .. id, number, rank .. ' ' .. entry)
-  end
-end
-
-local function withdraw(id, number)
-  local stream, entry = place_of(id, number)
-  if stream then
-    redis.call('XACK', stream, GROUP, entry)
-    redis.call('XDEL', stream, entry)
-    redis.call('HDEL', p .. 'places:' .. id, number)
-  else
-    redis.call('ZREM', p .. 'later:' .. kind_of(id), id .. ' ' .. number)
-  end
-end
-
--- The stream and the entry of a line that this owner has claimed; none where it has not.
-local function held_by(owner, id, number)
-  local stream, entry = place_of(id, number)
-  if stream and may_settle(id) then
-    local pending = redis.call('XPENDING', stream, GROUP, entry, entry, 1)
-    if pending[1] and pending[1][2] == owner then
-      return stream, entry
-    end
-  end
-end
-
-local function lease(stream, owner, entry, lease_ms)
-  local idle_ms = LONGEST_LEASE_MS - lease_ms
-  redis.call('XCLAIM', stream, GROUP, owner, 0, entry, 'IDLE', idle_ms, 'JUSTID')
-end
-
--- When something is to be done with the job itself: as `Job.is_due`.
-local function schedule(id)
-  local state, expires, lines, succeeded, failed = unpack(redis.call('HMGET', p .. 'job:' .. id,
-    'state', 'expires_ms', 'lines', 'succeeded', 'failed'))
-  local due = now_ms()
-  if state == 'in_progress' and succeeded + failed < tonumber(lines) then
-    due = expires
-  elseif ENDS[state] then
-    due = ''
-  end
-  if due == '' then
-    redis.call('ZREM', p .. 'due', id)
-  else
-    redis.call('ZADD', p .. 'due', due, id)
-  end
-end
-
-local FIELDS = {'record', 'state', 'rank', 'not_before_ms', 'expires_ms', 'lines', 'reason'}
-
-local function write(id, first)
-  for index, field in ipairs(FIELDS) do
-    redis.call('HSET', p .. 'job:' .. id, field, ARGV[first + index - 1])
-  end
-  schedule(id)
-end
+Each is run behind `redis_common.COMMON`, where the keys are explained.
 """
 
 ADD = """
@@ -206,8 +73,10 @@ return first
 REMOVE = """
 -- ARGV: id.
 local id = ARGV[1]
-local kind, bytes = unpack(redis.call('HMGET', p .. 'job:' .. id, 'kind', 'bytes'))
+local kind, bytes, mode = unpack(redis.call('HMGET', p .. 'job:' .. id, 'kind', 'bytes', 'mode'))
 if kind then
+  count_job(id, -1)
+  redis.call('ZREM', p .. 'wanting:' .. mode, id)
   redis.call('DECRBY', p .. 'bytes', bytes)
   redis.call('ZREM', p .. 'jobs', id)
   redis.call('ZREM', p .. 'jobs:' .. kind, id)
@@ -377,6 +246,17 @@ if bytes > 0 then
   count_bytes(id, 0 - bytes)
   redis.call('UNLINK', p .. 'results:' .. id)
 end
+"""
+
+MODES_LEFT = """
+-- ARGV: modes. Returns those of which jobs need models now.
+local left = {}
+for _, mode in ipairs(ARGV) do
+  if redis.call('ZCOUNT', p .. 'wanting:' .. mode, '-inf', now_ms()) > 0 then
+    table.insert(left, mode)
+  end
+end
+return left
 """
 
 TIDY = """

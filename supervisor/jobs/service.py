@@ -10,12 +10,10 @@ from typing import Any, Protocol
 
 from supervisor.core.machine.values import Mode
 from supervisor.errors import RequestRefused
-from supervisor.jobs.batch_lines import EMBEDDINGS
 from supervisor.jobs.callback_jobs import CALLBACK_URL
 from supervisor.jobs.describing import describe_batch, describe_file, describe_job
 from supervisor.jobs.disk_files import file_not_found
-from supervisor.jobs.paging import all_jobs
-from supervisor.jobs.port import FileStore, JobQueue
+from supervisor.jobs.port import FileStore, JobCounts, JobQueue
 from supervisor.jobs.values import (
     CANCELLABLE,
     Job,
@@ -28,14 +26,10 @@ from supervisor.jobs.values import (
 _LOOK_S = 0.5
 """Seconds after which a job is looked at again, where nobody tells that it has changed."""
 
+_COUNTS_WITHIN_S = 1.0
+
 BATCH_PURPOSE = "batch"
 """The purpose of files that batches read."""
-
-
-def mode_of(job: Job) -> Mode:
-    """Return the mode of the models that a job needs."""
-    is_generation = job.kind is JobKind.BATCH and job.spec["endpoint"] != EMBEDDINGS
-    return Mode.GENERATION if is_generation else Mode.EMBEDDING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,11 +111,8 @@ class JobService:
         self._clock: Callable[[], float] = time.time
 
     async def modes_left(self) -> frozenset[Mode]:
-        """Return the modes of which jobs need models that may be worked on now."""
-        now = self._clock()
-        return frozenset(
-            mode_of(job) for job in await all_jobs(self.queue) if job.needs_models(now)
-        )
+        """See `JobQueue`."""
+        return await self.queue.modes_left()
 
     async def add_file(
         self, path: Path, file_name: str, purpose: str, expires_after_s: float | None
@@ -260,10 +251,17 @@ class JobService:
             raise RequestRefused("job_not_retryable", f"'{job_id}' has just been taken up again")
         return again
 
+    async def counts(self) -> JobCounts | None:
+        """Return how many jobs there are; None where the queue does not answer soon."""
+        try:
+            async with asyncio.timeout(_COUNTS_WITHIN_S):
+                return await self.queue.counts()
+        except (RequestRefused, TimeoutError):
+            return None
+
     async def used_bytes(self) -> int:
         """Return what jobs and files take."""
-        files = await self.files.files()
-        return await self.queue.used_bytes() + sum(file.size_bytes for file in files)
+        return await self.queue.used_bytes() + await self.files.used_bytes()
 
     async def _require_room(self, more_bytes: int) -> None:
         used, most = await self.used_bytes(), self._limits().max_bytes

@@ -15,9 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
+from supervisor.core.machine.values import Mode
 from supervisor.data_folder import open_database
 from supervisor.errors import RequestRefused
 from supervisor.jobs import sqlite_statements as statements
+from supervisor.jobs.port import JobCounts
+from supervisor.jobs.sqlite_schema import prepare
 from supervisor.jobs.values import (
     Job,
     JobKind,
@@ -45,7 +48,7 @@ class SqliteQueue:
         Blocks for the disk. Raises sqlite3.Error and OSError.
         """
         self._clock = clock
-        self._database = open_database(path, statements.prepare)
+        self._database = open_database(path, prepare)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="jobs")
         self._news = asyncio.Event()
 
@@ -113,6 +116,14 @@ class SqliteQueue:
     async def used_bytes(self) -> int:
         """See `JobQueue`."""
         return await self._read(statements.used_bytes)
+
+    async def counts(self) -> JobCounts:
+        """See `JobQueue`."""
+        return await self._read(statements.counts)
+
+    async def modes_left(self) -> frozenset[Mode]:
+        """See `JobQueue`."""
+        return await self._read(statements.modes_left, self._clock())
 
     async def wait(self, timeout_s: float) -> None:
         """See `JobQueue`."""

@@ -1,14 +1,14 @@
-"""The tables of the SQLite queue, and all that is done with them; each function is a transaction.
-
-A line stands in `lines` as long as it is not done with: a success takes it out, so nothing settles
-it twice. `due_at` is when it may be claimed: for one that is claimed, the end of its lease.
-"""
+"""What is done with the tables of the SQLite queue; each function is a transaction."""
 
 import sqlite3
 from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from supervisor.core.machine.values import Mode
+from supervisor.jobs.modes import mode_of
+from supervisor.jobs.port import JobCounts
+from supervisor.jobs.sqlite_schema import pragma
 from supervisor.jobs.values import (
     Counts,
     Job,
@@ -21,49 +21,6 @@ from supervisor.jobs.values import (
     Repeat,
 )
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS jobs (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
-    id TEXT NOT NULL UNIQUE,
-    kind TEXT NOT NULL,
-    state TEXT NOT NULL,
-    rank INTEGER NOT NULL,
-    not_before REAL NOT NULL,
-    expires_at REAL,
-    leased_until REAL NOT NULL DEFAULT 0,
-    record BLOB NOT NULL,
-    lines INTEGER NOT NULL,
-    reason TEXT NOT NULL,
-    succeeded INTEGER NOT NULL DEFAULT 0,
-    failed INTEGER NOT NULL DEFAULT 0,
-    repeats INTEGER NOT NULL DEFAULT 0,
-    input_tokens INTEGER NOT NULL DEFAULT 0,
-    output_tokens INTEGER NOT NULL DEFAULT 0
-);
-CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state, kind, rank, number);
-CREATE TABLE IF NOT EXISTS lines (
-    job INTEGER NOT NULL,
-    number INTEGER NOT NULL,
-    content BLOB NOT NULL,
-    attempts INTEGER NOT NULL DEFAULT 0,
-    due_at REAL NOT NULL DEFAULT 0,
-    owner TEXT NOT NULL DEFAULT '',
-    has_failed INTEGER NOT NULL DEFAULT 0,
-    PRIMARY KEY (job, number)
-);
-CREATE INDEX IF NOT EXISTS open_lines ON lines (job, number, due_at) WHERE NOT has_failed;
-CREATE TABLE IF NOT EXISTS results (
-    job INTEGER NOT NULL,
-    number INTEGER NOT NULL,
-    is_success INTEGER NOT NULL,
-    content BLOB NOT NULL,
-    reason TEXT NOT NULL,
-    input_tokens INTEGER NOT NULL,
-    output_tokens INTEGER NOT NULL,
-    PRIMARY KEY (job, number)
-);
-"""
-
 _RANKS = {priority: rank for rank, priority in enumerate(JobPriority)}
 
 _COLUMNS = "number, record, state, reason, succeeded, failed, repeats, input_tokens, output_tokens"
@@ -74,29 +31,13 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Job).decode
 
 
-def prepare(database: sqlite3.Connection) -> None:
-    """Make the tables where they are missing, and free what a controller that died had claimed."""
-    # Each commit gives the pages that it frees back to the file system. Incremental vacuuming would
-    # look for each of them in the list of all that are free: minutes for the results of one batch.
-    is_new = not _pragma(database, "auto_vacuum")
-    database.execute("PRAGMA auto_vacuum=FULL")
-    if is_new:  # else it cannot be had
-        database.execute("VACUUM")
-    database.execute("PRAGMA journal_mode=WAL")
-    database.execute("PRAGMA synchronous=FULL")
-    database.executescript(_SCHEMA)
-    with database:
-        database.execute("UPDATE jobs SET leased_until = 0")
-        database.execute("UPDATE lines SET due_at = 0, owner = '' WHERE owner != ''")
-
-
 def add(database: sqlite3.Connection, job: Job) -> None:
     """Insert a job, where it is not there yet."""
     database.execute(
         "INSERT OR IGNORE INTO jobs"
-        " (id, kind, state, rank, not_before, expires_at, record, lines, reason)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (job.id, job.kind, *_fields(job)),
+        " (id, kind, mode, state, rank, not_before, expires_at, record, lines, reason)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (job.id, job.kind, mode_of(job), *_fields(job)),
     )
 
 
@@ -333,12 +274,27 @@ def reopen(database: sqlite3.Connection, job: Job, expected: JobState) -> bool:
 
 def used_bytes(database: sqlite3.Connection) -> int:
     """Return what the pages that are in use take."""
-    return _pragma(database, "page_count") * _pragma(database, "page_size")
+    return pragma(database, "page_count") * pragma(database, "page_size")
 
 
-def _pragma(database: sqlite3.Connection, name: str) -> int:
-    [(value,)] = database.execute(f"PRAGMA {name}").fetchall()
-    return int(value)
+def counts(database: sqlite3.Connection) -> JobCounts:
+    """Return how many jobs there are, by kind and state."""
+    found: dict[JobKind, dict[JobState, int]] = {}
+    rows = database.execute("SELECT kind, state, jobs FROM job_counts WHERE jobs > 0")
+    for kind, state, number in rows:
+        found.setdefault(JobKind(kind), {})[JobState(state)] = number
+    return found
+
+
+def modes_left(database: sqlite3.Connection, now: float) -> frozenset[Mode]:
+    """Return the modes of jobs of which lines may be worked on."""
+    is_left = (
+        "SELECT 1 FROM jobs WHERE mode = ? AND not_before <= ? AND (state = 'validating'"
+        " OR state = 'in_progress' AND succeeded + failed < lines) LIMIT 1"
+    )
+    return frozenset(
+        mode for mode in Mode if database.execute(is_left, (mode, now)).fetchone() is not None
+    )
 
 
 def _numbers(database: sqlite3.Connection, job_ids: Iterable[str]) -> dict[str, int]:

@@ -116,13 +116,6 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
         entered_at = {**self.entered_at, state: at}
         return msgspec.structs.replace(self, state=state, entered_at=entered_at, **changes)
 
-    def needs_models(self, now: float) -> bool:
-        """Whether lines of it are to be worked on, now or soon."""
-        is_left = self.state is JobState.VALIDATING or (
-            self.state is JobState.IN_PROGRESS and self.counts.settled < self.lines
-        )
-        return is_left and self.not_before <= now and self.kind is not JobKind.CALLBACK
-
     def is_due(self, now: float) -> bool:
         """Whether something is to be done with the job itself, not with its lines."""
         if self.state is JobState.IN_PROGRESS:

@@ -53,7 +53,10 @@ class LazyJobs:
             return self._room
 
     async def describe(self) -> dict[str, Any]:
-        """Say whether jobs outlive a restart of where they stand, and why not, as JSON."""
+        """Say how many jobs there are, and whether they outlive a restart of where they stand.
+
+        As JSON; `counts` is None where the queue does not answer.
+        """
         room = self._room
         if room is not None and room.storage.why_it_passes is not None:
             place, reason = "jobs.queue_url", await room.storage.why_it_passes()
@@ -63,6 +66,7 @@ class LazyJobs:
             "durable": reason is None,
             "not_durable_because": None if reason is None else f"{place}: {reason}",
             "is_open": room is not None,
+            "counts": {} if room is None else await room.service.counts(),
         }
 
     def _why_folder_passes(self) -> tuple[str, str | None]:

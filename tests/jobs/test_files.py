@@ -107,6 +107,21 @@ async def test_a_removed_file_is_gone(store: FileStore, local: Callable[..., Pat
         await content_of(store, "file-1")
 
 
+async def test_what_files_take_is_counted_as_they_come_and_go(
+    store: FileStore, local: Callable[..., Path], clock: Clock
+) -> None:
+    assert await store.used_bytes() == 0
+    for name, expires_at in (("file-1", 2000.0), ("file-2", 3000.0), ("file-1", 2000.0)):
+        await store.add(new_file(name, expires_at=expires_at), local(b"x" * 10))
+    assert await store.used_bytes() == 20
+    clock.now = 2500.0
+    await store.remove_expired()
+    assert await store.used_bytes() == 10
+    assert await store.remove("file-2")
+    assert not await store.remove("file-2")
+    assert await store.used_bytes() == 0
+
+
 async def test_a_file_whose_time_is_over_is_gone(
     store: FileStore, local: Callable[..., Path], clock: Clock
 ) -> None:

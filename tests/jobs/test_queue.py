@@ -286,6 +286,27 @@ async def test_room_is_used_and_given_back(queue: JobQueue) -> None:
     assert await queue.used_bytes() - empty < 100_000
 
 
+async def test_jobs_are_counted_by_kind_and_state(open_queue: OpenQueue) -> None:
+    queue = await open_queue()
+    assert await queue.counts() == {}
+    await queue.add(new_job("document", kind=JobKind.DOCUMENT))
+    for name in ("a", "b", "c"):
+        await add_running(queue, new_job(name, lines=1))
+        await queue.add(new_job(name))  # which changes nothing
+    await end(queue, new_job("b"))
+    await queue.remove("c")
+    await queue.remove("c")
+    counted = {
+        JobKind.DOCUMENT: {JobState.VALIDATING: 1},
+        JobKind.BATCH: {JobState.IN_PROGRESS: 1, JobState.COMPLETED: 1},
+    }
+    assert await queue.counts() == counted
+    assert await (await open_queue()).counts() == counted
+    again = (await found(queue, "b")).entering(JobState.IN_PROGRESS, 1003.0)
+    assert await queue.reopen(again, JobState.COMPLETED)
+    assert (await queue.counts())[JobKind.BATCH] == {JobState.IN_PROGRESS: 2}
+
+
 async def test_whoever_waits_hears_of_new_lines(queue: JobQueue) -> None:
     waiting = asyncio.create_task(queue.wait(60))
     await asyncio.sleep(0)

@@ -211,8 +211,14 @@ def test_batches_are_listed_in_pages(caller: Caller) -> None:
     assert caller.refused("POST", "/jobs/nobody/cancel") == (404, "job_not_found")
 
 
-def test_an_ended_batch_cannot_be_cancelled(caller: Caller) -> None:
+def test_an_ended_batch_is_counted_and_cannot_be_cancelled(caller: Caller) -> None:
+    def completed() -> int:
+        counts = caller.json("GET", "/status")["jobs"]["counts"]
+        return int(counts.get("batch", {}).get("completed", 0))
+
+    before = completed()
     ended = caller.ended(caller.begin([text("a")], EMBEDDINGS)["id"])
+    assert completed() > before
     refused = caller.refused("POST", f"/v1/batches/{ended['id']}/cancel")
     assert refused == (409, "job_not_cancellable")
     assert caller.refused("POST", f"/jobs/{ended['id']}/retry") == (409, "job_not_retryable")
