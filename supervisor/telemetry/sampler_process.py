@@ -89,9 +89,10 @@ class SamplerProcess(asyncio.Protocol):
             raise TelemetryError(self._reason())
         question = _Question(self._loop.create_future(), deadline_s)
         self._questions.append(question)
-        if len(self._questions) == 1:
-            self._await_next()
-        self._transport.write(encode(request) + b"\n")
+        if self._ending is None:  # else the reason of its end, which is found out now, answers it
+            if len(self._questions) == 1:
+                self._await_next()
+            self._transport.write(encode(request) + b"\n")
         answer = await question.answer
         if isinstance(answer, Failed):
             raise (VendorAbsentError if answer.is_absent else TelemetryError)(answer.reason)

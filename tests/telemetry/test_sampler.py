@@ -129,6 +129,25 @@ async def test_sampler_killed_from_outside_is_replaced(telemetry: Telemetry) -> 
     assert replaced.pid != sampler.pid
 
 
+def test_whoever_asks_while_a_killed_sampler_is_cleared_away_is_told_why(gpu: SimulatedGpu) -> None:
+    """Between the end of the connection and that of the process, too."""
+
+    async def ask_all_the_time() -> set[type[BaseException]]:
+        environ, asked = gpu.full_environment(), []
+        async with Telemetry(environ=environ, vendors=("NVIDIA",), policy=FAST) as telemetry:
+            (sampler,) = samplers()
+            sampler.kill()
+            async with asyncio.timeout(20):
+                while not telemetry.problems:
+                    asked.append(asyncio.create_task(telemetry.sample("gpu0")))
+                    await asyncio.sleep(0)
+            answers = await asyncio.gather(*asked, return_exceptions=True)
+        return {type(each) for each in answers if isinstance(each, BaseException)}
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(ask_all_the_time()) == {TelemetryError}
+
+
 async def test_sampler_that_cannot_be_reaped_is_left_behind_and_replaced(
     open_telemetry: OpenTelemetry, gpu: SimulatedGpu
 ) -> None:

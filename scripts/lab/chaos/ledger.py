@@ -91,8 +91,11 @@ class Weapon(StrEnum):
 
     @property
     def ends_server(self) -> bool:
-        """Whether the server that it hits ends: a server that nobody can reach is ended, too."""
-        return self in {Weapon.KILL, Weapon.SEGV, Weapon.SWEEP}
+        """Whether the server that it hits ends: a server that nobody can reach is ended, too.
+
+        One that a tenant has left no room ends by itself.
+        """
+        return self in {Weapon.KILL, Weapon.SEGV, Weapon.SWEEP, Weapon.TENANT}
 
     @property
     def kind(self) -> str:

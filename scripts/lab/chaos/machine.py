@@ -99,6 +99,14 @@ class Machine:
                 os.waitpid(pid, os.WNOHANG)
         return found
 
+    def starved(self) -> list[Fault]:
+        """Return the servers that a tenant which came just before left no room; they ended."""
+        return [
+            Fault(at=taken.at, weapon=Weapon.TENANT, pid=taken.pid, aimed_at="a start")
+            for taken in read_book(self._book)
+            if not taken.had_room and self._is_excused(taken)
+        ]
+
     def overcommitted(self) -> Iterator[tuple[float, str]]:
         """Yield the starts for which a device had no room, though nobody came just before."""
         for taken in read_book(self._book):

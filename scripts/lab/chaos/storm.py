@@ -201,6 +201,7 @@ class Storm:
         for problem in history.unlisted(facts, records, self.ledger.may_be_unwritten):
             self.ledger.violate("history", problem)
         if self._machine is not None:
+            self.ledger.faults.extend(self._machine.starved())
             figures["shares_taken"] = float(self._machine.starts())
             runs = [run for each in facts for run in each.switches]
             for rule, broken in (
