@@ -104,8 +104,8 @@ class ProfileBatching(Settings):
         default=None,
         ge=1,
         le=64,
-        description="Batches that the server is sent at once; default: 4, and 2 where it computes "
-        "in host memory.",
+        description="Batches that the server is sent at once; default: 4, of which no more than "
+        "2 are full.",
     )
     max_batch_size: int = Field(
         default=32, ge=1, le=2048, description="Inputs that are sent in one batch."

@@ -21,15 +21,35 @@ _WEIGHTS = {
 }
 
 
-class BatchLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """How large a batch may be, and how long it may wait to become so.
+class Amount(NamedTuple):
+    """How much work something is."""
 
-    `wait_s`: from the arrival of its first piece until it is due though it is not full.
+    inputs: int
+    tokens: int
+
+
+class BatchLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """How large batches may be, how long they may wait to become so, and how many are sent.
+
+    `wait_s`: from the arrival of its first piece until a batch is due though it is not full.
+    `max_concurrent`: batches that are with the server; `max_full`: those of them that may be full.
     """
 
     max_size: int
     max_tokens: int
     wait_s: float = 0.0
+    max_concurrent: int
+    max_full: int
+
+    def at_once(self, running: Amount) -> int:
+        """Return how many batches there may be with a server that has so much.
+
+        It computes one after the other, and needs the next one there. Small ones it merges, so that
+        it is the busier the more of these it has; behind full ones others would only wait where
+        nobody more urgent passes them.
+        """
+        is_full = running.inputs >= self.max_size or running.tokens >= self.max_tokens
+        return self.max_full if is_full else self.max_concurrent
 
     @property
     def short_tokens(self) -> int:
@@ -42,13 +62,6 @@ class BatchLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _ONLY = range(1)
-
-
-class Amount(NamedTuple):
-    """How much work something is."""
-
-    inputs: int
-    tokens: int
 
 
 class _Run:

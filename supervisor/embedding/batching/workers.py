@@ -40,7 +40,6 @@ class WorkRules(msgspec.Struct, frozen=True, kw_only=True):
     """What the workers of a model are held to, as it is configured now."""
 
     limits: BatchLimits
-    max_concurrent: int
     may_switch: bool
 
 
@@ -153,8 +152,12 @@ class Workers:
     def _due(self) -> int:
         """Return for how many batches there is to be a worker that there is not."""
         asking = len(self._asking)
-        free = self.rules.max_concurrent - len(self._running) - asking
-        return free and min(free, self.queue.due(self.rules.limits, time.monotonic()) - asking)
+        free = self.rules.limits.at_once(self.running) - len(self._running) - asking
+        return (
+            0
+            if free <= 0
+            else min(free, self.queue.due(self.rules.limits, time.monotonic()) - asking)
+        )
 
     def _ask(self, priority: Priority) -> None:
         asked = AskedLease(self._arbiter.new_request_id(), priority)
@@ -231,7 +234,7 @@ class Workers:
             self._profile = backend.launch.profile
             self.apply_rules()
         now = time.monotonic()
-        if len(self._running) >= self.rules.max_concurrent:
+        if len(self._running) >= self.rules.limits.at_once(self.running):
             return None
         batch = self.queue.take(self.rules.limits, now)
         if batch is None:

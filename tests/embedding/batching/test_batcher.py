@@ -7,7 +7,6 @@ import tracemalloc
 from typing import Any
 
 import pytest
-from msgspec.structs import replace
 
 from supervisor.core.scheduling.values import Priority
 from supervisor.embedding.batching import workers
@@ -305,15 +304,31 @@ async def test_what_waits_when_another_configuration_is_applied_is_counted_and_c
     assert bench.workers("obedient").is_idle
 
 
-@pytest.mark.parametrize("batching", [{}])
-async def test_two_batches_are_at_once_with_a_server_on_the_host_and_four_on_a_gpu(
-    bench: Bench,
-) -> None:
-    await bench.compute("one")
-    target = bench.parts.targets.target("obedient")
-    assert bench.workers("obedient").rules.max_concurrent == 2
-    on_gpu = bench.batcher._rules_of(replace(target, device="gpu0"), target.profile)
-    assert on_gpu.max_concurrent == 4
+@pytest.mark.parametrize("batching", [{"max_batch_size": 4}])
+async def test_small_batches_are_sent_four_at_a_time_and_full_ones_two(bench: Bench) -> None:
+    small = [await bench.hold(f"held {n}") for n in range(4)]
+    waiting = [bench.begin(f"small {n}") for n in range(3)]
+    await bench.queued(3)
+    await bench.let_go()
+    assert not errors_of(await gather(*small, *waiting))
+    sent_before = len(await bench.batches())
+    full = [bench.begin("held one", "two", "three", "four") for _ in range(2)]
+    await bench.sent(sent_before + 2)
+    full.append(bench.begin("five", "six", "seven", "eight"))
+    await bench.queued(4)
+    urgent = bench.begin("urgent")
+    await bench.queued(5)
+    await bench.let_go()
+    assert not errors_of(await gather(*full, urgent))
+
+
+@pytest.mark.parametrize("batching", [{"max_concurrent": 3, "max_batch_size": 1}])
+async def test_as_many_full_batches_are_sent_as_the_profile_says(bench: Bench) -> None:
+    held = [await bench.hold(f"held {n}") for n in range(3)]
+    waiting = bench.begin("waiting")
+    await bench.queued(1)
+    await bench.let_go()
+    assert not errors_of(await gather(*held, waiting))
 
 
 async def test_a_server_that_runs_with_the_fallback_gets_the_batches_of_that_profile(

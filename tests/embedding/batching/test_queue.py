@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from supervisor.core.scheduling.values import Priority
 from supervisor.embedding.batching.batches import Batch, Caller
 from supervisor.embedding.batching.queue import Amount, BatchLimits, BatchQueue
 from supervisor.embedding.values import Piece
 
-LIMITS = BatchLimits(max_size=4, max_tokens=40)
+LIMITS = BatchLimits(max_size=4, max_tokens=40, max_concurrent=4, max_full=2)
 """So a piece of up to ten tokens is short."""
 
 
@@ -36,6 +37,16 @@ def take(queue: BatchQueue, now: float = 0.0) -> list[tuple[Caller, int]]:
 
 
 # What goes together
+
+
+@pytest.mark.parametrize(
+    ("running", "at_once"),
+    [((0, 0), 4), ((3, 39), 4), ((4, 4), 2), ((1, 40), 2), ((9, 90), 2)],
+)
+def test_a_server_that_has_as_much_as_a_full_batch_gets_one_more_and_else_several(
+    running: tuple[int, int], at_once: int
+) -> None:
+    assert LIMITS.at_once(Amount(*running)) == at_once
 
 
 def test_pieces_of_several_callers_are_sent_together_in_the_order_of_their_arrival() -> None:
@@ -64,9 +75,9 @@ def test_a_long_text_does_not_delay_a_batch_of_short_ones() -> None:
 
 
 def test_as_many_short_pieces_as_a_batch_may_have_fit_into_it() -> None:
-    limits = BatchLimits(max_size=32, max_tokens=2048)
+    limits = replace(LIMITS, max_size=32, max_tokens=2048)
     assert limits.short_tokens == 64
-    assert BatchLimits(max_size=32, max_tokens=8).short_tokens == 1
+    assert replace(LIMITS, max_size=32, max_tokens=8).short_tokens == 1
 
 
 def test_vectors_with_and_without_normalisation_are_asked_for_apart() -> None:
@@ -122,7 +133,7 @@ def test_what_is_put_back_is_sent_first_and_as_it_was() -> None:
 
 
 def test_a_batch_waits_for_more_only_as_long_as_it_may_and_not_when_it_is_full() -> None:
-    limits = BatchLimits(max_size=4, max_tokens=40, wait_s=0.05)
+    limits = replace(LIMITS, wait_s=0.05)
     queue = BatchQueue()
     queue.add(caller(3, 3, at=1.0), limits)
     assert queue.take(limits, 1.02) is None
