@@ -38,7 +38,9 @@ class Period(Struct, frozen=True, kw_only=True):
         return self.model or self.mode or "mixed"
 
     def admits(self, target: Target) -> bool:
-        """Whether a target may be brought in."""
+        """Whether a target may be brought in; a twin takes nothing from what has the period."""
+        if target.is_twin:
+            return True
         return self.mode in {None, target.mode} and self.model in {None, target.model}
 
 

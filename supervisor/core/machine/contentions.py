@@ -28,17 +28,25 @@ class Contention(Struct, frozen=True, kw_only=True):
 
 
 def contentions(snapshot: Snapshot, at: float) -> tuple[Contention, ...]:
-    """Return who contends, device by device: models that have none in common do not."""
+    """Return who contends, device by device: models that have none in common do not.
+
+    A twin contends with nobody: it is started where it fits, once nothing else is to be done.
+    """
     heads = sorted(snapshot.requests.heads_in_turn().values(), key=lambda head: head.number)
     targets = [head.target for head in heads if head.target and _is_away(snapshot, head.target)]
-    return tuple(_contention(snapshot, group, at) for group in _groups(snapshot, targets))
+    twins = [[target] for target in targets if target.is_twin]
+    groups = _groups(snapshot, [target for target in targets if not target.is_twin])
+    return tuple(_contention(snapshot, group, at) for group in (*groups, *twins))
 
 
 def at_once(snapshot: Snapshot, target: Target, at: float) -> str | None:
     """Return why a switch to a target needs nobody's turn to end, if so, by what is known of it.
 
-    It may start beside all that is there, or pinned ones leave it no room, which is then found.
+    It may start beside all that is there, or pinned ones leave it no room, which is then found. A
+    twin is started in no other way.
     """
+    if target.is_twin:
+        return "a small request waits, and it makes nobody leave"
     need = snapshot.scheduling.need_of(target)
     if need is None or not snapshot.sharing(*need.devices):
         return None
@@ -122,6 +130,8 @@ def _kept_back_until(snapshot: Snapshot, target: Target, at: float) -> float:
 
 def _residents(snapshot: Snapshot, target: Target, at: float) -> tuple[Backend, ...]:
     """Return who would give way: those that work first, and of those the last that came."""
+    if target.is_twin:
+        return ()
     need = snapshot.scheduling.need_of(target)
     there = snapshot.sharing(*snapshot.scheduling.devices_of(target))
     if need is not None:

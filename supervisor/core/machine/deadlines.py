@@ -47,6 +47,5 @@ def lease_moves_wakeup(before: Snapshot, after: Snapshot) -> bool:
 
 def _lingers_since(snapshot: Snapshot) -> float | None:
     """Return since when the scheduler lets the only live model linger, None where it does not."""
-    if not snapshot.scheduling.linger_s or len(snapshot.backends) != 1:
-        return None
-    return snapshot.backends[0].work.empty_since
+    only = snapshot.only if snapshot.scheduling.linger_s else None
+    return None if only is None else only.work.empty_since

@@ -40,8 +40,9 @@ def end_switch(
         down = draft.snapshot.recovery(switch.target.model)
         if down is not None:
             note_failed_recovery(draft, down.target, refusal.message)
-    endings = replace(draft.snapshot.endings, failure=refusal)
-    draft.set(switch=None, endings=endings, switch_durations_s=durations)
+    draft.set(switch=None, switch_durations_s=durations)
+    if switch.target is None or not switch.target.is_twin:  # else what serves is as it was
+        draft.set(endings=replace(draft.snapshot.endings, failure=refusal))
     draft.commands.append(FinishSwitch(report=report))
     failed_model = switch.target.model if switch.target else None
     _note_for_scheduling(draft, switch, report)
@@ -90,7 +91,10 @@ def _forget_replaced(draft: Draft, target: Target) -> None:
     """What is live now is wanted: where it is to be alone, nothing comes back beside it."""
     exclusive = {device.name for device in draft.snapshot.devices.values() if device.is_exclusive}
     for down in draft.snapshot.recoveries:
+        if down.target.model == target.model:
+            forget_recovery(draft, target.model)
+        elif target.is_twin or down.target.is_twin:
+            continue
         is_alone = not exclusive.isdisjoint(down.target.shared_devices(target))
-        is_replaced = is_alone or draft.snapshot.rules.replaces
-        if is_replaced or down.target.model == target.model:
+        if is_alone or draft.snapshot.rules.replaces:
             forget_recovery(draft, down.target.model)

@@ -91,13 +91,16 @@ class RequestArrived(Event, frozen=True, kw_only=True):
     A target is served by the live backend of its model, whatever that one's profile.
     `may_wait` False: where no lease can be granted at once, nothing is ordered, and nothing kept.
     `may_switch`: where its model is not live, it waits for its turn, and the scheduler decides
-    when; otherwise it is refused.
+    when; otherwise it is refused. `may_spill`: it is small, and its model's twin may serve it while
+    that is not live; `main` is its target from then on, and `target` the twin.
     """
 
     request_id: str
     target: Target | None
     may_wait: bool = True
     may_switch: bool = False
+    may_spill: bool = False
+    main: Target | None = None
     priority: Priority = Priority.INTERACTIVE
 
     @property
@@ -140,6 +143,19 @@ class BackendReady(Event, frozen=True, kw_only=True):
     epoch: int
     memory: MemorySample | None
     prompts: KeptPrompts | None = None
+
+
+class VectorsKnown(Event, frozen=True, kw_only=True):
+    """It is known what vectors a target makes of the probes, so that its twin can be compared."""
+
+    target: Target
+
+
+class BackendUnfit(Event, frozen=True, kw_only=True):
+    """The server of an epoch runs, and must not serve: a twin that makes other vectors."""
+
+    epoch: int
+    reason: str
 
 
 class BackendStalled(Event, frozen=True, kw_only=True):

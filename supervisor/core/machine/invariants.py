@@ -58,6 +58,11 @@ def _of_switch(snapshot: Snapshot) -> Iterator[str]:
         there = [b.epoch for b in snapshot.backends if b.epoch in switch.leaving.epochs]
         if there:
             yield f"in {phase}, epochs {there} must be gone, and are there"
+    if switch.target is not None and switch.target.is_twin:
+        leaving = {*switch.leaving.first, *switch.leaving.behind, *switch.leaving.epochs}
+        others = [b for b in snapshot.backends if b.epoch in leaving]
+        if any(b.target.model != switch.target.model for b in others):
+            yield f"epochs {sorted(leaving)} leave for a twin"
     yield from _of_readings(switch.gate)
 
 

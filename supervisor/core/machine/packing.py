@@ -150,8 +150,11 @@ def _sum(costs: Sequence[Cost]) -> Cost:
 
 
 def cost_of(snapshot: Snapshot, backend: Backend, at: float) -> Cost:
-    """Return what it costs that a resident leaves; nothing where it is on its way out by itself."""
-    if backend.state is not BackendState.READY:
+    """Return what it costs that a resident leaves.
+
+    Nothing where it is on its way out by itself, or a twin, whose model can be asked instead.
+    """
+    if backend.state is not BackendState.READY or backend.target.is_twin:
         return Cost()
     known_s = load_s(snapshot.scheduling.estimates, backend.target.model)
     seconds = backend.footprint.total_bytes / LOAD_BYTES_PER_S if known_s is None else known_s

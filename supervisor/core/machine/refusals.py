@@ -28,7 +28,8 @@ SHUTTING_DOWN = Refusal(
 def not_live(snapshot: Snapshot, model: str | None) -> Refusal:
     """Say that a request's model is not live, and which one is, or what brought it down."""
     live = snapshot.live_models()
-    down = snapshot.recovery(model) or (snapshot.recoveries[0] if snapshot.recoveries else None)
+    others = (each for each in snapshot.recoveries if not each.target.is_twin)
+    down = snapshot.recovery(model) or next(others, None)
     if down is not None and (not live or down.target.model == model):
         again = () if down.is_open else (("retry_after_s", int(FIRST_RETRY_AFTER_S)),)
         return Refusal(code="backend_down", message=down.reason, details=again)

@@ -7,7 +7,14 @@ from msgspec.structs import replace
 from supervisor.core.machine.commands import GrantLease, RefuseRequest
 from supervisor.core.machine.draft import Draft
 from supervisor.core.machine.events import RequestArrived, SwitchRequested
-from supervisor.core.machine.queues import Kind, LineKey, Requests, join, leave_line
+from supervisor.core.machine.queues import (
+    Kind,
+    LineKey,
+    Requests,
+    count_callers,
+    join,
+    leave_line,
+)
 from supervisor.core.machine.refusals import (
     SHUTTING_DOWN,
     not_live,
@@ -16,6 +23,7 @@ from supervisor.core.machine.refusals import (
     refusal_after_setback,
 )
 from supervisor.core.machine.snapshot import Snapshot
+from supervisor.core.machine.twins import twin_for
 from supervisor.core.machine.values import (
     Backend,
     BackendState,
@@ -29,10 +37,16 @@ from supervisor.core.scheduling.values import Priority
 def admit(draft: Draft, request: RequestArrived) -> None:
     """Grant the request a lease, let it wait in a line, or refuse it.
 
-    One that may not wait and gets no lease leaves everything as it is.
+    One that may not wait and gets no lease leaves everything as it is. One that a twin is to serve
+    asks for that from here on.
     """
     snapshot, target = draft.snapshot, request.target
     backend = backend_for(snapshot, None if target is None else target.model)
+    if backend is None and request.may_spill:
+        twin = twin_for(snapshot, request, draft.at)
+        if twin is not None:
+            request = replace(request, target=twin, main=target)
+            backend = backend_for(snapshot, twin.model)
     is_closing = snapshot.close_deadline is not None
     if backend is not None and not is_closing and _has_room(snapshot, backend, request):
         _grant(draft, request, backend)
@@ -50,11 +64,13 @@ def backend_for(snapshot: Snapshot, model: str | None) -> Backend | None:
     """Choose the live backend for a request.
 
     A named model is served by its own backend only, a request that names none by the one that was
-    switched to last.
+    switched to last; that is no twin.
     """
     for backend in reversed(snapshot.backends):
-        if backend.state is BackendState.READY and model in {None, backend.target.model}:
-            return backend
+        if backend.state is BackendState.READY:
+            target = backend.target
+            if model == target.model or (model is None and target.twin_of is None):
+                return backend
     return None
 
 
@@ -75,11 +91,16 @@ def room_of(backend: Backend) -> int:
 
 
 def is_contended(snapshot: Snapshot, backend: Backend) -> bool:
-    """Whether others wait for a turn on a device of this backend, and may have it now."""
+    """Whether others wait for a turn on a device of this backend, and may have it now.
+
+    Who waits for a twin waits for no turn.
+    """
     return any(
         any(b.epoch == backend.epoch for b in sharing_with(snapshot, head.target))
         for model, head in snapshot.requests.heads_in_turn().items()
-        if backend_for(snapshot, model) is None and snapshot.agenda.admits(head.target)
+        if head.main is None
+        and backend_for(snapshot, model) is None
+        and snapshot.agenda.admits(head.target)
     )
 
 
@@ -210,7 +231,8 @@ def _hold_or_refuse(draft: Draft, request: RequestArrived) -> None:
     """Nothing live serves it: it waits for its model's turn, or for what is under way."""
     snapshot, model = draft.snapshot, request.model
     down = snapshot.recovery(model)
-    may_have_turn = request.may_switch and model is not None and (down is None or down.may_hold)
+    may_cause = request.may_switch or request.main is not None  # the start of a twin moves nobody
+    may_have_turn = may_cause and model is not None and (down is None or down.may_hold)
     setback = None if model is None else snapshot.scheduling.setbacks.get(model)
     if may_have_turn and is_under_way(snapshot, model):
         _hold(draft, request, Kind(request.priority))
@@ -246,8 +268,30 @@ def is_something_under_way(snapshot: Snapshot, model: str | None) -> bool:
 
 def may_restart_help(snapshot: Snapshot, model: str | None) -> bool:
     """Whether a restart is due after which a request for the model can be served."""
-    holding = [r for r in snapshot.recoveries if r.may_hold]
-    return any(model is None or r.target.model == model for r in holding)
+    holding = [r.target for r in snapshot.recoveries if r.may_hold]
+    return any(model == t.model or (model is None and not t.is_twin) for t in holding)
+
+
+def admit_again(draft: Draft, waiter: Waiter) -> None:
+    """Somebody who was taken out of a line, and whom its model and its twin can serve: look anew.
+
+    Its wait counts from its arrival.
+    """
+    admit(
+        draft,
+        RequestArrived(
+            at=waiter.arrived_at,
+            request_id=waiter.request_id,
+            target=waiter.main or waiter.target,
+            may_switch=waiter.may_switch,
+            may_spill=waiter.may_spill,
+            priority=waiter.priority,
+        ),
+    )
+    requests = draft.snapshot.requests
+    if waiter.callers > 1 and waiter.request_id in requests.places:
+        counted = count_callers(requests, waiter.request_id, waiter.callers, draft.at)
+        draft.set(requests=counted)
 
 
 def _hold(draft: Draft, request: RequestArrived, kind: Kind) -> None:
@@ -262,6 +306,9 @@ def _hold(draft: Draft, request: RequestArrived, kind: Kind) -> None:
         arrived_at_sum=request.at,
         number=draft.snapshot.requests.held,
         priority=request.priority,
+        may_switch=request.may_switch,
+        may_spill=request.may_spill,
+        main=request.main,
     )
     key = LineKey(request.model, kind)
     draft.set(requests=join(draft.snapshot.requests, key, waiter))

@@ -35,10 +35,10 @@ def plan_residency(
     """Choose the backends that give way to `target`, which takes `footprint`.
 
     What it replaces (the same model with another profile; with `rules.replaces` all others that are
-    not pinned) serves until the target is ready, where each device of the footprint carries both at
-    once: it is not exclusive, and a reading of it shows room for the need and the margin. Else it
-    stops first. Of the others there the cheapest set stops first without which the rest fits, idle
-    ones before those that work, and never a pinned one.
+    neither pinned nor twins) serves until the target is ready, where each device of the footprint
+    carries both at once: it is not exclusive, and a reading of it shows room for the need and the
+    margin. Else it stops first. Of the others there the cheapest set stops first without which the
+    rest fits, idle ones before those that work, and never a pinned one.
     """
     replaced = [b for b in snapshot.backends if _is_replaced(b, target, snapshot.rules)]
     here = snapshot.sharing(*footprint.devices)
@@ -59,7 +59,9 @@ def plan_residency(
 def _is_replaced(backend: Backend, target: Target, rules: SwitchRules) -> bool:
     if backend.target.model == target.model:
         return True
-    return rules.replaces and not rules.of(backend.target).is_pinned
+    if not rules.replaces or target.is_twin or backend.target.is_twin:
+        return False
+    return not rules.of(backend.target).is_pinned
 
 
 def _shows_room(

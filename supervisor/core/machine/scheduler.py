@@ -56,11 +56,11 @@ def stands(before: Snapshot, after: Snapshot, event: Event) -> bool:
         or (scheduling.wake_at is not None and event.at >= scheduling.wake_at)
     ):
         return False
-    linger_s = scheduling.linger_s if len(after.backends) == 1 else 0.0
+    linger_s = scheduling.linger_s if after.only is not None else 0.0
     moved = [pair for pair in zip(before.backends, after.backends, strict=True) if _differ(*pair)]
-    return all(_works_on(then, now, linger_s) for then, now in moved) and not any(
-        after.requests.lines_of(now.target.model) for _, now in moved
-    )
+    return all(
+        now.target.is_twin or _works_on(then, now, linger_s) for then, now in moved
+    ) and not any(after.requests.lines_of(now.target.model) for _, now in moved)
 
 
 def _differ(then: Backend, now: Backend) -> bool:

@@ -7,6 +7,7 @@ switch by hand tries again.
 
 import math
 
+from immutables import Map
 from msgspec.structs import replace
 
 from supervisor.core.machine.refusals import switch_failed
@@ -17,7 +18,10 @@ from supervisor.core.pauses import doubled_pause_s
 SHORTEST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 600.0
 
-_NOT_THE_TARGETS_FAULT = frozenset({"place_is_taken", "drain_refused"})
+TWIN_DIFFERS = "twin_differs"
+"""Code of a twin that makes other vectors: it is not tried again before other settings apply."""
+
+_NOT_THE_TARGETS_FAULT = frozenset({"place_is_taken", "drain_refused", "twin_does_not_fit"})
 
 
 def is_targets_fault(refusal: Refusal) -> bool:
@@ -38,9 +42,10 @@ def note_failure(
     first_s = max(SHORTEST_PAUSE_S, took_s * (1.0 - share) / share)
     pause_s = doubled_pause_s(failures, first_s, max(first_s, LONGEST_PAUSE_S))
     is_fault = is_targets_fault(refusal)
+    is_final = refusal.code == TWIN_DIFFERS or failures >= snapshot.limits.breaker_deaths
     if refusal.code == "pinned_in_the_way":  # it cost nobody anything, and ends with an unload
         pause_s = SHORTEST_PAUSE_S
-    elif is_fault and failures >= snapshot.limits.breaker_deaths:
+    elif is_fault and is_final:
         pause_s = math.inf
     setback = Setback(
         failures=failures,
@@ -48,6 +53,12 @@ def note_failure(
         refusal=switch_failed(refusal) if is_fault else None,
     )
     return replace(scheduling, setbacks=scheduling.setbacks.set(model, setback))
+
+
+def try_all_again(scheduling: Scheduling) -> Scheduling:
+    """Other settings apply: what had been given up for good may be worth another attempt."""
+    kept = {m: each for m, each in scheduling.setbacks.items() if each.until < math.inf}
+    return replace(scheduling, setbacks=Map(kept))
 
 
 def forget_setback(scheduling: Scheduling, model: str) -> Scheduling:

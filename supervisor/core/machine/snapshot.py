@@ -50,8 +50,9 @@ class Scheduling(Struct, frozen=True, kw_only=True):
 
     `run` and `begun` name the next switch that the controller begins by itself. `needs` are the
     last that were accepted, by the target's identity, and `capacities` what all our servers
-    together could take of a device when it was last read. `pending` is a switch by hand that waits
-    for the end of the running one, `held_until` how long devices stay as a hand has set them.
+    together could take of a device when it was last read. `comparable` are the targets, by
+    identity, with which their twins can be compared. `pending` is a switch by hand that waits for
+    the end of the running one, `held_until` how long devices stay as a hand has set them.
     `decision` is the last one, `wake_at` when it is to be thought over, and `linger_s` how long
     after the only live model has no work (0: at once).
     """
@@ -64,6 +65,7 @@ class Scheduling(Struct, frozen=True, kw_only=True):
     held_until: Map[str, float] = field(default_factory=Map)
     setbacks: Map[str, Setback] = field(default_factory=Map)
     away: Map[str, Away] = field(default_factory=Map)
+    comparable: frozenset[tuple[str, str, str]] = frozenset()
     estimates: Estimates = Estimates()
     decision: Decision | None = None
     wake_at: float | None = None
@@ -144,9 +146,19 @@ class Snapshot(Struct, frozen=True, kw_only=True):
         """Return the recovery of a model that should be live and is not."""
         return next((r for r in self.recoveries if r.target.model == model), None)
 
-    def ready_backends(self) -> tuple[Backend, ...]:
+    def admitting(self) -> tuple[Backend, ...]:
         """Backends that admit requests, the one switched to last first."""
         return tuple(b for b in reversed(self.backends) if b.state is BackendState.READY)
+
+    def ready_backends(self) -> tuple[Backend, ...]:
+        """Those of them that serve all that their model is asked for: no twins."""
+        return tuple(b for b in self.admitting() if not b.target.is_twin)
+
+    @property
+    def only(self) -> Backend | None:
+        """The only backend but for twins; None where there is none, or there are several."""
+        mains = [b for b in self.backends if b.target.twin_of is None]
+        return mains[0] if len(mains) == 1 else None
 
     def live_models(self) -> tuple[str, ...]:
         """Names of the models that admit requests now."""

@@ -51,16 +51,19 @@ def forget_start(draft: Draft) -> None:
     draft.set_switch("start", epoch=None, given_up=None)
 
 
-def give_up_start(draft: Draft, backend: Backend) -> None:
-    """The backend did not become ready in time: stop it, and fail when it is reaped."""
+def give_up_late_start(draft: Draft, backend: Backend) -> None:
+    """The backend did not become ready in time."""
     timeout_s = backend.target.start_timeout_s
-    draft.set_switch(
-        "start",
-        given_up=Refusal(
-            code="backend_start_timeout",
-            message=f"'{backend.target.model}' was not ready {timeout_s:g} s after its start",
-        ),
+    refusal = Refusal(
+        code="backend_start_timeout",
+        message=f"'{backend.target.model}' was not ready {timeout_s:g} s after its start",
     )
+    give_up_start(draft, backend, refusal)
+
+
+def give_up_start(draft: Draft, backend: Backend, refusal: Refusal) -> None:
+    """The backend that is started must not serve: stop it, and fail when it is reaped."""
+    draft.set_switch("start", given_up=refusal)
     stop_backend(draft, backend)
 
 

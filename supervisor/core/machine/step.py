@@ -29,6 +29,7 @@ from supervisor.core.machine.events import (
     BackendReady,
     BackendSpawned,
     BackendStalled,
+    BackendUnfit,
     CallersCounted,
     DeviceFound,
     Event,
@@ -44,6 +45,7 @@ from supervisor.core.machine.events import (
     TargetAccepted,
     TargetRejected,
     TimePassed,
+    VectorsKnown,
     WarmingBegun,
 )
 from supervisor.core.machine.exits import complete_shutdown, note_exit
@@ -52,7 +54,9 @@ from supervisor.core.machine.phases import check_moves, pass_phase_deadline, pro
 from supervisor.core.machine.queues import count_callers
 from supervisor.core.machine.refusals import SHUTTING_DOWN
 from supervisor.core.machine.reports import report_of
+from supervisor.core.machine.setbacks import try_all_again
 from supervisor.core.machine.snapshot import Snapshot
+from supervisor.core.machine.twins import dismiss_twin
 from supervisor.core.machine.values import (
     BackendState,
     Phase,
@@ -106,6 +110,7 @@ def _on_device_found(draft: Draft, event: DeviceFound) -> None:
 
 def _on_rules_changed(draft: Draft, event: RulesChanged) -> None:
     draft.set(limits=event.limits, rules=event.rules)
+    draft.set(scheduling=try_all_again(draft.snapshot.scheduling))
     clock.reread(draft)
 
 
@@ -167,6 +172,17 @@ def _on_backend_moved(draft: Draft, event: BackendMoved) -> None:
     backend = draft.snapshot.backend(event.epoch)
     if backend is not None and backend.state is not BackendState.STOPPING:
         draft.put_backend(replace(backend, stalled_s=None))
+
+
+def _on_backend_unfit(draft: Draft, event: BackendUnfit) -> None:
+    backend = draft.snapshot.backend(event.epoch)
+    if backend is not None:
+        dismiss_twin(draft, backend, event.reason)
+
+
+def _on_vectors_known(draft: Draft, event: VectorsKnown) -> None:
+    known = draft.snapshot.scheduling.comparable
+    draft.set_scheduling(comparable=known | {event.target.identity})
 
 
 def _on_backend_exited(draft: Draft, event: BackendExited) -> None:
@@ -261,6 +277,8 @@ _REACTIONS: dict[type[Event], Callable[[Draft, Any], None]] = {
     BackendExited: _on_backend_exited,
     BackendStalled: _on_backend_stalled,
     BackendMoved: _on_backend_moved,
+    BackendUnfit: _on_backend_unfit,
+    VectorsKnown: _on_vectors_known,
     RestartRequested: _on_restart_requested,
     TimePassed: _on_time_passed,
     ShutdownRequested: _on_shutdown_requested,

@@ -64,7 +64,8 @@ from supervisor.core.machine.preflight import (
 from supervisor.core.machine.recovery import forget_recovery, note_lost
 from supervisor.core.machine.residency import Plan, plan_residency
 from supervisor.core.machine.rolling_back import fail_rollback, note_restored, roll_back
-from supervisor.core.machine.starting import give_up_start, note_live, place, start_placed
+from supervisor.core.machine.starting import give_up_late_start, note_live, place, start_placed
+from supervisor.core.machine.twins import does_not_fit
 from supervisor.core.machine.values import (
     Backend,
     BackendState,
@@ -102,7 +103,8 @@ def accept_target(draft: Draft, event: TargetAccepted) -> None:
     )
     need, readings = replace(event.need, footprint=footprint), event.readings
     refusal = (
-        refuse_unread(target, event)
+        (does_not_fit(target, plan) if target.is_twin else None)
+        or refuse_unread(target, event)
         or refuse_what_cannot_fit(draft.snapshot, target, need, plan, readings)
         or refuse_for_the_pinned(draft.snapshot, target, need, plan, readings)
     )
@@ -152,9 +154,9 @@ def _fall_back_or_end(draft: Draft, target: Target, refusal: Refusal) -> None:
 
 
 def _others_in_place(plan: Plan) -> tuple[Backend, ...]:
-    """Return what gives way and is not on its way out by itself."""
+    """Return what gives way and is not on its way out by itself; a twin makes room for all."""
     both = (*plan.leaving, *plan.retiring)
-    return tuple(b for b in both if b.state is BackendState.READY)
+    return tuple(b for b in both if b.state is BackendState.READY and not b.target.is_twin)
 
 
 def begin_leaving(draft: Draft) -> None:
@@ -275,7 +277,7 @@ def pass_start_deadline(draft: Draft) -> None:
     if backend is None:
         return
     if backend.state is BackendState.STARTING:
-        give_up_start(draft, backend)
+        give_up_late_start(draft, backend)
     else:
         _end_unreaped(draft, [backend])
 

@@ -76,6 +76,9 @@ class Target(Struct, frozen=True, kw_only=True):
     where it is on `device` alone. `revision` changes with all that decides how the server is
     started, whatever its profile is called. `parallel` is how many requests it works on at a time.
     `fallback` is tried instead where there is no room for it: the same model with another profile.
+    `spill` is its twin: the same model with a profile that runs beside what is live, for small
+    requests while it is not live itself; see `twins`. `twin_of` is set in a twin, whose `model` is
+    a name of its own: the model that it is one of.
     """
 
     model: str
@@ -92,6 +95,18 @@ class Target(Struct, frozen=True, kw_only=True):
     parallel: int = 1
     memory: MemoryPolicy = field(default_factory=MemoryPolicy)
     fallback: "Target | None" = None
+    spill: "Target | None" = None
+    twin_of: str | None = None
+
+    @property
+    def is_twin(self) -> bool:
+        """Whether it only stands in for another: it makes nobody leave, and no turn is its own."""
+        return self.twin_of is not None
+
+    @property
+    def catalogue_name(self) -> str:
+        """The model as the configuration knows it."""
+        return self.twin_of or self.model
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -238,6 +253,8 @@ class Waiter(Struct, frozen=True, kw_only=True):
     """A request that waits for its model. `target` None takes whatever is live after a switch.
 
     `number` grows with every arrival. `callers` wait for it, with that sum of their arrivals.
+    `may_switch` and `may_spill` are those of the request; `main` is what it asked for where it
+    waits for the twin of that.
     """
 
     request_id: str
@@ -247,6 +264,9 @@ class Waiter(Struct, frozen=True, kw_only=True):
     arrived_at_sum: float
     callers: int = 1
     priority: Priority = Priority.INTERACTIVE
+    may_switch: bool = False
+    may_spill: bool = False
+    main: Target | None = None
 
     @property
     def model(self) -> str | None:

@@ -11,6 +11,7 @@ from supervisor.core.machine.refusals import (
     switch_failed,
 )
 from supervisor.core.machine.requests import (
+    admit_again,
     backend_for,
     grant_all,
     is_under_way,
@@ -20,6 +21,7 @@ from supervisor.core.machine.requests import (
 )
 from supervisor.core.machine.setbacks import is_targets_fault
 from supervisor.core.machine.snapshot import Snapshot
+from supervisor.core.machine.twins import may_serve
 from supervisor.core.machine.values import Backend, Refusal, Waiter
 
 Granted = list[tuple[Waiter, Backend]]
@@ -27,6 +29,7 @@ Granted = list[tuple[Waiter, Backend]]
 
 def let_in(draft: Draft) -> None:
     """Give what is live to those in its line, as far as there is room for them."""
+    _call_back(draft)
     _grant_in_order(draft, _take_in(draft))
 
 
@@ -37,8 +40,10 @@ def settle_waiters(
 
     Those wait on who wait for their model's turn, whose model died and will be restarted, or for
     whom a switch by hand is about to begin. `failure` is for those who waited for `failed_model`
-    (None: for the device), and for its turn where that was in vain.
+    (None: for the device), and for its turn where that was in vain. Where a model and its twin can
+    serve a request, it is refused when neither does.
     """
+    _call_back(draft)
     granted = _take_in(draft)
     for key in tuple(draft.snapshot.requests.lines):
         if _waits_on(draft.snapshot, key, failure, failed_model):
@@ -48,6 +53,9 @@ def settle_waiters(
             backend = backend_for(draft.snapshot, waiter.model)
             if backend is not None:  # it named none
                 granted.append((waiter, backend))
+                continue
+            if waiter.may_spill:
+                admit_again(draft, waiter)
                 continue
             refusal = failure and is_concerned and switch_failed(failure)
             refuse(draft, waiter.request_id, refusal or not_live(draft.snapshot, key.model))
@@ -75,12 +83,27 @@ def refuse_outside(draft: Draft) -> None:
             refusal = outside_window(draft.snapshot, waiter, waiter.arrived_at, draft.at)
             if refusal is not None:
                 draft.set(requests=leave_line(draft.snapshot.requests, waiter.request_id))
-                refuse(draft, waiter.request_id, refusal)
+                if waiter.may_spill:
+                    admit_again(draft, waiter)
+                else:
+                    refuse(draft, waiter.request_id, refusal)
 
 
 def oldest_waiter(snapshot: Snapshot) -> Waiter | None:
     """Return who has waited longest, or None when nobody waits."""
     return min(snapshot.requests.heads(), key=lambda waiter: waiter.number, default=None)
+
+
+def _call_back(draft: Draft) -> None:
+    """Have those who wait for a twin wait for their model: that is live, or the twin cannot be."""
+    for key, line in draft.snapshot.requests.lines.items():
+        main, twin = line.head.main, line.head.target
+        if main is None or twin is None:
+            continue
+        is_live = backend_for(draft.snapshot, main.model) is not None
+        if is_live or not may_serve(draft.snapshot, twin, draft.at):
+            for waiter in _take_from(draft, key):
+                admit_again(draft, waiter)
 
 
 def _take_in(draft: Draft) -> Granted:
@@ -89,7 +112,7 @@ def _take_in(draft: Draft) -> Granted:
     Whoever waits as a bystander is not part of a turn, and needs no room.
     """
     granted: Granted = []
-    for backend in draft.snapshot.ready_backends():
+    for backend in draft.snapshot.admitting():
         if not draft.snapshot.requests.lines_of(backend.target.model):
             continue
         room = room_at(draft.snapshot, backend)
