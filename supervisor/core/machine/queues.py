@@ -4,7 +4,7 @@ Each operation costs the same however many wait: a line keeps its waiters by num
 its head, and sums. `Requests.places` says where somebody stands who leaves out of the middle.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -202,6 +202,36 @@ def take(
         taken.append(requests.lines[key].head)
         requests = leave_line(requests, taken[-1].request_id)
     return requests, taken
+
+
+def put_in_order(requests: Requests, returned: Sequence[Waiter]) -> Requests:
+    """Give those who were taken out of lines, and stand in some again, their places by arrival.
+
+    `returned` are they as they were before. Those who came later stand behind them then.
+    """
+    before = {waiter.request_id: waiter for waiter in returned}
+    lines, places = requests.lines, requests.places
+    for key in {places[each].line for each in before if each in places}:
+        there = [_as_before(waiter, before) for waiter in lines[key].waiters.values()]
+        there.sort(key=lambda waiter: waiter.number)
+        line = Line(
+            waiters=Map(enumerate(there)),
+            following=len(there),
+            callers=sum(waiter.callers for waiter in there),
+            arrived_at_sum=sum(waiter.arrived_at_sum for waiter in there),
+        )
+        lines = lines.set(key, line)
+        places = places.update({w.request_id: Place(key, n) for n, w in enumerate(there)})
+    return replace(requests, lines=lines, places=places)
+
+
+def _as_before(waiter: Waiter, before: Mapping[str, Waiter]) -> Waiter:
+    was = before.get(waiter.request_id)
+    if was is None:
+        return waiter
+    return replace(
+        waiter, number=was.number, callers=was.callers, arrived_at_sum=was.arrived_at_sum
+    )
 
 
 def _number(numbered: tuple[int, Waiter]) -> int:

@@ -11,9 +11,9 @@ from supervisor.core.machine.queues import (
     Kind,
     LineKey,
     Requests,
-    count_callers,
     join,
     leave_line,
+    put_in_order,
 )
 from supervisor.core.machine.refusals import (
     SHUTTING_DOWN,
@@ -272,26 +272,22 @@ def may_restart_help(snapshot: Snapshot, model: str | None) -> bool:
     return any(model == t.model or (model is None and not t.is_twin) for t in holding)
 
 
-def admit_again(draft: Draft, waiter: Waiter) -> None:
-    """Somebody who was taken out of a line, and whom its model and its twin can serve: look anew.
+def admit_again(draft: Draft, waiters: Sequence[Waiter]) -> None:
+    """Look anew who serves those who were taken out of lines: their model, its twin, or nobody.
 
-    Its wait counts from its arrival.
+    Their waits count from their arrivals, and they stand before those who came later.
     """
-    admit(
-        draft,
-        RequestArrived(
+    for waiter in waiters:
+        again = RequestArrived(
             at=waiter.arrived_at,
             request_id=waiter.request_id,
             target=waiter.main or waiter.target,
             may_switch=waiter.may_switch,
             may_spill=waiter.may_spill,
             priority=waiter.priority,
-        ),
-    )
-    requests = draft.snapshot.requests
-    if waiter.callers > 1 and waiter.request_id in requests.places:
-        counted = count_callers(requests, waiter.request_id, waiter.callers, draft.at)
-        draft.set(requests=counted)
+        )
+        admit(draft, again)
+    draft.set(requests=put_in_order(draft.snapshot.requests, waiters))
 
 
 def _hold(draft: Draft, request: RequestArrived, kind: Kind) -> None:

@@ -49,13 +49,14 @@ def settle_waiters(
         if _waits_on(draft.snapshot, key, failure, failed_model):
             continue
         is_concerned = failed_model is None or key.model in {None, failed_model}
-        for waiter in _take_from(draft, key):
+        taken = _take_from(draft, key)
+        admit_again(draft, [waiter for waiter in taken if waiter.may_spill])
+        for waiter in taken:
+            if waiter.may_spill:
+                continue
             backend = backend_for(draft.snapshot, waiter.model)
             if backend is not None:  # it named none
                 granted.append((waiter, backend))
-                continue
-            if waiter.may_spill:
-                admit_again(draft, waiter)
                 continue
             refusal = failure and is_concerned and switch_failed(failure)
             refuse(draft, waiter.request_id, refusal or not_live(draft.snapshot, key.model))
@@ -84,7 +85,7 @@ def refuse_outside(draft: Draft) -> None:
             if refusal is not None:
                 draft.set(requests=leave_line(draft.snapshot.requests, waiter.request_id))
                 if waiter.may_spill:
-                    admit_again(draft, waiter)
+                    admit_again(draft, [waiter])
                 else:
                     refuse(draft, waiter.request_id, refusal)
 
@@ -102,8 +103,7 @@ def _call_back(draft: Draft) -> None:
             continue
         is_live = backend_for(draft.snapshot, main.model) is not None
         if is_live or not may_serve(draft.snapshot, twin, draft.at):
-            for waiter in _take_from(draft, key):
-                admit_again(draft, waiter)
+            admit_again(draft, _take_from(draft, key))
 
 
 def _take_in(draft: Draft) -> Granted:

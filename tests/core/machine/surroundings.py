@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from msgspec.structs import replace
+
 from supervisor.core.machine.agenda import Period
 from supervisor.core.machine.footprint import Footprint
 from supervisor.core.machine.memory import MemoryPolicy
@@ -35,13 +37,17 @@ def used_before(backend: Backend) -> int | None:
 
 def asked_for(model: str | None) -> Target | None:
     """Return what a request names that names a model, whatever profile of it is live."""
-    return None if model is None else target(model, Mode.GENERATION, "alone")
+    mode = Mode.EMBEDDING if model in {"embed", "rerank"} else Mode.GENERATION
+    return None if model is None else target(model, mode, "alone")
 
+
+TWIN = replace(target("embed~", Mode.EMBEDDING, "shared", profile="twin"), twin_of="embed")
+WITH_TWIN = replace(target("embed", Mode.EMBEDDING, "alone"), spill=TWIN)
 
 TARGETS = (
     target("chat", Mode.GENERATION, "alone"),
     target("chat", Mode.GENERATION, "alone", profile="long"),
-    target("embed", Mode.EMBEDDING, "alone"),
+    WITH_TWIN,
     target("embed", Mode.EMBEDDING, "shared", profile="small"),
     target("rerank", Mode.EMBEDDING, "shared"),
     target("code", Mode.GENERATION, "shared"),

@@ -13,6 +13,7 @@ from supervisor.core.machine.commands import GrantLease, StartBackend
 from supervisor.core.machine.events import (
     BackendMoved,
     BackendStalled,
+    BackendUnfit,
     CallersCounted,
     Event,
     MemorySampled,
@@ -25,11 +26,12 @@ from supervisor.core.machine.events import (
     SwitchRequested,
     TargetRejected,
     TimePassed,
+    VectorsKnown,
 )
 from supervisor.core.machine.step import step
 from supervisor.core.machine.values import DrainPolicy, Phase, SwitchRules, Target
 from supervisor.core.scheduling.values import Priority
-from tests.core.machine.surroundings import LIMITS, TARGETS, asked_for, period
+from tests.core.machine.surroundings import LIMITS, TARGETS, WITH_TWIN, asked_for, period
 from tests.core.machine.world import Fate, World
 
 REPEATABLE = MemorySampled | MemoryUnreadable | TimePassed | BackendStalled | BackendMoved
@@ -146,6 +148,32 @@ class Happenings(World):
         )
         self.asked_for[request_id] = arrived
         self.tell(arrived)
+
+    @rule(pause_s=pauses_s, may_switch=st.booleans())
+    def small_request_arrives(self, pause_s: float, *, may_switch: bool) -> None:
+        """The twin of its model may serve it."""
+        self.pass_time(pause_s)
+        request_id = f"r{len(self.requests)}"
+        self.requests[request_id] = Fate.WAITING
+        self.asked_for[request_id] = RequestArrived(
+            at=self.now,
+            request_id=request_id,
+            target=WITH_TWIN,
+            may_switch=may_switch,
+            may_spill=True,
+        )
+        self.tell(self.asked_for[request_id])
+
+    @rule()
+    def vectors_become_known(self) -> None:
+        self.tell(VectorsKnown(at=self.now, target=WITH_TWIN))
+
+    @precondition(lambda self: any(t.is_twin for t in self.alive.values()))
+    @rule()
+    def twin_is_found_to_differ(self) -> None:
+        epoch = next(e for e, t in self.alive.items() if t.is_twin)
+        self.dismissed.add(self.alive[epoch])
+        self.tell(BackendUnfit(at=self.now, epoch=epoch, reason="cosine 0.9"))
 
     @rule(model=models)
     def request_arrives_that_may_not_wait(self, model: str | None) -> None:

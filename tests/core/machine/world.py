@@ -113,6 +113,7 @@ class World(RuleBasedStateMachine):
         self.deaths: dict[str, list[float]] = {}
         self.held_until: dict[str, float] = {}
         self.broken: set[str] = set()
+        self.dismissed: set[Target] = set()  # twins that differ, in the end
 
     # How orders are carried out.
 
@@ -252,7 +253,7 @@ class World(RuleBasedStateMachine):
     def note_begin(self, switch: Switch) -> None:
         """A switch has begun: by whom, and what is live then."""
         order, switch_id = switch.order, switch.switch_id
-        ready = [b.target for b in self.snapshot.ready_backends()]
+        ready = [b.target for b in self.snapshot.admitting()]
         closed = [placement.target for placement in switch.rollback.to_restore]
         self.live_before[switch_id] = frozenset((*ready, *closed))
         if order.is_recovery:
@@ -287,9 +288,12 @@ class World(RuleBasedStateMachine):
         """No switch without a reason."""
         assert any(
             fate is Fate.WAITING
-            and self.asked_for[request_id].model == target.model
-            and self.asked_for[request_id].may_switch
+            and (
+                (asked.model == target.model and asked.may_switch)
+                or (asked.may_spill and asked.model == target.twin_of)
+            )
             for request_id, fate in self.requests.items()
+            if (asked := self.asked_for[request_id])
         )
 
     def check_part(self, before: Snapshot, event: BackendExited) -> None:
@@ -378,7 +382,14 @@ class World(RuleBasedStateMachine):
         assert backend.state is BackendState.READY or (
             is_next and backend.state is BackendState.DRAINING
         )
-        assert self.asked_for[command.request_id].model in {None, backend.target.model}
+        asked, target = self.asked_for[command.request_id], backend.target
+        assert asked.model in {None, target.model} or (
+            asked.may_spill and asked.model == target.twin_of
+        )
+        assert asked.model is not None or not target.is_twin
+        if target.is_twin:  # while its model is live, that serves
+            live = [b for b in before.ready_backends() if b.target.model == target.twin_of]
+            assert not live
 
     def need_of(self, target: Target, before: Snapshot) -> int:
         """What was estimated for it; what is brought back needs what it needed before."""
@@ -436,7 +447,8 @@ class World(RuleBasedStateMachine):
             is_own = self.started_by[epoch] == switch.switch_id
             backend = before.backend(epoch)
             is_on_its_way = self.is_replaced(epoch) or (backend and backend.is_retiring)
-            assert is_own or self.snapshot.is_closing or is_on_its_way
+            is_twin = self.targets[epoch].is_twin  # makes room for all
+            assert is_own or self.snapshot.is_closing or is_on_its_way or is_twin
 
     def check_outcome(self, report: SwitchReport, before: Snapshot) -> None:
         """What was live and did not give way to a success is live, or will be brought back."""
@@ -446,8 +458,8 @@ class World(RuleBasedStateMachine):
             return
         switch = before.switch
         assert switch is not None
-        live = {b.target for b in self.snapshot.ready_backends()}
-        lost = self.live_before[report.switch_id] - live
+        live = {b.target for b in self.snapshot.admitting()}
+        lost = self.live_before[report.switch_id] - live - self.dismissed
         if report.outcome is Outcome.SWITCHED and switch.target:
             self.broken.discard(switch.target.model)
             lost = frozenset(t for t in lost if not self.gives_way(t, switch))
@@ -457,7 +469,7 @@ class World(RuleBasedStateMachine):
         if refusal and dict(refusal.details).get("rolled_back"):
             assert {t.model for t in lost} <= set(self.deaths)
         if report.switch_id in self.recovering:
-            assert not switch.rollback.to_restore
+            assert all(placement.target.is_twin for placement in switch.rollback.to_restore)
 
     def frees_devices_next(self, before: Snapshot) -> bool:
         """Whether an unload waited for the end of this switch: nothing is to be live behind it."""
@@ -546,15 +558,17 @@ class World(RuleBasedStateMachine):
     def check_waiting(self, *, is_switching: bool) -> None:
         """Whoever waits while no switch runs waits for a recovery, for room, or for a turn."""
         holding = {r.target.model for r in self.snapshot.recoveries if r.may_hold}
-        live = self.snapshot.live_models()
+        live = [b.target.model for b in self.snapshot.admitting()]
         for (model, kind), line in self.snapshot.requests.lines.items():
             if not self.snapshot.agenda.admits(line.head.target):
                 continue  # it waits for its period, or the end of its patience
-            if is_switching or model in holding or (holding and model is None and not live):
+            is_any_live = bool(self.snapshot.live_models())
+            if is_switching or model in holding or (holding and model is None and not is_any_live):
                 continue
             assert kind is not Kind.BYSTANDER
             assert model is not None
-            assert all(self.asked_for[w.request_id].may_switch for w in line.waiters.values())
+            waiters = line.waiters.values()
+            assert all(self.asked_for[w.request_id].may_switch or w.main for w in waiters)
             if model in live:
                 backend = next(b for b in self.snapshot.backends if b.target.model == model)
                 assert backend.in_flight >= 2 * backend.target.parallel
