@@ -110,6 +110,8 @@ def accept_target(draft: Draft, event: TargetAccepted) -> None:
     )
     is_pinned = draft.snapshot.rules.of(target).is_pinned
     if refusal is not None:
+        if target.is_twin:  # one that died comes back when it is asked for
+            forget_recovery(draft, target.model)
         _fall_back_or_end(draft, target, refusal)
     elif switch.order.is_recovery and not is_pinned and (others := _others_in_place(plan)):
         # What died comes back into free room only: somebody chose what is live now.

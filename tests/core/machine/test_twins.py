@@ -250,7 +250,7 @@ def test_twin_makes_room_before_all_others() -> None:
     story.end("first")
     story.ask_for(replace(SMALL_MODEL, model="other"))
 
-    (release,) = story.accept(5 * GIB)
+    (release,) = story.accept(4 * GIB)
 
     assert isinstance(release, ReleaseMemory)
     assert release.epoch == twin
@@ -313,6 +313,15 @@ def test_twin_that_died_is_restarted_for_those_who_wait(story: TwinStory) -> Non
     successor = story.finish_twin()
 
     assert granted_in(story.last) == [("small", successor)]
+
+
+def test_twin_that_finds_its_place_taken_is_not_tried_for_ever(story: TwinStory) -> None:
+    story.crash(story.start_twin())
+    story.retry("embed@cpu")
+
+    story.accept(9 * GIB)
+
+    assert story.snapshot.recoveries == ()
 
 
 def test_death_of_a_twin_is_nothing_to_others(story: TwinStory) -> None:

@@ -261,6 +261,7 @@ class World(RuleBasedStateMachine):
         if order.requested_by == "restart":
             self.deaths.clear()
             self.broken.clear()
+            self.policies[switch_id] = order.drain_policy
         elif order.requested_by in AUTOMATIC:
             self.callers[switch_id] = switch_id
             self.policies[switch_id] = order.drain_policy
