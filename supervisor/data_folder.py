@@ -9,6 +9,7 @@ is set aside, which means renamed and named in the log.
     controller.lock          locked while a controller lives; the kernel unlocks it at its death
     run-IDENTITY-…/          our sockets, while we run
     estimates.json           what the scheduler has learned of models
+    schedule.json            which period of the schedule is over as its work is done
     children.json            the servers that run, for whoever finds them after a crash
     history.sqlite, jobs.sqlite, learned-needs.sqlite, prompt-cache/, uploads/
 

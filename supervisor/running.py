@@ -95,7 +95,7 @@ async def _listen(runner: web.BaseRunner, configuration: Configuration, options:
 
 async def load_first_model(controller: Controller) -> None:
     """Begin to load what the schedule has now, else the default model."""
-    read = await controller.schedule.read(None)
+    read = await controller.schedule.read(controller.arbiter.snapshot.agenda.over)
     controller.arbiter.post(read)
     if read.periods and read.periods[0].target is not None:
         return

@@ -12,6 +12,7 @@ from supervisor.arbiter.arbiter import Arbiter
 from supervisor.calendar.reading import ScheduleReader
 from supervisor.config.configuration import Configuration
 from supervisor.config.holder import ConfigurationHolder
+from supervisor.core.machine.agenda import Agenda
 from supervisor.core.machine.events import DeviceFound, RulesChanged
 from supervisor.core.machine.snapshot import Endings, Scheduling, Snapshot
 from supervisor.core.machine.values import Device
@@ -56,12 +57,14 @@ async def start_machine(ground: Ground, schedule: ScheduleReader, owned: AsyncEx
     )
     readiness = Readiness(has_default_model=configuration.catalogue.default_model is not None)
     stores = ground.stores
-    observers = (Recorder(stores.history), ground.children, learner, readiness, stores.estimates)
+    kept = (stores.estimates, stores.schedule)
+    observers = (Recorder(stores.history), ground.children, learner, readiness, *kept)
     arbiter = Arbiter(
         snapshot=first_snapshot(
             configuration,
             telemetry.devices(),
             stores.estimates.read(),
+            Agenda(ended=stores.schedule.read()),
             orphans_at=ground.children.orphans_at,
         ),
         launcher=launcher,
@@ -103,12 +106,14 @@ def first_snapshot(
     configuration: Configuration,
     devices: tuple[DeviceInfo, ...],
     estimates: Estimates,
+    agenda: Agenda,
     *,
     orphans_at: float | None = None,
 ) -> Snapshot:
     """Build the state at start: the devices with their budgets, and nothing loaded.
 
-    `orphans_at`: when what a killed controller left was found gone.
+    `estimates` and `agenda`: what outlived a restart. `orphans_at`: when what a killed controller
+    left was found gone.
     Raises ConfigError when the settings name a device that is not there.
     """
     settings = configuration.settings
@@ -125,6 +130,7 @@ def first_snapshot(
         limits=settings.limits(),
         rules=configuration.rules(),
         scheduling=Scheduling(run=f"s{int(time.time())}", estimates=estimates),
+        agenda=agenda,
         endings=Endings(orphans_at=orphans_at),
     )
 

@@ -12,6 +12,8 @@ from supervisor.observability.estimates_store import FILE_NAME as ESTIMATES_FILE
 from supervisor.observability.estimates_store import EstimatesStore
 from supervisor.observability.history import SwitchHistory
 from supervisor.observability.impairments import Impairments
+from supervisor.observability.schedule_store import FILE_NAME as SCHEDULE_FILE
+from supervisor.observability.schedule_store import ScheduleStore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +24,7 @@ class Stores:
     prompt_cache: PromptCache
     learned_store: LearnedStore
     estimates: EstimatesStore
+    schedule: ScheduleStore
 
     def apply(self, settings: SwitchSettings) -> None:
         """Hold what comes from now on to other bounds."""
@@ -49,4 +52,5 @@ def open_stores(
         prompt_cache=prompt_cache,
         learned_store=learned_store,
         estimates=EstimatesStore(data.path / ESTIMATES_FILE, impairments),
+        schedule=ScheduleStore(data.path / SCHEDULE_FILE, impairments),
     )

@@ -6,6 +6,8 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -123,6 +125,40 @@ async def test_a_day_and_night_by_the_shipped_example(start_controller: StartCon
     assert by_clock[1]["reason"] == (
         "by the schedule: embedding from 2026-11-26 02:00 KST (Asia/Seoul) on"
     )
+
+
+async def test_period_that_is_over_stays_so_over_a_restart_though_work_has_come_since(
+    start_controller: StartController, tmp_path: Path
+) -> None:
+    example = yaml.safe_load((ROOT / "docs/examples/supervisor.yaml").read_text())
+    settings = shipped("supervisor.yaml") | example
+    started = partial(
+        start_controller,
+        files={"supervisor.yaml": settings},
+        data_dir=tmp_path / "data",
+        wall_clock=FastClock(datetime(2026, 11, 26, 3, tzinfo=SEOUL)),
+    )
+    controller = await started()
+    await load_first_model(controller.parts)
+    assert await serves_period(controller, "generation")  # there is no work for the night
+    batch = await begin_batch(controller)
+    await controller.stop()
+
+    controller = await started()
+    left = await controller.json("GET", f"/jobs/{batch}")
+    assert left["lines"]["succeeded"] == 0
+    await load_first_model(controller.parts)
+    assert await serves_period(controller, "generation")
+    await controller.stop()
+
+
+async def serves_period(controller: RunningController, serves: str) -> bool:
+    """Wait until the schedule is read; return whether that is served."""
+    agenda = controller.parts.arbiter.snapshot.agenda
+    while agenda.period is None:
+        await asyncio.sleep(0.01)
+        agenda = controller.parts.arbiter.snapshot.agenda
+    return agenda.period.serves == serves
 
 
 def done_at(log: Log) -> float:

@@ -26,17 +26,21 @@ ENDED = FinishSwitch(
 )
 
 
+def store_at(path: Path) -> EstimatesStore:
+    return EstimatesStore(path, Impairments())
+
+
 def test_what_was_learned_is_there_after_a_restart(tmp_path: Path) -> None:
     path = tmp_path / "estimates.json"
-    EstimatesStore(path).observe(TimePassed(at=1.0), AFTER, AFTER, (ENDED,))
-    assert EstimatesStore(path).read() == LEARNED
+    store_at(path).observe(TimePassed(at=1.0), AFTER, AFTER, (ENDED,))
+    assert store_at(path).read() == LEARNED
 
 
 def test_nothing_is_written_before_a_switch_has_ended(tmp_path: Path) -> None:
     path = tmp_path / "estimates.json"
-    EstimatesStore(path).observe(TimePassed(at=1.0), AFTER, AFTER, ())
+    store_at(path).observe(TimePassed(at=1.0), AFTER, AFTER, ())
     assert not path.exists()
-    assert EstimatesStore(path).read() == Estimates()
+    assert store_at(path).read() == Estimates()
 
 
 @pytest.mark.parametrize(
@@ -45,7 +49,7 @@ def test_nothing_is_written_before_a_switch_has_ended(tmp_path: Path) -> None:
 def test_file_that_cannot_be_used_is_set_aside(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "estimates.json"
     path.write_bytes(content)
-    assert EstimatesStore(path).read() == Estimates()
+    assert store_at(path).read() == Estimates()
     assert (tmp_path / "estimates.json.damaged").read_bytes() == content
 
 

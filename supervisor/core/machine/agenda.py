@@ -87,6 +87,11 @@ class Agenda(Struct, frozen=True, kw_only=True):
         """The period behind the next boundary, as far as it is known."""
         return self.periods[1] if len(self.periods) > 1 else None
 
+    @property
+    def over(self) -> float | None:
+        """When the period began that is over as its work is done."""
+        return None if self.ended is None else self.ended.began
+
     def admits(self, target: Target | None) -> bool:
         """Whether a target may be brought in now."""
         period = self.period

@@ -66,7 +66,7 @@ def reread(draft: Draft) -> None:
     """Have the schedule read now."""
     agenda = draft.snapshot.agenda
     draft.set(agenda=replace(agenda, read_at=draft.at + REREAD_S))
-    draft.commands.append(ReadSchedule(ended=agenda.ended.began if agenda.ended else None))
+    draft.commands.append(ReadSchedule(ended=agenda.over))
 
 
 def begin_due(draft: Draft) -> None:

@@ -3,7 +3,7 @@
 import pytest
 from msgspec.structs import replace
 
-from supervisor.core.machine.agenda import Period
+from supervisor.core.machine.agenda import Agenda, Period
 from supervisor.core.machine.clock import REREAD_S
 from supervisor.core.machine.commands import (
     CheckTarget,
@@ -39,11 +39,18 @@ LEAD_S = 20.0
 class Day(Story):
     """A story by the clock, which is read as often as the core wants it."""
 
-    def __init__(self, *periods: Period, refuses: bool = False, has_work: bool = True) -> None:
+    def __init__(
+        self,
+        *periods: Period,
+        refuses: bool = False,
+        has_work: bool = True,
+        ended: Period | None = None,
+    ) -> None:
         super().__init__(EXCLUSIVE, rules=AT_ONCE)
+        self.snapshot = replace(self.snapshot, agenda=Agenda(ended=ended))
         self.periods, self.refuses, self.has_work = periods, refuses, has_work
         self.alarms: list[float] = []
-        self.read()
+        self.begun_with = self.read(ended)
 
     def read(self, ended: Period | None = None) -> tuple[Command, ...]:
         begun = [each for each in self.periods if each.starts_at <= self.now] or self.periods[:1]
@@ -289,6 +296,15 @@ def test_work_that_is_done_ends_its_period_and_is_followed_by_the_index() -> Non
     day.finish_switch()
     assert day.snapshot.live_models() == ("chat",)
     assert OptimizeVectors() not in day.read(ended=batch)
+
+
+def test_index_is_not_built_again_for_a_period_that_was_over_before_a_restart() -> None:
+    night = period(1000.0, EMBED, until_done=True, optimizes=True)
+    day = Day(period(1000.0, CHAT), ended=night)
+    assert OptimizeVectors() not in day.begun_with
+    assert day.tell(RulesChanged, limits=Limits(), rules=day.snapshot.rules)[-1] == ReadSchedule(
+        ended=night.began
+    )
 
 
 def test_period_for_work_is_not_begun_where_there_is_none() -> None:
