@@ -66,6 +66,12 @@ class DocumentOpener:
             await asyncio.to_thread(path.unlink, missing_ok=True)
 
     async def _copy(self, file_id: str, path: Path) -> None:
-        with await asyncio.to_thread(path.open, "wb") as copy:
-            async for piece in self._files.read(file_id):
-                await asyncio.to_thread(copy.write, piece)
+        await asyncio.to_thread(path.touch)
+        async for piece in self._files.read(file_id):
+            await asyncio.to_thread(_append, path, piece)
+
+
+def _append(path: Path, piece: bytes) -> None:
+    """Write more of a file, which is not left open: its writer may be cancelled."""
+    with path.open("ab") as copy:
+        copy.write(piece)

@@ -74,9 +74,13 @@ class DiskFiles:
         """See `FileStore`."""
         if await self.file(file_id) is None:
             raise file_not_found(file_id)
-        with await asyncio.to_thread(self._content(file_id).open, "rb") as content:
-            while piece := await asyncio.to_thread(content.read, PIECE_BYTES):
+        at = 0
+        try:
+            while piece := await asyncio.to_thread(_piece, self._content(file_id), at):
                 yield piece
+                at += len(piece)
+        except FileNotFoundError:  # it was removed meanwhile
+            raise file_not_found(file_id) from None
 
     async def remove(self, file_id: str) -> bool:
         """See `FileStore`."""
@@ -154,6 +158,13 @@ class DiskFiles:
             with contextlib.suppress(FileNotFoundError):
                 if not is_known and path.stat().st_mtime < now - _COMING_S:
                     path.unlink()
+
+
+def _piece(path: Path, at: int) -> bytes:
+    """Return what stands there in a file, which is not left open: its reader may be cancelled."""
+    with path.open("rb", buffering=0) as content:
+        content.seek(at)
+        return content.read(PIECE_BYTES)
 
 
 def _move_durably(path: Path, to: Path) -> None:
