@@ -42,6 +42,7 @@ class DocumentHandler:
     """See `JobHandler`."""
 
     max_claim = 256
+    written_out = frozenset({JobState.COMPLETED})
 
     def __init__(
         self,
@@ -70,7 +71,7 @@ class DocumentHandler:
         except RequestRefused as error:
             if error.code not in FINAL_CODES:
                 raise
-            return await self._failed(job, error)
+            return self._failed(job, error)
         parts = list(parts_of(document, request.model))
         for begin in range(0, len(parts), _AT_ONCE):
             lines = [
@@ -116,18 +117,19 @@ class DocumentHandler:
 
     async def end(self, job: Job) -> Job:
         """Keep the document, if all of it is embedded."""
-        outcome, state = DocumentOutcome.of(job), JobState.COMPLETED
         if job.state is JobState.CANCELLING:
-            state = JobState.CANCELLED
-        elif not outcome.unchanged:
+            return job.entering(JobState.CANCELLED, self._clock())
+        outcome = DocumentOutcome.of(job)
+        if not outcome.unchanged:
             try:
                 outcome = await self._kept(job)
             except RequestRefused as error:
                 if error.code not in FINAL_CODES:
                     raise
-                return await self._failed(job, error)
+                return self._failed(job, error)
         await self._files.remove(DocumentRequest.of(job).file_id)
-        return job.entering(state, self._clock(), outcome=msgspec.to_builtins(outcome))
+        done = replace(outcome, error=None)  # of an attempt before
+        return job.entering(JobState.COMPLETED, self._clock(), outcome=msgspec.to_builtins(done))
 
     async def _kept(self, job: Job) -> DocumentOutcome:
         """Keep a document of which all parts are done. Raises RequestRefused for any other."""
@@ -151,9 +153,8 @@ class DocumentHandler:
             JobState.IN_PROGRESS, self._clock(), lines=lines, outcome=msgspec.to_builtins(outcome)
         )
 
-    async def _failed(self, job: Job, error: RequestRefused) -> Job:
-        """Return the job FAILED; nothing of the document is kept."""
-        await self._files.remove(DocumentRequest.of(job).file_id)
+    def _failed(self, job: Job, error: RequestRefused) -> Job:
+        """Return the job FAILED; nothing of the document is stored, and its file stays."""
         outcome = replace(DocumentOutcome.of(job), error=Failure(error.code, error.message))
         return job.entering(
             JobState.FAILED,

@@ -42,6 +42,7 @@ class BatchHandler:
     """See `JobHandler`."""
 
     max_claim = 256
+    written_out = frozenset({JobState.COMPLETED, JobState.EXPIRED, JobState.CANCELLED})
 
     def __init__(
         self, queue: JobQueue, files: FileStore, answerer: Answerer, work_dir: Path

@@ -51,6 +51,7 @@ class CallbackHandler:
     """See `JobHandler`."""
 
     max_claim = 16
+    written_out = frozenset({JobState.COMPLETED, JobState.CANCELLED})
 
     def __init__(self, queue: JobQueue, caller: Caller) -> None:
         self._queue = queue

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from supervisor.jobs.values import Job, JobKind, Line, LineResult
+from supervisor.jobs.values import Job, JobKind, JobState, Line, LineResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +29,9 @@ class JobHandler(Protocol):
 
     max_claim: int
     """Lines that it is given at once at most."""
+
+    written_out: frozenset[JobState]
+    """Ends of jobs behind which no result is needed; behind others a retry goes on with them."""
 
     async def begin(self, job: Job) -> Job:
         """Look at a job that is VALIDATING, and add its lines to the queue.

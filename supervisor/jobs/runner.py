@@ -21,9 +21,6 @@ log = structlog.get_logger()
 JOB_LEASE_S = 60.0
 """Seconds until a job that could not be begun or ended is tried again."""
 
-_WRITTEN_OUT = frozenset({JobState.COMPLETED, JobState.EXPIRED, JobState.CANCELLED})
-"""The ends behind which no result is needed; one that FAILED may be retried with those it has."""
-
 _KEEPERS = 2
 _TIDY_S = 3600.0
 
@@ -97,7 +94,7 @@ class JobRunner:
         if not await self._queue.change(following, job.state):
             return  # it was cancelled meanwhile, or another has brought it on
         log.info("job.state", job=job.id, kind=job.kind, state=following.state)
-        if following.state in _WRITTEN_OUT:
+        if following.state in handler.written_out:
             await self._queue.forget_results(job.id)
 
     async def _keep_tidy(self) -> None:
@@ -115,5 +112,5 @@ class JobRunner:
         for job in await all_jobs(self._queue):
             if job.state.is_end and job.entered_at[job.state] < ended_before:
                 await self._queue.remove(job.id)
-            elif job.state in _WRITTEN_OUT:
+            elif job.kind in self._handlers and job.state in self._handlers[job.kind].written_out:
                 await self._queue.forget_results(job.id)

@@ -234,14 +234,17 @@ class JobService:
                 return cancelling
 
     async def retry(self, job_id: str) -> Job:
-        """Take an ended job up again, with what failed or was not done. Raises RequestRefused."""
+        """Take an ended job up again, with what failed or was not done. Raises RequestRefused.
+
+        One that had not begun, or could not, begins anew, as long as its file is kept.
+        """
         job = await self.job(job_id)
-        if not job.state.is_end or job.counts.succeeded >= job.lines:
+        if not _is_retryable(job):
             why = "has no line that failed" if job.state.is_end else f"is {job.state}"
             raise RequestRefused("job_not_retryable", f"'{job_id}' {why}")
         now, window_s = self._clock(), job.spec.get("window_s")
         again = job.entering(
-            JobState.IN_PROGRESS,
+            JobState.IN_PROGRESS if job.lines else JobState.VALIDATING,
             now,
             round=job.round + 1,
             reason="",
@@ -273,6 +276,17 @@ class JobService:
                 "or wait until some expire",
                 {"used_bytes": used, "max_bytes": most},
             )
+
+
+def _is_retryable(job: Job) -> bool:
+    """Whether something of an ended job failed or was not done.
+
+    A batch that FAILED has a file that is wrong, and will be.
+    """
+    if job.lines:
+        return job.state.is_end and job.counts.succeeded < job.lines
+    is_document = job.kind is JobKind.DOCUMENT
+    return job.state is JobState.CANCELLED or (job.state is JobState.FAILED and is_document)
 
 
 OpenJobs = Callable[[], Awaitable[JobService]]

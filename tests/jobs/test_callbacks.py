@@ -200,6 +200,7 @@ class Running:
 
 class EndsAtOnce:
     max_claim = 1
+    written_out = frozenset[JobState]()
 
     async def begin(self, job: Job) -> Job:
         return job.entering(JobState.FAILED, 1001.0, reason="for a test")

@@ -1,5 +1,6 @@
 """Jobs of documents, from a queue into a store: parts that fail, states that overtake."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from supervisor.jobs.insisting import Insisting
 from supervisor.jobs.port import JobQueue
 from supervisor.jobs.runner import JobRunner
 from supervisor.jobs.service import JobLimits, JobService
-from supervisor.jobs.values import Job, JobKind, JobState
+from supervisor.jobs.values import Job, JobKind, JobState, StoredFile
 from supervisor.observability.impairments import Impairments
 from supervisor.vector_store.opening import StoreOpener
 
@@ -34,8 +35,11 @@ class Library(DocumentOpener):
 
     def __init__(self) -> None:
         self.texts: dict[str, str] = {}
+        self.refusal: RequestRefused | None = None
 
     async def plan(self, request: DocumentRequest) -> Plan:
+        if self.refusal is not None:
+            raise self.refusal
         return Plan(division=Division(size=9, overlap=0), generation=self.texts[request.file_id])
 
     async def read(self, request: DocumentRequest, _division: Division) -> ReadDocument:
@@ -66,11 +70,19 @@ class Room:
     queue: JobQueue
     service: JobService
     stores: StoreOpener
+    files: DiskFiles
+    folder: Path
 
     async def take(self, text: str, *, created_at: float = 1000.0) -> str:
         """Take a state of the document `book` in; returns the id of its job."""
         job_id = f"document_{len(self.library.texts)}"
         self.library.texts[job_id] = text
+        path = self.folder / job_id
+        await asyncio.to_thread(path.write_text, text)
+        await self.files.add(
+            StoredFile(id=job_id, file_name="", purpose="document", created_at=0.0, expires_at=9e9),
+            path,
+        )
         spec = {"id": "book", "model": "m", "collection": "notes", "metadata": {}}
         await self.queue.add(
             Job(
@@ -113,7 +125,15 @@ async def room(queue: JobQueue, tmp_path: Path) -> AsyncIterator[Room]:
     runner.start()
     limits = JobLimits(max_bytes=10**9, keep_s=60.0)
     service = JobService(queue, files, lambda: limits, lambda _: None)
-    yield Room(library=library, model=model, queue=queue, service=service, stores=stores)
+    yield Room(
+        library=library,
+        model=model,
+        queue=queue,
+        service=service,
+        stores=stores,
+        files=files,
+        folder=tmp_path,
+    )
     await runner.stop()
     await stores.close()
 
@@ -134,9 +154,56 @@ async def test_a_document_with_a_part_that_fails_is_not_stored_and_a_retry_does_
     room.model.refusals.clear()
     room.model.asked.clear()
     await room.service.retry(job_id)
-    assert (await room.ended(job_id)).state is JobState.COMPLETED
+    done = await room.ended(job_id)
+    assert (done.state, DocumentOutcome.of(done).error) == (JobState.COMPLETED, None)
     assert room.model.asked == ["two"]
     assert await room.stored() == ["one", "two", "three"]
+
+
+async def test_a_cancelled_document_goes_on_where_it_was_after_a_retry(room: Room) -> None:
+    room.model.refusals["two"] = RequestRefused("queue_full", "full", {"retry_after_s": 0})
+    job_id = await room.take("one two three")
+    async with asyncio.timeout(30):
+        while (await room.service.job(job_id)).counts.succeeded < 3:
+            await room.queue.wait(0.05)
+    await room.service.cancel(job_id)
+    assert (await room.ended(job_id)).state is JobState.CANCELLED
+    assert await room.files.file(job_id) is not None
+    room.model.refusals.clear()
+    room.model.asked.clear()
+    await room.service.retry(job_id)
+    ended = await room.ended(job_id)
+    assert (ended.state, ended.round) == (JobState.COMPLETED, 2)
+    assert room.model.asked == ["two"]
+    assert await room.stored() == ["one", "two", "three"]
+    assert await room.files.file(job_id) is None
+
+
+async def test_a_document_that_could_not_be_begun_is_after_a_retry(room: Room) -> None:
+    room.library.refusal = RequestRefused("model_not_found", "no such model")
+    job_id = await room.take("one two")
+    failed = await room.ended(job_id)
+    assert (failed.state, failed.lines) == (JobState.FAILED, 0)
+    room.library.refusal = None
+    await room.service.retry(job_id)
+    ended = await room.ended(job_id)
+    assert ended.state is JobState.COMPLETED
+    assert DocumentOutcome.of(ended).error is None
+    assert await room.stored() == ["one", "two"]
+
+
+async def test_a_job_that_was_cancelled_before_it_began_begins_after_a_retry(room: Room) -> None:
+    room.library.refusal = RequestRefused("queue_full", "full")  # which may pass
+    job_id = await room.take("one two")
+    await room.service.cancel(job_id)
+    cancelled = await room.ended(job_id)
+    assert (cancelled.state, cancelled.lines) == (JobState.CANCELLED, 0)
+    room.library.refusal = None
+    await room.service.retry(job_id)
+    assert (await room.ended(job_id)).state is JobState.COMPLETED
+    with pytest.raises(RequestRefused) as refused:
+        await room.service.retry(job_id)
+    assert refused.value.code == "job_not_retryable"
 
 
 async def test_a_state_that_was_sent_in_earlier_does_not_replace_a_later_one(room: Room) -> None:

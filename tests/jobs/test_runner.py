@@ -27,6 +27,7 @@ class Shouting:
     """Answers each line with its content in capitals; `faults` says what goes wrong before."""
 
     max_claim = 64
+    written_out = frozenset({JobState.COMPLETED, JobState.EXPIRED, JobState.CANCELLED})
 
     def __init__(self, queue: JobQueue, lines: int) -> None:
         self._queue = queue
