@@ -13,6 +13,7 @@ from supervisor.core.machine.agenda import Agenda, Period
 from supervisor.core.machine.commands import OptimizeVectors, ReadSchedule
 from supervisor.core.machine.draft import Draft
 from supervisor.core.machine.events import ScheduleRead, SwitchRequested
+from supervisor.core.machine.placing import free_of_hands_at
 from supervisor.core.machine.setbacks import forget_setback
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.switch import CLOCK
@@ -182,7 +183,6 @@ def _is_past(agenda: Agenda) -> bool:
 
 def _may_switch_at(snapshot: Snapshot, target: Target) -> float:
     """Return until when a target is left alone: it has failed, or a hand has set its devices."""
-    scheduling = snapshot.scheduling
-    setback = scheduling.setbacks.get(target.model)
-    held = [scheduling.held_until.get(device, 0.0) for device in scheduling.devices_of(target)]
-    return max(0.0 if setback is None else setback.until, *held)
+    setback = snapshot.scheduling.setbacks.get(target.model)
+    until = 0.0 if setback is None else setback.until
+    return max(until, free_of_hands_at(snapshot, target))

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
+from supervisor.core.machine.placing import best_place, known_places
 from supervisor.core.machine.queues import queue_of
 from supervisor.core.machine.requests import backend_for
-from supervisor.core.machine.residency import plan_residency
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.values import Backend, BackendState, Target
 from supervisor.core.scheduling.estimates import costs_of
@@ -19,12 +19,14 @@ class Contention(Struct, frozen=True, kw_only=True):
 
     `targets` may be switched to now, the one that is waited for longest first. `joined_at`: when
     another may be, None where none is kept back. `residents` are live and would give way together,
-    the one whose stay counts first; empty: nothing is live there.
+    the one whose stay counts first; empty: nobody has to. `is_vacant`: nothing is on any of the
+    devices.
     """
 
     targets: tuple[Target, ...] = ()
     joined_at: float | None = None
     residents: tuple[Backend, ...] = ()
+    is_vacant: bool = True
 
 
 def contentions(snapshot: Snapshot, at: float) -> tuple[Contention, ...]:
@@ -42,18 +44,17 @@ def contentions(snapshot: Snapshot, at: float) -> tuple[Contention, ...]:
 def at_once(snapshot: Snapshot, target: Target, at: float) -> str | None:
     """Return why a switch to a target needs nobody's turn to end, if so, by what is known of it.
 
-    It may start beside all that is there, or pinned ones leave it no room, which is then found. A
-    twin is started in no other way.
+    It may start beside all that is there, on a device where nothing is while there is something on
+    another, or pinned ones leave it no room, which is then found. A twin is started in no other
+    way.
     """
     if target.is_twin:
         return "a small request waits, and it makes nobody leave"
-    need = snapshot.scheduling.need_of(target)
-    if need is None or not snapshot.sharing(*need.devices):
-        return None
-    plan = plan_residency(snapshot, target, need, (), at)
-    if plan.in_the_way:
+    place = best_place(snapshot, target, at)
+    if place.plan.in_the_way:
         return "whether it fits beside what is pinned"
-    return None if plan.leaving or plan.retiring else "it fits beside what is live"
+    is_known = place.footprint is not None or place.is_empty
+    return "it fits beside what is live" if place.is_free and is_known else None
 
 
 def view_of(snapshot: Snapshot, contention: Contention, at: float) -> View:
@@ -110,10 +111,12 @@ def _contention(snapshot: Snapshot, members: Sequence[Target], at: float) -> Con
     kept_back = [(target, _kept_back_until(snapshot, target, at)) for target in members]
     later = [until for _, until in kept_back if until > at]
     targets = tuple(target for target, until in kept_back if until <= at)
+    devices = {d for target in members for d in snapshot.scheduling.devices_of(target)}
     return Contention(
         targets=targets,
         joined_at=min(later, default=None),
         residents=_residents(snapshot, targets[0], at) if targets else (),
+        is_vacant=not snapshot.sharing(*devices),
     )
 
 
@@ -122,21 +125,14 @@ def _kept_back_until(snapshot: Snapshot, target: Target, at: float) -> float:
     scheduling = snapshot.scheduling
     setback = scheduling.setbacks.get(target.model)
     until = 0.0 if setback is None else setback.until
-    if at_once(snapshot, target, at):
-        return until
-    held = [scheduling.held_until.get(d, 0.0) for d in scheduling.devices_of(target)]
-    return max(until, *held)
+    return max(until, min(place.kept_back_until for place in known_places(snapshot, target, at)))
 
 
 def _residents(snapshot: Snapshot, target: Target, at: float) -> tuple[Backend, ...]:
     """Return who would give way: those that work first, and of those the last that came."""
     if target.is_twin:
         return ()
-    need = snapshot.scheduling.need_of(target)
-    there = snapshot.sharing(*snapshot.scheduling.devices_of(target))
-    if need is not None:
-        plan = plan_residency(snapshot, target, need, (), at)
-        there = (*plan.leaving, *plan.retiring)
+    there = best_place(snapshot, target, at).giving_way
     live = [b for b in there if b.state is BackendState.READY]
     return tuple(sorted(live, key=lambda b: (b.in_flight > 0, b.epoch), reverse=True))
 

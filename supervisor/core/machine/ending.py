@@ -73,7 +73,9 @@ def hold(draft: Draft, target: Target | None) -> None:
     """
     snapshot = draft.snapshot
     until = draft.at + snapshot.rules.manual_hold_s
-    devices = snapshot.devices if target is None else snapshot.scheduling.devices_of(target)
+    live = [b for b in snapshot.ready_backends() if target and b.target.is_same(target)]
+    taken = {d for b in live for d in (*b.target.devices, *b.footprint.devices)}
+    devices = snapshot.devices if target is None else taken
     held = snapshot.scheduling.held_until.update(
         {name: until for device in devices for name in snapshot.pool(device)}
     )
@@ -95,6 +97,6 @@ def _forget_replaced(draft: Draft, target: Target) -> None:
             forget_recovery(draft, target.model)
         elif target.is_twin or down.target.is_twin:
             continue
-        is_alone = not exclusive.isdisjoint(down.target.shared_devices(target))
+        is_alone = all(exclusive & each.shared_devices(target) for each in down.target.places)
         if is_alone or draft.snapshot.rules.replaces:
             forget_recovery(draft, down.target.model)

@@ -35,7 +35,8 @@ class SwitchRequested(Event, frozen=True, kw_only=True):
 class TargetAccepted(Event, frozen=True, kw_only=True):
     """The target's file, flags and engine were checked, and its need is known.
 
-    `readings` are of the devices that it needs. One that is missing could not be read, for the
+    `elsewhere` is what it needs on the others of its candidates, device by device. `readings` are
+    of the devices that it needs, wherever it is put. One that is missing could not be read, for the
     reason in `memory_problem`.
     """
 
@@ -43,6 +44,11 @@ class TargetAccepted(Event, frozen=True, kw_only=True):
     need: TargetNeed
     readings: tuple[MemorySample, ...]
     memory_problem: str | None = None
+    elsewhere: tuple[tuple[str, TargetNeed], ...] = ()
+
+    def need_on(self, device: str) -> TargetNeed:
+        """Return what the target needs where it is put on this device."""
+        return dict(self.elsewhere).get(device, self.need)
 
 
 class TargetRejected(Event, frozen=True, kw_only=True):

@@ -127,7 +127,7 @@ def cheapest_to_leave(
         for some in _by_cost(left[:SEARCHED], costs):
             leaving = (*given_up, *some)
             if fits([b for b in residents if b not in leaving]):
-                return leaving, _sum([costs[b.epoch] for b in leaving])
+                return leaving, total_cost([costs[b.epoch] for b in leaving])
         given_up = (*given_up, left[0])
 
 
@@ -137,14 +137,14 @@ def _by_cost(residents: Sequence[Backend], costs: dict[int, Cost]) -> Iterator[t
     yield from sorted(
         sets,
         key=lambda some: (
-            _sum([costs[b.epoch] for b in some]),
+            total_cost([costs[b.epoch] for b in some]),
             len(some),
             sorted(b.epoch for b in some),
         ),
     )
 
 
-def _sum(costs: Sequence[Cost]) -> Cost:
+def total_cost(costs: Sequence[Cost]) -> Cost:
     """Add up what several residents cost."""
     return Cost(sum(c.working for c in costs), sum(c.seconds for c in costs))
 

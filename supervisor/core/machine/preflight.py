@@ -12,7 +12,7 @@ from supervisor.core.machine.values import Backend, Device, Refusal, Target, Tar
 from supervisor.core.sizing.fitting import mildest_fitting
 
 
-def refuse_unread(target: Target, accepted: TargetAccepted) -> Refusal | None:
+def refuse_unread(target: Target, accepted: TargetAccepted, need: TargetNeed) -> Refusal | None:
     """Return why nothing may be stopped for the target: a device of it cannot be read; else None.
 
     A release could not be confirmed, neither for the target nor for what it would replace.
@@ -22,8 +22,10 @@ def refuse_unread(target: Target, accepted: TargetAccepted) -> Refusal | None:
     if target.memory.on_unconfirmed is not OnUnconfirmed.REFUSE:
         return None
     read = {reading.device for reading in accepted.readings}
-    missing = [d for d in (target.device, *accepted.need.footprint.devices) if d not in read]
-    unread = missing[0] if missing else target.device
+    missing = [d for d in (target.device, *need.footprint.devices) if d not in read]
+    if not missing:
+        return None
+    unread = missing[0]
     return Refusal(
         code="telemetry_lost",
         message=f"{unread} cannot be read: {accepted.memory_problem}; nothing is stopped or "

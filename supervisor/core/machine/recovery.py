@@ -44,7 +44,7 @@ def note_death(
             is_open=is_open,
             may_hold=not is_open,
             baselines=baselines,
-            beside=_epochs(draft),
+            beside=_epochs_beside(draft, baselines),
         ),
     )
 
@@ -60,18 +60,23 @@ def note_stall(draft: Draft, backend: Backend) -> None:
     _note(draft, recovery)
 
 
-def known_baselines(draft: Draft, recovery: Recovery | None) -> tuple[Baseline, ...]:
+def baselines_of_the_dead(draft: Draft) -> tuple[Baseline, ...]:
     """Return the use that the devices of what died should be back at, while nothing has changed.
 
-    Without it, memory that the dead server still holds would become part of its successor's
-    baseline.
+    Without it, memory that a dead server still holds would become part of its successor's baseline.
     """
-    is_true_still = recovery is not None and recovery.beside == _epochs(draft)
-    return recovery.baselines if recovery is not None and is_true_still else ()
+    return tuple(
+        baseline
+        for down in draft.snapshot.recoveries
+        if down.beside == _epochs_beside(draft, down.baselines)
+        for baseline in down.baselines
+    )
 
 
-def _epochs(draft: Draft) -> tuple[int, ...]:
-    return tuple(b.epoch for b in draft.snapshot.backends)
+def _epochs_beside(draft: Draft, baselines: tuple[Baseline, ...]) -> tuple[int, ...]:
+    """Return the epochs of what runs on the devices of the baselines."""
+    devices = [baseline.device for baseline in baselines]
+    return tuple(b.epoch for b in draft.snapshot.sharing(*devices))
 
 
 def note_lost(draft: Draft, target: Target, reason: str) -> None:

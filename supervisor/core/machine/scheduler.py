@@ -86,11 +86,12 @@ def _decide(draft: Draft) -> tuple[float | None, float]:
             moments.append(contention.joined_at)
         if not contention.targets:
             continue
-        decision = _decision(draft.snapshot, contention, draft.at)
+        beside = _beside(draft.snapshot, contention, draft.at)
+        decision = beside or _decision(draft.snapshot, contention, draft.at)
         draft.set_scheduling(decision=decision)
         target = next((t for t in contention.targets if t.model == decision.model), None)
         if target is not None:
-            _begin(draft, target, decision)
+            _begin(draft, target, decision, gives_way=beside is not None)
             return None, 0.0
         if decision.wake_at is not None:
             moments.append(decision.wake_at)
@@ -100,14 +101,21 @@ def _decide(draft: Draft) -> tuple[float | None, float]:
 
 
 def _decision(snapshot: Snapshot, contention: Contention, at: float) -> Decision:
-    for target in contention.targets:
-        if (why := at_once(snapshot, target, at)) is not None:
-            reason = f"switching to {target.model}: {why}"
-            return Decision(model=target.model, reason=reason)
     return POLICIES[snapshot.rules.scheduling.policy](view_of(snapshot, contention, at))
 
 
-def _begin(draft: Draft, target: Target, decision: Decision) -> None:
+def _beside(snapshot: Snapshot, contention: Contention, at: float) -> Decision | None:
+    """Return the decision for the first to which nobody has to give way, if there is one.
+
+    Where nothing is live at all, the policy says who comes first.
+    """
+    for target in () if contention.is_vacant else contention.targets:
+        if (why := at_once(snapshot, target, at)) is not None:
+            return Decision(model=target.model, reason=f"switching to {target.model}: {why}")
+    return None
+
+
+def _begin(draft: Draft, target: Target, decision: Decision, *, gives_way: bool) -> None:
     wanted = SwitchRequested(
         at=draft.at,
         switch_id=own_switch_id(draft),
@@ -116,4 +124,4 @@ def _begin(draft: Draft, target: Target, decision: Decision) -> None:
         drain_policy=draft.snapshot.rules.scheduler_drains,
         reason=decision.reason,
     )
-    begin_switch(draft, wanted)
+    begin_switch(draft, wanted, gives_way=gives_way)

@@ -49,8 +49,8 @@ class Scheduling(Struct, frozen=True, kw_only=True):
     """What the scheduler knows and has decided: written by `scheduler` and the modules it names.
 
     `run` and `begun` name the next switch that the controller begins by itself. `needs` are the
-    last that were accepted, by the target's identity, and `capacities` what all our servers
-    together could take of a device when it was last read. `comparable` are the targets, by
+    last that were accepted, by the target's identity and its device, and `capacities` what all our
+    servers together could take of a device when it was last read. `comparable` are the targets, by
     identity, with which their twins can be compared. `pending` is a switch by hand that waits for
     the end of the running one, `held_until` how long devices stay as a hand has set them.
     `decision` is the last one, `wake_at` when it is to be thought over, and `linger_s` how long
@@ -59,7 +59,7 @@ class Scheduling(Struct, frozen=True, kw_only=True):
 
     run: str = "s0"
     begun: int = 0
-    needs: Map[tuple[str, str, str], Footprint] = field(default_factory=Map)
+    needs: Map[tuple[tuple[str, str, str], str], Footprint] = field(default_factory=Map)
     capacities: Map[str, int] = field(default_factory=Map)
     pending: SwitchRequested | RestartRequested | None = None
     held_until: Map[str, float] = field(default_factory=Map)
@@ -72,13 +72,20 @@ class Scheduling(Struct, frozen=True, kw_only=True):
     linger_s: float = 0.0
 
     def need_of(self, target: Target) -> Footprint | None:
-        """Return what a target was found to need, where it was looked at before."""
-        return self.needs.get(target.identity)
+        """Return what a target was found to need on its device, where it was looked at before."""
+        return self.needs.get((target.identity, target.device))
 
     def devices_of(self, target: Target) -> tuple[str, ...]:
-        """Return the devices that a target takes of, as far as is known."""
-        need = self.need_of(target)
-        return target.devices if need is None else (*target.devices, *need.devices)
+        """Return the devices that a target takes of, wherever it is put, as far as is known."""
+        if not target.candidates:
+            return self.devices_on(target)
+        places = (target, *target.places)
+        return tuple(dict.fromkeys(d for place in places for d in self.devices_on(place)))
+
+    def devices_on(self, place: Target) -> tuple[str, ...]:
+        """Return the devices that a target takes of where it is put now, as far as is known."""
+        need = self.need_of(place)
+        return place.devices if need is None else (*place.devices, *need.devices)
 
 
 class Endings(Struct, frozen=True, kw_only=True):
@@ -139,7 +146,8 @@ class Snapshot(Struct, frozen=True, kw_only=True):
 
     def pool(self, device: str) -> tuple[str, ...]:
         """Return the devices that have one memory with this one, and itself."""
-        pool = self.devices[device].pool or device
+        known = self.devices.get(device)
+        pool = (known.pool if known else "") or device
         return tuple(d.name for d in self.devices.values() if (d.pool or d.name) == pool)
 
     def recovery(self, model: str | None) -> Recovery | None:

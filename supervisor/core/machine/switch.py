@@ -24,7 +24,8 @@ AUTOMATIC = frozenset({"startup", SCHEDULER, "recovery", CLOCK})
 class Order(Struct, frozen=True, kw_only=True):
     """What was asked for, by whom and when. `target` None is an unload.
 
-    Written when the switch begins; a fallback alone puts another target in its place.
+    `gives_way`: it starts where there is room, and nobody leaves for it. Written when the switch
+    begins; later only the target is put on its device, or a fallback in its place.
     """
 
     switch_id: str
@@ -33,6 +34,7 @@ class Order(Struct, frozen=True, kw_only=True):
     started_at: float
     drain_policy: DrainPolicy = DrainPolicy.CANCEL
     is_recovery: bool = False
+    gives_way: bool = False
     reason: str = ""
 
     @property

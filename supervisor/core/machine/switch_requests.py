@@ -7,12 +7,10 @@ and comes before the scheduler's next decision. One waits at most.
 from msgspec.structs import replace
 
 from supervisor.core.machine.commands import CheckTarget, FinishSwitch, JoinSwitch, RefuseSwitch
-from supervisor.core.machine.confirming import expect_use_of_the_dead
 from supervisor.core.machine.draft import Draft
 from supervisor.core.machine.ending import hold
 from supervisor.core.machine.events import RestartRequested, SwitchRequested
-from supervisor.core.machine.footprint import Baseline
-from supervisor.core.machine.recovery import due_recovery, known_baselines, reset_breakers
+from supervisor.core.machine.recovery import due_recovery, reset_breakers
 from supervisor.core.machine.refusals import SHUTTING_DOWN
 from supervisor.core.machine.reports import report_of, switch_is_pending, switch_is_running
 from supervisor.core.machine.requests import backend_for
@@ -113,8 +111,11 @@ def _refuse(draft: Draft, event: SwitchRequested | RestartRequested, refusal: Re
     draft.commands.append(RefuseSwitch(switch_id=event.switch_id, refusal=refusal))
 
 
-def begin_switch(draft: Draft, event: SwitchRequested, *, is_recovery: bool = False) -> None:
-    """Begin a switch while none runs; a recovery gives way to whatever is live."""
+def begin_switch(
+    draft: Draft, event: SwitchRequested, *, is_recovery: bool = False, gives_way: bool = False
+) -> None:
+    """Begin a switch while none runs; a recovery gives way to whatever is live, unless pinned."""
+    is_pinned = event.target is not None and draft.snapshot.rules.of(event.target).is_pinned
     order = Order(
         switch_id=event.switch_id,
         target=event.target,
@@ -122,6 +123,7 @@ def begin_switch(draft: Draft, event: SwitchRequested, *, is_recovery: bool = Fa
         started_at=draft.at,
         drain_policy=event.drain_policy,
         is_recovery=is_recovery,
+        gives_way=gives_way or (is_recovery and not is_pinned),
         reason=event.reason,
     )
     switch = Switch(order=order, phase=Phase.PREFLIGHT, phase_started_at=draft.at)
@@ -145,19 +147,7 @@ def begin_switch(draft: Draft, event: SwitchRequested, *, is_recovery: bool = Fa
     if event.target is None:
         leave(draft, draft.snapshot.backends)
     else:
-        expect_use_of_the_dead(draft, _baselines_of_the_dead(draft, event.target, is_recovery))
         draft.commands.append(CheckTarget(switch_id=event.switch_id, target=event.target))
-
-
-def _baselines_of_the_dead(draft: Draft, target: Target, is_recovery: bool) -> tuple[Baseline, ...]:
-    """Return what the target's devices should return to, where a server of it has died.
-
-    Its memory may be held still, so that a reading of now would be no baseline.
-    """
-    if is_recovery:
-        return known_baselines(draft, draft.snapshot.recovery(target.model))
-    down = [r for r in draft.snapshot.recoveries if r.target.shared_devices(target)]
-    return next((known for r in down if (known := known_baselines(draft, r))), ())
 
 
 def _is_already_so(draft: Draft, event: SwitchRequested) -> bool:

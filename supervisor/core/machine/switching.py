@@ -35,6 +35,7 @@ from msgspec.structs import replace
 from supervisor.core.machine.commands import CheckTarget, WarmFile
 from supervisor.core.machine.confirming import (
     expect_devices,
+    expect_use_of_the_dead,
     next_device,
     note_confirmed,
     question_device,
@@ -43,7 +44,6 @@ from supervisor.core.machine.confirming import (
 from supervisor.core.machine.draft import Draft
 from supervisor.core.machine.ending import end_switch, stop_warming
 from supervisor.core.machine.events import BackendReady, TargetAccepted
-from supervisor.core.machine.footprint import Footprint
 from supervisor.core.machine.leaving import (
     begin_to_leave,
     leaving_backends,
@@ -56,16 +56,10 @@ from supervisor.core.machine.leaving import (
 )
 from supervisor.core.machine.memory import GateState, MemorySample
 from supervisor.core.machine.packing import measured_capacity
-from supervisor.core.machine.preflight import (
-    refuse_for_the_pinned,
-    refuse_unread,
-    refuse_what_cannot_fit,
-)
-from supervisor.core.machine.recovery import forget_recovery, note_lost
-from supervisor.core.machine.residency import Plan, plan_residency
+from supervisor.core.machine.placing import choose_place
+from supervisor.core.machine.recovery import baselines_of_the_dead, forget_recovery, note_lost
 from supervisor.core.machine.rolling_back import fail_rollback, note_restored, roll_back
 from supervisor.core.machine.starting import give_up_late_start, note_live, place, start_placed
-from supervisor.core.machine.twins import does_not_fit
 from supervisor.core.machine.values import (
     Backend,
     BackendState,
@@ -85,38 +79,32 @@ WARM_TIMEOUT_S = 10.0
 
 
 def accept_target(draft: Draft, event: TargetAccepted) -> None:
-    """The target can start: choose what gives way, and see that it will fit then."""
+    """The target can start: choose its place and what gives way, and see that it fits then."""
     switch = draft.running_switch()
     target = switch.target
     if target is None:
         return
-    footprint = event.need.footprint.among(draft.snapshot.devices)
-    plan = plan_residency(draft.snapshot, target, footprint, event.readings, draft.at)
-    _note_need(draft, target, footprint, event.readings)
+    chosen, refusal = choose_place(draft.snapshot, switch.order, event, draft.at)
+    _note_needs(draft, target, event)
+    target, footprint = chosen.target, chosen.footprint or event.need.footprint
+    switch = draft.set_switch("order", target=target)
     place(draft, Placement(target=target, footprint=footprint))
+    expect_use_of_the_dead(draft, baselines_of_the_dead(draft))
     own = next((r for r in event.readings if r.device == target.device), None)
     draft.set_switch("notes", memory_before=own)
     draft.set_switch(
         "leaving",
-        first=tuple(b.epoch for b in plan.leaving),
-        behind=tuple(b.epoch for b in plan.retiring),
+        first=tuple(b.epoch for b in chosen.plan.leaving),
+        behind=tuple(b.epoch for b in chosen.plan.retiring),
     )
-    need, readings = replace(event.need, footprint=footprint), event.readings
-    refusal = (
-        (does_not_fit(target, plan) if target.is_twin else None)
-        or refuse_unread(target, event)
-        or refuse_what_cannot_fit(draft.snapshot, target, need, plan, readings)
-        or refuse_for_the_pinned(draft.snapshot, target, need, plan, readings)
-    )
-    is_pinned = draft.snapshot.rules.of(target).is_pinned
-    if refusal is not None:
+    if refusal is not None and refusal.code == "place_is_taken":
+        if switch.order.is_recovery:  # somebody chose what is live now
+            forget_recovery(draft, target.model)
+        end_switch(draft, refusal=refusal)
+    elif refusal is not None:
         if target.is_twin:  # one that died comes back when it is asked for
             forget_recovery(draft, target.model)
         _fall_back_or_end(draft, target, refusal)
-    elif switch.order.is_recovery and not is_pinned and (others := _others_in_place(plan)):
-        # What died comes back into free room only: somebody chose what is live now.
-        forget_recovery(draft, target.model)
-        end_switch(draft, refusal=_place_is_taken(target.model, others))
     elif draft.snapshot.rules.warms:
         draft.enter_phase(Phase.WARMING)
         draft.commands.append(WarmFile(switch_id=switch.switch_id, target=target))
@@ -124,17 +112,17 @@ def accept_target(draft: Draft, event: TargetAccepted) -> None:
         begin_leaving(draft)
 
 
-def _note_need(
-    draft: Draft, target: Target, footprint: Footprint, readings: Sequence[MemorySample]
-) -> None:
-    """Remember what the target takes, and what its devices can carry, as it was just read."""
+def _note_needs(draft: Draft, target: Target, event: TargetAccepted) -> None:
+    """Remember what the target takes, wherever it is put, and what devices can carry, as read."""
     snapshot = draft.snapshot
-    capacities = snapshot.scheduling.capacities
-    for reading in readings:
-        measured = measured_capacity(snapshot, reading.device, target, readings)
+    needs, capacities = snapshot.scheduling.needs, snapshot.scheduling.capacities
+    for each in target.places:
+        footprint = event.need_on(each.device).footprint.among(snapshot.devices)
+        needs = needs.set((target.identity, each.device), footprint)
+    for reading in event.readings:
+        measured = measured_capacity(snapshot, reading.device, target, event.readings)
         if measured is not None:
             capacities = capacities.set(reading.device, measured)
-    needs = snapshot.scheduling.needs.set(target.identity, footprint)
     draft.set_scheduling(needs=needs, capacities=capacities)
 
 
@@ -153,12 +141,6 @@ def _fall_back_or_end(draft: Draft, target: Target, refusal: Refusal) -> None:
         end_switch(draft, outcome=Outcome.UNCHANGED)
     else:
         draft.commands.append(CheckTarget(switch_id=switch.switch_id, target=fallback))
-
-
-def _others_in_place(plan: Plan) -> tuple[Backend, ...]:
-    """Return what gives way and is not on its way out by itself; a twin makes room for all."""
-    both = (*plan.leaving, *plan.retiring)
-    return tuple(b for b in both if b.state is BackendState.READY and not b.target.is_twin)
 
 
 def begin_leaving(draft: Draft) -> None:
@@ -313,10 +295,3 @@ def _ask_for_release(draft: Draft) -> None:
         draft.set(recoveries=())  # an unload wants nothing live
     may_make_room = bool(_replaced_in_the_way(draft))
     question_device(draft, switch.gate.devices[0], may_make_room=may_make_room)
-
-
-def _place_is_taken(model: str, plan: tuple[Backend, ...]) -> Refusal:
-    others = ", ".join(f"'{b.target.model}'" for b in plan)
-    return Refusal(
-        code="place_is_taken", message=f"'{model}' is not brought back: {others} took its place"
-    )

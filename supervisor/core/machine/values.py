@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from supervisor.core.machine.footprint import Baseline, Footprint
 from supervisor.core.machine.memory import MemoryPolicy
@@ -73,9 +74,11 @@ class Target(Struct, frozen=True, kw_only=True):
     """A model in a mode with a profile on a device: what a switch makes live.
 
     `split_over`: the GPUs that its layers are divided over, `device` being the first of them; empty
-    where it is on `device` alone. `revision` changes with all that decides how the server is
-    started, whatever its profile is called. `parallel` is how many requests it works on at a time.
-    `fallback` is tried instead where there is no room for it: the same model with another profile.
+    where it is on `device` alone. `candidates`: the GPUs of which any may be its `device`, which
+    is the first of them until one was chosen; empty: there is no choice. `revision` changes with
+    all that decides how the server is started, whatever its profile is called. `parallel` is how
+    many requests it works on at a time. `fallback` is tried instead where there is no room for it:
+    the same model with another profile.
     `spill` is its twin: the same model with a profile that runs beside what is live, for small
     requests while it is not live itself; see `twins`. `twin_of` is set in a twin, whose `model` is
     a name of its own: the model that it is one of.
@@ -86,6 +89,7 @@ class Target(Struct, frozen=True, kw_only=True):
     profile: str
     device: str
     split_over: tuple[str, ...] = ()
+    candidates: tuple[str, ...] = ()
     revision: str = ""
     start_timeout_s: float = 120.0
     drain_timeout_s: float = 30.0
@@ -112,6 +116,13 @@ class Target(Struct, frozen=True, kw_only=True):
     def devices(self) -> tuple[str, ...]:
         """The devices that its server is shown."""
         return self.split_over or (self.device,)
+
+    @property
+    def places(self) -> tuple["Target", ...]:
+        """It on each device that it may be put on, as if there were no choice any more."""
+        if not self.candidates:
+            return (self,)
+        return tuple(replace(self, device=device) for device in self.candidates)
 
     def shared_devices(self, other: "Target") -> frozenset[str]:
         """The devices that the servers of both are shown."""
@@ -163,7 +174,7 @@ class Recovery(Struct, frozen=True, kw_only=True):
     where none is: nobody has ended the old server yet, or (`is_open`) the breaker has opened, and
     only a manual restart tries again. `may_hold`: its requests wait for the restart that is due.
     `baselines` are the use of its devices without it, true as long as the servers of the epochs in
-    `beside` are all that run.
+    `beside` are all that run on them.
     """
 
     target: Target

@@ -286,7 +286,7 @@ def test_of_several_that_give_way_together_the_longest_drain_counts() -> None:
     known = replace(
         scheduling,
         estimates=note_drain(scheduling.estimates, "embed", 3.0),
-        needs=scheduling.needs.set(RERANK.identity, taking(SHARED.budget_bytes)),
+        needs=scheduling.needs.set((RERANK.identity, RERANK.device), taking(SHARED.budget_bytes)),
     )
     story.snapshot = replace(story.snapshot, scheduling=known)
 
