@@ -20,14 +20,14 @@ def print_fit(report: FitReport) -> None:
     console = Console(soft_wrap=True, highlight=False, markup=False)
     resolved = report.candidate.resolved
     console.print(
-        f"{resolved.name} with profile {resolved.profile_name} on {report.device}, by "
+        f"{resolved.name} with profile {resolved.profile_name} on {_devices(report)}, by "
         f"{_build(report)}".rstrip()
     )
     if report.has_forgotten:
-        console.print(f"What was learned about its need on {report.device} has been dropped.")
+        console.print(f"What was learned about its need on {_devices(report)} has been dropped.")
     table = Table("", show_edge=False)
     for fit in report.devices:
-        chosen = " *" if fit.room.device in (report.device, *report.split_over) else ""
+        chosen = " *" if fit.room.device in (*report.may_run_on, *report.split_over) else ""
         table.add_column(f"{fit.room.device}{chosen}", justify="right")
     for name, cell in _ROWS:
         cells = [cell(fit) for fit in report.devices]
@@ -48,6 +48,7 @@ def describe_fit(report: FitReport) -> dict[str, Any]:
         "ctx_size": resolved.profile.ctx_size,
         "parallel": resolved.profile.parallel,
         "device": report.device,
+        "may_run_on": report.may_run_on,
         "fits": report.fits,
         "devices": [_describe_device(fit) for fit in report.devices],
     }
@@ -86,6 +87,14 @@ def _describe_device(fit: DeviceFit) -> dict[str, Any]:
 def _build(report: FitReport) -> str:
     build = report.candidate.build
     return f"{build.name} {build.version}" if build else report.candidate.resolved.profile.engine
+
+
+def _devices(report: FitReport) -> str:
+    return (
+        " or ".join(report.may_run_on)
+        if report.choices
+        else " and ".join(report.split_over or (report.device,))
+    )
 
 
 def _size(count: int | None) -> str:
@@ -147,7 +156,13 @@ _ROWS: tuple[tuple[str, Callable[[DeviceFit], str]], ...] = (
 
 def _sentences(report: FitReport) -> Iterator[str]:
     candidate = report.candidate
-    yield "* where this profile runs it"
+    if report.choices:
+        yield (
+            "* where this profile may run it: of these the one is taken on which the fewest models "
+            "must give way"
+        )
+    else:
+        yield "* where this profile runs it"
     for fit in report.devices:
         if fit.room.problem is not None:
             yield f"{fit.room.device}: {fit.room.problem}"
@@ -159,8 +174,9 @@ def _sentences(report: FitReport) -> Iterator[str]:
     if candidate.stated_bytes is not None:
         yield "The need is memory.need_bytes of the profile; no setting changes it."
     for fit in report.devices:
-        if fit.room.device == report.device:
-            yield from _device_sentences(report, fit)
+        if fit.room.device in report.may_run_on:
+            about = f"On {fit.room.device}: " if report.choices else ""
+            yield from (f"{about}{said}" for said in _device_sentences(report, fit))
 
 
 def _device_sentences(report: FitReport, fit: DeviceFit) -> Iterator[str]:

@@ -146,22 +146,29 @@ class Performer:
     async def _check(self, command: CheckTarget) -> None:
         target, switch_id = command.target, command.switch_id
         try:
-            need = await asyncio.to_thread(self._launcher.check, target)
+            needs = await asyncio.to_thread(self._needs, target)
         except Exception as error:  # noqa: BLE001 - the switch waits for an answer, whatever fails
             reason = _reason(error)
             self._post(TargetRejected(at=self._clock(), switch_id=switch_id, message=reason))
             return
-        devices = dict.fromkeys((target.device, *need.footprint.devices))
+        devices = dict.fromkeys(
+            d for d, need in needs.items() for d in (d, *need.footprint.devices)
+        )
         read = [await self._try_sample(device) for device in devices]
         self._post(
             TargetAccepted(
                 at=self._clock(),
                 switch_id=switch_id,
-                need=need,
+                need=needs.pop(target.device),
                 readings=tuple(memory for memory, _ in read if memory is not None),
                 memory_problem=next((problem for _, problem in read if problem), None),
+                elsewhere=tuple(needs.items()),
             )
         )
+
+    def _needs(self, target: Target) -> dict[str, TargetNeed]:
+        """Return what the target needs on each device that it may be put on."""
+        return {place.device: self._launcher.check(place) for place in target.places}
 
     def _warm(self, command: WarmFile) -> None:
         should_stop = self._warmings[command.switch_id] = threading.Event()

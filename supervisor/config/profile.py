@@ -29,6 +29,27 @@ def _layers(value: Any) -> Any:
     raise ValueError(f"must be all, auto or a number of layers, not {value!r}")
 
 
+def _device_choice(value: Any) -> Any:
+    if isinstance(value, str) and (value in {"gpu", "cpu"} or _DEVICE.fullmatch(value)):
+        return value
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError(
+            f"must be gpu, cpu, a device such as gpu1, its UUID (GPU-…), or a list of these, not "
+            f"{value!r}"
+        )
+    for name in value:
+        if not isinstance(name, str) or not _DEVICE.fullmatch(name):
+            raise ValueError(
+                f"lists devices such as gpu1, or their UUIDs (GPU-…), and {name!r} is none"
+            )
+    if len(set(value)) < len(value):
+        raise ValueError("names a device twice")
+    return value[0] if len(value) == 1 else tuple(value)
+
+
+_DEVICE = re.compile(r"gpu[0-9]+|(GPU|MIG)-[0-9A-Za-z/-]+|[0-9A-Fa-f][0-9A-Fa-f-]{7,}")
+
+
 def _variable_pattern(value: Any) -> Any:
     if not isinstance(value, str) or not _VARIABLE_PATTERN.fullmatch(value):
         raise ValueError(
@@ -45,6 +66,7 @@ def _variable_pattern(value: Any) -> Any:
 _VARIABLE_PATTERN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\*?|\*")
 
 VariablePattern = Annotated[str, BeforeValidator(_variable_pattern)]
+DeviceChoice = Annotated[str | tuple[str, ...], BeforeValidator(_device_choice)]
 Share = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 GpuLayers = Annotated[int | Literal["auto", "all"], BeforeValidator(_layers)]
 OnOffAuto = Annotated[Literal["on", "off", "auto"], BeforeValidator(_switch_word)]
@@ -148,11 +170,12 @@ class Profile(Settings):
     command: CommandSettings | None = Field(
         default=None, description="With `engine: command`: how the server is started."
     )
-    device: Literal["gpu", "cpu"] = Field(
+    device: DeviceChoice = Field(
         default="gpu",
-        description="Whose memory it takes: the first GPU, or those that `main_gpu` and "
-        "`tensor_split` name (host memory where there is none); or, with `cpu`, the host's, and no "
-        "GPU is visible to the server.",
+        description="Whose memory it takes. `gpu`: a GPU, and where there are several, the one on "
+        "which the fewest models must give way (host memory where there is none). `cpu`: the "
+        "host's, and no GPU is visible to the server. Else one device by its name (`gpu1`) or its "
+        "vendor's UUID, or a list of these, over which the layers are divided: `[gpu0, gpu1]`.",
     )
     ctx_size: int = Field(
         default=0,
@@ -195,14 +218,16 @@ class Profile(Settings):
         default=None,
         min_length=2,
         max_length=16,
-        description="How the layers on GPUs are divided over the first GPUs, a number for each: "
-        "`[3, 1]` puts three quarters on `gpu0`, the rest on `gpu1`. Default: one GPU takes all.",
+        description="How the layers on GPUs are divided over the GPUs that `device` lists, or over "
+        "the first ones, a number for each: `[3, 1]` puts three quarters on the first, the rest on "
+        "the second. Default: those that `device` lists take the same; else one GPU takes all.",
     )
     main_gpu: int | None = Field(
         default=None,
         ge=0,
-        description="The number of the GPU that it runs on: 1 is `gpu1`; default: the first that "
-        "works. With `tensor_split`: the one of these that the server takes for its main one.",
+        description="The number of the GPU that it runs on: 1 is `gpu1`, as with `device: gpu1`. "
+        "Where layers are divided: the one of these GPUs, from 0 on, that the server takes for its "
+        "main one.",
     )
     fit: bool = Field(
         default=False,
@@ -266,15 +291,48 @@ class Profile(Settings):
         default_factory=ProfileBatching, description="For embedding: how inputs become batches."
     )
 
-    @field_validator("tensor_split", "main_gpu")
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """How the layers are divided over several GPUs, a number for each; empty: they are not."""
+        listed = len(self.device) if isinstance(self.device, tuple) else 0
+        return self.tensor_split or (1.0,) * listed
+
+    @field_validator("tensor_split")
     @classmethod
-    def _need_gpus(cls, value: Any, info: ValidationInfo) -> Any:
-        if value is not None and info.data.get("device") == "cpu":
-            raise ValueError("is for device: gpu; leave it out")
-        split = info.data.get("tensor_split")
-        if info.field_name == "main_gpu" and split and value is not None and value >= len(split):
-            raise ValueError(f"must be one of the {len(split)} GPUs of tensor_split, from 0 on")
-        return value
+    def _divide_over_devices(cls, split: Any, info: ValidationInfo) -> Any:
+        device = info.data.get("device", "gpu")
+        if split is None or device == "gpu":
+            return split
+        if isinstance(device, str):
+            raise ValueError(
+                "is for device: gpu; leave it out"
+                if device == "cpu"
+                else f"divides layers over several GPUs, and device names one, {device}; list them "
+                "all in device, or leave it out"
+            )
+        if len(split) != len(device):
+            raise ValueError(
+                f"must have a number for each of the {len(device)} GPUs of device, not {len(split)}"
+            )
+        return split
+
+    @field_validator("main_gpu")
+    @classmethod
+    def _choose_main_gpu(cls, number: Any, info: ValidationInfo) -> Any:
+        device, split = info.data.get("device", "gpu"), info.data.get("tensor_split")
+        if number is None:
+            return number
+        if isinstance(device, str) and device != "gpu":
+            raise ValueError(
+                "is for device: gpu; leave it out"
+                if device == "cpu"
+                else f"is said already by device: {device}; leave it out"
+            )
+        listed = device if isinstance(device, tuple) else split
+        if listed is not None and number >= len(listed):
+            field = "tensor_split" if device == "gpu" else "device"
+            raise ValueError(f"must be one of the {len(listed)} GPUs of {field}, from 0 on")
+        return number
 
     @field_validator("keep_prompt_cache")
     @classmethod

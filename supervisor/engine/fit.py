@@ -18,10 +18,10 @@ from supervisor.core.sizing.fitting import (
     largest_parallel,
     mildest_fitting,
 )
+from supervisor.engine.devices import candidates_of, devices_of, unusable_together
 from supervisor.engine.needs.assessment import Assessment, Candidate, assess
 from supervisor.engine.needs.learned_store import FILE_NAME, LearnedStore
 from supervisor.engine.servers.children import running_children
-from supervisor.engine.targets import devices_of, unusable_together
 from supervisor.errors import EngineError, TelemetryError
 from supervisor.telemetry.telemetry import Telemetry
 
@@ -96,19 +96,26 @@ async def read_rooms(
 class FitReport:
     """The answer of `fit`: `device` is the one that the profile chooses, of all in `devices`.
 
-    `split_over`: the GPUs that it divides the layers over, the device among them.
+    `split_over`: the GPUs that it divides the layers over, the device among them. `choices`: those
+    of which it leaves the choice, of which the device is only the first.
     """
 
     candidate: Candidate
     device: str
     devices: tuple[DeviceFit, ...]
     split_over: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
     has_forgotten: bool = False
 
     @property
     def fits(self) -> bool:
-        """Whether it fits on the device that it would run on; unread memory carries nothing."""
-        return any(one.room.device == self.device and one.fits for one in self.devices)
+        """Whether it fits on a device that it may run on; unread memory carries nothing."""
+        return any(one.room.device in self.may_run_on and one.fits for one in self.devices)
+
+    @property
+    def may_run_on(self) -> tuple[str, ...]:
+        """The devices of which each can be the one that counts as its own."""
+        return self.choices or (self.device,)
 
 
 async def report_fit(
@@ -127,14 +134,15 @@ async def report_fit(
     ):
         async with Telemetry() as telemetry:
             profile = candidate.resolved.profile
-            shown = devices_of(profile, telemetry.device_for(profile.device))
+            shown = devices_of(profile, telemetry.gpus(), telemetry.devices)
+            choices = candidates_of(profile, telemetry.gpus())
             fault = unusable_together(shown, telemetry.devices())
             rooms = await read_rooms(telemetry, configuration, running_children(data_dir))
         if fault is not None:
             raise EngineError(fault)
         device, split_over = shown[0], shown if len(shown) > 1 else ()
-        identity = candidate.identity_on(device)
-        has_forgotten = bool(forget and store and identity and store.forget(identity))
+        identities = [candidate.identity_on(each) for each in choices or (device,)]
+        forgotten = [forget and store and each and store.forget(each) for each in identities]
         return FitReport(
             candidate=candidate,
             device=device,
@@ -143,7 +151,8 @@ async def report_fit(
                 for room in rooms
             ),
             split_over=split_over,
-            has_forgotten=has_forgotten,
+            choices=choices,
+            has_forgotten=any(forgotten),
         )
 
 

@@ -6,17 +6,21 @@ device is asked for each time, because drivers come and go; whether it can be us
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 from msgspec.structs import replace
 
 from supervisor.config.configuration import Configuration, ResolvedModel
 from supervisor.config.holder import ConfigurationHolder
-from supervisor.config.profile import Profile
-from supervisor.config.settings import SupervisorSettings
 from supervisor.core.machine.memory import OnUnconfirmed
 from supervisor.core.machine.values import Device, Mode, Target
 from supervisor.core.sizing.estimate import is_embedding_model
+from supervisor.engine.devices import (
+    candidates_of,
+    configured_device,
+    devices_of,
+    unusable_together,
+)
 from supervisor.engine.kinds.flags import SERVER_FIELDS
 from supervisor.engine.models.model_file import inspect_model_file
 from supervisor.engine.models.model_scan import safe_name
@@ -38,8 +42,8 @@ class DeviceSource(Protocol):
         """Give the devices that were found."""
         ...
 
-    def device_for(self, processor: Literal["gpu", "cpu"]) -> str:
-        """Name the device that a backend on this processor uses."""
+    def gpus(self) -> tuple[str, ...]:
+        """Name the GPUs of which any may be chosen, that which works first of all."""
         ...
 
 
@@ -76,11 +80,12 @@ class Targets:
         `unknown_profile` or `profile_conflict`.
         """
         known = self._known_now()
-        key = name_or_alias, profile_name, self._devices.device_for("gpu")
+        key = name_or_alias, profile_name, self._devices.gpus()
         target = known.targets.get(key)
         if target is None:
             target = self._build(known.configuration, name_or_alias, profile_name)
-            known.targets[key] = target
+            if target.device == HOST or target.device.startswith("gpu"):  # else it may come yet
+                known.targets[key] = target
         return target
 
     def default_for(self, task: ModelTask) -> str:
@@ -177,17 +182,18 @@ class Targets:
 
     def _require_device(self, target: Target) -> None:
         profile = self.resolved(target).profile
-        problems = self._devices.problems
+        problems, here = self._devices.problems, self._devices.devices()
+        is_here = target.device != HOST and any(info.device == target.device for info in here)
         may_proceed = profile.memory.on_unconfirmed is OnUnconfirmed.PROCEED
-        if profile.device == "gpu" and target.device == HOST and problems and not may_proceed:
+        if profile.device != "cpu" and not is_here and problems and not may_proceed:
             raise RequestRefused("telemetry_lost", "; ".join(problems))
-        fault = unusable_together(target.devices, self._devices.devices())
+        fault = unusable_together(target.devices, here)
         if fault is not None:
             raise RequestRefused(
                 "target_cannot_start",
                 f"'{target.model}' with profile '{target.profile}' cannot run here: {fault}",
             )
-        for device in target.devices:
+        for device in dict.fromkeys((*target.devices, *target.candidates)):
             self._on_device(self.device(device))
 
     def _build(self, configuration: Configuration, name: str, profile_name: str | None) -> Target:
@@ -200,13 +206,15 @@ class Targets:
 
     def _target_of(self, resolved: ResolvedModel) -> Target:
         profile = resolved.profile
-        devices = devices_of(profile, self._devices.device_for(profile.device))
+        gpus = self._devices.gpus()
+        devices = devices_of(profile, gpus, self._devices.devices)
         return Target(
             model=resolved.name,
             mode=resolved.mode,
             profile=resolved.profile_name,
             device=devices[0],
             split_over=devices if len(devices) > 1 else (),
+            candidates=candidates_of(profile, gpus),
             revision=revision_of(resolved),
             start_timeout_s=profile.start_timeout_s,
             drain_timeout_s=profile.drain_timeout_s,
@@ -223,7 +231,7 @@ class _Known:
 
     def __init__(self, configuration: Configuration) -> None:
         self.configuration = configuration
-        self.targets: dict[tuple[str, str | None, str], Target] = {}
+        self.targets: dict[tuple[str, str | None, tuple[str, ...]], Target] = {}
         self.defaults: dict[ModelTask, str] = {}
         self._tasks: dict[str, frozenset[ModelTask]] = {}
 
@@ -249,45 +257,6 @@ def revision_of(resolved: ResolvedModel) -> str:
             "fields": profile.model_dump(mode="json", include=fields),
             "aliases": resolved.aliases if profile.command else (),
         }
-    )
-
-
-def devices_of(profile: Profile, usual: str) -> tuple[str, ...]:
-    """Return the devices that a profile names, the one that counts as its own first.
-
-    `usual`: the device of one that names none. Without a GPU, that is the host for all.
-    """
-    if usual == HOST:
-        return (HOST,)
-    if profile.tensor_split is not None:
-        return tuple(f"gpu{number}" for number in range(len(profile.tensor_split)))
-    return (usual if profile.main_gpu is None else f"gpu{profile.main_gpu}",)
-
-
-def unusable_together(devices: Sequence[str], here: Sequence[DeviceInfo]) -> str | None:
-    """Return why no server can have these devices, in a sentence; None: one can."""
-    vendors = {info.device: info.vendor for info in here}
-    for device in devices:
-        if device not in vendors:
-            return (
-                f"its profile names {device} (tensor_split, main_gpu), and no such device is here; "
-                f"found: {', '.join(vendors) or 'none'}"
-            )
-    if len({vendors[device] for device in devices}) > 1:
-        named = ", ".join(f"{device} ({vendors[device]})" for device in devices)
-        return f"its layers cannot be divided over GPUs of different vendors: {named}"
-    return None
-
-
-def configured_device(info: DeviceInfo, settings: SupervisorSettings) -> Device:
-    """Return what the core must know of a device, with the operator's budget for it."""
-    given = settings.devices.get(info.device)
-    return Device(
-        name=info.device,
-        budget_bytes=settings.budget_bytes(info.device, info.total_bytes),
-        is_exclusive=given.exclusive if given else False,
-        pool=HOST if info.shares_host_memory else info.device,
-        is_host_memory=info.shares_host_memory or info.device == HOST,
     )
 
 

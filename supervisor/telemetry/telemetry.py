@@ -5,7 +5,7 @@ import dataclasses
 import os
 from collections.abc import Collection, Mapping, Sequence
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
 from msgspec.structs import replace
 
@@ -47,7 +47,8 @@ class Telemetry:
         self._host_info: DeviceInfo | None = None
         self._host_problem: str | None = None
         self._places: dict[str, tuple[VendorSampler, int]] = {}
-        self._gpu: str | None = None
+        self._gpus: tuple[str, ...] = ()
+        self._count = 0  # of the devices when they were chosen from
         self._is_open = False
 
     async def __aenter__(self) -> Self:
@@ -103,18 +104,31 @@ class Telemetry:
         ]
         return (*gpus, *([self._host_info] if self._host_info is not None else []))
 
-    def device_for(self, processor: Literal["gpu", "cpu"]) -> str:
-        """Name the device that a backend on this processor uses: without a GPU, the host's memory.
+    def gpus(self) -> tuple[str, ...]:
+        """Name the GPUs of which any may be chosen for a model; none where there is none.
 
-        The first GPU that works when it is asked for, and from then on the same one.
+        The first is one that works when it is asked for, and from then on stays the first. The
+        others are its like: of its vendor, since an engine's build computes on one vendor's, and
+        with memory of their own, if it has. Cheap enough for every request.
         """
-        if processor == "cpu":
-            return HOST
-        if self._gpu is None and any(sampler.devices for sampler in self._samplers):
-            gpus = [info for info in self.devices() if info.device != HOST]
-            working = [info for info in gpus if info.fault is None]
-            self._gpu = next((info.device for info in (*working, *gpus)), None)
-        return self._gpu or HOST
+        count = sum(len(sampler.devices) for sampler in self._samplers)
+        if count != self._count:
+            self._count, self._gpus = count, self._choose_gpus()
+        return self._gpus
+
+    def _choose_gpus(self) -> tuple[str, ...]:
+        gpus = {info.device: info for info in self.devices() if info.device != HOST}
+        working = (device for device, info in gpus.items() if info.fault is None)
+        first = next((device for device in (*self._gpus, *working, *gpus)), None)
+        if first is None:
+            return ()
+        like = [
+            device
+            for device, info in gpus.items()
+            if info.vendor == gpus[first].vendor
+            and info.shares_host_memory == gpus[first].shares_host_memory
+        ]
+        return (first, *(device for device in like if device != first))
 
     def health(self, device: str) -> DeviceHealth:
         """Say whether a device could be read when last tried. Raises TelemetryError: unknown."""

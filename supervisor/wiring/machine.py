@@ -17,9 +17,10 @@ from supervisor.core.machine.events import DeviceFound, RulesChanged
 from supervisor.core.machine.snapshot import Endings, Scheduling, Snapshot
 from supervisor.core.machine.values import Device
 from supervisor.core.scheduling.estimates import Estimates
+from supervisor.engine.devices import configured_device
 from supervisor.engine.launcher import Launcher
 from supervisor.engine.needs.learning import Learner, keep_learning
-from supervisor.engine.targets import Targets, configured_device
+from supervisor.engine.targets import Targets
 from supervisor.errors import ConfigError
 from supervisor.observability.readiness import Readiness
 from supervisor.observability.recorder import Recorder

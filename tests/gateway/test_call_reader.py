@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 
@@ -31,8 +31,8 @@ class HostAlone:
     def devices(self) -> Sequence[DeviceInfo]:
         return ()
 
-    def device_for(self, kind: Literal["gpu", "cpu"]) -> str:
-        return self.gpu if kind == "gpu" else "host"
+    def gpus(self) -> tuple[str, ...]:
+        return () if self.gpu == "host" else (self.gpu,)
 
 
 class Reading:

@@ -29,7 +29,7 @@ def profile(
     *,
     need_gib: float | None = None,
     mode: str = "generation",
-    device: str = "gpu",
+    device: str | list[str] | None = None,
     release_after_s: float = 0.0,
     release_steps: int = 1,
     env: Mapping[str, str] | None = None,
@@ -40,6 +40,7 @@ def profile(
 ) -> dict[str, Any]:
     """A profile whose server takes `held_gib`, which is its need unless another is stated.
 
+    It does so of the first GPU, unless others are named (`device="gpu"`: whichever is chosen).
     Further keyword arguments go under `memory:`.
     """
     taken = {
@@ -50,7 +51,7 @@ def profile(
     need_bytes = int((held_gib if need_gib is None else need_gib) * GIB)
     return {
         "mode": mode,
-        "device": device,
+        "device": device or ("gpu" if tensor_split or main_gpu is not None else "gpu0"),
         "engine": "llama-server",
         "env": taken | dict(env or {}),
         "env_passthrough": ["SIMULATED_*"],

@@ -115,7 +115,7 @@ async def test_card_that_is_lost_at_first_keeps_its_place_and_comes_back(
     lost, works, _ = telemetry.devices()
     assert "fallen off the bus" in str(lost.fault)
     assert (works.index, works.fault) == (1, None)
-    assert telemetry.device_for("gpu") == works.device
+    assert telemetry.gpus()[0] == works.device
 
     amd.heal()
 

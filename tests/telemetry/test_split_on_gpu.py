@@ -5,9 +5,6 @@ from typing import Any
 import pytest
 from lab.drivers.nvidia import GIB, NEVER_S, SimulatedGpu
 
-from supervisor.config.profile import Profile
-from supervisor.engine.targets import devices_of, unusable_together
-from supervisor.telemetry.port import HOST, DeviceInfo
 from tests.telemetry.switching import StartOnGpu, live, profile, refusal
 
 HALVES = (1.0, 1.0)
@@ -113,25 +110,9 @@ async def test_gpu_that_is_not_here_is_named_before_anything_stops(
     error = await refusal(controller, "other")
 
     assert error["code"] == "target_cannot_start"
-    assert "its profile names gpu2 (tensor_split, main_gpu), and no such device" in error["message"]
-    assert "found: gpu0, gpu1, host" in error["message"]
+    assert (
+        "its profile names gpu2 (device, tensor_split, main_gpu), and no such device"
+        in error["message"]
+    )
+    assert "found: gpu0 (GPU-0000aaaa-0000), gpu1 (GPU-1000aaaa-0000), host" in error["message"]
     assert [*await live(controller)] == ["chat"]
-
-
-def test_gpus_of_two_vendors_are_not_divided_over() -> None:
-    here = [
-        DeviceInfo(device=name, name="G", vendor=vendor, total_bytes=1)
-        for name, vendor in (("gpu0", "NVIDIA"), ("gpu1", "AMD"), ("gpu2", "NVIDIA"))
-    ]
-    fault = unusable_together(("gpu0", "gpu1"), here)
-    assert fault is not None
-    assert "different vendors: gpu0 (NVIDIA), gpu1 (AMD)" in fault
-    assert unusable_together(("gpu0", "gpu2"), here) is None
-
-
-def test_without_a_gpu_the_host_stands_in_for_all() -> None:
-    divided = Profile(mode="generation", tensor_split=(1, 1))
-    assert devices_of(divided, HOST) == (HOST,)
-    assert devices_of(divided, "gpu0") == ("gpu0", "gpu1")
-    assert devices_of(Profile(mode="generation", main_gpu=3), "gpu0") == ("gpu3",)
-    assert devices_of(Profile(mode="generation"), "gpu1") == ("gpu1",)

@@ -32,8 +32,7 @@ async def test_devices_are_numbered_and_the_host_comes_last(telemetry: Telemetry
 
     assert found == [("gpu0", "GPU-0000aaaa-0000"), ("gpu1", "GPU-1000aaaa-0000"), (HOST, None)]
     assert telemetry.problems == ()
-    assert telemetry.device_for("gpu") == "gpu0"
-    assert telemetry.device_for("cpu") == HOST
+    assert telemetry.gpus() == ("gpu0", "gpu1")
 
 
 async def test_two_devices_are_told_apart_and_changes_are_seen(
@@ -176,7 +175,7 @@ async def test_driver_that_opens_later_adds_its_devices(
 
     assert [info.device for info in telemetry.devices()] == ["gpu0", "gpu1", HOST]
     assert (await telemetry.sample("gpu1")).total_bytes == 200 * GIB
-    assert telemetry.device_for("gpu") == "gpu0"
+    assert telemetry.gpus() == ("gpu0", "gpu1")
 
 
 async def test_mig_device_is_read_by_its_uuid(
@@ -212,7 +211,7 @@ async def test_gpu_that_works_is_chosen_before_one_that_does_not(
 
     telemetry = await open_telemetry()
 
-    assert telemetry.device_for("gpu") == "gpu1"
+    assert telemetry.gpus() == ("gpu1", "gpu0")
     assert "fallen off the bus" in telemetry.problems[0]
 
 
@@ -222,7 +221,7 @@ async def test_vendors_that_are_not_here_are_no_problem(gpu: SimulatedGpu) -> No
 
     async with Telemetry(environ=environ, policy=FAST) as telemetry:
         assert telemetry.problems == ()
-        assert telemetry.device_for("gpu") == HOST
+        assert telemetry.gpus() == ()
         await until(lambda: samplers() == [])
 
 

@@ -86,7 +86,7 @@ class Watch:
 
     async def _watch(self) -> None:
         async with Telemetry() as telemetry:
-            device = telemetry.device_for("gpu")
+            device = next(iter(telemetry.gpus()), HOST)
             infos = {info.device: info for info in telemetry.devices()}
             if device == HOST or infos[device].fault is not None:
                 problems = "; ".join(telemetry.problems) or "no driver was found"

@@ -106,8 +106,7 @@ class Flag:
 
 
 def _shares(start: "ServerStart") -> str | None:
-    split = start.model.profile.tensor_split
-    return ",".join(f"{share:g}" for share in split) if split else None
+    return ",".join(f"{share:g}" for share in start.model.profile.shares) or None
 
 
 def _padded_shares(word: str) -> list[float]:
@@ -255,9 +254,7 @@ SETTINGS = (
         name="--main-gpu",
         field="main_gpu",
         synonyms=("-mg",),
-        value=lambda start: (
-            start.model.profile.main_gpu if start.model.profile.tensor_split else None
-        ),
+        value=lambda start: start.model.profile.main_gpu if start.model.profile.shares else None,
         instead="write the field main_gpu, by which the controller knows whose memory it takes",
         wheel=_number("main_gpu"),
     ),

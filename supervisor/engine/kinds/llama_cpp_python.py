@@ -298,6 +298,8 @@ def _value_problems(profile: Profile) -> dict[str, str]:
         if value != only:
             wanted = f"{_shown(only)}, not {_shown(value)}"
             problems[field] = f"with {NAME} it must be {wanted}: {reason}"
+    if profile.shares:
+        problems["device"] = f"with {NAME} it must be one device: it divides no layers over several"
     for field, (refused, wanted) in _REFUSED.items():
         if field in profile.model_fields_set and getattr(profile, field) == refused:
             problems[field] = f"with {NAME} it must be {wanted}, not {refused}"

@@ -117,8 +117,8 @@ class Candidate:
 
     def stated_on(self, device: str, split_over: Sequence[str] = ()) -> int | None:
         """Return the stated need of a device: all of it, or its share by `tensor_split`."""
-        shares = self.resolved.profile.tensor_split
-        if self.stated_bytes is None or shares is None or device not in split_over:
+        shares = self.resolved.profile.shares
+        if self.stated_bytes is None or device not in split_over:
             return self.stated_bytes
         return ceil(self.stated_bytes * shares[split_over.index(device)] / sum(shares))
 
@@ -297,7 +297,7 @@ def memory_settings(resolved: ResolvedModel, abilities: Abilities) -> MemorySett
         or (profile.flash_attn == "auto" and abilities.chooses_flash_attention),
         is_embedding=resolved.mode is Mode.EMBEDDING,
         gpu_layers=profile.n_gpu_layers if isinstance(profile.n_gpu_layers, int) else None,
-        tensor_split=profile.tensor_split or (),
+        tensor_split=profile.shares,
     )
 
 
