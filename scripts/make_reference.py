@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from supervisor.config.catalogue import Catalogue, DefaultModels, ModelEntry
 from supervisor.config.command import CommandSettings
+from supervisor.config.device_choice import DeviceChoice
 from supervisor.config.profile import Profile, ProfileBatching, ProfileMemory
 from supervisor.config.schedule import (
     ClockTime,
@@ -276,6 +277,7 @@ WORDS: dict[Any, str] = {
     ClockTime: "time of day",
     Days: "list of days",
     CronExpression: "cron expression",
+    DeviceChoice: "device or devices",
     TimeZone: "time zone",
     int: "integer",
     float: "number",

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from supervisor.config.command import CommandSettings, unknown_placeholder
+from supervisor.config.device_choice import DeviceChoice
 from supervisor.config.fields import Settings
 from supervisor.config.units import Bytes, EnvText, Seconds
 from supervisor.core.byte_size import MIB
@@ -29,27 +30,6 @@ def _layers(value: Any) -> Any:
     raise ValueError(f"must be all, auto or a number of layers, not {value!r}")
 
 
-def _device_choice(value: Any) -> Any:
-    if isinstance(value, str) and (value in {"gpu", "cpu"} or _DEVICE.fullmatch(value)):
-        return value
-    if not isinstance(value, list | tuple) or not value:
-        raise ValueError(
-            f"must be gpu, cpu, a device such as gpu1, its UUID (GPU-…), or a list of these, not "
-            f"{value!r}"
-        )
-    for name in value:
-        if not isinstance(name, str) or not _DEVICE.fullmatch(name):
-            raise ValueError(
-                f"lists devices such as gpu1, or their UUIDs (GPU-…), and {name!r} is none"
-            )
-    if len(set(value)) < len(value):
-        raise ValueError("names a device twice")
-    return value[0] if len(value) == 1 else tuple(value)
-
-
-_DEVICE = re.compile(r"gpu[0-9]+|(GPU|MIG)-[0-9A-Za-z/-]+|[0-9A-Fa-f][0-9A-Fa-f-]{7,}")
-
-
 def _variable_pattern(value: Any) -> Any:
     if not isinstance(value, str) or not _VARIABLE_PATTERN.fullmatch(value):
         raise ValueError(
@@ -66,7 +46,6 @@ def _variable_pattern(value: Any) -> Any:
 _VARIABLE_PATTERN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\*?|\*")
 
 VariablePattern = Annotated[str, BeforeValidator(_variable_pattern)]
-DeviceChoice = Annotated[str | tuple[str, ...], BeforeValidator(_device_choice)]
 Share = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 GpuLayers = Annotated[int | Literal["auto", "all"], BeforeValidator(_layers)]
 OnOffAuto = Annotated[Literal["on", "off", "auto"], BeforeValidator(_switch_word)]

@@ -34,6 +34,7 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {  # a value of the type, and one that is
     "integer": (20, "twenty"),
     "list of days": (["mon", "sun"], ["monday"]),
     "time of day": ("08:00", 1080),
+    "device or devices": ("gpu1", "some text"),
     "cron expression": ("0 2 * * *", "2 o'clock"),
     "time zone": ("Asia/Seoul", "Seoul"),
     "text": ("some text", ["no", "text"]),
