@@ -20,6 +20,7 @@ from supervisor.core.machine.values import Device, Limits, Mode, Stop, Target, T
 from supervisor.engine.port import Address, Launch
 from supervisor.engine.servers.backend import Backend
 from supervisor.engine.servers.process import ProcessExit
+from tests.patience import PATIENCE_S
 
 Eventually = Callable[..., Awaitable[None]]
 
@@ -167,7 +168,7 @@ class World:
         return self.arbiter.snapshot
 
     async def switch_to(self, target: Target | None) -> SwitchReport:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             return await self.arbiter.request_switch(target, "test")[1]
 
     async def shut_down(self) -> None:
@@ -175,7 +176,7 @@ class World:
         for backend in self.launcher.backends.values():
             backend.obeys = True
             backend.end(signal=9)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             await self.arbiter.shut_down(0)
 
 
@@ -221,7 +222,7 @@ async def impatient_world() -> AsyncIterator[World]:
 def eventually() -> Eventually:
     """Waits until a condition holds; fails when it does not within `within_s` seconds."""
 
-    async def wait(condition: Callable[[], object], *, within_s: float = 30.0) -> None:
+    async def wait(condition: Callable[[], object], *, within_s: float = PATIENCE_S) -> None:
         deadline = time.monotonic() + within_s
         while not condition():
             assert time.monotonic() < deadline, "the condition did not come true"

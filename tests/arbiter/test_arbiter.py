@@ -43,6 +43,7 @@ from supervisor.errors import (
 )
 from supervisor.observability.impairments import Impairments
 from tests.core.machine.surroundings import taking
+from tests.patience import PATIENCE_S
 
 Eventually = Callable[..., Awaitable[None]]
 MakeTarget = Callable[..., Target]
@@ -377,7 +378,7 @@ async def test_a_caller_that_leaves_ends_neither_the_switch_nor_the_wait_of_othe
     _, result = world.arbiter.request_switch(make_target("chat"), "two")
     left.cancel()
     world.launcher.newest.ready.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         assert (await result).outcome is Outcome.SWITCHED
 
 
@@ -677,7 +678,7 @@ async def test_shutting_down_drains_stops_and_refuses_what_comes(
     await world.switch_to(make_target("chat", stop_grace_s=4.0))
     client = Client(world, make_target("chat"))
     await eventually(lambda: in_flight(world) == 1)
-    closing = asyncio.create_task(world.arbiter.shut_down(60))
+    closing = asyncio.create_task(world.arbiter.shut_down(10 * PATIENCE_S))
     await eventually(lambda: world.snapshot.is_closing)
     with pytest.raises(RequestRefused) as request_refusal:
         async with world.arbiter.lease(make_target("chat")):
@@ -698,7 +699,7 @@ async def test_shutting_down_waits_for_streams_no_longer_than_told(
     await world.switch_to(make_target("chat"))
     client = Client(world, make_target("chat"))
     await eventually(lambda: in_flight(world) == 1)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         await world.arbiter.shut_down(0.05)
     assert world.snapshot.backends == ()
     await client.let_go()
@@ -710,9 +711,9 @@ async def test_a_second_shutdown_stops_at_once(
     await world.switch_to(make_target("chat"))
     client = Client(world, make_target("chat"))
     await eventually(lambda: in_flight(world) == 1)
-    patient = asyncio.create_task(world.arbiter.shut_down(60))
+    patient = asyncio.create_task(world.arbiter.shut_down(10 * PATIENCE_S))
     await eventually(lambda: world.snapshot.is_closing)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         await world.arbiter.shut_down(0)
         await patient
     await client.let_go()
@@ -738,15 +739,15 @@ async def test_shutting_down_ends_the_switch_that_runs(
     world.launcher.is_slow = True
     _, result = world.arbiter.request_switch(make_target("chat"), "test")
     await eventually(lambda: world.launcher.backends)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         await world.arbiter.shut_down(0)
     assert refusal_of(await result)[0] == "shutting_down"
     assert world.launcher.newest.graces
 
 
 async def test_shutting_down_with_nothing_loaded_is_done_at_once(world: World) -> None:
-    async with asyncio.timeout(30):
-        await world.arbiter.shut_down(60)
+    async with asyncio.timeout(PATIENCE_S):
+        await world.arbiter.shut_down(10 * PATIENCE_S)
         await world.arbiter.shut_down(0)
 
 
@@ -775,7 +776,7 @@ async def test_a_timer_that_fires_early_is_set_again(make_target: MakeTarget, wo
     )
     world.launcher.is_slow = True
     _, result = arbiter.request_switch(make_target("chat", start_timeout_s=0.05), "test")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         report = await result
     assert refusal_of(report)[0] == "backend_start_timeout"
     assert dict(report.phase_seconds)[Phase.STARTING] >= 0.05

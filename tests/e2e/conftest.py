@@ -19,6 +19,8 @@ import psutil
 import pytest
 import yaml
 
+from tests.patience import PATIENCE_S
+
 COMMAND = Path(sys.executable).with_name("llama-supervisor")
 
 
@@ -38,7 +40,7 @@ class Served:
         told = [json.loads(line) for line in lines if line.startswith("{")]
         return [event for event in told if event["event"] == name]
 
-    async def until(self, condition: Callable[[], Any], *, within_s: float = 60.0) -> Any:
+    async def until(self, condition: Callable[[], Any], *, within_s: float = PATIENCE_S) -> Any:
         """Wait until a condition holds; returns its value."""
         deadline = time.monotonic() + within_s
         while not (value := condition()):
@@ -47,7 +49,7 @@ class Served:
             await asyncio.sleep(0.01)
         return value
 
-    async def until_logged(self, name: str, *, within_s: float = 60.0) -> dict[str, Any]:
+    async def until_logged(self, name: str, *, within_s: float = PATIENCE_S) -> dict[str, Any]:
         """Wait for a log event of this name; returns the last one."""
         events = await self.until(lambda: self.events(name), within_s=within_s)
         return cast("dict[str, Any]", events[-1])
@@ -71,7 +73,7 @@ class Served:
         [backend] = status["backends"]
         return psutil.Process(backend["pid"])
 
-    async def exit_code(self, *, within_s: float = 60.0) -> int:
+    async def exit_code(self, *, within_s: float = PATIENCE_S) -> int:
         """Wait until the controller has ended."""
         deadline = time.monotonic() + within_s
         while (code := self.process.poll()) is None:

@@ -14,6 +14,7 @@ import aiohttp
 import pytest
 
 from tests.e2e.conftest import Serve, Served
+from tests.patience import PATIENCE_S
 
 
 async def ready_status(served: Served) -> int:
@@ -73,7 +74,7 @@ async def test_closed_standard_streams_take_no_file_of_ours(
             except aiohttp.ClientConnectionError:
                 return False
 
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while not await is_ready():
                 assert served.process.poll() is None
                 await asyncio.sleep(0.01)

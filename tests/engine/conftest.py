@@ -25,6 +25,7 @@ from supervisor.core.machine.values import Mode
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.port import Abilities, Address, Launch
 from supervisor.engine.servers.process import ChildProcess
+from tests.patience import PATIENCE_S
 
 STUB_SERVER = Path(__file__).parent / "stub_server.py"
 
@@ -43,7 +44,7 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
 def eventually() -> Eventually:
     """Waits until a condition holds; fails when it does not within `within_s` seconds."""
 
-    async def wait(condition: Callable[[], object], *, within_s: float = 60.0) -> None:
+    async def wait(condition: Callable[[], object], *, within_s: float = PATIENCE_S) -> None:
         deadline = time.monotonic() + within_s
         while not condition():
             assert time.monotonic() < deadline, "the condition did not come true"

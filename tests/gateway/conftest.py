@@ -16,6 +16,7 @@ import yaml
 from supervisor.engine.servers.backend import Backend
 from supervisor.engine.servers.framing import Request
 from tests.conftest import ROOT, RunningController, StartController
+from tests.patience import PATIENCE_S
 
 FAULTY_SERVER = Path(__file__).with_name("faulty_server.py")
 
@@ -126,7 +127,7 @@ async def requests_now(controller: RunningController) -> dict[str, int]:
     return counts
 
 
-async def until(condition: Callable[[], Awaitable[bool]], within_s: float = 60.0) -> float:
+async def until(condition: Callable[[], Awaitable[bool]], within_s: float = PATIENCE_S) -> float:
     """Ask again and again until the condition holds. Returns how long it took, in seconds.
 
     The bound ends a test that fails, also where the question itself gets no answer.
@@ -161,7 +162,7 @@ async def raw_request(
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """Write bytes to the controller and yield the connection, for what a client library hides."""
     host, port = controller.url.removeprefix("http://").split(":")
-    async with asyncio.timeout(20):  # a connection that stays open has no end to be read
+    async with asyncio.timeout(PATIENCE_S):  # a connection that stays open has no end to be read
         reader, writer = await asyncio.open_connection(host, int(port))
         try:
             writer.write(request)

@@ -19,6 +19,7 @@ from tests.gateway.conftest import (
     unchunk,
     until,
 )
+from tests.patience import PATIENCE_S
 
 STREAM = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4, "stream": True}
 
@@ -211,7 +212,7 @@ def error_in(content: str) -> dict[str, Any]:
 
 
 async def next_event(answer: aiohttp.ClientResponse) -> str:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         return (await answer.content.readuntil(b"\n\n")).decode().removesuffix("\n\n")
 
 

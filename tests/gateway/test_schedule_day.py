@@ -107,6 +107,9 @@ async def test_a_day_and_night_by_the_shipped_example(start_controller: StartCon
     ):
         seen = {serves for at, serves, _ in log.live if log.hour(since) < at < log.hour(to)}
         assert seen == modes, (since, to, log.live)
+    for boundary, mode in ((2.0, "embedding"), (8.0, "generation"), (18.0, "mixed")):
+        within = [at for at, serves, _ in log.live if serves == mode and at >= log.hour(boundary)]
+        assert min(within) <= log.hour(boundary + second), (boundary, mode)
     ready = [live for at, _, live in log.live if log.hour(8.0) <= at < log.hour(17.9)]
     assert ready
     assert all(live == (CHAT,) for live in ready), ready

@@ -26,6 +26,7 @@ from supervisor.jobs.values import Job, JobKind, JobState, Line, LineResult
 from supervisor.jobs.worker import MAX_ATTEMPTS
 from supervisor.observability.impairments import Impairments
 from tests.jobs.conftest import add_running, new_job
+from tests.patience import PATIENCE_S
 
 KEY = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 MESSAGE = {"type": "job.completed", "data": {"id": "batch_1", "state": "completed"}}
@@ -190,7 +191,7 @@ class Running:
 
     async def told(self, job_id: str, state: JobState) -> Job:
         """Wait until the callback of a job has come to a state."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while True:
                 job = await self.queue.job(f"callback_{job_id}_1")
                 if job is not None and job.state is state:
@@ -250,7 +251,7 @@ async def test_receiver_that_fails_is_told_again_under_the_same_id(
 ) -> None:
     receiver.status = 503
     await running.queue.add(new_job("batch_1", spec={"callback_url": receiver.url}))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while len(receiver.taken) < 3:
             await running.queue.wait(0.02)
     receiver.status = 200
@@ -292,7 +293,7 @@ async def test_end_that_is_not_known_yet_is_not_told(running: Running, receiver:
     callback = callback_jobs.callback_of(ended)
     assert callback is not None
     await running.queue.add(callback)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while not (await running.queue.job(callback.id) or callback).counts.repeats:
             await running.queue.wait(0.02)
     assert receiver.taken == []

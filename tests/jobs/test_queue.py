@@ -20,6 +20,7 @@ from supervisor.jobs.values import (
     Repeat,
 )
 from tests.jobs.conftest import OpenQueue, add_running, new_job
+from tests.patience import PATIENCE_S
 
 LEASE_S = 60.0
 NO_LEASE_S = 0.0
@@ -34,7 +35,7 @@ async def claim(
 
 async def claim_some(queue: JobQueue, owner: str) -> Sequence[Line]:
     """Claim what is there, or will be soon."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while not (lines := await claim(queue, owner=owner)):
             await queue.wait(0.02)
     return lines
@@ -232,7 +233,7 @@ async def test_a_job_is_due_when_it_is_new_done_over_or_cancelled(queue: JobQueu
 async def test_a_job_whose_claim_is_over_is_due_again(queue: JobQueue) -> None:
     await queue.add(new_job("a"))
     assert await queue.claim_job(NO_LEASE_S) is not None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while await queue.claim_job(LEASE_S) is None:
             await queue.wait(0.02)
     assert await queue.claim_job(LEASE_S) is None
@@ -311,7 +312,7 @@ async def test_whoever_waits_hears_of_new_lines(queue: JobQueue) -> None:
     waiting = asyncio.create_task(queue.wait(60))
     await asyncio.sleep(0)
     await add_running(queue, new_job("a", lines=1))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         await waiting
 
 
@@ -323,7 +324,7 @@ async def test_nothing_is_lost_when_the_queue_is_opened_again(open_queue: OpenQu
     opened = await open_queue()
     assert [each.content for each in await opened.results("a", after=0, limit=9)] == [b"one"]
     numbers: set[int] = set()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while numbers != {2, 3}:
             numbers |= {line.number for line in await claim(opened, owner="next")}
             await opened.wait(0.02)

@@ -16,6 +16,7 @@ from supervisor.jobs.redis_files import PART_BYTES, RedisFiles
 from supervisor.jobs.redis_queue import RedisQueue
 from supervisor.jobs.values import JobKind, JobState, Line, LineResult, StoredFile
 from tests.jobs.conftest import add_running, new_job
+from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,7 +70,7 @@ def done(line: Line, content: bytes = b"done") -> LineResult:
 async def claim_all(queue: JobQueue, count: int) -> dict[int, Line]:
     """Claim until so many lines are ours."""
     found: dict[int, Line] = {}
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while len(found) < count:
             found |= {line.number: line for line in await queue.claim(JobKind.BATCH, "me", 256, 60)}
             await queue.wait(0.05)
@@ -78,7 +79,7 @@ async def claim_all(queue: JobQueue, count: int) -> dict[int, Line]:
 
 async def when_back(ask: Callable[[], Awaitable[object]]) -> object:
     """Ask until the server answers again."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             try:
                 return await ask()
@@ -202,7 +203,7 @@ async def test_whoever_is_cancelled_ends_wherever_that_finds_it(
     for _ in range(turns):
         await asyncio.sleep(0)
     working.cancel()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         await asyncio.wait([working])
 
 

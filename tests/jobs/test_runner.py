@@ -21,6 +21,7 @@ from supervisor.jobs.values import CANCELLABLE, Job, JobKind, JobState, Line, Li
 from supervisor.jobs.worker import MAX_ATTEMPTS, MIN_CLAIM, next_claim
 from supervisor.observability.impairments import Impairments
 from tests.jobs.conftest import new_job
+from tests.patience import PATIENCE_S
 
 
 class Shouting:
@@ -99,14 +100,14 @@ async def start_runner(queue: JobQueue, tmp_path: Path) -> AsyncIterator[StartRu
 
 
 async def ended(queue: JobQueue, job_id: str = "a") -> Job:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while not (job := await queue.job(job_id)) or not job.state.is_end:
             await queue.wait(0.1)
     return job
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while not condition():  # noqa: ASYNC110 - the condition is elsewhere
             await asyncio.sleep(0.005)
 
@@ -120,7 +121,7 @@ async def test_every_line_is_done_once(queue: JobQueue, start_runner: StartRunne
     assert sorted(handler.written) == sorted(b"LINE %d" % number for number in range(1, 501))
     assert set(handler.asked.values()) == {1}
     assert list(job.entered_at) == [JobState.IN_PROGRESS, JobState.FINALIZING, JobState.COMPLETED]
-    async with asyncio.timeout(30):  # they are forgotten after the end is known
+    async with asyncio.timeout(PATIENCE_S):  # they are forgotten after the end is known
         while await queue.results("a", after=0, limit=9):
             await queue.wait(0.01)
 
@@ -180,7 +181,7 @@ async def test_a_line_whose_workers_die_is_given_up(
     await queue.add(new_job("a"))
     await queue.change(await handler.begin(new_job("a")), JobState.VALIDATING)
     for _ in range(MAX_ATTEMPTS):
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while not await queue.claim(JobKind.BATCH, "dead", 1, 0.0):
                 await queue.wait(0.01)
     start_runner(handler)
@@ -265,7 +266,7 @@ async def test_a_cancelled_job_ends_though_its_lines_hang(
     assert job.state in CANCELLABLE
     assert await queue.change(job.entering(JobState.CANCELLING, 1001.5), job.state)
     assert (await ended(queue)).state is JobState.CANCELLED
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         await cut.wait()  # the work, too, is given up
 
 
@@ -283,7 +284,7 @@ async def test_a_job_whose_time_is_over_ends_with_what_was_done(
     start_runner(handler)
     await queue.add(new_job("a"))
     await until(lambda: handler.asked[3] > 0)
-    async with asyncio.timeout(30):  # a line may be claimed before its job is in progress
+    async with asyncio.timeout(PATIENCE_S):  # a line may be claimed before its job is in progress
         while (job := await queue.job("a")) is None or job.state is JobState.VALIDATING:
             await queue.wait(0.01)
     assert await queue.change(

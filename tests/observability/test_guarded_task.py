@@ -9,6 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from supervisor.observability.guarded_task import start_guarded
+from tests.patience import PATIENCE_S
 
 
 class Work:
@@ -45,7 +46,7 @@ async def guarded(work: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterato
 async def test_task_that_ends_starts_again_and_each_end_is_logged(*, fails: bool) -> None:
     work = Work(3, fails=fails)
     with capture_logs() as lines:
-        async with guarded(work.run), asyncio.timeout(20):
+        async with guarded(work.run), asyncio.timeout(PATIENCE_S):
             await work.runs.wait()
     assert [line["event"] for line in lines] == ["task.ended"] * 3
     assert {line["task"] for line in lines} == {"eternal"}
@@ -55,6 +56,6 @@ async def test_task_that_ends_starts_again_and_each_end_is_logged(*, fails: bool
 async def test_pauses_grow() -> None:
     work = Work(4, fails=True)
     with capture_logs() as lines:
-        async with guarded(work.run), asyncio.timeout(20):
+        async with guarded(work.run), asyncio.timeout(PATIENCE_S):
             await work.runs.wait()
     assert [line["again_in_s"] for line in lines] == [0.001, 0.002, 0.004, 0.008]

@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 
 from supervisor.observability.history import SwitchHistory
 from supervisor.observability.impairments import Impairments
+from tests.patience import PATIENCE_S
 
 
 def record(number: int) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def ids_on_disk(path: Path) -> list[str]:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true"
         time.sleep(0.001)

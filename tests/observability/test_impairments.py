@@ -5,6 +5,7 @@ import asyncio
 from structlog.testing import capture_logs
 
 from supervisor.observability.impairments import Impairments
+from tests.patience import PATIENCE_S
 
 
 def test_an_impairment_is_new_once_and_shown_until_it_is_over() -> None:
@@ -39,7 +40,7 @@ async def test_what_failed_is_tried_again_until_it_works() -> None:
 
     impairments.note("history", "the disk is full", retry=retry)
     impairments.note("an observer", "a bug, which no retry mends")
-    async with impairments.retried(period_s=0.001), asyncio.timeout(5):
+    async with impairments.retried(period_s=0.001), asyncio.timeout(PATIENCE_S):
         await works.wait()
 
     assert tried == 3

@@ -18,6 +18,7 @@ from supervisor.observability.request_log import (
     request_log,
 )
 from tests.observability.conftest import Log, LogFormat
+from tests.patience import PATIENCE_S
 
 ODD_VALUES = (
     ("POST", "/v1/embeddings", "minilm", "127.0.0.1"),
@@ -107,7 +108,7 @@ async def test_closing_line_is_written_though_nothing_follows_it(log: Log) -> No
     requests.done(RequestRecord("GET", "/", "q-1", ""))
     requests.done(RequestRecord("GET", "/", "q-1", ""))
     assert not batches
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         await written.wait()
     assert batches == [2]
 

@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
+from tests.patience import PATIENCE_S
 from tests.relay.conftest import Running, serving
 from tests.relay.shapes import HALF_CLOSE, REFUSED, Shape, shapes
 from tests.relay.wire import Connection, Incomplete, ask
 
 SERVER = Path(__file__).with_name("recording_server.py")
 
-PATIENCE_S = 15.0
 """Seconds that an answer, or the end of a connection, is waited for."""
 
 BODY_TIMEOUT_S = 3.0

@@ -5,11 +5,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tests.patience import PATIENCE_S
+
 Connect = Callable[[], socket.socket]
 """Opens a new connection to one server."""
-
-PATIENCE_S = 60.0
-"""Seconds after which an answer that does not end fails its test."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

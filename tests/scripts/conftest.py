@@ -16,8 +16,9 @@ from urllib.request import Request, urlopen
 import pytest
 from lab.harness.setting import Setting
 
+from tests.patience import PATIENCE_S
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "make_demo_models.py"
-READY_WITHIN_S = 30.0
 
 
 @pytest.fixture(scope="session")
@@ -99,7 +100,7 @@ def _free_port() -> int:
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    deadline_s = time.monotonic() + READY_WITHIN_S
+    deadline_s = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline_s and process.poll() is None:
         try:
             with urlopen(f"{url}/health", timeout=1):

@@ -30,6 +30,8 @@ from lab.chaos.machine import Machine, refused_for_nothing
 from lab.chaos.setting import BODY_LIMIT_BYTES, MODELS, Setting
 from lab.drivers.gpu_server import write_gpu_server
 
+from tests.patience import PATIENCE_S
+
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 STATUSES = {"model_not_live": 409, "hold_timeout": 503, "internal_error": 500}
@@ -683,12 +685,12 @@ def test_a_storm_that_is_interrupted_leaves_nothing(
     for line in run.stderr:
         if line.startswith("storm of"):
             break
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_S
     folder = surroundings["TMPDIR"]
     while folder not in str([p.info["cmdline"] for p in psutil.process_iter(["cmdline"])]):
         assert time.monotonic() < deadline
     run.send_signal(signal.SIGTERM)
-    run.communicate(timeout=20)
+    run.communicate(timeout=PATIENCE_S)
     assert run.returncode == 2
 
 

@@ -1,4 +1,4 @@
-"""An arbiter over the real telemetry of a simulated GPU, whose servers are mere holders of memory.
+"""An arbiter over the real telemetry of two simulated GPUs, whose servers only hold memory.
 
 Each server is a `sleep` that the driver lists, so that thousands of switches take a minute. The
 driver's own books are the judge: what was really free when something was started.
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from immutables import Map
+from lab.drivers.amd import SimulatedAmd
 from lab.drivers.nvidia import GIB, SimulatedGpu
 
 from supervisor.arbiter.arbiter import Arbiter
@@ -41,16 +42,48 @@ from supervisor.engine.servers.process import ProcessExit
 from supervisor.errors import EngineError
 from supervisor.telemetry.telemetry import Telemetry
 from supervisor.telemetry.vendor_sampler import SamplerPolicy
+from tests.patience import PATIENCE_S
 
-TOTAL_BYTES = 100 * GIB
-NEEDS: Mapping[str, int] = {"small": 20 * GIB, "middle": 45 * GIB, "large": 70 * GIB}
+GPUS = ("gpu0", "gpu1")
+TOTAL_BYTES = 100 * GIB  # of each
+NEEDS: Mapping[str, Mapping[str, int]] = {
+    "small": {"gpu0": 20 * GIB},
+    "middle": {"gpu0": 45 * GIB},
+    "large": {"gpu0": 70 * GIB},
+    "elsewhere": {"gpu1": 55 * GIB},
+    "wide": {"gpu0": 40 * GIB, "gpu1": 40 * GIB},
+    "lopsided": {"gpu1": 65 * GIB, "gpu0": 25 * GIB},
+}
+"""What each model takes of which GPU; its own, which is asked about last, stands first."""
+
 MARGIN_BYTES, TOLERANCE_BYTES = 256 * MIB, 64 * MIB
+FLOOR_BYTES = 4 * MIB
+"""By which each start raises the use of a GPU for good, as some drivers do."""
+
 RELEASE_TIMEOUT_S = 1.0  # several times the latest release drawn, for a machine that is busy
 JUST_NOW_S = 0.05
 """A tenant that grows after the gate has read the device cannot be known to it."""
 
+Driver = SimulatedGpu | SimulatedAmd
+
+
+@dataclass(frozen=True, slots=True)
+class Calls:
+    """What a vendor's library calls what is broken here, and the errors that it gives."""
+
+    memory: str
+    processes: str
+    failed: int
+    not_supported: int
+
+
+CALLS: Mapping[str, Calls] = {
+    "NVIDIA": Calls("nvmlDeviceGetMemoryInfo_v2", "nvmlDeviceGetComputeRunningProcesses_v3", 15, 3),
+    "AMD": Calls("amdsmi_get_gpu_memory_usage", "amdsmi_get_gpu_process_list", -1, 2),
+}
+
 DRIVER = SamplerPolicy(
-    deadline_s=0.15, discovery_s=10.0, first_pause_s=0.01, longest_pause_s=0.05, calm_s=1.0
+    deadline_s=0.25, discovery_s=10.0, first_pause_s=0.01, longest_pause_s=0.05, calm_s=1.0
 )
 
 
@@ -69,6 +102,10 @@ class Holder:
         self.left_pid = int(self._popen.stdout.readline()) if leaves else None
         self.pid = self._popen.pid
         self.last_lines: list[str] = []
+
+    @property
+    def is_alive(self) -> bool:
+        return self._popen.returncode is None
 
     def end(self) -> None:
         with self._popen:
@@ -126,23 +163,69 @@ class NextStart:
     """The model that cannot be started."""
 
 
-class World:
-    """The arbiter, the machine, its one tenant, and the judge of every start."""
+class Tenant:
+    """A foreign process that holds memory of one GPU, more or less of it."""
 
-    def __init__(self, gpu: SimulatedGpu, telemetry: Telemetry) -> None:
+    def __init__(self, gpu: Driver, device: int) -> None:
+        self._gpu, self._device = gpu, device
+        self._process = Holder()
+        self.pid = self._process.pid
+        gpu.allocate(self.pid, 0, device)
+        self._before_bytes, self._grew_at = 0, 0.0
+        self.most_bytes = 0
+        """The most that it has held since that was set to what it holds."""
+
+    @property
+    def held_bytes(self) -> int:
+        return self._gpu.held_bytes(self.pid, self._device)
+
+    def hold(self, wanted_bytes: int) -> None:
+        """Hold so much, or as much as there is room for."""
+        held_bytes = self.held_bytes
+        room_bytes = TOTAL_BYTES - self._gpu.used_bytes(self._device) + held_bytes
+        self._before_bytes, self._grew_at = held_bytes, time.monotonic()
+        entry_of(self._gpu, self.pid, self._device).used_bytes = max(
+            0, min(wanted_bytes, room_bytes)
+        )
+        self.most_bytes = max(self.most_bytes, self.held_bytes)
+
+    def unknown_bytes(self) -> int:
+        """What it has taken so shortly before that nobody can have seen it."""
+        is_unknown = time.monotonic() - self._grew_at < JUST_NOW_S
+        return max(0, self.held_bytes - self._before_bytes) if is_unknown else 0
+
+    def end(self) -> None:
+        self._process.end()
+
+
+class World:
+    """The arbiter, the machine, its tenants, and the judge of every start."""
+
+    def __init__(
+        self, gpu: Driver, telemetry: Telemetry, calls: Calls, *, is_exclusive: bool
+    ) -> None:
         self.gpu = gpu
+        self.calls = calls
+        self.is_exclusive = is_exclusive
         self.telemetry = telemetry
         self.next_start = NextStart()
         self.backends: list[HoldingBackend] = []
         self.faults: list[str] = []
         """What was started without room for it; told with the arithmetic."""
-        self.tenant = Holder()
-        gpu.allocate(self.tenant.pid, 0)
-        self._tenant_before_bytes, self._tenant_grew_at = 0, 0.0
-        device = Device(name="gpu0", budget_bytes=TOTAL_BYTES, is_exclusive=True, pool="gpu0")
+        self.tenants = tuple(Tenant(gpu, device) for device in range(len(GPUS)))
         self.arbiter = Arbiter(
             snapshot=Snapshot(
-                devices=Map({"gpu0": device}),
+                devices=Map(
+                    {
+                        name: Device(
+                            name=name,
+                            budget_bytes=TOTAL_BYTES,
+                            is_exclusive=is_exclusive,
+                            pool=name,
+                        )
+                        for name in GPUS
+                    }
+                ),
                 limits=Limits(breaker_deaths=10_000),
                 rules=SwitchRules(warms=False),
             ),
@@ -151,37 +234,44 @@ class World:
             observers=(),
         )
 
-    @property
-    def tenant_bytes(self) -> int:
-        return self.gpu.held_bytes(self.tenant.pid)
-
-    def set_tenant(self, wanted_bytes: int) -> int:
-        """Let the tenant hold so much, or as much as there is room for; give how much it is."""
-        held_bytes = self.tenant_bytes
-        room_bytes = TOTAL_BYTES - self.gpu.used_bytes() + held_bytes
-        self._tenant_before_bytes, self._tenant_grew_at = held_bytes, time.monotonic()
-        self._entry(self.tenant.pid).used_bytes = min(wanted_bytes, room_bytes)
-        return self.tenant_bytes
-
     def set_release(self, pid: int, after_s: float, steps: int = 1) -> None:
         """Say how a process's memory will be given back."""
-        entry = self._entry(pid)
-        entry.release_steps, entry.release_after_s = steps, after_s
+        for device in range(len(GPUS)):
+            for entry in self.gpu.devices[device].processes:
+                if entry.pid == pid:
+                    entry.release_steps, entry.release_after_s = steps, after_s
 
-    def live(self) -> HoldingBackend | None:
-        models = self.arbiter.snapshot.live_models()
-        return next((b for b in reversed(self.backends) if b.model in models), None)
+    def kill_sampler(self) -> None:
+        """Kill the process that reads the driver, if there is one now."""
+        for sampler in self.telemetry._samplers:
+            if sampler._process is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(sampler._process.pid, signal.SIGKILL)
+
+    def live(self) -> tuple[HoldingBackend, ...]:
+        """The servers that admit requests, the oldest first."""
+        ready = {b.epoch for b in self.arbiter.snapshot.ready_backends()}
+        return tuple(backend for backend in self.backends if backend.epoch in ready)
+
+    def room_for(self, *models: str) -> bool:
+        """Whether they have room together, beside the most that the tenants have held."""
+        return all(
+            sum(NEEDS[model].get(name, 0) for model in models) + MARGIN_BYTES
+            <= TOTAL_BYTES - self.gpu.devices[device].used_bytes - self.tenants[device].most_bytes
+            for device, name in enumerate(GPUS)
+            if any(name in NEEDS[model] for model in models)
+        )
 
     async def switch_to(
         self, model: str, on_unconfirmed: OnUnconfirmed = OnUnconfirmed.REFUSE
     ) -> SwitchReport:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             return await self.arbiter.request_switch(target_of(model, on_unconfirmed), "test")[1]
 
     # What the arbiter asks of a launcher.
 
     def check(self, target: Target) -> TargetNeed:
-        return TargetNeed(footprint=Footprint.of({target.device: NEEDS[target.model]}))
+        return TargetNeed(footprint=Footprint.of(NEEDS[target.model]))
 
     def warm(
         self, target: Target, child_pids: Collection[int], should_stop: threading.Event
@@ -193,37 +283,52 @@ class World:
             raise EngineError("it was to fail")
         self._judge(target)
         process = Holder(leaves=self.next_start.left_bytes > 0)
-        self.gpu.allocate(process.pid, int(NEEDS[target.model] * self.next_start.share))
+        for name, size_bytes in NEEDS[target.model].items():
+            device = GPUS.index(name)
+            self.gpu.devices[device].used_bytes += FLOOR_BYTES
+            self.gpu.allocate(process.pid, int(size_bytes * self.next_start.share), device)
         if process.left_pid is not None:
-            self.gpu.allocate(process.left_pid, self.next_start.left_bytes)
+            device = GPUS.index(target.device)
+            self.gpu.allocate(process.left_pid, self.next_start.left_bytes, device)
         backend = HoldingBackend(target, epoch, process)
         self.backends.append(backend)
         return cast("Backend", backend)
 
     def _judge(self, target: Target) -> None:
-        """Compare a start with the driver's books."""
-        switch = self.arbiter.snapshot.switch
-        reason = switch.gate.reason or "" if switch else ""
-        is_at_own_risk = target.memory.on_unconfirmed is OnUnconfirmed.PROCEED
-        if is_at_own_risk and "started even so" in reason:
-            return
-        grown_bytes = self.tenant_bytes - self._tenant_before_bytes
-        is_unknown = time.monotonic() - self._tenant_grew_at < JUST_NOW_S and grown_bytes > 0
-        free_bytes = TOTAL_BYTES - self.gpu.used_bytes() + (grown_bytes if is_unknown else 0)
-        held_bytes = sum(self.gpu.held_bytes(b.process.pid) for b in self.backends)
-        need_bytes = NEEDS[target.model]
+        """Compare a start with the driver's books, and with the budgets."""
+        snapshot = self.arbiter.snapshot
+        for name in GPUS:
+            accounted = sum(b.footprint.on(name) for b in snapshot.backends)
+            if accounted > TOTAL_BYTES:
+                self.faults.append(f"{accounted / GIB:.1f} GiB are accounted for on {name}")
+        if target.memory.on_unconfirmed is not OnUnconfirmed.PROCEED:
+            for name, need_bytes in NEEDS[target.model].items():
+                self._judge_device(target, name, need_bytes)
+
+    def _judge_device(self, target: Target, name: str, need_bytes: int) -> None:
+        device = GPUS.index(name)
+        free_bytes = TOTAL_BYTES - self.gpu.used_bytes(device)
+        free_bytes += self.tenants[device].unknown_bytes()
+        held_bytes = sum(
+            self.gpu.held_bytes(backend.process.pid, device)
+            for backend in self.backends
+            if not backend.process.is_alive
+        )
         is_back = held_bytes <= TOLERANCE_BYTES
         if free_bytes + TOLERANCE_BYTES < need_bytes or not (
             is_back or free_bytes >= need_bytes + MARGIN_BYTES
         ):
+            switch = self.arbiter.snapshot.switch
             self.faults.append(
-                f"'{target.model}' ({need_bytes / GIB:.1f} GiB) was started with "
+                f"'{target.model}' ({need_bytes / GIB:.1f} GiB of {name}) was started with "
                 f"{free_bytes / GIB:.2f} GiB free and {held_bytes / GIB:.2f} GiB held by what was "
-                f"stopped: {reason}"
+                f"stopped: {switch and switch.gate.reason}"
             )
 
-    def _entry(self, pid: int) -> Any:
-        return next(p for p in self.gpu.devices[0].processes if p.pid == pid)
+
+def entry_of(gpu: Driver, pid: int, device: int) -> Any:
+    """The driver's own line on a process that holds memory of a device."""
+    return next(p for p in gpu.devices[device].processes if p.pid == pid)
 
 
 def target_of(model: str, on_unconfirmed: OnUnconfirmed = OnUnconfirmed.REFUSE) -> Target:
@@ -231,7 +336,8 @@ def target_of(model: str, on_unconfirmed: OnUnconfirmed = OnUnconfirmed.REFUSE) 
         model=model,
         mode=Mode.GENERATION,
         profile="p",
-        device="gpu0",
+        device=next(iter(NEEDS[model])),
+        split_over=tuple(NEEDS[model]) if len(NEEDS[model]) > 1 else (),
         memory=MemoryPolicy(
             margin_bytes=MARGIN_BYTES,
             tolerance_bytes=TOLERANCE_BYTES,
@@ -241,23 +347,27 @@ def target_of(model: str, on_unconfirmed: OnUnconfirmed = OnUnconfirmed.REFUSE) 
     )
 
 
-def make_machine(folder: Path, library: Path) -> SimulatedGpu:
+def make_machine(folder: Path, vendor: str, library: Path) -> Driver:
     folder.mkdir()
-    return SimulatedGpu(folder, library=library, total_bytes=(TOTAL_BYTES,))
+    machine = SimulatedGpu if vendor == "NVIDIA" else SimulatedAmd
+    return machine(folder, library=library, total_bytes=(TOTAL_BYTES,) * len(GPUS))
 
 
 @asynccontextmanager
-async def open_world(folder: Path, library: Path) -> AsyncIterator[World]:
+async def open_world(
+    folder: Path, vendor: str, library: Path, *, is_exclusive: bool
+) -> AsyncIterator[World]:
     """Open a machine of its own; nothing is loaded."""
-    gpu = await asyncio.to_thread(make_machine, folder, library)
+    gpu = await asyncio.to_thread(make_machine, folder, vendor, library)
     environ = gpu.full_environment()
-    async with Telemetry(environ=environ, vendors=("NVIDIA",), policy=DRIVER) as telemetry:
-        world = World(gpu, telemetry)
+    async with Telemetry(environ=environ, vendors=(vendor,), policy=DRIVER) as telemetry:
+        world = World(gpu, telemetry, CALLS[vendor], is_exclusive=is_exclusive)
         try:
             yield world
         finally:
             gpu.heal()
-            world.tenant.end()
+            for tenant in world.tenants:
+                tenant.end()
             await world.arbiter.shut_down(0)
             for backend in world.backends:
                 backend.process.end_what_it_left()

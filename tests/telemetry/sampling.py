@@ -12,6 +12,7 @@ from supervisor.errors import TelemetryError
 from supervisor.telemetry.amd.cards import list_sysfs_cards
 from supervisor.telemetry.telemetry import Telemetry
 from supervisor.telemetry.vendor_sampler import SamplerPolicy
+from tests.patience import PATIENCE_S
 
 MEMORY_CALL = "nvmlDeviceGetMemoryInfo_v2"
 FAST = SamplerPolicy(deadline_s=0.5, discovery_s=10.0, first_pause_s=0.02, longest_pause_s=0.2)
@@ -34,7 +35,7 @@ def samplers() -> list[psutil.Process]:
 
 
 async def until_sampled(telemetry: Telemetry, device: str = "gpu0") -> MemorySample:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             try:
                 return await telemetry.sample(device)
@@ -43,7 +44,7 @@ async def until_sampled(telemetry: Telemetry, device: str = "gpu0") -> MemorySam
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             if condition():
                 return

@@ -11,6 +11,7 @@ from typing import Any
 from lab.drivers.nvidia import GIB
 
 from tests.conftest import RunningController, StartController
+from tests.patience import PATIENCE_S
 
 VRAM_SERVER = Path(__file__).with_name("vram_server.py")
 
@@ -116,7 +117,7 @@ async def switch_in_phase(
 ) -> AsyncIterator[asyncio.Task[Any]]:
     """Order a switch, and go on once it is in a phase; the task is its answer to come."""
     task = asyncio.create_task(order(controller, model))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             now = (await controller.json("GET", "/switches"))["switches"][0]
             if now.get("phase") == phase:

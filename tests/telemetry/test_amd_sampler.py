@@ -16,6 +16,7 @@ from supervisor.telemetry.telemetry import Telemetry
 from supervisor.telemetry.vendor_sampler import SamplerPolicy
 from supervisor.telemetry.vendors import child_environment
 from tests.conftest import StartController
+from tests.patience import PATIENCE_S
 from tests.telemetry.sampling import (
     FAST,
     OpenTelemetry,
@@ -70,7 +71,7 @@ async def test_hung_card_takes_its_vendor_along_until_it_answers_again(
 async def test_library_that_writes_into_the_answers_costs_its_sampler(
     open_amd: OpenTelemetry,
 ) -> None:
-    async with asyncio.timeout(20):  # whoever asked is told, and does not wait for good
+    async with asyncio.timeout(PATIENCE_S):  # whoever asked is told, and does not wait for good
         telemetry = await open_amd(SamplerPolicy(first_pause_s=60.0), SIMULATED_AMD_NOISE="1")
 
     (problem,) = telemetry.problems
@@ -144,7 +145,7 @@ async def test_memory_of_a_dead_process_is_given_back_late(
     child.wait()
 
     seen = [(await telemetry.read("gpu0")).sample.used_bytes]
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while seen[-1] != 0:
             seen.append((await telemetry.sample("gpu0")).used_bytes)
 

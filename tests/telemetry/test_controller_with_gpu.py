@@ -8,6 +8,7 @@ import pytest
 from lab.drivers.nvidia import GIB, SimulatedGpu
 
 from tests.conftest import RunningController, StartController
+from tests.patience import PATIENCE_S
 from tests.telemetry.sampling import MEMORY_CALL, vendor_libraries
 
 
@@ -48,7 +49,7 @@ async def test_controller_serves_on_while_the_driver_hangs_and_says_why(
     assert (await controller.json("GET", "/status"))["telemetry_problems"] == [told["error"]]
 
     gpu.heal()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             if "error" not in await memory_of(controller, "gpu0"):
                 return

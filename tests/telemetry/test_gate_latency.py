@@ -10,7 +10,8 @@ async def test_immediate_release_is_confirmed_by_the_first_samples_that_can_prov
     tmp_path: Path, nvml_library: Path
 ) -> None:
     """Three in a row prove it, at 0, 5 and 10 ms; what they take is the bench's to measure."""
-    async with open_world(tmp_path / "machine", nvml_library) as world:
+    machine = open_world(tmp_path / "machine", "NVIDIA", nvml_library, is_exclusive=True)
+    async with machine as world:
         for number in range(50):
             report = await world.switch_to(("small", "middle")[number % 2])
             assert report.outcome is Outcome.SWITCHED

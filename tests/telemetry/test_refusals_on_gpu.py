@@ -7,6 +7,7 @@ import pytest
 from lab.drivers.nvidia import GIB, SimulatedGpu
 
 from tests.conftest import RunningController
+from tests.patience import PATIENCE_S
 from tests.telemetry.sampling import MEMORY_CALL, samplers
 from tests.telemetry.switching import (
     StartOnGpu,
@@ -53,7 +54,7 @@ async def test_lost_gpu_that_comes_back_in_time_costs_the_wait_only(
 
 async def until_told(controller: RunningController, words: str) -> None:
     """Wait until the running switch says what it waits for."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             now = (await controller.json("GET", "/switches"))["switches"][0]
             if words in (now.get("waiting_for") or ""):
@@ -86,7 +87,10 @@ async def test_driver_that_hangs_for_good_ends_the_switch_in_time(
     controller = await start_on_gpu(chat=late, other=profile(70, release_timeout_s=0.8))
     await controller.switch_to("chat")
 
-    async with asyncio.timeout(10), switch_in_phase(controller, "other", "confirming") as answer:
+    async with (
+        asyncio.timeout(PATIENCE_S),
+        switch_in_phase(controller, "other", "confirming") as answer,
+    ):
         gpu.hang(MEMORY_CALL)
     error = answer.result()["error"]
     gpu.heal()
@@ -140,7 +144,7 @@ async def test_driver_that_opens_later_is_switched_to_without_a_restart(
     await refusal(controller, "chat")
     gpu.heal()
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while (await controller.json("GET", "/gpu"))["telemetry_problems"]:
             pass
     await controller.switch_to("chat")

@@ -9,6 +9,7 @@ import psutil
 import pytest
 from lab.drivers.nvidia import GIB, SimulatedGpu
 
+from tests.patience import PATIENCE_S
 from tests.telemetry.switching import (
     StartOnGpu,
     live,
@@ -274,7 +275,7 @@ async def test_server_that_died_with_its_memory_held_is_not_started_into_it(
     (first,) = (await live(controller)).values()
 
     os.kill(first, signal.SIGKILL)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while first in (pids := (await live(controller)).values()) or not pids:
             assert gpu.used_bytes() <= 60 * GIB
 

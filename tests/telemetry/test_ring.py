@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 from supervisor.telemetry.port import HOST
 from supervisor.telemetry.ring import Ring, RingPoint, record_devices
 from supervisor.telemetry.telemetry import Telemetry
+from tests.patience import PATIENCE_S
 from tests.telemetry.sampling import until
 
 
@@ -46,7 +47,7 @@ def test_points_since_a_time() -> None:
 
 
 async def until_recorded(rings: dict[str, Ring], device: str, count: int) -> list[RingPoint]:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             if device in rings and len(rings[device]) >= count:
                 return list(rings[device].points())
@@ -121,7 +122,7 @@ async def test_recording_goes_on_after_a_bug_and_says_so() -> None:
         async with (
             Telemetry(vendors=()) as telemetry,
             record_devices(telemetry, period_s=0.01, child_pids=child_pids) as rings,
-            asyncio.timeout(20),
+            asyncio.timeout(PATIENCE_S),
         ):
             await until(lambda: HOST in rings)
     [ended] = [line for line in lines if line["event"] == "task.ended"]

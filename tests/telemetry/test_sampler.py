@@ -17,6 +17,7 @@ from supervisor.errors import TelemetryError
 from supervisor.telemetry.port import HOST, DeviceHealth, TelemetryState
 from supervisor.telemetry.telemetry import Telemetry
 from supervisor.telemetry.vendor_sampler import Backoff, SamplerPolicy
+from tests.patience import PATIENCE_S
 from tests.telemetry.sampling import (
     FAST,
     MEMORY_CALL,
@@ -137,7 +138,7 @@ def test_whoever_asks_while_a_killed_sampler_is_cleared_away_is_told_why(gpu: Si
         async with Telemetry(environ=environ, vendors=("NVIDIA",), policy=FAST) as telemetry:
             (sampler,) = samplers()
             sampler.kill()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_S):
                 while not telemetry.problems:
                     asked.append(asyncio.create_task(telemetry.sample("gpu0")))
                     await asyncio.sleep(0)
@@ -221,7 +222,7 @@ async def test_closing_does_not_wait_for_a_hung_driver(
     asked = asyncio.create_task(error_of(telemetry))
     await asyncio.sleep(0)
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         await telemetry.close()
 
     assert not sampler.is_running()

@@ -10,6 +10,7 @@ import pytest
 from lab.drivers.nvidia import GIB, NEVER_S, SimulatedGpu
 
 from supervisor.telemetry.telemetry import Telemetry
+from tests.patience import PATIENCE_S
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def end(child: subprocess.Popen[bytes]) -> None:
 async def used_until(telemetry: Telemetry, wanted: int) -> list[int]:
     """Sample until the wanted use is seen; give the different amounts on the way."""
     seen: list[int] = []
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while wanted not in seen:
             used = (await telemetry.sample("gpu0")).used_bytes
             if used not in seen:

@@ -13,6 +13,7 @@ from supervisor.vector_store.edge_worker import serve
 from supervisor.vector_store.messages import DescribeCollection
 from supervisor.vector_store.port import PointKind
 from supervisor.vector_store.shards import Shards
+from tests.patience import PATIENCE_S
 from tests.vector_store.points import DIMENSION, MODEL, chunk, vector, whole
 
 
@@ -96,6 +97,6 @@ async def test_the_process_ends_with_the_socket_whatever_it_is_asked(tmp_path: P
     assert b"collection_not_found" in answers[1]
     assert b"bad_request" in answers[2]
     writer.close()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         await serving
         await writer.wait_closed()

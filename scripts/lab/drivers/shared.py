@@ -80,7 +80,7 @@ class SimulatedDriver:
     ) -> None:
         """Let a process hold memory until so long after its death, which it need not announce.
 
-        The time counts from when the driver is first asked after the process was reaped. In
+        The time counts from when somebody first asks after the process was reaped. In
         `release_steps` equal steps; NEVER_S keeps it for good. `listed_as` is the process id that
         the driver tells instead of its own.
         """
@@ -113,6 +113,8 @@ class SimulatedDriver:
 
     @staticmethod
     def _still_held(process: Any) -> int:
+        if process.died_at == 0 and not Path(f"/proc/{process.pid}").exists():
+            process.died_at = time.monotonic()  # as the driver does when it is asked
         if process.died_at == 0:
             return int(process.used_bytes)
         gone_s = time.monotonic() - process.died_at

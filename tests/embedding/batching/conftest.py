@@ -24,6 +24,7 @@ from supervisor.engine.servers.backend import Backend
 from supervisor.engine.servers.framing import Request
 from supervisor.wiring.ground import Options
 from tests.conftest import ROOT, write_configuration
+from tests.patience import PATIENCE_S
 
 OBEDIENT_SERVER = Path(__file__).with_name("obedient_server.py")
 
@@ -104,7 +105,7 @@ class Bench:
 
     async def sent(self, count: int) -> None:
         """Wait until the server has been sent so many batches."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while len(await self.batches()) < count:  # noqa: ASYNC110 - the same
                 await asyncio.sleep(0.002)
 
@@ -136,7 +137,7 @@ class Bench:
         self.parts.configuration.apply(replace(configuration, settings=settings))
 
 
-async def until(condition: Callable[[], bool], within_s: float = 60.0) -> None:
+async def until(condition: Callable[[], bool], within_s: float = PATIENCE_S) -> None:
     """Wait for a condition."""
     async with asyncio.timeout(within_s):
         while not condition():  # noqa: ASYNC110 - the product signals nothing to tests

@@ -14,6 +14,7 @@ from supervisor.embedding.values import ComputedPieces, Piece
 from supervisor.errors import RequestRefused
 from tests.embedding.batching.conftest import OBEDIENT, Bench, errors_of, until
 from tests.embedding.batching.obedient_server import vector_of
+from tests.patience import PATIENCE_S
 
 
 def own_vectors(*texts: str) -> list[bytes]:
@@ -240,7 +241,7 @@ async def test_a_batch_goes_on_for_those_who_stay_and_is_cut_when_all_have_left(
     await asyncio.wait([pair[0]])
     assert (await bench.ask("/told"))["clients_left"] == 0
     pair[1].cancel()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while not (await bench.ask("/told"))["clients_left"]:  # noqa: ASYNC110 - it tells when asked
             await asyncio.sleep(0.002)
     assert (await bench.compute("after")).vectors == own_vectors("after")

@@ -35,6 +35,7 @@ from supervisor.engine.servers.channel import Channel
 from supervisor.engine.servers.framing import Request
 from supervisor.errors import UnfitProfile
 from tests.conftest import ROOT
+from tests.patience import PATIENCE_S
 
 Start = Callable[..., Any]
 Serve = Callable[[web.Application], Any]
@@ -88,7 +89,7 @@ async def start(
         launcher.check(CHAT)
         backend = launcher.launch(CHAT, len(backends) + 1)
         backends.append(backend)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             await backend.become_ready()
         return backend
 
@@ -253,7 +254,7 @@ async def test_server_that_hangs_holds_the_stop_for_a_bounded_time_only(
     files = cache.files_for("hanging", slot_kv_bytes=0)
     psutil.Process(backend.process.pid).send_signal(signal.SIGSTOP)
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             slots = SlotClient(backend._channel.ask, "/slots")
             kept = await save_prompts(slots, files, None, min_time_s=0.2)
     finally:

@@ -27,6 +27,7 @@ from supervisor.engine.servers.framing import Request
 from supervisor.engine.servers.process import ProcessExit
 from supervisor.errors import BackendUnreachable, EngineError
 from tests.engine.child_client import open_session
+from tests.patience import PATIENCE_S
 
 Eventually = Callable[..., Awaitable[None]]
 MakeLaunch = Callable[..., Launch]
@@ -92,7 +93,7 @@ def ignore_line(_line: str, _is_ready: bool) -> None:
 
 
 async def end(backend: Backend) -> ProcessExit:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         await backend.give_up_memory(Stop(grace_s=5))
         return await backend.wait()
 
@@ -110,7 +111,7 @@ async def test_a_real_server_becomes_ready_answers_and_leaves_nothing(
     environment = server.environment(start, inherited_environment(os.environ, {}))
     backend = Backend(make_launch(*argv, env=environment, address=address), ignore_line)
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             await backend.become_ready()
         status, answer = await call(backend, "/v1/chat/completions", CHAT, key="the-key")
         assert status == 200
@@ -144,7 +145,7 @@ async def test_a_real_server_refuses_whoever_lacks_the_key_of_this_start(
     try:
         key = backend.launch.api_key
         child = psutil.Process(backend.process.pid)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             await backend.become_ready()
         body = {"input": "Hello"}
         assert [
@@ -173,7 +174,7 @@ async def test_a_real_server_that_cannot_load_its_model_tells_why(
     argv[argv.index("--model") + 1] = str(model)
     backend = Backend(make_launch(*argv, address=address), ignore_line)
     readying = asyncio.create_task(backend.become_ready())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         ended = await backend.wait()
     assert ended == ProcessExit(exit_code=1, signal=None)
     assert any("broken.gguf" in line for line in backend.process.last_lines)
@@ -189,7 +190,7 @@ async def test_a_server_is_ready_when_its_health_is_200_and_not_before(
 ) -> None:
     backend, lines = server_of("503,503,500,200", address)
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             await backend.become_ready()
         await backend.process.stop(0)
         answers = [line for line in lines if line.startswith("answered")]
@@ -205,7 +206,7 @@ async def test_a_server_behind_a_wrapper_script_counts_as_our_own(
     argv = ("/bin/sh", "-c", '"$@" & wait', "wrapper", *server)
     backend = Backend(make_launch(*argv, address=address), ignore_line)
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             await backend.become_ready()
     finally:
         await end(backend)
@@ -230,7 +231,7 @@ async def test_a_server_that_dies_while_loading_tells_its_last_words(
     argv = ("/bin/sh", "-c", "echo out of memory; exit 1")
     backend = Backend(make_launch(*argv, address=address), ignore_line)
     readying = asyncio.create_task(backend.become_ready())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         assert await backend.wait() == ProcessExit(exit_code=1, signal=None)
     assert list(backend.process.last_lines) == ["out of memory"]
     with pytest.raises(BackendUnreachable):
@@ -290,7 +291,7 @@ async def test_a_stale_socket_file_does_not_hinder_the_next_start(
         stale.bind(str(address.socket_path))
     backend, _ = server_of("200", address)
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             await backend.become_ready()
     finally:
         await end(backend)
@@ -303,11 +304,11 @@ async def test_the_socket_of_a_child_that_died_is_removed(
     address = choose_address(run_dir, 1, has_unix_socket=True)
     assert address.socket_path is not None
     backend, _ = server_of("200", address)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         await backend.become_ready()
     assert address.socket_path.exists()
     os.kill(backend.process.pid, signal.SIGKILL)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         assert await backend.wait() == ProcessExit(exit_code=None, signal=signal.SIGKILL)
     assert not address.socket_path.exists()
 
@@ -385,7 +386,7 @@ async def test_a_folder_of_sockets_that_was_swept_is_made_anew_for_us_alone(
     folder = run_dir / "run-1"
     backend, _ = server_of("200", choose_address(folder, 1, has_unix_socket=True))
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             await backend.become_ready()
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     finally:

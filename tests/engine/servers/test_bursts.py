@@ -25,6 +25,7 @@ from supervisor.engine.servers.backend import Backend
 from supervisor.engine.servers.framing import Request
 from tests.conftest import StartController
 from tests.gateway.conftest import ENDLESS, backend_of, until
+from tests.patience import PATIENCE_S
 
 Resolve = Callable[..., ResolvedModel]
 StartServer = Callable[..., Awaitable[Backend]]
@@ -58,7 +59,7 @@ async def start_server(
         )
         backend = Backend(launch, lambda _line, _is_ready: None)
         backends.append(backend)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             await backend.become_ready()
         return backend
 

@@ -18,6 +18,7 @@ from supervisor.engine.servers.connection import MAX_HEAD_BYTES
 from supervisor.engine.servers.framing import Head, Request
 from supervisor.errors import BackendUnreachable
 from tests.engine.servers.fake_upstream import CLOSE, RESET, WAIT, FakeUpstream, listening
+from tests.patience import PATIENCE_S
 
 Eventually = Callable[..., Awaitable[None]]
 
@@ -84,7 +85,10 @@ def get(path: str) -> Request:
 
 
 async def ask(channel: Channel, path: str, method: str = "GET") -> tuple[int, bytes]:
-    async with asyncio.timeout(10), channel.exchange(Request(method=method, path=path)) as answer:
+    async with (
+        asyncio.timeout(PATIENCE_S),
+        channel.exchange(Request(method=method, path=path)) as answer,
+    ):
         return answer.status, await answer.read()
 
 
@@ -390,12 +394,12 @@ async def test_a_queue_of_connections_that_is_full_is_waited_for(
         listener.setblocking(False)
         loop = asyncio.get_running_loop()
         for _ in recorders:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE_S):
                 client, _ = await loop.sock_accept(listener)
             with client:
                 await loop.sock_recv(client, 65536)
                 await loop.sock_sendall(client, HELLO)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             for recorder in recorders:
                 await recorder.is_over.wait()
     assert [recorder.body for recorder in recorders] == [b"hello"] * 6
@@ -435,7 +439,10 @@ async def test_our_own_questions_do_not_wait_behind_requests(
     channel.send(get("/wait"), Recorder())
     waiting = Recorder()
     channel.send(get("/hello"), waiting)
-    async with asyncio.timeout(5), channel.exchange(get("/hello"), takes_permit=False) as answer:
+    async with (
+        asyncio.timeout(PATIENCE_S),
+        channel.exchange(get("/hello"), takes_permit=False) as answer,
+    ):
         assert await answer.read() == b"hello"
     assert not waiting.events
 
@@ -450,7 +457,7 @@ async def test_one_that_leaves_the_queue_gives_its_permit_to_nobody_and_loses_no
     channel.send(get("/hello"), leaver).cancel()
     channel.send(get("/hello"), last)
     upstream.go_on.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         await last.is_over.wait()
     assert not leaver.events
     assert await ask(channel, "/hello") == (200, b"hello")
@@ -466,7 +473,7 @@ async def test_cancelling_cuts_the_connection_and_frees_the_permit(
     channel.send(get("/hello"), following)
     await eventually(lambda: upstream.requests)
     exchange.cancel()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         await following.is_over.wait()
     assert following.body == b"hello"
     assert not left.events

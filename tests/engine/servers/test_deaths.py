@@ -19,6 +19,7 @@ from supervisor.engine.servers.backend import Backend
 from supervisor.engine.servers.framing import Request
 from supervisor.errors import BackendUnreachable
 from tests.conftest import StartController
+from tests.patience import PATIENCE_S
 
 Eventually = Callable[..., Awaitable[None]]
 MakeLaunch = Callable[..., Launch]
@@ -75,7 +76,7 @@ async def start_server(make_launch: MakeLaunch, address: Address) -> AsyncIterat
         launch = make_launch(sys.executable, "-S", "-c", SERVER, where, order, address=address)
         backend = Backend(launch, lambda _line, _is_ready: None)
         started.append((backend, asyncio.create_task(look_after(backend))))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             await backend.become_ready()
         return backend
 
@@ -87,7 +88,10 @@ async def start_server(make_launch: MakeLaunch, address: Address) -> AsyncIterat
 
 async def fails(backend: Backend) -> BackendUnreachable:
     with pytest.raises(BackendUnreachable) as caught:
-        async with asyncio.timeout(10), backend.exchange(Request(method="GET", path="/order")):
+        async with (
+            asyncio.timeout(PATIENCE_S),
+            backend.exchange(Request(method="GET", path="/order")),
+        ):
             pass
     return caught.value
 
@@ -149,7 +153,7 @@ async def test_a_server_whose_socket_is_swept_away_is_ended_although_nobody_asks
         pytest.skip("a port cannot be swept away")
     backend = await start_server("break the connection")
     address.socket_path.unlink()
-    await eventually(backend.is_gone.is_set, within_s=30)
+    await eventually(backend.is_gone.is_set)
     assert "its socket is gone" in backend.process.last_lines[-1]
 
 
@@ -174,7 +178,7 @@ async def test_a_controller_recovers_a_server_whose_folder_was_swept_and_switche
     assert socket_path is not None
     shutil.rmtree(socket_path.parent)
     # A connection that stands is used as long as it lives; then a new one is needed.
-    await eventually(lambda: backend.open_connections == 0, within_s=10)
+    await eventually(lambda: backend.open_connections == 0)
 
     body = {"model": "minilm", "input": "hello"}
     answer = await controller.json("POST", "/v1/embeddings", body)

@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 
 from supervisor.engine.servers.output import BURST, KEPT_LINES, LINES_PER_S, Output
+from tests.patience import PATIENCE_S
 
 Eventually = Callable[..., Awaitable[None]]
 
@@ -95,6 +96,6 @@ async def test_what_a_serving_server_prints_is_read_though_it_is_looked_at_seldo
     os.write(writable, b"last words")
     os.close(writable)
     listener.output.hurry()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         await reading
     assert listener.lines == ["first", "second", "third", "last words"]
