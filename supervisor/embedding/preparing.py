@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 
 from supervisor.config.catalogue import LongInput
 from supervisor.config.configuration import ResolvedModel
@@ -18,6 +19,7 @@ from supervisor.embedding.values import (
     Content,
     EmbeddingRequest,
     Piece,
+    Prepared,
     PreparedInput,
     Side,
     too_long,
@@ -42,18 +44,22 @@ class Preparer:
         self._engines = engines
         self._server_tokenizers = ServerTokenizers(servers)
         self._tokenizers = Tokenizers()
-        self._intakes: dict[tuple[str, str], Intake] = {}
+        self._intakes: dict[tuple[str, str, Path], Intake] = {}
         self._looking = asyncio.Lock()
 
-    async def intake(self, target: Target) -> Intake:
+    async def intake(self, target: Target, running: Path | None = None) -> Intake:
         """Return what a target takes; its files are read once for each configuration.
 
-        Raises RequestRefused: `extra_missing`, or `target_cannot_start`.
+        `running`: the model's file that its server still runs, where another is configured since;
+        what was taken with that holds then, where it is known. Raises RequestRefused:
+        `extra_missing`, or `target_cannot_start`.
         """
-        resolved, key = self._targets.resolved(target), (target.model, target.profile)
+        resolved = self._targets.resolved(target)
+        key = target.model, target.profile, running or resolved.path
         known = self._intakes.get(key)
-        if known is not None and known.resolved is resolved:
+        if known is not None and (known.resolved is resolved or running is not None):
             return known
+        key = target.model, target.profile, resolved.path
         async with self._looking:
             known = self._intakes.get(key)
             if known is None or known.resolved is not resolved:
@@ -73,14 +79,14 @@ class Preparer:
         tokenizer = await self._tokenizers.open(path) if path else None
         return await asyncio.to_thread(look_at, ways, self._engines, tokenizer)
 
-    async def prepare(self, request: EmbeddingRequest) -> Sequence[PreparedInput]:
-        """Return each input in the pieces that its server is sent.
+    async def prepare(self, request: EmbeddingRequest, running: Path | None = None) -> Prepared:
+        """Return each input in the pieces that its server is sent; `running` as for `intake`.
 
         May wait for the model's turn, where its server is asked for tokens. Raises RequestRefused:
         `bad_request` for a prompt that the model does not have or token ids that it does not know,
         `input_too_long`, `extra_missing`, and what a lease is refused with.
         """
-        intake = await self.intake(request.target)
+        intake = await self.intake(request.target, running)
         prompt = prompt_of(intake.resolved, request.prompt_name)
         long_input = request.long_input or intake.resolved.long_input
         inputs = [
@@ -89,11 +95,19 @@ class Preparer:
             else _looked_at(prompt + each, index, long_input, request)
             for index, each in enumerate(request.inputs)
         ]
+        path = intake.resolved.path if intake.takes_ids else None
+        return Prepared(await self._in_pieces(inputs, request, intake), path)
+
+    async def _in_pieces(
+        self, inputs: Sequence[Content], request: EmbeddingRequest, intake: Intake
+    ) -> Sequence[PreparedInput]:
+        """Return inputs, with their prompts, as they are sent."""
         tokenizer = self.tokenizer(intake, request.target, request.priority)
         if tokenizer is None:
             return [_uncounted(each) for each in inputs]
         texts = [each for each in inputs if isinstance(each, str)]
         tokenized = await tokenizer.encode(texts) if texts else Tokenized(())
+        long_input = request.long_input or intake.resolved.long_input
         shortening = Shortening(
             intake, long_input, request.truncation_side, tokenized.frame, tokenizer
         )
@@ -114,7 +128,7 @@ class Preparer:
         if intake.tokenizer is not None:
             return intake.tokenizer
         if intake.tells_tokens:
-            return self._server_tokenizers.of(target, priority)
+            return self._server_tokenizers.of(target, priority, intake.resolved.path)
         return None
 
 

@@ -6,6 +6,7 @@ is known without.
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -14,6 +15,7 @@ from supervisor.core.scheduling.values import Priority
 from supervisor.embedding.lengths import Frame, Ids
 from supervisor.embedding.servers import Servers
 from supervisor.embedding.tokenizer import Tokenized
+from supervisor.embedding.values import made_for_another
 from supervisor.engine.port import TokenizeRoute
 from supervisor.engine.servers.backend import Backend
 from supervisor.engine.servers.framing import post_json
@@ -69,19 +71,28 @@ class ServerTokenizers:
         self._servers = servers
         self._kept = KeptTokens()
 
-    def of(self, target: Target, priority: Priority) -> "ServerTokenizer":
-        """Return the tokenizer of a model for a request of that priority."""
-        return ServerTokenizer(self, target, priority)
+    def of(self, target: Target, priority: Priority, model_path: Path) -> "ServerTokenizer":
+        """Return the tokenizer of a model's file for a request of that priority."""
+        return ServerTokenizer(self, target, priority, model_path)
 
-    async def encode(self, target: Target, priority: Priority, texts: Sequence[str]) -> Tokenized:
-        """Return each text's tokens; waits for the model's turn where one is not known."""
-        revision = target.revision
+    async def encode(
+        self, target: Target, priority: Priority, model_path: Path, texts: Sequence[str]
+    ) -> Tokenized:
+        """Return each text's tokens; waits for the model's turn where one is not known.
+
+        Raises RequestRefused where its server runs another file.
+        """
+        revision = f"{target.revision} {model_path}"
+
+        async def ask(backend: Backend) -> Sequence[Ids]:
+            if backend.launch.model_path != model_path:
+                raise made_for_another(backend.model, backend.launch.model_path)
+            return await self._ask_server(backend, revision, missing)
+
         known = {text: self._kept.take(revision, text) for text in texts}
         missing = [text for text, ids in known.items() if ids is None]
         if missing:
-            found = await self._servers.ask(
-                target, priority, lambda backend: self._ask_server(backend, revision, missing)
-            )
+            found = await self._servers.ask(target, priority, ask)
             for text, own in zip(missing, found, strict=True):
                 known[text] = own
                 self._kept.keep(revision, text, own)
@@ -109,14 +120,17 @@ class ServerTokenizers:
 class ServerTokenizer:
     """A `Tokenizer` for one request."""
 
-    def __init__(self, servers: ServerTokenizers, target: Target, priority: Priority) -> None:
+    def __init__(
+        self, servers: ServerTokenizers, target: Target, priority: Priority, model_path: Path
+    ) -> None:
         self._servers = servers
         self._target = target
         self._priority = priority
+        self._model_path = model_path
 
     async def encode(self, texts: Sequence[str]) -> Tokenized:
         """See `Tokenizer`."""
-        return await self._servers.encode(self._target, self._priority, texts)
+        return await self._servers.encode(self._target, self._priority, self._model_path, texts)
 
 
 async def _frame(backend: Backend, route: TokenizeRoute) -> Frame:

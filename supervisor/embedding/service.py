@@ -6,11 +6,19 @@ EmbeddingRequest -> prepared inputs -> pieces in batches -> vectors of pieces ->
 import time
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, islice, pairwise
+from pathlib import Path
 
 from supervisor.core.machine.values import Target
 from supervisor.embedding.batching.batcher import Batcher
 from supervisor.embedding.preparing import Preparer
-from supervisor.embedding.values import EmbeddingRequest, Embeddings, PreparedInput
+from supervisor.embedding.values import (
+    RUNNING,
+    ComputedPieces,
+    EmbeddingRequest,
+    Embeddings,
+    Prepared,
+    PreparedInput,
+)
 from supervisor.embedding.vectors import cut, joined, length, normalized
 from supervisor.engine.targets import Targets
 from supervisor.engine.tasks import ModelTask
@@ -38,37 +46,57 @@ class EmbeddingService:
         Waits for the model's turn where it is not live. Raises RequestRefused with the reason;
         `index` in its details names the input that is at fault, where one is.
         """
+        try:
+            return await self._embed(request)
+        except RequestRefused as error:
+            running = error.details.get(RUNNING)
+            if running is None:
+                raise
+        # Another file is configured for the model than its server runs: its own tokens are wanted.
+        return await self._embed(request, Path(running))
+
+    async def _embed(self, request: EmbeddingRequest, running: Path | None = None) -> Embeddings:
+        """Embed inputs; `running`: the model's file that is live in place of the configured one."""
         began_at = time.monotonic()
-        prepared = await self._preparer.prepare(request)
+        prepared = await self._preparer.prepare(request, running)
         tokenization_s = time.monotonic() - began_at
-        tokens = [each.tokens for each in prepared]
+        inputs = prepared.inputs
+        tokens = [each.tokens for each in inputs]
         _require_tokens(request, tokens)
-        pieces = [piece for each in prepared for piece in each.pieces]
-        is_whole = len(pieces) == len(prepared)
+        computed, vectors = await self._compute(request, prepared)
+        if inputs[0].is_guess:
+            tokens = apportioned(computed.counted_tokens, tokens)
+        return Embeddings(
+            vectors=self._cut(request, vectors),
+            tokens=tokens,
+            truncated=sum([each.was_truncated for each in inputs]),
+            windowed=sum([len(each.pieces) > 1 for each in inputs]),
+            tokenization_s=tokenization_s,
+            queue_s=computed.queue_s,
+            inference_s=computed.inference_s,
+        )
+
+    async def _compute(
+        self, request: EmbeddingRequest, prepared: Prepared
+    ) -> tuple[ComputedPieces, Sequence[bytes]]:
+        """Have all pieces computed; return that, and one vector for each input."""
+        pieces = [piece for each in prepared.inputs for piece in each.pieces]
+        is_whole = len(pieces) == len(prepared.inputs)
         try:
             computed = await self._batcher.compute(
                 request.target,
                 pieces,
                 normalize=request.normalize and is_whole,
                 priority=request.priority,
+                model_path=prepared.model_path,
             )
         except RequestRefused as error:
-            name_input(error, prepared)
+            name_input(error, prepared.inputs)
             raise
-        if prepared[0].is_guess:
-            tokens = apportioned(computed.counted_tokens, tokens)
-        vectors: Sequence[bytes] = computed.vectors
-        if not is_whole:
-            vectors = _joined_windows(prepared, vectors, normalize=request.normalize)
-        return Embeddings(
-            vectors=self._cut(request, vectors),
-            tokens=tokens,
-            truncated=sum([each.was_truncated for each in prepared]),
-            windowed=sum([len(each.pieces) > 1 for each in prepared]),
-            tokenization_s=tokenization_s,
-            queue_s=computed.queue_s,
-            inference_s=computed.inference_s,
-        )
+        if is_whole:
+            return computed, computed.vectors
+        normalize = request.normalize
+        return computed, _joined_windows(prepared.inputs, computed.vectors, normalize=normalize)
 
     def _cut(self, request: EmbeddingRequest, vectors: Sequence[bytes]) -> Sequence[bytes]:
         """Cut vectors to the dimensions that are asked for, where that is not what they have.

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from enum import StrEnum
+from pathlib import Path
 
 import msgspec
 
@@ -52,6 +53,23 @@ def too_long(index: int, why: str) -> RequestRefused:
     return RequestRefused("input_too_long", f"input {index} is too long: {why}", {"index": index})
 
 
+RUNNING = "running"
+"""The detail of a refusal that has the model's file that is live in place of the configured one."""
+
+
+def made_for_another(model: str, running: Path | None) -> RequestRefused:
+    """Return the refusal of tokens that are not those of the file which a model's server runs.
+
+    Its vectors would be of other texts: another file has another tokenizer.
+    """
+    return RequestRefused(
+        "model_not_live",
+        f"'{model}' is configured with another file by now than its server runs; switch to it once "
+        "more, and it is started with that",
+        {RUNNING: str(running)},
+    )
+
+
 class Piece(msgspec.Struct, frozen=True):
     """What a server embeds at one go: an input, or a window of a long one."""
 
@@ -83,6 +101,13 @@ class PreparedInput(msgspec.Struct, frozen=True):
     def tokens(self) -> int:
         """How many the model sees."""
         return sum([piece.tokens for piece in self.pieces])
+
+
+class Prepared(msgspec.Struct, frozen=True):
+    """The inputs of a request. `model_path`: whose tokens they are; None: they go as texts."""
+
+    inputs: Sequence[PreparedInput]
+    model_path: Path | None
 
 
 class ComputedPieces(msgspec.Struct, frozen=True, kw_only=True):

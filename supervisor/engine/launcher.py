@@ -148,6 +148,7 @@ class Launcher:
             model=target.model,
             profile=target.profile,
             epoch=epoch,
+            model_path=resolved.path,
             abilities=abilities,
             prompt_files=prompt_files,
         )

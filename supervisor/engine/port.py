@@ -107,8 +107,9 @@ class Abilities:
 class Launch:
     """All that is needed to spawn one server, and to talk to it.
 
-    `profile`: the name of what `model` runs with. `prompt_files`: where its prompts are kept while
-    it does not run; None: they are not.
+    `profile`: the name of what `model` runs with. `model_path`: the file that it runs, whatever is
+    configured since. `prompt_files`: where its prompts are kept while it does not run; None: they
+    are not.
     """
 
     argv: tuple[str, ...]
@@ -118,6 +119,7 @@ class Launch:
     model: str
     profile: str
     epoch: int
+    model_path: Path | None = None
     abilities: Abilities = Abilities()
     prompt_files: PromptFiles | None = None
 

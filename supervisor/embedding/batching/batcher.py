@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from supervisor.arbiter.arbiter import Arbiter
@@ -50,13 +51,21 @@ class Batcher:
         return describe_queues(self._workers)
 
     async def compute(
-        self, target: Target, pieces: Sequence[Piece], *, normalize: bool, priority: Priority
+        self,
+        target: Target,
+        pieces: Sequence[Piece],
+        *,
+        normalize: bool,
+        priority: Priority,
+        model_path: Path | None = None,
     ) -> ComputedPieces:
         """Return the pieces' vectors, in their order.
 
-        Waits for the model's turn, and for others. Cancel it to leave: what nobody else waits for
-        is cut. Raises RequestRefused: `embedding_queue_full`; `input_too_long` or
-        `embedding_failed`, with the `index` of the guilty piece; what a lease is refused with.
+        `model_path`: the model's file whose tokens they are; None: they are texts. Waits for the
+        model's turn, and for others. Cancel it to leave: what nobody else waits for is cut. Raises
+        RequestRefused: `embedding_queue_full`; `input_too_long` or `embedding_failed`, with the
+        `index` of the guilty piece; `model_not_live` where the server runs another file
+        (`made_for_another`); what a lease is refused with.
         """
         workers = self._workers_of(target)
         self._monitor.wake()
@@ -69,6 +78,7 @@ class Batcher:
             came_at=time.monotonic(),
             on_end=partial(_wake, ended),
         )
+        caller.model_path = model_path
         workers.add(caller)
         try:
             await ended

@@ -1,6 +1,7 @@
 """Callers, whose pieces wait to be embedded, and batches of these. Pure: no clock, no I/O."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from supervisor.core.scheduling.values import Priority
 from supervisor.embedding.values import Piece
@@ -21,6 +22,7 @@ class Caller:
         "error",
         "is_over",
         "missing",
+        "model_path",
         "normalize",
         "on_end",
         "pieces",
@@ -39,6 +41,8 @@ class Caller:
         on_end: Callable[[], object],
     ) -> None:
         self.pieces = pieces
+        self.model_path: Path | None = None
+        """The model's file whose tokens the pieces are; None: they are texts."""
         self.normalize = normalize
         self.priority = priority
         self.came_at = came_at

@@ -23,6 +23,7 @@ from supervisor.embedding.batching.exchange import Outcome, send_batch, unusable
 from supervisor.embedding.batching.measures import Measures
 from supervisor.embedding.batching.pending import AskedLease, SentBatch
 from supervisor.embedding.batching.queue import Amount, BatchLimits, BatchQueue
+from supervisor.embedding.values import made_for_another
 from supervisor.engine.servers.backend import MAX_REPEATS, Backend
 from supervisor.engine.targets import Targets
 from supervisor.errors import BackendUnreachable, RequestRefused
@@ -236,7 +237,7 @@ class Workers:
         now = time.monotonic()
         if len(self._running) >= self.rules.limits.at_once(self.running):
             return None
-        batch = self.queue.take(self.rules.limits, now)
+        batch = self._take_for(backend, now)
         if batch is None:
             return None
         self._note_sent(batch, now)
@@ -248,6 +249,20 @@ class Workers:
             self._give_up(sent, error)
             return None
         return sent
+
+    def _take_for(self, backend: Backend, now: float) -> Batch | None:
+        """Take what is to be sent next, for callers whose tokens are those of the server's file."""
+        runs = backend.launch.model_path
+        while (batch := self.queue.take(self.rules.limits, now)) is not None:
+            strangers = {
+                caller for caller, _ in batch.items if caller.model_path not in (None, runs)
+            }
+            if not strangers:
+                return batch
+            for caller in strangers:
+                self._fail(caller, made_for_another(backend.model, runs))
+            self.queue.put_back(batch.parts(died=batch.died))
+        return None
 
     def _note_sent(self, batch: Batch, now: float) -> None:
         for caller, _ in batch.items:
