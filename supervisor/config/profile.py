@@ -276,6 +276,11 @@ class Profile(Settings):
         listed = len(self.device) if isinstance(self.device, tuple) else 0
         return self.tensor_split or (1.0,) * listed
 
+    @property
+    def batch_tokens(self) -> int:
+        """The most tokens of a batch of the embedding service, unless it is a single input."""
+        return self.batching.max_batch_tokens or self.ubatch_size
+
     @field_validator("tensor_split")
     @classmethod
     def _divide_over_devices(cls, split: Any, info: ValidationInfo) -> Any:

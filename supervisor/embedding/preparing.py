@@ -180,10 +180,12 @@ def _require_ids(ids: Ids, intake: Intake, index: int) -> Ids:
     return ids
 
 
+def guessed_tokens(text: str) -> int:
+    """Return about how many tokens a text has, where nobody tells."""
+    return len(text.encode()) // _BYTES_PER_TOKEN + 1
+
+
 def _uncounted(content: Content) -> PreparedInput:
     """Return an input whose tokens its server alone knows, and whether it is too long."""
-    if isinstance(content, str):
-        tokens = len(content.encode()) // _BYTES_PER_TOKEN + 1
-    else:
-        tokens = len(content)
+    tokens = guessed_tokens(content) if isinstance(content, str) else len(content)
     return PreparedInput(pieces=(Piece(content=content, tokens=tokens),), is_guess=True)

@@ -1,19 +1,18 @@
 """Scores of texts for a query, by a model that pools by rank."""
 
-import operator
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import msgspec
 
 from supervisor.core.machine.values import Target
 from supervisor.core.scheduling.values import Priority
-from supervisor.embedding.preparing import Preparer
+from supervisor.embedding.preparing import Preparer, guessed_tokens
 from supervisor.embedding.servers import Servers
 from supervisor.embedding.text_lengths import cut_text
 from supervisor.embedding.tokenizer import Tokenizer
-from supervisor.embedding.values import Ranking, Side, too_long
+from supervisor.embedding.values import Piece, Ranking, Side, too_long
 from supervisor.engine.servers.backend import Backend
 from supervisor.engine.servers.framing import post_json
 from supervisor.engine.targets import Targets
@@ -63,7 +62,7 @@ _decode = msgspec.json.Decoder(_Answer).decode
 
 
 class Reranker:
-    """Has texts scored by their model's server, as many at once as a batch of embeddings has."""
+    """Has texts scored by their model's server, as much at once as a batch of embeddings has."""
 
     def __init__(self, *, targets: Targets, preparer: Preparer, servers: Servers) -> None:
         self._targets = targets
@@ -83,44 +82,62 @@ class Reranker:
         Waits for the model's turn. Raises RequestRefused; `index` names a text that is too long.
         """
         began_at = time.monotonic()
-        texts = await self._fitting(request)
+        pieces = await self._fitting(request)
         fitted_at = time.monotonic()
-        at_once = self._targets.resolved(request.target).profile.batching.max_batch_size
+        profile = self._targets.resolved(request.target).profile
         batches: list[_Batch] = []
-        for begin in range(0, len(texts), at_once):
-            question = partial(
-                _ask_for_scores, query=request.query, texts=texts[begin : begin + at_once]
-            )
+        for texts in parts_of(pieces, profile.batching.max_batch_size, profile.batch_tokens):
+            question = partial(_ask_for_scores, query=request.query, texts=texts)
             batches.append(await self._servers.ask(request.target, request.priority, question))
         sent_at = batches[0].sent_at
         return Ranking(
             scores=[score for batch in batches for score in batch.scores],
             tokens=[batch.tokens for batch in batches],
-            truncated=sum(map(operator.ne, texts, request.texts)),
+            truncated=sum(
+                piece.content != text for piece, text in zip(pieces, request.texts, strict=True)
+            ),
             tokenization_s=fitted_at - began_at,
             queue_s=sent_at - fitted_at,
             inference_s=time.monotonic() - sent_at,
         )
 
-    async def _fitting(self, request: RerankRequest) -> Sequence[str]:
-        """Return the texts, those cut that are too long beside the query."""
+    async def _fitting(self, request: RerankRequest) -> Sequence[Piece]:
+        """Return the texts, with the query's tokens; those cut that are too long beside it."""
         intake = await self._preparer.intake(request.target)
         tokenizer = self._preparer.tokenizer(intake, request.target, request.priority)
         if tokenizer is None or intake.limit is None:
-            return request.texts
-        tokens = [len(ids) for ids in (await tokenizer.encode([request.query, *request.texts])).ids]
-        room = intake.limit - tokens[0] - _BETWEEN
-        shortened = list(request.texts)
-        for index, count in enumerate(tokens[1:]):
+            return [Piece(text, guessed_tokens(request.query + text)) for text in request.texts]
+        own, *tokens = map(len, (await tokenizer.encode([request.query, *request.texts])).ids)
+        room = intake.limit - own - _BETWEEN
+        pieces = [
+            Piece(text, own + count) for text, count in zip(request.texts, tokens, strict=True)
+        ]
+        for index, count in enumerate(tokens):
             if count > room and not request.truncates:
                 raise too_long(
                     index,
                     f"`inputs` must have less than {intake.limit} tokens. Given: {count} beside "
-                    f"{tokens[0]} of the query",
+                    f"{own} of the query",
                 )
             if count > room:
-                shortened[index] = await _cut(tokenizer, request, index, room)
-        return shortened
+                pieces[index] = Piece(await _cut(tokenizer, request, index, room), intake.limit)
+        return pieces
+
+
+def parts_of(pieces: Sequence[Piece], max_size: int, max_tokens: int) -> Iterator[list[str]]:
+    """Divide texts into those that are asked about together, in order, within both bounds.
+
+    So nobody who comes meanwhile waits for more than a batch of embeddings takes.
+    """
+    part: list[str] = []
+    left = max_tokens
+    for piece in pieces:
+        if part and (len(part) == max_size or piece.tokens > left):
+            yield part
+            part, left = [], max_tokens
+        part.append(str(piece.content))
+        left -= piece.tokens
+    yield part
 
 
 async def _cut(tokenizer: Tokenizer, request: RerankRequest, index: int, room: int) -> str:

@@ -115,7 +115,7 @@ class Batcher:
         return WorkRules(
             limits=BatchLimits(
                 max_size=batching.max_batch_size,
-                max_tokens=batching.max_batch_tokens or profile.ubatch_size,
+                max_tokens=profile.batch_tokens,
                 wait_s=batching.batch_wait_ms / 1000,
                 max_concurrent=batching.max_concurrent or MAX_CONCURRENT,
                 max_full=batching.max_concurrent or MAX_FULL,

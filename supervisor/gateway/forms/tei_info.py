@@ -53,7 +53,7 @@ class TeiInfo:
                 "model_type": _kind(resolved, header),
                 "max_concurrent_requests": queue.max_embedding_inputs,
                 "max_input_length": (await self._preparer.intake(target)).limit,
-                "max_batch_tokens": batching.max_batch_tokens or profile.ubatch_size,
+                "max_batch_tokens": profile.batch_tokens,
                 "max_batch_requests": batching.max_batch_size,
                 "max_client_batch_size": MAX_INPUTS,
                 "auto_truncate": True,
