@@ -213,7 +213,8 @@ class SchedulerSettings(Settings):
         default=None,
         gt=0,
         description="Seconds that the first in a queue may wait: turns become as long as that "
-        "allows. Default: as long as follows from switching_share.",
+        "allows, and no longer. Default: turns as they follow from switching_share; those of long "
+        "queues up to four times as long.",
     )
     drain_policy: DrainPolicy = Field(
         default=DrainPolicy.WAIT,
@@ -227,10 +228,13 @@ class SchedulerSettings(Settings):
         "switch away.",
     )
 
-    def rules(self) -> SchedulingRules:
-        """Return what the policies are held to."""
+    def rules(self, hold_timeout_s: float) -> SchedulingRules:
+        """Return what the policies are held to, where requests are refused after so long."""
         return SchedulingRules(
-            policy=self.policy, switching_share=self.switching_share, max_wait_s=self.max_wait_s
+            policy=self.policy,
+            switching_share=self.switching_share,
+            max_wait_s=self.max_wait_s,
+            hold_timeout_s=hold_timeout_s,
         )
 
 
@@ -383,7 +387,7 @@ class SupervisorSettings(Settings):
             replaces=self.switch.residents == "replace",
             warms=self.switch.warm_start,
             keeps_prompts_at_exit=self.switch.keep_prompt_cache_at_exit,
-            scheduling=self.scheduler.rules(),
+            scheduling=self.scheduler.rules(self.queue.hold_timeout_s),
             scheduler_drains=self.scheduler.drain_policy,
             manual_hold_s=self.scheduler.manual_hold_s,
         )

@@ -22,7 +22,7 @@ def wait_warnings(configuration: Configuration, estimates: Estimates) -> Iterato
     }
     if len(known) < 2 or not settings.scheduler.auto_switch:
         return
-    rules = settings.scheduler.rules()
+    rules = settings.scheduler.rules(settings.queue.hold_timeout_s)
     held = bounds(View(at=0.0, stay=None, queues=(), costs=known, rules=rules))
     longest_s = max(each.longest_wait_s for each in held.models.values())
     needed_s = longest_s + max(each.switch_s for each in held.models.values())

@@ -68,6 +68,7 @@ def _model(
         "arrivals_per_s": round(costs.arrivals_per_s, 4),
         "load": round(held.load, 4),
         "turn_s": round(held.turn_s, 4),
+        "longest_turn_s": round(held.longest_turn_s, 4),
         "longest_wait_s": round(held.longest_wait_s, 4),
         "leaves_empty_at": held.threshold,
         "linger_s": round(held.linger_s, 4),

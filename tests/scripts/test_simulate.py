@@ -214,6 +214,34 @@ def test_best_stationary_policy_is_as_good_as_all_others(waits_s: Waits) -> None
         assert waits[STATIONARY] <= 1.05 * min(waits.values())
 
 
+@pytest.mark.parametrize("knowledge", [Known, Learned])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        Setting(chat_s=0.5, embedding_s=0.5, switch_s=0.5),
+        Setting(chat_s=0.5, embedding_s=0.05, switch_s=2.0),
+        Setting(chat_s=0.02, embedding_s=0.006, switch_s=0.14),
+    ],
+    ids=str,
+)
+def test_a_load_of_nine_tenths_is_carried(
+    setting: Setting, knowledge: type[Known | Learned]
+) -> None:
+    """Long after the begin nobody waits much longer than before, nor than if nothing bounded waits.
+
+    With turns that are never lengthened, waits grow with each request: fifty to a hundred times.
+    """
+    models = setting.models(load=0.9)
+    trace = poisson(models, 6000, seed=7)
+    got, free = (
+        Simulation(models, policy, knowledge(models)).run(trace)
+        for policy in (POLICIES["turns"], exhaustive)
+    )
+    early_s = sum(sum(waits[: len(waits) // 2]) for waits in got.waits_s.values())
+    assert got.total_wait_s - early_s <= 1.25 * early_s
+    assert got.total_wait_s <= 1.25 * free.total_wait_s
+
+
 @pytest.mark.parametrize("crowd", [each for each in CROWDS if each.think_s < 0.01], ids=str)
 def test_each_side_of_closed_loops_gets_its_part(crowd: Crowd) -> None:
     got = shares(crowd, POLICIES["turns"], seconds=150 * crowd.switch_s)

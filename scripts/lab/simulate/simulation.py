@@ -136,6 +136,7 @@ class _Held:
 
     model: Model
     since: float
+    queued: int = 0
     granted: int = 0
     in_flight: int = 0
     interactive_in_flight: int = 0
@@ -150,6 +151,7 @@ class _Held:
         return Stay(
             model=self.model.name,
             since=self.since,
+            queued=self.queued,
             granted=self.granted,
             in_flight=self.in_flight,
             interactive_in_flight=self.interactive_in_flight,
@@ -335,4 +337,5 @@ class Simulation:
         after_s = came_at_sum / came - (line.left_at or 0.0) if came else 0.0
         absence = Absence(arrived=came, after_s=after_s, elapsed_s=elapsed_s)
         self._knowledge.note_away(target, absence)
-        self._held = _Held(model=line.model, since=self._now, empty_since=self._now)
+        queued = len(line.interactive)
+        self._held = _Held(model=line.model, since=self._now, queued=queued, empty_since=self._now)

@@ -142,6 +142,7 @@ def _stay_of(backend: Backend) -> Stay:
     return Stay(
         model=backend.target.model,
         since=work.since,
+        queued=work.queued,
         granted=work.granted,
         in_flight=backend.in_flight,
         interactive_in_flight=work.interactive_in_flight,

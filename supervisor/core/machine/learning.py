@@ -5,6 +5,7 @@ Counters on the backend make it cost nothing per request; they are added up when
 
 from msgspec.structs import replace
 
+from supervisor.core.machine.queues import queue_of
 from supervisor.core.machine.snapshot import Away, Scheduling, Snapshot
 from supervisor.core.machine.switch import SwitchReport
 from supervisor.core.machine.values import Backend, Outcome, Phase, Work
@@ -19,7 +20,9 @@ def begin_stay(snapshot: Snapshot, backend: Backend, at: float) -> tuple[Schedul
     if away is not None:
         learned = _note_absence(snapshot, model, away, at)
         scheduling = replace(scheduling, estimates=learned)
-    return scheduling, replace(backend, work=Work(since=at, empty_since=at, queued_before=waiting))
+    queued = queue_of(snapshot.requests, model, None).interactive
+    work = Work(since=at, queued=queued, empty_since=at, queued_before=waiting)
+    return scheduling, replace(backend, work=work)
 
 
 def _note_absence(snapshot: Snapshot, model: str, away: Away, at: float) -> estimates.Estimates:

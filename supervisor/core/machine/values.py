@@ -204,12 +204,13 @@ class Device(Struct, frozen=True, kw_only=True):
 class Work(Struct, frozen=True, kw_only=True):
     """What a backend has done since it admits requests (`since`): its stay on the device.
 
-    `granted` leases in all, of which `interactive_in_flight` are in use for interactive requests.
-    `idle_s` is the time without any, but for the present one, which lasts since `empty_since`
-    (None while it has work). `queued_before` waited for it when it began.
+    `queued_before` callers waited for it then, `queued` of them interactive. `granted` leases in
+    all, of which `interactive_in_flight` are in use for interactive requests. `idle_s` is the time
+    without any, but for the present one, which lasts since `empty_since` (None while it has work).
     """
 
     since: float = 0.0
+    queued: int = 0
     granted: int = 0
     interactive_in_flight: int = 0
     idle_s: float = 0.0

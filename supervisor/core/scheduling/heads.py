@@ -112,7 +112,7 @@ def _by_time(
     later = max(0.0, rules.interactive_weight / rules.batch_weight - 1.0) if is_interactive else 0.0
     heads, next_at = [], math.inf
     for queue in others:
-        longest_s = cycle.longest_wait_s(view.costs[queue.model].drain_s)
+        longest_s = cycle.due_s(view.costs[queue.model])
         since = _counts_from(queue, min(later * longest_s, rules.batch_ages_s))
         if since <= view.at or not is_interactive:
             heads.append(Head(queue, since))

@@ -24,7 +24,7 @@ def stays(view: View, contest: Contest, why: str) -> str:
 def _waiting(view: View, contest: Contest, whom: str) -> str:
     head = contest.heads[0]
     count = head.queue.waiting
-    longest_s = contest.cycle.longest_wait_s(view.costs[head.queue.model].drain_s)
+    longest_s = contest.cycle.longest_wait_s(view.costs[head.queue.model])
     counted = f"{seconds(view.at - head.since)} of at most {seconds(longest_s)}"
     if head.oldest_at < head.since:
         counted = f"{seconds(view.at - head.oldest_at)}, counted as {counted}"

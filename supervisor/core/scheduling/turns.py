@@ -2,20 +2,22 @@
 
 While others wait, a resident keeps the device
 
-- for its shortest turn Q, so that switches take at most f of the time, and
-- on, until another head would otherwise wait longer than its bound W; but
-- not beyond Q where only batch work holds the device and an interactive head waits, or where the
-  index says that more is gained by going; and
+- for its turn: Q, so that switches take at most f of the time, or longer (T) where it began with a
+  queue that Q does not serve; and
+- on, until another head would otherwise wait longer than W; but
+- not beyond its turn where the index says that more is gained by going, nor beyond Q where only
+  batch work holds the device and an interactive head waits; and
 - not beyond its last request, but for a linger (clients that return soon) or a short wait until
   enough others (θ) are there to be worth two switches.
 
-Every head is then served within W, counted from when it contends (`heads.py`). Let j be resident
-and leave at t. It does so at the end of its shortest turn, or before the last moment L at which
-every head i in the order is still served in time: L + D_j + Σ s + Σ (Q + D) ≤ since_i + W_i, with
-the sums over the heads up to i and before i. By induction L is never earlier than the end of the
-shortest turn: the next stay begins at t + D_j + s_1, so that what is left of each sum is the same
-inequality without its first terms, and a head that joins is the last in the order, for which
-W = R + Σ (Q + D) is enough by its definition.
+Every head is then served within W, counted from when it contends (`heads.py`), and what the turns
+before it were lengthened by. Let all turns be Q first, j be resident and leave at t. It does so at
+the end of its turn, or before the last moment L at which every head i in the order is still served
+in time: L + D_j + Σ s + Σ (Q + D) ≤ since_i + W_i, with the sums over the heads up to i and before
+i. By induction L is never earlier than the end of the turn: the next stay begins at t + D_j + s_1,
+so that what is left of each sum is the same inequality without its first terms, and a head that
+joins is the last in the order, for which W = R + Σ (Q + D) is enough by its definition. Where a
+turn takes T in place of Q, all that follows is later by T - Q at most.
 """
 
 import math
@@ -77,13 +79,14 @@ def _nobody(view: View, contest: Contest) -> Decision:
 
 def _turn_end(view: View, stay: Stay, contest: Contest) -> _Leave:
     """When a resident that works is left."""
-    shortest_at = stay.since + contest.cycle.shortest_turn_s
-    first = contest.heads[0]
+    cycle, first = contest.cycle, contest.heads[0]
+    shortest_at = stay.since + cycle.shortest_turn_s
     if _is_only_batch(stay, contest) and first.queue.interactive:
         return _Leave(shortest_at, f"{stay.model} has only batch work", "its shortest turn ends in")
+    turn_s = cycle.turn_of(view.costs[stay.model], stay.queued)
     if _pays(view, stay, contest, first):
-        return _Leave(shortest_at, "it serves more in the time", "its shortest turn ends in")
-    end_at = max(stay.since + contest.cycle.turn_s, _latest(view, stay, contest))
+        return _Leave(stay.since + turn_s, "it serves more in the time", "its turn ends in")
+    end_at = max(stay.since + max(turn_s, cycle.turn_s), _latest(view, stay, contest))
     return _Leave(end_at, "its turn", "its turn ends in")
 
 
@@ -92,12 +95,12 @@ def _is_only_batch(stay: Stay, contest: Contest) -> bool:
 
 
 def _latest(view: View, stay: Stay, contest: Contest) -> float:
-    """L: the last moment to leave at which every head is served in time, all turns being full."""
+    """L: the last moment to leave at which every head is served in time, all turns being Q."""
     latest, ahead_s = math.inf, view.costs[stay.model].drain_s
     for head in contest.heads:
         known = view.costs[head.queue.model]
         ahead_s += known.switch_s
-        wait_s = contest.cycle.longest_wait_s(known.drain_s)
+        wait_s = contest.cycle.due_s(known)
         latest = min(latest, head.since + wait_s - ahead_s)
         ahead_s += contest.cycle.turn_s + known.drain_s
     return latest

@@ -4,6 +4,7 @@ A view is made of heads, counts and sums, never of lists of requests, so that a 
 same with ten requests that wait as with a hundred thousand.
 """
 
+import math
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Protocol
@@ -45,13 +46,14 @@ class Queue(Struct, frozen=True, kw_only=True):
 class Stay(Struct, frozen=True, kw_only=True):
     """The time in which a model holds the device: from when it admits until it must give way.
 
-    `granted` requests were admitted in it so far, of which `in_flight` are not answered yet, and
-    `interactive_in_flight` of those are interactive. `empty_since`: since when none is, None while
-    one is.
+    `queued` interactive requests waited when it began. `granted` requests were admitted in it so
+    far, of which `in_flight` are not answered yet, and `interactive_in_flight` of those are
+    interactive. `empty_since`: since when none is, None while one is.
     """
 
     model: str
     since: float
+    queued: int = 0
     granted: int = 0
     in_flight: int = 0
     interactive_in_flight: int = 0
@@ -79,12 +81,14 @@ class SchedulingRules(Struct, frozen=True, kw_only=True):
 
     `switching_share` (f): the largest share of the time that switches may take while several
     models have work. `max_wait_s`: how long a head may wait, where that is possible; None: as long
-    as follows from f. `batch_ages_s`: after so long a wait, a batch request counts as interactive.
+    as follows from f. `hold_timeout_s`: after so long, whoever waits is refused. `batch_ages_s`:
+    after so long a wait, a batch request counts as interactive.
     """
 
     policy: str = "turns"
     switching_share: float = 0.15
     max_wait_s: float | None = None
+    hold_timeout_s: float = math.inf
     interactive_weight: float = 10.0
     batch_weight: float = 1.0
     batch_ages_s: float = 600.0

@@ -274,6 +274,27 @@ def test_target_that_is_known_to_fit_is_switched_to_at_once() -> None:
     assert "fits beside" in story.snapshot.switch.order.reason  # type: ignore[union-attr]
 
 
+def test_a_turn_that_began_with_a_long_queue_is_longer() -> None:
+    """So many as waited then are served, whatever arrives afterwards; batch work does not count."""
+    story = Story(EXCLUSIVE)
+    story.make_live(CHAT)
+    story.now += 60.0
+    known = ModelEstimates(switches_s=(1.0,), services_s=(0.5,))
+    estimates = Estimates(models={"chat": known, "embed": known})
+    scheduling = replace(story.snapshot.scheduling, estimates=estimates)
+    story.snapshot = replace(story.snapshot, scheduling=scheduling)
+    for number in range(20):
+        ask(story, f"e{number}")
+        ask(story, f"b{number}", priority=Priority.BATCH)
+    story.accept()
+    story.reap(1)
+    story.start()
+    began_at = story.now
+    ask(story, "c", CHAT)
+    ask(story, "late")
+    assert story.snapshot.scheduling.wake_at == pytest.approx(began_at + 20 * 0.5)
+
+
 def test_of_several_that_give_way_together_the_longest_drain_counts() -> None:
     """They drain at the same time, and who comes behind them waits for the last."""
     story = Story(SHARED)
@@ -293,7 +314,7 @@ def test_of_several_that_give_way_together_the_longest_drain_counts() -> None:
     assert switch_target(ask(story, "r", RERANK)) is None
 
     decision, switch_s = story.snapshot.scheduling.decision, 0.25
-    longest_s = 2 * switch_s + switch_s * 0.85 / 0.15 + 3.0
+    longest_s = 2 * switch_s + 4 * switch_s * 0.85 / 0.15 + 3.0
     assert decision is not None
     assert f"the oldest 0 s of at most {longest_s:.1f} s" in decision.reason
 

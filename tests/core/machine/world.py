@@ -581,7 +581,7 @@ class World(RuleBasedStateMachine):
         """No head that may have the device is left beyond its bound, whatever else happens.
 
         Its bound is kept if its switch begins by the last moment that leaves time for the drain
-        and the switch itself, or at the end of the resident's shortest turn (`turns` proves it).
+        and the switch itself, or at the end of the resident's turn (`turns` proves it).
         So whenever no switch runs, that moment is to come, and the clock comes before it. A head
         that a fault, a setback or a hand keeps back does not contend meanwhile.
         """
@@ -619,6 +619,7 @@ def last_moment(view: View, since: float, model: str) -> float:
     for count in range(len(others) + 1):
         for more in combinations(others, count):
             cycle = cycle_of([resident.model, model, *more], view.costs, view.rules)
-            until = since + cycle.longest_wait_s(own.drain_s) - ahead_s
-            latest = max(latest, resident.since + cycle.turn_s, until)
+            until = since + cycle.longest_wait_s(own) - ahead_s
+            turn_s = cycle.longest_turn_of(view.costs[resident.model])
+            latest = max(latest, resident.since + turn_s, until)
     return latest

@@ -3,8 +3,9 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from supervisor.core.scheduling.bounds import Bounds, bounds
+from supervisor.core.scheduling.bounds import Bounds, bounds, cycle_of
 from supervisor.core.scheduling.values import Costs, SchedulingRules, View
 
 
@@ -12,8 +13,10 @@ def of(costs: dict[str, Costs], rules: SchedulingRules | None = None) -> Bounds:
     return bounds(View(at=0.0, stay=None, queues=(), costs=costs, rules=rules or SchedulingRules()))
 
 
-def two(switch_s: float, drain_s: float = 0.0) -> dict[str, Costs]:
-    return {model: Costs(switch_s=switch_s, drain_s=drain_s) for model in ("chat", "embed")}
+def two(switch_s: float, drain_s: float = 0.0, return_s: float | None = 0.0) -> dict[str, Costs]:
+    """By default, their clients ask again at once."""
+    known = Costs(switch_s=switch_s, drain_s=drain_s, return_s=return_s)
+    return dict.fromkeys(("chat", "embed"), known)
 
 
 def test_with_two_models_the_bound_is_that_of_the_formula() -> None:
@@ -22,6 +25,53 @@ def test_with_two_models_the_bound_is_that_of_the_formula() -> None:
     assert chat.turn_s == pytest.approx(0.4 * 0.85 / 0.15)
     assert chat.longest_wait_s == pytest.approx(0.4 * (1 + 1 / 0.15) + 0.1)
     assert published.keeps_max_wait
+
+
+def test_where_clients_come_whenever_they_like_the_turns_of_others_may_be_four_times_as_long() -> (
+    None
+):
+    chat = of(two(0.4, 0.1, return_s=None)).models["chat"]
+    turn_s = 0.4 * 0.85 / 0.15
+    assert (chat.turn_s, chat.longest_turn_s) == pytest.approx((turn_s, 4 * turn_s))
+    assert chat.longest_wait_s == pytest.approx(0.8 + 4 * turn_s + 0.1)
+
+
+@pytest.mark.parametrize(
+    ("hold_timeout_s", "longest_turn_s"),
+    [(20.0, 4 * 0.4 * 0.85 / 0.15), (6.0, 6.0 - 0.4 - 0.8 - 0.1), (1.0, 0.4 * 0.85 / 0.15)],
+)
+def test_a_turn_is_not_lengthened_beyond_what_those_who_wait_are_held_for(
+    hold_timeout_s: float, longest_turn_s: float
+) -> None:
+    published = of(two(0.4, 0.1, None), SchedulingRules(hold_timeout_s=hold_timeout_s))
+    assert published.models["chat"].longest_turn_s == pytest.approx(longest_turn_s)
+
+
+def test_a_bound_that_is_asked_for_is_kept_with_long_queues_too() -> None:
+    chat = of(two(0.4, 0.1, return_s=None), SchedulingRules(max_wait_s=10.0)).models["chat"]
+    assert chat.longest_wait_s == pytest.approx(10.0)
+
+
+@pytest.mark.parametrize(
+    ("queued", "turns"),
+    [(0, 1.0), (10, 1.0), (20, 1.25), (40, 2.5), (1000, 4.0)],
+)
+def test_a_turn_is_as_long_as_a_queue_takes_with_those_who_come_meanwhile(
+    queued: int, turns: float
+) -> None:
+    """Half of the time is asked for: as many come while the queue is served as stood in it."""
+    open_ = Costs(switch_s=0.15, service_s=0.85 / 32, arrivals_per_s=16 / 0.85)
+    cycle = cycle_of("ab", {"a": open_, "b": open_}, SchedulingRules())
+    assert cycle.turn_of(open_, queued) == pytest.approx(turns * 0.85)
+    loops = replace(open_, return_s=0.01)
+    assert cycle.turn_of(loops, queued) == pytest.approx(0.85)
+
+
+def test_a_model_that_is_asked_for_more_than_it_can_serve_gets_the_longest_turn() -> None:
+    flooded = Costs(switch_s=0.15, service_s=0.1, arrivals_per_s=10.0)
+    cycle = cycle_of("ab", {"a": flooded, "b": flooded}, SchedulingRules())
+    assert cycle.turn_of(flooded, 1) == pytest.approx(4 * 0.85)
+    assert cycle.turn_of(flooded, 0) == pytest.approx(0.85)
 
 
 @given(
@@ -39,9 +89,9 @@ def test_a_cycle_of_shortest_turns_serves_exactly_its_share(
 
 def test_a_model_waits_for_the_turns_and_the_drains_of_the_others() -> None:
     costs = {
-        "a": Costs(switch_s=1.0, drain_s=0.1),
-        "b": Costs(switch_s=2.0, drain_s=0.2),
-        "c": Costs(switch_s=3.0, drain_s=0.4),
+        "a": Costs(switch_s=1.0, drain_s=0.1, return_s=0.0),
+        "b": Costs(switch_s=2.0, drain_s=0.2, return_s=0.0),
+        "c": Costs(switch_s=3.0, drain_s=0.4, return_s=0.0),
     }
     published = of(costs, SchedulingRules(switching_share=0.5))
     assert published.shortest_turn_s == pytest.approx(2.0)

@@ -49,8 +49,7 @@ def test_a_turn_that_is_over_ends_with_a_switch_to_who_waits() -> None:
     decision = decide(11.25, BUSY, queue("minilm", 9.875, 3))
     assert decision.model == "minilm"
     assert decision.reason == (
-        "switching to minilm: its turn; chat has had 1.2 s; "
-        "3 wait, the oldest 1.4 s of at most 1.6 s"
+        "switching to minilm: its turn; chat has had 1.2 s; 3 wait, the oldest 1.4 s of at most 5 s"
     )
 
 
@@ -59,7 +58,7 @@ def test_a_turn_that_is_not_over_goes_on_and_says_for_how_long() -> None:
     assert decision.model is None
     assert decision.wake_at == pytest.approx(10.0 + TURN_S)
     assert decision.reason == (
-        "chat stays: its turn ends in 0.63 s; 3 wait for minilm, the oldest 0.9 s of at most 1.6 s"
+        "chat stays: its turn ends in 0.63 s; 3 wait for minilm, the oldest 0.9 s of at most 5 s"
     )
 
 
@@ -80,6 +79,24 @@ def test_a_device_without_a_model_goes_to_the_oldest_head_at_once() -> None:
     decision = decide(20.0, None, queue("minilm", 19.9, 9), queue("chat", 19.8))
     assert decision.model == "chat"
     assert decision.reason.startswith("switching to chat: nothing is live; 1 waits")
+
+
+@pytest.mark.parametrize("service_s", [0.01, 5.0])
+def test_the_turn_of_a_long_queue_is_not_over_before_it_was_served(service_s: float) -> None:
+    """Whether or not the others would be served faster."""
+    costs = COSTS | {"chat": replace(COSTS["chat"], service_s=service_s)}
+    long = replace(BUSY, queued=round(2 * TURN_S / service_s) + 1)
+    head = queue("minilm", 9.9, 300)
+    turn_s = min(long.queued * service_s, 4 * TURN_S)
+    decision = decide(11.9, long, head, costs=costs)
+    assert decision.wake_at == pytest.approx(10.0 + turn_s)
+    assert "chat stays: its turn ends in" in decision.reason
+    assert decide(10.0 + turn_s, long, head, costs=costs).model == "minilm"
+
+
+def test_the_turn_of_batch_work_is_not_lengthened_while_an_interactive_head_waits() -> None:
+    batch = replace(BUSY, queued=1000, interactive_in_flight=0)
+    assert decide(10.0 + TURN_S, batch, queue("minilm", 9.9)).model == "minilm"
 
 
 def test_an_empty_resident_is_left_at_once_by_default() -> None:
@@ -186,7 +203,7 @@ def test_who_had_the_device_stands_behind_who_waits_however_old_its_backlog_is()
     decision = decide(11.5, BUSY, backlog, queue("gte", 9.0))
     assert decision.model == "gte"
     again = decide(11.5, BUSY, backlog)
-    assert "the oldest 10 s, counted as 1.7 s of at most 1.6 s" in again.reason
+    assert "the oldest 10 s, counted as 1.7 s of at most 5 s" in again.reason
 
 
 @pytest.mark.parametrize(
