@@ -10,6 +10,7 @@ from pathlib import Path
 
 from supervisor.core.machine.values import Target
 from supervisor.embedding.batching.batcher import Batcher
+from supervisor.embedding.in_turns import in_turns
 from supervisor.embedding.preparing import Preparer
 from supervisor.embedding.values import (
     RUNNING,
@@ -67,7 +68,7 @@ class EmbeddingService:
         if inputs[0].is_guess:
             tokens = apportioned(computed.counted_tokens, tokens)
         return Embeddings(
-            vectors=self._cut(request, vectors),
+            vectors=await self._cut(request, vectors),
             tokens=tokens,
             truncated=sum([each.was_truncated for each in inputs]),
             windowed=sum([len(each.pieces) > 1 for each in inputs]),
@@ -98,7 +99,7 @@ class EmbeddingService:
         normalize = request.normalize
         return computed, _joined_windows(prepared.inputs, computed.vectors, normalize=normalize)
 
-    def _cut(self, request: EmbeddingRequest, vectors: Sequence[bytes]) -> Sequence[bytes]:
+    async def _cut(self, request: EmbeddingRequest, vectors: Sequence[bytes]) -> Sequence[bytes]:
         """Cut vectors to the dimensions that are asked for, where that is not what they have.
 
         Raises RequestRefused where their model's cannot be cut to that.
@@ -114,8 +115,8 @@ class EmbeddingService:
                 f"the vectors of '{request.target.model}' have {length(vectors[0])} dimensions and "
                 f"{can} (matryoshka_dimensions), not to {dimensions}",
             )
-        cuts = (cut(vector, dimensions) for vector in vectors)
-        return [normalized(each) for each in cuts] if request.normalize else list(cuts)
+        cuts = [cut(vector, dimensions) for vector in vectors]
+        return await in_turns(normalized, cuts) if request.normalize else cuts
 
 
 def apportioned(total: int, shares: Sequence[int]) -> list[int]:

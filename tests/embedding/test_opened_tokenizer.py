@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,9 +14,9 @@ from supervisor.embedding.opened_tokenizer import ProcessTokenizer, Tokenizers
 from supervisor.embedding.tokenizer import FileTokenizer, ModelTokenizer
 from supervisor.errors import RequestRefused
 from tests.embedding.large_tokenizer import TOKENS, write_large_tokenizer
+from tests.embedding.turns import BLOCKED_S, longest_turn
 
 TEXTS = ["fox", "the lazy dog", "연남 카페 추천해줘", "", "ﬁne 한국어 mixed \n lines"]
-BLOCKED_S = 0.05
 
 
 @pytest.fixture(scope="module")
@@ -39,28 +38,13 @@ def process_of(tokenizer: ModelTokenizer) -> psutil.Process:
     return psutil.Process(running.pid)
 
 
-async def longest_turn_s(ended: asyncio.Event) -> float:
-    """Return the most processor time that this process took between two turns of the loop.
-
-    Not the time that passed: that is also how much else the machine does.
-    """
-    longest_s, before_s = 0.0, time.process_time()
-    while not ended.is_set():
-        await asyncio.sleep(0.001)
-        now_s = time.process_time()
-        longest_s, before_s = max(longest_s, now_s - before_s), now_s
-    return longest_s
-
-
 async def test_the_loop_goes_on_while_a_large_tokenizer_is_opened_and_asked(
     tokenizers: Tokenizers, large: Path
 ) -> None:
-    ended = asyncio.Event()
-    watching = asyncio.create_task(longest_turn_s(ended))
-    tokenizer = await tokenizers.open(large)
-    await tokenizer.encode(TEXTS * 50)
-    ended.set()
-    assert await watching < BLOCKED_S
+    async with longest_turn() as longest_s:
+        tokenizer = await tokenizers.open(large)
+        await tokenizer.encode(TEXTS * 50)
+    assert longest_s() < BLOCKED_S
     assert tokenizer.vocabulary_size == TOKENS
 
 

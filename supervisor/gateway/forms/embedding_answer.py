@@ -1,10 +1,20 @@
 """What every form's answer to an embedding says beside its vectors."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
+from supervisor.embedding.in_turns import in_turns
 from supervisor.embedding.values import Computed
+from supervisor.embedding.vectors import unpack
 from supervisor.gateway.answer import Answer, as_json
 from supervisor.gateway.call import Headers
+
+
+async def as_numbers(vectors: Sequence[bytes]) -> list[msgspec.Raw]:
+    """Write vectors as lists of numbers in JSON."""
+    return await in_turns(lambda vector: msgspec.Raw(as_json(unpack(vector))), vectors)
 
 
 def embedding_answer(content: Any, made: Computed, headers: Headers = ()) -> Answer:

@@ -7,12 +7,11 @@ import msgspec
 from supervisor.config.catalogue import LongInput
 from supervisor.embedding.service import EmbeddingService
 from supervisor.embedding.values import EmbeddingRequest
-from supervisor.embedding.vectors import unpack
 from supervisor.errors import RequestRefused
 from supervisor.gateway.answer import Answer, as_json, json_answer
 from supervisor.gateway.call import Call
 from supervisor.gateway.error_responses import error_answer
-from supervisor.gateway.forms.embedding_answer import embedding_answer
+from supervisor.gateway.forms.embedding_answer import as_numbers, embedding_answer
 from supervisor.gateway.forms.inputs import read_body, read_inputs
 
 NS_PER_S = 1_000_000_000
@@ -57,7 +56,7 @@ class OllamaForm:
         )
         content = {
             "model": call.named or target.model,
-            "embeddings": [unpack(vector) for vector in made.vectors],
+            "embeddings": await as_numbers(made.vectors),
             "total_duration": int((time.monotonic() - began_at) * NS_PER_S),
             "load_duration": int(made.queue_s * NS_PER_S),
             "prompt_eval_count": sum(made.tokens),

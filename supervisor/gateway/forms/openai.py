@@ -1,18 +1,19 @@
 """Embeddings as OpenAI's API asks for them: `POST /v1/embeddings`."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
+from supervisor.embedding.in_turns import in_turns
 from supervisor.embedding.service import EmbeddingService
 from supervisor.embedding.together import embed_together
 from supervisor.embedding.values import EmbeddingRequest, Embeddings
-from supervisor.embedding.vectors import to_base64, unpack
+from supervisor.embedding.vectors import to_base64
 from supervisor.errors import RequestRefused
 from supervisor.gateway.answer import Answer
 from supervisor.gateway.call import Call
-from supervisor.gateway.forms.embedding_answer import embedding_answer
+from supervisor.gateway.forms.embedding_answer import as_numbers, embedding_answer
 from supervisor.gateway.forms.inputs import GivenInputs, read_body, read_inputs
 
 MAX_TOKENS = 300_000
@@ -89,13 +90,13 @@ class OpenAIForm:
             yield [
                 (place, each)
                 if isinstance(each, RequestRefused)
-                else (place, refusal or _answer(asked[place], each))
+                else (place, refusal or await _answer(asked[place], each))
                 for place, each in made
             ]
 
     async def _embed(self, call: Call, prompt_name: str | None) -> Answer:
         asked = self._read(call, prompt_name)
-        return _answer(asked, await self._service.embed(asked.request))
+        return await _answer(asked, await self._service.embed(asked.request))
 
     def _read(self, call: Call, prompt_name: str | None) -> Asked:
         body = read_body(_decoder, call.body)
@@ -139,19 +140,17 @@ def _prompt_name(body: EmbeddingsBody) -> str | None:
     return name
 
 
-def _answer(asked: Asked, made: Embeddings) -> Answer:
+async def _answer(asked: Asked, made: Embeddings) -> Answer:
     tokens = sum(made.tokens)
+    vectors = made.vectors
+    written = await (in_turns(to_base64, vectors) if asked.is_base64 else as_numbers(vectors))
     content = {
         "object": "list",
         "data": [
-            {"object": "embedding", "index": index, "embedding": _written(vector, asked.is_base64)}
-            for index, vector in enumerate(made.vectors)
+            {"object": "embedding", "index": index, "embedding": vector}
+            for index, vector in enumerate(written)
         ],
         "model": asked.request.target.model,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
     return embedding_answer(content, made)
-
-
-def _written(vector: bytes, is_base64: bool) -> Any:
-    return to_base64(vector) if is_base64 else unpack(vector)

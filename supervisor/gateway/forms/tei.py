@@ -6,22 +6,24 @@ meant), and it cuts what is too long unless it is told not to.
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from supervisor.config.catalogue import LongInput
 from supervisor.core.machine.values import Target
+from supervisor.embedding.in_turns import in_turns
 from supervisor.embedding.reranking import Reranker, RerankRequest
 from supervisor.embedding.service import EmbeddingService
 from supervisor.embedding.telling_tokens import TokenTeller
 from supervisor.embedding.values import Computed, Content, EmbeddingRequest, Embeddings, Side
-from supervisor.embedding.vectors import cosine, unpack
+from supervisor.embedding.vectors import cosine
 from supervisor.errors import RequestRefused
 from supervisor.gateway.answer import Answer, as_json, json_answer
 from supervisor.gateway.call import Call, Headers
 from supervisor.gateway.error_responses import error_answer
-from supervisor.gateway.forms.embedding_answer import embedding_answer
+from supervisor.gateway.forms.embedding_answer import as_numbers, embedding_answer
 from supervisor.gateway.forms.inputs import GivenInputs, read_body, read_inputs, require_count
 from supervisor.telemetry.port import HOST
 
@@ -131,7 +133,7 @@ class TeiForm:
                 priority=call.priority,
             )
         )
-        return _answer([unpack(vector) for vector in made.vectors], made, target, inputs)
+        return _answer(await as_numbers(made.vectors), made, target, inputs)
 
     async def similarity(self, call: Call) -> Answer:
         """Return the cosine of a sentence with each of others."""
@@ -152,7 +154,8 @@ class TeiForm:
             )
         )
         source, *others = made.vectors
-        return _answer([cosine(source, other) for other in others], made, target, inputs)
+        cosines = await in_turns(partial(cosine, source), others)
+        return _answer(cosines, made, target, inputs)
 
     async def rerank(self, call: Call) -> Answer:
         """Order texts by how well they answer a query, the best first."""
