@@ -12,7 +12,7 @@ from supervisor.gateway.devices import describe_history, describe_use
 from supervisor.telemetry.port import ProcessUse
 from supervisor.telemetry.ring import Ring, RingPoint
 from tests.conftest import RunningController, StartController
-from tests.gateway.conftest import ask_json, backend_of, until
+from tests.gateway.conftest import ask_json, backend_of, shipped, until
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,8 @@ def gpu(tmp_path: Path, nvml_library: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture
 async def serving(start_controller: StartController, gpu: SimulatedGpu) -> RunningController:
     """A controller whose one backend is accounted for on gpu0."""
-    controller = await start_controller()
+    on_gpu0 = shipped("generation.yaml", device="gpu0")
+    controller = await start_controller(files={"generation.yaml": on_gpu0})
     await controller.switch_to("demo-chat")
     return controller
 
