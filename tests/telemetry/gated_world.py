@@ -56,6 +56,11 @@ NEEDS: Mapping[str, Mapping[str, int]] = {
 }
 """What each model takes of which GPU; its own, which is asked about last, stands first."""
 
+ANYWHERE, ANYWHERE_BYTES = "anywhere", 30 * GIB
+"""A model that goes where it costs least."""
+
+MODELS = (*NEEDS, ANYWHERE)
+
 MARGIN_BYTES, TOLERANCE_BYTES = 256 * MIB, 64 * MIB
 FLOOR_BYTES = 4 * MIB
 """By which each start raises the use of a GPU for good, as some drivers do."""
@@ -130,7 +135,7 @@ class HoldingBackend:
             profile=target.profile,
             epoch=epoch,
         )
-        self.model, self.epoch, self.process = target.model, epoch, process
+        self.target, self.model, self.epoch, self.process = target, target.model, epoch, process
         self.is_gone = asyncio.Event()
         self.prompts_saved = self.prompts_restored = None
         self._ended: asyncio.Future[ProcessExit] = asyncio.get_running_loop().create_future()
@@ -253,13 +258,14 @@ class World:
         ready = {b.epoch for b in self.arbiter.snapshot.ready_backends()}
         return tuple(backend for backend in self.backends if backend.epoch in ready)
 
-    def room_for(self, *models: str) -> bool:
+    def room_for(self, *targets: Target) -> bool:
         """Whether they have room together, beside the most that the tenants have held."""
+        needs = [needs_of(target) for target in targets]
         return all(
-            sum(NEEDS[model].get(name, 0) for model in models) + MARGIN_BYTES
+            sum(need.get(name, 0) for need in needs) + MARGIN_BYTES
             <= TOTAL_BYTES - self.gpu.devices[device].used_bytes - self.tenants[device].most_bytes
             for device, name in enumerate(GPUS)
-            if any(name in NEEDS[model] for model in models)
+            if any(name in need for need in needs)
         )
 
     async def switch_to(
@@ -271,7 +277,7 @@ class World:
     # What the arbiter asks of a launcher.
 
     def check(self, target: Target) -> TargetNeed:
-        return TargetNeed(footprint=Footprint.of(NEEDS[target.model]))
+        return TargetNeed(footprint=Footprint.of(needs_of(target)))
 
     def warm(
         self, target: Target, child_pids: Collection[int], should_stop: threading.Event
@@ -283,7 +289,7 @@ class World:
             raise EngineError("it was to fail")
         self._judge(target)
         process = Holder(leaves=self.next_start.left_bytes > 0)
-        for name, size_bytes in NEEDS[target.model].items():
+        for name, size_bytes in needs_of(target).items():
             device = GPUS.index(name)
             self.gpu.devices[device].used_bytes += FLOOR_BYTES
             self.gpu.allocate(process.pid, int(size_bytes * self.next_start.share), device)
@@ -302,7 +308,7 @@ class World:
             if accounted > TOTAL_BYTES:
                 self.faults.append(f"{accounted / GIB:.1f} GiB are accounted for on {name}")
         if target.memory.on_unconfirmed is not OnUnconfirmed.PROCEED:
-            for name, need_bytes in NEEDS[target.model].items():
+            for name, need_bytes in needs_of(target).items():
                 self._judge_device(target, name, need_bytes)
 
     def _judge_device(self, target: Target, name: str, need_bytes: int) -> None:
@@ -331,13 +337,20 @@ def entry_of(gpu: Driver, pid: int, device: int) -> Any:
     return next(p for p in gpu.devices[device].processes if p.pid == pid)
 
 
+def needs_of(target: Target) -> Mapping[str, int]:
+    """Give what a target takes of which GPU where it is put."""
+    return NEEDS.get(target.model, {target.device: ANYWHERE_BYTES})
+
+
 def target_of(model: str, on_unconfirmed: OnUnconfirmed = OnUnconfirmed.REFUSE) -> Target:
+    own, *others = NEEDS.get(model, GPUS[:1])
     return Target(
         model=model,
         mode=Mode.GENERATION,
         profile="p",
-        device=next(iter(NEEDS[model])),
-        split_over=tuple(NEEDS[model]) if len(NEEDS[model]) > 1 else (),
+        device=own,
+        split_over=(own, *others) if others else (),
+        candidates=GPUS if model == ANYWHERE else (),
         memory=MemoryPolicy(
             margin_bytes=MARGIN_BYTES,
             tolerance_bytes=TOLERANCE_BYTES,

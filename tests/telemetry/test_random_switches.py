@@ -22,12 +22,13 @@ from supervisor.errors import RequestRefused
 from tests.patience import PATIENCE_S
 from tests.telemetry.gated_world import (
     GPUS,
-    NEEDS,
+    MODELS,
     RELEASE_TIMEOUT_S,
     HoldingBackend,
     NextStart,
     World,
     open_world,
+    target_of,
 )
 from tests.telemetry.sampling import until_sampled
 
@@ -83,7 +84,7 @@ BLINDING = DRIVER_FAULTS.keys() - {"lists no processes"}
 
 def draw(chance: random.Random, live: Sequence[str]) -> Trial:
     """Make up a trial; about half of them have nothing go wrong but a late release."""
-    model = chance.choice([name for name in NEEDS if name not in live])
+    model = chance.choice([name for name in MODELS if name not in live])
     late_s = chance.choice([0.0, chance.uniform(0.01, 0.15), chance.uniform(0.01, 0.15)])
     crash_after_s = chance.choice([0.0, chance.uniform(0, 0.1)])
     return Trial(
@@ -239,7 +240,7 @@ class Attempt:
         trial, refusal = self.trial, report.refusal
         assert refusal is not None, context
         is_left = any(old.process.left_pid for old in self.old)
-        has_room = self.world.room_for(trial.model)
+        has_room = any(map(self.world.room_for, target_of(trial.model).places))
         is_late = bool(self.old) and trial.release_after_s is NEVER_S
         is_blind = trial.driver in BLINDING
         is_hindered = is_late or is_blind or is_left
@@ -266,10 +267,14 @@ class Attempt:
 
     def _judge_return(self, refusal: Refusal, context: str, *, is_hindered: bool) -> None:
         """See that what was stopped is back, where it can be, and that this is said."""
-        old = [each.model for each in self.old]
-        is_back = set(old) <= set(self.world.arbiter.snapshot.live_models())
+        old = {each.model for each in self.old}
+        is_back = old <= set(self.world.arbiter.snapshot.live_models())
         assert dict(refusal.details).get("rolled_back", is_back) is is_back, context
-        assert is_back or is_hindered or not self.world.room_for(*old), context
+        assert is_back or is_hindered or not self._had_room(), context
+
+    def _had_room(self) -> bool:
+        """Whether there was room all the time for what was live before."""
+        return self.world.room_for(*(each.target for each in self.old))
 
     def _causes(self, message: str) -> list[str]:
         """Give what a refusal must say one of: `not confirmed within 1.0 s: gpu1: …`."""
