@@ -58,9 +58,9 @@ async def build(
             clock=wall_clock or WallClock(),
             impairments=ground.impairments,
         )
-        machine = await start_machine(ground, schedule, owned)
+        machine = await start_machine(ground, targets, schedule, owned)
         arbiter = machine.arbiter
-        push_rules(arbiter, targets, ground.stores, holder)
+        push_rules(machine, targets, ground.stores, holder)
         services = make_services(ground, machine, targets)
         owned.push_async_callback(services.embedding.preparer.close)
         controller = Controller(

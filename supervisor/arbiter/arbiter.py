@@ -19,8 +19,10 @@ from supervisor.arbiter.performer import (
     BackendLauncher,
     MemorySource,
     NoSchedule,
+    NoTwins,
     Performer,
     Schedule,
+    TwinComparison,
 )
 from supervisor.core.machine.commands import (
     Command,
@@ -89,6 +91,7 @@ class Arbiter:
         memory: MemorySource,
         observers: Sequence[Observer],
         schedule: Schedule | None = None,
+        comparison: TwinComparison | None = None,
         impairments: Impairments | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -100,6 +103,7 @@ class Arbiter:
             launcher=launcher,
             memory=memory,
             schedule=schedule or NoSchedule(),
+            comparison=comparison or NoTwins(),
             clock=clock,
             post=self.post,
         )
@@ -140,13 +144,15 @@ class Arbiter:
         target: Target | None,
         *,
         may_switch: bool = False,
+        may_spill: bool = False,
         priority: Priority = Priority.INTERACTIVE,
         request_id: str | None = None,
     ) -> AsyncIterator[Lease]:
         """Use a backend of `target`'s model (None: whatever is live).
 
         Waits while a switch that may bring it runs, and for one that the scheduler decides upon
-        (`may_switch`), the more urgent first. `request_id` is from `new_request_id()`, for whoever
+        (`may_switch`), the more urgent first. `may_spill`: its twin may serve instead, which is
+        for small interactive requests. `request_id` is from `new_request_id()`, for whoever
         wants to look where it stands. Raises RequestRefused with the reason.
         """
         arrived = RequestArrived(
@@ -154,6 +160,7 @@ class Arbiter:
             request_id=request_id or self.new_request_id(),
             target=target,
             may_switch=may_switch,
+            may_spill=may_spill,
             priority=priority,
         )
         answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -179,6 +186,8 @@ class Arbiter:
         self,
         target: Target | None,
         priority: Priority = Priority.INTERACTIVE,
+        *,
+        may_spill: bool = False,
     ) -> Lease | None:
         """Return a lease as `lease()` gives, or None where that would wait or refuse.
 
@@ -191,6 +200,7 @@ class Arbiter:
                 request_id=request_id,
                 target=target,
                 may_wait=False,
+                may_spill=may_spill,
                 priority=priority,
             )
         )

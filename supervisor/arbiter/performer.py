@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from typing import Any, Protocol
 
 import structlog
@@ -25,12 +25,14 @@ from supervisor.core.machine.events import (
     BackendReady,
     BackendSpawned,
     BackendStalled,
+    BackendUnfit,
     Event,
     MemorySampled,
     MemoryUnreadable,
     ScheduleRead,
     TargetAccepted,
     TargetRejected,
+    VectorsKnown,
     WarmingBegun,
 )
 from supervisor.core.machine.memory import MemorySample
@@ -87,6 +89,33 @@ class Schedule(Protocol):
         ...
 
 
+class TwinComparison(Protocol):
+    """What the performer asks of whoever compares twins with their models."""
+
+    async def fault_of(self, backend: Backend, target: Target) -> str | None:
+        """Return why a twin that runs must not serve; None: it may. Raises BackendUnreachable."""
+        ...
+
+    async def learn(self, backend: Backend, target: Target) -> Mapping[int, str] | None:
+        """Take the vectors of a model that serves, to compare its twin with.
+
+        Returns the epochs of twins that were found to differ, and how; None: it could not.
+        """
+        ...
+
+
+class NoTwins:
+    """The comparison of whoever has no twins."""
+
+    async def fault_of(self, *_: Backend | Target) -> str | None:
+        """There is nothing to compare."""
+        return None
+
+    async def learn(self, *_: Backend | Target) -> Mapping[int, str] | None:
+        """There is nothing to learn."""
+        return None
+
+
 class NoSchedule:
     """The schedule of whoever has none."""
 
@@ -101,18 +130,20 @@ class NoSchedule:
 class Performer:
     """Owns the running backends and the tasks that look after them."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the world is injected
         self,
         *,
         launcher: BackendLauncher,
         memory: MemorySource,
         schedule: Schedule,
+        comparison: TwinComparison,
         clock: Callable[[], float],
         post: Callable[[Event], None],
     ) -> None:
         self._launcher = launcher
         self._memory = memory
         self._schedule = schedule
+        self._comparison = comparison
         self._clock = clock
         self._post = post
         self._tasks: set[asyncio.Task[None]] = set()
@@ -233,6 +264,11 @@ class Performer:
     async def _observe(self, backend: Backend, target: Target) -> None:
         """Report that the backend is ready, and from then on whether it hangs."""
         await backend.become_ready()
+        if target.is_twin:
+            fault = await self._comparison.fault_of(backend, target)
+            if fault is not None:
+                self._post(BackendUnfit(at=self._clock(), epoch=backend.epoch, reason=fault))
+                return
         memory, _ = await self._try_sample(target.device)
         self._post(
             BackendReady(
@@ -242,6 +278,8 @@ class Performer:
                 prompts=_described(backend.model, backend.prompts_restored),
             )
         )
+        if target.spill is not None:
+            self._spawn(self._learn_vectors(backend, target), f"vectors-{backend.epoch}")
         if target.stall_timeout_s:
             await watch_for_stalls(
                 backend,
@@ -251,6 +289,14 @@ class Performer:
                 ),
                 on_moved=lambda: self._post(BackendMoved(at=self._clock(), epoch=backend.epoch)),
             )
+
+    async def _learn_vectors(self, backend: Backend, target: Target) -> None:
+        faults = await self._comparison.learn(backend, target)
+        if faults is None:
+            return
+        self._post(VectorsKnown(at=self._clock(), target=target))
+        for epoch, reason in faults.items():
+            self._post(BackendUnfit(at=self._clock(), epoch=epoch, reason=reason))
 
     async def _release(self, command: ReleaseMemory) -> None:
         backend = self.backends.get(command.epoch)

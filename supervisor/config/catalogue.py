@@ -39,6 +39,14 @@ class ModelEntry(Settings):
     profile: str | None = Field(
         default=None, description="The profile to run with; default: the one named as the type."
     )
+    spill: str | None = Field(
+        default=None,
+        description="A second profile of an embedding model, with `device: cpu`, for a twin on the "
+        "host: small interactive requests (up to 8 texts of 512 tokens together) are served by it "
+        "while the model itself is not live, instead of waiting or forcing a switch. It makes "
+        "nobody leave, and is used once its vectors were compared with the model's own. Default: "
+        "none.",
+    )
     aliases: tuple[str, ...] = Field(default=(), description="Further names that clients may use.")
     priority: Priority = Field(
         default=Priority.INTERACTIVE,

@@ -11,11 +11,15 @@ from supervisor.config.problems import field_problems, nearest
 from supervisor.config.profile import Profile
 from supervisor.config.source import FieldPath, Source, dotted
 from supervisor.core.machine.values import Mode
+from supervisor.errors import ConfigError
 
 _FIXED = frozenset({"mode", "extends"})
 _FIELDS_OF_A_MODE = {
     Mode.GENERATION: ("mmproj",),
-    Mode.EMBEDDING: ("tokenizer", "prompts", "long_input", "matryoshka_dimensions"),
+    Mode.EMBEDDING: (
+        *("tokenizer", "prompts", "long_input", "matryoshka_dimensions"),
+        "spill",
+    ),
 }
 
 
@@ -114,6 +118,41 @@ class CatalogueChecker:
                 if mode is not entry.type and getattr(entry, field) != default:
                     yield self._at(("models", name, field), f"is for {mode}; leave it out")
         yield from self._override_problems(name, entry)
+        if entry.spill is not None and entry.type is Mode.EMBEDDING:
+            yield from self._spill_problems(name, entry, entry.spill)
+
+    def _spill_problems(self, name: str, entry: ModelEntry, spill: str) -> Iterable[str]:
+        place: FieldPath = ("models", name, "spill")
+        known = self._layers.names()
+        if spill not in known:
+            hint = nearest(spill, known) or f"; there are: {', '.join(known)}"
+            yield self._at(place, f"there is no profile '{spill}'{hint}")
+            return
+        if spill == entry.profile_name:
+            yield self._at(place, f"'{spill}' is its profile already; name another one, or none")
+            return
+        try:
+            own, twin = (
+                self._layers.overridden(each, entry.overrides)
+                for each in (entry.profile_name, spill)
+            )
+        except (ValidationError, ConfigError):
+            return  # the problems of a profile are reported with it
+        if twin.mode is not Mode.EMBEDDING:
+            yield self._at(place, f"'{spill}' is for {twin.mode}; name a profile for embedding")
+        elif twin.device != "cpu":
+            yield self._at(place, f"'{spill}' needs `device: cpu`, for a twin runs on the host")
+        elif twin.pooling != own.pooling:
+            yield self._at(
+                place,
+                f"'{spill}' has pooling {twin.pooling or 'as the model'}, and "
+                f"'{entry.profile_name}' {own.pooling or 'as the model'}: the two would make other "
+                "vectors of one text; write the same in both",
+            )
+        elif own.pooling == "rank":
+            yield self._at(
+                place, "is for models that make vectors, and this one ranks; leave it out"
+            )
 
     def _fallback_problems(self, name: str, profile: Profile) -> Iterable[str]:
         fallback = profile.fallback_profile

@@ -92,7 +92,8 @@ class ServerTokenizers:
         known = {text: self._kept.take(revision, text) for text in texts}
         missing = [text for text, ids in known.items() if ids is None]
         if missing:
-            found = await self._servers.ask(target, priority, ask)
+            # Its twin tells the same: both read them out of one file.
+            found = await self._servers.ask(target, priority, ask, may_spill=True)
             for text, own in zip(missing, found, strict=True):
                 known[text] = own
                 self._kept.keep(revision, text, own)

@@ -25,19 +25,25 @@ class Servers:
         self._targets = targets
 
     async def ask(
-        self, target: Target, priority: Priority, question: Callable[[Backend], Awaitable[_Told]]
+        self,
+        target: Target,
+        priority: Priority,
+        question: Callable[[Backend], Awaitable[_Told]],
+        *,
+        may_spill: bool = False,
     ) -> _Told:
         """Return what a model's server tells; waits for its turn. One that dies is followed.
 
-        Raises RequestRefused: what a lease is refused with, BackendUnreachable, and what `question`
-        raises.
+        `may_spill`: its twin may tell it, to whoever asks interactively. Raises
+        BackendUnreachable, RequestRefused as a lease is refused, and what `question` raises.
         """
-        self._targets.require_device(target)
+        may_spill = may_spill and target.spill is not None and priority is Priority.INTERACTIVE
+        target = self._targets.usable(target, may_spill=may_spill)
         may_switch = self._configuration.current.settings.scheduler.auto_switch
         repeats_left = MAX_REPEATS
         while True:
             async with self._arbiter.lease(
-                target, may_switch=may_switch, priority=priority
+                target, may_switch=may_switch, may_spill=may_spill, priority=priority
             ) as lease:
                 try:
                     return await question(lease.backend)

@@ -75,6 +75,7 @@ class EmbeddingService:
             tokenization_s=tokenization_s,
             queue_s=computed.queue_s,
             inference_s=computed.inference_s,
+            served_by=computed.served_by,
         )
 
     async def _compute(

@@ -56,7 +56,10 @@ class TokenTeller:
             return [await own.told(text, adds_special=adds_special) for text in whole]
         return [
             await self._servers.ask(
-                target, priority, partial(_ask_for_pieces, text=text, adds_special=adds_special)
+                target,
+                priority,
+                partial(_ask_for_pieces, text=text, adds_special=adds_special),
+                may_spill=True,
             )
             for text in whole
         ]

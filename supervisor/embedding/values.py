@@ -114,19 +114,22 @@ class ComputedPieces(msgspec.Struct, frozen=True, kw_only=True):
     """The vectors of pieces, in their order, each as little-endian float32.
 
     `counted_tokens`: as their server told. `queue_s`: until the first of them was sent;
-    `inference_s`: from then until the last was there.
+    `inference_s`: from then until the last was there. `served_by`: the profiles of the servers that
+    made them.
     """
 
     vectors: Sequence[bytes]
     counted_tokens: int
     queue_s: float
     inference_s: float
+    served_by: tuple[str, ...] = ()
 
 
 class Computed(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of a request's inputs beside what was made of them.
 
-    `tokens`: as the model saw them. `truncated` and `windowed`: how many inputs were.
+    `tokens`: as the model saw them. `truncated` and `windowed`: how many inputs were. `served_by`:
+    the profiles of the servers that made it.
     """
 
     tokens: Sequence[int]
@@ -135,6 +138,7 @@ class Computed(msgspec.Struct, frozen=True, kw_only=True):
     tokenization_s: float
     queue_s: float
     inference_s: float
+    served_by: tuple[str, ...] = ()
 
 
 class Embeddings(Computed, frozen=True, kw_only=True):

@@ -145,7 +145,7 @@ class Launcher:
             env=engine.environment(start, inherited),
             address=start.address,
             api_key=start.api_key,
-            model=target.model,
+            model=target.catalogue_name,
             profile=target.profile,
             epoch=epoch,
             model_path=resolved.path,
@@ -179,7 +179,7 @@ class Launcher:
         """
         checked = self._assessed.get(_key(target))
         try:
-            current = self._configuration.current.resolve(target.model, target.profile)
+            current = self._configuration.current.resolve(target.catalogue_name, target.profile)
         except RequestRefused:
             if checked is None:
                 raise

@@ -48,10 +48,42 @@ def model_problems(configuration: Configuration, engines: Engines | None) -> Ite
             resolved = configuration.resolve(name)
         except (RequestRefused, ConfigError):
             continue
-        for problem in _problems_of(configuration, engines, resolved):
+        problems = [
+            *_problems_of(configuration, engines, resolved),
+            *_problems_of_twin(configuration, engines, resolved),
+        ]
+        for problem in dict.fromkeys(problems):
             if problem not in said:
                 said.add(problem)
                 yield problem
+
+
+def _problems_of_twin(
+    configuration: Configuration, engines: Engines | None, own: ResolvedModel
+) -> Iterator[str]:
+    """Yield why a model's twin cannot start, or would make other vectors of one text."""
+    spill = configuration.catalogue.models[own.name].spill
+    if spill is None or engines is None:
+        return
+    place: FieldPath = ("models", own.name, "spill")
+    try:
+        twin = configuration.resolve(own.name, spill)
+        takes_ids = [
+            engines.choose(each.profile.engine).abilities(each).takes_token_ids
+            for each in (own, twin)
+        ]
+        _check_profile(twin, engines.choose(twin.profile.engine))
+        _check_start(twin, engines.choose(twin.profile.engine))
+    except (RequestRefused, ConfigError, EngineError, ModelFileError) as error:
+        yield configuration.located(place, f"'{spill}' cannot be its twin's profile: {error}")
+        return
+    if own.tokenizer_path is not None and takes_ids[0] is not takes_ids[1]:
+        yield configuration.located(
+            place,
+            f"the model names a tokenizer, and one of '{own.profile_name}' and '{spill}' takes "
+            "token ids and the other texts: the two would make other vectors of one text; choose "
+            "an engine that takes ids",
+        )
 
 
 def _problems_of(

@@ -71,7 +71,7 @@ class Targets:
 
     def resolved(self, target: Target) -> ResolvedModel:
         """Return the target's model and profile as configured now. Raises as `target()`."""
-        return self._configuration.current.resolve(target.model, target.profile)
+        return self._configuration.current.resolve(target.catalogue_name, target.profile)
 
     def target(self, name_or_alias: str, profile_name: str | None = None) -> Target:
         """Return the target of a model with a profile (None: its own), and with its fallback.
@@ -149,6 +149,19 @@ class Targets:
             if each is not None:
                 self._require_device(each)
 
+    def usable(self, target: Target, *, may_spill: bool) -> Target:
+        """Return a target whose devices can be used; its twin, where only those of that can.
+
+        Raises RequestRefused as `require_device` where neither's can.
+        """
+        try:
+            self.require_device(target)
+        except RequestRefused:
+            if not may_spill or target.spill is None:
+                raise
+            return target.spill
+        return target
+
     def device(self, name: str) -> Device:
         """Return what the core must know of a device. Raises StopIteration for an unknown one."""
         info = next(info for info in self._devices.devices() if info.device == name)
@@ -198,11 +211,19 @@ class Targets:
 
     def _build(self, configuration: Configuration, name: str, profile_name: str | None) -> Target:
         resolved = configuration.resolve(name, profile_name)
-        target = self._target_of(resolved)
+        target = replace(self._target_of(resolved), spill=self._twin_of(configuration, resolved))
         fallback = resolved.profile.fallback_profile
         if fallback is None or fallback == resolved.profile_name:
             return target
         return replace(target, fallback=self._target_of(configuration.resolve(name, fallback)))
+
+    def _twin_of(self, configuration: Configuration, resolved: ResolvedModel) -> Target | None:
+        """Return the twin of a model that runs with a profile; None where it has none."""
+        spill = configuration.catalogue.models[resolved.name].spill
+        if spill is None or spill == resolved.profile_name:
+            return None
+        twin = self._target_of(configuration.resolve(resolved.name, spill))
+        return replace(twin, model=f"{resolved.name}@{spill}", twin_of=resolved.name)
 
     def _target_of(self, resolved: ResolvedModel) -> Target:
         profile = resolved.profile

@@ -15,6 +15,9 @@ from supervisor.engine.tasks import ModelTask
 Headers = tuple[tuple[bytes, bytes], ...]
 """Names and values as they stand on the wire, repeated ones included."""
 
+SERVED_BY = b"X-Served-By"
+"""Names the profile of the server that answered: of a model with a twin, there are two."""
+
 Fields = Mapping[bytes, bytes]
 """The same by name, in lower case; values of repeated ones joined by commas (RFC 9110, 5.3)."""
 
@@ -102,6 +105,9 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 
     may_repeat: bool
     """Whether it may be sent to a second server if the first one dies before its first byte."""
+
+    may_spill: bool
+    """Whether its model's twin may answer it: it is small, and somebody waits for it."""
 
     deadline_at: float
     """When it stops waiting for a server, on the monotonic clock."""

@@ -10,6 +10,7 @@ from supervisor.config.holder import ConfigurationHolder
 from supervisor.core.machine.values import Mode, Target
 from supervisor.core.scheduling.values import Priority
 from supervisor.engine.servers.framing import Request
+from supervisor.engine.spilling import is_small_body
 from supervisor.engine.targets import Targets
 from supervisor.engine.tasks import ModelTask
 from supervisor.errors import RequestRefused
@@ -100,6 +101,7 @@ class CallReader:
             self._meanings, self._meanings_of = {}, configuration
         meaning = self._meanings.get((named, head.task))
         wanted, priority = meaning or self._find(configuration, named, head)
+        urgency = head.priority or priority
         return Call(
             head=head,
             request=Request(
@@ -111,9 +113,15 @@ class CallReader:
             ),
             named=named,
             wanted=wanted,
-            priority=head.priority or priority,
+            priority=urgency,
             streams=head.may_stream and fields.stream is True,
             may_repeat=head.may_repeat or queue.retry_generation,
+            may_spill=wanted is not None
+            and wanted.spill is not None
+            and head.may_repeat  # what computes vectors or tokens, and changes nothing
+            and head.method == "POST"
+            and urgency is Priority.INTERACTIVE
+            and is_small_body(len(body)),
             deadline_at=time.monotonic() + queue.hold_timeout_s,
         )
 

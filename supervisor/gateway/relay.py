@@ -21,7 +21,7 @@ from supervisor.engine.servers.backend import MAX_REPEATS, Backend
 from supervisor.engine.targets import Targets
 from supervisor.errors import BackendUnreachable, RequestRefused
 from supervisor.gateway.bodies import BodyAccount
-from supervisor.gateway.call import Call
+from supervisor.gateway.call import SERVED_BY, Call, Headers
 from supervisor.gateway.event_stream import EVENT_STREAM, media_type
 from supervisor.gateway.hop_by_hop import answer_headers
 from supervisor.gateway.reply import Reply, ReplyState
@@ -86,7 +86,7 @@ class Relay:
         self, call: Call, reply: Reply, lease_id: str, began_at: float
     ) -> AsyncIterator[Lease]:
         """Lease a backend, at once or when its turn has come. Raises RequestRefused."""
-        lease = self.arbiter.lease_at_once(call.wanted, call.priority)
+        lease = self.arbiter.lease_at_once(call.wanted, call.priority, may_spill=call.may_spill)
         if lease is not None:
             try:
                 refuse_slot_files(call, lease.backend)
@@ -98,6 +98,7 @@ class Relay:
         async with self.arbiter.lease(
             wanted,
             may_switch=call.head.may_switch and wanted is not None,
+            may_spill=call.may_spill,
             priority=call.priority,
             request_id=lease_id,
         ) as lease:
@@ -117,7 +118,7 @@ class Relay:
         wanted = call.wanted
         if wanted is not None and call.head.may_switch:
             wanted = self._targets.target(wanted.model)
-            self._targets.require_device(wanted)
+            wanted = self._targets.usable(wanted, may_spill=call.may_spill)
         if reply.account is not None:
             self.count_waiting(reply.account, wanted.model if wanted else None)
         after_s = self._configuration.current.settings.queue.early_answer_after_s
@@ -191,13 +192,21 @@ async def ask_backend(call: Call, lease: Lease, reply: Reply) -> None:
                 return await reply.break_off(await _other_answer(answer, backend))
             reply.state = ReplyState.STREAMING
         elif call.head.method == "HEAD" or (length is not None and length <= COLLECT_UP_TO_BYTES):
-            kept = answer_headers(headers)
+            kept = (*answer_headers(headers), *served_by(call, backend))
             return await reply.send_whole(status, reason, kept, await answer.read())
         else:
-            await reply.begin(status, reason, answer_headers(headers))
+            kept = (*answer_headers(headers), *served_by(call, backend))
+            await reply.begin(status, reason, kept)
         async for chunk in answer:
             await reply.pass_on(chunk)
         return await reply.end()
+
+
+def served_by(call: Call, backend: Backend) -> Headers:
+    """Return what tells a client which of two servers of its model answered."""
+    if call.wanted is None or call.wanted.spill is None:
+        return ()
+    return ((SERVED_BY, backend.launch.profile.encode()),)
 
 
 def refuse_slot_files(call: Call, backend: Backend) -> None:

@@ -13,6 +13,7 @@ from supervisor.config.holder import ConfigurationHolder
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.values import Backend, BackendExit, Recovery
 from supervisor.embedding.batching.batcher import Batcher
+from supervisor.embedding.twins import Twins
 from supervisor.engine.kinds.engines import Engines
 from supervisor.errors import SupervisorError, TelemetryError
 from supervisor.gateway.answer import Answer, json_answer
@@ -46,6 +47,7 @@ class Status:
         impairments: Impairments,
         readiness: Readiness,
         batcher: Batcher,
+        twins: Twins,
         describe_jobs: Callable[[], Awaitable[dict[str, Any]]],
     ) -> None:
         self._arbiter = arbiter
@@ -56,6 +58,7 @@ class Status:
         self._impairments = impairments
         self._readiness = readiness
         self._batcher = batcher
+        self._twins = twins
         self._describe_jobs = describe_jobs
         self._clock = time.monotonic
         self._started_at = time.monotonic()
@@ -128,6 +131,7 @@ class Status:
                 "scheduling": describe_scheduling(snapshot, self._clock()),
                 "schedule": describe_schedule(snapshot.agenda, self._clock()),
                 "embedding": self._batcher.describe(),
+                "twins": self._twins.describe(snapshot),
                 "jobs": await self._describe_jobs(),
                 "last_exit": describe_exit(snapshot.endings.exit, self._clock()),
                 "recoveries": [describe_recovery(r) for r in snapshot.recoveries],
@@ -201,7 +205,8 @@ def describe_backend(backend: Backend, now: float) -> dict[str, Any]:
     """Write a backend as JSON."""
     return {
         "epoch": backend.epoch,
-        "model": backend.target.model,
+        "model": backend.target.catalogue_name,
+        "twin": backend.target.is_twin,
         "mode": backend.target.mode,
         "profile": backend.target.profile,
         "device": backend.target.device,

@@ -33,6 +33,7 @@ def make_door(ground: Ground, machine: Machine, targets: Targets, services: Serv
         impairments=ground.impairments,
         readiness=machine.readiness,
         batcher=services.batcher,
+        twins=machine.twins,
         describe_jobs=services.jobs.describe,
     )
     control = Control(

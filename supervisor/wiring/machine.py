@@ -13,10 +13,12 @@ from supervisor.calendar.reading import ScheduleReader
 from supervisor.config.configuration import Configuration
 from supervisor.config.holder import ConfigurationHolder
 from supervisor.core.machine.agenda import Agenda
-from supervisor.core.machine.events import DeviceFound, RulesChanged
+from supervisor.core.machine.events import DeviceFound, RulesChanged, VectorsKnown
 from supervisor.core.machine.snapshot import Endings, Scheduling, Snapshot
 from supervisor.core.machine.values import Device
 from supervisor.core.scheduling.estimates import Estimates
+from supervisor.embedding.twins import FILE_NAME as TWINS_FILE
+from supervisor.embedding.twins import Twins
 from supervisor.engine.devices import configured_device
 from supervisor.engine.launcher import Launcher
 from supervisor.engine.needs.learning import Learner, keep_learning
@@ -38,11 +40,14 @@ class Machine:
     """The arbiter, and what is known by watching: readiness, and the last hour of each device."""
 
     arbiter: Arbiter
+    twins: Twins
     readiness: Readiness
     rings: Mapping[str, Ring]
 
 
-async def start_machine(ground: Ground, schedule: ScheduleReader, owned: AsyncExitStack) -> Machine:
+async def start_machine(
+    ground: Ground, targets: Targets, schedule: ScheduleReader, owned: AsyncExitStack
+) -> Machine:
     """Start the arbiter with its observers, and all that watches; `owned` ends the watching."""
     configuration, telemetry = ground.configuration.current, ground.telemetry
     launcher = Launcher(
@@ -58,8 +63,14 @@ async def start_machine(ground: Ground, schedule: ScheduleReader, owned: AsyncEx
     )
     readiness = Readiness(has_default_model=configuration.catalogue.default_model is not None)
     stores = ground.stores
+    twins = Twins(
+        path=ground.data.path / TWINS_FILE,
+        targets=targets,
+        configuration=ground.configuration,
+        impairments=ground.impairments,
+    )
     kept = (stores.estimates, stores.schedule)
-    observers = (Recorder(stores.history), ground.children, learner, readiness, *kept)
+    observers = (Recorder(stores.history), ground.children, learner, readiness, *kept, twins)
     arbiter = Arbiter(
         snapshot=first_snapshot(
             configuration,
@@ -71,6 +82,7 @@ async def start_machine(ground: Ground, schedule: ScheduleReader, owned: AsyncEx
         launcher=launcher,
         memory=telemetry,
         schedule=schedule,
+        comparison=twins,
         impairments=ground.impairments,
         observers=tuple(each.observe for each in observers),
     )
@@ -79,13 +91,20 @@ async def start_machine(ground: Ground, schedule: ScheduleReader, owned: AsyncEx
     )
     await owned.enter_async_context(keep_learning(learner, lambda: arbiter.snapshot.backends))
     await owned.enter_async_context(ground.impairments.retried())
-    return Machine(arbiter=arbiter, readiness=readiness, rings=rings)
+    return Machine(arbiter=arbiter, twins=twins, readiness=readiness, rings=rings)
+
+
+def tell_known_vectors(machine: Machine) -> None:
+    """Tell the core which twins can be compared with their models, as configured now."""
+    for target in machine.twins.comparable():
+        machine.arbiter.post(VectorsKnown(at=time.monotonic(), target=target))
 
 
 def push_rules(
-    arbiter: Arbiter, targets: Targets, stores: Stores, holder: ConfigurationHolder
+    machine: Machine, targets: Targets, stores: Stores, holder: ConfigurationHolder
 ) -> None:
     """Pass limits, rules, budgets and bounds on whenever another configuration is applied."""
+    arbiter = machine.arbiter
 
     def push(configuration: Configuration) -> None:
         settings, rules = configuration.settings, configuration.rules()
@@ -93,7 +112,9 @@ def push_rules(
         for name in arbiter.snapshot.devices:
             note_device(arbiter, targets.device(name))
         stores.apply(settings.switch)
+        tell_known_vectors(machine)
 
+    tell_known_vectors(machine)
     holder.on_apply(push)
 
 

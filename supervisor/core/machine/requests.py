@@ -98,7 +98,7 @@ def is_contended(snapshot: Snapshot, backend: Backend) -> bool:
     return any(
         any(b.epoch == backend.epoch for b in sharing_with(snapshot, head.target))
         for model, head in snapshot.requests.heads_in_turn().items()
-        if head.main is None
+        if not (head.target and head.target.is_twin)
         and backend_for(snapshot, model) is None
         and snapshot.agenda.admits(head.target)
     )

@@ -18,6 +18,7 @@ from supervisor.embedding.batching.monitor import QueueMonitor, describe_queues
 from supervisor.embedding.batching.queue import BatchLimits
 from supervisor.embedding.batching.workers import Workers, WorkRules
 from supervisor.embedding.values import ComputedPieces, Piece
+from supervisor.engine.spilling import is_small
 from supervisor.engine.targets import Targets
 from supervisor.errors import RequestRefused
 
@@ -67,7 +68,7 @@ class Batcher:
         `index` of the guilty piece; `model_not_live` where the server runs another file
         (`made_for_another`); what a lease is refused with.
         """
-        workers = self._workers_of(target)
+        workers = self._workers_of(target, may_spill=_may_spill(target, pieces, priority))
         self._monitor.wake()
         self._admit(workers, pieces, priority)
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -93,14 +94,22 @@ class Batcher:
             counted_tokens=round(caller.counted),
             queue_s=sent_at - caller.came_at,
             inference_s=time.monotonic() - sent_at,
+            served_by=tuple(sorted(caller.served_by)),
         )
 
-    def _workers_of(self, target: Target) -> Workers:
-        """Return the workers of a model; they ask for it as it is configured now."""
-        workers = self._workers.get(target.model)
+    def _workers_of(self, target: Target, *, may_spill: bool) -> Workers:
+        """Return the workers of a model; they ask for it as it is configured now.
+
+        What its twin may serve has workers of its own, named after that: else the small would wait
+        for the model with the large.
+        """
+        name = target.spill.model if may_spill and target.spill is not None else target.model
+        workers = self._workers.get(name)
         if workers is None:
-            workers = Workers(target, self._arbiter, self._targets, self._rules_of)
-            self._workers[target.model] = workers
+            workers = Workers(
+                target, self._arbiter, self._targets, self._rules_of, may_spill=may_spill
+            )
+            self._workers[name] = workers
         workers.target = target
         return workers
 
@@ -110,7 +119,7 @@ class Batcher:
 
     def _rules_of(self, target: Target, profile_name: str) -> WorkRules:
         configuration = self._configuration.current
-        profile = configuration.resolve(target.model, profile_name).profile
+        profile = configuration.resolve(target.catalogue_name, profile_name).profile
         batching = profile.batching
         return WorkRules(
             limits=BatchLimits(
@@ -137,6 +146,13 @@ class Batcher:
         if bounds.p95_target_ms is not None and priority is Priority.INTERACTIVE:
             _require_soon(workers, bounds.p95_target_ms / 1000)
         workers.measures.accepted += 1
+
+
+def _may_spill(target: Target, pieces: Sequence[Piece], priority: Priority) -> bool:
+    """Whether the twin of a target may make what a caller wants."""
+    if target.spill is None or priority is not Priority.INTERACTIVE:
+        return False
+    return is_small(len(pieces), sum([piece.tokens for piece in pieces]))
 
 
 def _wake(ended: asyncio.Future[None]) -> None:

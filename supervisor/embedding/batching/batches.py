@@ -28,6 +28,7 @@ class Caller:
         "pieces",
         "priority",
         "sent_at",
+        "served_by",
         "vectors",
     )
 
@@ -54,6 +55,8 @@ class Caller:
         """Tokens by their server's count; of a batch of several callers, by its share."""
         self.sent_at: float | None = None
         """When the first of the pieces was sent."""
+        self.served_by: set[str] = set()
+        """The profiles of the servers that made the vectors."""
         self.batches: list[Batch] = []
         """Those that are with the server, or are to be sent again."""
         self.error: RequestRefused | None = None

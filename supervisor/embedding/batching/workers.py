@@ -55,9 +55,17 @@ class Workers:
     """
 
     def __init__(
-        self, target: Target, arbiter: Arbiter, targets: Targets, rules_of: RulesOf
+        self,
+        target: Target,
+        arbiter: Arbiter,
+        targets: Targets,
+        rules_of: RulesOf,
+        *,
+        may_spill: bool = False,
     ) -> None:
+        """`may_spill`: what callers want is small, and the model's twin may make it."""
         self.target = target
+        self._may_spill = may_spill
         self.queue = BatchQueue()
         self.measures = Measures()
         self._arbiter = arbiter
@@ -134,7 +142,7 @@ class Workers:
         """Send what is due, or ask for leases for it, as many at once as there may be."""
         self._is_waking = False
         while (due := self._due()) > 0 and (priority := self.queue.most_urgent) is not None:
-            lease = self._arbiter.lease_at_once(self.target, priority)
+            lease = self._arbiter.lease_at_once(self.target, priority, may_spill=self._may_spill)
             if lease is None:
                 for _ in range(due):
                     self._ask(priority)
@@ -204,13 +212,15 @@ class Workers:
         asked_at, may_switch = time.monotonic(), self.rules.may_switch
         is_needed = True
         try:
+            target = self.target
             if may_switch:
-                self._targets.require_device(self.target)
+                target = self._targets.usable(target, may_spill=self._may_spill)
             asked.callers = 1
             self._wake_soon()  # behind the request: to count who waits for it
             async with self._arbiter.lease(
-                self.target,
+                target,
                 may_switch=may_switch,
+                may_spill=self._may_spill,
                 priority=asked.priority,
                 request_id=asked.request_id,
             ) as lease:
@@ -312,7 +322,7 @@ class Workers:
             self._divide(batch, outcome)
             return
         self.measures.note_batch(sent.tokens, time.monotonic() - sent.at)
-        self._deliver(batch, outcome)
+        self._deliver(batch, outcome, backend.launch.profile)
 
     def _is_as_long(self, backend: Backend, vector: bytes) -> bool:
         """Whether a vector is as long as the others of its server."""
@@ -322,13 +332,15 @@ class Workers:
             return True
         return len(vector) == length
 
-    def _deliver(self, batch: Batch, vectors: Sequence[bytes]) -> None:
+    def _deliver(self, batch: Batch, vectors: Sequence[bytes], profile: str) -> None:
         batch.close()
         counted_of_each = (batch.counted or batch.tokens) / batch.tokens
         for (caller, index), vector in zip(batch.items, vectors, strict=True):
             caller.vectors[index] = vector
             caller.counted += caller.pieces[index].tokens * counted_of_each
             caller.missing -= 1
+            caller.served_by.add(profile)
+            caller.served_by.add(profile)
             if not caller.missing and not caller.is_over:
                 caller.is_over = True
                 caller.on_end()

@@ -9,7 +9,7 @@ from supervisor.embedding.in_turns import in_turns
 from supervisor.embedding.values import Computed
 from supervisor.embedding.vectors import unpack
 from supervisor.gateway.answer import Answer, as_json
-from supervisor.gateway.call import Headers
+from supervisor.gateway.call import SERVED_BY, Headers
 
 
 async def as_numbers(vectors: Sequence[bytes]) -> list[msgspec.Raw]:
@@ -32,6 +32,8 @@ def _headers(made: Computed) -> Headers:
         (b"X-Queue-Time-Ms", b"%.1f" % (made.queue_s * 1000)),
         (b"X-Inference-Time-Ms", b"%.1f" % (made.inference_s * 1000)),
     )
+    if made.served_by:
+        headers = (*headers, (SERVED_BY, ",".join(made.served_by).encode()))
     if made.truncated:
         headers = (*headers, (b"X-Truncated", b"%d" % made.truncated))
     if made.windowed:

@@ -218,8 +218,10 @@ def _sigmoid(score: float) -> float:
 def _answer(content: Any, made: Computed, target: Target, inputs: Sequence[Content]) -> Answer:
     total_s = made.tokenization_s + made.queue_s + made.inference_s
     characters = sum(len(each) for each in inputs if isinstance(each, str))
+    is_by_twin = target.spill is not None and made.served_by == (target.spill.profile,)
+    is_on_host = is_by_twin or target.device == HOST
     headers: Headers = (
-        (b"x-compute-type", b"cpu" if target.device == HOST else b"gpu"),
+        (b"x-compute-type", b"cpu" if is_on_host else b"gpu"),
         (b"x-compute-time", b"%d" % (made.inference_s * 1000)),
         (b"x-compute-characters", b"%d" % characters),
         (b"x-compute-tokens", b"%d" % sum(made.tokens)),

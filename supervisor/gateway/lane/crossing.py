@@ -18,7 +18,7 @@ from supervisor.gateway.call import Call, Headers
 from supervisor.gateway.error_responses import error_answer
 from supervisor.gateway.event_stream import last_event
 from supervisor.gateway.hop_by_hop import answer_headers
-from supervisor.gateway.relay import COLLECT_UP_TO_BYTES, Relay, may_repeat
+from supervisor.gateway.relay import COLLECT_UP_TO_BYTES, Relay, may_repeat, served_by
 from supervisor.observability.request_log import RequestRecord, request_log
 
 log = structlog.get_logger()
@@ -165,11 +165,14 @@ class Crossing:
         self._lane.finish()
 
     def _begin(self, head: Head, framing: bytes = b"") -> bytes:
-        """Return the head of the answer; `framing` is a whole line of our own."""
+        """Return the head of the answer; `framing` are whole lines of our own."""
         form, length = head.form, head.length
         self._record.status, self._record.headers = form.status, form.headers
         before, behind = _for_client(form)
         lines = before if length is None or not behind else b"%b%d%b" % (before, length, behind)
+        named = served_by(self._call, self._lease.backend)
+        if named:
+            framing += _header_lines(named)
         request_id, keeps_alive = self._record.request_id, self._lane.keeps_alive
         return _end_head(lines, request_id, framing, keeps_alive=keeps_alive)
 

@@ -142,7 +142,9 @@ class LaneServer(ClientServer):
         record = RequestRecord(head.method, head.raw_path, request_id, caller)
         if form is not None and is_ours:
             return Answering(lane, form, self._owners[form.owner], call, record)
-        lease = self._relay.arbiter.lease_at_once(call.wanted, call.priority)
+        lease = self._relay.arbiter.lease_at_once(
+            call.wanted, call.priority, may_spill=call.may_spill
+        )
         if lease is None:
             return None
         record.model, record.epoch = lease.backend.model, lease.backend.epoch
