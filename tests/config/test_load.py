@@ -344,3 +344,43 @@ def test_a_folder_in_the_place_of_a_file_is_named(folder: Folder) -> None:
     (folder.path / "mine.yaml").mkdir()
     assert "mine.yaml" in folder.problem()
     assert "Is a directory" in folder.problem()
+
+
+# A twin
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "said"),
+    [
+        ("demo-chat", {"spill": "embedding-cpu"}, "is for embedding; leave it out"),
+        ("minilm", {"spill": "embeding-cpu"}, "did you mean 'embedding-cpu'?"),
+        ("minilm", {"spill": "generation"}, "is for generation; name a profile for embedding"),
+        ("minilm", {"spill": "embedding"}, "is its profile already"),
+        (
+            "minilm",
+            {"profile": "embedding-cpu", "spill": "embedding"},
+            "needs `device: cpu`, for a twin runs on the host",
+        ),
+    ],
+)
+def test_spill_names_another_embedding_profile_that_runs_on_the_host(
+    folder: Folder, model: str, fields: dict[str, str], said: str
+) -> None:
+    folder.change_model(model, **fields)
+    problem = folder.problem()
+    assert f"models.{model}.spill: " in problem
+    assert said in problem
+
+
+def test_a_twin_pools_as_its_model_does(folder: Folder) -> None:
+    folder.change_model("minilm", spill="embedding-cpu")
+    folder.change("embedding-cpu.yaml", lambda profile: profile.update(pooling="cls"))
+    assert "the two would make other vectors of one text" in folder.problem()
+
+    folder.change("embedding.yaml", lambda profile: profile.update(pooling="cls"))
+    assert folder.load().catalogue.models["minilm"].spill == "embedding-cpu"
+
+
+def test_a_ranking_model_has_no_twin(folder: Folder) -> None:
+    folder.change_model("minilm", spill="embedding-cpu", overrides={"pooling": "rank"})
+    assert "is for models that make vectors" in folder.problem()
