@@ -77,23 +77,31 @@ def _look_at(resolved: ResolvedModel, engines: Engines, tokenizer: ModelTokenize
             reason="llama.cpp's WordPiece keeps only the initial of each Hangul syllable; name the "
             "model's tokenizer.json as `tokenizer` in models.yaml",
         )
-    vocabulary_size = header.array_lengths.get(_VOCABULARY) if header else None
-    if tokenizer is not None:
-        vocabulary_size = vocabulary_size or tokenizer.vocabulary_size
-        if tokenizer.vocabulary_size > vocabulary_size:
-            raise RequestRefused(
-                "target_cannot_start",
-                f"{resolved.tokenizer_path} is not the tokenizer of '{resolved.name}': it has "
-                f"{tokenizer.vocabulary_size} tokens, and the model {vocabulary_size}",
-            )
     return Intake(
         resolved=resolved,
         limit=_limit(resolved, header, abilities),
-        vocabulary_size=vocabulary_size,
+        vocabulary_size=_vocabulary_size(resolved, header, tokenizer),
         takes_ids=abilities.takes_token_ids,
         tells_tokens=abilities.tokenize is not None,
         tokenizer=tokenizer,
     )
+
+
+def _vocabulary_size(
+    resolved: ResolvedModel, header: GgufHeader | None, tokenizer: ModelTokenizer | None
+) -> int | None:
+    """Return how many tokens a model has. Raises RequestRefused for a tokenizer that has more."""
+    known = header.array_lengths.get(_VOCABULARY) if header else None
+    if tokenizer is None:
+        return known
+    size = known or tokenizer.vocabulary_size
+    if tokenizer.vocabulary_size > size:
+        raise RequestRefused(
+            "target_cannot_start",
+            f"{resolved.tokenizer_path} is not the tokenizer of '{resolved.name}': it has "
+            f"{tokenizer.vocabulary_size} tokens, and the model {size}",
+        )
+    return size
 
 
 def _loses_hangul(header: GgufHeader, abilities: Abilities) -> bool:

@@ -75,8 +75,14 @@ class FileTokenizer:
         return await asyncio.to_thread(self._encode, texts)
 
     async def told(self, text: str, *, adds_special: bool) -> list[Token]:
-        """Return a text's tokens, each with where it stands."""
-        encoding = self._library.encode(text, add_special_tokens=adds_special)
+        """Return a text's tokens, each with where it stands; a long one's are left to a thread."""
+        if len(text) <= _INLINE_CHARACTERS:
+            return self._told(text, adds_special=adds_special)
+        return await asyncio.to_thread(self._told, text, adds_special=adds_special)
+
+    def _told(self, text: str, *, adds_special: bool) -> list[Token]:
+        # Alone (`encode`), a text is tokenised with the interpreter's lock kept.
+        [encoding] = self._library.encode_batch([text], add_special_tokens=adds_special)
         return [
             Token(id=number, text=name, special=True)
             if is_special

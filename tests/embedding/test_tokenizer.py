@@ -9,6 +9,7 @@ import pytest
 from supervisor.embedding.lengths import Frame
 from supervisor.embedding.tokenizer import FileTokenizer
 from supervisor.errors import ModelFileError, RequestRefused
+from tests.embedding.turns import BLOCKED_S, longest_turn
 
 CLS, SEP = 101, 102
 
@@ -32,6 +33,18 @@ async def test_a_hangul_syllable_is_all_of_its_letters(tokenizer_path: Path) -> 
     tokenizer = FileTokenizer(tokenizer_path)
     tokenized = await tokenizer.encode(["연남 카페 추천해줘", "안녕"])
     assert [len(ids) for ids in tokenized.ids] == [21, 8]
+
+
+async def test_the_loop_goes_on_while_the_tokens_of_a_long_text_are_told(
+    tokenizer_path: Path,
+) -> None:
+    tokenizer = FileTokenizer(tokenizer_path)
+    text = "the lazy fox " * 8000
+    async with longest_turn() as longest_s:
+        told = await tokenizer.told(text, adds_special=True)
+    assert longest_s() < BLOCKED_S
+    assert [each.text for each in told[:4]] == ["[CLS]", "the", "lazy", "fox"]
+    assert len(told) == 24_002
 
 
 def test_without_the_extra_the_remedy_is_told(
