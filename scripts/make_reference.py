@@ -27,13 +27,13 @@ from supervisor.config.schedule import (
     ServedSettings,
     TimeZone,
 )
+from supervisor.config.scheduler import SchedulerSettings
 from supervisor.config.settings import (
     DeviceSettings,
     DocumentSettings,
     EngineSettings,
     JobSettings,
     QueueSettings,
-    SchedulerSettings,
     ServerSettings,
     SupervisorSettings,
     SwitchSettings,

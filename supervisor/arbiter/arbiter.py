@@ -224,11 +224,13 @@ class Arbiter:
         target: Target | None,
         requested_by: str,
         drain_policy: DrainPolicy = DrainPolicy.CANCEL,
+        unloads: str | None = None,
     ) -> SwitchTicket:
         """Ask for a switch to `target` (None: unload). Returns its id and its result to come.
 
-        The id is that of the switch that runs or waits, when it has the same target. Raises
-        RequestRefused when the switch is not begun. One that fails is a report, not an exception.
+        `unloads`: the only model that is unloaded; None: all that are not pinned. The id is that of
+        the switch that runs or waits, when it wants the same. Raises RequestRefused when the switch
+        is not begun. One that fails is a report, not an exception.
         """
         return self._ask(
             lambda switch_id: SwitchRequested(
@@ -237,6 +239,7 @@ class Arbiter:
                 target=target,
                 requested_by=requested_by,
                 drain_policy=drain_policy,
+                unloads=unloads,
             )
         )
 
@@ -286,7 +289,9 @@ class Arbiter:
         ):
             if commands:
                 self._perform_all(commands)
-            if after.scheduling is before.scheduling and not after.scheduling.linger_s:
+            if after.scheduling is before.scheduling and not (
+                after.scheduling.linger_s or after.rules.watches_idleness
+            ):
                 return False
             return lease_moves_wakeup(before, after)
         self._check_invariants(event)

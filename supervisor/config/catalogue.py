@@ -1,12 +1,12 @@
 """The catalogue of models (`models.yaml`)."""
 
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
 from supervisor.config.fields import Settings
-from supervisor.config.units import EnvText
+from supervisor.config.units import EnvText, Seconds
 from supervisor.core.machine.values import Mode, ModelRules
 from supervisor.core.scheduling.values import Priority
 
@@ -59,6 +59,19 @@ class ModelEntry(Settings):
         "refused. It goes when it is unloaded by its name. It is not loaded because of that: see "
         "`default_model`.",
     )
+    idle_unload_s: Seconds | None = Field(
+        default=None,
+        gt=0,
+        description="Seconds without a request after which its server is stopped, so that others "
+        "get its memory; its next request brings it back. Default: it stays, which costs nothing "
+        "where nobody else uses the memory.",
+    )
+    max_concurrency: int | None = Field(
+        default=None,
+        ge=1,
+        description="How many requests use it at once; the rest wait in its queue. Default: as "
+        "many as come, of which its server works on `parallel` at a time.",
+    )
     max_input_tokens: int | None = Field(
         default=None,
         ge=1,
@@ -92,6 +105,12 @@ class ModelEntry(Settings):
         default_factory=dict, description="Fields of the profile that differ for this model."
     )
 
+    @model_validator(mode="after")
+    def _require_sense(self) -> Self:
+        if self.pinned and self.idle_unload_s is not None:
+            raise ValueError("pinned stays, and idle_unload_s unloads; leave one of them out")
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _accept_older_spelling(cls, entry: Any) -> Any:
@@ -108,7 +127,11 @@ class ModelEntry(Settings):
 
     def rules(self) -> ModelRules:
         """Return what the core goes by that was chosen for this model."""
-        return ModelRules(is_pinned=self.pinned)
+        return ModelRules(
+            is_pinned=self.pinned,
+            idle_unload_s=self.idle_unload_s,
+            max_concurrency=self.max_concurrency,
+        )
 
     @property
     def profile_name(self) -> str:
@@ -136,6 +159,11 @@ class Catalogue(Settings):
 
     default_model: str | None = Field(
         default=None, description="The model to load at start; none when left out."
+    )
+    idle_model: str | None = Field(
+        default=None,
+        description="The model that is made live again once nothing was asked for during "
+        "`scheduler.idle_model_after_s`; none when left out. A hand's unload is left alone.",
     )
     default_models: DefaultModels = Field(
         default_factory=DefaultModels,

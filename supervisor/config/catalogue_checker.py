@@ -66,12 +66,19 @@ class CatalogueChecker:
     def _default_problems(self, *, knows_all_models: bool) -> Iterable[str]:
         models = self._catalogue.models
         of_mode = {mode: self._catalogue.default_models.of(mode) for mode in Mode}
-        named: dict[FieldPath, str | None] = {("default_model",): self._catalogue.default_model}
+        named: dict[FieldPath, str | None] = {
+            ("default_model",): self._catalogue.default_model,
+            ("idle_model",): self._catalogue.idle_model,
+        }
         named |= {("default_models", mode.value): name for mode, name in of_mode.items()}
         for path, name in named.items():
             if name is not None and name not in models and knows_all_models:
                 hint = nearest(name, list(models)) or f"; there are: {', '.join(sorted(models))}"
                 yield self._at(path, f"there is no model '{name}'{hint}")
+        idle = self._catalogue.idle_model or ""
+        if idle in models and models[idle].idle_unload_s is not None:
+            sentence = "is unloaded when idle, and idle_model loads it again; leave it out"
+            yield self._at(("models", idle, "idle_unload_s"), f"'{idle}' {sentence}")
         for mode, name in of_mode.items():
             if name in models and models[name].type is not mode:
                 sentence = f"'{name}' is a model for {models[name].type}; name one for {mode}"

@@ -7,10 +7,10 @@ from pydantic import Field, field_validator, model_validator
 
 from supervisor.config.fields import Settings
 from supervisor.config.schedule import ScheduleSettings
+from supervisor.config.scheduler import SchedulerSettings
 from supervisor.config.units import Bytes, EnvText, Seconds
 from supervisor.core.byte_size import MIB
 from supervisor.core.machine.values import DrainPolicy, Limits, SwitchRules
-from supervisor.core.scheduling.values import SchedulingRules
 
 
 class ServerSettings(Settings):
@@ -189,55 +189,6 @@ class SwitchSettings(Settings):
     )
 
 
-class SchedulerSettings(Settings):
-    """Who gets the device when requests for several models contend for it."""
-
-    auto_switch: bool = Field(
-        default=True,
-        description="A request for a model that is not live waits for its turn, and the scheduler "
-        "switches. False: it gets 409, and only POST /switch-backend switches.",
-    )
-    policy: Literal["turns", "fifo"] = Field(
-        default="turns",
-        description="`turns`: models take turns, long enough that switching stays below "
-        "switching_share. `fifo`: the model of the request that has waited longest is next.",
-    )
-    switching_share: float = Field(
-        default=0.15,
-        gt=0,
-        lt=1,
-        description="The largest share of the time that switches may take while several models "
-        "have work; smaller is more throughput and longer waits.",
-    )
-    max_wait_s: Seconds | None = Field(
-        default=None,
-        gt=0,
-        description="Seconds that the first in a queue may wait: turns become as long as that "
-        "allows, and no longer. Default: turns as they follow from switching_share; those of long "
-        "queues up to four times as long.",
-    )
-    drain_policy: DrainPolicy = Field(
-        default=DrainPolicy.WAIT,
-        description="What happens to requests that are in flight at drain_timeout_s in a switch of "
-        "the scheduler: `wait` never cuts an answer; `cancel` and `refuse` as in `switch`.",
-    )
-    manual_hold_s: Seconds = Field(
-        default=10.0,
-        ge=0,
-        description="Seconds after a switch or an unload by hand in which the scheduler does not "
-        "switch away.",
-    )
-
-    def rules(self, hold_timeout_s: float) -> SchedulingRules:
-        """Return what the policies are held to, where requests are refused after so long."""
-        return SchedulingRules(
-            policy=self.policy,
-            switching_share=self.switching_share,
-            max_wait_s=self.max_wait_s,
-            hold_timeout_s=hold_timeout_s,
-        )
-
-
 class EngineSettings(Settings):
     """Where engines are found."""
 
@@ -390,6 +341,7 @@ class SupervisorSettings(Settings):
             scheduling=self.scheduler.rules(self.queue.hold_timeout_s),
             scheduler_drains=self.scheduler.drain_policy,
             manual_hold_s=self.scheduler.manual_hold_s,
+            idle_after_s=self.scheduler.idle_model_after_s,
         )
 
     def budget_bytes(self, device: str, total_bytes: int) -> int:

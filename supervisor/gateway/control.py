@@ -34,6 +34,7 @@ class SwitchParameters(Parameters):
 class UnloadParameters(Parameters):
     """The body, or the query, of `POST /unload`."""
 
+    model_name: str | None = None
     wait: StrictBool = True
 
 
@@ -67,9 +68,11 @@ class Control:
         return await _answer(ticket, wait=asked.wait)
 
     async def unload(self, asked: UnloadParameters) -> Answer:
-        """Stop every backend; answers when the memory is confirmed free."""
+        """Stop one model, or all that are not pinned; answers when the memory is confirmed free."""
         policy = self._configuration.current.settings.switch.drain_policy
-        return await _answer(self._arbiter.request_switch(None, "manual", policy), wait=asked.wait)
+        name = None if asked.model_name is None else self._targets.named(asked.model_name)
+        ticket = self._arbiter.request_switch(None, "manual", policy, unloads=name)
+        return await _answer(ticket, wait=asked.wait)
 
     async def restart(self, _: NoParameters) -> Answer:
         """Bring back what died; answers when it serves again, or with the reason."""

@@ -133,12 +133,18 @@ RESERVED_ROUTES: tuple[Route, ...] = (
     Route(
         method="POST",
         path="/unload",
-        purpose="Stop every backend and confirm that the device is free.",
+        purpose="Stop a model (`model_name`), or all that are not pinned, and confirm that the "
+        "memory is free.",
         owner=Control,
         handler=Control.unload,
         parameters=UnloadParameters,
         answers=(200, 202),
-        refusals=("switch_in_progress", "memory_not_released", "backend_not_reaped"),
+        refusals=(
+            "model_not_found",
+            "switch_in_progress",
+            "memory_not_released",
+            "backend_not_reaped",
+        ),
         scope=Scope.CONTROL,
     ),
     Route(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import structlog
 from immutables import Map
+from msgspec.structs import replace
 
 from supervisor.arbiter.arbiter import Arbiter
 from supervisor.calendar.reading import ScheduleReader
@@ -15,7 +16,7 @@ from supervisor.config.holder import ConfigurationHolder
 from supervisor.core.machine.agenda import Agenda
 from supervisor.core.machine.events import DeviceFound, RulesChanged, VectorsKnown
 from supervisor.core.machine.snapshot import Endings, Scheduling, Snapshot
-from supervisor.core.machine.values import Device
+from supervisor.core.machine.values import Device, SwitchRules
 from supervisor.core.scheduling.estimates import Estimates
 from supervisor.embedding.twins import FILE_NAME as TWINS_FILE
 from supervisor.embedding.twins import Twins
@@ -72,12 +73,15 @@ async def start_machine(
     kept = (stores.estimates, stores.schedule)
     observers = (Recorder(stores.history), ground.children, learner, readiness, *kept, twins)
     arbiter = Arbiter(
-        snapshot=first_snapshot(
-            configuration,
-            telemetry.devices(),
-            stores.estimates.read(),
-            Agenda(ended=stores.schedule.read()),
-            orphans_at=ground.children.orphans_at,
+        snapshot=replace(
+            first_snapshot(
+                configuration,
+                telemetry.devices(),
+                stores.estimates.read(),
+                Agenda(ended=stores.schedule.read()),
+                orphans_at=ground.children.orphans_at,
+            ),
+            rules=rules_of(configuration, targets),
         ),
         launcher=launcher,
         memory=telemetry,
@@ -107,7 +111,7 @@ def push_rules(
     arbiter = machine.arbiter
 
     def push(configuration: Configuration) -> None:
-        settings, rules = configuration.settings, configuration.rules()
+        settings, rules = configuration.settings, rules_of(configuration, targets)
         arbiter.post(RulesChanged(at=time.monotonic(), limits=settings.limits(), rules=rules))
         for name in arbiter.snapshot.devices:
             note_device(arbiter, targets.device(name))
@@ -116,6 +120,12 @@ def push_rules(
 
     tell_known_vectors(machine)
     holder.on_apply(push)
+
+
+def rules_of(configuration: Configuration, targets: Targets) -> SwitchRules:
+    """Return the rules with the model that is made live again when nothing is asked for."""
+    idle = configuration.catalogue.idle_model
+    return replace(configuration.rules(), idle_target=targets.target(idle) if idle else None)
 
 
 def note_device(arbiter: Arbiter, device: Device) -> None:
@@ -150,7 +160,6 @@ def first_snapshot(
     return Snapshot(
         devices=Map(budgets),
         limits=settings.limits(),
-        rules=configuration.rules(),
         scheduling=Scheduling(run=f"s{int(time.time())}", estimates=estimates),
         agenda=agenda,
         endings=Endings(orphans_at=orphans_at),

@@ -12,11 +12,11 @@ ROOMY = {"extends": "generation", "mode": "generation", "ctx_size": 2048}
 
 
 def files(**switch: Any) -> dict[str, Any]:
-    """Let host memory carry two models of 100 MiB."""
+    """Let host memory carry two models of 100 MiB, and the margin."""
     catalogue = shipped("models.yaml", default_model=None)
     for entry in catalogue["models"].values():
         entry["overrides"] = {"memory": {"need_bytes": 100 * MIB}}
-    host = {"exclusive": False, "budget_bytes": 250 * MIB}
+    host = {"exclusive": False, "budget_bytes": 460 * MIB}
     settings = shipped("supervisor.yaml", devices={"host": host}, switch=switch)
     return {"models.yaml": catalogue, "supervisor.yaml": settings, "roomy.yaml": ROOMY}
 
@@ -41,7 +41,7 @@ async def test_no_request_waits_for_a_new_profile(start_controller: StartControl
     arbiter = controller.parts.arbiter
     arbiter._observers = (
         *arbiter._observers,
-        lambda *step: waited.extend(step[2].requests.waiters),
+        lambda *step: waited.extend(step[2].requests.places),
     )
     asking = asyncio.create_task(ask_on())
     status, report = await change_profile(controller)

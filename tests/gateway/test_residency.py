@@ -24,7 +24,7 @@ def files(budget_bytes: int | None) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("budget_bytes", [None, 250 * MIB])
+@pytest.mark.parametrize("budget_bytes", [None, 460 * MIB])
 async def test_models_that_fit_together_are_both_live_and_each_gets_its_requests(
     start_controller: StartController, budget_bytes: int | None
 ) -> None:

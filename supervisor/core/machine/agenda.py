@@ -63,7 +63,7 @@ class Agenda(Struct, frozen=True, kw_only=True):
     period's target is made ready; None: as was learned. `has_work`: there is some for the next
     period, if that lasts until it is done. `read_at`: when the schedule is to be read again.
     `entered`: when the last period that was entered began. `ended`: the last one that is over as
-    its work is done.
+    its work is done. `rests`: what the present one serves was unloaded for want of requests.
     """
 
     periods: tuple[Period, ...] = ()
@@ -74,6 +74,7 @@ class Agenda(Struct, frozen=True, kw_only=True):
     entered: float | None = None
     ended: Period | None = None
     by_hand: ByHand | None = None
+    rests: bool = False
 
     @property
     def period(self) -> Period | None:

@@ -99,6 +99,8 @@ def wanting(snapshot: Snapshot) -> Period | None:
     period = snapshot.agenda.period
     if period is None or period.target is None or snapshot.switch is not None:
         return None
+    if snapshot.agenda.rests:  # its requests bring it back
+        return None
     if snapshot.is_closing or snapshot.recovery(period.target.model) is not None:
         return None
     return None if _is_served(snapshot, period) else period
@@ -135,6 +137,7 @@ def _begin_period(draft: Draft, before: Period | None) -> None:
     period = draft.snapshot.agenda.period
     if period is None or (before is not None and _is_same(before, period)):
         return
+    draft.set(agenda=replace(draft.snapshot.agenda, rests=False))
     refuse_outside(draft)
     if period.optimizes and not period.until_done:
         draft.commands.append(OptimizeVectors())

@@ -1,6 +1,6 @@
 """When the core wants to know that time has passed: every deadline that the snapshot holds."""
 
-from supervisor.core.machine import clock
+from supervisor.core.machine import clock, idleness
 from supervisor.core.machine.phases import phase_deadline
 from supervisor.core.machine.recovery import retry_at
 from supervisor.core.machine.snapshot import Snapshot
@@ -19,7 +19,11 @@ def next_wakeup(snapshot: Snapshot) -> float | None:
                 moments.append(backend.retire_deadline)
             if snapshot.close_deadline is not None:
                 moments.append(snapshot.close_deadline)
-    if snapshot.recoveries or snapshot.agenda.read_at is not None:
+    if (
+        snapshot.recoveries
+        or snapshot.agenda.read_at is not None
+        or snapshot.rules.watches_idleness
+    ):
         moments += _of_our_own(snapshot)
     oldest = oldest_waiter(snapshot)
     if oldest is not None:
@@ -34,14 +38,18 @@ def next_wakeup(snapshot: Snapshot) -> float | None:
 
 def _of_our_own(snapshot: Snapshot) -> list[float]:
     """Return when something is to be done that nobody waits for in person."""
-    due_at = retry_at(snapshot)
-    return clock.moments(snapshot) + ([] if due_at is None else [due_at])
+    due_at = (retry_at(snapshot), idleness.due_at(snapshot))
+    return [*clock.moments(snapshot), *(at for at in due_at if at is not None)]
 
 
 def lease_moves_wakeup(before: Snapshot, after: Snapshot) -> bool:
     """Whether a lease that was given or has come back moves `next_wakeup`; nobody else waits."""
     if after.scheduling.wake_at != before.scheduling.wake_at:
         return True
+    if after.rules.watches_idleness:  # one that work has put off may ring in vain
+        due_at = idleness.due_at(after)
+        if due_at is not None and due_at != idleness.due_at(before):
+            return True
     return _lingers_since(after) != _lingers_since(before)
 
 

@@ -8,8 +8,8 @@ from supervisor.core.machine.learning import note_switch
 from supervisor.core.machine.memory import MemorySample
 from supervisor.core.machine.recovery import forget_recovery, note_failed_recovery
 from supervisor.core.machine.reports import report_of
-from supervisor.core.machine.setbacks import forget_setback, note_failure
-from supervisor.core.machine.switch import CLOCK, SCHEDULER, Switch, SwitchReport
+from supervisor.core.machine.setbacks import forget_setback, note_failure, try_all_again
+from supervisor.core.machine.switch import CLOCK, IDLENESS, SCHEDULER, Switch, SwitchReport
 from supervisor.core.machine.values import Outcome, Phase, Refusal, Target
 from supervisor.core.machine.waiting import settle_waiters
 
@@ -57,30 +57,37 @@ def _note_for_scheduling(draft: Draft, switch: Switch, report: SwitchReport) -> 
     if report.refusal is None:
         if target is not None:
             draft.set(scheduling=forget_setback(scheduling, target.model))
+            draft.set_scheduling(is_unloaded=False)
         if switch.order.is_by_hand:
-            hold(draft, target)
-    elif target is not None and switch.order.requested_by in {SCHEDULER, CLOCK}:
+            hold(draft, switch)
+    elif target is not None and switch.order.requested_by in {SCHEDULER, CLOCK, IDLENESS}:
         failed = note_failure(
             draft.snapshot, target.model, report.refusal, report.total_s, draft.at
         )
         draft.set(scheduling=failed)
 
 
-def hold(draft: Draft, target: Target | None) -> None:
-    """A hand set the target's devices (None: all): the scheduler leaves them alone for a while.
+def hold(draft: Draft, switch: Switch) -> None:
+    """A hand set a switch's devices (of an unload: all): the scheduler leaves them for a while.
 
     The schedule leaves them alone until its next period.
     """
-    snapshot = draft.snapshot
+    snapshot, target, only = draft.snapshot, switch.target, switch.order.unloads
     until = draft.at + snapshot.rules.manual_hold_s
     live = [b for b in snapshot.ready_backends() if target and b.target.is_same(target)]
-    taken = {d for b in live for d in (*b.target.devices, *b.footprint.devices)}
-    devices = snapshot.devices if target is None else taken
+    gone = [each for each in switch.rollback.to_restore if each.target.model == only]
+    devices = {d for b in live for d in (*b.target.devices, *b.footprint.devices)}
+    devices |= {d for each in gone for d in each.footprint.devices}
+    if target is None and only is None:
+        devices = set(snapshot.devices)
     held = snapshot.scheduling.held_until.update(
         {name: until for device in devices for name in snapshot.pool(device)}
     )
-    draft.set_scheduling(held_until=held)
-    draft.set(agenda=snapshot.agenda.with_choice(target))
+    draft.set_scheduling(held_until=held, is_unloaded=target is None)
+    if target is None:
+        draft.set(scheduling=try_all_again(draft.snapshot.scheduling))
+    if target is not None or only is None or any(snapshot.agenda.admits(g.target) for g in gone):
+        draft.set(agenda=snapshot.agenda.with_choice(target))
 
 
 def stop_warming(draft: Draft, switch: Switch) -> None:

@@ -23,12 +23,16 @@ class Event(Struct, frozen=True, kw_only=True):
 
 
 class SwitchRequested(Event, frozen=True, kw_only=True):
-    """Somebody wants `target` live, or (None) the device freed. `reason`: why, in a sentence."""
+    """Somebody wants `target` live, or (None) devices freed. `reason`: why, in a sentence.
+
+    `unloads`: the only model that is to go then; None: all that are not pinned.
+    """
 
     switch_id: str
     target: Target | None
     requested_by: str
     drain_policy: DrainPolicy = DrainPolicy.CANCEL
+    unloads: str | None = None
     reason: str = ""
 
 

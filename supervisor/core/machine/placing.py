@@ -55,7 +55,8 @@ class Place(Struct, frozen=True, kw_only=True):
     @property
     def kept_back_until(self) -> float:
         """Until when the controller leaves it alone; what fits beside others disturbs no choice."""
-        is_beside = self.is_free and not self.is_empty and self.footprint is not None
+        is_known = self.footprint is not None and not self.plan.in_the_way
+        is_beside = self.is_free and not self.is_empty and is_known
         return 0.0 if is_beside else self.held_until
 
     @property

@@ -127,6 +127,13 @@ def forget_recovery(draft: Draft, model: str) -> None:
     draft.set(recoveries=tuple(r for r in draft.snapshot.recoveries if r.target.model != model))
 
 
+def forget_unloaded(draft: Draft, only: str | None) -> None:
+    """An unload wants a model down, or (None) all that are not pinned: none is brought back."""
+    rules = draft.snapshot.rules
+    left = tuple(r for r in draft.snapshot.recoveries if not rules.unloads(r.target, only))
+    draft.set(recoveries=left)
+
+
 def _note(draft: Draft, recovery: Recovery) -> None:
     forget_recovery(draft, recovery.target.model)
     draft.set(recoveries=(*draft.snapshot.recoveries, recovery))

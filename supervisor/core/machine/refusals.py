@@ -163,7 +163,7 @@ def switch_failed(refusal: Refusal) -> Refusal:
 
 def refusal_after_setback(setback: Setback, refusal: Refusal, at: float) -> Refusal:
     """Say why a model is not switched to now, and when it will be tried again."""
-    if setback.until == math.inf:
+    if setback.is_final:
         again = (
             f"after {setback.failures} failures it is not tried again until POST /switch-backend"
         )

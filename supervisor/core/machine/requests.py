@@ -55,7 +55,8 @@ def admit(draft: Draft, request: RequestArrived) -> None:
     elif is_closing:
         refuse(draft, request.request_id, SHUTTING_DOWN)
     elif backend is not None:
-        _hold(draft, request, Kind(request.priority))
+        kind = Kind(request.priority) if request.may_switch else Kind.BYSTANDER
+        _hold(draft, request, kind, backend.target.model)
     else:
         _hold_or_refuse(draft, request)
 
@@ -75,10 +76,18 @@ def backend_for(snapshot: Snapshot, model: str | None) -> Backend | None:
 
 
 def room_at(snapshot: Snapshot, backend: Backend) -> int | None:
-    """Return how many more may use the backend now; None: as many as come."""
+    """Return how many more may use the backend in its turn; None: as many as come."""
+    room = places_at(snapshot, backend)
     if not is_contended(snapshot, backend):
-        return None
-    return max(0, room_of(backend) - backend.in_flight)
+        return room
+    in_turn = max(0, room_of(backend) - backend.in_flight)
+    return in_turn if room is None else min(room, in_turn)
+
+
+def places_at(snapshot: Snapshot, backend: Backend) -> int | None:
+    """Return how many more the operator lets use the backend now; None: as many as come."""
+    most = snapshot.rules.of(backend.target).max_concurrency
+    return None if most is None else max(0, most - backend.in_flight)
 
 
 def room_of(backend: Backend) -> int:
@@ -110,8 +119,13 @@ def sharing_with(snapshot: Snapshot, target: Target | None) -> tuple[Backend, ..
 
 
 def _has_room(snapshot: Snapshot, backend: Backend, request: RequestArrived) -> bool:
-    """Whether the request may have a live backend now. What cannot cause a switch always may."""
+    """Whether the request may have a live backend now.
+
+    What cannot cause a switch need not wait for a turn, only for one of the places that there are.
+    """
     requests = snapshot.requests
+    if snapshot.rules.models and places_at(snapshot, backend) == 0:
+        return False
     if not requests.lines or request.model is None:
         return True
     if request.may_wait and not request.may_switch:
@@ -235,17 +249,17 @@ def _hold_or_refuse(draft: Draft, request: RequestArrived) -> None:
     may_have_turn = may_cause and model is not None and (down is None or down.may_hold)
     setback = None if model is None else snapshot.scheduling.setbacks.get(model)
     if may_have_turn and is_under_way(snapshot, model):
-        _hold(draft, request, Kind(request.priority))
+        _hold(draft, request, Kind(request.priority), model)
     elif may_have_turn and setback is not None and setback.refusal and draft.at < setback.until:
         refuse(draft, request.request_id, refusal_after_setback(setback, setback.refusal, draft.at))
     elif may_have_turn and (outside := outside_window(snapshot, request, draft.at, draft.at)):
         refuse(draft, request.request_id, outside)
     elif may_have_turn:
-        _hold(draft, request, Kind(request.priority))
+        _hold(draft, request, Kind(request.priority), model)
     elif request.may_switch and down is not None and not is_under_way(snapshot, model):
         refuse(draft, request.request_id, not_live(snapshot, model))  # it did not come back
     elif is_something_under_way(snapshot, model):
-        _hold(draft, request, Kind.BYSTANDER)
+        _hold(draft, request, Kind.BYSTANDER, model)
     else:
         refuse(draft, request.request_id, not_live(snapshot, model))
 
@@ -290,8 +304,9 @@ def admit_again(draft: Draft, waiters: Sequence[Waiter]) -> None:
     draft.set(requests=put_in_order(draft.snapshot.requests, waiters))
 
 
-def _hold(draft: Draft, request: RequestArrived, kind: Kind) -> None:
-    full = queue_full(draft.snapshot, request.model, draft.at)
+def _hold(draft: Draft, request: RequestArrived, kind: Kind, model: str | None) -> None:
+    """Put the request into the line of a model; one that names none may stand in the live one's."""
+    full = queue_full(draft.snapshot, model, draft.at)
     if full is not None:
         refuse(draft, request.request_id, full)
         return
@@ -306,5 +321,5 @@ def _hold(draft: Draft, request: RequestArrived, kind: Kind) -> None:
         may_spill=request.may_spill,
         main=request.main,
     )
-    key = LineKey(request.model, kind)
+    key = LineKey(model, kind)
     draft.set(requests=join(draft.snapshot.requests, key, waiter))

@@ -12,7 +12,12 @@ from supervisor.core.machine.draft import Draft
 from supervisor.core.machine.events import Event, RequestArrived, RequestEnded, SwitchRequested
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.switch import SCHEDULER
-from supervisor.core.machine.switch_requests import begin_pending, begin_switch, own_switch_id
+from supervisor.core.machine.switch_requests import (
+    begin_due_recovery,
+    begin_pending,
+    begin_switch,
+    own_switch_id,
+)
 from supervisor.core.machine.values import Backend, BackendState, Target
 from supervisor.core.machine.waiting import let_in, settle_waiters
 from supervisor.core.scheduling.policies import POLICIES
@@ -29,6 +34,7 @@ def go_on(draft: Draft) -> None:
         begin_pending(draft)
         if draft.snapshot.switch is None:  # nothing had to be done, or could be
             settle_waiters(draft)
+            begin_due_recovery(draft)
     if draft.snapshot.switch is None:
         clock.begin_due(draft)
     if draft.snapshot.requests.lines and not draft.snapshot.is_closing:

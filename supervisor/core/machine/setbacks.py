@@ -42,10 +42,8 @@ def note_failure(
     first_s = max(SHORTEST_PAUSE_S, took_s * (1.0 - share) / share)
     pause_s = doubled_pause_s(failures, first_s, max(first_s, LONGEST_PAUSE_S))
     is_fault = is_targets_fault(refusal)
-    is_final = refusal.code == TWIN_DIFFERS or failures >= snapshot.limits.breaker_deaths
-    if refusal.code == "pinned_in_the_way":  # it cost nobody anything, and ends with an unload
-        pause_s = SHORTEST_PAUSE_S
-    elif is_fault and is_final:
+    is_final = is_fault and failures >= snapshot.limits.breaker_deaths
+    if refusal.code == TWIN_DIFFERS or (is_final and refusal.code != "pinned_in_the_way"):
         pause_s = math.inf
     setback = Setback(
         failures=failures,
@@ -56,9 +54,8 @@ def note_failure(
 
 
 def try_all_again(scheduling: Scheduling) -> Scheduling:
-    """Other settings apply: what had been given up for good may be worth another attempt."""
-    kept = {m: each for m, each in scheduling.setbacks.items() if each.until < math.inf}
-    return replace(scheduling, setbacks=Map(kept))
+    """Much may work that failed before: a hand has unloaded, or other settings apply."""
+    return replace(scheduling, setbacks=Map())
 
 
 def forget_setback(scheduling: Scheduling, model: str) -> Scheduling:

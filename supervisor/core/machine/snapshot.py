@@ -1,5 +1,7 @@
 """The whole state of the decision core; `step()` alone makes the next one out of the last."""
 
+import math
+
 from immutables import Map
 from msgspec import Struct, field
 
@@ -33,6 +35,11 @@ class Setback(Struct, frozen=True, kw_only=True):
     until: float
     refusal: Refusal | None
 
+    @property
+    def is_final(self) -> bool:
+        """Whether only a hand tries again."""
+        return self.until == math.inf
+
 
 class Away(Struct, frozen=True, kw_only=True):
     """When the last stay of a model ended, its last request answered.
@@ -53,7 +60,8 @@ class Scheduling(Struct, frozen=True, kw_only=True):
     servers together could take of a device when it was last read. `comparable` are the targets, by
     identity, with which their twins can be compared. `pending` is a switch by hand that waits for
     the end of the running one, `held_until` how long devices stay as a hand has set them.
-    `decision` is the last one, `wake_at` when it is to be thought over, and `linger_s` how long
+    `is_unloaded`: a hand has unloaded, and nothing was switched to since. `decision` is the last
+    one, `wake_at` when it is to be thought over, and `linger_s` how long
     after the only live model has no work (0: at once).
     """
 
@@ -67,6 +75,7 @@ class Scheduling(Struct, frozen=True, kw_only=True):
     away: Map[str, Away] = field(default_factory=Map)
     comparable: frozenset[tuple[str, str, str]] = frozenset()
     estimates: Estimates = Estimates()
+    is_unloaded: bool = False
     decision: Decision | None = None
     wake_at: float | None = None
     linger_s: float = 0.0

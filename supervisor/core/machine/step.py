@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from supervisor.core.machine import (
     clock,
+    idleness,
     leaving,
     recovery,
     requests,
@@ -201,6 +202,7 @@ def _on_time_passed(draft: Draft, _event: TimePassed) -> None:
     leaving.advance_retiring(draft)
     pass_phase_deadline(draft)
     switch_requests.begin_due_recovery(draft)
+    idleness.begin_due(draft)
     deadline = draft.snapshot.close_deadline
     if deadline is not None and draft.at >= deadline:
         _stop_closing(draft)

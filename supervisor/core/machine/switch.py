@@ -17,15 +17,17 @@ from supervisor.core.machine.values import (
 
 SCHEDULER = "scheduler"
 CLOCK = "clock"
-AUTOMATIC = frozenset({"startup", SCHEDULER, "recovery", CLOCK})
+IDLENESS = "idleness"
+AUTOMATIC = frozenset({"startup", SCHEDULER, "recovery", CLOCK, IDLENESS})
 """Who asks for switches that nobody waits for in person: one by hand waits for their end."""
 
 
 class Order(Struct, frozen=True, kw_only=True):
     """What was asked for, by whom and when. `target` None is an unload.
 
-    `gives_way`: it starts where there is room, and nobody leaves for it. Written when the switch
-    begins; later only the target is put on its device, or a fallback in its place.
+    `gives_way`: it starts where there is room, and nobody leaves for it. `unloads`: the only model
+    that an unload stops; None: all that are not pinned. Written when the switch begins; later only
+    the target is put on its device, or a fallback in its place.
     """
 
     switch_id: str
@@ -35,6 +37,7 @@ class Order(Struct, frozen=True, kw_only=True):
     drain_policy: DrainPolicy = DrainPolicy.CANCEL
     is_recovery: bool = False
     gives_way: bool = False
+    unloads: str | None = None
     reason: str = ""
 
     @property

@@ -10,13 +10,13 @@ from supervisor.core.machine.commands import CheckTarget, FinishSwitch, JoinSwit
 from supervisor.core.machine.draft import Draft
 from supervisor.core.machine.ending import hold
 from supervisor.core.machine.events import RestartRequested, SwitchRequested
-from supervisor.core.machine.recovery import due_recovery, reset_breakers
+from supervisor.core.machine.recovery import due_recovery, forget_unloaded, reset_breakers
 from supervisor.core.machine.refusals import SHUTTING_DOWN
 from supervisor.core.machine.reports import report_of, switch_is_pending, switch_is_running
 from supervisor.core.machine.requests import backend_for
 from supervisor.core.machine.switch import AUTOMATIC, Order, Switch
 from supervisor.core.machine.switching import leave
-from supervisor.core.machine.values import Outcome, Phase, Refusal, Target
+from supervisor.core.machine.values import Backend, Outcome, Phase, Refusal, Target
 from supervisor.core.machine.waiting import settle_waiters
 
 
@@ -27,9 +27,9 @@ def request_switch(draft: Draft, event: SwitchRequested) -> None:
         _refuse(draft, event, SHUTTING_DOWN)
     elif running is None:
         begin_switch(draft, event)
-    elif _wants_same(running.target, event):
+    elif _wants_same(running.order, event):
         draft.commands.append(JoinSwitch(switch_id=event.switch_id, running_id=running.switch_id))
-    elif isinstance(pending, SwitchRequested) and _wants_same(pending.target, event):
+    elif isinstance(pending, SwitchRequested) and _wants_same(pending, event):
         draft.commands.append(JoinSwitch(switch_id=event.switch_id, running_id=pending.switch_id))
     else:
         _wait_for(draft, running, event, is_by_hand=event.requested_by not in AUTOMATIC)
@@ -124,15 +124,16 @@ def begin_switch(
         drain_policy=event.drain_policy,
         is_recovery=is_recovery,
         gives_way=gives_way or (is_recovery and not is_pinned),
-        reason=event.reason,
+        unloads=event.unloads,
+        reason=event.reason or _what_stays(draft, event),
     )
     switch = Switch(order=order, phase=Phase.PREFLIGHT, phase_started_at=draft.at)
     if _is_already_so(draft, event):
         if event.target is None:
-            draft.set(recoveries=())
+            forget_unloaded(draft, event.unloads)
             settle_waiters(draft)
         if order.is_by_hand:
-            hold(draft, event.target)
+            hold(draft, switch)
         report = report_of(switch, draft.at, refusal=None)
         same = backend_for(draft.snapshot, report.model) if report.model else None
         draft.commands.append(
@@ -145,19 +146,35 @@ def begin_switch(
         return
     draft.set(switch=switch)
     if event.target is None:
-        leave(draft, draft.snapshot.backends)
+        leave(draft, _unloaded(draft, event))
     else:
         draft.commands.append(CheckTarget(switch_id=event.switch_id, target=event.target))
 
 
 def _is_already_so(draft: Draft, event: SwitchRequested) -> bool:
     if event.target is None:
-        return not draft.snapshot.backends
+        return not _unloaded(draft, event)
     live = draft.snapshot.ready_backends()
     return any(b.target.is_same(event.target) for b in live)
 
 
-def _wants_same(target: Target | None, event: SwitchRequested) -> bool:
-    if target is None or event.target is None:
-        return target is event.target
-    return target.is_same(event.target)
+def _unloaded(draft: Draft, event: SwitchRequested) -> tuple[Backend, ...]:
+    """Return what an unload stops."""
+    rules = draft.snapshot.rules
+    return tuple(b for b in draft.snapshot.backends if rules.unloads(b.target, event.unloads))
+
+
+def _what_stays(draft: Draft, event: SwitchRequested) -> str:
+    """Say which models an unload of all leaves live, as they are pinned."""
+    if event.target is not None or event.unloads is not None:
+        return ""
+    there = [f"'{b.target.model}'" for b in draft.snapshot.backends]
+    gone = [f"'{b.target.model}'" for b in _unloaded(draft, event)]
+    stays = ", ".join(name for name in there if name not in gone)
+    return f"{stays} stays: what is pinned is unloaded by its name only" if stays else ""
+
+
+def _wants_same(running: Order | SwitchRequested, event: SwitchRequested) -> bool:
+    if running.target is None or event.target is None:
+        return running.target is event.target and running.unloads == event.unloads
+    return running.target.is_same(event.target)

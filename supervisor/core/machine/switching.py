@@ -57,7 +57,12 @@ from supervisor.core.machine.leaving import (
 from supervisor.core.machine.memory import GateState, MemorySample
 from supervisor.core.machine.packing import measured_capacity
 from supervisor.core.machine.placing import choose_place
-from supervisor.core.machine.recovery import baselines_of_the_dead, forget_recovery, note_lost
+from supervisor.core.machine.recovery import (
+    baselines_of_the_dead,
+    forget_recovery,
+    forget_unloaded,
+    note_lost,
+)
 from supervisor.core.machine.rolling_back import fail_rollback, note_restored, roll_back
 from supervisor.core.machine.starting import give_up_late_start, note_live, place, start_placed
 from supervisor.core.machine.values import (
@@ -69,6 +74,9 @@ from supervisor.core.machine.values import (
     Refusal,
     Target,
 )
+
+_TAKEN = frozenset({"place_is_taken", "pinned_in_the_way"})
+"""Why what died is not brought back: it comes into free room only."""
 
 CHECK_TIMEOUT_S = 60.0
 """Seconds that the check of a target may take: headers are read in milliseconds, and a network
@@ -97,9 +105,10 @@ def accept_target(draft: Draft, event: TargetAccepted) -> None:
         first=tuple(b.epoch for b in chosen.plan.leaving),
         behind=tuple(b.epoch for b in chosen.plan.retiring),
     )
-    if refusal is not None and refusal.code == "place_is_taken":
-        if switch.order.is_recovery:  # somebody chose what is live now
-            forget_recovery(draft, target.model)
+    if refusal is not None and refusal.code in _TAKEN and switch.order.is_recovery:
+        forget_recovery(draft, target.model)  # somebody chose what is live now
+        end_switch(draft, refusal=refusal)
+    elif refusal is not None and refusal.code == "place_is_taken":
         end_switch(draft, refusal=refusal)
     elif refusal is not None:
         if target.is_twin:  # one that died comes back when it is asked for
@@ -291,7 +300,7 @@ def leave(draft: Draft, leaving: tuple[Backend, ...]) -> None:
 def _ask_for_release(draft: Draft) -> None:
     """Put the question for the first device that is not confirmed yet, and take a sample."""
     switch = draft.enter_phase(Phase.CONFIRMING)
-    if switch.target is None:
-        draft.set(recoveries=())  # an unload wants nothing live
+    if switch.target is None:  # what is unloaded is not to come back
+        forget_unloaded(draft, switch.order.unloads)
     may_make_room = bool(_replaced_in_the_way(draft))
     question_device(draft, switch.gate.devices[0], may_make_room=may_make_room)

@@ -329,9 +329,18 @@ class Limits(Struct, frozen=True, kw_only=True):
 
 
 class ModelRules(Struct, frozen=True, kw_only=True):
-    """What the operator chose for one model. `is_pinned`: it never gives way to another."""
+    """What the operator chose for one model.
+
+    `is_pinned`: it never gives way to another. `idle_unload_s`: it is unloaded after so long
+    without work. `max_concurrency`: so many requests use it at once.
+    """
 
     is_pinned: bool = False
+    idle_unload_s: float | None = None
+    max_concurrency: int | None = None
+
+
+_AS_ALL = ModelRules()
 
 
 class SwitchRules(Struct, frozen=True, kw_only=True):
@@ -342,6 +351,7 @@ class SwitchRules(Struct, frozen=True, kw_only=True):
     also saved when the controller ends. `scheduling`: what the scheduler's policy is held to;
     `scheduler_drains`: what its switches do to requests in flight; `manual_hold_s`: how long it
     leaves alone what was switched to by hand. `models` has those for which something was chosen.
+    `idle_target` is made live again once nothing was asked for during `idle_after_s`.
     """
 
     replaces: bool = False
@@ -351,7 +361,18 @@ class SwitchRules(Struct, frozen=True, kw_only=True):
     scheduler_drains: DrainPolicy = DrainPolicy.WAIT
     manual_hold_s: float = 10.0
     models: Mapping[str, ModelRules] = {}
+    idle_target: Target | None = None
+    idle_after_s: float = 600.0
+
+    @property
+    def watches_idleness(self) -> bool:
+        """Whether it may matter that a model has no work."""
+        return bool(self.models) or self.idle_target is not None
 
     def of(self, target: Target) -> ModelRules:
         """Return what was chosen for a target's model."""
-        return self.models.get(target.model) or ModelRules()
+        return self.models.get(target.model) or _AS_ALL
+
+    def unloads(self, target: Target, only: str | None) -> bool:
+        """Whether an unload stops a target: of one model by name, or of all that are not pinned."""
+        return not self.of(target).is_pinned if only is None else target.model == only

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 
+from msgspec.structs import replace
+
 from supervisor.core.machine.draft import Draft
-from supervisor.core.machine.queues import Kind, LineKey, leave_line, take
+from supervisor.core.machine.queues import Kind, LineKey, join, leave_line, take
 from supervisor.core.machine.refusals import (
     hold_timeout,
     not_live,
@@ -16,6 +18,7 @@ from supervisor.core.machine.requests import (
     grant_all,
     is_under_way,
     may_restart_help,
+    places_at,
     refuse,
     room_at,
 )
@@ -30,7 +33,9 @@ Granted = list[tuple[Waiter, Backend]]
 def let_in(draft: Draft) -> None:
     """Give what is live to those in its line, as far as there is room for them."""
     _call_back(draft)
-    _grant_in_order(draft, _take_in(draft))
+    granted = _take_in(draft)
+    if granted:
+        grant_all(draft, sorted(granted, key=lambda each: each[0].number))
 
 
 def settle_waiters(
@@ -43,24 +48,19 @@ def settle_waiters(
     (None: for the device), and for its turn where that was in vain. Where a model and its twin can
     serve a request, it is refused when neither does.
     """
-    _call_back(draft)
-    granted = _take_in(draft)
+    _line_up_for_what_is_live(draft)
+    let_in(draft)
     for key in tuple(draft.snapshot.requests.lines):
         if _waits_on(draft.snapshot, key, failure, failed_model):
             continue
         is_concerned = failed_model is None or key.model in {None, failed_model}
+        refusal = failure and is_concerned and switch_failed(failure)
         taken = _take_from(draft, key)
         admit_again(draft, [waiter for waiter in taken if waiter.may_spill])
         for waiter in taken:
             if waiter.may_spill:
                 continue
-            backend = backend_for(draft.snapshot, waiter.model)
-            if backend is not None:  # it named none
-                granted.append((waiter, backend))
-                continue
-            refusal = failure and is_concerned and switch_failed(failure)
             refuse(draft, waiter.request_id, refusal or not_live(draft.snapshot, key.model))
-    _grant_in_order(draft, granted)
 
 
 def expire_waiters(draft: Draft) -> None:
@@ -109,26 +109,31 @@ def _call_back(draft: Draft) -> None:
 def _take_in(draft: Draft) -> Granted:
     """Take those out of the lines of live models for whom there is room, the most urgent first.
 
-    Whoever waits as a bystander is not part of a turn, and needs no room.
+    Whoever waits as a bystander is not part of a turn: it comes first, and needs no room in that.
     """
     granted: Granted = []
     for backend in draft.snapshot.admitting():
-        if not draft.snapshot.requests.lines_of(backend.target.model):
+        model = backend.target.model
+        if not draft.snapshot.requests.lines_of(model):
             continue
+        taken: list[Waiter] = []
+        bystanders = LineKey(model, Kind.BYSTANDER)
+        if bystanders in draft.snapshot.requests.lines:
+            taken += _take_from(draft, bystanders, places_at(draft.snapshot, backend))
         room = room_at(draft.snapshot, backend)
-        for key in _by_urgency(draft, backend.target.model):
-            count = None if key.kind is Kind.BYSTANDER else room
-            taken = _take_from(draft, key, count)
-            granted += [(waiter, backend) for waiter in taken]
-            if count is not None and room is not None:
-                room -= len(taken)
+        room = None if room is None else room - len(taken)
+        for key in _by_urgency(draft, model):
+            more = _take_from(draft, key, room)
+            taken += more
+            room = None if room is None else room - len(more)
+        granted += [(waiter, backend) for waiter in taken]
     return granted
 
 
 def _by_urgency(draft: Draft, model: str) -> list[LineKey]:
-    """Return the lines of a model; batch work that has aged comes before all."""
+    """Return the lines for a model's turn; batch work that has aged comes before all."""
     requests, aged_s = draft.snapshot.requests, draft.snapshot.rules.scheduling.batch_ages_s
-    keys = [key for key, _ in requests.lines_of(model)]
+    keys = [key for key, _ in requests.lines_of(model) if key.kind is not Kind.BYSTANDER]
     batch = LineKey(model, Kind.BATCH)
     if batch in keys and requests.lines[batch].head.arrived_at + aged_s <= draft.at:
         keys.remove(batch)
@@ -144,9 +149,16 @@ def _take_from(draft: Draft, key: LineKey, count: int | None = None) -> Sequence
     return taken
 
 
-def _grant_in_order(draft: Draft, granted: Granted) -> None:
-    if granted:
-        grant_all(draft, sorted(granted, key=lambda each: each[0].number))
+def _line_up_for_what_is_live(draft: Draft) -> None:
+    """Those who named no model take what was switched to last: they stand in its line from now."""
+    requests, nameless = draft.snapshot.requests, LineKey(None, Kind.BYSTANDER)
+    backend = backend_for(draft.snapshot, None)
+    if backend is None or nameless not in requests.lines:
+        return
+    held, (requests, taken) = requests.held, take(requests, nameless)
+    for waiter in taken:
+        requests = join(requests, LineKey(backend.target.model, Kind.BYSTANDER), waiter)
+    draft.set(requests=replace(requests, held=held))
 
 
 def _waits_on(
@@ -155,15 +167,10 @@ def _waits_on(
     """Whether those of a line that was not emptied have something to wait for."""
     if snapshot.is_closing:
         return False
-    if key.model is None:
-        is_served = bool(snapshot.ready_backends())
-        return not is_served and (may_restart_help(snapshot, None) or _is_pending(snapshot))
-    if may_restart_help(snapshot, key.model):
+    if may_restart_help(snapshot, key.model) or backend_for(snapshot, key.model) is not None:
         return True
     if key.kind is Kind.BYSTANDER:
         return _is_pending(snapshot)
-    if backend_for(snapshot, key.model) is not None:
-        return True
     is_down = snapshot.recovery(key.model) is not None
     is_concerned = failure is not None and failed_model == key.model
     return not is_down and not (is_concerned and failure and is_targets_fault(failure))

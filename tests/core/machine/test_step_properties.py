@@ -29,7 +29,7 @@ from supervisor.core.machine.events import (
     VectorsKnown,
 )
 from supervisor.core.machine.step import step
-from supervisor.core.machine.values import DrainPolicy, Phase, SwitchRules, Target
+from supervisor.core.machine.values import DrainPolicy, ModelRules, Phase, SwitchRules, Target
 from supervisor.core.scheduling.values import Priority
 from tests.core.machine.surroundings import LIMITS, TARGETS, WITH_TWIN, asked_for, period
 from tests.core.machine.world import Fate, World
@@ -39,7 +39,23 @@ REQUESTS = SwitchRequested | RequestArrived | RestartRequested | ShutdownRequest
 READINGS = RulesChanged | ScheduleRead
 """Facts that have the schedule read again, or are what was read: told again, they are new."""
 
+Chosen = dict[str, ModelRules]
+
 targets = st.sampled_from(TARGETS)
+chosen = st.dictionaries(
+    st.sampled_from(["chat", "embed", "rerank", "code"]),
+    st.builds(
+        ModelRules,
+        is_pinned=st.just(value=True),
+        max_concurrency=st.none() | st.integers(1, 3),
+    )
+    | st.builds(
+        ModelRules,
+        idle_unload_s=st.none() | st.sampled_from([1.0, 50.0]),
+        max_concurrency=st.none() | st.integers(1, 3),
+    ),
+    max_size=2,
+)
 models = st.sampled_from(["chat", "live", "target", "down", None, "embed", "unknown"])
 pauses_s = st.sampled_from([0.0, 0.0, 0.005, 0.3, 2.0, 31.0, 121.0])
 luck = st.sampled_from([True, True, False])
@@ -50,19 +66,39 @@ needs = st.integers(20, 60)
 class Happenings(World):
     """What happens around the core."""
 
-    @initialize(replaces=st.booleans(), warms=st.booleans())
-    def operator_chooses_rules(self, *, replaces: bool, warms: bool) -> None:
-        rules = SwitchRules(replaces=replaces, warms=warms)
+    @initialize(
+        replaces=st.booleans(), warms=st.booleans(), models=chosen, idle=st.none() | targets
+    )
+    def operator_chooses_rules(
+        self, *, replaces: bool, warms: bool, models: Chosen, idle: Target | None
+    ) -> None:
+        """The idle model is one for which there is always room, and that stays."""
+        if any(rules.is_pinned for rules in models.values()) or (idle and idle.model in models):
+            idle = None
+        rules = SwitchRules(
+            replaces=replaces, warms=warms, models=models, idle_target=idle, idle_after_s=100.0
+        )
         self.tell(RulesChanged(at=self.now, limits=LIMITS, rules=rules))
 
-    @rule(pause_s=pauses_s, wanted=st.none() | targets, policy=st.sampled_from(DrainPolicy))
+    @rule(
+        pause_s=pauses_s,
+        wanted=st.none() | targets,
+        policy=st.sampled_from(DrainPolicy),
+        unloads=st.none() | st.sampled_from(["chat", "embed", "code"]),
+    )
     def somebody_requests_a_switch(
-        self, pause_s: float, wanted: Target | None, policy: DrainPolicy
+        self,
+        pause_s: float,
+        wanted: Target | None,
+        policy: DrainPolicy,
+        unloads: str | None = None,
     ) -> None:
         self.pass_time(pause_s)
         switch_id = self.new_switch_id()
         self.callers[switch_id] = switch_id
         self.policies[switch_id] = policy
+        if wanted is None and unloads is not None:
+            self.unloads[switch_id] = unloads
         self.tell(
             SwitchRequested(
                 at=self.now,
@@ -70,6 +106,7 @@ class Happenings(World):
                 target=wanted,
                 requested_by="test",
                 drain_policy=policy,
+                unloads=None if wanted else unloads,
             )
         )
 
@@ -337,7 +374,7 @@ TestInvariants.settings = settings(max_examples=300, stateful_step_count=50)
 def test_request_that_may_not_wait_only_renews_the_sentence_for_those_who_wait() -> None:
     """Time has passed since the last event, and the sentence says how much is left."""
     world = Happenings()
-    world.operator_chooses_rules(replaces=False, warms=False)
+    world.operator_chooses_rules(replaces=False, warms=False, models={}, idle=None)
     world.switch_goes_well(TARGETS[2], 20)
     world.request_arrives(121.0, "embed", may_switch=True, priority=Priority.INTERACTIVE)
     world.request_arrives(0.0, "chat", may_switch=True, priority=Priority.INTERACTIVE)

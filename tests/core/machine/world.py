@@ -53,7 +53,14 @@ from supervisor.core.machine.queues import Kind
 from supervisor.core.machine.scheduler import SHORTEST_WAIT_S
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.step import step
-from supervisor.core.machine.switch import AUTOMATIC, SCHEDULER, Switch, SwitchReport
+from supervisor.core.machine.switch import (
+    AUTOMATIC,
+    IDLENESS,
+    SCHEDULER,
+    Order,
+    Switch,
+    SwitchReport,
+)
 from supervisor.core.machine.values import (
     BackendState,
     DrainPolicy,
@@ -112,6 +119,9 @@ class World(RuleBasedStateMachine):
         self.live_before: dict[str, frozenset[Target]] = {}
         self.deaths: dict[str, list[float]] = {}
         self.held_until: dict[str, float] = {}
+        self.unloads: dict[str, str] = {}  # switches that stop one model by its name
+        self.idle_since: dict[int, float] = {}
+        self.worked_at = 0.0
         self.broken: set[str] = set()
         self.dismissed: set[Target] = set()  # twins that differ, in the end
 
@@ -201,7 +211,9 @@ class World(RuleBasedStateMachine):
 
     def end_request(self, request_id: str) -> None:
         self.requests[request_id] = Fate.OVER
-        self.leases.pop(request_id, None)
+        epoch = self.leases.pop(request_id, None)
+        if epoch is not None:
+            self.worked_at = self.idle_since[epoch] = self.now
         self.tell(RequestEnded(at=self.now, request_id=request_id))
 
     def pass_time(self, seconds: float) -> None:
@@ -238,6 +250,7 @@ class World(RuleBasedStateMachine):
         self.check_switch()
         self.check_recoveries()
         self.check_heads()
+        self.check_idleness()
 
     def note(self, before: Snapshot, event: Event) -> None:
         """Enter into the books what the event itself means."""
@@ -258,6 +271,10 @@ class World(RuleBasedStateMachine):
         self.live_before[switch_id] = frozenset((*ready, *closed))
         if order.is_recovery:
             self.recovering.add(switch_id)
+        if order.unloads is not None:
+            self.unloads[switch_id] = order.unloads
+        if order.requested_by == IDLENESS:
+            self.check_that_it_was_time(order)
         if order.requested_by == "restart":
             self.deaths.clear()
             self.broken.clear()
@@ -342,7 +359,7 @@ class World(RuleBasedStateMachine):
                 assert self.requests[request_id] is Fate.WAITING
                 self.requests[request_id] = Fate.OVER
             case FinishSwitch(report=report):
-                assert self.callers[report.switch_id] == report.switch_id
+                assert self.callers.get(report.switch_id) == report.switch_id, report
                 self.callers = {c: s for c, s in self.callers.items() if s != report.switch_id}
                 self.note_hold(report)
                 self.check_outcome(report, before)
@@ -356,6 +373,7 @@ class World(RuleBasedStateMachine):
                 self.completions += 1
             case ReleaseMemory(epoch=epoch):
                 self.check_drain(epoch, before)
+                self.check_that_it_is_not_pinned(epoch, before)
                 self.check_that_no_recovery_stops_others(epoch, before)
                 self.orders.append(command)
             case StartBackend():
@@ -370,7 +388,13 @@ class World(RuleBasedStateMachine):
     def note_hold(self, report: SwitchReport) -> None:
         """What a hand has set on a device stays for a while."""
         by_hand = report.requested_by not in AUTOMATIC
-        if by_hand and report.outcome is not Outcome.FAILED and report.model in {None, *ALONE}:
+        is_of_one = report.switch_id in self.unloads
+        if (
+            by_hand
+            and report.outcome is not Outcome.FAILED
+            and report.model in {None, *ALONE}
+            and not is_of_one
+        ):
             self.held_until["alone"] = self.now + self.snapshot.rules.manual_hold_s
 
     def take_grant(self, command: GrantLease, before: Snapshot) -> None:
@@ -391,6 +415,51 @@ class World(RuleBasedStateMachine):
         if target.is_twin:  # while its model is live, that serves
             live = [b for b in before.ready_backends() if b.target.model == target.twin_of]
             assert not live
+        most = self.snapshot.rules.of(backend.target).max_concurrency
+        assert most is None or backend.in_flight <= most
+
+    def check_that_it_is_not_pinned(self, epoch: int, before: Snapshot) -> None:
+        """What is pinned goes for itself only: another profile, its name in an unload, a stall."""
+        backend, switch = before.backend(epoch), self.orders_of(before)
+        if backend is None or not self.snapshot.rules.of(backend.target).is_pinned:
+            return
+        model = backend.target.model
+        is_own = switch is not None and (
+            (switch.target is not None and switch.target.model == model)
+            or self.unloads.get(switch.switch_id) == model
+        )
+        is_over = backend.is_retiring or backend.state is BackendState.STARTING
+        assert is_own or is_over or self.snapshot.is_closing or self.is_replaced(epoch)
+
+    def check_that_it_was_time(self, order: Order) -> None:
+        """What idleness does, it does after so long without work, and for nobody who waits."""
+        rules = self.snapshot.rules
+        if order.target is not None:
+            assert not self.leases
+            assert not self.snapshot.requests.waiting
+            assert self.now - self.worked_at >= rules.idle_after_s - ROUNDING_S
+            return
+        epoch = next(e for e, target in self.alive.items() if target.model == order.unloads)
+        idle_unload_s = rules.of(self.alive[epoch]).idle_unload_s
+        assert idle_unload_s is not None
+        assert epoch not in self.leases.values()
+        assert self.now - self.idle_since[epoch] >= idle_unload_s - ROUNDING_S
+
+    def check_idleness(self) -> None:
+        """No alarm is missed: nothing idles for longer than it may while no switch runs."""
+        for epoch in self.alive:
+            backend = self.snapshot.backend(epoch)
+            is_idle = epoch not in self.leases.values()
+            if backend is None or backend.state is not BackendState.READY or not is_idle:
+                self.idle_since[epoch] = self.now
+        moment = next_wakeup(self.snapshot)
+        is_woken_now = moment is not None and moment <= self.now
+        if self.snapshot.switch is not None or self.snapshot.is_closing or is_woken_now:
+            return
+        for backend in self.snapshot.ready_backends():
+            idle_unload_s = self.snapshot.rules.of(backend.target).idle_unload_s
+            idle_s = self.now - self.idle_since.setdefault(backend.epoch, self.now)
+            assert idle_unload_s is None or idle_s <= idle_unload_s + ROUNDING_S
 
     def need_of(self, target: Target, before: Snapshot) -> int:
         """What was estimated for it; what is brought back needs what it needed before."""
@@ -445,6 +514,8 @@ class World(RuleBasedStateMachine):
     def check_that_no_recovery_stops_others(self, epoch: int, before: Snapshot) -> None:
         switch = self.orders_of(before)
         if switch is not None and switch.switch_id in self.recovering:
+            if switch.target is not None and self.snapshot.rules.of(switch.target).is_pinned:
+                return  # its place was never anybody else's
             is_own = self.started_by[epoch] == switch.switch_id
             backend = before.backend(epoch)
             is_on_its_way = self.is_replaced(epoch) or (backend and backend.is_retiring)
@@ -460,16 +531,20 @@ class World(RuleBasedStateMachine):
         switch = before.switch
         assert switch is not None
         live = {b.target for b in self.snapshot.admitting()}
+        begun = self.snapshot.switch
+        if begun is not None and begun.order.requested_by == IDLENESS:  # right behind this one
+            live |= {self.targets[epoch] for epoch in begun.leaving.epochs}
         lost = self.live_before[report.switch_id] - live - self.dismissed
         if report.outcome is Outcome.SWITCHED and switch.target:
             self.broken.discard(switch.target.model)
             lost = frozenset(t for t in lost if not self.gives_way(t, switch))
         refusal = report.refusal
         if switch.target or (refusal and refusal.code == "drain_refused"):
-            assert all(self.snapshot.recovery(t.model) for t in lost)
+            assert all(self.snapshot.recovery(t.model) for t in lost), (lost, report)
         if refusal and dict(refusal.details).get("rolled_back"):
             assert {t.model for t in lost} <= set(self.deaths)
-        if report.switch_id in self.recovering:
+        is_pinned = switch.target and self.snapshot.rules.of(switch.target).is_pinned
+        if report.switch_id in self.recovering and not is_pinned:
             assert all(placement.target.is_twin for placement in switch.rollback.to_restore)
 
     def frees_devices_next(self, before: Snapshot) -> bool:
@@ -566,16 +641,20 @@ class World(RuleBasedStateMachine):
             is_any_live = bool(self.snapshot.live_models())
             if is_switching or model in holding or (holding and model is None and not is_any_live):
                 continue
-            assert kind is not Kind.BYSTANDER
             assert model is not None
+            if model in live:
+                backend = next(b for b in self.snapshot.ready_backends() if b.target.model == model)
+                most = self.snapshot.rules.of(backend.target).max_concurrency
+                is_full = most is not None and backend.in_flight >= most
+                in_turn = backend.in_flight >= 2 * backend.target.parallel
+                assert is_full or (in_turn and kind is not Kind.BYSTANDER)
+                continue
+            assert kind is not Kind.BYSTANDER
             waiters = line.waiters.values()
             assert all(self.asked_for[w.request_id].may_switch or w.main for w in waiters)
-            if model in live:
-                backend = next(b for b in self.snapshot.backends if b.target.model == model)
-                assert backend.in_flight >= 2 * backend.target.parallel
-            else:  # its turn comes when the clock, or somebody who uses the device, says so
-                in_use = [b for b in self.snapshot.ready_backends() if b.in_flight]
-                assert in_use or self.snapshot.scheduling.wake_at is not None
+            # Its turn comes when the clock, or somebody who uses the device, says so.
+            in_use = [b for b in self.snapshot.ready_backends() if b.in_flight]
+            assert in_use or self.snapshot.scheduling.wake_at is not None
 
     def check_heads(self) -> None:
         """No head that may have the device is left beyond its bound, whatever else happens.
