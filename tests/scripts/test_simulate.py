@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from itertools import permutations
+from math import ceil
 from pathlib import Path
 from statistics import mean
 from xml.etree import ElementTree as ET
@@ -13,20 +14,23 @@ from hypothesis import strategies as st
 from lab.harness.command import LabError
 from lab.simulate import drawing
 from lab.simulate.__main__ import main
-from lab.simulate.clairvoyant import least_total_wait_s, start
+from lab.simulate.clairvoyant import least_total_wait_s, least_wait_of_most_s, start
 from lab.simulate.disciplines import cyclic_exhaustive, cyclic_gated, exhaustive
 from lab.simulate.knowledge import Known, Learned
 from lab.simulate.loops import CROWDS, Crowd, beside_greedy, shares
 from lab.simulate.open_traces import (
+    CLAIRVOYANT,
     OVER_CLAIRVOYANT,
     OVER_STATIONARY,
     PRACTISED,
     STATIONARY,
     Setting,
     optimum_s,
+    tails,
     total_waits_s,
 )
 from lab.simulate.simulation import Simulation
+from lab.simulate.tables import TAIL_SETTING
 from lab.simulate.workload import Arrival, Model, loop, poisson, two_models
 
 from supervisor.core.scheduling.policies import POLICIES
@@ -148,24 +152,35 @@ ARRIVALS = st.lists(
 ).map(sorted)
 
 
-def schedule_s(order: Sequence[str], trace: Sequence[Arrival], *, is_ahead: bool) -> float:
-    """The total wait when models are served in that order, each request as early as it can be."""
+def waits_in(order: Sequence[str], trace: Sequence[Arrival], *, is_ahead: bool) -> list[float]:
+    """The waits when models are served in that order, each request as early as it can be."""
     models = {model.name: model for model in MODELS}
     times = {name: iter([at for at, wanted in trace if wanted == name]) for name in models}
-    live, at, wait_s = "a", 0.0, 0.0
+    live, at, waits = "a", 0.0, []
     for name in order:
         arrived_at = next(times[name])
         switch_s = 0.0 if name == live else models[name].switch_s
         starts_at = start(at, arrived_at, switch_s, is_ahead=is_ahead)
-        live, at, wait_s = name, starts_at + models[name].service_s, wait_s + starts_at - arrived_at
-    return wait_s
+        live, at = name, starts_at + models[name].service_s
+        waits.append(starts_at - arrived_at)
+    return waits
 
 
 @given(trace=ARRIVALS, is_ahead=st.booleans())
 def test_least_wait_is_that_of_the_best_of_all_orders(trace: list[Arrival], is_ahead: bool) -> None:
     orders = set(permutations(name for _, name in trace))
-    best_s = min(schedule_s(order, trace, is_ahead=is_ahead) for order in orders)
+    best_s = min(sum(waits_in(order, trace, is_ahead=is_ahead)) for order in orders)
     assert least_total_wait_s(MODELS, trace, may_switch_ahead=is_ahead) == pytest.approx(best_s)
+
+
+@given(trace=ARRIVALS, part=st.sampled_from([0.5, 0.8, 1.0]))
+def test_least_longest_wait_is_that_of_the_best_of_all_orders(
+    trace: list[Arrival], part: float
+) -> None:
+    orders = set(permutations(name for _, name in trace))
+    last = ceil(part * len(trace)) - 1
+    best_s = min(sorted(waits_in(order, trace, is_ahead=True))[last] for order in orders)
+    assert least_wait_of_most_s(MODELS, trace, part) == pytest.approx(best_s, abs=0.002)
 
 
 @given(trace=ARRIVALS)
@@ -265,6 +280,15 @@ def test_open_traffic_is_not_taken_for_closed_loops() -> None:
     )
     assert learned.total_wait_s <= 1.05 * known.total_wait_s
     assert learned.longest_wait_s <= 1.2 * known.longest_wait_s
+
+
+def test_no_schedule_halves_the_tail_of_exhaustive_service() -> None:
+    """So that it is no aim for `turns`: what those wait who come when their model was just left."""
+    models = TAIL_SETTING.models(load=0.3)
+    found = tails(models, TAIL_SETTING.trace(0.3, 1, 150))
+    least, usual = found[CLAIRVOYANT], found["exhaustive"]
+    assert least.p99_s > 0.75 * usual.p99_s
+    assert least.longest_s > 0.7 * usual.longest_s
 
 
 def test_first_come_first_served_switches_nearly_all_of_the_time() -> None:

@@ -3,11 +3,15 @@
 Everything is judged by the total wait, summed over the seeds.
 """
 
+import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from statistics import fmean
+from typing import Self
 
-from lab.simulate.clairvoyant import least_total_wait_s
+from lab.simulate.clairvoyant import least_total_wait_s, least_wait_of_most_s
 from lab.simulate.disciplines import DISCIPLINES
 from lab.simulate.knowledge import Knowledge, Known, Learned
 from lab.simulate.simulation import Simulation
@@ -24,6 +28,9 @@ LEARNING_REQUESTS = 200
 
 NEAR_FULL = 0.9
 """From this load on, the truncated chain does not give the best stationary policy."""
+
+MOST = 0.99
+"""The part of the requests whose longest wait is a tail."""
 
 STATIONARY, CLAIRVOYANT = "best stationary", "clairvoyant"
 
@@ -105,6 +112,39 @@ def optimum_s(
     return sum(
         least_total_wait_s(models, trace, may_switch_ahead=may_switch_ahead) for trace in traces
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tail:
+    """The waits of a trace: their mean, their 99th percentile, and the longest."""
+
+    mean_s: float
+    p99_s: float
+    longest_s: float
+
+    @classmethod
+    def of(cls, waits_s: Iterable[float]) -> Self:
+        """Return those of waits."""
+        ordered = sorted(waits_s)
+        at_p99 = math.ceil(MOST * len(ordered)) - 1
+        return cls(mean_s=fmean(ordered), p99_s=ordered[at_p99], longest_s=ordered[-1])
+
+
+def tails(models: Sequence[Model], trace: Sequence[Arrival]) -> dict[str, Tail]:
+    """Return the waits of those that are compared; each of the clairvoyant's is the least of all.
+
+    No schedule need have all three of them.
+    """
+    found = {
+        name: Tail.of(chain(*Simulation(models, policy, Known(models)).run(trace).waits_s.values()))
+        for name, policy in PRACTISED.items()
+    }
+    least = Tail(
+        mean_s=least_total_wait_s(models, trace) / len(trace),
+        p99_s=least_wait_of_most_s(models, trace, MOST),
+        longest_s=least_wait_of_most_s(models, trace, 1.0),
+    )
+    return {**found, CLAIRVOYANT: least}
 
 
 def mean_waits_s(

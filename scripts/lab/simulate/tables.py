@@ -3,11 +3,13 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from lab.harness.command import in_columns
 from lab.simulate.knowledge import Known
 from lab.simulate.loops import CROWDS, SECONDS, Crowd, beside_greedy, shares
 from lab.simulate.open_traces import (
+    CLAIRVOYANT,
     EQUAL,
     IN_BURSTS,
     OVER_STATIONARY,
@@ -18,6 +20,7 @@ from lab.simulate.open_traces import (
     Setting,
     learned_over_known,
     optimum_s,
+    tails,
     total_waits_s,
 )
 from lab.simulate.simulation import Simulation
@@ -29,7 +32,11 @@ LOADS = (0.3, 0.6, 0.9)
 SETTINGS = (*EQUAL, *UNEQUAL, VERY_UNEQUAL, IN_BURSTS)
 MILLION = 1_000_000
 
+TAIL_SETTING, TAIL_REQUESTS = Setting(chat_s=0.0103, embedding_s=0.0058, switch_s=0.14), 300
+"""What the demo models take, and so many requests that the 99th percentile is one of them."""
+
 _COMPARED = (*PRACTISED, STATIONARY)
+_TAILED = ("exhaustive", "turns", CLAIRVOYANT)
 
 Cell = str | float
 
@@ -100,6 +107,30 @@ def learning(plan: Plan) -> Table:
     )
 
 
+def tails_of_open(plan: Plan) -> Table:
+    """The longest waits beside the least that any schedule has; of a trace a row."""
+    seeds = plan.seeds[:3]
+    rows = [_tail_row(load, seed) for load in LOADS[:2] for seed in seeds]
+    kinds = ("mean", "p99", "longest")
+    heads = [f"{name}, {kind}" for kind in kinds for name in _TAILED]
+    return Table(
+        title=f"Waits of {TAIL_REQUESTS} requests in seconds ({TAIL_SETTING})",
+        heads=("load", "seed", *heads),
+        rows=tuple(rows),
+    )
+
+
+def _tail_row(load: float, seed: int) -> tuple[Cell, ...]:
+    models = TAIL_SETTING.models(load)
+    found = tails(models, TAIL_SETTING.trace(load, seed, TAIL_REQUESTS))
+    waits_s = [
+        value(found[name])
+        for value in (attrgetter("mean_s"), attrgetter("p99_s"), attrgetter("longest_s"))
+        for name in _TAILED
+    ]
+    return (load, str(seed), *waits_s)
+
+
 def closed_loops(plan: Plan) -> Table:
     """What each model's clients get of what they get alone."""
     rows = []
@@ -151,6 +182,7 @@ def speed(_: Plan) -> Table:
 
 EXPERIMENTS: Mapping[str, Callable[[Plan], Table]] = {
     "open": open_traces,
+    "tails": tails_of_open,
     "learning": learning,
     "closed": closed_loops,
     "greedy": greedy,
