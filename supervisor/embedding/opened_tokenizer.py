@@ -6,6 +6,7 @@ process, which ends when it was not asked for a while.
 """
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,25 +32,26 @@ class Tokenizers:
 
     def __init__(self) -> None:
         self._opened: dict[tuple[Path, str], ModelTokenizer] = {}
+        self._opening: dict[Path, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._processes: list[ProcessTokenizer] = []
 
     async def open(self, path: Path) -> ModelTokenizer:
-        """Return the tokenizer of a file as it is now. Call it for one file at a time.
+        """Return the tokenizer of a file as it is now.
 
         Raises RequestRefused: `extra_missing`, or `target_cannot_start` with the reason.
         """
         try:
-            stamp = stamp_of(path)
-            opened = self._opened.get((path, stamp))
-            if opened is None:
-                opened = self._opened[path, stamp] = await self._open(path, stamp)
+            async with self._opening[path]:
+                stamp = stamp_of(path)
+                if (path, stamp) not in self._opened:
+                    self._opened[path, stamp] = await self._open(path, stamp)
+                return self._opened[path, stamp]
         except OSError as error:
             raise RequestRefused(
                 "target_cannot_start", f"{path} cannot be read: {error.strerror}"
             ) from error
         except ModelFileError as error:
             raise RequestRefused("target_cannot_start", str(error)) from error
-        return opened
 
     async def close(self) -> None:
         """End their processes."""

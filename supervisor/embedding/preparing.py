@@ -1,6 +1,7 @@
 """Inputs as their model takes them: with its prompt, as its tokens, within its limit."""
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,7 +46,7 @@ class Preparer:
         self._server_tokenizers = ServerTokenizers(servers)
         self._tokenizers = Tokenizers()
         self._intakes: dict[tuple[str, str, Path], Intake] = {}
-        self._looking = asyncio.Lock()
+        self._looking: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def intake(self, target: Target, running: Path | None = None) -> Intake:
         """Return what a target takes; its files are read once for each configuration.
@@ -60,7 +61,7 @@ class Preparer:
         if known is not None and (known.resolved is resolved or running is not None):
             return known
         key = target.model, target.profile, resolved.path
-        async with self._looking:
+        async with self._looking[target.model]:
             known = self._intakes.get(key)
             if known is None or known.resolved is not resolved:
                 known = await self._look_at(target, resolved)

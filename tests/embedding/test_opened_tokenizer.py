@@ -64,7 +64,18 @@ async def test_it_tells_the_same_as_a_tokenizer_that_the_controller_reads(
 
 async def test_models_with_one_tokenizer_share_it(tokenizers: Tokenizers, models_dir: Path) -> None:
     path = models_dir / "minilm.tokenizer.json"
-    assert await tokenizers.open(path) is await tokenizers.open(path)
+    one, other = await asyncio.gather(tokenizers.open(path), tokenizers.open(path))
+    assert one is other
+    assert await tokenizers.open(path) is one
+
+
+async def test_nobody_waits_while_another_models_tokenizer_is_read(
+    tokenizers: Tokenizers, large: Path, models_dir: Path
+) -> None:
+    opening = asyncio.create_task(tokenizers.open(large))
+    await tokenizers.open(models_dir / "minilm.tokenizer.json")
+    assert not opening.done()
+    assert await opening
 
 
 async def test_a_process_that_is_killed_is_followed_by_another(
