@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-_SIZE = "96m"  # more than a run writes
+_SIZE = "256m"  # more than a run writes, and what the store of vectors wants to stay free
 _BLOCK = bytes(64 * 1024)
 
 

@@ -45,10 +45,12 @@ _LONG_STOP_S = 3.0  # longer than the drain and the grace of a stop
 _POLL_S = 0.002
 _SWEEP_MEETS_S = 0.3  # a server that was being launched just now
 _TARGETS = tuple((model, profile) for model in MODELS for profile in PROFILES[model])
+_SERVER_WEAPONS = frozenset({Weapon.KILL, Weapon.SEGV, Weapon.STOP})
 _SIGNALS = {
     Weapon.KILL: signal.SIGKILL,
     Weapon.SEGV: signal.SIGSEGV,
     Weapon.STOP: signal.SIGSTOP,
+    Weapon.WORKER_KILL: signal.SIGKILL,
 }
 
 
@@ -78,7 +80,7 @@ def draw_shots(choices: random.Random, weapons: Sequence[Weapon] = tuple(Weapon)
         aims = [
             (weapon, phase)
             for weapon, phase in product(weapons, (*PHASES, SERVING))
-            if phase not in _WITHOUT_SERVER or weapon not in _SIGNALS
+            if phase not in _WITHOUT_SERVER or weapon not in _SERVER_WEAPONS
         ]
         choices.shuffle(aims)
         for weapon, phase in aims:
@@ -249,6 +251,8 @@ class Marksman:
                 await self._sweep(shot)
             case Weapon.QUEUE_KILL:
                 await self._restart_queue(shot)
+            case Weapon.WORKER_KILL:
+                self._kill_workers(shot)
             case _ if shot.weapon in OF_GPUS:
                 await self._strike_gpus(shot)
             case Weapon.CONTROLLER_KILL | Weapon.CONTROLLER_TERM:
@@ -274,6 +278,11 @@ class Marksman:
             self._queue.kill()
             await asyncio.sleep(shot.stopped_s)
             await asyncio.to_thread(self._queue.start)
+
+    def _kill_workers(self, shot: Shot) -> None:
+        """Kill what keeps the vectors and what reads documents, where they run."""
+        for pid in processes.workers_of(self._controller.pid):
+            self._hit(pid, shot.weapon, shot.phase)
 
     async def _strike_gpus(self, shot: Shot) -> None:
         """Hang or kill what reads the GPUs, lose one, give one to a tenant, or free it late."""

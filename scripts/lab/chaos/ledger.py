@@ -83,6 +83,7 @@ class Weapon(StrEnum):
     DISK_FULL = "disk full"
     SWEEP = "sockets swept"
     QUEUE_KILL = "queue SIGKILL"
+    WORKER_KILL = "workers SIGKILL"
     DRIVER_HANGS = "driver hangs"
     GPU_LOST = "GPU lost"
     SAMPLER_KILL = "sampler SIGKILL"
@@ -104,6 +105,7 @@ class Weapon(StrEnum):
             Weapon.DISK_FULL: "disk",
             Weapon.SWEEP: "sweep",
             Weapon.QUEUE_KILL: "queue",
+            Weapon.WORKER_KILL: "workers",
             **dict.fromkeys(OF_GPUS, "gpu"),
         }
         return kinds.get(self, "kills")

@@ -36,7 +36,7 @@ BODY_LIMIT_BYTES = 4 << 20
 """`server.max_body_bytes`, up to which clients upload."""
 
 FAULTS = frozenset(
-    {"kills", "disk", "sweep", "queue", "gpu", "non-readers", "half-close", "uploads"}
+    {"kills", "disk", "sweep", "queue", "workers", "gpu", "non-readers", "half-close", "uploads"}
 )
 """What `--faults` chooses from; leavers and readers that are slow always play."""
 

@@ -13,6 +13,7 @@ from lab.chaos import clients, history
 from lab.chaos.balance import Balance, draw_balance, policies_of
 from lab.chaos.batches import BatchClient
 from lab.chaos.controller import Controller
+from lab.chaos.documents import DocumentClient
 from lab.chaos.exchange import Exchanger, Request
 from lab.chaos.facts import read_facts
 from lab.chaos.faults import Marksman, draw_shots
@@ -57,6 +58,7 @@ class Storm:
         self.controller = Controller(setting, self._layout, self.ledger, self._machine)
         self._exchanger = Exchanger(self.controller.url, self.ledger)
         self._batches = BatchClient(self._exchanger, self.controller, self.ledger, known)
+        self._documents = DocumentClient(self._exchanger, self.controller, self.ledger)
         self._operator = Operator(self._exchanger, self.controller, self.ledger, self._layout.files)
 
     async def run(self) -> Balance:
@@ -68,7 +70,8 @@ class Storm:
             say(f"storm of {self._setting.seconds:g} s …")
             await self._rage()
             say("calm …")
-            figures = await self._batches.settle() | await self._calm()
+            figures = await self._batches.settle() | await self._documents.settle()
+            figures |= await self._calm()
             records = await self._records()
             await self._end()
         finally:
@@ -114,6 +117,7 @@ class Storm:
                         clients.play(steps, self._exchanger, self.controller, is_over), name=name
                     )
                 group.create_task(self._batches.play(choose("batches"), is_over))
+                group.create_task(self._documents.play(choose("documents"), is_over))
                 group.create_task(self._operator.play(choose("operator"), is_over))
                 group.create_task(marksman.play(shots, is_over))
                 group.create_task(change_files(self._layout.files, self.ledger, choose, is_over))

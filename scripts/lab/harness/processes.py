@@ -13,6 +13,8 @@ import psutil
 MARK = "CHAOS_RUN"
 """The variable whose value every process of a run inherits from the controller."""
 
+_WORKERS = ("edge_worker", "fork_server")
+
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 _libc = ctypes.CDLL(None)
 
@@ -55,6 +57,17 @@ def _runs_a_model(pid: int) -> bool:
         return b"\0--model\0" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
+
+
+def workers_of(controller_pid: int) -> list[int]:
+    """Return the processes in which a controller keeps vectors and reads documents."""
+    found = []
+    with contextlib.suppress(psutil.Error):
+        for process in psutil.Process(controller_pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if any(word.endswith(_WORKERS) for word in process.cmdline()):
+                    found.append(process.pid)
+    return found
 
 
 def send(pid: int, number: signal.Signals) -> bool:
