@@ -51,6 +51,7 @@ class SqliteQueue:
         self._database = open_database(path, prepare)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="jobs")
         self._news = asyncio.Event()
+        self._is_closed = False
 
     async def add(self, job: Job) -> None:
         """See `JobQueue`."""
@@ -135,8 +136,11 @@ class SqliteQueue:
 
     async def close(self) -> None:
         """See `JobQueue`."""
-        await self._in_thread(self._database.close)
-        self._thread.shutdown()
+        if not self._is_closed:
+            closing = self._in_thread(self._database.close)
+            self._is_closed = True
+            await closing
+            self._thread.shutdown()
 
     async def _write(
         self,
@@ -169,8 +173,10 @@ class SqliteQueue:
                 f"the queue of jobs cannot be written: {error}; make room on its disk",
             ) from error
 
-    async def _in_thread(self, run: Callable[[], _Returned]) -> _Returned:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, run)
+    def _in_thread(self, run: Callable[[], _Returned]) -> asyncio.Future[_Returned]:
+        if self._is_closed:  # a request that was about to ask when the controller began to end
+            raise RequestRefused("shutting_down", "the controller is shutting down")
+        return asyncio.get_running_loop().run_in_executor(self._thread, run)
 
     def _transact(self, run: Callable[[], _Returned]) -> _Returned:
         with self._database:

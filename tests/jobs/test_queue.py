@@ -3,11 +3,14 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from supervisor.errors import RequestRefused
 from supervisor.jobs.port import JobQueue
+from supervisor.jobs.sqlite_queue import SqliteQueue
 from supervisor.jobs.values import (
     Counts,
     Job,
@@ -306,6 +309,18 @@ async def test_jobs_are_counted_by_kind_and_state(open_queue: OpenQueue) -> None
     again = (await found(queue, "b")).entering(JobState.IN_PROGRESS, 1003.0)
     assert await queue.reopen(again, JobState.COMPLETED)
     assert (await queue.counts())[JobKind.BATCH] == {JobState.IN_PROGRESS: 2}
+
+
+async def test_whoever_asks_when_the_controller_ends_is_told_so(tmp_path: Path) -> None:
+    queue = SqliteQueue(tmp_path / "jobs.sqlite")
+    asking = asyncio.gather(*(queue.used_bytes() for _ in range(5)))
+    await asyncio.sleep(0)
+    await queue.close()
+    await asking  # which came before
+    with pytest.raises(RequestRefused) as refused:
+        await queue.used_bytes()
+    assert refused.value.code == "shutting_down"
+    await queue.close()
 
 
 async def test_whoever_waits_hears_of_new_lines(queue: JobQueue) -> None:
