@@ -17,6 +17,7 @@ from supervisor.commands.options import EXIT_BAD_CONFIGURATION, Data, Models, ne
 from supervisor.config.configuration import Configuration
 from supervisor.config.explain import explain as explain_fields
 from supervisor.config.load import read
+from supervisor.config.residents import residents_warnings
 from supervisor.config.waits import wait_warnings
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.kinds.environment import withheld_names
@@ -71,6 +72,8 @@ def check(
         raise SystemExit(EXIT_BAD_CONFIGURATION)
     for left_out in configuration.left_out:
         print(left_out.describe())
+    for warning in residents_warnings(configuration):
+        print(f"warning: {warning}")
     print_wait_warnings(configuration, data)
     if configuration.settings.schedule is not None:
         print("schedule:", *next_changes(configuration.settings.schedule, time.time()), sep="\n  ")

@@ -21,6 +21,7 @@ from supervisor.gateway.parameters import AnyParameters, NoParameters, Parameter
 from supervisor.observability.descriptions import describe_memory, describe_running
 from supervisor.observability.impairments import Impairments
 from supervisor.observability.readiness import Readiness
+from supervisor.observability.residents_description import describe_idle_model, describe_stay
 from supervisor.observability.schedule_description import describe_schedule
 from supervisor.observability.scheduling_description import describe_scheduling
 from supervisor.telemetry.port import TelemetryState
@@ -122,13 +123,17 @@ class Status:
                 "state": overall_state(snapshot),
                 "server_mode": snapshot.server_mode(),
                 "loaded_model": live[0] if live else None,
-                "backends": [describe_backend(b, self._clock()) for b in snapshot.backends],
+                "backends": [
+                    describe_backend(b, self._clock()) | describe_stay(snapshot, b, self._clock())
+                    for b in snapshot.backends
+                ],
                 "switch": describe_running(snapshot.switch) if snapshot.switch else None,
                 "requests": {
                     "in_flight": sum(b.in_flight for b in snapshot.backends),
                     "waiting": snapshot.requests.waiting,
                 },
                 "scheduling": describe_scheduling(snapshot, self._clock()),
+                "idle_model": describe_idle_model(snapshot, self._clock()),
                 "schedule": describe_schedule(snapshot.agenda, self._clock()),
                 "embedding": self._batcher.describe(),
                 "twins": self._twins.describe(snapshot),

@@ -62,7 +62,10 @@ async def start_machine(
     learner = Learner(
         store=ground.stores.learned_store, devices=telemetry, assessed=launcher.assessed
     )
-    readiness = Readiness(has_default_model=configuration.catalogue.default_model is not None)
+    readiness = Readiness(
+        has_default_model=configuration.catalogue.default_model is not None,
+        has_schedule=configuration.settings.schedule is not None,
+    )
     stores = ground.stores
     twins = Twins(
         path=ground.data.path / TWINS_FILE,
