@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from lab.drivers.amd import SimulatedAmd
 from lab.drivers.amd import build_library as build_amd_library
-from lab.drivers.nvidia import SimulatedGpu, build_library
+from lab.drivers.nvidia import GIB, SimulatedGpu, build_library
 
 from supervisor.telemetry import telemetry as telemetry_module
+from supervisor.telemetry.amd.cards import list_sysfs_cards
 from supervisor.telemetry.telemetry import Telemetry
 from supervisor.telemetry.vendor_sampler import SamplerPolicy
+from supervisor.telemetry.vendors import visibility_variables
 from tests.conftest import StartController
 from tests.telemetry.sampling import FAST, OpenTelemetry
 from tests.telemetry.switching import StartOnGpu, start_on_gpu
@@ -78,6 +80,40 @@ async def open_amd(amd: SimulatedAmd) -> AsyncIterator[OpenTelemetry]:
 @pytest.fixture
 async def amd_telemetry(open_amd: OpenTelemetry) -> Telemetry:
     return await open_amd()
+
+
+@pytest.fixture(params=["NVIDIA", "AMD"])
+def two_gpus(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    nvml_library: Path,
+    amd_library: Path,
+) -> SimulatedGpu | SimulatedAmd:
+    """A machine with two idle GPUs of 100 GiB, of each vendor in turn; all that runs is on it."""
+    totals = (100 * GIB, 100 * GIB)
+    driver: SimulatedGpu | SimulatedAmd
+    if request.param == "AMD":
+        if list_sysfs_cards(Path("/")):
+            pytest.skip("the kernel's files show AMD cards of this machine")
+        driver = SimulatedAmd(tmp_path, library=amd_library, total_bytes=totals)
+    else:
+        driver = SimulatedGpu(tmp_path, library=nvml_library, total_bytes=totals)
+    for name in visibility_variables():
+        monkeypatch.delenv(name, raising=False)
+    for name, value in driver.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(telemetry_module, "SamplerPolicy", lambda: FAST)
+    return driver
+
+
+@pytest.fixture
+def start_on_two(
+    start_controller: StartController, two_gpus: SimulatedGpu | SimulatedAmd, tmp_path: Path
+) -> StartOnGpu:
+    """Starts controllers on `two_gpus`, which carry several models each."""
+    assert two_gpus
+    return partial(start_on_gpu, start_controller, tmp_path, devices={})
 
 
 @pytest.fixture(name="start_on_gpu")

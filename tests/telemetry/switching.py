@@ -15,6 +15,8 @@ from tests.patience import PATIENCE_S
 
 VRAM_SERVER = Path(__file__).with_name("vram_server.py")
 
+EXCLUSIVE: Mapping[str, Any] = {"gpu0": {"exclusive": True}, "host": {"exclusive": True}}
+
 StartOnGpu = Callable[..., Awaitable[RunningController]]
 """Takes profiles by model: `chat=profile(…)`; `models` changes the catalogue's entries."""
 
@@ -68,11 +70,14 @@ async def start_on_gpu(
     folder: Path,
     *,
     further: Mapping[str, Any] | None = None,
+    devices: Mapping[str, Any] = EXCLUSIVE,
+    auto_switch: bool = False,
     **profiles: Mapping[str, Any],
 ) -> RunningController:
     """Start a controller whose servers are `vram_server.py`, with a profile for each model.
 
-    `further` are profiles that no model names.
+    `further` are profiles that no model names, `devices` what each device may carry, and with
+    `auto_switch` requests may switch.
     """
     binary = folder / "llama-server"
     if not binary.exists():
@@ -80,14 +85,15 @@ async def start_on_gpu(
         binary.chmod(0o700)
     settings = {
         "engines": {"llama_server_bin": str(binary)},
-        "devices": {"gpu0": {"exclusive": True}, "host": {"exclusive": True}},
+        "devices": {**devices},
         "switch": {"warm_start": False},
     }
     models = {name: {**MODELS[name], "profile": f"for-{name}"} for name in profiles}
     files = {f"for-{name}.yaml": dict(content) for name, content in profiles.items()}
     files |= {f"{name}.yaml": content for name, content in (further or {}).items()}
     return await start_controller(
-        files={"supervisor.yaml": settings, "models.yaml": {"models": models}, **files}
+        files={"supervisor.yaml": settings, "models.yaml": {"models": models}, **files},
+        auto_switch=auto_switch,
     )
 
 

@@ -18,13 +18,13 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 from lab.drivers.holding import take_memory
-from lab.drivers.nvidia import SimulatedGpu
+from lab.drivers.shared import SimulatedDriver
 
 LONGEST_LIFE_S = 60
 _ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
 
 
-def leave_behind(gpu: SimulatedGpu, left_bytes: int, device: int) -> None:
+def leave_behind(gpu: SimulatedDriver, left_bytes: int, device: int) -> None:
     """Start a process that no signal to our group ends."""
     if pid := os.fork():
         gpu.allocate(pid, left_bytes, device)

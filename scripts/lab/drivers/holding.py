@@ -1,7 +1,8 @@
 """How a server takes memory of the simulated GPUs that its environment shows it.
 
-CUDA_VISIBLE_DEVICES  where: UUIDs, the memory divided among them in the shares of
-                      `--tensor-split`; none where it is empty or `-1`
+CUDA_VISIBLE_DEVICES  where, on a machine of NVIDIA's: UUIDs, the memory divided among them in
+                      the shares of `--tensor-split`; none where it is empty or `-1`
+HIP_VISIBLE_DEVICES   the same on one of AMD's, by their numbers
 VRAM_BYTES            how much; what a device has no room for ends the process, as the real
                       driver would
 VRAM_RELEASE_AFTER_S  seconds from its death until all is given back (`inf`: never)
@@ -19,7 +20,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from lab.drivers import amd
 from lab.drivers.nvidia import SimulatedGpu
+from lab.drivers.shared import SimulatedDriver
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,14 +41,19 @@ class Taken:
         return self.taken_bytes <= self.free_bytes
 
 
-def take_memory(arguments: Sequence[str]) -> tuple[SimulatedGpu | None, list[int]]:
+def take_memory(arguments: Sequence[str]) -> tuple[SimulatedDriver | None, list[int]]:
     """Let this process hold what its environment says; returns the machine, and the devices."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    is_amd = amd.STATE_VARIABLE in os.environ
+    visible = os.environ.get("HIP_VISIBLE_DEVICES" if is_amd else "CUDA_VISIBLE_DEVICES", "")
     if not visible or visible == "-1":
         return None, []
-    gpu = SimulatedGpu.attached()
-    known = [each.uuid.decode() for each in gpu.devices]
-    devices = [known.index(uuid) for uuid in visible.split(",")]
+    gpu: SimulatedDriver
+    if is_amd:
+        gpu, devices = amd.SimulatedAmd.attached(), [int(number) for number in visible.split(",")]
+    else:
+        gpu = SimulatedGpu.attached()
+        known = [each.uuid.decode() for each in gpu.devices]
+        devices = [known.index(uuid) for uuid in visible.split(",")]
     for device, share_bytes in zip(devices, _shares(arguments, len(devices)), strict=True):
         _take(gpu, device, share_bytes)
     return gpu, devices
@@ -57,7 +65,7 @@ def read_book(file: Path) -> list[Taken]:
     return [Taken(**json.loads(line)) for line in lines]
 
 
-def _take(gpu: SimulatedGpu, device: int, share_bytes: int) -> None:
+def _take(gpu: SimulatedDriver, device: int, share_bytes: int) -> None:
     total_bytes = int(gpu.devices[device].total_bytes)
     taken = Taken(
         at=time.time(),
