@@ -97,6 +97,7 @@ def question_device(draft: Draft, device: str, *, may_make_room: bool = False) -
             need_bytes=placement.footprint.on(device) if placement else None,
             baseline_used_bytes=baseline.used_bytes if baseline else None,
             baseline_foreign_bytes=baseline.foreign_bytes if baseline else None,
+            baseline_exits=baseline.exits if baseline else 0,
             policy=policy,
             is_freed_at_exit=draft.snapshot.devices[device].is_host_memory,
             is_return=switch.order.is_recovery or switch.phase is Phase.ROLLING_BACK,

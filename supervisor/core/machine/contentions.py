@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
-from supervisor.core.machine.placing import best_place, known_places
+from supervisor.core.machine.placing import Place, best_of, known_places
 from supervisor.core.machine.queues import queue_of
 from supervisor.core.machine.requests import backend_for
 from supervisor.core.machine.snapshot import Snapshot
@@ -19,13 +19,15 @@ _BESIDE = "it fits beside what is live"
 class Contention(Struct, frozen=True, kw_only=True):
     """Models that share devices, and that somebody waits for; and who would give way to them.
 
-    `targets` may be switched to now, the one that is waited for longest first. `joined_at`: when
+    `targets` may be switched to now, the one that is waited for longest first, each to its place
+    in `places`. `joined_at`: when
     another may be, None where none is kept back. `residents` are live and would give way together,
     the one whose stay counts first; empty: nobody has to. `is_vacant`: nothing is on any of the
-    devices.
+    devices, and no turn is to be ended.
     """
 
     targets: tuple[Target, ...] = ()
+    places: tuple[Place, ...] = ()
     joined_at: float | None = None
     residents: tuple[Backend, ...] = ()
     is_vacant: bool = True
@@ -43,16 +45,15 @@ def contentions(snapshot: Snapshot, at: float) -> tuple[Contention, ...]:
     return tuple(_contention(snapshot, group, at) for group in (*groups, *twins))
 
 
-def at_once(snapshot: Snapshot, target: Target, at: float) -> str | None:
-    """Return why a switch to a target needs nobody's turn to end, if so, by what is known of it.
+def at_once(place: Place) -> str | None:
+    """Return why a switch to a place needs nobody's turn to end, if so, by what is known of it.
 
     It may start beside all that is there, on a device where nothing is while there is something on
     another, or pinned ones leave it no room, which is then found. A twin is started in no other
     way.
     """
-    if target.is_twin:
+    if place.target.is_twin:
         return "a small request waits, and it makes nobody leave"
-    place = best_place(snapshot, target, at)
     if place.plan.in_the_way:
         return "whether it fits beside what is pinned"
     is_known = place.footprint is not None or place.is_empty
@@ -110,31 +111,35 @@ def _memories(snapshot: Snapshot, target: Target) -> set[str]:
 
 
 def _contention(snapshot: Snapshot, members: Sequence[Target], at: float) -> Contention:
-    kept_back = [(target, _kept_back_until(snapshot, target, at)) for target in members]
-    later = [until for _, until in kept_back if until > at]
-    targets = tuple(target for target, until in kept_back if until <= at)
-    devices = {d for target in members for d in snapshot.scheduling.devices_of(target)}
+    targets, places, later, is_vacant = [], [], [], True
+    for target in members:
+        known = known_places(snapshot, target, at)
+        is_vacant = is_vacant and all(place.is_empty for place in known) and not target.is_twin
+        until = _kept_back_until(snapshot, target, known)
+        if until > at:
+            later.append(until)
+        else:
+            targets.append(target)
+            places.append(best_of(known, at))
     return Contention(
-        targets=targets,
+        targets=tuple(targets),
+        places=tuple(places),
         joined_at=min(later, default=None),
-        residents=_residents(snapshot, targets[0], at) if targets else (),
-        is_vacant=not snapshot.sharing(*devices),
+        residents=_residents(places[0]) if places else (),
+        is_vacant=is_vacant,
     )
 
 
-def _kept_back_until(snapshot: Snapshot, target: Target, at: float) -> float:
+def _kept_back_until(snapshot: Snapshot, target: Target, places: Sequence[Place]) -> float:
     """Return until when a target is left alone: it has failed, or a hand chose what is there."""
-    scheduling = snapshot.scheduling
-    setback = scheduling.setbacks.get(target.model)
+    setback = snapshot.scheduling.setbacks.get(target.model)
     until = 0.0 if setback is None else setback.until
-    return max(until, min(place.kept_back_until for place in known_places(snapshot, target, at)))
+    return max(until, min(place.kept_back_until for place in places))
 
 
-def _residents(snapshot: Snapshot, target: Target, at: float) -> tuple[Backend, ...]:
+def _residents(place: Place) -> tuple[Backend, ...]:
     """Return who would give way: those that work first, and of those the last that came."""
-    if target.is_twin:
-        return ()
-    there = best_place(snapshot, target, at).giving_way
+    there = () if place.target.is_twin else place.giving_way
     live = [b for b in there if b.state is BackendState.READY]
     return tuple(sorted(live, key=lambda b: (b.in_flight > 0, b.epoch), reverse=True))
 

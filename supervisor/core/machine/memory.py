@@ -130,7 +130,8 @@ class ReleaseQuestion(Struct, frozen=True, kw_only=True):
     `need_bytes` is what the next backend will take (None when nothing follows: then the old
     share itself must be back) and `baseline_used_bytes` the use before the old backend started
     (None when nothing was stopped).
-    `baseline_foreign_bytes` is what others held at that time, None where that is not known.
+    `baseline_foreign_bytes` is what others held at that time, None where that is not known, and
+    `baseline_exits` how many other servers have ended since (see `Baseline`).
     `is_freed_at_exit`: the kernel gives this memory back with the process, as it does the host's; a
     GPU's driver does so later, and children that are gone prove nothing there. `is_return`: the
     next backend ran here before, from the same baseline.
@@ -143,8 +144,14 @@ class ReleaseQuestion(Struct, frozen=True, kw_only=True):
     policy: MemoryPolicy
     asked_at: float
     baseline_foreign_bytes: int | None = None
+    baseline_exits: int = 0
     is_freed_at_exit: bool = False
     is_return: bool = False
+
+    @property
+    def allowed_bytes(self) -> int:
+        """By how much use may exceed the baseline: the tolerance, for each server that ended."""
+        return self.policy.tolerance_bytes * (1 + self.baseline_exits)
 
 
 def pause_before_sample(index: int) -> float:
@@ -201,7 +208,7 @@ def _is_enough_free(question: ReleaseQuestion, sample: MemorySample) -> tuple[bo
     room_bytes = sample.free_bytes + policy.tolerance_bytes
     has_room = need is None or question.is_return or room_bytes >= need
     # Signed: foreign tenants also leave, and use may fall below the baseline.
-    is_back = expected is not None and sample.used_bytes - expected <= policy.tolerance_bytes
+    is_back = expected is not None and sample.used_bytes - expected <= question.allowed_bytes
     if expected is not None and is_back and has_room:
         return True, (
             f"{question.device}: use is back at the baseline "

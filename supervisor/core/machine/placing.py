@@ -80,14 +80,14 @@ def known_places(snapshot: Snapshot, target: Target, at: float) -> tuple[Place, 
     return _places(snapshot, target, snapshot.scheduling.need_of, (), at)
 
 
-def best_place(snapshot: Snapshot, target: Target, at: float) -> Place:
-    """Return the place that the controller would choose now, as far as is known."""
+def best_of(places: Sequence[Place], at: float) -> Place:
+    """Return which of a target's known places the controller would choose now."""
 
     def preference(place: Place) -> tuple[object, ...]:
         is_impossible = bool(place.plan.in_the_way) or (place.is_empty and not place.is_free)
         return is_impossible, place.kept_back_until > at, place.cost
 
-    return min(known_places(snapshot, target, at), key=preference)
+    return min(places, key=preference) if len(places) > 1 else places[0]
 
 
 def choose_place(

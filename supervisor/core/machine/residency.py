@@ -97,7 +97,14 @@ def baselines_after(
             continue
         later = [b for b in backends if b.epoch > first.epoch and b.epoch not in gone]
         staying_bytes = sum(b.footprint.on(device) for b in later)
-        found.append(replace(baseline, used_bytes=baseline.used_bytes + staying_bytes))
+        others = sum(device in b.footprint.devices for b in leaving) - 1
+        found.append(
+            replace(
+                baseline,
+                used_bytes=baseline.used_bytes + staying_bytes,
+                exits=baseline.exits + others,
+            )
+        )
     return tuple(found)
 
 
@@ -117,15 +124,53 @@ def baseline_at_start(
 
     The gate also opens while an old backend's memory is still held, if enough is free beside it.
     Such a reading is not a baseline: the next switch would take that memory, held, for released.
-    Then what the device was expected to return to stays valid.
+    Then what the device was expected to return to stays valid, and what the driver keeps of the
+    old backend has not been seen yet.
     """
-    device, expected = question.device, question.baseline_used_bytes
-    newest = max(snapshot.sharing(device), key=lambda b: b.epoch, default=None)
-    if expected is None and newest is not None:
-        expected = _use_with(newest, snapshot.pool(device))
-    is_back = expected is None or sample.used_bytes - expected <= question.policy.tolerance_bytes
-    used_bytes = sample.used_bytes if is_back or expected is None else expected
-    return Baseline(device=device, used_bytes=used_bytes, foreign_bytes=sample.foreign_bytes)
+    expected = expected_use(snapshot, question)
+    if expected is None or sample.used_bytes - expected <= question.allowed_bytes:
+        expected, exits = sample.used_bytes, 0
+    else:
+        exits = question.baseline_exits + 1
+    return Baseline(
+        device=question.device,
+        used_bytes=expected,
+        foreign_bytes=sample.foreign_bytes,
+        exits=exits,
+    )
+
+
+def expected_use(snapshot: Snapshot, question: ReleaseQuestion) -> int | None:
+    """Return the use that a device should be back at, where nothing starts; None: not known."""
+    if question.baseline_used_bytes is not None:
+        return question.baseline_used_bytes
+    newest = max(snapshot.sharing(question.device), key=lambda b: b.epoch, default=None)
+    return None if newest is None else _use_with(newest, snapshot.pool(question.device))
+
+
+def with_risen_floor(
+    snapshot: Snapshot, question: ReleaseQuestion, sample: MemorySample
+) -> tuple[Backend, ...]:
+    """Return the backends with baselines as high as a device's use is without them by now.
+
+    Those that stay for long were started from a floor that has risen since, with each server that
+    ended beside them. By how much is known whenever the use is seen to be back.
+    """
+    expected = expected_use(snapshot, question)
+    if expected is None or sample.used_bytes - expected > question.allowed_bytes:
+        return snapshot.backends
+    risen_bytes = max(0, sample.used_bytes - expected)
+    return tuple(_raised(b, question.device, risen_bytes) for b in snapshot.backends)
+
+
+def _raised(backend: Backend, device: str, risen_bytes: int) -> Backend:
+    if backend.baseline(device) is None:
+        return backend
+    baselines = tuple(
+        replace(b, used_bytes=b.used_bytes + risen_bytes, exits=0) if b.device == device else b
+        for b in backend.baselines
+    )
+    return replace(backend, baselines=baselines)
 
 
 def _use_with(backend: Backend, pool: tuple[str, ...]) -> int | None:
@@ -151,12 +196,20 @@ def without(backends: Sequence[Backend], epoch: int) -> tuple[Backend, ...]:
 def _without_share(
     others: tuple[Backend, ...], epoch: int, baseline: Baseline
 ) -> tuple[Backend, ...]:
+    others = tuple(_with_exit(b, baseline.device) for b in others)
     later = [b for b in others if b.epoch > epoch and b.baseline(baseline.device)]
     if not later:
         return others
     next_up = min(later, key=lambda b: b.epoch).baseline(baseline.device)
     share = max(0, next_up.used_bytes - baseline.used_bytes) if next_up else 0
     return tuple(_lowered(b, baseline.device, share) if b in later else b for b in others)
+
+
+def _with_exit(backend: Backend, device: str) -> Backend:
+    baselines = tuple(
+        replace(b, exits=b.exits + 1) if b.device == device else b for b in backend.baselines
+    )
+    return replace(backend, baselines=baselines)
 
 
 def _lowered(backend: Backend, device: str, share_bytes: int) -> Backend:

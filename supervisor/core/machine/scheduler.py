@@ -92,7 +92,7 @@ def _decide(draft: Draft) -> tuple[float | None, float]:
             moments.append(contention.joined_at)
         if not contention.targets:
             continue
-        beside = _beside(draft.snapshot, contention, draft.at)
+        beside = _beside(contention)
         decision = beside or _decision(draft.snapshot, contention, draft.at)
         draft.set_scheduling(decision=decision)
         target = next((t for t in contention.targets if t.model == decision.model), None)
@@ -110,14 +110,15 @@ def _decision(snapshot: Snapshot, contention: Contention, at: float) -> Decision
     return POLICIES[snapshot.rules.scheduling.policy](view_of(snapshot, contention, at))
 
 
-def _beside(snapshot: Snapshot, contention: Contention, at: float) -> Decision | None:
+def _beside(contention: Contention) -> Decision | None:
     """Return the decision for the first to which nobody has to give way, if there is one.
 
     Where nothing is live at all, the policy says who comes first.
     """
-    for target in () if contention.is_vacant else contention.targets:
-        if (why := at_once(snapshot, target, at)) is not None:
-            return Decision(model=target.model, reason=f"switching to {target.model}: {why}")
+    for place in () if contention.is_vacant else contention.places:
+        if (why := at_once(place)) is not None:
+            model = place.target.model
+            return Decision(model=model, reason=f"switching to {model}: {why}")
     return None
 
 

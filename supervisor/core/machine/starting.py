@@ -3,7 +3,7 @@
 from supervisor.core.machine.commands import StartBackend
 from supervisor.core.machine.draft import Draft
 from supervisor.core.machine.leaving import REAP_TIMEOUT_S, stop_backend
-from supervisor.core.machine.residency import baseline_at_start
+from supervisor.core.machine.residency import baseline_at_start, with_risen_floor
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.switch import Switch
 from supervisor.core.machine.values import Backend, BackendState, Phase, Placement, Refusal
@@ -25,6 +25,9 @@ def start_placed(draft: Draft, phase: Phase) -> None:
         for question, sample in switch.gate.opened
         if sample is not None
     )
+    for question, sample in switch.gate.opened:
+        if sample is not None:
+            draft.set(backends=with_risen_floor(draft.snapshot, question, sample))
     draft.enter_phase(phase)
     draft.set_switch("start", epoch=epoch)
     draft.set(next_epoch=epoch + 1)

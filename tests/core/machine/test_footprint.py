@@ -75,7 +75,7 @@ def test_each_device_has_its_baseline_and_gets_its_share_back() -> None:
     after = {b.device: b.used_bytes // GIB for b in baselines_after((split, later), (split,))}
     assert after == {"gpu0": 1, "gpu1": 1 + 4}
     (left,) = without((split, later), 1)
-    assert left.baselines == (Baseline(device="gpu1", used_bytes=1 * GIB),)
+    assert left.baselines == (Baseline(device="gpu1", used_bytes=1 * GIB, exits=1),)
 
 
 def accept(story: Story, footprint: Footprint, **used_gib: int) -> tuple[Command, ...]:
