@@ -103,7 +103,6 @@ def two_gpus(
         monkeypatch.delenv(name, raising=False)
     for name, value in driver.environment().items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(telemetry_module, "SamplerPolicy", lambda: FAST)
     return driver
 
 
