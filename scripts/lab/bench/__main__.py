@@ -25,6 +25,7 @@ from lab.bench import (
     prompt_cache,
     relay,
     switching,
+    twin,
     warm_start,
 )
 from lab.bench.embedding import arrays, batches, queued, shared, singles, sweeps
@@ -65,6 +66,7 @@ FIGURES: Mapping[str, Mapping[str, Callable[[Setting], Figure]]] = {
         **{f"closed_{clients}": partial(mixed.closed, clients=clients) for clients in (1, 4)},
         **{f"open_{load}": partial(mixed.open_traffic, percent=load) for load in (30, 60)},
         background.NAME: background.measure,
+        twin.NAME: twin.measure,
     },
 }
 """The figures of each subcommand, in the order of the table."""

@@ -244,6 +244,13 @@ class Controller(Server):
         """Wait until one backend is left: what was replaced may drain and stop after a switch."""
         self._wait(lambda status: len(status["backends"]) == 1, "there is not one backend alone")
 
+    def wait_until_comparable(self) -> None:
+        """Wait until it is known by what the twins of live models are compared with them."""
+        self._wait(
+            lambda status: not any(each["reason"] for each in status["twins"]),
+            "a twin cannot be compared",
+        )
+
     def _wait(self, is_so: Callable[[Any], bool], otherwise: str) -> None:
         deadline_at = time.monotonic() + START_TIMEOUT_S
         while not is_so(self.status()):
