@@ -168,7 +168,7 @@ def _entered_at(snapshot: Snapshot, period: Period) -> float:
         return period.starts_at
     lead_s = snapshot.agenda.lead_s
     if lead_s is None:
-        there = [b.target.model for b in snapshot.backends if not b.target.is_twin]
+        there = [b.target.model for b in snapshot.tenants() if not b.target.is_twin]
         lead_s = longest_switch_s(snapshot.scheduling.estimates, period.target.model, there)
     return period.starts_at - min(lead_s, LONGEST_LEAD_S)
 

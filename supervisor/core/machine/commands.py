@@ -3,7 +3,7 @@
 from msgspec import Struct
 
 from supervisor.core.machine.switch import SwitchReport
-from supervisor.core.machine.values import Refusal, Stop, Target
+from supervisor.core.machine.values import Park, Refusal, Stop, Target
 
 
 class Command(Struct, frozen=True, kw_only=True):
@@ -11,10 +11,14 @@ class Command(Struct, frozen=True, kw_only=True):
 
 
 class CheckTarget(Command, frozen=True, kw_only=True):
-    """Check file, engine and flags, estimate the need → TargetAccepted or TargetRejected."""
+    """Check file, engine and flags, estimate the need → TargetAccepted or TargetRejected.
+
+    `also_read`: devices that are read besides those that it needs, where they can be.
+    """
 
     switch_id: str
     target: Target
+    also_read: tuple[str, ...] = ()
 
 
 class WarmFile(Command, frozen=True, kw_only=True):
@@ -37,14 +41,21 @@ class StartBackend(Command, frozen=True, kw_only=True):
     target: Target
 
 
+class UnparkBackend(Command, frozen=True, kw_only=True):
+    """Have a parked server take its memory back → BackendReady or BackendExited."""
+
+    epoch: int
+    target: Target
+
+
 class ReleaseMemory(Command, frozen=True, kw_only=True):
     """Have a backend give its devices' memory back, in the way that `how` says.
 
-    Stopped, it is reaped → BackendExited.
+    Stopped, it is reaped → BackendExited. Parked, it lives on → BackendParked, or BackendNotParked.
     """
 
     epoch: int
-    how: Stop
+    how: Stop | Park
 
 
 class SampleMemory(Command, frozen=True, kw_only=True):

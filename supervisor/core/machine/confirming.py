@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from supervisor.core.machine.commands import SampleMemory
 from supervisor.core.machine.draft import Draft
-from supervisor.core.machine.footprint import Baseline
+from supervisor.core.machine.footprint import Baseline, Footprint
 from supervisor.core.machine.memory import (
     MAX_SAMPLE_PAUSE_S,
     SETTLING_PAUSE_S,
@@ -23,6 +23,7 @@ from supervisor.core.machine.memory import (
     judge_release,
     pause_before_sample,
 )
+from supervisor.core.machine.parking import measure_kept, parked_by_switch, still_needed
 from supervisor.core.machine.residency import baselines_after
 from supervisor.core.machine.values import Backend, Phase, Placement
 
@@ -32,15 +33,19 @@ KEPT_SAMPLES = 64
 def expect_devices(draft: Draft, leaving: Sequence[Backend]) -> None:
     """Say which devices must be confirmed: of what is placed, or, unloading, of what leaves.
 
-    A target's own device comes last, so that the start follows its reading at once.
+    Of what is parked, all devices: what it keeps is measured. A target's own device comes last, so
+    that the start follows its reading at once.
     """
     placement = draft.running_switch().start.placement
+    parking = draft.running_switch().leaving.parking
     if placement is None:
         taken = [device for backend in leaving for device in backend.footprint.devices]
         devices = tuple(dict.fromkeys(taken))
     else:
         own = placement.target.device
-        devices = (*(d for d in placement.footprint.devices if d != own), own)
+        parked = [d for b in leaving if b.epoch in parking for d in b.footprint.devices]
+        others = dict.fromkeys((*placement.footprint.devices, *parked))
+        devices = (*(d for d in others if d != own), own)
     draft.set_switch("gate", devices=devices, opened=())
 
 
@@ -65,6 +70,8 @@ def expect_more_use(draft: Draft, restored: Placement) -> None:
 
 def note_confirmed(draft: Draft, question: ReleaseQuestion, sample: MemorySample | None) -> None:
     """Note the reading that confirmed a device, and what was asked of it."""
+    if sample is not None:
+        question = measure_kept(draft, question, sample)
     opened = (*draft.running_switch().gate.opened, (question, sample))
     draft.set_switch("gate", confirmed=sample, opened=opened)
 
@@ -87,6 +94,9 @@ def question_device(draft: Draft, device: str, *, may_make_room: bool = False) -
     placement = switch.start.placement
     policy = placement.target.memory if placement else MemoryPolicy()
     baseline = next((b for b in switch.gate.baselines if b.device == device), None)
+    parked = parked_by_switch(draft)
+    kept_bytes = sum(b.footprint.on(device) for b in parked)
+    is_freed_late = not draft.snapshot.devices[device].is_host_memory
     if may_make_room:
         policy = replace(policy, on_unconfirmed=OnUnconfirmed.REFUSE)
     draft.set_switch(
@@ -94,17 +104,23 @@ def question_device(draft: Draft, device: str, *, may_make_room: bool = False) -
         samples=(),
         question=ReleaseQuestion(
             device=device,
-            need_bytes=placement.footprint.on(device) if placement else None,
-            baseline_used_bytes=baseline.used_bytes if baseline else None,
+            need_bytes=_need_of(draft, placement).on(device) if placement else None,
+            baseline_used_bytes=baseline.used_bytes + kept_bytes if baseline else None,
             baseline_foreign_bytes=baseline.foreign_bytes if baseline else None,
             baseline_exits=baseline.exits if baseline else 0,
             policy=policy,
-            is_freed_at_exit=draft.snapshot.devices[device].is_host_memory,
+            is_freed_at_exit=not is_freed_late,
             is_return=switch.order.is_recovery or switch.phase is Phase.ROLLING_BACK,
+            is_measured=is_freed_late and any(b.baseline(device) is None for b in parked),
             asked_at=draft.at,
         ),
     )
     take_sample(draft)
+
+
+def _need_of(draft: Draft, placement: Placement) -> Footprint:
+    """Return what is placed takes beyond what its parked server, if it has one, keeps already."""
+    return still_needed(placement.footprint, draft.snapshot.parked_of(placement.target))
 
 
 def take_sample(draft: Draft) -> None:

@@ -68,7 +68,14 @@ def view_of(snapshot: Snapshot, contention: Contention, at: float) -> View:
     same time, so that the longest of their drains is that of the resident.
     """
     models = [target.model for target in contention.targets]
-    costs = {model: costs_of(snapshot.scheduling.estimates, model) for model in models}
+    costs = {
+        target.model: costs_of(
+            snapshot.scheduling.estimates,
+            target.model,
+            is_parked=snapshot.parked_of(target) is not None,
+        )
+        for target in contention.targets
+    }
     stay = None
     if contention.residents:
         stay = _stay_of(contention.residents[0])
@@ -163,9 +170,14 @@ def _queue(snapshot: Snapshot, model: str) -> Queue:
 
 
 def _costs_of_residents(snapshot: Snapshot, residents: Sequence[Backend], at: float) -> Costs:
-    """Return the costs of the first; in its first stay, its service is known from that alone."""
+    """Return the costs of the first; in its first stay, its service is known from that alone.
+
+    One that is parked when it leaves comes back from there.
+    """
     estimates, first = snapshot.scheduling.estimates, residents[0]
-    costs = [costs_of(estimates, each.target.model) for each in residents]
+    costs = [
+        costs_of(estimates, each.target.model, is_parked=each.target.parks) for each in residents
+    ]
     known, work = costs[0], first.work
     if len(costs) > 1:
         known = replace(known, drain_s=max(each.drain_s for each in costs))

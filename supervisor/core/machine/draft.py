@@ -20,7 +20,11 @@ from supervisor.errors import InvalidTransition
 BACKEND_TRANSITIONS: dict[BackendState, frozenset[BackendState]] = {
     BackendState.STARTING: frozenset({BackendState.READY, BackendState.STOPPING}),
     BackendState.READY: frozenset({BackendState.DRAINING, BackendState.STOPPING}),
-    BackendState.DRAINING: frozenset({BackendState.STOPPING, BackendState.READY}),
+    BackendState.DRAINING: frozenset(
+        {BackendState.PARKING, BackendState.STOPPING, BackendState.READY}
+    ),
+    BackendState.PARKING: frozenset({BackendState.PARKED, BackendState.STOPPING}),
+    BackendState.PARKED: frozenset({BackendState.STARTING, BackendState.STOPPING}),
     BackendState.STOPPING: frozenset(),
 }
 """From each state the states that may follow; every state may also end in the process's exit."""
@@ -76,9 +80,9 @@ class Draft(Struct, eq=False):
         return moved
 
     def put_backend(self, backend: Backend) -> None:
-        """Replace the backend of the same epoch, or add one, whose epoch is the highest so far."""
+        """Replace the backend of the same epoch, or add one behind all others."""
         epoch, backends = backend.epoch, self.snapshot.backends
-        if backends and epoch <= backends[-1].epoch:
+        if self.snapshot.backend(epoch) is not None:
             self.set(backends=tuple(backend if b.epoch == epoch else b for b in backends))
         else:
             self.set(backends=(*backends, backend))
@@ -90,7 +94,8 @@ class Draft(Struct, eq=False):
         if backend.state is BackendState.READY:
             scheduling, backend = end_stay(self.snapshot, backend, self.at)
             self.set(scheduling=scheduling)
-        if state is BackendState.STOPPING and backend.state is not BackendState.STARTING:
+        is_leaving = state in {BackendState.STOPPING, BackendState.PARKING}
+        if is_leaving and backend.state in {BackendState.READY, BackendState.DRAINING}:
             self.set(scheduling=note_left(self.snapshot, backend, self.at))
         moved = replace(backend, state=state)
         self.put_backend(moved)
@@ -104,12 +109,24 @@ class Draft(Struct, eq=False):
             self.set(scheduling=scheduling)
         if backend is not None and backend.state in {BackendState.READY, BackendState.DRAINING}:
             self.set(scheduling=note_left(self.snapshot, backend, self.at))
+        self.drop_leases(epoch)
+        self.set(backends=without(self.snapshot.backends, epoch))
+
+    def put_last(self, backend: Backend) -> None:
+        """Put a backend that takes other memory than before behind all others.
+
+        They stand in the order in which they took what they hold, which baselines go by.
+        """
+        others = without(self.snapshot.backends, backend.epoch, has_ended=False)
+        self.set(backends=(*others, backend))
+
+    def drop_leases(self, epoch: int) -> None:
+        """Forget the leases on a backend, whose requests break by themselves."""
         requests = self.snapshot.requests
         self.set_requests(
             leases=_without_holder(requests.leases, epoch),
             batch=_without_holder(requests.batch, epoch),
         )
-        self.set(backends=without(self.snapshot.backends, epoch))
 
 
 def _without_holder(leases: Map[str, int], epoch: int) -> Map[str, int]:

@@ -3,6 +3,7 @@
 from msgspec import Struct
 
 from supervisor.core.machine.agenda import Period
+from supervisor.core.machine.footprint import Footprint
 from supervisor.core.machine.memory import MemorySample
 from supervisor.core.machine.values import (
     Device,
@@ -69,10 +70,14 @@ class DeviceFound(Event, frozen=True, kw_only=True):
 
 
 class RulesChanged(Event, frozen=True, kw_only=True):
-    """Other settings of the operator were applied: what comes from now on is held to these."""
+    """Other settings of the operator were applied: what comes from now on is held to these.
+
+    `outdated`: epochs of servers that would be started otherwise now, or not at all.
+    """
 
     limits: Limits
     rules: SwitchRules
+    outdated: frozenset[int] = frozenset()
 
 
 class ScheduleRead(Event, frozen=True, kw_only=True):
@@ -179,6 +184,24 @@ class BackendMoved(Event, frozen=True, kw_only=True):
     """A server that had stalled moves again, or has nothing left to do."""
 
     epoch: int
+
+
+class BackendParked(Event, frozen=True, kw_only=True):
+    """A server has given its devices' memory up, by its own account, and lives on.
+
+    `kept` is the host memory that it holds now. `prompts` is what was saved of it before.
+    """
+
+    epoch: int
+    kept: Footprint
+    prompts: KeptPrompts | None = None
+
+
+class BackendNotParked(Event, frozen=True, kw_only=True):
+    """A server could not be parked, for the reason given: nobody knows what it holds."""
+
+    epoch: int
+    reason: str
 
 
 class BackendExited(Event, frozen=True, kw_only=True):

@@ -16,7 +16,7 @@ from supervisor.core.machine.phases import progress_phase
 from supervisor.core.machine.recovery import note_death
 from supervisor.core.machine.residency import baselines_after
 from supervisor.core.machine.snapshot import Snapshot
-from supervisor.core.machine.switching import fail_start
+from supervisor.core.machine.switching import ask_anew, fail_start
 from supervisor.core.machine.values import Backend, BackendExit, BackendState, Refusal
 from supervisor.core.machine.waiting import settle_waiters
 
@@ -30,6 +30,8 @@ class Part(Enum):
     """The running switch waits for it to become ready."""
     LEAVING = auto()
     """The running switch waits for its end."""
+    PARKED = auto()
+    """It was parked, and is missed by nobody."""
     ORDERED_OUT = auto()
     """It retired, or a switch that is over stopped it: nobody waits for its end."""
     SERVING = auto()
@@ -54,6 +56,8 @@ def part_of(snapshot: Snapshot, backend: Backend) -> Part:
         return Part.STARTED
     if switch is not None and backend.epoch in switch.leaving.epochs:
         return Part.LEAVING
+    if backend.state is BackendState.PARKED:
+        return Part.PARKED
     return Part.ORDERED_OUT if _is_wanted(backend) else Part.SERVING
 
 
@@ -106,6 +110,14 @@ def _go_on_without_it(draft: Draft, gone: Exit) -> None:
     progress_phase(draft)
 
 
+def _ask_for_what_it_kept(draft: Draft, gone: Exit) -> None:
+    """Where it was to be started from there, its target takes more than was asked for."""
+    switch = draft.snapshot.switch
+    placement = None if switch is None else switch.start.placement
+    if placement is not None and placement.target.is_same(gone.backend.target):
+        ask_anew(draft)
+
+
 def _bring_it_back(draft: Draft, gone: Exit) -> None:
     """See to its restart; if there is none, nobody waits for it."""
     target = gone.backend.target
@@ -119,6 +131,7 @@ _MEANINGS: dict[Part, Callable[[Draft, Exit], None]] = {
     Part.CLOSING: lambda draft, _: complete_shutdown(draft),
     Part.STARTED: _fail_the_start,
     Part.LEAVING: _go_on_without_it,
+    Part.PARKED: _ask_for_what_it_kept,
     Part.ORDERED_OUT: lambda *_: None,
     Part.SERVING: _bring_it_back,
 }

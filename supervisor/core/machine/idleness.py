@@ -40,7 +40,7 @@ def return_at(snapshot: Snapshot) -> float | None:
     if target is None or scheduling.is_unloaded or not snapshot.agenda.admits(target):
         return None
     is_busy = snapshot.requests.waiting or any(b.in_flight for b in snapshot.backends)
-    if is_busy or snapshot.recoveries or any(_is_of(b, target) for b in snapshot.backends):
+    if is_busy or snapshot.recoveries or any(_is_of(b, target) for b in snapshot.tenants()):
         return None
     worked = [b.work.empty_since for b in snapshot.backends if b.work.empty_since is not None]
     ended = [*worked, *(away.left_at for away in scheduling.away.values())]

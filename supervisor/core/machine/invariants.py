@@ -25,8 +25,9 @@ def violations(snapshot: Snapshot) -> tuple[str, ...]:
 
 def _of_backends(snapshot: Snapshot) -> Iterator[str]:
     epochs = [backend.epoch for backend in snapshot.backends]
-    if any(earlier >= later for earlier, later in pairwise((*epochs, snapshot.next_epoch))):
-        yield f"backends are not in the order of their epochs: {epochs}"
+    if len(set(epochs)) < len(epochs) or any(e >= snapshot.next_epoch for e in epochs):
+        yield f"epochs are not all different, or not given yet: {epochs}"
+    yield from _of_parked(snapshot)
     if any(backend.in_flight < 0 for backend in snapshot.backends):
         yield "a backend has fewer requests in flight than none"
     switch = snapshot.switch
@@ -39,6 +40,19 @@ def _of_backends(snapshot: Snapshot) -> Iterator[str]:
         there = [b for b in snapshot.backends if device.name in b.footprint.devices]
         if device.is_exclusive and sum(b.state in serving for b in there) > 1:
             yield f"{device.name} is exclusive, and more than one backend is on it"
+
+
+def _of_parked(snapshot: Snapshot) -> Iterator[str]:
+    for backend in snapshot.backends:
+        is_parked = backend.state is BackendState.PARKED
+        if is_parked != (backend.parked is not None):
+            yield f"epoch {backend.epoch} is {backend.state}, and parked: {backend.parked}"
+        if is_parked and backend.in_flight:
+            yield f"epoch {backend.epoch} is parked, and has requests"
+        if is_parked and any(
+            b.epoch != backend.epoch and b.target.is_same(backend.target) for b in snapshot.parked()
+        ):
+            yield f"'{backend.target.model}' is parked more than once"
 
 
 def _of_switch(snapshot: Snapshot) -> Iterator[str]:
@@ -55,14 +69,15 @@ def _of_switch(snapshot: Snapshot) -> Iterator[str]:
     if (phase in _ROLLBACK) != (switch.rollback.failure is not None):
         yield f"in {phase}, the failure to report is {switch.rollback.failure}"
     if phase in _GATE | _START:
-        there = [b.epoch for b in snapshot.backends if b.epoch in switch.leaving.epochs]
+        leaving = [b for b in snapshot.backends if b.epoch in switch.leaving.epochs]
+        there = [b.epoch for b in leaving if b.state is not BackendState.PARKED]
         if there:
             yield f"in {phase}, epochs {there} must be gone, and are there"
     if switch.target is not None and switch.target.is_twin:
-        leaving = {*switch.leaving.first, *switch.leaving.behind, *switch.leaving.epochs}
-        others = [b for b in snapshot.backends if b.epoch in leaving]
+        ended = {*switch.leaving.first, *switch.leaving.behind, *switch.leaving.epochs}
+        others = [b for b in snapshot.backends if b.epoch in ended]
         if any(b.target.model != switch.target.model for b in others):
-            yield f"epochs {sorted(leaving)} leave for a twin"
+            yield f"epochs {sorted(ended)} leave for a twin"
     yield from _of_readings(switch.gate)
 
 

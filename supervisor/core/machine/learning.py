@@ -92,5 +92,7 @@ def note_switch(snapshot: Snapshot, report: SwitchReport, left: tuple[str, ...])
     if report.outcome is Outcome.SWITCHED and model is not None:
         is_cold = model not in scheduling.away
         took_s = report.total_s - drain_s
-        learned = estimates.note_switch(learned, model, took_s, is_cold=is_cold)
+        learned = estimates.note_switch(
+            learned, model, took_s, is_cold=is_cold, was_parked=report.notes.was_parked
+        )
     return replace(scheduling, estimates=learned)

@@ -1,4 +1,4 @@
-"""How backends leave: admission closed, requests ended, stopped; for a target, or behind one.
+"""How backends leave: admission closed, requests ended, stopped or parked; for or behind a target.
 
 What must give way to a target drains and stops before it starts. What it replaces, where both have
 room, retires: it goes on serving until the target is ready, and ends its requests afterwards.
@@ -11,6 +11,8 @@ from msgspec.structs import replace
 from supervisor.core.machine.commands import ReleaseMemory
 from supervisor.core.machine.confirming import expect_use
 from supervisor.core.machine.draft import Draft
+from supervisor.core.machine.events import BackendParked
+from supervisor.core.machine.parking import PARK_TIMEOUT_S, is_awaited, over_the_limit
 from supervisor.core.machine.recovery import note_lost
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.switch import Switch
@@ -18,9 +20,12 @@ from supervisor.core.machine.values import (
     Backend,
     BackendState,
     DrainPolicy,
+    Park,
+    Parked,
     Placement,
     Refusal,
     Stop,
+    Work,
 )
 
 REAP_TIMEOUT_S = 30.0
@@ -30,6 +35,9 @@ REAP_TIMEOUT_S = 30.0
 def begin_to_leave(draft: Draft, leaving: tuple[Backend, ...]) -> None:
     """Close admission to what gives way. What is on its way out already is not brought back."""
     serving = tuple(b for b in leaving if b.state is BackendState.READY)
+    for backend in leaving:
+        if backend.state is BackendState.PARKED:  # it has nothing to drain
+            stop_backend(draft, backend)
     draft.set_switch(
         "leaving",
         epochs=tuple(b.epoch for b in leaving),
@@ -45,9 +53,10 @@ def begin_to_leave(draft: Draft, leaving: tuple[Backend, ...]) -> None:
 
 
 def leaving_backends(draft: Draft) -> list[Backend]:
-    """Return what the running switch waits for: what leaves and is not gone yet."""
+    """Return what the running switch waits for: what leaves and is neither gone nor parked yet."""
     leaving = draft.running_switch().leaving.epochs
-    return [b for b in draft.snapshot.backends if b.epoch in leaving]
+    there = [b for b in draft.snapshot.backends if b.epoch in leaving]
+    return [b for b in there if b.state is not BackendState.PARKED]
 
 
 def may_stop(draft: Draft) -> bool | Refusal:
@@ -66,10 +75,67 @@ def may_stop(draft: Draft) -> bool | Refusal:
 
 
 def stop_leaving(draft: Draft) -> None:
-    """Stop what leaves; what retired may be stopping already."""
+    """Stop or park what leaves; what retired may be stopping already."""
+    parking = draft.running_switch().leaving.parking
     for backend in leaving_backends(draft):
-        if backend.state is not BackendState.STOPPING:
+        if backend.state is BackendState.DRAINING and backend.epoch in parking:
+            draft.move_backend(backend, BackendState.PARKING)
+            draft.commands.append(ReleaseMemory(epoch=backend.epoch, how=Park(keeps_prompts=True)))
+        elif backend.state is not BackendState.STOPPING:
             stop_backend(draft, backend, keeps_prompts=True)
+
+
+def stop_parking(draft: Draft) -> bool:
+    """Stop what is late to be parked; whether there was any."""
+    late = [b for b in leaving_backends(draft) if b.state is BackendState.PARKING]
+    for backend in late:
+        stop_backend(draft, backend)
+    return bool(late)
+
+
+def note_parked(draft: Draft, event: BackendParked) -> None:
+    """The server has given its memory up: from now on it holds what it keeps, and no leases."""
+    backend = draft.snapshot.backend(event.epoch)
+    if backend is None or backend.state is not BackendState.PARKING:
+        return  # it was stopped in the meantime
+    draft.drop_leases(event.epoch)
+    kept = event.kept.among(draft.snapshot.devices)
+    moved = draft.move_backend(backend, BackendState.PARKED)
+    draft.put_last(moved)  # by the baselines that it had
+    draft.put_backend(
+        replace(
+            moved,
+            footprint=kept,
+            baselines=(),
+            in_flight=0,
+            work=Work(),
+            stalled_s=None,
+            parked=Parked(since=draft.at, host_bytes=kept.total_bytes),
+        )
+    )
+    if draft.snapshot.switch is not None and event.prompts is not None:
+        saved = draft.running_switch().notes.prompts_saved
+        draft.set_switch("notes", prompts_saved=(*saved, event.prompts))
+    keep_to_limit(draft)
+
+
+def come_back(draft: Draft, parked: Backend) -> None:
+    """A parked server is started again: if it left for this switch, that is over."""
+    epochs = draft.running_switch().leaving.epochs
+    draft.set_switch("leaving", epochs=tuple(e for e in epochs if e != parked.epoch))
+
+
+def stop_outdated(draft: Draft, outdated: frozenset[int]) -> None:
+    """Stop the parked servers that no start would wake any more, as they are configured now."""
+    for backend in draft.snapshot.parked():
+        if backend.epoch in outdated and not is_awaited(draft.snapshot, backend):
+            stop_backend(draft, backend)
+
+
+def keep_to_limit(draft: Draft) -> None:
+    """Stop the servers that have been parked for longest, where all hold more than they may."""
+    for backend in over_the_limit(draft.snapshot):
+        stop_backend(draft, backend)
 
 
 def stay(draft: Draft) -> None:
@@ -86,10 +152,16 @@ def stay(draft: Draft) -> None:
 
 
 def reap_deadline(snapshot: Snapshot, switch: Switch) -> float:
-    """Return when what the running switch stops must be gone."""
+    """Return when what the running switch stops must be gone, or what it parks parked.
+
+    What could not be parked in time is stopped then, and has its time from there on.
+    """
     leaving = [b for b in snapshot.backends if b.epoch in switch.leaving.epochs]
+    if any(b.state is BackendState.PARKING for b in leaving):
+        return switch.phase_started_at + PARK_TIMEOUT_S
+    begun_s = PARK_TIMEOUT_S if switch.leaving.parking else 0.0
     graces_s = [b.target.stop_grace_s for b in leaving]
-    return switch.phase_started_at + max(graces_s, default=0.0) + REAP_TIMEOUT_S
+    return switch.phase_started_at + begun_s + max(graces_s, default=0.0) + REAP_TIMEOUT_S
 
 
 def not_reaped(there: Sequence[Backend]) -> Refusal:
@@ -131,7 +203,7 @@ def stop_backend(
     draft: Draft, backend: Backend, *, keeps_prompts: bool = False, is_replaced: bool = False
 ) -> None:
     """Order the stop of a backend."""
-    draft.move_backend(backend, BackendState.STOPPING)
+    draft.move_backend(replace(backend, parked=None), BackendState.STOPPING)
     draft.commands.append(
         ReleaseMemory(
             epoch=backend.epoch,

@@ -134,7 +134,8 @@ class ReleaseQuestion(Struct, frozen=True, kw_only=True):
     `baseline_exits` how many other servers have ended since (see `Baseline`).
     `is_freed_at_exit`: the kernel gives this memory back with the process, as it does the host's; a
     GPU's driver does so later, and children that are gone prove nothing there. `is_return`: the
-    next backend ran here before, from the same baseline.
+    next backend ran here before, from the same baseline. `is_measured`: what a parked server keeps
+    there is measured by the reading that opens the gate, so that use must have come to rest.
     The operator's budget is accounted for before anything stops, so it is not part of this.
     """
 
@@ -147,6 +148,7 @@ class ReleaseQuestion(Struct, frozen=True, kw_only=True):
     baseline_exits: int = 0
     is_freed_at_exit: bool = False
     is_return: bool = False
+    is_measured: bool = False
 
     @property
     def allowed_bytes(self) -> int:
@@ -255,4 +257,7 @@ def _is_stable(question: ReleaseQuestion, samples: Sequence[MemorySample]) -> bo
     """The last N samples all show enough, so that a passing dip does not open the gate."""
     wanted = question.policy.stable_samples
     last = samples[-wanted:]
+    used = [sample.used_bytes for sample in last]
+    if question.is_measured and max(used) - min(used) > question.policy.tolerance_bytes:
+        return False
     return len(last) == wanted and all(_is_enough_free(question, s)[0] for s in last)

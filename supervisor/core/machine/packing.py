@@ -60,7 +60,7 @@ def measured_capacity(
     if memory is None:
         return None
     if not died_just_now(snapshot, target, memory):
-        return memory.free_bytes + resident_bytes(snapshot, snapshot.sharing(name), name)
+        return memory.free_bytes + resident_bytes(snapshot, snapshot.backends, name)
     foreign_bytes = memory.foreign_bytes
     return None if foreign_bytes is None else memory.total_bytes - foreign_bytes
 
@@ -156,7 +156,8 @@ def cost_of(snapshot: Snapshot, backend: Backend, at: float) -> Cost:
     """
     if backend.state is not BackendState.READY or backend.target.is_twin:
         return Cost()
-    known_s = load_s(snapshot.scheduling.estimates, backend.target.model)
+    model, is_parked = backend.target.model, backend.target.parks
+    known_s = load_s(snapshot.scheduling.estimates, model, is_parked=is_parked)
     seconds = backend.footprint.total_bytes / LOAD_BYTES_PER_S if known_s is None else known_s
     return Cost(min(1, backend.in_flight), seconds * likelihood_of_return(snapshot, backend, at))
 

@@ -76,8 +76,8 @@ PHASES: dict[Phase, PhaseRules] = {
         on_time=take_sample,
         on_progress=_nothing,
         # DRAINING, where the target was to start beside the one that it replaces, and the memory
-        # for both cannot be confirmed.
-        next=frozenset({Phase.STARTING, Phase.DRAINING, Phase.ROLLING_BACK}),
+        # for both cannot be confirmed; STOPPING, where that of one that was parked cannot.
+        next=frozenset({Phase.STARTING, Phase.DRAINING, Phase.STOPPING, Phase.ROLLING_BACK}),
     ),
     Phase.STARTING: PhaseRules(
         deadline=start_deadline,

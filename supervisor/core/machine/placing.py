@@ -14,6 +14,7 @@ from supervisor.core.machine.events import TargetAccepted
 from supervisor.core.machine.footprint import Footprint
 from supervisor.core.machine.memory import MemorySample
 from supervisor.core.machine.packing import Cost, capacity_of, cost_of, resident_bytes, total_cost
+from supervisor.core.machine.parking import plan_parking, still_needed
 from supervisor.core.machine.preflight import (
     refuse_for_the_pinned,
     refuse_unread,
@@ -44,8 +45,9 @@ class Place(Struct, frozen=True, kw_only=True):
 
     @property
     def giving_way(self) -> tuple[Backend, ...]:
-        """What gives way, before the target starts or behind it."""
-        return (*self.plan.leaving, *self.plan.retiring)
+        """What gives way, before the target starts or behind it; parked ones serve nobody."""
+        both = (*self.plan.leaving, *self.plan.retiring)
+        return tuple(b for b in both if b.state is not BackendState.PARKED)
 
     @property
     def is_free(self) -> bool:
@@ -62,7 +64,8 @@ class Place(Struct, frozen=True, kw_only=True):
     @property
     def cost(self) -> tuple[Cost, bool, int]:
         """What it costs, to be compared: others that leave, an interruption, the room."""
-        return self.plan.cost, bool(self.plan.leaving), -self.room_bytes
+        interrupts = any(b.state is not BackendState.PARKED for b in self.plan.leaving)
+        return self.plan.cost, interrupts, -self.room_bytes
 
 
 def free_of_hands_at(snapshot: Snapshot, target: Target) -> float:
@@ -95,7 +98,8 @@ def choose_place(
 ) -> tuple[Place, Refusal | None]:
     """Return the cheapest place of the order's target that can carry it, or one, and why none can.
 
-    What died comes back to where it ran, unless it costs less that it goes elsewhere.
+    What died comes back to where it ran, and what is parked to where it is, unless it costs less
+    that it goes elsewhere.
     """
     target = order.target
     assert target is not None  # noqa: S101 - it was accepted
@@ -104,11 +108,14 @@ def choose_place(
         return accepted.need_on(place.device).footprint.among(snapshot.devices)
 
     places = _places(snapshot, target, need_of, accepted.readings, at)
+    is_parked = any(snapshot.parked_of(place.target) for place in places)
     refusals = [_refusal(snapshot, order, accepted, place, at) for place in places]
 
     def preference(number: int) -> tuple[object, ...]:
         cost, interrupts, room = places[number].cost
-        is_away = order.is_recovery and places[number].target.device != target.device
+        place = places[number].target
+        is_away = order.is_recovery and place.device != target.device
+        is_away = is_away or (is_parked and snapshot.parked_of(place) is None)
         return _severity(order, refusals[number]), cost, interrupts, is_away, room
 
     chosen = min(range(len(places)), key=preference)
@@ -142,16 +149,17 @@ def _place(
     readings: Sequence[MemorySample],
     at: float,
 ) -> Place:
-    taken = () if footprint is None else footprint.devices
+    taken, needed = () if footprint is None else footprint.devices, Footprint()
     devices = [d for d in dict.fromkeys((*target.devices, *taken)) if d in snapshot.devices]
     there = snapshot.sharing(*devices)
     if footprint is None:
         cost = total_cost([cost_of(snapshot, backend, at) for backend in there])
         plan = Plan(leaving=oldest_first(there), cost=cost)
     else:
-        plan = plan_residency(snapshot, target, footprint, readings, at)
+        needed = still_needed(footprint, snapshot.parked_of(target))
+        plan = plan_residency(snapshot, target, needed, readings, at)
+        plan = plan_parking(snapshot, target, needed, plan, readings)
     staying = [b for b in there if b not in plan.leaving]
-    needed = footprint or Footprint()
     room = (
         capacity_of(snapshot, device, target, readings)
         - resident_bytes(snapshot, staying, device)
@@ -174,7 +182,8 @@ def _refusal(
     """Return why the target cannot be put there; None: it can."""
     target, plan, readings = place.target, place.plan, accepted.readings
     need = accepted.need_on(target.device)
-    need = replace(need, footprint=place.footprint or need.footprint)
+    whole = place.footprint or need.footprint
+    need = replace(need, footprint=still_needed(whole, snapshot.parked_of(target)))
     return (
         (does_not_fit(target, plan) if target.is_twin else None)
         or refuse_unread(target, accepted, need)

@@ -112,7 +112,7 @@ def _refuse_on(  # noqa: PLR0913, PLR0917 - what is held against what
     if not died_just_now(snapshot, target, memory):
         # Whether the pinned are to blame is asked afterwards: as if all were gone.
         gone = snapshot.sharing(device.name) if plan.in_the_way else plan.leaving
-        room_bytes, arithmetic = _room_after(snapshot, device, gone, memory)
+        room_bytes, arithmetic = room_after(snapshot, device, gone, memory)
     elif memory.foreign_bytes is not None:
         room_bytes = memory.total_bytes - memory.foreign_bytes
         arithmetic = f"{device.name} has {format_bytes(room_bytes)} beside what others hold"
@@ -126,7 +126,7 @@ def _refuse_on(  # noqa: PLR0913, PLR0917 - what is held against what
     return _refusal(target, need, device, room_bytes, arithmetic, remedy)
 
 
-def _room_after(
+def room_after(
     snapshot: Snapshot, device: Device, leaving: Sequence[Backend], memory: MemorySample
 ) -> tuple[int, str]:
     """Return the bytes that will be free once `leaving` are gone, and how that is computed.

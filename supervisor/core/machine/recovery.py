@@ -44,7 +44,7 @@ def note_death(
             is_open=is_open,
             may_hold=not is_open,
             baselines=baselines,
-            beside=_epochs_beside(draft, baselines),
+            beside=_beside(draft, baselines),
         ),
     )
 
@@ -68,15 +68,16 @@ def baselines_of_the_dead(draft: Draft) -> tuple[Baseline, ...]:
     return tuple(
         baseline
         for down in draft.snapshot.recoveries
-        if down.beside == _epochs_beside(draft, down.baselines)
+        if down.beside == _beside(draft, down.baselines)
         for baseline in down.baselines
     )
 
 
-def _epochs_beside(draft: Draft, baselines: tuple[Baseline, ...]) -> tuple[int, ...]:
-    """Return the epochs of what runs on the devices of the baselines."""
+def _beside(draft: Draft, baselines: tuple[Baseline, ...]) -> tuple[tuple[int, int], ...]:
+    """Return by epoch what is taken of the devices of the baselines; a parked one keeps some."""
     devices = [baseline.device for baseline in baselines]
-    return tuple(b.epoch for b in draft.snapshot.sharing(*devices))
+    taken = ((b.epoch, b.footprint.on(*devices)) for b in draft.snapshot.backends)
+    return tuple((epoch, size) for epoch, size in taken if size)
 
 
 def note_lost(draft: Draft, target: Target, reason: str) -> None:

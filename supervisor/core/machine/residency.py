@@ -16,10 +16,12 @@ class Plan(Struct, frozen=True, kw_only=True):
     """What gives way to a target, oldest first: before it starts, or once it serves.
 
     `cost` is what it costs that others than those it replaces leave. `in_the_way` are pinned ones
-    that leave it no room: then nobody leaves, and it cannot start.
+    that leave it no room: then nobody leaves, and it cannot start. Of those that leave, `parking`
+    are parked and not stopped.
     """
 
     leaving: tuple[Backend, ...] = ()
+    parking: tuple[Backend, ...] = ()
     retiring: tuple[Backend, ...] = ()
     in_the_way: tuple[Backend, ...] = ()
     cost: Cost = Cost()
@@ -40,7 +42,7 @@ def plan_residency(
     margin. Else it stops first. Of the others there the cheapest set stops first without which the
     rest fits, idle ones before those that work, and never a pinned one.
     """
-    replaced = [b for b in snapshot.backends if _is_replaced(b, target, snapshot.rules)]
+    replaced = [b for b in snapshot.tenants() if _is_replaced(b, target, snapshot.rules)]
     here = snapshot.sharing(*footprint.devices)
     fits = fits_with(snapshot, target, footprint, readings)
     if _shows_room(snapshot, target, footprint, readings) and fits(here):
@@ -90,12 +92,14 @@ def baselines_after(
     after it and stay. Others' part of it is what it was then.
     """
     gone = {b.epoch for b in leaving}
+    epochs = [b.epoch for b in backends]
     found = []
-    for device, first in _first_by_device(leaving).items():
+    for device, first in _first_by_device([b for b in backends if b.epoch in gone]).items():
         baseline = first.baseline(device)
         if baseline is None:
             continue
-        later = [b for b in backends if b.epoch > first.epoch and b.epoch not in gone]
+        behind = backends[epochs.index(first.epoch) + 1 :]
+        later = [b for b in behind if b.epoch not in gone]
         staying_bytes = sum(b.footprint.on(device) for b in later)
         others = sum(device in b.footprint.devices for b in leaving) - 1
         found.append(
@@ -109,9 +113,9 @@ def baselines_after(
 
 
 def _first_by_device(backends: Sequence[Backend]) -> dict[str, Backend]:
-    """Return the backend that started first on each device."""
+    """Return the backend that was first on each device, of some in the snapshot's order."""
     first: dict[str, Backend] = {}
-    for backend in oldest_first(backends):
+    for backend in backends:
         for device in backend.footprint.devices:
             first.setdefault(device, backend)
     return first
@@ -144,8 +148,9 @@ def expected_use(snapshot: Snapshot, question: ReleaseQuestion) -> int | None:
     """Return the use that a device should be back at, where nothing starts; None: not known."""
     if question.baseline_used_bytes is not None:
         return question.baseline_used_bytes
-    newest = max(snapshot.sharing(question.device), key=lambda b: b.epoch, default=None)
-    return None if newest is None else _use_with(newest, snapshot.pool(question.device))
+    pool = snapshot.pool(question.device)
+    there = [b for b in snapshot.backends if b.footprint.on(*pool)]
+    return _use_with(there[-1], pool) if there else None
 
 
 def with_risen_floor(
@@ -179,30 +184,36 @@ def _use_with(backend: Backend, pool: tuple[str, ...]) -> int | None:
     return None if before is None else before.used_bytes + backend.footprint.on(*pool)
 
 
-def without(backends: Sequence[Backend], epoch: int) -> tuple[Backend, ...]:
+def without(
+    backends: Sequence[Backend], epoch: int, *, has_ended: bool = True
+) -> tuple[Backend, ...]:
     """Drop the backend that is gone, and take its shares out of the baselines of the others.
 
     Those on a device of its that started later read their baseline while it held memory. How much
     is measured, not estimated: it is the difference between its baseline and that of its successor.
     Without this, a later switch would find use `back` while somebody's memory is still held.
+    `has_ended` False: it gave memory up and lives on, of which no floor rises.
     """
-    others = tuple(b for b in backends if b.epoch != epoch)
-    gone = next((b for b in backends if b.epoch == epoch), None)
-    for baseline in gone.baselines if gone is not None else ():
-        others = _without_share(others, epoch, baseline)
-    return others
+    epochs = [b.epoch for b in backends]
+    if epoch not in epochs:
+        return tuple(backends)
+    place = epochs.index(epoch)
+    before, gone, later = tuple(backends[:place]), backends[place], tuple(backends[place + 1 :])
+    for baseline in gone.baselines:
+        later = _without_share(later, baseline)
+        if has_ended:
+            before = tuple(_with_exit(b, baseline.device) for b in before)
+            later = tuple(_with_exit(b, baseline.device) for b in later)
+    return (*before, *later)
 
 
-def _without_share(
-    others: tuple[Backend, ...], epoch: int, baseline: Baseline
-) -> tuple[Backend, ...]:
-    others = tuple(_with_exit(b, baseline.device) for b in others)
-    later = [b for b in others if b.epoch > epoch and b.baseline(baseline.device)]
-    if not later:
-        return others
-    next_up = min(later, key=lambda b: b.epoch).baseline(baseline.device)
+def _without_share(later: tuple[Backend, ...], baseline: Baseline) -> tuple[Backend, ...]:
+    there = [b for b in later if b.baseline(baseline.device)]
+    if not there:
+        return later
+    next_up = there[0].baseline(baseline.device)
     share = max(0, next_up.used_bytes - baseline.used_bytes) if next_up else 0
-    return tuple(_lowered(b, baseline.device, share) if b in later else b for b in others)
+    return tuple(_lowered(b, baseline.device, share) if b in there else b for b in later)
 
 
 def _with_exit(backend: Backend, device: str) -> Backend:

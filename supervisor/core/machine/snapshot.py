@@ -56,12 +56,13 @@ class Scheduling(Struct, frozen=True, kw_only=True):
     """What the scheduler knows and has decided: written by `scheduler` and the modules it names.
 
     `run` and `begun` name the next switch that the controller begins by itself. `needs` are the
-    last that were accepted, by the target's identity and its device, and `capacities` what all our
-    servers together could take of a device when it was last read. `comparable` are the targets, by
-    identity, with which their twins can be compared. `pending` is a switch by hand that waits for
-    the end of the running one, `held_until` how long devices stay as a hand has set them.
-    `is_unloaded`: a hand has unloaded, and nothing was switched to since. `decision` is the last
-    one, `wake_at` when it is to be thought over, and `linger_s` how long
+    last that were accepted, by the target's identity and its device, and `kept` what its server
+    kept when it was parked last. `capacities` are what all our servers together could take of a
+    device when it was last read. `comparable` are the targets, by identity, with which their twins
+    can be compared. `pending` is a switch by hand that waits for the end of the running one,
+    `held_until` how long devices stay as a hand has set them. `is_unloaded`: a hand has unloaded,
+    and nothing was switched to since. `decision` is the last one, `wake_at` when it is to be thought
+    over, and `linger_s` how long
     after the only live model has no work (0: at once).
     """
 
@@ -69,6 +70,7 @@ class Scheduling(Struct, frozen=True, kw_only=True):
     begun: int = 0
     needs: Map[tuple[tuple[str, str, str], str], Footprint] = field(default_factory=Map)
     capacities: Map[str, int] = field(default_factory=Map)
+    kept: Map[tuple[str, str, str], Footprint] = field(default_factory=Map)
     pending: SwitchRequested | RestartRequested | None = None
     held_until: Map[str, float] = field(default_factory=Map)
     setbacks: Map[str, Setback] = field(default_factory=Map)
@@ -118,7 +120,8 @@ class Endings(Struct, frozen=True, kw_only=True):
 class Snapshot(Struct, frozen=True, kw_only=True):
     """The whole state. Only the arbiter replaces it, and only by what `step()` returns.
 
-    `backends` stand in the order of their starts, which is that of their epochs.
+    `backends` stand in the order in which they took the memory that they hold: of their starts,
+    or, where they were parked or unparked since, of that.
     """
 
     devices: Map[str, Device]
@@ -149,9 +152,25 @@ class Snapshot(Struct, frozen=True, kw_only=True):
         return None
 
     def sharing(self, *devices: str) -> tuple[Backend, ...]:
-        """Return the backends that take of these devices, or of those that share their memory."""
+        """Return the tenants of these devices, and of those that share their memory.
+
+        Parked ones are none, though they may keep something there: they make way for all others.
+        """
         pools = {name for device in devices for name in self.pool(device)}
-        return tuple(b for b in self.backends if not pools.isdisjoint(b.footprint.devices))
+        return tuple(b for b in self.tenants() if not pools.isdisjoint(b.footprint.devices))
+
+    def tenants(self) -> tuple[Backend, ...]:
+        """All but the parked ones."""
+        return tuple(b for b in self.backends if b.state is not BackendState.PARKED)
+
+    def parked(self) -> tuple[Backend, ...]:
+        """Backends that are parked, the one that has been so for longest first."""
+        return tuple(b for b in self.backends if b.state is BackendState.PARKED)
+
+    def parked_of(self, target: Target) -> Backend | None:
+        """Return the parked server that a start of a target would wake, which is where it is."""
+        same = (b for b in self.parked() if b.target.is_same(target))
+        return next((b for b in same if b.target.devices == target.devices), None)
 
     def pool(self, device: str) -> tuple[str, ...]:
         """Return the devices that have one memory with this one, and itself."""
@@ -173,8 +192,12 @@ class Snapshot(Struct, frozen=True, kw_only=True):
 
     @property
     def only(self) -> Backend | None:
-        """The only backend but for twins; None where there is none, or there are several."""
-        mains = [b for b in self.backends if b.target.twin_of is None]
+        """The only tenant but for twins; None where there is none, or there are several."""
+        mains = [
+            b
+            for b in self.backends
+            if b.target.twin_of is None and b.state is not BackendState.PARKED
+        ]
         return mains[0] if len(mains) == 1 else None
 
     def live_models(self) -> tuple[str, ...]:

@@ -1,8 +1,11 @@
 """How a backend is started, given up where it is late, and counted. Writes the switch's `start`."""
 
-from supervisor.core.machine.commands import StartBackend
+from msgspec.structs import replace
+
+from supervisor.core.machine.commands import StartBackend, UnparkBackend
 from supervisor.core.machine.draft import Draft
-from supervisor.core.machine.leaving import REAP_TIMEOUT_S, stop_backend
+from supervisor.core.machine.footprint import Baseline
+from supervisor.core.machine.leaving import REAP_TIMEOUT_S, come_back, stop_backend
 from supervisor.core.machine.residency import baseline_at_start, with_risen_floor
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.switch import Switch
@@ -15,11 +18,13 @@ def place(draft: Draft, placement: Placement | None) -> None:
 
 
 def start_placed(draft: Draft, phase: Phase) -> None:
-    """Start what is placed, in its phase: the gate has just opened for it on every device."""
+    """Start what is placed, in its phase: the gate has just opened for it on every device.
+
+    Where its server is parked, that takes its memory back.
+    """
     switch = draft.running_switch()
     placement = switch.start.placement
     assert placement is not None  # noqa: S101 - the gate's questions were about it
-    epoch = draft.snapshot.next_epoch
     baselines = tuple(
         baseline_at_start(draft.snapshot, question, sample)
         for question, sample in switch.gate.opened
@@ -29,6 +34,15 @@ def start_placed(draft: Draft, phase: Phase) -> None:
         if sample is not None:
             draft.set(backends=with_risen_floor(draft.snapshot, question, sample))
     draft.enter_phase(phase)
+    parked = draft.snapshot.parked_of(placement.target)
+    if parked is None:
+        _spawn(draft, placement, baselines)
+    else:
+        _unpark(draft, parked, placement, baselines)
+
+
+def _spawn(draft: Draft, placement: Placement, baselines: tuple[Baseline, ...]) -> None:
+    epoch = draft.snapshot.next_epoch
     draft.set_switch("start", epoch=epoch)
     draft.set(next_epoch=epoch + 1)
     draft.put_backend(
@@ -42,6 +56,32 @@ def start_placed(draft: Draft, phase: Phase) -> None:
         )
     )
     draft.commands.append(StartBackend(epoch=epoch, target=placement.target))
+
+
+def _unpark(
+    draft: Draft, parked: Backend, placement: Placement, baselines: tuple[Baseline, ...]
+) -> None:
+    """Have a parked server take its memory back; what it kept was in the readings of the gate."""
+    if draft.running_switch().phase is Phase.STARTING:
+        draft.set_switch("notes", was_parked=True)
+    come_back(draft, parked)
+    draft.set_switch("start", epoch=parked.epoch)
+    draft.put_last(draft.move_backend(parked, BackendState.STARTING))
+    draft.put_backend(
+        replace(
+            parked,
+            target=placement.target,
+            state=BackendState.STARTING,
+            footprint=placement.footprint,
+            started_at=draft.at,
+            baselines=tuple(
+                replace(b, used_bytes=b.used_bytes - parked.footprint.on(b.device))
+                for b in baselines
+            ),
+            parked=None,
+        )
+    )
+    draft.commands.append(UnparkBackend(epoch=parked.epoch, target=placement.target))
 
 
 def note_live(draft: Draft, epoch: int) -> None:

@@ -27,6 +27,8 @@ from supervisor.core.machine.ending import end_switch
 from supervisor.core.machine.events import (
     BackendExited,
     BackendMoved,
+    BackendNotParked,
+    BackendParked,
     BackendReady,
     BackendSpawned,
     BackendStalled,
@@ -69,6 +71,8 @@ def step(snapshot: Snapshot, event: Event) -> tuple[Snapshot, tuple[Command, ...
     """Return the next snapshot and the commands that the event calls for."""
     draft = Draft(snapshot, event.at)
     _REACTIONS[type(event)](draft, event)
+    if snapshot.switch is not None and draft.snapshot.switch is None:
+        leaving.keep_to_limit(draft)  # what the switch counted on is free to go
     scheduling = draft.snapshot.scheduling
     is_due = (  # something is to be done for nobody's sake
         scheduling.pending is not None
@@ -112,6 +116,8 @@ def _on_device_found(draft: Draft, event: DeviceFound) -> None:
 def _on_rules_changed(draft: Draft, event: RulesChanged) -> None:
     draft.set(limits=event.limits, rules=event.rules)
     draft.set(scheduling=try_all_again(draft.snapshot.scheduling))
+    leaving.keep_to_limit(draft)
+    leaving.stop_outdated(draft, event.outdated)
     clock.reread(draft)
 
 
@@ -159,7 +165,7 @@ def _on_backend_ready(draft: Draft, event: BackendReady) -> None:
 
 def _on_backend_stalled(draft: Draft, event: BackendStalled) -> None:
     backend = draft.snapshot.backend(event.epoch)
-    if backend is None or backend.state in {BackendState.STARTING, BackendState.STOPPING}:
+    if backend is None or backend.state not in {BackendState.READY, BackendState.DRAINING}:
         return
     is_replaced = backend.target.restart_on_stall and backend.state is BackendState.READY
     stalled = replace(backend, stalled_s=event.stalled_s, is_replaced=is_replaced)
@@ -184,6 +190,17 @@ def _on_backend_unfit(draft: Draft, event: BackendUnfit) -> None:
 def _on_vectors_known(draft: Draft, event: VectorsKnown) -> None:
     known = draft.snapshot.scheduling.comparable
     draft.set_scheduling(comparable=known | {event.target.identity})
+
+
+def _on_backend_parked(draft: Draft, event: BackendParked) -> None:
+    leaving.note_parked(draft, event)
+    progress_phase(draft)
+
+
+def _on_backend_not_parked(draft: Draft, event: BackendNotParked) -> None:
+    backend = draft.snapshot.backend(event.epoch)
+    if backend is not None and backend.state is BackendState.PARKING:
+        leaving.stop_backend(draft, backend)
 
 
 def _on_backend_exited(draft: Draft, event: BackendExited) -> None:
@@ -217,7 +234,7 @@ def _on_shutdown_requested(draft: Draft, event: ShutdownRequested) -> None:
     draft.set(close_deadline=draft.at + event.drain_timeout_s, recoveries=())
     waiting.settle_waiters(draft, SHUTTING_DOWN)
     for backend in draft.snapshot.backends:
-        if backend.state is BackendState.STARTING:
+        if backend.state in {BackendState.STARTING, BackendState.PARKING, BackendState.PARKED}:
             leaving.stop_backend(draft, backend)
         elif backend.state is BackendState.READY:
             draft.move_backend(backend, BackendState.DRAINING)
@@ -276,6 +293,8 @@ _REACTIONS: dict[type[Event], Callable[[Draft, Any], None]] = {
     MemoryUnreadable: _on_memory_unreadable,
     BackendSpawned: _on_backend_spawned,
     BackendReady: _on_backend_ready,
+    BackendParked: _on_backend_parked,
+    BackendNotParked: _on_backend_not_parked,
     BackendExited: _on_backend_exited,
     BackendStalled: _on_backend_stalled,
     BackendMoved: _on_backend_moved,

@@ -49,11 +49,13 @@ class Order(Struct, frozen=True, kw_only=True):
 class Leaving(Struct, frozen=True, kw_only=True):
     """Which backends give way, by epoch: written by `switching` (the plan) and `leaving`.
 
-    `first` are to stop before the target starts, `behind` serve until it is ready. `epochs` are
-    those that the switch has begun to end, and waits for.
+    `first` are to give way before the target starts, those of them that are in `parking` by being
+    parked; `behind` serve until it is ready. `epochs` are those that the switch has begun to end,
+    and waits for.
     """
 
     first: tuple[int, ...] = ()
+    parking: tuple[int, ...] = ()
     behind: tuple[int, ...] = ()
     epochs: tuple[int, ...] = ()
     drain_deadline: float | None = None
@@ -100,13 +102,26 @@ class Rollback(Struct, frozen=True, kw_only=True):
     failure: Refusal | None = None
 
 
+class ParkedReport(Struct, frozen=True, kw_only=True):
+    """A server that a switch has parked, and what it keeps of the host and of its devices."""
+
+    model: str
+    host_bytes: int
+    device_bytes: int
+
+
 class Notes(Struct, frozen=True, kw_only=True):
-    """What is only reported. `fell_back`: why the target is not the one that was asked for."""
+    """What is only reported. `fell_back`: why the target is not the one that was asked for.
+
+    `was_parked`: the target's server was, and took its memory back.
+    """
 
     memory_before: MemorySample | None = None
     prompts_saved: tuple[KeptPrompts, ...] = ()
     prompts_restored: KeptPrompts | None = None
     fell_back: str | None = None
+    parked: tuple[ParkedReport, ...] = ()
+    was_parked: bool = False
 
 
 class Switch(Struct, frozen=True, kw_only=True):

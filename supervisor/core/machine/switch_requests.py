@@ -6,7 +6,7 @@ and comes before the scheduler's next decision. One waits at most.
 
 from msgspec.structs import replace
 
-from supervisor.core.machine.commands import CheckTarget, FinishSwitch, JoinSwitch, RefuseSwitch
+from supervisor.core.machine.commands import FinishSwitch, JoinSwitch, RefuseSwitch
 from supervisor.core.machine.draft import Draft
 from supervisor.core.machine.ending import hold
 from supervisor.core.machine.events import RestartRequested, SwitchRequested
@@ -15,7 +15,7 @@ from supervisor.core.machine.refusals import SHUTTING_DOWN
 from supervisor.core.machine.reports import report_of, switch_is_pending, switch_is_running
 from supervisor.core.machine.requests import backend_for
 from supervisor.core.machine.switch import AUTOMATIC, Order, Switch
-from supervisor.core.machine.switching import leave
+from supervisor.core.machine.switching import leave, order_check
 from supervisor.core.machine.values import Backend, Outcome, Phase, Refusal, Target
 from supervisor.core.machine.waiting import settle_waiters
 
@@ -148,7 +148,7 @@ def begin_switch(
     if event.target is None:
         leave(draft, _unloaded(draft, event))
     else:
-        draft.commands.append(CheckTarget(switch_id=event.switch_id, target=event.target))
+        order_check(draft, event.target)
 
 
 def _is_already_so(draft: Draft, event: SwitchRequested) -> bool:

@@ -8,11 +8,12 @@ What fails after something was stopped leads to a rollback, which brings that ba
 What always holds of a switch (`invariants` checks it after every step):
 
 1. *Nothing starts beside what must be gone.* No backend of `leaving.epochs` is there in
-   CONFIRMING, STARTING, ROLLING_BACK and RESTORING. Only `_ask_for_release` enters CONFIRMING, and
-   only when `leaving_backends` is empty or nothing was to leave; `epochs` is written once, before
-   that, in `begin_to_leave` (a switch that makes room after all goes back to DRAINING for it); the
-   later phases are reached from CONFIRMING only; and a backend that is gone does not come back
-   under its epoch.
+   CONFIRMING, STARTING, ROLLING_BACK and RESTORING, unless it is parked. Only `_ask_for_release`
+   enters CONFIRMING, and only when `leaving_backends` is empty or nothing was to leave; `epochs` is
+   written once, before that, in `begin_to_leave` (a switch that makes room after all goes back to
+   DRAINING for it, or to STOPPING for what it has parked), and one that is started again is taken
+   out of it; the later phases are reached from CONFIRMING only; and a backend that is gone does not
+   come back under its epoch.
 2. *One backend starts at a time, and the switch waits for it.* `start.epoch` is set exactly in
    STARTING and RESTORING, and names a backend that is STARTING, or is STOPPING because it was
    given up. `start_placed` enters these phases and sets it; `finish_start`, `fail_switch` and
@@ -52,10 +53,19 @@ from supervisor.core.machine.leaving import (
     reap_deadline,
     retire_replaced,
     stay,
+    stop_backend,
     stop_leaving,
+    stop_parking,
 )
 from supervisor.core.machine.memory import GateState, MemorySample
 from supervisor.core.machine.packing import measured_capacity
+from supervisor.core.machine.parking import (
+    devices_to_judge_by,
+    note_unproved,
+    over_budget,
+    parked_by_switch,
+    report_parked,
+)
 from supervisor.core.machine.placing import choose_place
 from supervisor.core.machine.recovery import (
     baselines_of_the_dead,
@@ -86,6 +96,17 @@ WARM_TIMEOUT_S = 10.0
 """Seconds after which a switch goes on without having heard that the file is being read."""
 
 
+def order_check(draft: Draft, target: Target) -> None:
+    """Have a target checked, and read what is to be known of memory to plan for it."""
+    draft.commands.append(
+        CheckTarget(
+            switch_id=draft.running_switch().switch_id,
+            target=target,
+            also_read=devices_to_judge_by(draft.snapshot),
+        )
+    )
+
+
 def accept_target(draft: Draft, event: TargetAccepted) -> None:
     """The target can start: choose its place and what gives way, and see that it fits then."""
     switch = draft.running_switch()
@@ -103,6 +124,7 @@ def accept_target(draft: Draft, event: TargetAccepted) -> None:
     draft.set_switch(
         "leaving",
         first=tuple(b.epoch for b in chosen.plan.leaving),
+        parking=tuple(b.epoch for b in chosen.plan.parking),
         behind=tuple(b.epoch for b in chosen.plan.retiring),
     )
     if refusal is not None and refusal.code in _TAKEN and switch.order.is_recovery:
@@ -114,7 +136,7 @@ def accept_target(draft: Draft, event: TargetAccepted) -> None:
         if target.is_twin:  # one that died comes back when it is asked for
             forget_recovery(draft, target.model)
         _fall_back_or_end(draft, target, refusal)
-    elif draft.snapshot.rules.warms:
+    elif draft.snapshot.rules.warms and draft.snapshot.parked_of(target) is None:
         draft.enter_phase(Phase.WARMING)
         draft.commands.append(WarmFile(switch_id=switch.switch_id, target=target))
     else:
@@ -143,13 +165,13 @@ def _fall_back_or_end(draft: Draft, target: Target, refusal: Refusal) -> None:
         return
     draft.set_switch("notes", fell_back=refusal.message)
     place(draft, None)
-    switch = draft.set_switch("order", target=fallback)
+    draft.set_switch("order", target=fallback)
     same = next((b for b in draft.snapshot.ready_backends() if b.target.is_same(fallback)), None)
     if same is not None:
         note_live(draft, same.epoch)
         end_switch(draft, outcome=Outcome.UNCHANGED)
     else:
-        draft.commands.append(CheckTarget(switch_id=switch.switch_id, target=fallback))
+        order_check(draft, fallback)
 
 
 def begin_leaving(draft: Draft) -> None:
@@ -177,7 +199,9 @@ def progress_stop(draft: Draft) -> None:
     """Ask telemetry once every leaving backend is reaped; give up on one that cannot be."""
     if not leaving_backends(draft):
         _ask_for_release(draft)
-    elif draft.at >= reap_deadline(draft.snapshot, draft.running_switch()):
+    elif draft.at >= reap_deadline(draft.snapshot, draft.running_switch()) and not stop_parking(
+        draft
+    ):
         _end_unreaped(draft, leaving_backends(draft))
 
 
@@ -190,7 +214,14 @@ def weigh_reading(draft: Draft, sample: MemorySample | None, unreadable: str = "
     may_pass = decision.state in {GateState.CONFIRMED, GateState.UNPROVEN}
     if may_pass and question is not None:
         note_confirmed(draft, question, sample)
-        _go_on_behind_the_gate(draft)
+        if over := over_budget(draft, question.device):
+            _stop_instead(draft, over)
+        else:
+            _go_on_behind_the_gate(draft)
+    elif parked := _parked_in_the_way(draft):
+        if question is not None and sample is not None:
+            note_unproved(draft, question, sample)
+        _stop_instead(draft, parked)
     elif replaced := _replaced_in_the_way(draft):
         leave(draft, replaced)
     else:
@@ -201,13 +232,14 @@ def _go_on_behind_the_gate(draft: Draft) -> None:
     """Go on to the next device, to the start of what is placed, or to the end of an unload."""
     switch = draft.running_switch()
     if (device := next_device(draft)) is not None:
-        question_device(draft, device, may_make_room=bool(_replaced_in_the_way(draft)))
+        question_device(draft, device, may_make_room=_may_make_room(draft))
     elif switch.phase is Phase.ROLLING_BACK:
         start_placed(draft, Phase.RESTORING)
     elif switch.start.placement is None:
         end_switch(draft)
     else:
         stop_warming(draft, switch)
+        report_parked(draft)
         start_placed(draft, Phase.STARTING)
 
 
@@ -219,6 +251,34 @@ def _replaced_in_the_way(draft: Draft) -> tuple[Backend, ...]:
         return ()
     here = draft.snapshot.sharing(*placement.footprint.devices)
     return tuple(b for b in here if b.epoch in switch.leaving.behind)
+
+
+def _parked_in_the_way(draft: Draft) -> tuple[Backend, ...]:
+    """What this switch has parked, and what may hold more than the target leaves room for."""
+    switch = draft.running_switch()
+    return parked_by_switch(draft) if switch.phase is Phase.CONFIRMING else ()
+
+
+def _may_make_room(draft: Draft) -> bool:
+    return bool(_parked_in_the_way(draft) or _replaced_in_the_way(draft))
+
+
+def _stop_instead(draft: Draft, parked: tuple[Backend, ...]) -> None:
+    """That they gave their memory up is not proved: stop them, and ask again."""
+    draft.enter_phase(Phase.STOPPING)
+    draft.set_switch("leaving", parking=())
+    for backend in parked:
+        stop_backend(draft, backend)
+    expect_devices(draft, parked)
+
+
+def ask_anew(draft: Draft) -> None:
+    """The parked server that was to be started from there is gone: its whole need is asked for."""
+    switch = draft.running_switch()
+    if switch.gate.question is not None:
+        expect_devices(draft, ())
+        device = draft.running_switch().gate.devices[0]
+        question_device(draft, device, may_make_room=_may_make_room(draft))
 
 
 def finish_start(draft: Draft, event: BackendReady) -> None:
@@ -302,5 +362,4 @@ def _ask_for_release(draft: Draft) -> None:
     switch = draft.enter_phase(Phase.CONFIRMING)
     if switch.target is None:  # what is unloaded is not to come back
         forget_unloaded(draft, switch.order.unloads)
-    may_make_room = bool(_replaced_in_the_way(draft))
-    question_device(draft, switch.gate.devices[0], may_make_room=may_make_room)
+    question_device(draft, switch.gate.devices[0], may_make_room=_may_make_room(draft))

@@ -23,11 +23,16 @@ class Mode(StrEnum):
 
 
 class BackendState(StrEnum):
-    """Where one spawned server stands. After it is reaped it leaves the snapshot."""
+    """Where one spawned server stands. After it is reaped it leaves the snapshot.
+
+    PARKED: it lives on without its devices' memory. It admits nobody, and is started from there.
+    """
 
     STARTING = "starting"
     READY = "ready"
     DRAINING = "draining"
+    PARKING = "parking"
+    PARKED = "parked"
     STOPPING = "stopping"
 
 
@@ -77,7 +82,9 @@ class Target(Struct, frozen=True, kw_only=True):
     where it is on `device` alone. `candidates`: the GPUs of which any may be its `device`, which
     is the first of them until one was chosen; empty: there is no choice. `revision` changes with
     all that decides how the server is started, whatever its profile is called. `parallel` is how
-    many requests it works on at a time. `fallback` is tried instead where there is no room for it:
+    many requests it works on at a time. `parks`: its server gives memory up by being parked, not
+    stopped, where that can be; it is taken to hold `parked_bytes` of host memory then (None: as it
+    did last, or as much as of its GPUs). `fallback` is tried instead where there is no room for it:
     the same model with another profile.
     `spill` is its twin: the same model with a profile that runs beside what is live, for small
     requests while it is not live itself; see `twins`. `twin_of` is set in a twin, whose `model` is
@@ -97,6 +104,8 @@ class Target(Struct, frozen=True, kw_only=True):
     stall_timeout_s: float = 0.0
     restart_on_stall: bool = False
     parallel: int = 1
+    parks: bool = False
+    parked_bytes: int | None = None
     memory: MemoryPolicy = field(default_factory=MemoryPolicy)
     fallback: "Target | None" = None
     spill: "Target | None" = None
@@ -174,7 +183,7 @@ class Recovery(Struct, frozen=True, kw_only=True):
     where none is: nobody has ended the old server yet, or (`is_open`) the breaker has opened, and
     only a manual restart tries again. `may_hold`: its requests wait for the restart that is due.
     `baselines` are the use of its devices without it, true as long as the servers of the epochs in
-    `beside` are all that run on them.
+    `beside` are all that take of them, and take so many bytes.
     """
 
     target: Target
@@ -184,7 +193,7 @@ class Recovery(Struct, frozen=True, kw_only=True):
     is_open: bool = False
     may_hold: bool = True
     baselines: tuple[Baseline, ...] = ()
-    beside: tuple[int, ...] = ()
+    beside: tuple[tuple[int, int], ...] = ()
 
 
 class Device(Struct, frozen=True, kw_only=True):
@@ -218,6 +227,13 @@ class Work(Struct, frozen=True, kw_only=True):
     queued_before: int = 0
 
 
+class Parked(Struct, frozen=True, kw_only=True):
+    """Since when a server is parked, and how much host memory it holds, which is measured."""
+
+    since: float
+    host_bytes: int
+
+
 class Backend(Struct, frozen=True, kw_only=True):
     """One spawned server. `epoch` is unique: an event of an older epoch changes nothing.
 
@@ -225,7 +241,8 @@ class Backend(Struct, frozen=True, kw_only=True):
     `retire_deadline` at the latest (None: it waits for them). `stalled_s`: how long nothing has
     moved in it though requests are in flight, None while something does. `is_replaced`: it is
     stopped because of that, and the same target starts again. `baselines` are the use of each
-    device from before it started, where that was read.
+    device from before it started, where that was read; of one that is `parked`, the use without
+    what it keeps, which is its footprint.
     """
 
     epoch: int
@@ -242,6 +259,7 @@ class Backend(Struct, frozen=True, kw_only=True):
     retire_deadline: float | None = None
     stalled_s: float | None = None
     is_replaced: bool = False
+    parked: Parked | None = None
 
     def baseline(self, device: str) -> Baseline | None:
         """Return the use of a device from before it started, where that was read."""
@@ -259,6 +277,15 @@ class Stop(Struct, frozen=True, kw_only=True):
     grace_s: float
     keeps_prompts: bool = False
     is_replaced: bool = False
+
+
+class Park(Struct, frozen=True, kw_only=True):
+    """A way of giving memory up: it moves to the host, and the server lives on without it.
+
+    `keeps_prompts`: as with a stop, for a parked server may be stopped later.
+    """
+
+    keeps_prompts: bool = False
 
 
 class Waiter(Struct, frozen=True, kw_only=True):
@@ -348,15 +375,17 @@ class SwitchRules(Struct, frozen=True, kw_only=True):
 
     `replaces`: a switch leaves only its target live, even where more would fit. `warms`: the
     target's file is read into the page cache meanwhile. `keeps_prompts_at_exit`: prompt caches are
-    also saved when the controller ends. `scheduling`: what the scheduler's policy is held to;
-    `scheduler_drains`: what its switches do to requests in flight; `manual_hold_s`: how long it
-    leaves alone what was switched to by hand. `models` has those for which something was chosen.
-    `idle_target` is made live again once nothing was asked for during `idle_after_s`.
+    also saved when the controller ends. `parked_max_bytes`: host memory that parked servers may
+    hold together (None: as the host's budget allows). `scheduling`: what the scheduler's policy is
+    held to; `scheduler_drains`: what its switches do to requests in flight; `manual_hold_s`: how
+    long it leaves alone what was switched to by hand. `models` has those for which something was
+    chosen. `idle_target` is made live again once nothing was asked for during `idle_after_s`.
     """
 
     replaces: bool = False
     warms: bool = True
     keeps_prompts_at_exit: bool = False
+    parked_max_bytes: int | None = None
     scheduling: SchedulingRules = SchedulingRules()
     scheduler_drains: DrainPolicy = DrainPolicy.WAIT
     manual_hold_s: float = 10.0

@@ -38,9 +38,13 @@ class StaySeen(Struct, frozen=True, kw_only=True):
 
 
 class ModelEstimates(Struct, frozen=True, kw_only=True):
-    """The last values of one model, in seconds, the newest at the end."""
+    """The last values of one model, in seconds, the newest at the end.
+
+    `unparkings_s`: of switches to it while its server was parked; `switches_s`: of all others.
+    """
 
     switches_s: tuple[float, ...] = ()
+    unparkings_s: tuple[float, ...] = ()
     drains_s: tuple[float, ...] = ()
     services_s: tuple[float, ...] = ()
     returns_s: tuple[float, ...] = ()
@@ -53,14 +57,20 @@ class Estimates(Struct, frozen=True, kw_only=True):
     models: Mapping[str, ModelEstimates] = {}
 
 
-def note_switch(estimates: Estimates, model: str, took_s: float, *, is_cold: bool) -> Estimates:
+def note_switch(
+    estimates: Estimates, model: str, took_s: float, *, is_cold: bool, was_parked: bool = False
+) -> Estimates:
     """Learn from a switch to the model that took so long, the drain before it left out.
 
-    A cold one read its file from the disk: that is no switch's cost, and nothing is learned.
+    A cold one read its file from the disk: that is no switch's cost, and nothing is learned. One
+    whose server was parked tells what the next of the kind will take, and of no other.
     """
+    known = _of(estimates, model)
+    if was_parked:
+        unparkings_s = _kept(known.unparkings_s, took_s)
+        return _with(estimates, model, replace(known, unparkings_s=unparkings_s))
     if is_cold:
         return estimates
-    known = _of(estimates, model)
     return _with(estimates, model, replace(known, switches_s=_kept(known.switches_s, took_s)))
 
 
@@ -108,9 +118,12 @@ def note_return(estimates: Estimates, model: str, after_s: float) -> Estimates:
     return _with(estimates, model, replace(known, returns_s=returns_s))
 
 
-def costs_of(estimates: Estimates, model: str) -> Costs:
-    """What a switch to the model costs, and what its requests do."""
-    known, switch_s = _of(estimates, model), load_s(estimates, model)
+def costs_of(estimates: Estimates, model: str, *, is_parked: bool = False) -> Costs:
+    """What a switch to the model costs, and what its requests do.
+
+    `is_parked`: its server is, or will be.
+    """
+    known, switch_s = _of(estimates, model), load_s(estimates, model, is_parked=is_parked)
     return Costs(
         switch_s=SWITCH_S if switch_s is None else switch_s,
         drain_s=_quantile(known.drains_s, 0.5) if known.drains_s else 0.0,
@@ -120,10 +133,14 @@ def costs_of(estimates: Estimates, model: str) -> Costs:
     )
 
 
-def load_s(estimates: Estimates, model: str) -> float | None:
-    """How long a switch to the model takes, the drain before it left out; None: not known yet."""
-    known = _of(estimates, model).switches_s
-    return _quantile(known, 0.5) if known else None
+def load_s(estimates: Estimates, model: str, *, is_parked: bool = False) -> float | None:
+    """How long a switch to the model takes, the drain before it left out; None: not known yet.
+
+    Of one whose server is parked, or will be, before that was measured: what others to it take.
+    """
+    known = _of(estimates, model)
+    switches_s = (is_parked and known.unparkings_s) or known.switches_s
+    return _quantile(switches_s, 0.5) if switches_s else None
 
 
 def arrivals_per_s(estimates: Estimates, model: str) -> float:

@@ -95,7 +95,11 @@ class Story:
         )
 
     def accept(
-        self, need_bytes: int = 8 * GIB, *, used_bytes: int | None = None
+        self,
+        need_bytes: int = 8 * GIB,
+        *,
+        used_bytes: int | None = None,
+        also: tuple[MemorySample, ...] = (),
     ) -> tuple[Command, ...]:
         """Accept the target, with a reading of its device where `used_bytes` is told."""
         switch = self.snapshot.switch
@@ -107,7 +111,7 @@ class Story:
             TargetAccepted,
             switch_id=self.running,
             need=TargetNeed(footprint=taking(need_bytes, device)),
-            readings=readings,
+            readings=(*readings, *also),
         )
         if not any(isinstance(c, WarmFile) for c in commands):
             return commands

@@ -1,4 +1,4 @@
-"""Two devices and some models for the property tests: little room, so that much gives way."""
+"""Devices and models for the property tests: little room, so that much gives way."""
 
 from typing import Any
 
@@ -21,6 +21,7 @@ def target(model: str, mode: Mode, device: str, profile: str = "default") -> Tar
         device=device,
         memory=POLICY,
         restart_on_stall=model in {"chat", "code"},
+        parks=model != "rerank",
     )
 
 
@@ -56,6 +57,7 @@ TARGETS = (
 DEVICES = (
     Device(name="alone", budget_bytes=TOTAL, is_exclusive=True),
     Device(name="shared", budget_bytes=90),
+    Device(name="host", budget_bytes=80, pool="host", is_host_memory=True),
 )
 LIMITS = Limits(hold_max_requests=4, hold_max_per_model=3, hold_timeout_s=40.0)
 ALONE = frozenset({"chat"})

@@ -10,7 +10,7 @@ from supervisor.core.machine.invariants import violations
 from supervisor.core.machine.memory import MemoryPolicy, MemorySample, ReleaseQuestion
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.switch import Gate, Leaving, Order, Rollback, Start, Switch
-from supervisor.core.machine.values import Backend, BackendState, Phase, Refusal
+from supervisor.core.machine.values import Backend, BackendState, Parked, Phase, Refusal
 from tests.core.machine.story import CHAT, EMBED, EXCLUSIVE
 from tests.core.machine.surroundings import taking
 
@@ -45,6 +45,7 @@ def snapshot(*backends: Backend, phase: Phase | None = None, **parts: Any) -> Sn
     return replace(made, switch=Switch(order=order, phase=phase, phase_started_at=0.0, **parts))
 
 
+PARKED = Parked(since=0.0, host_bytes=1)
 STARTS = Start(epoch=8)
 STARTING = backend(8, BackendState.STARTING)
 
@@ -55,6 +56,13 @@ STARTING = backend(8, BackendState.STARTING)
         snapshot(),
         snapshot(backend(7), phase=Phase.PREFLIGHT),
         snapshot(STARTING, phase=Phase.STARTING, start=STARTS),
+        snapshot(
+            backend(6, BackendState.PARKED, parked=PARKED),
+            STARTING,
+            phase=Phase.STARTING,
+            leaving=Leaving(epochs=(6,)),
+            start=STARTS,
+        ),
         snapshot(
             backend(8, BackendState.STOPPING),
             phase=Phase.STARTING,
@@ -80,8 +88,18 @@ def test_what_is_sound_breaks_none(sound: Snapshot) -> None:
 @pytest.mark.parametrize(
     ("broken", "word"),
     [
-        (snapshot(backend(7), backend(6, target=replace(CHAT, device="gpu1"))), "order"),
-        (snapshot(backend(9)), "order"),
+        (snapshot(backend(7), backend(7, target=replace(CHAT, device="gpu1"))), "all different"),
+        (snapshot(backend(9)), "not given yet"),
+        (snapshot(backend(7, BackendState.PARKED)), "parked: None"),
+        (snapshot(backend(7, parked=PARKED)), "is ready, and parked"),
+        (snapshot(backend(7, BackendState.PARKED, parked=PARKED, in_flight=1)), "has requests"),
+        (
+            snapshot(
+                backend(6, BackendState.PARKED, parked=PARKED),
+                backend(7, BackendState.PARKED, parked=PARKED),
+            ),
+            "parked more than once",
+        ),
         (snapshot(backend(7, in_flight=-1)), "in flight"),
         (snapshot(STARTING), "the switch waits for None"),
         (snapshot(backend(6), backend(7)), "exclusive"),

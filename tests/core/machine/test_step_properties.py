@@ -12,6 +12,9 @@ from msgspec.structs import replace
 from supervisor.core.machine.commands import GrantLease, StartBackend
 from supervisor.core.machine.events import (
     BackendMoved,
+    BackendNotParked,
+    BackendParked,
+    BackendReady,
     BackendStalled,
     BackendUnfit,
     CallersCounted,
@@ -38,6 +41,9 @@ REPEATABLE = MemorySampled | MemoryUnreadable | TimePassed | BackendStalled | Ba
 REQUESTS = SwitchRequested | RequestArrived | RestartRequested | ShutdownRequested
 READINGS = RulesChanged | ScheduleRead
 """Facts that have the schedule read again, or are what was read: told again, they are new."""
+
+ONCE_A_LIFE = BackendReady | BackendParked | BackendNotParked
+"""Facts that are true anew in each life of a server that was parked and woken in between."""
 
 Chosen = dict[str, ModelRules]
 
@@ -67,16 +73,31 @@ class Happenings(World):
     """What happens around the core."""
 
     @initialize(
-        replaces=st.booleans(), warms=st.booleans(), models=chosen, idle=st.none() | targets
+        replaces=st.booleans(),
+        warms=st.booleans(),
+        parked_max=st.none() | st.integers(0, 80),
+        models=chosen,
+        idle=st.none() | targets,
     )
     def operator_chooses_rules(
-        self, *, replaces: bool, warms: bool, models: Chosen, idle: Target | None
+        self,
+        *,
+        replaces: bool,
+        warms: bool,
+        models: Chosen,
+        idle: Target | None,
+        parked_max: int | None = 0,
     ) -> None:
         """The idle model is one for which there is always room, and that stays."""
         if any(rules.is_pinned for rules in models.values()) or (idle and idle.model in models):
             idle = None
         rules = SwitchRules(
-            replaces=replaces, warms=warms, models=models, idle_target=idle, idle_after_s=100.0
+            replaces=replaces,
+            warms=warms,
+            parked_max_bytes=parked_max,
+            models=models,
+            idle_target=idle,
+            idle_after_s=100.0,
         )
         self.tell(RulesChanged(at=self.now, limits=LIMITS, rules=rules))
 
@@ -319,6 +340,27 @@ class Happenings(World):
         if moves:
             self.tell(BackendMoved(at=self.now, epoch=epoch))
 
+    @precondition(lambda self: self.on_host)
+    @rule(pick=st.integers(0), outdated=luck)
+    def other_settings_are_applied(self, pick: int, *, outdated: bool) -> None:
+        """One that is parked may be configured otherwise now; less may be parked."""
+        epochs = sorted(self.on_host)
+        limit = None if outdated else pick % 60
+        self.tell(
+            RulesChanged(
+                at=self.now,
+                limits=LIMITS,
+                rules=replace(self.snapshot.rules, parked_max_bytes=limit),
+                outdated=frozenset({epochs[pick % len(epochs)]} if outdated else ()),
+            )
+        )
+
+    @precondition(lambda self: self.on_host)
+    @rule(pick=st.integers(0), need=needs)
+    def parked_server_is_wanted(self, pick: int, need: int) -> None:
+        epochs = sorted(self.on_host)
+        self.switch_goes_well(self.alive[epochs[pick % len(epochs)]], need)
+
     @rule(device=st.sampled_from(["alone", "shared"]), used=st.integers(0, 60))
     def foreign_tenant_comes_or_goes(self, device: str, used: int) -> None:
         self.foreign[device] = used
@@ -330,7 +372,7 @@ class Happenings(World):
         event = replace(self.told[-1 - pick % len(self.told)], at=self.now)
         if isinstance(event, REPEATABLE):
             self.tell(event)
-        elif not isinstance(event, REQUESTS | READINGS):
+        elif not isinstance(event, REQUESTS | READINGS | ONCE_A_LIFE):
             self.check_that_nothing_comes_of(event)
 
     @precondition(lambda self: self.phase not in {None, Phase.PREFLIGHT})

@@ -25,12 +25,15 @@ from supervisor.core.machine.commands import (
     ReleaseMemory,
     SampleMemory,
     StartBackend,
+    UnparkBackend,
     WarmFile,
 )
 from supervisor.core.machine.contentions import contentions, view_of
 from supervisor.core.machine.deadlines import next_wakeup
 from supervisor.core.machine.events import (
     BackendExited,
+    BackendNotParked,
+    BackendParked,
     BackendReady,
     BackendSpawned,
     Event,
@@ -46,6 +49,7 @@ from supervisor.core.machine.events import (
     WarmingBegun,
 )
 from supervisor.core.machine.exits import Part, part_of
+from supervisor.core.machine.footprint import Footprint
 from supervisor.core.machine.invariants import violations
 from supervisor.core.machine.memory import GateState, MemorySample, judge_release
 from supervisor.core.machine.phases import phase_deadline
@@ -65,6 +69,7 @@ from supervisor.core.machine.values import (
     BackendState,
     DrainPolicy,
     Outcome,
+    Park,
     Phase,
     Target,
     TargetNeed,
@@ -107,10 +112,12 @@ class World(RuleBasedStateMachine):
         self.needs: dict[str, int] = {}
         self.alive: dict[int, Target] = {}
         self.targets: dict[int, Target] = {}
-        self.held: dict[int, int] = {}
-        self.reaped_at: dict[int, float] = {}
-        self.residue = dict.fromkeys(("alone", "shared"), 0)
-        self.foreign = dict.fromkeys(("alone", "shared"), 0)
+        self.takes: dict[int, int] = {}  # of its device, while it serves
+        self.held: dict[int, int] = {}  # of its device, now
+        self.on_host: dict[int, int] = {}  # of the host, by those that are parked
+        self.gave_up_at: dict[int, float] = {}
+        self.residue = dict.fromkeys(("alone", "shared", "host"), 0)
+        self.foreign = dict.fromkeys(("alone", "shared", "host"), 0)
         self.completions = 0
         self.policies: dict[str, DrainPolicy] = {}
         self.recovering: set[str] = set()  # switches that bring back what died
@@ -151,19 +158,50 @@ class World(RuleBasedStateMachine):
                 self.answer_check(switch_id, need if is_well else None)
             case WarmFile(switch_id=switch_id):
                 self.tell(WarmingBegun(at=self.now, switch_id=switch_id))
+            case ReadSchedule():
+                self.tell(ScheduleRead(at=self.now))
+            case SampleMemory(switch_id=switch_id, device=device):
+                self.answer_sample(switch_id, device, is_well=is_well, still_held=need % 3)
+            case _:
+                self.perform_on_server(order, is_well=is_well, need=need)
+
+    def perform_on_server(self, order: Command, *, is_well: bool, need: int) -> None:
+        match order:
+            case ReleaseMemory(epoch=epoch, how=Park()) if epoch in self.alive and need % 7:
+                self.answer_parking(epoch, need, is_well=is_well)
+            case UnparkBackend(epoch=epoch) if epoch in self.alive and is_well:
+                self.orders.append(AwaitReady(epoch=epoch))
             case StartBackend(epoch=epoch) if epoch in self.alive and is_well:
                 self.orders.append(AwaitReady(epoch=epoch))
                 self.tell(BackendSpawned(at=self.now, epoch=epoch, pid=epoch, address="a.sock"))
             case AwaitReady(epoch=epoch) if epoch in self.alive and is_well:
                 self.was_ready.add(epoch)
                 self.tell(BackendReady(at=self.now, epoch=epoch, memory=None))
-            case StartBackend(epoch=epoch) | AwaitReady(epoch=epoch) | ReleaseMemory(epoch=epoch):
+            case (
+                StartBackend(epoch=epoch)
+                | UnparkBackend(epoch=epoch)
+                | AwaitReady(epoch=epoch)
+                | ReleaseMemory(epoch=epoch)
+            ):
                 if epoch in self.alive:
                     self.reap(epoch, signal=None)
-            case ReadSchedule():
-                self.tell(ScheduleRead(at=self.now))
-            case SampleMemory(switch_id=switch_id, device=device):
-                self.answer_sample(switch_id, device, is_well=is_well, still_held=need % 3)
+
+    def answer_parking(self, epoch: int, need: int, *, is_well: bool) -> None:
+        """It keeps a little of its device, or all of it, and that of the host which it says."""
+        if not is_well:
+            self.tell(BackendNotParked(at=self.now, epoch=epoch, reason="status 500"))
+            return
+        host = Footprint.of({"host": need})
+        backend = self.snapshot.backend(epoch)
+        if backend is None or backend.state is not BackendState.PARKING:  # too late: it is stopped
+            self.tell(BackendParked(at=self.now, epoch=epoch, kept=host))
+            return
+        kept = self.held[epoch] if need % 5 == 0 else min(self.held[epoch], need % 4)
+        self.residue[self.alive[epoch].device] += self.held[epoch] - kept
+        self.held[epoch], self.on_host[epoch] = kept, need
+        self.gave_up_at[epoch] = self.now
+        self.leases = {r: e for r, e in self.leases.items() if e != epoch}
+        self.tell(BackendParked(at=self.now, epoch=epoch, kept=host))
 
     def answer_check(self, switch_id: str, need: int | None) -> None:
         if need is None:
@@ -178,7 +216,9 @@ class World(RuleBasedStateMachine):
                 at=self.now,
                 switch_id=switch_id,
                 need=TargetNeed(footprint=taking(need, device)),
-                readings=(self.reading(device, need % 3),) if target and need % 4 else (),
+                readings=(self.reading(device, need % 3), self.reading("host", 0))
+                if target and need % 4
+                else (),
             )
         )
 
@@ -193,6 +233,7 @@ class World(RuleBasedStateMachine):
         """Read the device; of what the dead had, so many thirds are held still."""
         self.residue[device] = self.residue[device] * still_held // 3
         ours = sum(self.held[e] for e, t in self.alive.items() if t.device == device)
+        ours += sum(self.on_host.values()) if device == "host" else 0
         used = min(TOTAL, ours + self.residue[device] + self.foreign[device])
         return MemorySample(
             device=device,
@@ -205,7 +246,8 @@ class World(RuleBasedStateMachine):
 
     def reap(self, epoch: int, signal: int | None) -> None:
         self.residue[self.alive.pop(epoch).device] += self.held[epoch]
-        self.reaped_at[epoch] = self.now
+        self.on_host.pop(epoch, None)
+        self.gave_up_at[epoch] = self.now
         self.leases = {r: e for r, e in self.leases.items() if e != epoch}
         self.tell(BackendExited(at=self.now, epoch=epoch, exit_code=None, signal=signal))
 
@@ -325,6 +367,8 @@ class World(RuleBasedStateMachine):
         if part is Part.STARTED:
             assert is_own
             assert backend.state in {BackendState.STARTING, BackendState.STOPPING}
+        if part is Part.PARKED:
+            assert self.snapshot.recoveries == before.recoveries
         if part is Part.ORDERED_OUT:
             assert self.snapshot.recoveries == before.recoveries
             assert self.snapshot.switch == before.switch
@@ -379,8 +423,19 @@ class World(RuleBasedStateMachine):
             case StartBackend():
                 self.check_gate(command, before, event)
                 self.alive[command.epoch] = self.targets[command.epoch] = command.target
-                self.held[command.epoch] = self.need_of(command.target, before)
+                self.takes[command.epoch] = self.need_of(command.target, before)
+                self.held[command.epoch] = self.takes[command.epoch]
+                assert len(self.takes) == len(self.held)
                 self.started_by[command.epoch] = cast("MemorySampled", event).switch_id
+                self.orders.append(command)
+            case UnparkBackend(epoch=epoch):
+                self.check_gate(command, before, event)
+                assert epoch in self.on_host
+                assert command.target.is_same(self.alive[epoch])
+                self.takes[epoch] = self.held[epoch] = self.need_of(command.target, before)
+                del self.on_host[epoch]
+                self.started_by[epoch] = cast("MemorySampled", event).switch_id
+                self.was_ready.discard(epoch)
                 self.orders.append(command)
             case _:
                 self.orders.append(command)
@@ -467,9 +522,11 @@ class World(RuleBasedStateMachine):
         assert switch is not None
         stopped = [e for e in switch.leaving.epochs if self.targets[e] == target]
         is_rollback = switch.phase is Phase.ROLLING_BACK
-        return self.held[stopped[-1]] if is_rollback else self.needs[switch.switch_id]
+        return self.takes[stopped[-1]] if is_rollback else self.needs[switch.switch_id]
 
-    def check_gate(self, command: StartBackend, before: Snapshot, event: Event) -> None:
+    def check_gate(
+        self, command: StartBackend | UnparkBackend, before: Snapshot, event: Event
+    ) -> None:
         """Nothing starts unless the gate confirms its device, from fresh readings of it."""
         assert isinstance(event, MemorySampled)
         switch = before.switch
@@ -478,15 +535,18 @@ class World(RuleBasedStateMachine):
         readings = (*switch.gate.samples, event.sample)
         assert judge_release(switch.gate.question, readings).state is GateState.CONFIRMED
         assert switch.gate.question.device == command.target.device
-        assert switch.gate.question.need_bytes == self.need_of(command.target, before)
+        parked = before.parked_of(command.target)
+        kept_bytes = 0 if parked is None else parked.footprint.on(command.target.device)
+        whole_bytes = self.need_of(command.target, before)
+        assert switch.gate.question.need_bytes == max(0, whole_bytes - kept_bytes)
         assert {r.device for r in readings} == {command.target.device}
         assert len({r.taken_at for r in readings}) == len(readings)
-        assert not set(switch.leaving.epochs) & set(self.alive)
+        assert set(switch.leaving.epochs) & set(self.alive) <= set(self.on_host)
         started = {e for e, s in self.started_by.items() if s == switch.switch_id}
         gone = set(switch.leaving.epochs) | (started - self.was_ready)
-        reaped_at = max((self.reaped_at[e] for e in gone), default=0.0)
-        assert all(r.taken_at >= reaped_at for r in readings)
-        assert command.epoch not in self.held
+        gave_up_at = max((self.gave_up_at[e] for e in gone), default=0.0)
+        assert all(r.taken_at >= gave_up_at for r in readings)
+        assert isinstance(command, UnparkBackend) or command.epoch not in self.held
 
     def check_drain(self, epoch: int, before: Snapshot) -> None:
         """No request is cut off before a deadline has passed, and only if the policy says so."""
@@ -520,7 +580,8 @@ class World(RuleBasedStateMachine):
             backend = before.backend(epoch)
             is_on_its_way = self.is_replaced(epoch) or (backend and backend.is_retiring)
             is_twin = self.targets[epoch].is_twin  # makes room for all
-            assert is_own or self.snapshot.is_closing or is_on_its_way or is_twin
+            was_parked = backend is not None and backend.state is BackendState.PARKED
+            assert is_own or self.snapshot.is_closing or is_on_its_way or was_parked or is_twin
 
     def check_outcome(self, report: SwitchReport, before: Snapshot) -> None:
         """What was live and did not give way to a success is live, or will be brought back."""
@@ -584,9 +645,11 @@ class World(RuleBasedStateMachine):
     def check_devices(self) -> None:
         assert {b.epoch for b in self.snapshot.backends} == set(self.alive)
         for device in DEVICES:
-            there = [b for b in self.snapshot.backends if b.target.device == device.name]
+            tenants = [b for b in self.snapshot.tenants() if b.target.device == device.name]
+            tenants = [b for b in tenants if b.epoch not in self.on_host]
+            there = (*tenants, *self.snapshot.parked())
             assert sum(b.footprint.on(device.name) for b in there) <= device.budget_bytes
-            assert not (device.is_exclusive and len(there) > 1)
+            assert not (device.is_exclusive and len(tenants) > 1)
         models_there = self.snapshot.live_models()
         assert len(models_there) == len(set(models_there))
         switch = self.snapshot.switch
