@@ -17,11 +17,14 @@ from supervisor.core.machine.commands import (
     SampleMemory,
     StartBackend,
     StopWarming,
+    UnparkBackend,
     WarmFile,
 )
 from supervisor.core.machine.events import (
     BackendExited,
     BackendMoved,
+    BackendNotParked,
+    BackendParked,
     BackendReady,
     BackendSpawned,
     BackendStalled,
@@ -35,12 +38,15 @@ from supervisor.core.machine.events import (
     VectorsKnown,
     WarmingBegun,
 )
+from supervisor.core.machine.footprint import Footprint
 from supervisor.core.machine.memory import MemorySample
-from supervisor.core.machine.values import KeptPrompts, Target, TargetNeed
+from supervisor.core.machine.values import KeptPrompts, Park, Target, TargetNeed
 from supervisor.engine.prompts import prompt_slots as engine_prompts
 from supervisor.engine.servers.backend import Backend
+from supervisor.engine.servers.parking import NotParked
 from supervisor.engine.servers.stall import watch_for_stalls
 from supervisor.errors import SupervisorError
+from supervisor.telemetry.port import HOST
 
 log = structlog.get_logger()
 
@@ -149,6 +155,7 @@ class Performer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._warmings: dict[str, threading.Event] = {}
         self._former_pids: deque[int] = deque(maxlen=FORMER_SESSIONS)
+        self._observing: dict[int, asyncio.Task[None]] = {}
         self.backends: dict[int, Backend] = {}
 
     def perform(self, command: Command) -> None:
@@ -159,10 +166,11 @@ class Performer:
             case WarmFile():
                 self._warm(command)
             case StopWarming():
-                if command.switch_id in self._warmings:
-                    self._warmings[command.switch_id].set()
+                self._stop_warming(command)
             case StartBackend():
                 self._start(command)
+            case UnparkBackend():
+                self._unpark(command)
             case ReleaseMemory():
                 self._spawn(self._release(command), f"release-{command.epoch}")
             case SampleMemory():
@@ -186,12 +194,13 @@ class Performer:
             d for d, need in needs.items() for d in (d, *need.footprint.devices)
         )
         read = [await self._try_sample(device) for device in devices]
+        also = [await self._try_sample(d) for d in command.also_read if d not in devices]
         self._post(
             TargetAccepted(
                 at=self._clock(),
                 switch_id=switch_id,
                 need=needs.pop(target.device),
-                readings=tuple(memory for memory, _ in read if memory is not None),
+                readings=tuple(memory for memory, _ in (*read, *also) if memory is not None),
                 memory_problem=next((problem for _, problem in read if problem), None),
                 elsewhere=tuple(needs.items()),
             )
@@ -205,6 +214,10 @@ class Performer:
         should_stop = self._warmings[command.switch_id] = threading.Event()
         self._spawn(self._read_ahead(command, should_stop), f"warm-{command.switch_id}")
         self._post(WarmingBegun(at=self._clock(), switch_id=command.switch_id))
+
+    def _stop_warming(self, command: StopWarming) -> None:
+        if command.switch_id in self._warmings:
+            self._warmings[command.switch_id].set()
 
     async def _read_ahead(self, command: WarmFile, should_stop: threading.Event) -> None:
         try:
@@ -236,17 +249,33 @@ class Performer:
                 address=backend.launch.address.describe(),
             )
         )
-        self._spawn(self._look_after(backend, command.target), f"backend-{command.epoch}")
+        self._observe(backend, command.target, backend.become_ready())
+        self._spawn(self._look_after(backend), f"backend-{command.epoch}")
 
-    async def _look_after(self, backend: Backend, target: Target) -> None:
-        """Report that the backend is ready, and later that it is gone, whoever ended it."""
-        observing = asyncio.create_task(
-            self._observe(backend, target), name=f"observe-{backend.epoch}"
+    def _unpark(self, command: UnparkBackend) -> None:
+        backend = self.backends.get(command.epoch)
+        if backend is not None:  # else it died by itself, which is reported already
+            self._observe(backend, command.target, backend.take_memory_back())
+
+    def _observe(
+        self, backend: Backend, target: Target, becoming_ready: Coroutine[Any, Any, None]
+    ) -> None:
+        """Begin to report that the backend is ready, and then whether it hangs."""
+        self._observing[backend.epoch] = asyncio.create_task(
+            self._report(backend, target, becoming_ready), name=f"observe-{backend.epoch}"
         )
+
+    def _stop_observing(self, backend: Backend) -> None:
+        observing = self._observing.pop(backend.epoch, None)
+        if observing is not None:
+            observing.cancel()
+
+    async def _look_after(self, backend: Backend) -> None:
+        """Report that the backend is gone, whoever ended it; until then it is observed."""
         try:
             ended = await backend.wait()
         finally:
-            observing.cancel()
+            self._stop_observing(backend)
         del self.backends[backend.epoch]
         self._former_pids.append(backend.process.pid)
         self._post(
@@ -261,9 +290,10 @@ class Performer:
         )
         backend.is_gone.set()
 
-    async def _observe(self, backend: Backend, target: Target) -> None:
-        """Report that the backend is ready, and from then on whether it hangs."""
-        await backend.become_ready()
+    async def _report(
+        self, backend: Backend, target: Target, becoming_ready: Coroutine[Any, Any, None]
+    ) -> None:
+        await becoming_ready
         if target.is_twin:
             fault = await self._comparison.fault_of(backend, target)
             if fault is not None:
@@ -300,8 +330,26 @@ class Performer:
 
     async def _release(self, command: ReleaseMemory) -> None:
         backend = self.backends.get(command.epoch)
-        if backend is not None:  # else it died by itself, which is reported already
+        if backend is None:  # it died by itself, which is reported already
+            return
+        if not isinstance(command.how, Park):
             await backend.give_up_memory(command.how)
+            return
+        self._stop_observing(backend)
+        try:
+            await backend.give_up_memory(command.how)
+        except NotParked as error:
+            reason = str(error)
+            self._post(BackendNotParked(at=self._clock(), epoch=backend.epoch, reason=reason))
+            return
+        self._post(
+            BackendParked(
+                at=self._clock(),
+                epoch=backend.epoch,
+                kept=Footprint.of({HOST: await asyncio.to_thread(lambda: backend.host_bytes)}),
+                prompts=_described(backend.model, backend.prompts_saved),
+            )
+        )
 
     async def _sample(self, command: SampleMemory) -> None:
         try:

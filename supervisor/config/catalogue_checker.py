@@ -9,6 +9,7 @@ from supervisor.config.catalogue import Catalogue, ModelEntry
 from supervisor.config.layers import Layers
 from supervisor.config.problems import field_problems, nearest
 from supervisor.config.profile import Profile
+from supervisor.config.settings import SupervisorSettings
 from supervisor.config.source import FieldPath, Source, dotted
 from supervisor.core.machine.values import Mode
 from supervisor.errors import ConfigError
@@ -32,11 +33,13 @@ class CatalogueChecker:
         catalogue: Catalogue,
         layers: Layers,
         profiles: Mapping[str, Profile],
+        settings: SupervisorSettings,
     ) -> None:
         self._source = source
         self._catalogue = catalogue
         self._layers = layers
         self._profiles = profiles
+        self._settings = settings
 
     def problems(self, *, knows_all_models: bool) -> Iterable[str]:
         """Yield every problem of the catalogue as a whole."""
@@ -115,6 +118,7 @@ class CatalogueChecker:
         if profile is None:
             return  # its own problems are reported
         yield from self._fallback_problems(chosen, profile)
+        yield from self._parking_problems(chosen, profile)
         if profile.mode is not entry.type:
             yield self._at(
                 place, f"'{chosen}' is for {profile.mode}, and the model's type is {entry.type}"
@@ -176,6 +180,15 @@ class CatalogueChecker:
             yield (
                 f"{place}: fallback_profile: '{fallback}' is for {other.mode}, and '{name}' for "
                 f"{profile.mode}"
+            )
+
+    def _parking_problems(self, name: str, profile: Profile) -> Iterable[str]:
+        is_by_driver = profile.give_up_memory == "park" and profile.engine != "command"
+        if is_by_driver and not self._settings.switch.cuda_checkpoint:
+            place = self._layers.layer(name).origin(("give_up_memory",), name)
+            yield (
+                f"{place}: give_up_memory: park needs switch.cuda_checkpoint in supervisor.yaml "
+                "for this engine; set that, or write stop"
             )
 
     def _override_problems(self, name: str, entry: ModelEntry) -> Iterable[str]:

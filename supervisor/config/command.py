@@ -11,9 +11,9 @@ Words and variables may hold placeholders, which are filled in at each start:
 
 import re
 from collections.abc import Iterator
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from supervisor.config.fields import Settings
 from supervisor.config.problems import nearest
@@ -32,6 +32,32 @@ def unknown_placeholder(name: str, profile_fields: tuple[str, ...] = ()) -> str:
     return f"{{{name}}} is not a placeholder{nearest(name, known)}; there are: {listed}"
 
 
+def _path(path: str) -> str:
+    if not path.startswith("/"):
+        raise ValueError(f"must begin with /, as in /health, not {path!r}")
+    return path
+
+
+Path = Annotated[str, AfterValidator(_path)]
+
+
+class ParkSettings(Settings):
+    """How a server is told to give its devices' memory up, and to take it back.
+
+    vLLM's, with `--enable-sleep-mode` and `VLLM_SERVER_DEV_MODE=1`:
+    `{sleep: "/sleep?level=1", wake: /wake_up, is_asleep: /is_sleeping}`.
+    """
+
+    sleep: Path = Field(
+        description="Path and query of the POST by which it gives the memory up, and lives on."
+    )
+    wake: Path = Field(description="That of the POST by which it takes the memory back.")
+    is_asleep: Path = Field(
+        description="That of the GET that answers whether it has given it up: `true`, or an object "
+        "with a field that is true."
+    )
+
+
 class CommandSettings(Settings):
     """How any HTTP server is started, and how it is seen to be ready."""
 
@@ -46,7 +72,7 @@ class CommandSettings(Settings):
         description="Environment for the server, over that of the profile; placeholders as in "
         "`argv`, and variables: `${HF_TOKEN}`.",
     )
-    readiness_path: str = Field(
+    readiness_path: Path = Field(
         default="/health", description="Path that is asked until the server is ready."
     )
     readiness_status: int = Field(
@@ -61,6 +87,11 @@ class CommandSettings(Settings):
         default=False,
         description="Whether its `/v1/embeddings` knows `encoding_format: base64`, which is a "
         "quarter of the bytes.",
+    )
+    park: ParkSettings | None = Field(
+        default=None,
+        description="For `give_up_memory: park`: how it is told to give its devices' memory up and "
+        "live on, and to take it back.",
     )
     stop_signal: Literal["SIGTERM", "SIGINT", "SIGQUIT"] = Field(
         default="SIGTERM",
@@ -88,13 +119,6 @@ class CommandSettings(Settings):
     def _know_variables(cls, env: dict[str, str]) -> dict[str, str]:
         _refuse_unknown(*env.values())
         return env
-
-    @field_validator("readiness_path")
-    @classmethod
-    def _begin_at_root(cls, path: str) -> str:
-        if not path.startswith("/"):
-            raise ValueError(f"must begin with /, as in /health, not {path!r}")
-        return path
 
     @model_validator(mode="after")
     def _listen_in_one_place(self) -> Self:

@@ -104,7 +104,13 @@ def _read(
     if catalogue is not None and catalogue_source is not None:
         knows_all = scan is not None or catalogue.models_dir is None
         full = add_scanned(catalogue, models_dir, scan)
-        checker = CatalogueChecker(catalogue_source, full.catalogue, layers, profiles)
+        checker = CatalogueChecker(
+            catalogue_source,
+            full.catalogue,
+            layers,
+            profiles,
+            settings or SupervisorSettings(),
+        )
         reader.problems += checker.problems(knows_all_models=knows_all)
         reader.problems += checker.root_problems(models_dir)
         configuration = Configuration(

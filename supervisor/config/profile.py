@@ -63,6 +63,12 @@ class ProfileMemory(Settings):
         gt=0,
         description="Bytes that the server takes on its device; default: estimated from the file.",
     )
+    parked_bytes: Bytes | None = Field(
+        default=None,
+        gt=0,
+        description="Bytes of host memory that it is taken to hold while it is parked; default: "
+        "as many as the last time, or, before that, as it takes of its GPUs.",
+    )
     margin_bytes: Bytes = Field(
         default=256 * MIB,
         ge=0,
@@ -148,6 +154,13 @@ class Profile(Settings):
     )
     command: CommandSettings | None = Field(
         default=None, description="With `engine: command`: how the server is started."
+    )
+    give_up_memory: Literal["stop", "park"] = Field(
+        default="stop",
+        description="How it makes room for another model: `stop` ends it; `park` has it give its "
+        "GPUs' memory up and live on, from where it comes back sooner. For `park`, a server with "
+        "`engine: command` needs `command.park`, and any other `switch.cuda_checkpoint`. One that "
+        "does not give it up, or for which the host has no room, is stopped.",
     )
     device: DeviceChoice = Field(
         default="gpu",
@@ -317,6 +330,14 @@ class Profile(Settings):
             field = "tensor_split" if device == "gpu" else "device"
             raise ValueError(f"must be one of the {len(listed)} GPUs of {field}, from 0 on")
         return number
+
+    @field_validator("give_up_memory")
+    @classmethod
+    def _know_how_to_park(cls, value: str, info: ValidationInfo) -> str:
+        command, is_command = info.data.get("command"), info.data.get("engine") == "command"
+        if value == "park" and is_command and command is not None and command.park is None:
+            raise ValueError("park needs command.park, with engine: command; write it, or stop")
+        return value
 
     @field_validator("keep_prompt_cache")
     @classmethod

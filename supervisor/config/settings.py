@@ -183,6 +183,18 @@ class SwitchSettings(Settings):
         description="Save prompts when the controller ends, too, and leave them for the next one; "
         "else they are deleted then.",
     )
+    parked_max_bytes: Bytes | None = Field(
+        default=None,
+        ge=0,
+        description="Bytes of host memory that servers may hold together which gave their GPUs' "
+        "memory up and live on (`give_up_memory: park` of a profile); beyond it those are stopped "
+        "that have been parked for longest. Default: as much as the budget of `host` leaves.",
+    )
+    cuda_checkpoint: bool = Field(
+        default=False,
+        description="Let NVIDIA's driver (570 or newer) park servers that have no way of their "
+        "own: all but those with `engine: command`. Tried with a simulated driver only.",
+    )
     history_size: int = Field(default=1000, ge=1, description="Switches kept for /switches.")
     shutdown_drain_timeout_s: Seconds = Field(
         default=30.0, ge=0, description="Seconds that requests get after SIGTERM."
@@ -338,6 +350,7 @@ class SupervisorSettings(Settings):
             replaces=self.switch.residents == "replace",
             warms=self.switch.warm_start,
             keeps_prompts_at_exit=self.switch.keep_prompt_cache_at_exit,
+            parked_max_bytes=self.switch.parked_max_bytes,
             scheduling=self.scheduler.rules(self.queue.hold_timeout_s),
             scheduler_drains=self.scheduler.drain_policy,
             manual_hold_s=self.scheduler.manual_hold_s,

@@ -151,6 +151,8 @@ class Launcher:
             model_path=resolved.path,
             abilities=abilities,
             prompt_files=prompt_files,
+            may_checkpoint=self._configuration.current.settings.switch.cuda_checkpoint
+            and resolved.profile.engine != "command",
         )
         return Backend(launch, _log_output(target.model, epoch))
 

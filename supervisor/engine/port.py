@@ -44,6 +44,19 @@ class TokenizeRoute:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ParkRoutes:
+    """Where a server is told to give its devices' memory up (POST), and to take it back (POST).
+
+    `is_asleep` (GET) answers JSON: `true`, or an object with a field that is true, while it has
+    given it up.
+    """
+
+    sleep: str
+    wake: str
+    is_asleep: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Abilities:
     """What a server can do, and where. The product asks for these, never for an engine's name.
 
@@ -99,6 +112,9 @@ class Abilities:
     api_key_variable: str | None = None
     """The environment variable that takes its key; never an argument, which `ps` shows."""
 
+    park_routes: ParkRoutes | None = None
+    """Where it is told to give its devices' memory up and live on; None where it cannot."""
+
     stop_signal: signal.Signals = signal.SIGTERM
     """What asks it to end."""
 
@@ -109,7 +125,7 @@ class Launch:
 
     `profile`: the name of what `model` runs with. `model_path`: the file that it runs, whatever is
     configured since. `prompt_files`: where its prompts are kept while it does not run; None: they
-    are not.
+    are not. `may_checkpoint`: the driver may park its process.
     """
 
     argv: tuple[str, ...]
@@ -122,6 +138,7 @@ class Launch:
     model_path: Path | None = None
     abilities: Abilities = Abilities()
     prompt_files: PromptFiles | None = None
+    may_checkpoint: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

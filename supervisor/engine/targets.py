@@ -88,6 +88,13 @@ class Targets:
                 known.targets[key] = target
         return target
 
+    def is_current(self, target: Target) -> bool:
+        """Whether a server of this target would be started as it was, as configured now."""
+        try:
+            return revision_of(self.resolved(target)) == target.revision
+        except RequestRefused:
+            return False  # the model or the profile is there no more
+
     def default_for(self, task: ModelTask) -> str:
         """Return the model that is meant where only a task is known.
 
@@ -243,6 +250,8 @@ class Targets:
             stall_timeout_s=profile.stall_timeout_s,
             restart_on_stall=profile.restart_on_stall,
             parallel=profile.parallel,
+            parks=profile.give_up_memory == "park",
+            parked_bytes=profile.memory.parked_bytes,
             memory=profile.memory.policy(),
         )
 

@@ -222,7 +222,21 @@ def describe_backend(backend: Backend, now: float) -> dict[str, Any]:
         "retiring": backend.is_retiring,
         "stalled_s": backend.stalled_s,
         "need_bytes": backend.footprint.total_bytes,
+        "parked": describe_parked(backend, now),
         "age_s": round(now - backend.started_at, 1),
+    }
+
+
+def describe_parked(backend: Backend, now: float) -> dict[str, Any] | None:
+    """Write what a parked server keeps, and since when, as JSON; None for one that is not."""
+    parked = backend.parked
+    if parked is None:
+        return None
+    kept_bytes = backend.footprint.total_bytes
+    return {
+        "since_s": round(now - parked.since, 1),
+        "host_bytes": parked.host_bytes,
+        "device_bytes": kept_bytes - parked.host_bytes,
     }
 
 

@@ -66,6 +66,8 @@ def describe_report(report: SwitchReport) -> dict[str, Any]:
             "samples": report.memory.samples_taken,
         },
         "fell_back": report.notes.fell_back,
+        "was_parked": report.notes.was_parked,
+        "parked": [asdict(parked) for parked in report.notes.parked],
         "prompt_cache": {
             "saved": [asdict(kept) for kept in report.notes.prompts_saved],
             "restored": asdict(report.notes.prompts_restored)

@@ -9,6 +9,8 @@ from supervisor.core.machine.commands import Command, FinishSwitch
 from supervisor.core.machine.events import (
     BackendExited,
     BackendMoved,
+    BackendNotParked,
+    BackendParked,
     BackendReady,
     BackendSpawned,
     BackendStalled,
@@ -18,7 +20,7 @@ from supervisor.core.machine.events import (
 )
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.switch import CLOCK, SCHEDULER, SwitchReport
-from supervisor.core.machine.values import Outcome
+from supervisor.core.machine.values import BackendState, Outcome, Phase
 from supervisor.observability.descriptions import describe_report
 from supervisor.observability.history import SwitchHistory
 
@@ -41,7 +43,7 @@ class Recorder:
     ) -> None:
         """Note what the event changed."""
         if not isinstance(event, _OF_REQUESTS):
-            _log_backend(event, after)
+            _log_backend(event, before, after)
         if after.agenda is not before.agenda:
             _log_period(before, after)
         for command in commands:
@@ -54,6 +56,7 @@ class Recorder:
         if after.switch is not before.switch:  # the next one may begin where one has just ended
             _log_decision(before, after)
             _log_phase(before, after)
+            _log_unproved(before, after)
 
     def _keep(self, report: SwitchReport) -> None:
         record = describe_report(report) | {"ended_at": self._wall_clock()}
@@ -136,8 +139,32 @@ def _log_switch(report: SwitchReport) -> None:
         log.info("switch.finished", **fields, released=report.memory.reason)
 
 
-def _log_backend(event: Event, after: Snapshot) -> None:
+def _log_parking(event: BackendParked | BackendNotParked, after: Snapshot) -> None:
+    if isinstance(event, BackendNotParked):
+        log.warning("backend.not_parked", epoch=event.epoch, reason=event.reason)
+        return
+    backend = after.backend(event.epoch)
+    if backend is not None and backend.parked is not None:
+        model, host_bytes = backend.target.model, backend.parked.host_bytes
+        log.info("backend.parked", epoch=event.epoch, model=model, host_bytes=host_bytes)
+
+
+def _log_unproved(before: Snapshot, after: Snapshot) -> None:
+    """Log which servers a switch stops that it had parked: their release was not proved."""
+    switch, was = after.switch, before.switch
+    if switch is None or was is None or was.phase is not Phase.CONFIRMING:
+        return
+    if switch.phase is Phase.STOPPING:
+        for backend in after.backends:
+            if backend.epoch in switch.leaving.epochs and backend.state is BackendState.STOPPING:
+                reason = switch.gate.reason or "it keeps more than its device has room for"
+                log.warning("backend.not_parked", epoch=backend.epoch, reason=reason)
+
+
+def _log_backend(event: Event, before: Snapshot, after: Snapshot) -> None:
     match event:
+        case BackendParked() | BackendNotParked():
+            _log_parking(event, after)
         case BackendSpawned():
             log.info("backend.spawned", epoch=event.epoch, pid=event.pid)
         case BackendReady():
@@ -156,7 +183,10 @@ def _log_backend(event: Event, after: Snapshot) -> None:
                 "exit_code": event.exit_code,
                 "signal": event.signal,
             }
-            if exit_record.was_wanted:
+            known = before.backend(event.epoch)
+            if known is not None and known.state is BackendState.PARKED:
+                log.warning("backend.died_parked", **fields, last_lines=event.last_lines[-10:])
+            elif exit_record.was_wanted:
                 log.info("backend.exited", **fields)
             else:
                 log.warning("backend.died", **fields, last_lines=event.last_lines[-10:])

@@ -115,7 +115,18 @@ def push_rules(
 
     def push(configuration: Configuration) -> None:
         settings, rules = configuration.settings, rules_of(configuration, targets)
-        arbiter.post(RulesChanged(at=time.monotonic(), limits=settings.limits(), rules=rules))
+        arbiter.post(
+            RulesChanged(
+                at=time.monotonic(),
+                limits=settings.limits(),
+                rules=rules,
+                outdated=frozenset(
+                    backend.epoch
+                    for backend in arbiter.snapshot.backends
+                    if not targets.is_current(backend.target)
+                ),
+            )
+        )
         for name in arbiter.snapshot.devices:
             note_device(arbiter, targets.device(name))
         stores.apply(settings.switch)

@@ -1,4 +1,4 @@
-/* A simulated libcuda: the entry points that scripts/lab.gpu/libcuda.py calls. What is allocated
+/* A simulated libcuda: the entry points that supervisor/engine/cuda/libcuda.py calls. What is allocated
  * or parked here changes what the simulated NVML (scripts/lab/drivers/fake_nvml.c) tells.
  *
  *     SIMULATED_GPU_STATE   the file of the simulated driver

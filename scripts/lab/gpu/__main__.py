@@ -20,7 +20,6 @@ from lab.gpu import embedding, fit, foreign, parking, switches
 from lab.gpu.building import FoundServer, find_server
 from lab.gpu.check import Check, Models, NotHereError, PartResult, time_limit
 from lab.gpu.drawing import draw
-from lab.gpu.libcuda import DEFAULT_LIBRARY
 from lab.gpu.models import generation_model, large_embedding_model
 from lab.gpu.report import Folder, folder_for, placed, thinned
 from lab.gpu.watch import Watch
@@ -29,6 +28,7 @@ from lab.harness.command import MODELS, PROFILES, ROOT, LabError, say
 from lab.harness.machine import describe_machine
 from supervisor import __version__
 from supervisor.core.byte_size import MIB
+from supervisor.engine.cuda.libcuda import DEFAULT_LIBRARY
 from supervisor.errors import SupervisorError
 
 PARTS: Mapping[str, ModuleType] = {

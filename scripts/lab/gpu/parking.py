@@ -1,7 +1,8 @@
 """Parking: a server's device memory moves to the host, and later back, while the server lives.
 
-NVIDIA's checkpoint API does it from outside the process. What is found here decides whether a
-mode may one day be left in this way; nothing of the product does so yet.
+NVIDIA's checkpoint API does it from outside the process, in the steps that the product takes where
+`switch.cuda_checkpoint` is on (`supervisor/engine/cuda/`). What is found here decides whether that
+may be.
 """
 
 import time
@@ -66,7 +67,7 @@ class Stopwatch:
         """Let the driver do a step; its time is the call's own, without a process for it."""
         with self.step(action):
             told = call_driver(action, pid, library)
-        self.seconds[action] = told["seconds"]
+        self.seconds[action] = told.seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,9 +174,9 @@ def _unparked_at_the_end(check: Check, server: Server, watch: Stopwatch) -> Iter
             watch.drive(step, server.pid, check.libcuda)
     except BaseException:
         with suppress(LabError, NotHereError):
-            state = call_driver("state", server.pid, check.libcuda)["state"]
+            state = call_driver("state", server.pid, check.libcuda).state
             if state == "checkpointed":
-                state = call_driver("restore", server.pid, check.libcuda)["state"]
+                state = call_driver("restore", server.pid, check.libcuda).state
             if state == "locked":
                 call_driver("unlock", server.pid, check.libcuda)
         raise

@@ -8,7 +8,7 @@ from supervisor.config.command import PLACEHOLDER, CommandSettings
 from supervisor.config.configuration import ResolvedModel
 from supervisor.engine.kinds.flags import unhonoured
 from supervisor.engine.models.model_source import model_argument
-from supervisor.engine.port import Abilities, EngineIdentity, ServerStart
+from supervisor.engine.port import Abilities, EngineIdentity, ParkRoutes, ServerStart
 from supervisor.errors import UnfitProfile
 
 NAME = "command"
@@ -42,6 +42,7 @@ class CommandEngine:
             takes_token_ids=command.takes_token_ids,
             embeds_base64=command.embeds_base64,
             api_key_variable=next(keys, None),
+            park_routes=_park_routes(command),
             stop_signal=signal.Signals[command.stop_signal],
         )
 
@@ -88,6 +89,13 @@ class CommandEngine:
         fill = _filler(start)
         own = {name: fill(text) for name, text in _section(start.model).env.items()}
         return {**inherited, **start.model.profile.env, **own}
+
+
+def _park_routes(command: CommandSettings) -> ParkRoutes | None:
+    park = command.park
+    if park is None:
+        return None
+    return ParkRoutes(sleep=park.sleep, wake=park.wake, is_asleep=park.is_asleep)
 
 
 def _section(resolved: ResolvedModel) -> CommandSettings:

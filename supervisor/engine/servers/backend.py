@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import structlog
 
-from supervisor.core.machine.values import Stop
+from supervisor.core.machine.values import Park, Stop
 from supervisor.engine.port import Launch
 from supervisor.engine.prompts.prompt_slots import (
     KeptPrompts,
@@ -28,6 +28,13 @@ from supervisor.engine.servers.addresses import (
 from supervisor.engine.servers.answer import ServerAnswer
 from supervisor.engine.servers.channel import Channel
 from supervisor.engine.servers.framing import Request
+from supervisor.engine.servers.parking import (
+    NotParked,
+    ParkingByCheckpoint,
+    ParkingByRequest,
+    WayOfParking,
+    held_on_host,
+)
 from supervisor.engine.servers.process import ChildProcess, ProcessExit
 from supervisor.errors import BackendUnreachable
 
@@ -68,9 +75,8 @@ class Backend:
             on_line(line, self.is_ready)
 
         self.process = ChildProcess.spawn(launch, hear)
-        self._channel = self._open_channel()
-        self.activity = self._channel.activity
-        self.send = self._channel.send
+        self._connect()
+        self._parked: WayOfParking | None = None
         self.is_stopping = False
         self.is_gone = asyncio.Event()
         """Set once its end is reported: whoever asks for a lease then gets none on it."""
@@ -131,6 +137,11 @@ class Backend:
         except (BackendUnreachable, TimeoutError):
             return None
 
+    def _connect(self) -> None:
+        self._channel = self._open_channel()
+        self.activity = self._channel.activity
+        self.send = self._channel.send
+
     def _open_channel(self) -> Channel:
         return Channel(
             self.launch.address,
@@ -164,20 +175,69 @@ class Backend:
             may_repeat=may_repeat,
         )
 
-    async def give_up_memory(self, how: Stop) -> None:
+    async def give_up_memory(self, how: Stop | Park) -> None:
         """Give the device's memory back; return when that is done, so far as it is ours to do.
 
-        Stopping is the one way yet: connections are cut, because a server waits for its clients
-        before it ends; prompts are saved where they are to be (`prompts_saved` says what came of
-        it), in bounded time; and the processes are ended and reaped. `wait` tells how they ended.
+        Connections are cut, because a server waits for its clients before it ends; prompts are
+        saved where they are to be (`prompts_saved` says what came of it), in bounded time. Stopped,
+        its processes are ended and reaped, and `wait` tells how they ended. Parked, it lives on;
+        raises NotParked where it cannot do that.
         """
         self.is_stopping = True
-        self.is_replaced = how.is_replaced
         self._channel.close()
         if how.keeps_prompts and self.is_ready:
             await self._save_prompts()
-        await self.process.stop(how.grace_s)
+        if isinstance(how, Park):
+            await self._park()
+            return
+        self.is_replaced = how.is_replaced
+        may_end = self._parked is None or self._parked.ends_by_itself
+        await self.process.stop(how.grace_s if may_end else 0.0)
         self._remove_socket()
+
+    async def _park(self) -> None:
+        self._connect()
+        self._parked = self._way_of_parking()
+        try:
+            await self._parked.park()
+        except NotParked:
+            self._channel.close()
+            raise
+
+    def _way_of_parking(self) -> WayOfParking:
+        """Return how it is parked. Raises NotParked where it cannot be."""
+        routes = self.launch.abilities.park_routes
+        if routes is not None:
+            return ParkingByRequest(routes, self._ask)
+        if self.launch.may_checkpoint:
+            return ParkingByCheckpoint(self.process.pid)
+        raise NotParked(
+            f"nothing is known of how the server of '{self.model}' gives memory up: its profile "
+            "needs command.park, or switch.cuda_checkpoint must be on"
+        )
+
+    async def _ask(self, method: str, path: str) -> tuple[int, bytes]:
+        return await self._channel.ask(method, path)  # as it is now: a wake has another
+
+    async def take_memory_back(self) -> None:
+        """Return once a parked server has its memory again and answers. The caller sets a deadline.
+
+        One that fails to is ended, and `wait` tells of it.
+        """
+        parked = self._parked or self._way_of_parking()
+        self.is_stopping = False
+        try:
+            await parked.unpark()
+        except NotParked as error:
+            self._end_lost(f"it did not take its memory back: {error}")
+            await self.is_gone.wait()
+        self._parked = None
+        await self._become_healthy()
+
+    @property
+    def host_bytes(self) -> int:
+        """The host memory that it holds, and that its end would give back."""
+        return held_on_host(self.process.pid)
 
     async def _save_prompts(self) -> None:
         files = self.launch.prompt_files

@@ -355,6 +355,17 @@ class Happenings(World):
             )
         )
 
+    @precondition(lambda self: not self.snapshot.is_closing)
+    @rule(first=targets, second=targets, comes_back=luck)
+    def one_gives_way_to_the_other(
+        self, first: Target, second: Target, *, comes_back: bool
+    ) -> None:
+        """So that one is parked, where the other wants its place, and is wanted again."""
+        self.foreign = dict.fromkeys(self.foreign, 0)
+        self.perform_all(is_well=True)
+        for wanted in (first, second, *([first] if comes_back else [])):
+            self.switch_goes_well(wanted, 31)
+
     @precondition(lambda self: self.on_host)
     @rule(pick=st.integers(0), need=needs)
     def parked_server_is_wanted(self, pick: int, need: int) -> None:

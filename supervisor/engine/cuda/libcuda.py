@@ -1,8 +1,8 @@
-"""The few entry points of NVIDIA's driver library that the check calls, through ctypes.
+"""The few entry points of NVIDIA's driver library that checkpoints need, through ctypes.
 
 Loading it into a process that creates a context costs device memory, so that only processes of
-their own do it (`cuda_process.py`). Source: CUDA Driver API reference, "Context Management",
-"Memory Management" and "CUDA Checkpointing" (driver 570 and newer).
+their own do it (`driver_process.py`). Source: CUDA Driver API reference, "CUDA Checkpointing"
+(driver 570 and newer).
 """
 
 import ctypes
@@ -36,41 +36,33 @@ class Libcuda:
             self._library = ctypes.CDLL(library)
         except OSError as error:
             raise NoLibcudaError(f"no libcuda: {error}") from error
-        self._call("cuInit", 0)
-
-    def hold(self, size_bytes: int) -> None:
-        """Take so much of the first visible device, until this process ends. Raises CudaError."""
-        device, context = ctypes.c_int(), ctypes.c_void_p()
-        self._call("cuDeviceGet", ctypes.byref(device), 0)
-        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
-        self._call("cuCtxSetCurrent", context)
-        pointer = ctypes.c_uint64()
-        self._call("cuMemAlloc_v2", ctypes.byref(pointer), ctypes.c_size_t(size_bytes))
+        self.call("cuInit", 0)
 
     def lock(self, pid: int, timeout_ms: int) -> None:
         """Let the process make no further CUDA call. Raises CudaError, also when out of time."""
         arguments = LockArguments(timeout_ms=timeout_ms)
-        self._call("cuCheckpointProcessLock", pid, ctypes.byref(arguments))
+        self.call("cuCheckpointProcessLock", pid, ctypes.byref(arguments))
 
     def checkpoint(self, pid: int) -> None:
         """Move the device memory of a locked process to the host. Raises CudaError."""
-        self._call("cuCheckpointProcessCheckpoint", pid, None)
+        self.call("cuCheckpointProcessCheckpoint", pid, None)
 
     def restore(self, pid: int) -> None:
         """Move it back; the process stays locked. Raises CudaError."""
-        self._call("cuCheckpointProcessRestore", pid, None)
+        self.call("cuCheckpointProcessRestore", pid, None)
 
     def unlock(self, pid: int) -> None:
         """Let the process go on. Raises CudaError."""
-        self._call("cuCheckpointProcessUnlock", pid, None)
+        self.call("cuCheckpointProcessUnlock", pid, None)
 
     def state(self, pid: int) -> str:
         """Return the state of a process, one of `STATES`. Raises CudaError."""
         state = ctypes.c_int()
-        self._call("cuCheckpointProcessGetState", pid, ctypes.byref(state))
+        self.call("cuCheckpointProcessGetState", pid, ctypes.byref(state))
         return STATES[state.value] if 0 <= state.value < len(STATES) else f"state {state.value}"
 
-    def _call(self, name: str, *arguments: Any) -> None:
+    def call(self, name: str, *arguments: Any) -> None:
+        """Call a function of the driver. Raises CudaError where it fails, or is not there."""
         try:
             function = getattr(self._library, name)
         except AttributeError as error:
