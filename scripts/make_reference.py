@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from supervisor.config.catalogue import Catalogue, DefaultModels, ModelEntry
-from supervisor.config.command import CommandSettings
+from supervisor.config.command import CommandSettings, ParkSettings
 from supervisor.config.device_choice import DeviceChoice
 from supervisor.config.profile import Profile, ProfileBatching, ProfileMemory
 from supervisor.config.schedule import (
@@ -55,6 +55,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("`models.yaml`: an entry of `models`", ModelEntry),
     ("A profile", Profile),
     ("A profile: `command`", CommandSettings),
+    ("A profile: `park` of `command`", ParkSettings),
     ("A profile: `memory`", ProfileMemory),
     ("A profile: `batching`", ProfileBatching),
     ("`supervisor.yaml`", SupervisorSettings),
