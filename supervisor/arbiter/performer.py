@@ -249,20 +249,23 @@ class Performer:
                 address=backend.launch.address.describe(),
             )
         )
-        self._observe(backend, command.target, backend.become_ready())
+        self._observe(backend, command.target, backend.become_ready)
         self._spawn(self._look_after(backend), f"backend-{command.epoch}")
 
     def _unpark(self, command: UnparkBackend) -> None:
         backend = self.backends.get(command.epoch)
         if backend is not None:  # else it died by itself, which is reported already
-            self._observe(backend, command.target, backend.take_memory_back())
+            self._observe(backend, command.target, backend.take_memory_back)
 
     def _observe(
-        self, backend: Backend, target: Target, becoming_ready: Coroutine[Any, Any, None]
+        self,
+        backend: Backend,
+        target: Target,
+        become_ready: Callable[[], Coroutine[Any, Any, None]],
     ) -> None:
         """Begin to report that the backend is ready, and then whether it hangs."""
         self._observing[backend.epoch] = asyncio.create_task(
-            self._report(backend, target, becoming_ready), name=f"observe-{backend.epoch}"
+            self._report(backend, target, become_ready), name=f"observe-{backend.epoch}"
         )
 
     def _stop_observing(self, backend: Backend) -> None:
@@ -291,9 +294,12 @@ class Performer:
         backend.is_gone.set()
 
     async def _report(
-        self, backend: Backend, target: Target, becoming_ready: Coroutine[Any, Any, None]
+        self,
+        backend: Backend,
+        target: Target,
+        become_ready: Callable[[], Coroutine[Any, Any, None]],
     ) -> None:
-        await becoming_ready
+        await become_ready()
         if target.is_twin:
             fault = await self._comparison.fault_of(backend, target)
             if fault is not None:

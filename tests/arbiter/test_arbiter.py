@@ -664,7 +664,9 @@ async def test_an_invariant_that_does_not_hold_is_logged_once_and_stops_nothing(
             assert lease is not None
             lease.end()
     told = [line for line in lines if line["event"] == "arbiter.invariant"]
-    assert [(line["after"], "not given yet" in line["what"]) for line in told] == [("TimePassed", True)]
+    assert [(line["after"], "not given yet" in line["what"]) for line in told] == [
+        ("TimePassed", True)
+    ]
     assert "decisions: an invariant does not hold" in impairments.describe()[0]
     world.arbiter._snapshot = replace(world.snapshot, next_epoch=backend.epoch + 1)
 

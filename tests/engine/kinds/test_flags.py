@@ -50,6 +50,7 @@ NO_FLAGS = {
     "mode",  # decides about --embeddings, from the model's type
     "engine",
     "fallback_profile",
+    "give_up_memory",
     "command",  # of another engine
     "device",  # cpu: no layers on the GPU
     "env",
