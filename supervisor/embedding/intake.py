@@ -24,13 +24,15 @@ class Intake:
     """What a model takes.
 
     `limit`: tokens of its longest input, special ones included; None: not known. `vocabulary_size`:
-    token ids are below; None: not known. `takes_ids`: its server is sent token ids, else texts.
-    `tokenizer`: out of its own file; None: its server is asked, where `tells_tokens`.
+    token ids are below; None: not known. `dimensions`: of its vectors; None: not known.
+    `takes_ids`: its server is sent token ids, else texts. `tokenizer`: out of its own file; None:
+    its server is asked, where `tells_tokens`.
     """
 
     resolved: ResolvedModel
     limit: int | None
     vocabulary_size: int | None
+    dimensions: int | None
     takes_ids: bool
     tells_tokens: bool
     tokenizer: ModelTokenizer | None
@@ -81,10 +83,30 @@ def _look_at(resolved: ResolvedModel, engines: Engines, tokenizer: ModelTokenize
         resolved=resolved,
         limit=_limit(resolved, header, abilities),
         vocabulary_size=_vocabulary_size(resolved, header, tokenizer),
+        dimensions=_dimensions(header) if header else None,
         takes_ids=abilities.takes_token_ids,
         tells_tokens=abilities.tokenize is not None,
         tokenizer=tokenizer,
     )
+
+
+def require_dimensions(resolved: ResolvedModel, wanted: int, own: int) -> None:
+    """Raise RequestRefused where a model's vectors, `own` long, cannot be cut to what is wanted."""
+    known = resolved.matryoshka_dimensions
+    if wanted == own or wanted in known:
+        return
+    can = f"only to {', '.join(map(str, known))}" if known else "for its models.yaml names none"
+    raise RequestRefused(
+        "bad_request",
+        f"the vectors of '{resolved.name}' have {own} dimensions and cannot be cut to {wanted}: "
+        f"{can} (matryoshka_dimensions)",
+    )
+
+
+def _dimensions(header: GgufHeader) -> int | None:
+    """Return how long vectors are; some models make others of theirs than they compute with."""
+    out = header.count_parameter("embedding_length_out")
+    return out or header.count_parameter("embedding_length")
 
 
 def _vocabulary_size(

@@ -9,7 +9,7 @@ from supervisor.config.catalogue import LongInput
 from supervisor.config.configuration import ResolvedModel
 from supervisor.core.machine.values import Target
 from supervisor.core.scheduling.values import Priority
-from supervisor.embedding.intake import Intake, look_at
+from supervisor.embedding.intake import Intake, look_at, require_dimensions
 from supervisor.embedding.lengths import Ids
 from supervisor.embedding.opened_tokenizer import Tokenizers
 from supervisor.embedding.server_tokenizer import ServerTokenizers
@@ -88,6 +88,8 @@ class Preparer:
         `input_too_long`, `extra_missing`, and what a lease is refused with.
         """
         intake = await self.intake(request.target, running)
+        if request.dimensions is not None and intake.dimensions is not None:
+            require_dimensions(intake.resolved, request.dimensions, intake.dimensions)
         prompt = prompt_of(intake.resolved, request.prompt_name)
         long_input = request.long_input or intake.resolved.long_input
         inputs = [

@@ -11,6 +11,7 @@ from pathlib import Path
 from supervisor.core.machine.values import Target
 from supervisor.embedding.batching.batcher import Batcher
 from supervisor.embedding.in_turns import in_turns
+from supervisor.embedding.intake import require_dimensions
 from supervisor.embedding.preparing import Preparer
 from supervisor.embedding.values import (
     RUNNING,
@@ -108,14 +109,7 @@ class EmbeddingService:
         dimensions = request.dimensions
         if dimensions is None or dimensions == length(vectors[0]):
             return vectors
-        known = self._targets.resolved(request.target).matryoshka_dimensions
-        if dimensions not in known:
-            can = f"can be cut to {', '.join(map(str, known))}" if known else "cannot be cut"
-            raise RequestRefused(
-                "bad_request",
-                f"the vectors of '{request.target.model}' have {length(vectors[0])} dimensions and "
-                f"{can} (matryoshka_dimensions), not to {dimensions}",
-            )
+        require_dimensions(self._targets.resolved(request.target), dimensions, length(vectors[0]))
         cuts = [cut(vector, dimensions) for vector in vectors]
         return await in_turns(normalized, cuts) if request.normalize else cuts
 

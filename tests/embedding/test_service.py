@@ -1,11 +1,15 @@
 """What the service makes of what its parts say."""
 
+from pathlib import Path
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from supervisor.embedding.service import apportioned, name_input
-from supervisor.embedding.values import Piece, PreparedInput
+from supervisor.embedding.values import EmbeddingRequest, Piece, PreparedInput
 from supervisor.errors import RequestRefused
+from tests.embedding.batching.conftest import running
 
 
 def test_a_guilty_window_is_told_as_its_input() -> None:
@@ -28,3 +32,15 @@ def test_tokens_are_divided_by_shares_and_none_is_lost(total: int, shares: list[
     assert sum(divided) == total
     for own, share in zip(divided, shares, strict=True):
         assert abs(own - total * share / sum(shares)) <= 1
+
+
+async def test_what_vectors_cannot_be_cut_to_is_refused_before_anything_is_switched(
+    models_dir: Path,
+) -> None:
+    async with running(models_dir) as bench:
+        request = EmbeddingRequest(
+            target=bench.parts.targets.target("minilm"), inputs=("a",), dimensions=7
+        )
+        with pytest.raises(RequestRefused, match="have 384 dimensions and cannot be cut to 7"):
+            await bench.parts.services.embedding.service.embed(request)
+        assert not bench.parts.arbiter.snapshot.backends

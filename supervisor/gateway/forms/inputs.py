@@ -39,11 +39,8 @@ def read_inputs(given: str | Sequence[str | int | list[int]], field: str) -> tup
     require_count(inputs, field)
     empty = next((index for index, each in enumerate(inputs) if not each), None)
     if empty is not None:
-        raise RequestRefused(
-            "bad_request",
-            f"`{field}` cannot be empty: `{field}[{empty}]` is",
-            {"index": empty},
-        )
+        which = "" if isinstance(given, str) else f": `{field}[{empty}]` is"
+        raise RequestRefused("bad_request", f"`{field}` cannot be empty{which}", {"index": empty})
     return inputs
 
 

@@ -1,7 +1,6 @@
 """Embeddings as OpenAI's API asks for them: `POST /v1/embeddings`."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Literal
 
 import msgspec
 
@@ -19,6 +18,9 @@ from supervisor.gateway.forms.inputs import GivenInputs, read_body, read_inputs
 MAX_TOKENS = 300_000
 """Tokens of all inputs of a request together (OpenAI's API reference, Create embeddings)."""
 
+BASE64 = "base64"
+ENCODING_FORMATS = ("float", BASE64)
+
 PROMPT_BY_INPUT_TYPE = {
     "query": "query",
     "search_query": "query",
@@ -33,7 +35,7 @@ class EmbeddingsBody(msgspec.Struct, frozen=True):
     """What is read of the body; other fields are skipped, as llama-server does."""
 
     input: GivenInputs
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: str = "float"
     dimensions: int | None = None
     input_type: str | None = None
     prompt_name: str | None = None
@@ -103,6 +105,10 @@ class OpenAIForm:
         inputs = read_inputs(body.input, "input")
         if not inputs:
             raise RequestRefused("bad_request", "`input` is empty; give at least one text")
+        if body.encoding_format not in ENCODING_FORMATS:
+            raise RequestRefused(
+                "bad_request", f"`encoding_format` must be {' or '.join(ENCODING_FORMATS)}"
+            )
         request = EmbeddingRequest(
             target=self._service.target(call.wanted, call.head.path),
             inputs=inputs,
@@ -111,7 +117,7 @@ class OpenAIForm:
             max_tokens=MAX_TOKENS,
             priority=call.priority,
         )
-        return Asked(request, body.encoding_format == "base64")
+        return Asked(request, body.encoding_format == BASE64)
 
 
 async def _kept(

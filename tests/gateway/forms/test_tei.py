@@ -92,7 +92,7 @@ def test_address_itself_tells_texts_from_sentences_to_compare(caller: Caller) ->
             "Validation",
             "`truncation_direction` must be Left or Right",
         ),
-        ("/embed", {"inputs": "a", "dimensions": 7}, "Validation", "can be cut to 64, 128"),
+        ("/embed", {"inputs": "a", "dimensions": 7}, "Validation", "only to 64, 128"),
         ("/embed", {"inputs": "a", "prompt_name": "poem"}, "Validation", "no prompt 'poem'"),
         ("/", {}, "Validation", "inputs"),
         (
