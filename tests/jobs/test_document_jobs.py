@@ -174,7 +174,7 @@ async def test_a_cancelled_document_goes_on_where_it_was_after_a_retry(room: Roo
     await room.service.retry(job_id)
     ended = await room.ended(job_id)
     assert (ended.state, ended.round) == (JobState.COMPLETED, 2)
-    assert room.model.asked == ["two"]
+    assert set(room.model.asked) == {"two"}  # twice where a worker had it when it was cancelled
     assert await room.stored() == ["one", "two", "three"]
     assert await room.files.file(job_id) is None
 
