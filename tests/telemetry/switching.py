@@ -72,6 +72,7 @@ async def start_on_gpu(
     further: Mapping[str, Any] | None = None,
     devices: Mapping[str, Any] = EXCLUSIVE,
     auto_switch: bool = False,
+    models: Mapping[str, Any] | None = None,
     **profiles: Mapping[str, Any],
 ) -> RunningController:
     """Start a controller whose servers are `vram_server.py`, with a profile for each model.
@@ -88,11 +89,15 @@ async def start_on_gpu(
         "devices": {**devices},
         "switch": {"warm_start": False},
     }
-    models = {name: {**MODELS[name], "profile": f"for-{name}"} for name in profiles}
+    chosen = models or {}
+    entries = {
+        name: {**MODELS[name], "profile": f"for-{name}", **chosen.get(name, {})}
+        for name in profiles
+    }
     files = {f"for-{name}.yaml": dict(content) for name, content in profiles.items()}
     files |= {f"{name}.yaml": content for name, content in (further or {}).items()}
     return await start_controller(
-        files={"supervisor.yaml": settings, "models.yaml": {"models": models}, **files},
+        files={"supervisor.yaml": settings, "models.yaml": {"models": entries}, **files},
         auto_switch=auto_switch,
     )
 
