@@ -110,6 +110,8 @@ class BatchClient:
             ended = await self._ended(batch, deadline)
             if ended is None:
                 within = f"within {BATCHES_BOUND_S:g} s of the storm's end"
+                status = await self._ask("GET", "/status")
+                self._ledger.note(f"/status, as {batch.id} is not done: {json.dumps(status)}")
                 self._ledger.violate("batch", f"{batch.id} was not done {within}")
             else:
                 await self._judge(batch, ended)
