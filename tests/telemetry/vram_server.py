@@ -1,10 +1,13 @@
 """A server with llama-server's command line that takes memory of the simulated GPU.
 
 How much, where, and what becomes of it at its death is said by the variables of `holding.py`, and
-by one more:
+by some more:
 
     VRAM_LEFT_BYTES       what a process of its session, but not of its group, takes besides;
                           that one ends only when it is killed
+    VRAM_KEPT_BYTES       what it keeps of its device when it is told to sleep, as vLLM is; the rest
+                          is free until it is woken, and it holds PARKED_HOST_BYTES instead
+    VRAM_SLEEP_FAULT      what goes wrong: `sleep` or `wake` is answered with 500
 """
 
 import os
@@ -18,10 +21,11 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 from lab.drivers.holding import take_memory
+from lab.drivers.nvidia import SimulatedGpu
 from lab.drivers.shared import SimulatedDriver
 
 LONGEST_LIFE_S = 60
-_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
+PARKED_HOST_BYTES = 64 * 1024 * 1024
 
 
 def leave_behind(gpu: SimulatedDriver, left_bytes: int, device: int) -> None:
@@ -36,15 +40,51 @@ def leave_behind(gpu: SimulatedDriver, left_bytes: int, device: int) -> None:
         time.sleep(1)
 
 
-def serve(socket_path: str) -> None:
+class Sleeper:
+    """The memory of this process, which it gives up and takes back when it is told to."""
+
+    def __init__(self, gpu: SimulatedGpu | None, devices: list[int]) -> None:
+        self._gpu = gpu
+        self._held = {d: gpu.held_bytes(os.getpid(), d) for d in devices} if gpu else {}
+        self._on_host: bytearray | None = None
+
+    def answer(self, method: str, path: str) -> tuple[int, str]:
+        """Do what a request says; gives the status and body of its answer."""
+        fault = os.environ.get("VRAM_SLEEP_FAULT")
+        match method, path:
+            case "POST", "/sleep?level=1":
+                if fault == "sleep":
+                    return 500, "cannot sleep"
+                self._resize(int(os.environ.get("VRAM_KEPT_BYTES", "0")))
+                self._on_host = bytearray(b"x") * PARKED_HOST_BYTES
+            case "POST", "/wake_up":
+                if fault == "wake":
+                    return 500, "cannot wake"
+                self._resize(None)
+                self._on_host = None
+            case "GET", "/is_sleeping":
+                return 200, f'{{"is_sleeping": {"false" if self._on_host is None else "true"}}}'
+        return 200, "{}"
+
+    def _resize(self, size_bytes: int | None) -> None:
+        for device, held_bytes in self._held.items():
+            if self._gpu is not None:
+                size = held_bytes if size_bytes is None else size_bytes
+                self._gpu.resize(os.getpid(), size, device)
+
+
+def serve(socket_path: str, sleeper: Sleeper) -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(socket_path)
     listener.listen()
     while True:
         client, _ = listener.accept()
         with client:
-            if client.recv(65536):
-                client.sendall(_ANSWER)
+            if asked := client.recv(65536):
+                method, path, _ = asked.split(b"\r\n")[0].decode().split(" ")
+                status, body = sleeper.answer(method, path)
+                head = f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\nConnection: close"
+                client.sendall(f"{head}\r\n\r\n{body}".encode())
 
 
 def main(arguments: list[str]) -> None:
@@ -59,7 +99,7 @@ def main(arguments: list[str]) -> None:
         left_bytes = int(os.environ.get("VRAM_LEFT_BYTES", "0"))
         if gpu and left_bytes:
             leave_behind(gpu, left_bytes, devices[0])
-        serve(arguments[arguments.index("--host") + 1])
+        serve(arguments[arguments.index("--host") + 1], Sleeper(gpu, devices))
 
 
 if __name__ == "__main__":

@@ -94,6 +94,13 @@ class SimulatedDriver:
             listed_as=listed_as,
         )
 
+    def resize(self, pid: int, used_bytes: int, device: int = 0) -> None:
+        """Let a process that called `allocate` hold so much from now on."""
+        with self._locked():
+            for process in self.devices[device].processes:
+                if process.pid == pid:
+                    process.used_bytes = used_bytes
+
     def held_bytes(self, pid: int, device: int = 0) -> int:
         """Look up in the books what a process that called `allocate` holds still, now."""
         with self._locked():
