@@ -63,7 +63,7 @@ async def test_a_server_is_parked_and_woken_and_its_memory_is_really_given_up(
 async def test_what_keeps_too_much_is_stopped_after_all(
     start_on_gpu: StartOnGpu, gpu: SimulatedGpu
 ) -> None:
-    slow = {"release_timeout_s": 0.3}
+    slow: dict[str, Any] = {"release_timeout_s": 0.3}
     controller = await start_on_gpu(chat=parking(60, kept_gib=50), other=profile(70, **slow))
     await controller.switch_to("chat")
 

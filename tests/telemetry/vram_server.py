@@ -21,7 +21,6 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 from lab.drivers.holding import take_memory
-from lab.drivers.nvidia import SimulatedGpu
 from lab.drivers.shared import SimulatedDriver
 
 LONGEST_LIFE_S = 60
@@ -43,7 +42,7 @@ def leave_behind(gpu: SimulatedDriver, left_bytes: int, device: int) -> None:
 class Sleeper:
     """The memory of this process, which it gives up and takes back when it is told to."""
 
-    def __init__(self, gpu: SimulatedGpu | None, devices: list[int]) -> None:
+    def __init__(self, gpu: SimulatedDriver | None, devices: list[int]) -> None:
         self._gpu = gpu
         self._held = {d: gpu.held_bytes(os.getpid(), d) for d in devices} if gpu else {}
         self._on_host: bytearray | None = None
