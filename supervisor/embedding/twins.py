@@ -91,9 +91,12 @@ class Twins:
 
     def comparable(self) -> list[Target]:
         """Return the targets, as configured now, whose vectors are known."""
+        return [target for target in self._mains() if self._vectors_of(target) is not None]
+
+    def _mains(self) -> list[Target]:
+        """Return the models that have a twin, as configured now."""
         models = self._configuration.current.catalogue.models
-        targets = [self._targets.target(name) for name, entry in models.items() if entry.spill]
-        return [target for target in targets if self._vectors_of(target) is not None]
+        return [self._targets.target(name) for name, entry in models.items() if entry.spill]
 
     async def fault_of(self, backend: Backend, target: Target) -> str | None:
         """See `TwinComparison`."""
@@ -144,17 +147,12 @@ class Twins:
 
     def describe(self, snapshot: Snapshot) -> list[dict[str, Any]]:
         """Write how each twin stands as JSON."""
-        models = self._configuration.current.catalogue.models
-        twins = [
-            (name, twin)
-            for name, entry in models.items()
-            if entry.spill and (twin := self._targets.target(name).spill) is not None
-        ]
-        return [self._describe(snapshot, name, twin) for name, twin in twins]
+        return [self._describe(snapshot, main, main.spill) for main in self._mains() if main.spill]
 
-    def _describe(self, snapshot: Snapshot, name: str, twin: Target) -> dict[str, Any]:
+    def _describe(self, snapshot: Snapshot, main: Target, twin: Target) -> dict[str, Any]:
+        name = main.model
         there = next((b for b in snapshot.backends if b.target.model == twin.model), None)
-        is_comparable = self._targets.target(name).identity in snapshot.scheduling.comparable
+        is_comparable = main.identity in snapshot.scheduling.comparable
         reason = self._unused.get(twin.model)
         if reason is None and not is_comparable:
             reason = f"'{name}' has to be live once, so that the two can be compared"

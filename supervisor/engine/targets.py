@@ -91,8 +91,11 @@ class Targets:
     def is_current(self, target: Target) -> bool:
         """Whether a server of this target would be started as it was, as configured now."""
         try:
+            spill = self._configuration.current.catalogue.models[target.catalogue_name].spill
+            if target.is_twin and spill != target.profile:
+                return False
             return revision_of(self.resolved(target)) == target.revision
-        except RequestRefused:
+        except (KeyError, RequestRefused):
             return False  # the model or the profile is there no more
 
     def default_for(self, task: ModelTask) -> str:

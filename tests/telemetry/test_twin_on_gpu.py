@@ -65,3 +65,12 @@ async def test_embeddings_are_served_with_no_byte_of_a_gpu_that_an_image_model_h
         assert environment["CUDA_VISIBLE_DEVICES"] == "-1"
         assert gpu.used_bytes() == HELD_BYTES
         assert psutil.pid_exists(image_model)
+
+
+async def test_twin_serves_while_the_gpu_cannot_be_read(
+    start_controller: StartController, gpu: SimulatedGpu
+) -> None:
+    controller = await start_controller(files=files(), auto_switch=True)
+    gpu.lose(0)
+
+    assert (await embed(controller, SMALL))[:2] == (200, "embedding-cpu")

@@ -59,7 +59,7 @@ from supervisor.core.machine.refusals import SHUTTING_DOWN
 from supervisor.core.machine.reports import report_of
 from supervisor.core.machine.setbacks import try_all_again
 from supervisor.core.machine.snapshot import Snapshot
-from supervisor.core.machine.twins import dismiss_twin
+from supervisor.core.machine.twins import dismiss_twin, drop_twins
 from supervisor.core.machine.values import (
     BackendState,
     Phase,
@@ -118,6 +118,7 @@ def _on_rules_changed(draft: Draft, event: RulesChanged) -> None:
     draft.set(scheduling=try_all_again(draft.snapshot.scheduling))
     leaving.keep_to_limit(draft)
     leaving.stop_outdated(draft, event.outdated)
+    drop_twins(draft, event.outdated)
     clock.reread(draft)
 
 

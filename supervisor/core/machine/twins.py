@@ -60,9 +60,19 @@ def dismiss_twin(draft: Draft, backend: Backend, reason: str) -> None:
     draft.set(scheduling=note_failure(draft.snapshot, model, refusal, 0.0, draft.at))
     if backend.state is BackendState.STARTING:
         give_up_start(draft, backend, refusal)
-        return
-    retiring = replace(backend, is_retiring=True)
-    draft.move_backend(retiring, BackendState.DRAINING)
+    else:
+        _retire(draft, backend)
+
+
+def drop_twins(draft: Draft, outdated: frozenset[int]) -> None:
+    """Other settings apply: twins that would be started otherwise end behind their requests."""
+    for backend in draft.snapshot.admitting():
+        if backend.target.is_twin and backend.epoch in outdated:
+            _retire(draft, backend)
+
+
+def _retire(draft: Draft, backend: Backend) -> None:
+    draft.move_backend(replace(backend, is_retiring=True), BackendState.DRAINING)
     advance_retiring(draft)
 
 

@@ -324,6 +324,26 @@ def test_twin_that_finds_its_place_taken_is_not_tried_for_ever(story: TwinStory)
     assert story.snapshot.recoveries == ()
 
 
+def test_twin_that_is_no_longer_configured_ends_behind_its_requests(story: TwinStory) -> None:
+    twin = story.start_twin()
+
+    commands = story.tell(RulesChanged, limits=Limits(), rules=RULES, outdated=frozenset({twin}))
+    assert not any(isinstance(c, ReleaseMemory) for c in commands)
+    (release,) = story.end("first")
+
+    assert isinstance(release, ReleaseMemory)
+    assert release.epoch == twin
+
+
+def test_twin_that_is_still_configured_stays(story: TwinStory) -> None:
+    twin = story.start_twin()
+    story.end("first")
+
+    story.tell(RulesChanged, limits=Limits(), rules=RULES)
+
+    assert granted_in(story.ask("next")) == [("next", twin)]
+
+
 def test_death_of_a_twin_is_nothing_to_others(story: TwinStory) -> None:
     story.crash(story.start_twin())
 
