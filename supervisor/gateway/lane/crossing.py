@@ -170,9 +170,9 @@ class Crossing:
         self._record.status, self._record.headers = form.status, form.headers
         before, behind = _for_client(form)
         lines = before if length is None or not behind else b"%b%d%b" % (before, length, behind)
-        named = served_by(self._call, self._lease.backend)
-        if named:
-            framing += _header_lines(named)
+        wanted = self._call.wanted
+        if wanted is not None and wanted.spill is not None:
+            framing += _header_lines(served_by(self._call, self._lease.backend))
         request_id, keeps_alive = self._record.request_id, self._lane.keeps_alive
         return _end_head(lines, request_id, framing, keeps_alive=keeps_alive)
 
