@@ -215,6 +215,7 @@ def describe_backend(backend: Backend, now: float) -> dict[str, Any]:
         "mode": backend.target.mode,
         "profile": backend.target.profile,
         "device": backend.target.device,
+        "devices": backend.target.devices,
         "state": backend.state.value,
         "pid": backend.pid,
         "address": backend.address,
