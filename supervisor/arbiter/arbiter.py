@@ -289,8 +289,9 @@ class Arbiter:
         ):
             if commands:
                 self._perform_all(commands)
+            rules = after.rules  # without a call: there are thousands of these a second
             if after.scheduling is before.scheduling and not (
-                after.scheduling.linger_s or after.rules.watches_idleness
+                after.scheduling.linger_s or rules.models or rules.idle_target
             ):
                 return False
             return lease_moves_wakeup(before, after)

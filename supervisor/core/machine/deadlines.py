@@ -22,7 +22,8 @@ def next_wakeup(snapshot: Snapshot) -> float | None:
     if (
         snapshot.recoveries
         or snapshot.agenda.read_at is not None
-        or snapshot.rules.watches_idleness
+        or snapshot.rules.models
+        or snapshot.rules.idle_target
     ):
         moments += _of_our_own(snapshot)
     oldest = oldest_waiter(snapshot)
@@ -46,7 +47,7 @@ def lease_moves_wakeup(before: Snapshot, after: Snapshot) -> bool:
     """Whether a lease that was given or has come back moves `next_wakeup`; nobody else waits."""
     if after.scheduling.wake_at != before.scheduling.wake_at:
         return True
-    if after.rules.watches_idleness:  # one that work has put off may ring in vain
+    if after.rules.models or after.rules.idle_target:  # one that work has put off may ring in vain
         due_at = idleness.due_at(after)
         if due_at is not None and due_at != idleness.due_at(before):
             return True

@@ -393,11 +393,6 @@ class SwitchRules(Struct, frozen=True, kw_only=True):
     idle_target: Target | None = None
     idle_after_s: float = 600.0
 
-    @property
-    def watches_idleness(self) -> bool:
-        """Whether it may matter that a model has no work."""
-        return bool(self.models) or self.idle_target is not None
-
     def of(self, target: Target) -> ModelRules:
         """Return what was chosen for a target's model."""
         return self.models.get(target.model) or _AS_ALL

@@ -494,7 +494,8 @@ class World(RuleBasedStateMachine):
             assert not self.snapshot.requests.waiting
             assert self.now - self.worked_at >= rules.idle_after_s - ROUNDING_S
             return
-        epoch = next(e for e, target in self.alive.items() if target.model == order.unloads)
+        # An older one retires, with what it still works on.
+        epoch = max(e for e, target in self.alive.items() if target.model == order.unloads)
         idle_unload_s = rules.of(self.alive[epoch]).idle_unload_s
         assert idle_unload_s is not None
         assert epoch not in self.leases.values()
