@@ -24,7 +24,6 @@ Too short, it costs one early switch, after which more is known; too long, it ma
 wait for nothing.
 """
 
-
 UNKNOWN_SWITCH_S = 30.0
 """What is allowed for a switch that must be done in time, before one was measured: a model of some
 GB, read from a disk."""

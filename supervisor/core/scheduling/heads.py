@@ -60,20 +60,14 @@ def contest_of(view: View, stay: Stay | None) -> Contest:
     resident = stay.model if stay else None
     own = next((queue for queue in view.queues if queue.model == resident), _NOBODY)
     others = [queue for queue in view.queues if queue.waiting and queue.model != resident]
-    models = [queue.model for queue in others]
-    if resident is not None:
-        models.append(resident)
-    cycle = cycle_of(models, view.costs, view.rules)
+    cycle = _cycle(view, others, resident)
     empty_since = _empty_since(stay, own)
-    kept_s, kept_until = 0.0, -math.inf
-    if stay is not None and stay.granted:
-        kept_s = linger_s(cycle, view.costs[stay.model])
-        kept_until = empty_since + kept_s if empty_since < math.inf else -math.inf
+    kept_s = linger_s(cycle, view.costs[stay.model]) if stay and stay.granted else 0.0
+    is_kept = kept_s > 0.0 and empty_since < math.inf
+    kept_until = empty_since + kept_s if is_kept else -math.inf
     heads, next_at = _by_time(view, others, cycle, _is_interactive(view, stay, kept_until))
     if len(heads) < len(others):
-        models = [head.queue.model for head in heads]
-        models += [resident] if resident is not None else []
-        cycle = cycle_of(models, view.costs, view.rules)
+        cycle = _cycle(view, [head.queue for head in heads], resident)
     oldest_at = min((_oldest_at(queue) for queue in others), default=view.at)
     return Contest(
         own=own,
@@ -84,6 +78,14 @@ def contest_of(view: View, stay: Stay | None) -> Contest:
         linger_s=kept_s,
         kept_until=kept_until,
     )
+
+
+def _cycle(view: View, others: Sequence[Queue], resident: str | None) -> Cycle:
+    """The cycle of those who wait for other models, and the resident."""
+    models = [queue.model for queue in others]
+    if resident is not None:
+        models.append(resident)
+    return cycle_of(models, view.costs, view.rules)
 
 
 def _empty_since(stay: Stay | None, own: Queue) -> float:
