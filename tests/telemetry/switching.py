@@ -73,6 +73,7 @@ async def start_on_gpu(
     devices: Mapping[str, Any] = EXCLUSIVE,
     auto_switch: bool = False,
     models: Mapping[str, Any] | None = None,
+    switch: Mapping[str, Any] | None = None,
     **profiles: Mapping[str, Any],
 ) -> RunningController:
     """Start a controller whose servers are `vram_server.py`, with a profile for each model.
@@ -87,7 +88,7 @@ async def start_on_gpu(
     settings = {
         "engines": {"llama_server_bin": str(binary)},
         "devices": {**devices},
-        "switch": {"warm_start": False},
+        "switch": {"warm_start": False, **(switch or {})},
     }
     chosen = models or {}
     entries = {

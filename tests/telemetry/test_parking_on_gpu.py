@@ -1,16 +1,20 @@
 """Servers that give the memory of a simulated GPU up and live on: real processes, the whole way."""
 
 import asyncio
+import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import psutil
-from lab.drivers.nvidia import GIB, SimulatedGpu
+import pytest
+from lab.drivers.nvidia import GIB, DeviceState, MachineState, SimulatedGpu
 
 from tests.conftest import RunningController
 from tests.patience import PATIENCE_S
+from tests.scripts.test_gpu_check import build_libcuda
 from tests.telemetry.switching import VRAM_SERVER, StartOnGpu, live, order, profile
 from tests.telemetry.vram_server import PARKED_HOST_BYTES
 
@@ -125,3 +129,69 @@ async def test_one_that_dies_parked_is_gone_and_an_unload_stops_one(
     assert await live(controller) == {}
     assert not psutil.pid_exists(there["other"])
     assert gpu.used_bytes() == 0
+
+
+@pytest.fixture
+def driver_calls(tmp_path: Path, gpu: SimulatedGpu, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A simulated libcuda that knows checkpoints; returns the file of what was called of it."""
+    folder = tmp_path / "cuda"
+    folder.mkdir()
+    build_libcuda(folder)
+    (folder / "parked").write_bytes(bytes(16))
+    processes = MachineState.devices.offset + DeviceState.processes.offset
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"{folder}:{gpu.environment()['LD_LIBRARY_PATH']}")
+    monkeypatch.setenv("FAKE_CUDA_LAYOUT", f"{ctypes.sizeof(MachineState)} {processes}")
+    monkeypatch.setenv("FAKE_CUDA_STATE", str(folder / "parked"))
+    monkeypatch.setenv("FAKE_CUDA_CALLS", str(folder / "calls"))
+    return folder / "calls"
+
+
+def checkpointed(held_gib: float) -> dict[str, Any]:
+    held: dict[str, Any] = {"parked_bytes": 2 * PARKED_HOST_BYTES}
+    return profile(held_gib, **held) | {"give_up_memory": "park"}
+
+
+def calls_on(pid: int, calls: Path) -> list[str]:
+    """What was called for a process, without what all calls begin with."""
+    lines = calls.read_text().splitlines() if calls.exists() else []
+    called = [line.split(" ") for line in lines if line.endswith(f" {pid}")]
+    return [name.removeprefix("cuCheckpointProcess") for name, _ in called]
+
+
+async def test_the_driver_parks_a_server_that_has_no_way_of_its_own(
+    start_on_gpu: StartOnGpu, gpu: SimulatedGpu, driver_calls: Path
+) -> None:
+    controller = await start_on_gpu(
+        chat=checkpointed(60), other=profile(70), switch={"cuda_checkpoint": True}
+    )
+    await controller.switch_to("chat")
+    pid = (await live(controller))["chat"]
+
+    await controller.switch_to("other")
+
+    assert calls_on(pid, driver_calls) == ["Lock", "Checkpoint"]
+    assert (await backends(controller))["chat"]["state"] == "parked"
+    assert gpu.used_bytes() == 70 * GIB
+
+    report = await controller.switch_to("chat")
+
+    assert report["was_parked"]
+    assert calls_on(pid, driver_calls) == ["Lock", "Checkpoint", "Restore", "Unlock"]
+    assert await live(controller) == {"chat": pid}
+    assert gpu.used_bytes() == 60 * GIB
+
+
+async def test_what_the_driver_cannot_park_is_unlocked_and_stopped(
+    start_on_gpu: StartOnGpu, driver_calls: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_CUDA_FAIL", "cuCheckpointProcessCheckpoint 801")
+    controller = await start_on_gpu(
+        chat=checkpointed(60), other=profile(70), switch={"cuda_checkpoint": True}
+    )
+    await controller.switch_to("chat")
+    pid = (await live(controller))["chat"]
+
+    await controller.switch_to("other")
+
+    assert calls_on(pid, driver_calls) == ["Lock", "Checkpoint", "Unlock"]
+    assert list(await live(controller)) == ["other"]
