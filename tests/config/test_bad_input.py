@@ -213,20 +213,28 @@ def problems(folder: Path, models_dir: Path | None = None, **environ: str) -> li
         (
             "generation.yaml",
             b"mode: generation\ngive_up_memory: park\n",
-            "generation.yaml:2: give_up_memory: park needs switch.cuda_checkpoint in "
-            "supervisor.yaml for this engine; set that, or write stop",
+            (
+                "generation.yaml:2: give_up_memory: park needs switch.cuda_checkpoint in "
+                "supervisor.yaml for this engine; set that, or write stop"
+            ),
         ),
         (
             "generation.yaml",
-            b"mode: generation\nengine: command\ncommand: {argv: [serve, '{port}']}\n"
-            b"give_up_memory: park\n",
-            "generation.yaml:4: give_up_memory: park needs command.park, with engine: command; "
-            "write it, or stop",
+            (
+                b"mode: generation\nengine: command\ncommand: {argv: [serve, '{port}']}\n"
+                b"give_up_memory: park\n"
+            ),
+            (
+                "generation.yaml:4: give_up_memory: park needs command.park, with engine: command; "
+                "write it, or stop"
+            ),
         ),
         (
             "generation.yaml",
-            b"mode: generation\nengine: command\ncommand:\n  argv: [serve, '{port}']\n"
-            b"  park: {sleep: sleep, wake: /wake, is_asleep: /asleep}\n",
+            (
+                b"mode: generation\nengine: command\ncommand:\n  argv: [serve, '{port}']\n"
+                b"  park: {sleep: sleep, wake: /wake, is_asleep: /asleep}\n"
+            ),
             "generation.yaml:5: command.park.sleep: must begin with /, as in /health, not 'sleep'",
         ),
         (

@@ -282,8 +282,9 @@ class Controller(Server):
         return ChildCommand.of(self.child_pid())
 
     def child_pid(self) -> int:
-        """Return the process of the live backend."""
-        pid: int = self.status()["backends"][0]["pid"]
+        """Return the process of the backend that was switched to last."""
+        live = [each for each in self.status()["backends"] if each["state"] == "ready"]
+        pid: int = live[-1]["pid"]
         return pid
 
 
