@@ -243,10 +243,12 @@ def test_who_waited_for_a_twin_that_does_not_fit_waits_for_its_model() -> None:
 
 
 def test_twin_makes_room_before_all_others() -> None:
+    """Though the other one would be loaded again sooner."""
     story = TwinStory()
-    tiny = story.make_live(SMALL_MODEL, 3 * GIB)
+    tiny = story.make_live(SMALL_MODEL, 2 * GIB)
     story.know_the_vectors()
-    twin = story.start_twin()
+    story.ask("first")
+    twin = story.finish_twin(3 * GIB)
     story.end("first")
     story.ask_for(replace(SMALL_MODEL, model="other"))
 
