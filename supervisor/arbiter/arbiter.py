@@ -15,12 +15,12 @@ from itertools import count
 import structlog
 from msgspec import Struct
 
-from supervisor.arbiter.performer import (
+from supervisor.arbiter.performer import Performer
+from supervisor.arbiter.ports import (
     BackendLauncher,
     MemorySource,
     NoSchedule,
     NoTwins,
-    Performer,
     Schedule,
     TwinComparison,
 )

@@ -280,10 +280,7 @@ class Stop(Struct, frozen=True, kw_only=True):
 
 
 class Park(Struct, frozen=True, kw_only=True):
-    """A way of giving memory up: it moves to the host, and the server lives on without it.
-
-    `keeps_prompts`: as with a stop, for a parked server may be stopped later.
-    """
+    """A way of giving memory up: the server lives on without it. It may be stopped later."""
 
     keeps_prompts: bool = False
 
