@@ -52,7 +52,9 @@ TARGETS = (
     target("embed", Mode.EMBEDDING, "shared", profile="small"),
     target("rerank", Mode.EMBEDDING, "shared"),
     target("code", Mode.GENERATION, "shared"),
-    target("code", Mode.GENERATION, "shared", profile="long"),
+    replace(
+        target("code", Mode.GENERATION, "shared", profile="long"), candidates=("shared", "alone")
+    ),
 )
 DEVICES = (
     Device(name="alone", budget_bytes=TOTAL, is_exclusive=True),

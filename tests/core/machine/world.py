@@ -211,14 +211,21 @@ class World(RuleBasedStateMachine):
         switch = self.snapshot.switch
         target = switch.target if switch and switch.switch_id == switch_id else None
         device = target.device if target else "alone"
+        others = [name for name in target.candidates if name != device] if target else []
+        devices = (device, *others, "host")
         self.tell(
             TargetAccepted(
                 at=self.now,
                 switch_id=switch_id,
                 need=TargetNeed(footprint=taking(need, device)),
-                readings=(self.reading(device, need % 3), self.reading("host", 0))
+                readings=tuple(
+                    self.reading(name, 0 if name == "host" else need % 3) for name in devices
+                )
                 if target and need % 4
                 else (),
+                elsewhere=tuple(
+                    (name, TargetNeed(footprint=taking(need, name))) for name in others
+                ),
             )
         )
 
