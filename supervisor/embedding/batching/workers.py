@@ -171,7 +171,14 @@ class Workers:
     def _ask(self, priority: Priority) -> None:
         asked = AskedLease(self._arbiter.new_request_id(), priority)
         name = f"embed-{self.target.model}"
-        self._asking[asyncio.create_task(self._send_in_turn(asked), name=name)] = asked
+        asking = asyncio.create_task(self._send_in_turn(asked), name=name)
+        self._asking[asking] = asked
+        asking.add_done_callback(self._forget_asked)
+
+    def _forget_asked(self, asking: asyncio.Task[None]) -> None:
+        """Count a lease no longer whose task was withdrawn before it had begun to ask for it."""
+        if self._asking.pop(asking, None) is not None:
+            self._wake_soon()
 
     def _count_callers(self) -> None:
         """Tell the scheduler how many callers wait for the leases that are asked for.
@@ -339,7 +346,6 @@ class Workers:
             caller.vectors[index] = vector
             caller.counted += caller.pieces[index].tokens * counted_of_each
             caller.missing -= 1
-            caller.served_by.add(profile)
             caller.served_by.add(profile)
             if not caller.missing and not caller.is_over:
                 caller.is_over = True

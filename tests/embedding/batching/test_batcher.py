@@ -1,6 +1,7 @@
 """What callers get, whatever becomes of the server and of each other."""
 
 import asyncio
+import math
 import os
 import signal
 import tracemalloc
@@ -226,6 +227,23 @@ async def test_a_caller_that_leaves_is_not_computed(bench: Bench) -> None:
     await bench.let_go()
     await gather(held, staying)
     assert await bench.batches() == [["held"], ["staying"]]
+
+
+async def test_a_lease_that_is_withdrawn_before_it_was_asked_for_holds_up_nobody(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.compute("before")
+    workers = bench.workers("obedient")
+    monkeypatch.setattr(workers._arbiter, "lease_at_once", lambda *_, **__: None)
+    leaving = bench.begin("leaving")
+    async with asyncio.timeout(PATIENCE_S):
+        while not workers._asking:  # noqa: ASYNC110 - in the turn in which it is asked
+            await asyncio.sleep(0)
+    (caller,) = workers.queue.callers_until(math.inf)
+    workers.leave(caller)
+    async with asyncio.timeout(PATIENCE_S):
+        assert (await bench.compute("after")).vectors == own_vectors("after")
+    leaving.cancel()
 
 
 async def test_a_batch_goes_on_for_those_who_stay_and_is_cut_when_all_have_left(
