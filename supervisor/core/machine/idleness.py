@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from supervisor.core.machine.draft import Draft
 from supervisor.core.machine.events import SwitchRequested
+from supervisor.core.machine.placing import free_of_hands_at
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.switch import IDLENESS
 from supervisor.core.machine.switch_requests import begin_switch, own_switch_id
@@ -34,20 +35,23 @@ def unload_at(snapshot: Snapshot, backend: Backend) -> float | None:
 def return_at(snapshot: Snapshot) -> float | None:
     """Return when the idle model is made live again if nobody asks for anything; None: it is not.
 
-    It is live, something is under way, the schedule does not serve it, or a hand has unloaded.
+    It is live or down, something is under way, the schedule does not serve it, or a hand has
+    unloaded. What a hand has switched to is left for as long as it holds.
     """
     target, scheduling = snapshot.rules.idle_target, snapshot.scheduling
     if target is None or scheduling.is_unloaded or not snapshot.agenda.admits(target):
         return None
     is_busy = snapshot.requests.waiting or any(b.in_flight for b in snapshot.backends)
-    if is_busy or snapshot.recoveries or any(_is_of(b, target) for b in snapshot.tenants()):
+    is_busy = is_busy or any(not down.is_open for down in snapshot.recoveries)
+    is_down = snapshot.recovery(target.model) is not None
+    if is_busy or is_down or any(_is_of(b, target) for b in snapshot.tenants()):
         return None
     worked = [b.work.empty_since for b in snapshot.backends if b.work.empty_since is not None]
     ended = [*worked, *(away.left_at for away in scheduling.away.values())]
     setback = scheduling.setbacks.get(target.model)
     if not ended or (setback is not None and setback.is_final):
         return None
-    at = max(ended) + snapshot.rules.idle_after_s
+    at = max(max(ended) + snapshot.rules.idle_after_s, free_of_hands_at(snapshot, target))
     return at if setback is None else max(at, setback.until)
 
 

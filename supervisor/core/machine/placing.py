@@ -22,7 +22,7 @@ from supervisor.core.machine.preflight import (
 )
 from supervisor.core.machine.residency import Plan, oldest_first, plan_residency
 from supervisor.core.machine.snapshot import Snapshot
-from supervisor.core.machine.switch import CLOCK, SCHEDULER, Order
+from supervisor.core.machine.switch import CLOCK, IDLENESS, SCHEDULER, Order
 from supervisor.core.machine.twins import does_not_fit
 from supervisor.core.machine.values import Backend, BackendState, Refusal, Target
 
@@ -200,7 +200,7 @@ def _refuse_taken(order: Order, place: Place, at: float) -> Refusal | None:
     """
     live = [b for b in place.giving_way if b.state is BackendState.READY]
     others = [b for b in live if not b.target.is_twin]
-    is_held = order.requested_by in {SCHEDULER, CLOCK} and place.held_until > at
+    is_held = order.requested_by in {SCHEDULER, CLOCK, IDLENESS} and place.held_until > at
     if not others or not (order.gives_way or is_held):
         return None
     model, named = place.target.model, ", ".join(f"'{b.target.model}'" for b in others)

@@ -8,8 +8,8 @@ from supervisor.core.machine.commands import CheckTarget, ReleaseMemory
 from supervisor.core.machine.deadlines import next_wakeup
 from supervisor.core.machine.events import RequestArrived, ScheduleRead, SwitchRequested
 from supervisor.core.machine.switch import IDLENESS
-from supervisor.core.machine.values import ModelRules, SwitchRules, Target
-from tests.core.machine.story import CHAT, EMBED, GIB, SHARED, Story, report_in
+from supervisor.core.machine.values import ModelRules, Recovery, SwitchRules, Target
+from tests.core.machine.story import CHAT, EMBED, GIB, RERANK, SHARED, Story, report_in
 from tests.core.machine.surroundings import period
 
 UNLOADING = SwitchRules(warms=False, models={"chat": ModelRules(idle_unload_s=600.0)})
@@ -178,6 +178,31 @@ def test_idle_model_that_cannot_be_loaded_is_tried_again_after_pauses_that_grow(
 def test_idle_model_that_the_schedule_does_not_serve_stays_away() -> None:
     story = live_embed()
     story.tell(ScheduleRead, periods=(period(story.now - 1.0, EMBED),), read_again_at=None)
+    assert next_wakeup(story.snapshot) is None
+
+
+def test_idle_model_waits_until_a_hands_choice_holds_no_more() -> None:
+    story = Story(SHARED, rules=replace(RETURNING, manual_hold_s=5000.0))
+    story.make_live(EMBED)
+    assert next_wakeup(story.snapshot) == story.now + 5000.0
+    (check,) = story.wake()
+    assert isinstance(check, CheckTarget)
+    assert check.target == CHAT
+
+
+def test_idle_model_comes_back_though_another_stays_down_after_its_deaths() -> None:
+    story = live_embed()
+    down = Recovery(target=RERANK, attempt=5, reason="it died", is_open=True, may_hold=False)
+    story.snapshot = replace(story.snapshot, recoveries=(down,))
+    (check,) = story.wake()
+    assert isinstance(check, CheckTarget)
+    assert check.target == CHAT
+
+
+def test_idle_model_that_stays_down_after_its_deaths_is_left_to_its_operator() -> None:
+    story = live_embed()
+    down = Recovery(target=CHAT, attempt=5, reason="it died", is_open=True, may_hold=False)
+    story.snapshot = replace(story.snapshot, recoveries=(down,))
     assert next_wakeup(story.snapshot) is None
 
 
