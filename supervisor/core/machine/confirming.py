@@ -50,8 +50,14 @@ def expect_devices(draft: Draft, leaving: Sequence[Backend]) -> None:
 
 
 def expect_use(draft: Draft, leaving: Sequence[Backend]) -> None:
-    """Note the use that each device should return to once `leaving` are gone."""
-    draft.set_switch("gate", baselines=baselines_after(draft.snapshot.backends, leaving))
+    """Note the use that each device should return to once `leaving` are gone, too.
+
+    What was expected of their devices before had them in it.
+    """
+    theirs = {device for backend in leaving for device in backend.footprint.devices}
+    others = [b for b in draft.running_switch().gate.baselines if b.device not in theirs]
+    found = baselines_after(draft.snapshot.backends, leaving)
+    draft.set_switch("gate", baselines=(*others, *found))
 
 
 def expect_use_of_the_dead(draft: Draft, baselines: tuple[Baseline, ...]) -> None:

@@ -33,20 +33,22 @@ REAP_TIMEOUT_S = 30.0
 
 
 def begin_to_leave(draft: Draft, leaving: tuple[Backend, ...]) -> None:
-    """Close admission to what gives way. What is on its way out already is not brought back."""
+    """Close admission to what gives way, besides what has left for the switch before.
+
+    What is on its way out already is not brought back.
+    """
+    switch = draft.running_switch()
     serving = tuple(b for b in leaving if b.state is BackendState.READY)
     for backend in leaving:
         if backend.state is BackendState.PARKED:  # it has nothing to drain
             stop_backend(draft, backend)
     draft.set_switch(
         "leaving",
-        epochs=tuple(b.epoch for b in leaving),
+        epochs=(*switch.leaving.epochs, *(b.epoch for b in leaving)),
         drain_deadline=draft.at + max(b.target.drain_timeout_s for b in leaving),
     )
-    draft.set_switch(
-        "rollback",
-        to_restore=tuple(Placement(target=b.target, footprint=b.footprint) for b in serving),
-    )
+    restored = (Placement(target=b.target, footprint=b.footprint) for b in serving)
+    draft.set_switch("rollback", to_restore=(*switch.rollback.to_restore, *restored))
     expect_use(draft, leaving)
     for backend in serving:
         draft.move_backend(backend, BackendState.DRAINING)
@@ -139,7 +141,7 @@ def keep_to_limit(draft: Draft) -> None:
 
 
 def stay(draft: Draft) -> None:
-    """The switch is given up: what should have left admits again, what died is brought back."""
+    """The switch is given up: what should have left admits again, what is gone is brought back."""
     draining = [b for b in leaving_backends(draft) if b.state is BackendState.DRAINING]
     staying = [b for b in draining if not b.is_retiring]
     for backend in staying:
@@ -147,7 +149,7 @@ def stay(draft: Draft) -> None:
     there = {b.target.model for b in staying}
     for lost in draft.running_switch().rollback.to_restore:
         if lost.target.model not in there:
-            reason = f"the server of '{lost.target.model}' died while it drained for a switch"
+            reason = f"the server of '{lost.target.model}' ended for a switch that was given up"
             note_lost(draft, lost.target, reason)
 
 

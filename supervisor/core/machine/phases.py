@@ -75,8 +75,8 @@ PHASES: dict[Phase, PhaseRules] = {
         deadline=lambda _, switch: switch.gate.next_sample_at,
         on_time=take_sample,
         on_progress=_nothing,
-        # DRAINING, where the target was to start beside the one that it replaces, and the memory
-        # for both cannot be confirmed; STOPPING, where that of one that was parked cannot.
+        # DRAINING, where the target was to start beside others, and the memory for all of them
+        # cannot be confirmed; STOPPING, where that of one that was parked cannot.
         next=frozenset({Phase.STARTING, Phase.DRAINING, Phase.STOPPING, Phase.ROLLING_BACK}),
     ),
     Phase.STARTING: PhaseRules(

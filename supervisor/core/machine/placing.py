@@ -21,10 +21,17 @@ from supervisor.core.machine.preflight import (
     refuse_what_cannot_fit,
 )
 from supervisor.core.machine.residency import Plan, oldest_first, plan_residency
-from supervisor.core.machine.snapshot import Snapshot
+from supervisor.core.machine.snapshot import Endings, Snapshot
 from supervisor.core.machine.switch import CLOCK, IDLENESS, SCHEDULER, Order
 from supervisor.core.machine.twins import does_not_fit
-from supervisor.core.machine.values import Backend, BackendState, Refusal, Target
+from supervisor.core.machine.values import (
+    Backend,
+    BackendState,
+    Placement,
+    Refusal,
+    Target,
+    TargetNeed,
+)
 
 
 class Place(Struct, frozen=True, kw_only=True):
@@ -125,6 +132,44 @@ def choose_place(
         message = f"{refusal.message}; none of {names} can take it"
         refusal = replace(refusal, message=message)
     return places[chosen], refusal
+
+
+def may_leave_after_all(
+    snapshot: Snapshot, order: Order, placement: Placement, device: str
+) -> bool:
+    """Whether anybody is on a device who might leave it for what is placed, if it is too full."""
+    if placement.target.is_twin or order.gives_way:
+        return False
+    return any(not snapshot.rules.of(b.target).is_pinned for b in snapshot.sharing(device))
+
+
+def leaving_after_all(
+    snapshot: Snapshot, order: Order, placement: Placement, reading: MemorySample, at: float
+) -> tuple[Backend, ...]:
+    """Return who else leaves a device that a reading still shows too full for what is placed.
+
+    It is planned again, for that device and by the same rules: others may have come meanwhile, what
+    was known of it may have been old, or those that stay hold more than they are accounted for.
+    Nobody leaves where it would not fit even then, and for the scheduler nobody who works or is
+    waited for: it has weighed only those that it knew would leave.
+    """
+    device, target = reading.device, placement.target
+    if not may_leave_after_all(snapshot, order, placement, device):
+        return ()
+    # What is in use by now is not waited for any more, whoever has ended just now.
+    snapshot = replace(snapshot, endings=Endings())
+    need = Footprint.of({device: placement.footprint.on(device)})
+    place, readings = _place(snapshot, target, need, (reading,), at), (reading,)
+    missing = TargetNeed(footprint=still_needed(need, snapshot.parked_of(target)))
+    is_refused = (
+        place.plan.in_the_way
+        or refuse_what_cannot_fit(snapshot, target, missing, place.plan, readings)
+        or _refuse_taken(order, place, at)
+    )
+    is_busy = order.requested_by == SCHEDULER and any(
+        b.in_flight or snapshot.requests.lines_of(b.target.model) for b in place.giving_way
+    )
+    return () if is_refused or is_busy else place.plan.leaving
 
 
 def _places(

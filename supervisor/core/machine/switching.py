@@ -9,8 +9,8 @@ What always holds of a switch (`invariants` checks it after every step):
 
 1. *Nothing starts beside what must be gone.* No backend of `leaving.epochs` is there in
    CONFIRMING, STARTING, ROLLING_BACK and RESTORING, unless it is parked. Only `_ask_for_release`
-   enters CONFIRMING, and only when `leaving_backends` is empty or nothing was to leave; `epochs` is
-   written once, before that, in `begin_to_leave` (a switch that makes room after all goes back to
+   enters CONFIRMING, and only when `leaving_backends` is empty or nothing was to leave; `epochs`
+   grows before that only, in `begin_to_leave` (a switch that makes room after all goes back to
    DRAINING for it, or to STOPPING for what it has parked), and one that is started again is taken
    out of it; the later phases are reached from CONFIRMING only; and a backend that is gone does not
    come back under its epoch.
@@ -21,12 +21,14 @@ What always holds of a switch (`invariants` checks it after every step):
    puts a backend into STARTING.
 3. *A question is open exactly while memory is confirmed*, in CONFIRMING and ROLLING_BACK, and is
    about the device of what is placed: `question_device` opens it with the phase, and the decision
-   that closes it leaves the phase, or opens the next device's, in the same step.
+   that closes it leaves the phase, or opens the next one, in the same step.
 4. *A rollback has a failure to report*: `rollback.failure` is set exactly in ROLLING_BACK and
    RESTORING. `roll_back` enters with it, and every way out ends the switch.
 5. *A switch does not hang*: each phase has a moment at which it goes on, or an answer is on its way
    that the performer owes (a reading), or the operator said to wait for streams
-   (`drain_policy: wait`). `phases` names the moments.
+   (`drain_policy: wait`). `phases` names the moments. From CONFIRMING it goes back at most once
+   for each backend that there is: each time one that it has not begun to end, or has parked, is
+   ended, and none is started meanwhile.
 """
 
 from collections.abc import Sequence
@@ -57,7 +59,7 @@ from supervisor.core.machine.leaving import (
     stop_leaving,
     stop_parking,
 )
-from supervisor.core.machine.memory import GateState, MemorySample
+from supervisor.core.machine.memory import GateState, MemorySample, ReleaseQuestion
 from supervisor.core.machine.packing import measured_capacity
 from supervisor.core.machine.parking import (
     devices_to_judge_by,
@@ -66,7 +68,7 @@ from supervisor.core.machine.parking import (
     parked_by_switch,
     report_parked,
 )
-from supervisor.core.machine.placing import choose_place
+from supervisor.core.machine.placing import choose_place, leaving_after_all, may_leave_after_all
 from supervisor.core.machine.recovery import (
     baselines_of_the_dead,
     forget_recovery,
@@ -222,8 +224,10 @@ def weigh_reading(draft: Draft, sample: MemorySample | None, unreadable: str = "
         if question is not None and sample is not None:
             note_unproved(draft, question, sample)
         _stop_instead(draft, parked)
-    elif replaced := _replaced_in_the_way(draft):
-        leave(draft, replaced)
+    elif others := _replaced_in_the_way(draft) or _others_in_the_way(draft, sample):
+        leave(draft, others)
+    elif question is not None and _was_made_to_refuse(draft, question):
+        question_device(draft, question.device)  # nobody can go: it is as the operator said
     else:
         fail_switch(draft, Refusal(code="memory_not_released", message=decision.reason))
 
@@ -232,7 +236,7 @@ def _go_on_behind_the_gate(draft: Draft) -> None:
     """Go on to the next device, to the start of what is placed, or to the end of an unload."""
     switch = draft.running_switch()
     if (device := next_device(draft)) is not None:
-        question_device(draft, device, may_make_room=_may_make_room(draft))
+        question_device(draft, device, may_make_room=_may_make_room(draft, device))
     elif switch.phase is Phase.ROLLING_BACK:
         start_placed(draft, Phase.RESTORING)
     elif switch.start.placement is None:
@@ -259,8 +263,32 @@ def _parked_in_the_way(draft: Draft) -> tuple[Backend, ...]:
     return parked_by_switch(draft) if switch.phase is Phase.CONFIRMING else ()
 
 
-def _may_make_room(draft: Draft) -> bool:
-    return bool(_parked_in_the_way(draft) or _replaced_in_the_way(draft))
+def _others_in_the_way(draft: Draft, sample: MemorySample | None) -> tuple[Backend, ...]:
+    """Who else can leave the device that the sample shows too full; unread, nobody does."""
+    switch = draft.running_switch()
+    placement = switch.start.placement
+    if switch.phase is not Phase.CONFIRMING or placement is None:
+        return ()
+    if sample is None or sample not in switch.gate.samples:  # late, or of another device
+        return ()
+    return leaving_after_all(draft.snapshot, switch.order, placement, sample, draft.at)
+
+
+def _may_make_room(draft: Draft, device: str) -> bool:
+    """Whether anything may still give way, so that a refusal of the gate is not the last word."""
+    if _parked_in_the_way(draft) or _replaced_in_the_way(draft):
+        return True
+    switch = draft.running_switch()
+    placement = switch.start.placement
+    if switch.phase is not Phase.CONFIRMING or placement is None:
+        return False
+    return may_leave_after_all(draft.snapshot, switch.order, placement, device)
+
+
+def _was_made_to_refuse(draft: Draft, question: ReleaseQuestion) -> bool:
+    """Whether the gate was to refuse because something might give way, and not as configured."""
+    placement = draft.running_switch().start.placement
+    return placement is not None and question.policy != placement.target.memory
 
 
 def _stop_instead(draft: Draft, parked: tuple[Backend, ...]) -> None:
@@ -278,7 +306,7 @@ def ask_anew(draft: Draft) -> None:
     if switch.gate.question is not None:
         expect_devices(draft, ())
         device = draft.running_switch().gate.devices[0]
-        question_device(draft, device, may_make_room=_may_make_room(draft))
+        question_device(draft, device, may_make_room=_may_make_room(draft, device))
 
 
 def finish_start(draft: Draft, event: BackendReady) -> None:
@@ -362,4 +390,5 @@ def _ask_for_release(draft: Draft) -> None:
     switch = draft.enter_phase(Phase.CONFIRMING)
     if switch.target is None:  # what is unloaded is not to come back
         forget_unloaded(draft, switch.order.unloads)
-    question_device(draft, switch.gate.devices[0], may_make_room=_may_make_room(draft))
+    device = switch.gate.devices[0]
+    question_device(draft, device, may_make_room=_may_make_room(draft, device))
