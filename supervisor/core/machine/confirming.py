@@ -23,7 +23,12 @@ from supervisor.core.machine.memory import (
     judge_release,
     pause_before_sample,
 )
-from supervisor.core.machine.parking import measure_kept, parked_by_switch, still_needed
+from supervisor.core.machine.parking import (
+    measure_kept,
+    parked_by_switch,
+    recount_kept,
+    still_needed,
+)
 from supervisor.core.machine.residency import baselines_after
 from supervisor.core.machine.values import Backend, Phase, Placement
 
@@ -153,6 +158,7 @@ def weigh_sample(draft: Draft, sample: MemorySample | None, unreadable: str) -> 
         return _retry_or_refuse(draft, question, f"no new reading of {question.device}")
     samples = (*gate.samples, sample)[-KEPT_SAMPLES:]
     draft.set_switch("gate", samples=samples, samples_taken=gate.samples_taken + 1)
+    question = _asked_anew(draft, question, sample)
     decision = judge_release(question, samples)
     if decision.state is GateState.WAITING:
         pause_s = pause_before_sample(len(samples))
@@ -161,6 +167,17 @@ def weigh_sample(draft: Draft, sample: MemorySample | None, unreadable: str) -> 
         draft.set_switch("gate", reason=decision.reason, next_sample_at=draft.at + pause_s)
         return None
     return _decide(draft, decision)
+
+
+def _asked_anew(draft: Draft, question: ReleaseQuestion, sample: MemorySample) -> ReleaseQuestion:
+    """What is woken needs more than was asked for, where its server keeps less than was thought."""
+    placement = draft.running_switch().start.placement
+    if placement is None or draft.snapshot.parked_of(placement.target) is None:
+        return question
+    recount_kept(draft, sample)
+    question = replace(question, need_bytes=_need_of(draft, placement).on(question.device))
+    draft.set_switch("gate", question=question)
+    return question
 
 
 def _is_new(

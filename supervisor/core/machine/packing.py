@@ -41,12 +41,18 @@ class Cost(Struct, frozen=True, order=True):
 def capacity_of(
     snapshot: Snapshot, name: str, target: Target, readings: Sequence[MemorySample]
 ) -> int:
-    """Return how many bytes of a device our servers may take in all; unread, as it was last."""
+    """Return how many bytes of a device our servers may take in all; unread, as it was last.
+
+    That may be long ago: it is no less than what is free now beside what they are accounted for.
+    """
     measured = measured_capacity(snapshot, name, target, readings)
-    if measured is None:
-        measured = snapshot.scheduling.capacities.get(name)
     budget_bytes = snapshot.devices[name].budget_bytes
-    return budget_bytes if measured is None else min(budget_bytes, measured)
+    if measured is None:
+        measured = snapshot.scheduling.capacities.get(name, budget_bytes)
+        memory = next((reading for reading in readings if reading.device == name), None)
+        if memory is not None:
+            measured = max(measured, _ours_or_free(snapshot, memory))
+    return min(budget_bytes, measured)
 
 
 def measured_capacity(
@@ -60,9 +66,13 @@ def measured_capacity(
     if memory is None:
         return None
     if not died_just_now(snapshot, target, memory):
-        return memory.free_bytes + resident_bytes(snapshot, snapshot.backends, name)
+        return _ours_or_free(snapshot, memory)
     foreign_bytes = memory.foreign_bytes
     return None if foreign_bytes is None else memory.total_bytes - foreign_bytes
+
+
+def _ours_or_free(snapshot: Snapshot, memory: MemorySample) -> int:
+    return memory.free_bytes + resident_bytes(snapshot, snapshot.backends, memory.device)
 
 
 def died_just_now(snapshot: Snapshot, target: Target, memory: MemorySample) -> bool:

@@ -3,7 +3,8 @@
 A parked server is no tenant: it serves nobody, so that it makes way for whatever else wants the
 memory that it keeps, on its devices or the host. The one that has been parked for longest goes
 first. What it keeps is measured when the gate opens, as what is used beyond the baseline, and is
-its footprint from then on.
+its footprint from then on. The gate may open while its memory is on the way back: a later reading
+that shows less corrects that, so that it is not taken to have what it still needs to wake.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from supervisor.core.machine.footprint import Baseline, Footprint
 from supervisor.core.machine.memory import MemorySample, ReleaseQuestion
 from supervisor.core.machine.packing import resident_bytes
 from supervisor.core.machine.preflight import room_after
-from supervisor.core.machine.residency import Plan
+from supervisor.core.machine.residency import Plan, baselines_after
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.switch import ParkedReport
 from supervisor.core.machine.values import Backend, BackendState, Phase, Target
@@ -210,9 +211,33 @@ def measure_kept(draft: Draft, question: ReleaseQuestion, sample: MemorySample) 
     return replace(question, baseline_used_bytes=baseline_bytes)
 
 
+def recount_kept(draft: Draft, sample: MemorySample) -> None:
+    """Count less for what parked servers keep of a device, where a reading shows less."""
+    device, backends = sample.device, draft.snapshot.backends
+    for backend in draft.snapshot.parked():
+        after = baselines_after(backends, [backend])
+        baseline = next((b for b in after if b.device == device), None)
+        if baseline is None:
+            continue
+        grown_bytes = _grown_since(baseline.foreign_bytes, sample)
+        left_bytes = max(0, sample.used_bytes - baseline.used_bytes - grown_bytes)
+        listed = [h.used_bytes for h in sample.holders or () if h.pid == backend.pid]
+        left_bytes = min([left_bytes, *(size for size in listed if size is not None)])
+        kept = tuple(
+            (d, min(size, left_bytes) if d == device else size)
+            for d, size in backend.footprint.shares
+        )
+        if kept != backend.footprint.shares:
+            draft.put_backend(replace(backend, footprint=Footprint(shares=kept)))
+
+
 def _grown(question: ReleaseQuestion, sample: MemorySample) -> int:
+    return _grown_since(question.baseline_foreign_bytes, sample)
+
+
+def _grown_since(before: int | None, sample: MemorySample) -> int:
     """Return how much more others hold than before, where that is known."""
-    before, now = question.baseline_foreign_bytes, sample.foreign_bytes
+    now = sample.foreign_bytes
     return 0 if before is None or now is None else now - before
 
 

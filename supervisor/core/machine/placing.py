@@ -140,7 +140,10 @@ def may_leave_after_all(
     """Whether anybody is on a device who might leave it for what is placed, if it is too full."""
     if placement.target.is_twin or order.gives_way:
         return False
-    return any(not snapshot.rules.of(b.target).is_pinned for b in snapshot.sharing(device))
+    own, pool = snapshot.parked_of(placement.target), snapshot.pool(device)
+    parked = any(b.footprint.on(*pool) for b in snapshot.parked() if b is not own)
+    tenants = snapshot.sharing(device)
+    return parked or any(not snapshot.rules.of(b.target).is_pinned for b in tenants)
 
 
 def leaving_after_all(

@@ -66,6 +66,7 @@ from supervisor.core.machine.parking import (
     note_unproved,
     over_budget,
     parked_by_switch,
+    recount_kept,
     report_parked,
 )
 from supervisor.core.machine.placing import choose_place, leaving_after_all, may_leave_after_all
@@ -115,6 +116,8 @@ def accept_target(draft: Draft, event: TargetAccepted) -> None:
     target = switch.target
     if target is None:
         return
+    for reading in event.readings:
+        recount_kept(draft, reading)
     chosen, refusal = choose_place(draft.snapshot, switch.order, event, draft.at)
     _note_needs(draft, target, event)
     target, footprint = chosen.target, chosen.footprint or event.need.footprint
