@@ -228,7 +228,7 @@ class World:
         for name, size_bytes in needs_on_gpus(target).items():
             device = GPUS.index(name)
             self.gpu.devices[device].used_bytes += FLOOR_BYTES
-            room_bytes = TOTAL_BYTES - self.gpu.used_bytes(device)
+            room_bytes = max(0, TOTAL_BYTES - self.gpu.used_bytes(device))
             taken_bytes = min(int(size_bytes * self.next_start.share), room_bytes)
             self.gpu.allocate(process.pid, taken_bytes, device)
         if process.left_pid is not None:

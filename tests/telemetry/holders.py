@@ -143,13 +143,13 @@ class HoldingBackend:
     async def take_memory_back(self) -> None:
         if self.sleep.fault == "cannot wake":
             self.end()
-            await self.wait()
+            await self.is_gone.wait()
         if self._falling_asleep is not None:
             self._falling_asleep.cancel()
         self._on_waking(self)
         for device, held_bytes in self._held.items():
             others_bytes = self._gpu.used_bytes(device) - self.held_bytes(device)
-            room_bytes = TOTAL_BYTES - others_bytes
+            room_bytes = max(0, TOTAL_BYTES - others_bytes)
             self._gpu.resize(self.process.pid, min(held_bytes, room_bytes), device)
 
     def end(self) -> None:
