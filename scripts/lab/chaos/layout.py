@@ -36,6 +36,9 @@ PROFILES: Mapping[str, tuple[str, ...]] = {
 DEFAULT_MODEL = MODELS[0]
 """What starts first, and what a chat means that names no model."""
 
+TWIN_PROFILE = "twin"
+"""Of the embedding model's twin on the host, where its servers are on simulated GPUs."""
+
 SWAPPED = "swapped"
 """A model whose file is whole at one time and cut short at another."""
 
@@ -100,7 +103,7 @@ class Layout:
             "models": {
                 "default_model": DEFAULT_MODEL,
                 "default_models": {"generation": DEFAULT_MODEL},
-                "models": _catalogue(),
+                "models": _catalogue(has_twin=self._has_gpus),
             },
             "supervisor": {
                 "server": self._server,
@@ -117,6 +120,7 @@ class Layout:
             "narrow": {**_GENERATION, **_COMMON, "parallel": 2, "ctx_size": 2048},
             "embedding": {**_EMBEDDING, **_COMMON},
             "few": {**_EMBEDDING, **_COMMON, "parallel": 2},
+            TWIN_PROFILE: {**_EMBEDDING, **_COMMON, "device": "cpu"},
         }
         for name, content in files.items():
             more = _on_gpus(name) if self._has_gpus and name in VRAM else {}
@@ -142,12 +146,14 @@ def _on_gpus(profile: str) -> dict[str, Any]:
     return {"device": "gpu", "memory": memory, "env": variables, "env_passthrough": passed, **place}
 
 
-def _catalogue() -> dict[str, Any]:
+def _catalogue(*, has_twin: bool) -> dict[str, Any]:
     whole: dict[str, Any] = {
         name: {"path": f"{name}.gguf", "type": "generation", "profile": PROFILES[name][0]}
         for name in MODELS
     }
     whole[EMBEDDING_MODEL] |= {"type": "embedding", "overrides": {"ctx_size": 512}}
+    if has_twin:
+        whole[EMBEDDING_MODEL]["spill"] = TWIN_PROFILE
     changing = {
         name: {"path": f"{name}.gguf", "type": "generation"} for name in (*CORRUPT, SWAPPED)
     }
