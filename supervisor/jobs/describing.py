@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from supervisor.jobs.values import Job, JobState, StoredFile
+from supervisor.jobs.values import Counts, Job, JobState, StoredFile
 
 EXTENSIONS = ("store", "callback_url")
 """Fields of batches beyond OpenAI's API that are shown as they were given."""
@@ -27,8 +27,6 @@ def describe_batch(job: Job) -> dict[str, Any]:
     """Write a batch as JSON, in OpenAI's form, with our extensions."""
     spec, outcome, counts = job.spec, job.outcome, job.counts
     problems = outcome.get("errors")
-    moments = {f"{state}_at": _moment(job, state) for state in JobState}
-    del moments["validating_at"]
     return {
         "id": job.id,
         "object": "batch",
@@ -42,17 +40,13 @@ def describe_batch(job: Job) -> dict[str, Any]:
         "error_file_id": outcome.get("error_file_id"),
         "created_at": int(job.created_at),
         "expires_at": None if job.expires_at is None else int(job.expires_at),
-        **moments,
+        **_moments(job),
         "request_counts": {
             "total": job.lines,
             "completed": counts.succeeded,
             "failed": counts.failed,
         },
-        "usage": {
-            "input_tokens": counts.input_tokens,
-            "output_tokens": counts.output_tokens,
-            "total_tokens": counts.input_tokens + counts.output_tokens,
-        },
+        "usage": _usage(counts),
         "metadata": spec["metadata"],
         "priority": job.priority,
         "not_before": int(job.not_before) or None,
@@ -89,6 +83,16 @@ def describe_job(job: Job) -> dict[str, Any]:
     }
 
 
-def _moment(job: Job, state: JobState) -> int | None:
-    at = job.entered_at.get(state)
-    return None if at is None else int(at)
+def _moments(job: Job) -> dict[str, int | None]:
+    """Write when a batch entered each state behind the first, which is its `created_at`."""
+    entered = {state: job.entered_at.get(state) for state in JobState}
+    del entered[JobState.VALIDATING]
+    return {f"{state}_at": None if at is None else int(at) for state, at in entered.items()}
+
+
+def _usage(counts: Counts) -> dict[str, int]:
+    return {
+        "input_tokens": counts.input_tokens,
+        "output_tokens": counts.output_tokens,
+        "total_tokens": counts.input_tokens + counts.output_tokens,
+    }

@@ -69,34 +69,39 @@ def _require_text(text: str, form: Format, limits: Limits) -> None:
 def _pages(path: str, form: Format, limits: Limits) -> tuple[Sequence[str], bool]:
     """Return a document's texts, and whether they are its pages."""
     # A library is imported where a document needs it: it costs memory, and may be missing.
-    pages: Sequence[str]
-    are_pages = False
+    text = _undivided(path, form, limits)
+    if text is not None:
+        return [text], False
+    if form is Format.PDF:
+        from supervisor.documents.extraction.pdf import pages_of_pdf  # noqa: PLC0415
+
+        return list(pages_of_pdf(path, limits.max_pages)), True
+    from supervisor.documents.extraction.office import pages_of_office  # noqa: PLC0415
+
+    return pages_of_office(path, form)
+
+
+def _undivided(path: str, form: Format, limits: Limits) -> str | None:
+    """Return the text of a document of a format without pages; None for any other."""
     match form:
         case Format.TEXT | Format.MARKDOWN:
-            pages = [decoded(Path(path).read_bytes())]
+            return decoded(Path(path).read_bytes())
         case Format.HTML:
-            pages = [text_of_html(Path(path).read_bytes())]
-        case Format.PDF:
-            from supervisor.documents.extraction.pdf import pages_of_pdf  # noqa: PLC0415
-
-            pages, are_pages = list(pages_of_pdf(path, limits.max_pages)), True
+            return text_of_html(Path(path).read_bytes())
         case Format.DOCX:
             from supervisor.documents.extraction.docx import text_of_docx  # noqa: PLC0415
 
-            pages = [text_of_docx(path)]
+            return text_of_docx(path)
         case Format.HWP:
             from supervisor.documents.extraction.hwp import text_of_hwp  # noqa: PLC0415
 
-            pages = [text_of_hwp(path, limits.max_inflated)]
+            return text_of_hwp(path, limits.max_inflated)
         case Format.HWPX:
             from supervisor.documents.extraction.hwpx import text_of_hwpx  # noqa: PLC0415
 
-            pages = [text_of_hwpx(path)]
+            return text_of_hwpx(path)
         case _:
-            from supervisor.documents.extraction.office import pages_of_office  # noqa: PLC0415
-
-            pages, are_pages = pages_of_office(path, form)
-    return pages, are_pages
+            return None
 
 
 def _joined(pages: Sequence[str]) -> tuple[str, Sequence[int]]:
