@@ -16,7 +16,8 @@ from supervisor.core.scheduling.values import Priority
 from supervisor.embedding.batching.batches import Caller
 from supervisor.embedding.batching.monitor import QueueMonitor, describe_queues
 from supervisor.embedding.batching.queue import BatchLimits
-from supervisor.embedding.batching.workers import Workers, WorkRules
+from supervisor.embedding.batching.rules import WorkRules
+from supervisor.embedding.batching.workers import Workers
 from supervisor.embedding.values import ComputedPieces, Piece
 from supervisor.engine.spilling import is_small
 from supervisor.engine.targets import Targets

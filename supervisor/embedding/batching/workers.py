@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import msgspec
 import structlog
 
 from supervisor.arbiter.arbiter import Arbiter, Lease
@@ -22,7 +21,8 @@ from supervisor.embedding.batching.batches import Batch, Caller
 from supervisor.embedding.batching.exchange import Outcome, send_batch, unusable
 from supervisor.embedding.batching.measures import Measures
 from supervisor.embedding.batching.pending import AskedLease, SentBatch
-from supervisor.embedding.batching.queue import Amount, BatchLimits, BatchQueue
+from supervisor.embedding.batching.queue import Amount, BatchQueue
+from supervisor.embedding.batching.rules import RulesOf
 from supervisor.embedding.values import made_for_another
 from supervisor.engine.servers.backend import MAX_REPEATS, Backend
 from supervisor.engine.targets import Targets
@@ -33,19 +33,7 @@ log = structlog.get_logger()
 _PLACE_REFUSED = frozenset({"queue_full", "hold_queue_full"})
 """Codes of a lease that others wait for already: it says nothing of the model."""
 
-
 _FAILED = RequestRefused("internal_error", "the controller failed; its log says why")
-
-
-class WorkRules(msgspec.Struct, frozen=True, kw_only=True):
-    """What the workers of a model are held to, as it is configured now."""
-
-    limits: BatchLimits
-    may_switch: bool
-
-
-RulesOf = Callable[[Target, str], WorkRules]
-"""Tells what holds for a target whose server runs with a profile, by its name."""
 
 
 class Workers:
@@ -162,11 +150,9 @@ class Workers:
         """Return for how many batches there is to be a worker that there is not."""
         asking = len(self._asking)
         free = self.rules.limits.at_once(self.running) - len(self._running) - asking
-        return (
-            0
-            if free <= 0
-            else min(free, self.queue.due(self.rules.limits, time.monotonic()) - asking)
-        )
+        if free <= 0:
+            return 0
+        return min(free, self.queue.due(self.rules.limits, time.monotonic()) - asking)
 
     def _ask(self, priority: Priority) -> None:
         asked = AskedLease(self._arbiter.new_request_id(), priority)
