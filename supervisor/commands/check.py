@@ -17,7 +17,7 @@ from supervisor.commands.options import EXIT_BAD_CONFIGURATION, Data, Models, ne
 from supervisor.config.configuration import Configuration
 from supervisor.config.explain import explain as explain_fields
 from supervisor.config.load import read
-from supervisor.config.residents import residents_warnings
+from supervisor.config.residents import residents_warnings, visibility_warnings
 from supervisor.config.waits import wait_warnings
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.kinds.environment import withheld_names
@@ -28,6 +28,7 @@ from supervisor.engine.servers.addresses import choose_address
 from supervisor.errors import ConfigError, SupervisorError
 from supervisor.observability.estimates_store import FILE_NAME as ESTIMATES_FILE
 from supervisor.observability.estimates_store import estimates_in
+from supervisor.telemetry.vendors import hiding_variables
 from supervisor.wiring.ground import build_engines
 
 app = new_app()
@@ -72,17 +73,19 @@ def check(
         raise SystemExit(EXIT_BAD_CONFIGURATION)
     for left_out in configuration.left_out:
         print(left_out.describe())
-    for warning in residents_warnings(configuration):
-        print(f"warning: {warning}")
-    print_wait_warnings(configuration, data)
+    print_warnings(configuration, data)
     if configuration.settings.schedule is not None:
         print("schedule:", *next_changes(configuration.settings.schedule, time.time()), sep="\n  ")
     count = len(configuration.catalogue.models)
     print(f"{folder}: {count} models, {len(configuration.profiles)} profiles, no problems")
 
 
-def print_wait_warnings(configuration: Configuration, data: Path) -> None:
-    """Print which waiting times cannot be kept, where enough was learned to say so."""
+def print_warnings(configuration: Configuration, data: Path) -> None:
+    """Print what is chosen in vain, and which waiting times cannot be kept, as far as is known."""
+    for warning in residents_warnings(configuration):
+        print(f"warning: {warning}")
+    for warning in visibility_warnings(configuration, hiding_variables()):
+        print(f"warning: {warning}")
     with contextlib.suppress(OSError, msgspec.MsgspecError):  # `serve` says so, and sets it aside
         for warning in wait_warnings(configuration, estimates_in(data / ESTIMATES_FILE)):
             print(f"warning: {warning}")

@@ -1,6 +1,6 @@
 """What is chosen for single models and can have no effect, or more of it than was meant."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from supervisor.config.configuration import Configuration
 from supervisor.config.profile import Profile
@@ -23,6 +23,33 @@ def residents_warnings(configuration: Configuration) -> Iterator[str]:
                 ("models", name, "pinned"),
                 f"its device is exclusive: no other model runs there while '{name}' is live",
             )
+
+
+def visibility_warnings(configuration: Configuration, variables: Collection[str]) -> Iterator[str]:
+    """Yield a sentence for each variable of a model's `env` that shows or hides devices.
+
+    `variables`: the names of all that do.
+    """
+    told = {
+        configuration.located_field(
+            name,
+            f"{section}.{variable}",
+            "replaces the devices that the controller chooses for the server, and counts its "
+            "memory on; leave it out, and name devices in device",
+        ): None
+        for name in configuration.catalogue.models
+        for section, given in _environments(configuration.resolve(name).profile)
+        for variable in variables
+        if variable in given
+    }
+    yield from told  # once, however many models have the profile
+
+
+def _environments(profile: Profile) -> Iterator[tuple[str, Collection[str]]]:
+    """Yield the names of the variables that a profile gives its server, with their field."""
+    yield "env", profile.env
+    if profile.command is not None:
+        yield "command.env", profile.command.env
 
 
 def _named(configuration: Configuration, name: str) -> tuple[str, ...]:

@@ -23,6 +23,12 @@ def visibility_variables() -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def hiding_variables() -> tuple[str, ...]:
+    """Name the variables by which a program is shown some devices and not the others."""
+    names = (name for vendor in VENDORS.values() for name in vendor.visibility.hiding)
+    return tuple(dict.fromkeys(names))
+
+
 def child_environment(shown: Sequence[str], devices: Sequence[DeviceInfo]) -> dict[str, str]:
     """Return the variables that show a child these devices, in this order, and no others.
 

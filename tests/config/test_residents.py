@@ -9,9 +9,10 @@ import yaml
 
 from supervisor.config.configuration import Configuration
 from supervisor.config.load import load
-from supervisor.config.residents import residents_warnings
+from supervisor.config.residents import residents_warnings, visibility_warnings
 from supervisor.core.machine.values import ModelRules
 from supervisor.errors import ConfigError
+from supervisor.telemetry.vendors import hiding_variables
 
 
 @pytest.fixture
@@ -77,3 +78,28 @@ def test_what_has_no_effect_is_told(
     configuration = configured(folder, devices=devices, **chosen)
     warnings = list(residents_warnings(configuration))
     assert [warning.split(": ")[1] for warning in warnings] == told
+
+
+def test_a_variable_that_replaces_the_chosen_devices_is_told_where_it_stands(folder: Path) -> None:
+    configuration = configured(folder, overrides={"env": {"CUDA_VISIBLE_DEVICES": "1", "A": "b"}})
+    (warning,) = visibility_warnings(configuration, hiding_variables())
+    assert "models.minilm.overrides.env.CUDA_VISIBLE_DEVICES: " in warning
+
+
+def test_a_variable_of_a_profile_is_told_once_for_all_its_models(folder: Path) -> None:
+    profile = folder / "generation.yaml"
+    given = yaml.safe_load(profile.read_text()) | {"env": {"ROCR_VISIBLE_DEVICES": "0"}}
+    profile.write_text(yaml.safe_dump(given))
+    catalogue = yaml.safe_load((folder / "models.yaml").read_text())["models"]
+    assert sum(entry["type"] == "generation" for entry in catalogue.values()) > 1
+    (warning,) = visibility_warnings(configured(folder), hiding_variables())
+    assert warning.startswith(f"{profile}:")
+    assert ": env.ROCR_VISIBLE_DEVICES: " in warning
+
+
+def test_what_the_server_gets_of_its_command_is_told_too(folder: Path) -> None:
+    section = {"argv": ["serve", "{port}"], "env": {"HIP_VISIBLE_DEVICES": "1"}}
+    chosen = {"engine": "command", "command": section}
+    configuration = configured(folder, overrides=chosen)
+    (warning,) = visibility_warnings(configuration, hiding_variables())
+    assert "overrides.command.env.HIP_VISIBLE_DEVICES: " in warning
