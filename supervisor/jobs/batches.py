@@ -19,6 +19,7 @@ from supervisor.jobs.batch_lines import (
     result,
     unanswered,
 )
+from supervisor.jobs.disk_files import FILE_NOT_FOUND
 from supervisor.jobs.handling import NotDone, Outcome
 from supervisor.jobs.output_files import OutputFiles
 from supervisor.jobs.paging import result_pages, unsettled_pages
@@ -63,6 +64,8 @@ class BatchHandler:
                 if check.is_over:
                     break
         except RequestRefused as error:
+            if error.code != FILE_NOT_FOUND:  # its store does not answer now; the file may be right
+                raise
             check.problems.append(Problem(error.code, error.message, param="input_file_id"))
         check.end()
         if check.problems:

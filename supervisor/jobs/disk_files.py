@@ -21,6 +21,9 @@ log = structlog.get_logger()
 
 PIECE_BYTES = 256 * 1024
 
+FILE_NOT_FOUND = "file_not_found"
+"""The code of the refusal of a file that is not there, in any store."""
+
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _KNOWN = ".json"
 _COMING = ".coming"
@@ -185,7 +188,7 @@ def _sync(path: Path) -> None:
 def file_not_found(file_id: str) -> RequestRefused:
     """Return the refusal of a file that is not there."""
     return RequestRefused(
-        "file_not_found",
+        FILE_NOT_FOUND,
         f"there is no file '{file_id}'; it was deleted, its time is over, or it never was: "
         "GET /v1/files lists what there is",
     )

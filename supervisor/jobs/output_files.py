@@ -1,7 +1,6 @@
 """The files that a batch writes: what was answered, and what was not."""
 
 import asyncio
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from secrets import token_hex
@@ -9,6 +8,7 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from supervisor.errors import RequestRefused
+from supervisor.jobs.disk_files import FILE_NOT_FOUND
 from supervisor.jobs.port import FileStore
 from supervisor.jobs.values import Job, LineResult, StoredFile
 
@@ -33,11 +33,11 @@ class OutputFiles:
         self._open: dict[str, BinaryIO] = {}
 
     async def __aenter__(self) -> Self:
-        earlier = self._job.outcome.get(_FIELDS["output"])
-        if earlier is not None:
-            with contextlib.suppress(RequestRefused):  # it was deleted, or its time was over
-                async for piece in self._files.read(earlier):
-                    await asyncio.to_thread(self._write, "output", piece)
+        try:
+            await self._take_over()
+        except BaseException:
+            self._discard()
+            raise
         return self
 
     async def __aexit__(
@@ -46,9 +46,29 @@ class OutputFiles:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._discard()
+
+    async def _take_over(self) -> None:
+        """Begin with what an earlier round had answered, as long as that is kept.
+
+        Raises RequestRefused where the store does not answer: without it, answers would be lost.
+        """
+        earlier = self._job.outcome.get(_FIELDS["output"])
+        if earlier is None:
+            return
+        try:
+            async for piece in self._files.read(earlier):
+                await asyncio.to_thread(self._write, "output", piece)
+        except RequestRefused as error:
+            if error.code != FILE_NOT_FOUND:
+                raise
+            self._discard()  # it was deleted: what was read of it may end within a line
+
+    def _discard(self) -> None:
         for name, file in self._open.items():
             file.close()
             self._path(name).unlink(missing_ok=True)
+        self._open.clear()
 
     async def write(self, results: Sequence[LineResult]) -> None:
         """Write lines."""

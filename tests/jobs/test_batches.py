@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -36,11 +36,24 @@ class Echo:
                 yield [Answered(index=index, status=status, body=each.body, request_id="r")]
 
 
+class Files(DiskFiles):
+    """Files whose store may break off in the middle of one, as one behind a network."""
+
+    refusal: RequestRefused | None = None
+
+    async def read(self, file_id: str) -> AsyncGenerator[bytes, None]:
+        async for piece in super().read(file_id):
+            if self.refusal is not None:
+                yield piece[: len(piece) // 2]
+                raise self.refusal
+            yield piece
+
+
 @pytest.fixture
-def files(tmp_path: Path) -> DiskFiles:
+def files(tmp_path: Path) -> Files:
     folder = tmp_path / "files"
     folder.mkdir()
-    return DiskFiles(folder)
+    return Files(folder)
 
 
 @pytest.fixture
@@ -157,3 +170,51 @@ async def test_what_is_full_takes_no_more(
     assert refused.value.code == "storage_full"
     await service.remove_file(kept.id)
     assert (await service.add_file(first, "in.jsonl", "batch", None)).size_bytes == 900
+
+
+async def test_a_store_that_does_not_answer_fails_no_batch(
+    queue: JobQueue, files: Files, handler: BatchHandler, tmp_path: Path
+) -> None:
+    job = await begun(queue, files, handler, tmp_path / "in")
+    files.refusal = RequestRefused("queue_unreachable", "the server does not answer")
+    with pytest.raises(RequestRefused, match="does not answer"):
+        await handler.begin(job)
+    files.refusal = None
+    assert (await handler.begin(job)).state is JobState.IN_PROGRESS
+
+
+async def second_round(
+    queue: JobQueue, files: Files, handler: BatchHandler, path: Path
+) -> tuple[Job, Counter[str]]:
+    """Return a batch that is about to end again, and what its first round had answered."""
+    job = await begun(queue, files, handler, path)
+    await worked_on(queue, handler)
+    assert await queue.change(job.entering(JobState.FINALIZING, 1.0), JobState.IN_PROGRESS)
+    ended = await handler.end(await current(queue))
+    assert await queue.change(ended, JobState.FINALIZING)
+    await queue.forget_results(job.id)
+    answered = await ids_in(files, ended.outcome["output_file_id"])
+    return ended.entering(JobState.FINALIZING, 2.0, round=ended.round + 1), answered
+
+
+async def test_earlier_answers_wait_for_a_store_that_does_not_answer(
+    queue: JobQueue, files: Files, handler: BatchHandler, tmp_path: Path
+) -> None:
+    again, answered = await second_round(queue, files, handler, tmp_path / "in")
+    files.refusal = RequestRefused("queue_unreachable", "the server does not answer")
+    with pytest.raises(RequestRefused, match="does not answer"):
+        await handler.end(again)
+    assert await asyncio.to_thread(lambda: list((tmp_path / "work").iterdir())) == []
+    files.refusal = None
+    ended = await handler.end(again)
+    assert await ids_in(files, ended.outcome["output_file_id"]) == answered
+
+
+async def test_earlier_answers_whose_file_is_deleted_meanwhile_leave_no_half_line(
+    queue: JobQueue, files: Files, handler: BatchHandler, tmp_path: Path
+) -> None:
+    again, _ = await second_round(queue, files, handler, tmp_path / "in")
+    files.refusal = RequestRefused("file_not_found", "it was deleted")
+    ended = await handler.end(again)
+    assert ended.outcome["output_file_id"] is None
+    assert ended.outcome["error_file_id"] is not None
