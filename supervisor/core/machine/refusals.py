@@ -101,9 +101,13 @@ def hold_timeout(snapshot: Snapshot, waiter: Waiter, at: float) -> Refusal:
         return Refusal(
             code="hold_timeout", **outside | {"message": f"{waited} {outside['message']}"}
         )
+    model = waiter.model
+    why = "its model did not come"
+    if model in snapshot.live_models():  # at most so many at once, or so many in its turn
+        why = f"no place at '{model}' came free (max_concurrency, parallel)"
     return Refusal(
         code="hold_timeout",
-        message=f"{waited} its model did not come; try again later",
+        message=f"{waited} {why}; try again later",
         details=(("retry_after_s", retry_after_s(snapshot, at)), *stood),
     )
 

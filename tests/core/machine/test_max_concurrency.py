@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from supervisor.core.machine.commands import Command
-from supervisor.core.machine.events import RequestArrived, RulesChanged
+from supervisor.core.machine.commands import Command, RefuseRequest
+from supervisor.core.machine.events import RequestArrived, RulesChanged, TimePassed
 from supervisor.core.machine.values import Limits, ModelRules, SwitchRules
 from supervisor.core.scheduling.values import Priority
 from tests.core.machine.story import CHAT, SHARED, Story, granted_in
@@ -82,3 +82,15 @@ def test_more_places_let_those_in_who_wait(story: Story) -> None:
         arrive(story, name)
     changed = story.tell(RulesChanged, limits=Limits(), rules=at_most(3))
     assert granted_in(changed) == [("r3", 1)]
+
+
+def test_one_that_waits_in_vain_for_a_place_is_not_told_that_the_model_did_not_come(
+    story: Story,
+) -> None:
+    for name in ("r1", "r2", "r3"):
+        arrive(story, name)
+    story.now += story.snapshot.limits.hold_timeout_s
+    (refused,) = story.tell(TimePassed)
+    assert isinstance(refused, RefuseRequest)
+    assert refused.request_id == "r3"
+    assert "no place at 'chat' came free (max_concurrency" in refused.refusal.message
