@@ -69,12 +69,12 @@ def view_of(snapshot: Snapshot, contention: Contention, at: float) -> View:
     """
     models = [target.model for target in contention.targets]
     costs = {
-        target.model: costs_of(
+        place.target.model: costs_of(
             snapshot.scheduling.estimates,
-            target.model,
-            is_parked=snapshot.parked_of(target) is not None,
+            place.target.model,
+            is_parked=snapshot.parked_of(place.target) is not None,
         )
-        for target in contention.targets
+        for place in contention.places
     }
     stay = None
     if contention.residents:

@@ -111,6 +111,7 @@ def _on_target_accepted(draft: Draft, event: TargetAccepted) -> None:
 
 def _on_device_found(draft: Draft, event: DeviceFound) -> None:
     draft.set(devices=draft.snapshot.devices.set(event.device.name, event.device))
+    leaving.keep_to_limit(draft)
 
 
 def _on_rules_changed(draft: Draft, event: RulesChanged) -> None:

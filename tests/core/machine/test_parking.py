@@ -19,6 +19,7 @@ from supervisor.core.machine.events import (
     BackendParked,
     BackendReady,
     BackendStalled,
+    DeviceFound,
     RequestArrived,
     RulesChanged,
     ShutdownRequested,
@@ -264,6 +265,27 @@ def test_its_whole_need_is_asked_for_where_it_dies_as_it_is_about_to_be_woken(
     assert place.snapshot.switch.gate.question.need_bytes == 8 * GIB
 
 
+def test_its_whole_need_is_asked_for_where_it_dies_as_a_rollback_is_about_to_wake_it(
+    place: Place, chat: int
+) -> None:
+    place.begin(EMBED)
+    place.park(chat)
+    (start,) = place.confirm(1 * GIB)
+    assert isinstance(start, StartBackend)
+    place.reap(start.epoch, exit_code=1)
+    assert place.snapshot.switch is not None
+    assert place.snapshot.switch.gate.question is not None
+    assert place.snapshot.switch.gate.question.need_bytes == 7 * GIB
+
+    place.now += 0.001
+    place.crash(chat)
+    assert place.snapshot.switch.phase is Phase.ROLLING_BACK
+    assert place.snapshot.switch.gate.question is not None
+    assert place.snapshot.switch.gate.question.need_bytes == 8 * GIB
+    (again,) = place.confirm(0)
+    assert isinstance(again, StartBackend)
+
+
 def test_requests_for_a_parked_model_wait_for_a_switch_and_are_never_given_to_it(
     place: Place, chat: int
 ) -> None:
@@ -365,6 +387,12 @@ def test_less_is_allowed_to_be_parked_from_now_on(place: Place, chat: int) -> No
     assert [c.epoch for c in commands if isinstance(c, ReleaseMemory)] == [chat]
 
 
+def test_less_of_the_host_is_allowed_to_be_taken_from_now_on(place: Place, chat: int) -> None:
+    place.switch_to(EMBED)
+    commands = place.tell(DeviceFound, device=replace(HOST, budget_bytes=4 * GIB))
+    assert [c.epoch for c in commands if isinstance(c, ReleaseMemory)] == [chat]
+
+
 def test_one_that_would_be_started_otherwise_now_is_stopped(place: Place, chat: int) -> None:
     place.switch_to(EMBED)
     snapshot = place.snapshot
@@ -425,12 +453,16 @@ def test_a_switch_to_a_parked_model_is_learned_apart_from_others(place: Place, c
     assert 7.0 < took_s < 7.1
 
 
-def test_the_policy_is_shown_what_unparking_takes(place: Place, chat: int) -> None:
+@pytest.mark.parametrize("others", [(), ("gpu1", "gpu0")])
+def test_the_policy_is_shown_what_unparking_takes_wherever_it_is_parked(
+    place: Place, chat: int, others: tuple[str, ...]
+) -> None:
+    wanted = replace(PARKING_CHAT, device=(*others, "gpu0")[0], candidates=others)
     test_a_switch_to_a_parked_model_is_learned_apart_from_others(place, chat)
     place.switch_to(EMBED)
     place.now += 60.0
     place.arrive("busy", "embed")
-    place.tell(RequestArrived, request_id="r1", target=PARKING_CHAT, may_switch=True)
+    place.tell(RequestArrived, request_id="r1", target=wanted, may_switch=True)
     (contention,) = contentions(place.snapshot, place.now)
     costs = view_of(place.snapshot, contention, place.now).costs
     assert 7.0 < costs["chat"].switch_s < 7.1
