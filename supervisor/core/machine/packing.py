@@ -6,7 +6,7 @@ for: within the operator's budget, and within what telemetry finds free of other
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain, combinations
+from heapq import heappop, heappush
 
 from msgspec import Struct
 
@@ -142,16 +142,25 @@ def cheapest_to_leave(
 
 
 def _by_cost(residents: Sequence[Backend], costs: dict[int, Cost]) -> Iterator[tuple[Backend, ...]]:
-    """Yield each set of residents, the cheapest first; of two at one price the smaller, older."""
-    sets = chain.from_iterable(combinations(residents, n) for n in range(len(residents) + 1))
-    yield from sorted(
-        sets,
-        key=lambda some: (
-            total_cost([costs[b.epoch] for b in some]),
-            len(some),
-            sorted(b.epoch for b in some),
-        ),
-    )
+    """Yield each set of residents, the cheapest first; of two at one price the smaller, older.
+
+    `residents`: the cheapest first. A set is made when those before it did not do: it is one of
+    them with the next resident in place of its last, or besides it.
+    """
+
+    def priced(places: tuple[int, ...]) -> tuple[Cost, int, list[int], tuple[int, ...]]:
+        epochs = sorted(residents[place].epoch for place in places)
+        return total_cost([costs[epoch] for epoch in epochs]), len(epochs), epochs, places
+
+    yield ()
+    coming = [priced((0,))] if residents else []
+    while coming:
+        *_, places = heappop(coming)
+        yield tuple(residents[place] for place in places)
+        following = places[-1] + 1
+        if following < len(residents):
+            heappush(coming, priced((*places[:-1], following)))
+            heappush(coming, priced((*places, following)))
 
 
 def total_cost(costs: Sequence[Cost]) -> Cost:

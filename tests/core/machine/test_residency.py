@@ -11,6 +11,7 @@ from immutables import Map
 from msgspec.structs import replace
 
 from supervisor.core.byte_size import MIB
+from supervisor.core.machine import packing
 from supervisor.core.machine.commands import Command, ReleaseMemory, SampleMemory, StartBackend
 from supervisor.core.machine.deadlines import next_wakeup
 from supervisor.core.machine.events import (
@@ -24,7 +25,7 @@ from supervisor.core.machine.events import (
 )
 from supervisor.core.machine.footprint import Baseline
 from supervisor.core.machine.memory import MemoryPolicy, MemorySample, ReleaseQuestion
-from supervisor.core.machine.packing import SEARCHED, cost_of
+from supervisor.core.machine.packing import SEARCHED, Cost, cost_of, total_cost
 from supervisor.core.machine.residency import (
     Plan,
     baseline_at_start,
@@ -291,6 +292,23 @@ def test_what_stays_fits_the_budget_and_no_cheaper_set_would_do(
                 costs = [cost_of(snapshot, b, 1000.0) for b in some]
                 price = (sum(c.working for c in costs), sum(c.seconds for c in costs) + 1e-9)
                 assert (chosen.cost.working, chosen.cost.seconds) <= price
+
+
+def test_sets_are_priced_only_until_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked for with each event while models contend, and of eight there are 256 sets."""
+    there = [idle(epoch, f"m{epoch}", 2, idle_s=10.0 * epoch) for epoch in range(1, 9)]
+    snapshot = Snapshot(devices=Map({"gpu0": SHARED}), backends=tuple(there))
+    priced: list[int] = []
+
+    def price(costs: Sequence[Cost]) -> Cost:
+        priced.append(len(costs))
+        return total_cost(costs)
+
+    monkeypatch.setattr(packing, "total_cost", price)
+    chosen = packing.cheapest_to_leave(snapshot, there, lambda staying: len(staying) < 8, 1000.0)
+    assert chosen is not None
+    assert chosen[0] == (there[-1],)  # nobody has asked for it for longest
+    assert len(priced) < 8
 
 
 def used_after(backends: tuple[Backend, ...], leaving: tuple[Backend, ...]) -> dict[str, int]:
