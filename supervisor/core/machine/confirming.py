@@ -54,6 +54,13 @@ def expect_devices(draft: Draft, leaving: Sequence[Backend]) -> None:
     draft.set_switch("gate", devices=devices, opened=())
 
 
+def expect_devices_again(draft: Draft) -> None:
+    """Have those confirmed anew that were: what was read of them is not true any more."""
+    gate = draft.running_switch().gate
+    confirmed = (question.device for question, _ in gate.opened)
+    draft.set_switch("gate", devices=(*confirmed, *gate.devices), opened=())
+
+
 def expect_use(draft: Draft, leaving: Sequence[Backend]) -> None:
     """Note the use that each device should return to once `leaving` are gone, too.
 

@@ -106,8 +106,8 @@ def _go_on_without_it(draft: Draft, gone: Exit) -> None:
         draft.set_switch("notes", prompts_saved=(*saved, gone.event.prompts))
     if gone.record.stalled_s is not None:  # it did not leave for the switch
         note_death(draft, gone.backend.target, gone.record)
-    if gone.backend.state is BackendState.PARKED:  # a rollback may be about to wake it
-        _ask_for_what_it_kept(draft, gone)
+    if gone.backend.state is BackendState.PARKED:
+        ask_anew(draft)
     advance_retiring(draft)
     progress_phase(draft)
 

@@ -38,6 +38,7 @@ from msgspec.structs import replace
 from supervisor.core.machine.commands import CheckTarget, WarmFile
 from supervisor.core.machine.confirming import (
     expect_devices,
+    expect_devices_again,
     expect_use_of_the_dead,
     next_device,
     note_confirmed,
@@ -304,10 +305,10 @@ def _stop_instead(draft: Draft, parked: tuple[Backend, ...]) -> None:
 
 
 def ask_anew(draft: Draft) -> None:
-    """The parked server that was to be started from there is gone: its whole need is asked for."""
+    """A parked server is gone that the question counted on: to be woken, or for what it keeps."""
     switch = draft.running_switch()
     if switch.gate.question is not None:
-        expect_devices(draft, ())
+        expect_devices_again(draft)
         device = draft.running_switch().gate.devices[0]
         question_device(draft, device, may_make_room=_may_make_room(draft, device))
 

@@ -286,6 +286,20 @@ def test_its_whole_need_is_asked_for_where_it_dies_as_a_rollback_is_about_to_wak
     assert isinstance(again, StartBackend)
 
 
+def test_nothing_starts_by_readings_from_before_the_death_of_what_was_parked_for_it(
+    place: Place, chat: int
+) -> None:
+    place.begin(EMBED)
+    place.park(chat)
+    place.show(1 * GIB)
+    place.wake()
+    place.now += 0.001
+    assert place.crash(chat) == (SampleMemory(switch_id="s2", device="gpu0"),)
+    (start,) = place.confirm(0)
+    assert isinstance(start, StartBackend)
+    assert place.snapshot.recoveries == ()
+
+
 def test_requests_for_a_parked_model_wait_for_a_switch_and_are_never_given_to_it(
     place: Place, chat: int
 ) -> None:
