@@ -46,6 +46,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "profile_conflict": 422,
     "target_cannot_start": 422,
     "target_does_not_fit": 422,
+    "twin_does_not_fit": 422,
     "expectation_failed": 417,
     "internal_error": 500,
     "extra_missing": 501,

@@ -37,7 +37,7 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {  # a value of the type, and one that is
     "device or devices": ("gpu1", "some text"),
     "cron expression": ("0 2 * * *", "2 o'clock"),
     "time zone": ("Asia/Seoul", "Seoul"),
-    "text": ("some text", ["no", "text"]),
+    "text": ("/some/text", ["no", "text"]),
     "nothing": (None, ["something"]),
     "list of text": (["a", "b"], "a"),
     "list of `text`": (["a", "b"], "a"),
