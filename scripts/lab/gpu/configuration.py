@@ -87,10 +87,15 @@ def setting_for(check: Check, profiles: Mapping[str, Mapping[str, Any]]) -> Sett
 
 def _catalogue(check: Check) -> dict[str, Any]:
     models = check.models
-    bert = {"type": "embedding", "overrides": {"ctx_size": 512}}
+    here = {"device": check.watch.info.device}  # where there are several, that is the one looked at
+    bert = {"type": "embedding", "overrides": {**here, "ctx_size": 512}}
     return {
         "models": {
-            GENERATION: {"path": str(models.generation), "type": "generation"},
+            GENERATION: {
+                "path": str(models.generation),
+                "type": "generation",
+                "overrides": here,
+            },
             EMBEDDING: {"path": str(models.embedding), **bert},
             LARGE_EMBEDDING: {"path": str(models.large_embedding), **bert},
         }
