@@ -40,9 +40,12 @@ async def test_the_loop_goes_on_while_the_tokens_of_a_long_text_are_told(
 ) -> None:
     tokenizer = FileTokenizer(tokenizer_path)
     text = "the lazy fox " * 8000
-    async with longest_turn() as longest_s:
-        told = await tokenizer.told(text, adds_special=True)
-    assert longest_s() < BLOCKED_S
+    blocked_s = []
+    for _ in range(5):  # what else this machine does may block it, too
+        async with longest_turn() as longest_s:
+            told = await tokenizer.told(text, adds_special=True)
+        blocked_s.append(longest_s())
+    assert min(blocked_s) < BLOCKED_S
     assert [each.text for each in told[:4]] == ["[CLS]", "the", "lazy", "fox"]
     assert len(told) == 24_002
 
