@@ -95,10 +95,17 @@ def fits_with(
 ) -> Callable[[Sequence[Backend]], bool]:
     """Return what tells whether a target can be where given backends stay.
 
-    On a device where none of them is, that is for the check before a switch to say.
+    `footprint` is what it still takes: a parked server of its own keeps the rest already. On a
+    device where none of them is, that is for the check before a switch to say.
     """
+    own = snapshot.parked_of(target)
+    kept = () if own is None else (own,)
     need = [
-        (snapshot.devices[name], footprint.on(name), capacity_of(snapshot, name, target, readings))
+        (
+            snapshot.devices[name],
+            footprint.on(name) + resident_bytes(snapshot, kept, name),
+            capacity_of(snapshot, name, target, readings),
+        )
         for name in footprint.devices
     ]
 

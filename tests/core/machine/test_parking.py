@@ -47,6 +47,7 @@ from tests.core.machine.story import (
     EXCLUSIVE,
     GIB,
     RERANK,
+    SHARED,
     Story,
     failure_in,
     report_in,
@@ -61,8 +62,8 @@ PARKING_EMBED = replace(EMBED, parks=True)
 class Place(Story):
     """A GPU and a host with 24 GiB each, on which chat, which parks, takes 8 GiB of the GPU."""
 
-    def __init__(self, **rules: int) -> None:
-        super().__init__(EXCLUSIVE, HOST, rules=replace(AT_ONCE, **rules))
+    def __init__(self, *, gpu: Device = EXCLUSIVE, parked_max_bytes: int | None = None) -> None:
+        super().__init__(gpu, HOST, rules=replace(AT_ONCE, parked_max_bytes=parked_max_bytes))
 
     def begin(
         self, target: Target, need_gib: int = 2, host_used_gib: int = 0, used_gib: int = 8
@@ -338,6 +339,17 @@ def test_a_parked_server_makes_way_where_it_keeps_too_much(place: Place, chat: i
     assert place.backend(chat).state is BackendState.STOPPING
 
 
+def test_what_a_woken_server_keeps_already_counts_for_who_makes_room() -> None:
+    place = Place(gpu=SHARED)
+    place.make_live(PARKING_CHAT)
+    (give_up,) = place.begin(EMBED, need_gib=17)
+    assert isinstance(give_up, ReleaseMemory)
+    place.park(give_up.epoch)
+    embed = place.start(5 * GIB)
+    commands = place.begin(PARKING_CHAT, need_gib=8, used_gib=22)  # 3 more, beside 5 that it keeps
+    assert embed in {c.epoch for c in commands if isinstance(c, ReleaseMemory)}
+
+
 def test_a_parked_server_stays_where_it_is_in_nobodys_way(place: Place, chat: int) -> None:
     place.switch_to(EMBED, left_gib=1)
     place.begin(RERANK, need_gib=20, used_gib=3)
@@ -358,16 +370,16 @@ def test_a_parked_server_makes_way_where_the_host_is_short(place: Place, chat: i
 
 
 @pytest.mark.parametrize(
-    ("rules", "host_used_gib", "why"),
+    ("parked_max_bytes", "host_used_gib", "why"),
     [
-        ({"parked_max_bytes": 7 * GIB}, 0, "more than may be parked"),
-        ({}, 17, "the host has not so much left"),
+        (7 * GIB, 0, "more than may be parked"),
+        (None, 17, "the host has not so much left"),
     ],
 )
 def test_what_the_host_has_no_room_for_is_stopped(
-    rules: dict[str, int], host_used_gib: int, why: str
+    parked_max_bytes: int | None, host_used_gib: int, why: str
 ) -> None:
-    place = Place(**rules)
+    place = Place(parked_max_bytes=parked_max_bytes)
     chat = place.make_live(PARKING_CHAT)
     (give_up,) = place.begin(EMBED, host_used_gib=host_used_gib)
     assert give_up == ReleaseMemory(
