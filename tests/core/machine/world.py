@@ -513,7 +513,11 @@ class World(RuleBasedStateMachine):
         for epoch in self.alive:
             backend = self.snapshot.backend(epoch)
             is_idle = epoch not in self.leases.values()
-            if backend is None or backend.state is not BackendState.READY or not is_idle:
+            is_there = backend is not None and backend.state in {
+                BackendState.READY,
+                BackendState.DRAINING,  # it may stay after all, and has had no work meanwhile
+            }
+            if not is_there or not is_idle:
                 self.idle_since[epoch] = self.now
         moment = next_wakeup(self.snapshot)
         is_woken_now = moment is not None and moment <= self.now
