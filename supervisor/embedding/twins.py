@@ -17,7 +17,6 @@ from supervisor.core.machine.commands import Command, FinishSwitch
 from supervisor.core.machine.events import BackendUnfit, Event
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.values import Refusal, Target
-from supervisor.data_folder import set_aside, write_new
 from supervisor.embedding.batching.exchange import read_vectors
 from supervisor.embedding.vectors import cosine
 from supervisor.engine.models.model_file import identify
@@ -26,6 +25,7 @@ from supervisor.engine.servers.framing import post_json
 from supervisor.engine.targets import Targets
 from supervisor.errors import BackendUnreachable, RequestRefused
 from supervisor.observability.impairments import Impairments
+from supervisor.observability.kept_file import KeptFile
 
 log = structlog.get_logger()
 
@@ -77,11 +77,11 @@ class Twins:
         configuration: ConfigurationHolder,
         impairments: Impairments,
     ) -> None:
-        self._path = path
+        self._kept_file = KeptFile(path, _Kept, "vectors of twins", impairments)
         self._targets = targets
         self._configuration = configuration
         self._impairments = impairments
-        self._kept = _read(path).vectors
+        self._kept = (self._kept_file.read() or _Kept()).vectors
         self._running: dict[str, tuple[int, list[bytes]]] = {}
         """The epoch of each twin that runs, and what it made of the probes."""
         self._cosines: dict[str, float] = {}
@@ -125,7 +125,7 @@ class Twins:
         file = self._file_of(target)
         known = _Vectors(revision=target.revision, file=file, vectors=vectors)
         self._kept[_key(target)] = known
-        self._write()
+        self._kept_file.write(_Kept(vectors=self._kept))
         if target.spill is None or target.model not in self._running:
             return {}
         epoch, made = self._running[target.model]
@@ -206,16 +206,6 @@ class Twins:
         except OSError:
             return ()
 
-    def _write(self) -> None:
-        try:
-            write_new(self._path, msgspec.json.encode(_Kept(vectors=self._kept)).decode())
-        except OSError as error:
-            reason = f"{self._path} cannot be written ({error}); they are asked for again"
-            if self._impairments.note("vectors of twins", reason, retry=self._write):
-                log.warning("twin.not_written", path=str(self._path), reason=str(error))
-        else:
-            self._impairments.clear("vectors of twins")
-
 
 def _key(target: Target) -> str:
     return f"{target.model} {target.profile}"
@@ -223,16 +213,6 @@ def _key(target: Target) -> str:
 
 def _part(target: Target) -> str:
     return f"twin of {target.catalogue_name}"
-
-
-def _read(path: Path) -> _Kept:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=_Kept)
-    except FileNotFoundError:
-        return _Kept()
-    except msgspec.MsgspecError as error:
-        set_aside(path, f"it is damaged: {error}")
-        return _Kept()
 
 
 async def _ask(backend: Backend) -> list[bytes]:
