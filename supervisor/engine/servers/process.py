@@ -205,15 +205,10 @@ class ChildProcess:
         log.warning("backend.process_left", pid=self.pid, left=named)
 
     def _signal_all(self, number: signal.Signals) -> None:
-        """Signal the group, and then what has left it but is known to come from it.
-
-        To find that takes milliseconds, which the group need not wait. What it leaves as it
-        ends meanwhile has become our own child.
-        """
+        """Signal the group, and what has left it but is known to come from it."""
+        # Looked for first: below a server that has ended they could not be told from others.
+        self._descendants |= descendants_of(self.pid) | orphans_of(self.pid, self._mark)
         self._signal_group(number)
-        self._descendants |= descendants_of(self.pid)
-        for orphan in orphans_of(self.pid, self._mark):
-            self._descendants |= {orphan, *descendants_of(orphan)}
         for pid in self._descendants:
             state = state_of(pid)
             if state is not None and state.session != self.pid:
