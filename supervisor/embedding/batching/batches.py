@@ -7,6 +7,8 @@ from supervisor.core.scheduling.values import Priority
 from supervisor.embedding.values import Piece
 from supervisor.errors import RequestRefused
 
+_NO_PROFILES: frozenset[str] = frozenset()
+
 
 class Caller:
     """Pieces that are wanted together, and the vectors of those that are computed.
@@ -55,8 +57,9 @@ class Caller:
         """Tokens by their server's count; of a batch of several callers, by its share."""
         self.sent_at: float | None = None
         """When the first of the pieces was sent."""
-        self.served_by: set[str] = set()
-        """The profiles of the servers that made the vectors."""
+        self.served_by = _NO_PROFILES
+        """The profiles of the servers that made the vectors: one set for all who still
+        wait, for one each would be a tenth of what a caller takes."""
         self.batches: list[Batch] = []
         """Those that are with the server, or are to be sent again."""
         self.error: RequestRefused | None = None

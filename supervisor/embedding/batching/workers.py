@@ -332,7 +332,7 @@ class Workers:
             caller.vectors[index] = vector
             caller.counted += caller.pieces[index].tokens * counted_of_each
             caller.missing -= 1
-            caller.served_by.add(profile)
+            caller.served_by |= {profile}
             if not caller.missing and not caller.is_over:
                 caller.is_over = True
                 caller.on_end()
