@@ -178,6 +178,7 @@ class Tenant:
         gpu.allocate(self.pid, 0, device)
         self._before_bytes, self._grew_at = 0, 0.0
         self.most_bytes = 0
+        self.most_ever_bytes = 0
         """The most that it has held since that was set to what it holds."""
 
     @property
@@ -193,6 +194,7 @@ class Tenant:
             0, min(wanted_bytes, room_bytes)
         )
         self.most_bytes = max(self.most_bytes, self.held_bytes)
+        self.most_ever_bytes = max(self.most_ever_bytes, self.held_bytes)
 
     def unknown_bytes(self, within_s: float) -> int:
         """What it has taken so shortly before that nobody can have seen it."""
@@ -291,7 +293,8 @@ class World:
         process = Holder(leaves=self.next_start.left_bytes > 0)
         for name, size_bytes in needs_of(target).items():
             device = GPUS.index(name)
-            self.gpu.devices[device].used_bytes += FLOOR_BYTES
+            left_bytes = TOTAL_BYTES - self.gpu.used_bytes(device)
+            self.gpu.devices[device].used_bytes += max(0, min(FLOOR_BYTES, left_bytes))
             room_bytes = max(0, TOTAL_BYTES - self.gpu.used_bytes(device))
             taken_bytes = min(int(size_bytes * self.next_start.share), room_bytes)
             self.gpu.allocate(process.pid, taken_bytes, device)
@@ -324,7 +327,9 @@ class World:
             for backend in self.backends
             if not backend.process.is_alive
         )
-        is_back = held_bytes <= TOLERANCE_BYTES
+        # What others have given back hides as much of ours where the driver does not list them.
+        hidden_bytes = self.tenants[device].most_ever_bytes - self.tenants[device].held_bytes
+        is_back = held_bytes <= TOLERANCE_BYTES + hidden_bytes
         if free_bytes + TOLERANCE_BYTES < need_bytes or not (
             is_back or free_bytes >= need_bytes + MARGIN_BYTES
         ):

@@ -6,7 +6,9 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import psutil
 import pytest
@@ -14,6 +16,7 @@ from lab.chaos.disk import Disk
 from msgspec.structs import replace
 
 from supervisor.errors import RequestRefused
+from supervisor.side_process.process import SideProcess
 from supervisor.vector_store.edge import EdgeStore
 from supervisor.vector_store.port import Point, PointKind, point_id
 from tests.conftest import ROOT
@@ -83,22 +86,21 @@ async def test_500_points_survive_a_kill_of_the_controller_and_its_process_does_
     assert len(texts) == len(set(texts)) >= written
 
 
-async def test_an_operation_that_ends_the_process_each_time_is_given_up(edge: EdgeStore) -> None:
+async def test_an_operation_that_ends_the_process_each_time_is_given_up(
+    edge: EdgeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await edge.ensure_collection("notes", MODEL, DIMENSION)
-    killed = set()
+    killed, ask = set(), SideProcess.ask
 
-    async def kill_each() -> None:
-        while True:
-            worker = edge._process.running
-            if worker is not None and worker.pid not in killed and worker.is_busy:
-                killed.add(worker.pid)
-                os.kill(worker.pid, signal.SIGKILL)
-            await asyncio.sleep(0)
+    async def kill_and_ask(worker: SideProcess, request: Any) -> msgspec.Raw:
+        killed.add(worker.pid)
+        os.kill(worker.pid, signal.SIGKILL)
+        return await ask(worker, request)
 
-    killing = asyncio.create_task(kill_each())
-    with pytest.raises(RequestRefused, match="ended 3 times at one operation") as refused:
-        await edge.search("notes", vector(1), limit=1)
-    killing.cancel()
+    with monkeypatch.context() as deadly:
+        deadly.setattr(SideProcess, "ask", kill_and_ask)
+        with pytest.raises(RequestRefused, match="ended 3 times at one operation") as refused:
+            await edge.search("notes", vector(1), limit=1)
     assert refused.value.code == "store_failed"
     assert len(killed) == 3
     assert await edge.search("notes", vector(1), limit=1) == []
