@@ -1,5 +1,6 @@
 """The bench of two models that want one device: what it sends, what it counts, how it judges."""
 
+import contextlib
 import json
 import os
 import socket
@@ -15,7 +16,7 @@ import pytest
 from lab.bench import mixed, mixed_load
 from lab.bench.mixed_load import Run, Taken, changes, waits_of
 from lab.bench.sides import preset_of
-from lab.harness.lean import LeanLoad
+from lab.harness.lean import LeanLoad, drive_until_answered
 from lab.harness.replay import poisson_moments, replay
 from lab.harness.servers import Endpoint
 
@@ -56,6 +57,27 @@ def test_open_traffic_is_sent_when_it_is_due_though_nothing_was_answered_yet() -
     # Each latency counts from when it was due, and that was before anything could be sent.
     waits_s = zip(sorted(tally.latencies_s), sorted(late_s - at for at in moments), strict=True)
     assert all(took_s >= was_due_s for took_s, was_due_s in waits_s)
+
+
+def test_rate_of_a_slow_server_is_measured_for_longer() -> None:
+    """All else is held against it, so it must not be 0 because nothing was answered in time."""
+    load = LeanLoad(requests=[b"POST / HTTP/1.1\r\n\r\n"], mark=b"{}")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):  # once the listener is closed
+                while True:
+                    connection, _ = listener.accept()
+                    with closing(connection):
+                        while connection.recv(1024):
+                            time.sleep(0.1)
+                            connection.sendall(ANSWER)
+
+        threading.Thread(target=serve, daemon=True).start()
+        endpoint = Endpoint(port=listener.getsockname()[1])
+        tally, took_s = drive_until_answered(load, endpoint, 1, seconds=0.05)
+    assert tally.units > 0
+    assert took_s > 0.05
 
 
 def test_request_on_a_connection_that_was_closed_while_idle_is_sent_again() -> None:

@@ -21,7 +21,7 @@ from lab.bench.mixed import SEED, turn_of
 from lab.bench.mixed_load import LEAD_S, load_of
 from lab.bench.report import Figure, Row, compare
 from lab.harness.command import LabError, say
-from lab.harness.lean import LeanTally, drive
+from lab.harness.lean import LeanTally, drive, drive_until_answered
 from lab.harness.replay import poisson_moments, replay
 from lab.harness.servers import Controller
 from lab.harness.setting import CHAT_MODEL, EMBEDDING_MODEL, Setting
@@ -69,7 +69,7 @@ def measure(setting: Setting, lines: int = LINES) -> Figure:
         rate = LOAD * _answers_per_s(controller, setting.seconds)
 
         def chats(number: int) -> LeanTally:
-            moments = poisson_moments(rate, setting.seconds, f"{SEED}:{number}")
+            moments = poisson_moments(rate, setting.seconds, f"{SEED}:{number}") or (0.0,)
             begins_at = time.monotonic() + LEAD_S
             return pool.submit(replay, load, controller.endpoint, moments, begins_at).result()
 
@@ -161,7 +161,8 @@ def _answers_per_s(controller: Controller, seconds: float) -> float:
     """Return what one client of the chat model gets alone."""
     load = load_of(CHAT_MODEL, "")
     drive(load, controller.endpoint, 1, seconds=0.0)  # which makes it live
-    return drive(load, controller.endpoint, 1, seconds).units / seconds
+    tally, took_s = drive_until_answered(load, controller.endpoint, 1, seconds)
+    return tally.units / took_s
 
 
 @contextmanager

@@ -10,15 +10,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, TypeVar
 
 from lab.bench.sides import Pair, Sides, running_sides
 from lab.harness.command import LabError, say
 from lab.harness.cpu import CpuMeter
-from lab.harness.lean import LeanLoad, LeanTally, drive, post
+from lab.harness.lean import LeanLoad, LeanTally, drive, drive_until_answered, post
 from lab.harness.replay import poisson_moments, replay
 from lab.harness.setting import CHAT_MODEL, EMBEDDING_MODEL, Setting
 from lab.harness.texts import short_texts
+
+_Counted = TypeVar("_Counted")
 
 MODELS = (CHAT_MODEL, EMBEDDING_MODEL)
 
@@ -114,8 +116,7 @@ class Contest:
     def alone(self, name: str, clients: int, seconds: float) -> dict[str, Taken]:
         """Put each model's load on a supervisor while the other model is not asked for.
 
-        Longer than asked for where nothing is answered in that time, for all else is held against
-        it. Raises LabError where nothing is answered in 16 times of it either.
+        Raises LabError where one does not answer.
         """
         return {
             model: self._alone(self.sides.pairs[name], model, clients, seconds) for model in MODELS
@@ -123,11 +124,7 @@ class Contest:
 
     def _alone(self, pair: Pair, model: str, clients: int, seconds: float) -> Taken:
         _ask_once(pair, model)
-        for longer_s in (seconds, 4 * seconds, 16 * seconds):
-            tally = self._submit(drive, pair, model, clients, longer_s).result()
-            if tally.units:
-                return _taken(tally, longer_s)
-        raise LabError(f"{model}: no answer in {longer_s:g} s alone: {dict(tally.failures)}")
+        return _taken(*self._submit(drive_until_answered, pair, model, clients, seconds).result())
 
     def closed(self, name: str, clients: int, seconds: float) -> Run:
         """Let so many clients of each model ask, each when it has its answer."""
@@ -164,8 +161,8 @@ class Contest:
         )
 
     def _submit(
-        self, function: Callable[..., LeanTally], pair: Pair, model: str, *more: Any
-    ) -> Future[LeanTally]:
+        self, function: Callable[..., _Counted], pair: Pair, model: str, *more: Any
+    ) -> Future[_Counted]:
         side = pair[model]
         return self._pool.submit(function, load_of(model, side.prefix), side.endpoint, *more)
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 
+from lab.harness.command import LabError
 from lab.harness.servers import Endpoint
 
 CONNECT_TIMEOUT_S = 10.0
@@ -209,6 +210,21 @@ def drive(load: LeanLoad, endpoint: Endpoint, clients: int, seconds: float) -> L
     poll.close()
     tally.used_s = time.process_time() - used_before_s
     return tally
+
+
+def drive_until_answered(
+    load: LeanLoad, endpoint: Endpoint, clients: int, seconds: float
+) -> tuple[LeanTally, float]:
+    """Drive for a time, or longer where nothing is answered in it; returns for how long, too.
+
+    For rates against which all else is held. Raises LabError where nothing is answered in 16 times
+    of it either.
+    """
+    for longer_s in (seconds, 4 * seconds, 16 * seconds):
+        tally = drive(load, endpoint, clients, longer_s)
+        if tally.units:
+            return tally, longer_s
+    raise LabError(f"{endpoint}: no answer in {longer_s:g} s: {dict(tally.failures)}")
 
 
 def work_off(load: LeanLoad, endpoint: Endpoint, clients: int) -> LeanTally:

@@ -13,6 +13,8 @@ import signal
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from operator import call
 
 import psutil
 import structlog
@@ -79,15 +81,8 @@ class ChildProcess:
 
         Call it on the main thread: the parent-death signal is tied to the spawning thread.
         """
-        parent_pid = os.getpid()
         adopt_orphans()
         mark = new_mark(launch.epoch)
-
-        def die_with_parent() -> None:
-            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != parent_pid:  # the parent died before the signal was armed
-                os._exit(1)
-
         try:
             popen = subprocess.Popen(
                 launch.argv,
@@ -96,7 +91,7 @@ class ChildProcess:
                 stderr=subprocess.STDOUT,
                 env={**launch.env, MARK_VARIABLE: mark},
                 start_new_session=True,
-                preexec_fn=die_with_parent,  # noqa: PLW1509 - it makes two system calls only
+                preexec_fn=_die_with_parent(),  # noqa: PLW1509 - it runs no Python code
             )
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             raise EngineError(f"{launch.argv[0]} cannot be executed: {error}") from error
@@ -221,6 +216,20 @@ class ChildProcess:
         except ProcessLookupError:
             return False
         return True
+
+
+def _die_with_parent() -> Callable[[], object]:
+    """Return what a child calls before its program starts, so that it ends with this process.
+
+    Its two steps are calls of C. A Python function might wait for ever there, for a lock that
+    another thread held when the child was made: that of a tracer, for one.
+    """
+    arm_signal = partial(_libc.prctl, _PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    # Our own pid ends this iterator; any other parent's means that we died before the signal was
+    # armed, and is what the child exits with.
+    other_parents = iter(os.getppid, os.getpid())
+    exit_if_orphaned = partial(any, map(os._exit, other_parents))
+    return partial(any, map(call, (arm_signal, exit_if_orphaned)))
 
 
 def _reap_adopted(group: int) -> None:

@@ -303,6 +303,47 @@ async def test_a_killed_parent_leaves_no_child(
     await eventually(lambda: not is_alive(child))
 
 
+async def test_no_function_of_ours_runs_in_a_child_before_its_program() -> None:
+    """It could wait for a lock that another thread of the parent held, and the parent for it."""
+    with start_parent("""
+        parent = os.getpid()
+
+
+        def trace(frame, event, _):
+            if os.getpid() != parent and "supervisor" in frame.f_code.co_filename:
+                os.write(1, f"in the child: {frame.f_code.co_name}\\n".encode())
+
+
+        sys.settrace(trace)
+        asyncio.run(run("echo the program"))
+    """) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.read() == "the program\n"
+
+
+async def test_child_whose_parent_has_ended_runs_no_program() -> None:
+    """The parent-death signal of a parent that is dead already never comes."""
+    with start_parent("""
+        from supervisor.engine.servers.process import _die_with_parent
+
+        before_program = _die_with_parent()
+        if os.fork() == 0:
+            if os.fork() == 0:  # its parent is another process than that which made the call
+                before_program()
+                say("it runs on")
+            os._exit(0)
+        os.wait()
+        before_program = _die_with_parent()
+        if os.fork() == 0:
+            before_program()
+            say("one with its parent does")
+            os._exit(0)
+        os.wait()
+    """) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.read() == "one with its parent does\n"
+
+
 async def test_process_1_reaps_the_orphans_that_it_adopts() -> None:
     """A container's process 1 has nobody behind it: a zombie would stay for ever."""
     with start_parent("""
