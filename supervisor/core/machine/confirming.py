@@ -34,6 +34,9 @@ from supervisor.core.machine.values import Backend, Phase, Placement
 
 KEPT_SAMPLES = 64
 
+READ_AGAIN_AFTER_S = 0.5
+"""A device that was confirmed so long ago is read once more before anything starts on it."""
+
 
 def expect_devices(draft: Draft, leaving: Sequence[Backend]) -> None:
     """Say which devices must be confirmed: of what is placed, or, unloading, of what leaves.
@@ -51,7 +54,7 @@ def expect_devices(draft: Draft, leaving: Sequence[Backend]) -> None:
         parked = [d for b in leaving if b.epoch in parking for d in b.footprint.devices]
         others = dict.fromkeys((*placement.footprint.devices, *parked))
         devices = (*(d for d in others if d != own), own)
-    draft.set_switch("gate", devices=devices, opened=())
+    draft.set_switch("gate", devices=devices, opened=(), was_read_again=False)
 
 
 def expect_devices_again(draft: Draft) -> None:
@@ -79,11 +82,20 @@ def expect_use_of_the_dead(draft: Draft, baselines: tuple[Baseline, ...]) -> Non
 
 def expect_more_use(draft: Draft, restored: Placement) -> None:
     """What came back in a rollback stays: its devices return to that much more."""
-    more = tuple(
-        replace(b, used_bytes=b.used_bytes + restored.footprint.on(b.device))
+    _move_baselines(draft, restored.footprint, 1)
+
+
+def expect_less_use(draft: Draft, gone: Footprint) -> None:
+    """What was to stay gives up so much: its devices return to that much less."""
+    _move_baselines(draft, gone, -1)
+
+
+def _move_baselines(draft: Draft, by: Footprint, sign: int) -> None:
+    moved = tuple(
+        replace(b, used_bytes=b.used_bytes + sign * by.on(b.device))
         for b in draft.running_switch().gate.baselines
     )
-    draft.set_switch("gate", baselines=more)
+    draft.set_switch("gate", baselines=moved)
 
 
 def note_confirmed(draft: Draft, question: ReleaseQuestion, sample: MemorySample | None) -> None:
@@ -95,9 +107,19 @@ def note_confirmed(draft: Draft, question: ReleaseQuestion, sample: MemorySample
 
 
 def next_device(draft: Draft) -> str | None:
-    """Pass on from the device that is confirmed; returns the one to ask about now, if any."""
-    remaining = draft.running_switch().gate.devices[1:]
-    draft.set_switch("gate", devices=remaining)
+    """Pass on from the device that is confirmed; returns the one to ask about now, if any.
+
+    Once all are, those are asked about once more whose readings have become old over the others.
+    """
+    gate = draft.running_switch().gate
+    remaining, opened = gate.devices[1:], gate.opened
+    if not remaining and not gate.was_read_again:
+        recent_from = draft.at - READ_AGAIN_AFTER_S
+        old = [pair for pair in opened if pair[1] is not None and pair[1].taken_at < recent_from]
+        opened = tuple(pair for pair in opened if pair not in old)
+        remaining = tuple(question.device for question, _ in old)
+        draft.set_switch("gate", was_read_again=bool(old))
+    draft.set_switch("gate", devices=remaining, opened=opened)
     return remaining[0] if remaining else None
 
 
@@ -111,9 +133,8 @@ def question_device(draft: Draft, device: str, *, may_make_room: bool = False) -
     switch = draft.running_switch()
     placement = switch.start.placement
     policy = placement.target.memory if placement else MemoryPolicy()
-    baseline = next((b for b in switch.gate.baselines if b.device == device), None)
+    baseline = _baseline_of(draft, device)
     parked = parked_by_switch(draft)
-    kept_bytes = sum(b.footprint.on(device) for b in parked)
     is_freed_late = not draft.snapshot.devices[device].is_host_memory
     if may_make_room:
         policy = replace(policy, on_unconfirmed=OnUnconfirmed.REFUSE)
@@ -123,7 +144,7 @@ def question_device(draft: Draft, device: str, *, may_make_room: bool = False) -
         question=ReleaseQuestion(
             device=device,
             need_bytes=_need_of(draft, placement).on(device) if placement else None,
-            baseline_used_bytes=baseline.used_bytes + kept_bytes if baseline else None,
+            baseline_used_bytes=baseline.used_bytes if baseline else None,
             baseline_foreign_bytes=baseline.foreign_bytes if baseline else None,
             baseline_exits=baseline.exits if baseline else 0,
             policy=policy,
@@ -134,6 +155,13 @@ def question_device(draft: Draft, device: str, *, may_make_room: bool = False) -
         ),
     )
     take_sample(draft)
+
+
+def _baseline_of(draft: Draft, device: str) -> Baseline | None:
+    """Return the use that a device should return to, with what the switch's parked ones keep."""
+    baseline = next((b for b in draft.running_switch().gate.baselines if b.device == device), None)
+    kept_bytes = sum(b.footprint.on(device) for b in parked_by_switch(draft))
+    return baseline and replace(baseline, used_bytes=baseline.used_bytes + kept_bytes)
 
 
 def _need_of(draft: Draft, placement: Placement) -> Footprint:
@@ -177,14 +205,31 @@ def weigh_sample(draft: Draft, sample: MemorySample | None, unreadable: str) -> 
 
 
 def _asked_anew(draft: Draft, question: ReleaseQuestion, sample: MemorySample) -> ReleaseQuestion:
-    """What is woken needs more than was asked for, where its server keeps less than was thought."""
+    """Where parked servers keep less than was thought, less use is expected, and more is needed.
+
+    More for one that wakes: it has not what it was taken to keep.
+    """
     placement = draft.running_switch().start.placement
-    if placement is None or draft.snapshot.parked_of(placement.target) is None:
+    if placement is None or not draft.snapshot.parked():
         return question
-    recount_kept(draft, sample)
-    question = replace(question, need_bytes=_need_of(draft, placement).on(question.device))
+    device, before_bytes = question.device, _kept_by_others(draft, question.device)
+    recount_kept(draft, sample, placement)
+    less_bytes = before_bytes - _kept_by_others(draft, device)
+    expect_less_use(draft, Footprint.of({device: less_bytes}))
+    baseline = _baseline_of(draft, device)
+    question = replace(
+        question,
+        need_bytes=_need_of(draft, placement).on(device),
+        baseline_used_bytes=baseline.used_bytes if baseline else None,
+    )
     draft.set_switch("gate", question=question)
     return question
+
+
+def _kept_by_others(draft: Draft, device: str) -> int:
+    """Return what those keep of a device that were parked before the running switch."""
+    own = parked_by_switch(draft)
+    return sum(b.footprint.on(device) for b in draft.snapshot.parked() if b not in own)
 
 
 def _is_new(

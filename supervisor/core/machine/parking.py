@@ -19,7 +19,7 @@ from supervisor.core.machine.preflight import room_after
 from supervisor.core.machine.residency import Plan, baselines_after
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.switch import ParkedReport
-from supervisor.core.machine.values import Backend, BackendState, Phase, Target
+from supervisor.core.machine.values import Backend, BackendState, Phase, Placement, Target
 
 PARK_TIMEOUT_S = 60.0
 """Seconds in which a server must have given its memory up; then it is stopped. Copying to memory
@@ -211,9 +211,14 @@ def measure_kept(draft: Draft, question: ReleaseQuestion, sample: MemorySample) 
     return replace(question, baseline_used_bytes=baseline_bytes)
 
 
-def recount_kept(draft: Draft, sample: MemorySample) -> None:
-    """Count less for what parked servers keep of a device, where a reading shows less."""
+def recount_kept(draft: Draft, sample: MemorySample, waking: Placement) -> None:
+    """Count what parked servers keep of a device by a reading of it: less, where it shows less.
+
+    More only for the one that is to be woken, and only where the driver lists it: it was taken for
+    less while others gave memory back.
+    """
     device, backends = sample.device, draft.snapshot.backends
+    listed = {h.pid: h.used_bytes for h in sample.holders or () if h.used_bytes is not None}
     for backend in draft.snapshot.parked():
         after = baselines_after(backends, [backend])
         baseline = next((b for b in after if b.device == device), None)
@@ -221,14 +226,15 @@ def recount_kept(draft: Draft, sample: MemorySample) -> None:
             continue
         grown_bytes = _grown_since(baseline.foreign_bytes, sample)
         left_bytes = max(0, sample.used_bytes - baseline.used_bytes - grown_bytes)
-        listed = [h.used_bytes for h in sample.holders or () if h.pid == backend.pid]
-        left_bytes = min([left_bytes, *(size for size in listed if size is not None)])
-        kept = tuple(
-            (d, min(size, left_bytes) if d == device else size)
-            for d, size in backend.footprint.shares
-        )
-        if kept != backend.footprint.shares:
-            draft.put_backend(replace(backend, footprint=Footprint(shares=kept)))
+        most_bytes = backend.footprint.on(device)
+        if backend.pid in listed:
+            # What is left may be too little beside one that takes less than it is accounted for.
+            left_bytes = listed[backend.pid]
+            if backend.target.is_same(waking.target):
+                most_bytes = max(most_bytes, waking.footprint.on(device))
+        others = (share for share in backend.footprint.shares if share[0] != device)
+        kept = Footprint(shares=(*others, (device, min(most_bytes, left_bytes))))
+        draft.put_backend(replace(backend, footprint=kept))
 
 
 def _grown(question: ReleaseQuestion, sample: MemorySample) -> int:

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from supervisor.core.machine.confirming import expect_devices, expect_more_use, question_device
 from supervisor.core.machine.draft import Draft
 from supervisor.core.machine.ending import end_switch
+from supervisor.core.machine.making_room import may_make_room
 from supervisor.core.machine.memory import MemorySample
 from supervisor.core.machine.recovery import note_failed_recovery
 from supervisor.core.machine.starting import forget_start, place
@@ -50,7 +51,8 @@ def _restore_next(draft: Draft, memory: MemorySample | None) -> None:
     if rollback.to_restore:
         place(draft, rollback.to_restore[0])
         expect_devices(draft, ())
-        question_device(draft, draft.running_switch().gate.devices[0])
+        device = draft.running_switch().gate.devices[0]
+        question_device(draft, device, may_make_room=may_make_room(draft, device))
         return
     failure = rollback.failure
     assert failure is not None  # noqa: S101 - a rollback begins with one

@@ -67,6 +67,7 @@ class Gate(Struct, frozen=True, kw_only=True):
     `devices` are still to be confirmed, the one in question first. `baselines` are the use that
     each device should return to. `opened` has what was asked of each device that is confirmed, and
     the reading that did it; `confirmed` is the last of these, also once a rollback asks anew.
+    `was_read_again`: what had become old of these has been asked about once more.
     """
 
     devices: tuple[str, ...] = ()
@@ -77,6 +78,7 @@ class Gate(Struct, frozen=True, kw_only=True):
     reason: str | None = None
     confirmed: MemorySample | None = None
     opened: tuple[tuple[ReleaseQuestion, MemorySample | None], ...] = ()
+    was_read_again: bool = False
     baselines: tuple[Baseline, ...] = ()
 
 

@@ -28,7 +28,8 @@ What always holds of a switch (`invariants` checks it after every step):
    that the performer owes (a reading), or the operator said to wait for streams
    (`drain_policy: wait`). `phases` names the moments. From CONFIRMING it goes back at most once
    for each backend that there is: each time one that it has not begun to end, or has parked, is
-   ended, and none is started meanwhile.
+   ended, and none is started meanwhile. A rollback asks once more for each device, without what
+   is parked there. Readings that have become old are asked for once more.
 """
 
 from collections.abc import Sequence
@@ -39,6 +40,7 @@ from supervisor.core.machine.commands import CheckTarget, WarmFile
 from supervisor.core.machine.confirming import (
     expect_devices,
     expect_devices_again,
+    expect_less_use,
     expect_use_of_the_dead,
     next_device,
     note_confirmed,
@@ -60,17 +62,24 @@ from supervisor.core.machine.leaving import (
     stop_leaving,
     stop_parking,
 )
-from supervisor.core.machine.memory import GateState, MemorySample, ReleaseQuestion
+from supervisor.core.machine.making_room import (
+    may_make_room,
+    others_in_the_way,
+    parked_beside,
+    parked_in_the_way,
+    replaced_in_the_way,
+    was_made_to_refuse,
+)
+from supervisor.core.machine.memory import GateState, MemorySample
 from supervisor.core.machine.packing import measured_capacity
 from supervisor.core.machine.parking import (
     devices_to_judge_by,
     note_unproved,
     over_budget,
-    parked_by_switch,
     recount_kept,
     report_parked,
 )
-from supervisor.core.machine.placing import choose_place, leaving_after_all, may_leave_after_all
+from supervisor.core.machine.placing import choose_place
 from supervisor.core.machine.recovery import (
     baselines_of_the_dead,
     forget_recovery,
@@ -118,7 +127,8 @@ def accept_target(draft: Draft, event: TargetAccepted) -> None:
     if target is None:
         return
     for reading in event.readings:
-        recount_kept(draft, reading)
+        need = event.need_on(reading.device).footprint.among(draft.snapshot.devices)
+        recount_kept(draft, reading, Placement(target=target, footprint=need))
     chosen, refusal = choose_place(draft.snapshot, switch.order, event, draft.at)
     _note_needs(draft, target, event)
     target, footprint = chosen.target, chosen.footprint or event.need.footprint
@@ -224,13 +234,15 @@ def weigh_reading(draft: Draft, sample: MemorySample | None, unreadable: str = "
             _stop_instead(draft, over)
         else:
             _go_on_behind_the_gate(draft)
-    elif parked := _parked_in_the_way(draft):
+    elif parked := parked_in_the_way(draft):
         if question is not None and sample is not None:
             note_unproved(draft, question, sample)
         _stop_instead(draft, parked)
-    elif others := _replaced_in_the_way(draft) or _others_in_the_way(draft, sample):
+    elif question is not None and (beside := parked_beside(draft, question.device)):
+        _stop_beside(draft, beside, question.device)
+    elif others := replaced_in_the_way(draft) or others_in_the_way(draft, sample):
         leave(draft, others)
-    elif question is not None and _was_made_to_refuse(draft, question):
+    elif question is not None and was_made_to_refuse(draft, question):
         question_device(draft, question.device)  # nobody can go: it is as the operator said
     else:
         fail_switch(draft, Refusal(code="memory_not_released", message=decision.reason))
@@ -240,7 +252,7 @@ def _go_on_behind_the_gate(draft: Draft) -> None:
     """Go on to the next device, to the start of what is placed, or to the end of an unload."""
     switch = draft.running_switch()
     if (device := next_device(draft)) is not None:
-        question_device(draft, device, may_make_room=_may_make_room(draft, device))
+        question_device(draft, device, may_make_room=may_make_room(draft, device))
     elif switch.phase is Phase.ROLLING_BACK:
         start_placed(draft, Phase.RESTORING)
     elif switch.start.placement is None:
@@ -249,50 +261,6 @@ def _go_on_behind_the_gate(draft: Draft) -> None:
         stop_warming(draft, switch)
         report_parked(draft)
         start_placed(draft, Phase.STARTING)
-
-
-def _replaced_in_the_way(draft: Draft) -> tuple[Backend, ...]:
-    """What the target was to start beside, as long as nothing has stopped for it: make room."""
-    switch = draft.running_switch()
-    placement = switch.start.placement
-    if switch.phase is not Phase.CONFIRMING or switch.leaving.epochs or placement is None:
-        return ()
-    here = draft.snapshot.sharing(*placement.footprint.devices)
-    return tuple(b for b in here if b.epoch in switch.leaving.behind)
-
-
-def _parked_in_the_way(draft: Draft) -> tuple[Backend, ...]:
-    """What this switch has parked, and what may hold more than the target leaves room for."""
-    switch = draft.running_switch()
-    return parked_by_switch(draft) if switch.phase is Phase.CONFIRMING else ()
-
-
-def _others_in_the_way(draft: Draft, sample: MemorySample | None) -> tuple[Backend, ...]:
-    """Who else can leave the device that the sample shows too full; unread, nobody does."""
-    switch = draft.running_switch()
-    placement = switch.start.placement
-    if switch.phase is not Phase.CONFIRMING or placement is None:
-        return ()
-    if sample is None or sample not in switch.gate.samples:  # late, or of another device
-        return ()
-    return leaving_after_all(draft.snapshot, switch.order, placement, sample, draft.at)
-
-
-def _may_make_room(draft: Draft, device: str) -> bool:
-    """Whether anything may still give way, so that a refusal of the gate is not the last word."""
-    if _parked_in_the_way(draft) or _replaced_in_the_way(draft):
-        return True
-    switch = draft.running_switch()
-    placement = switch.start.placement
-    if switch.phase is not Phase.CONFIRMING or placement is None:
-        return False
-    return may_leave_after_all(draft.snapshot, switch.order, placement, device)
-
-
-def _was_made_to_refuse(draft: Draft, question: ReleaseQuestion) -> bool:
-    """Whether the gate was to refuse because something might give way, and not as configured."""
-    placement = draft.running_switch().start.placement
-    return placement is not None and question.policy != placement.target.memory
 
 
 def _stop_instead(draft: Draft, parked: tuple[Backend, ...]) -> None:
@@ -304,13 +272,21 @@ def _stop_instead(draft: Draft, parked: tuple[Backend, ...]) -> None:
     expect_devices(draft, parked)
 
 
+def _stop_beside(draft: Draft, parked: tuple[Backend, ...], device: str) -> None:
+    """What is parked makes way for what comes back; the use without it is waited for."""
+    for backend in parked:
+        stop_backend(draft, backend)
+        expect_less_use(draft, backend.footprint)
+    question_device(draft, device)
+
+
 def ask_anew(draft: Draft) -> None:
     """A parked server is gone that the question counted on: to be woken, or for what it keeps."""
     switch = draft.running_switch()
     if switch.gate.question is not None:
         expect_devices_again(draft)
         device = draft.running_switch().gate.devices[0]
-        question_device(draft, device, may_make_room=_may_make_room(draft, device))
+        question_device(draft, device, may_make_room=may_make_room(draft, device))
 
 
 def finish_start(draft: Draft, event: BackendReady) -> None:
@@ -395,4 +371,4 @@ def _ask_for_release(draft: Draft) -> None:
     if switch.target is None:  # what is unloaded is not to come back
         forget_unloaded(draft, switch.order.unloads)
     device = switch.gate.devices[0]
-    question_device(draft, device, may_make_room=_may_make_room(draft, device))
+    question_device(draft, device, may_make_room=may_make_room(draft, device))

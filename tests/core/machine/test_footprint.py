@@ -9,6 +9,7 @@ from immutables import Map
 from msgspec.structs import replace
 
 from supervisor.core.machine.commands import Command, ReleaseMemory, SampleMemory, StartBackend
+from supervisor.core.machine.confirming import READ_AGAIN_AFTER_S
 from supervisor.core.machine.deadlines import next_wakeup
 from supervisor.core.machine.events import (
     BackendExited,
@@ -138,6 +139,24 @@ def test_what_a_rollback_brings_back_is_confirmed_on_each_device_too() -> None:
     assert story.phase is Phase.ROLLING_BACK
     assert story.confirm(0, "host") == (SampleMemory(switch_id="s2", device="gpu0"),)
     assert story.confirm() == (StartBackend(epoch=3, target=CHAT),)
+
+
+def test_a_device_is_read_again_when_another_was_long_in_coming() -> None:
+    """Somebody may have come to it meanwhile; what has just been read is not asked for again."""
+    story = Story(*GPUS)
+    story.ask_for(replace(CHAT, device="gpu1", split_over=("gpu1", "gpu0")))
+    accept(story, Footprint.of({"gpu0": 8 * GIB, "gpu1": 8 * GIB}), gpu0=0, gpu1=0)
+    assert story.confirm(0, "gpu0") == (SampleMemory(switch_id="s1", device="gpu1"),)
+    asked_at = story.now
+    while story.now < asked_at + 2 * READ_AGAIN_AFTER_S:
+        story.show(20 * GIB, "gpu1")
+        story.wake()
+
+    assert story.confirm(0, "gpu1") == (SampleMemory(switch_id="s1", device="gpu0"),)
+    assert story.show(20 * GIB, "gpu0") == ()
+    story.wake()
+    (start,) = story.confirm(0, "gpu0")
+    assert isinstance(start, StartBackend)
 
 
 def test_what_died_on_two_gpus_stays_down_once_one_of_them_is_another_models_alone() -> None:

@@ -18,14 +18,17 @@ from supervisor.core.machine.events import (
     BackendNotParked,
     BackendParked,
     BackendReady,
+    BackendSpawned,
     BackendStalled,
     DeviceFound,
+    MemorySampled,
     RequestArrived,
     RulesChanged,
     ShutdownRequested,
 )
 from supervisor.core.machine.footprint import Footprint
 from supervisor.core.machine.leaving import REAP_TIMEOUT_S
+from supervisor.core.machine.memory import Holder, HolderRole
 from supervisor.core.machine.parking import PARK_TIMEOUT_S
 from supervisor.core.machine.switch import ParkedReport
 from supervisor.core.machine.values import (
@@ -56,6 +59,7 @@ from tests.core.machine.surroundings import used_before
 
 HOST = Device(name="host", budget_bytes=64 * GIB, pool="host", is_host_memory=True)
 PARKING_CHAT = replace(CHAT, parks=True)
+CHAT_PID = 4711
 PARKING_EMBED = replace(EMBED, parks=True)
 
 
@@ -236,6 +240,61 @@ def test_a_switch_that_fails_wakes_what_it_has_parked(place: Place, chat: int) -
     assert place.confirm(1 * GIB) == (UnparkBackend(epoch=chat, target=PARKING_CHAT),)
     code, _ = failure_in(place.tell(BackendReady, epoch=chat, memory=None))
 
+    assert code == "backend_died"
+    assert place.snapshot.live_models() == ("chat",)
+
+
+def fail_a_start_for_which_chat_was_parked(kept_gib: int) -> Place:
+    """Chat, of 20 GiB, is told to sleep, and embed dies; chat was measured to keep `kept_gib`."""
+    place = Place()
+    chat = place.make_live(PARKING_CHAT, 20 * GIB)
+    place.tell(BackendSpawned, epoch=chat, pid=CHAT_PID, address="/run/chat")
+    place.begin(EMBED, used_gib=20)
+    place.park(chat)
+    (start,) = place.confirm(kept_gib * GIB)
+    assert isinstance(start, StartBackend)
+    place.reap(start.epoch, exit_code=1)
+    assert place.phase is Phase.ROLLING_BACK
+    return place
+
+
+def test_use_by_others_is_not_taken_for_what_a_parked_server_has_not_given_back_yet() -> None:
+    """It is measured when the gate opens, and that may be while its memory is on the way back."""
+    place = fail_a_start_for_which_chat_was_parked(kept_gib=20)
+    held = Holder(pid=CHAT_PID, used_bytes=1 * GIB, role=HolderRole.CHILD)
+    others = Holder(pid=9, used_bytes=19 * GIB, role=HolderRole.FOREIGN)
+
+    def show() -> tuple[Command, ...]:
+        reading = replace(place.reading(20 * GIB), holders=(held, others))
+        return place.tell(MemorySampled, switch_id=place.running, sample=reading)
+
+    code, _ = failure_in(place.answer_until_the_gate_decides(show))
+    assert code == "backend_died"
+    assert place.snapshot.live_models() == ()
+
+
+def test_parked_servers_make_way_for_what_a_rollback_brings_back() -> None:
+    """Embed keeps 2 GiB while chat serves; others come, so that chat has no room beside it."""
+    place = Place()
+    embed = place.make_live(PARKING_EMBED)
+    place.begin(CHAT, need_gib=8)
+    place.park(embed)
+    chat = place.start(2 * GIB)
+    place.begin(RERANK, used_gib=10)
+    place.reap(chat)
+    (start,) = place.confirm(2 * GIB)
+    assert isinstance(start, StartBackend)
+    place.reap(start.epoch, exit_code=1)
+
+    commands = place.answer_until_the_gate_decides(lambda: place.show(17 * GIB))
+    assert commands[0] == ReleaseMemory(epoch=embed, how=Stop(grace_s=EMBED.stop_grace_s))
+    assert place.phase is Phase.ROLLING_BACK
+    assert place.show(17 * GIB) == ()
+    place.reap(embed)
+    place.wake()
+    place.start(15 * GIB)
+
+    code, _ = failure_in(place.last)
     assert code == "backend_died"
     assert place.snapshot.live_models() == ("chat",)
 
@@ -492,6 +551,13 @@ def test_the_policy_is_shown_what_unparking_takes_wherever_it_is_parked(
     (contention,) = contentions(place.snapshot, place.now)
     costs = view_of(place.snapshot, contention, place.now).costs
     assert 7.0 < costs["chat"].switch_s < 7.1
+
+
+def test_what_a_device_can_carry_counts_what_parked_servers_keep(place: Place, chat: int) -> None:
+    """It is ours: others hold nothing of these 24 GiB, of which embed takes 2 and chat keeps 1."""
+    place.switch_to(EMBED, left_gib=1)
+    place.begin(RERANK, used_gib=3)
+    assert place.snapshot.scheduling.capacities["gpu0"] == 24 * GIB
 
 
 def test_the_host_is_read_only_where_somebody_may_be_parked(place: Place) -> None:
