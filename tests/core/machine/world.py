@@ -125,6 +125,7 @@ class World(RuleBasedStateMachine):
         self.was_ready: set[int] = set()
         self.live_before: dict[str, frozenset[Target]] = {}
         self.deaths: dict[str, list[float]] = {}
+        self.died_at: dict[str, float] = {}  # which an operator's restart does not forget
         self.held_until: dict[str, float] = {}
         self.unloads: dict[str, str] = {}  # switches that stop one model by its name
         self.idle_since: dict[int, float] = {}
@@ -394,6 +395,7 @@ class World(RuleBasedStateMachine):
         model, since = backend.target.model, self.now - LIMITS.breaker_window_s
         recent = [at for at in self.deaths.get(model, []) if at > since]
         self.deaths[model] = [*recent, self.now]
+        self.died_at[model] = self.now
         if len(self.deaths[model]) >= LIMITS.breaker_deaths:
             self.broken.add(model)
         recovery = self.snapshot.recovery(model)
@@ -482,13 +484,15 @@ class World(RuleBasedStateMachine):
 
     def check_that_it_is_not_pinned(self, epoch: int, before: Snapshot) -> None:
         """What is pinned goes for itself only: another profile, its name in an unload, a stall."""
-        backend, switch = before.backend(epoch), self.orders_of(before)
+        backend = before.backend(epoch)
         if backend is None or not self.snapshot.rules.of(backend.target).is_pinned:
             return
         model = backend.target.model
-        is_own = switch is not None and (
+        is_own = any(
             (switch.target is not None and switch.target.model == model)
             or self.unloads.get(switch.switch_id) == model
+            for switch in (before.switch, self.orders_of(before))  # one may end in this very step
+            if switch is not None
         )
         is_over = backend.is_retiring or backend.state is BackendState.STARTING
         assert is_own or is_over or self.snapshot.is_closing or self.is_replaced(epoch)
@@ -615,7 +619,7 @@ class World(RuleBasedStateMachine):
         if switch.target or (refusal and refusal.code == "drain_refused"):
             assert all(self.snapshot.recovery(t.model) for t in lost), (lost, report)
         if refusal and dict(refusal.details).get("rolled_back"):
-            assert {t.model for t in lost} <= set(self.deaths)
+            assert all(self.died_at.get(t.model, 0.0) >= switch.order.started_at for t in lost)
         is_pinned = switch.target and self.snapshot.rules.of(switch.target).is_pinned
         if report.switch_id in self.recovering and not is_pinned:
             assert all(placement.target.is_twin for placement in switch.rollback.to_restore)
