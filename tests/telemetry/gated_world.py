@@ -1,21 +1,18 @@
 """An arbiter over the real telemetry of two simulated GPUs, whose servers only hold memory.
 
-Each server is a `sleep` that the driver lists, so that thousands of switches take a minute. The
-driver's own books are the judge: what was really free when something was started.
+The driver's own books are the judge: what was really free when something was started or unparked.
 """
 
 import asyncio
 import contextlib
 import os
 import signal
-import subprocess
 import threading
-import time
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from immutables import Map
 from lab.drivers.amd import SimulatedAmd
@@ -24,28 +21,36 @@ from lab.drivers.nvidia import GIB, SimulatedGpu
 from supervisor.arbiter.arbiter import Arbiter
 from supervisor.core.byte_size import MIB
 from supervisor.core.machine.footprint import Footprint
-from supervisor.core.machine.memory import MemoryPolicy, OnUnconfirmed
+from supervisor.core.machine.memory import MemoryPolicy, MemorySample, OnUnconfirmed
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.switch import SwitchReport
 from supervisor.core.machine.values import (
     Device,
     Limits,
     Mode,
-    Stop,
+    ModelRules,
+    Phase,
     SwitchRules,
     Target,
     TargetNeed,
 )
-from supervisor.engine.port import Address, Launch
 from supervisor.engine.servers.backend import Backend
-from supervisor.engine.servers.process import ProcessExit
 from supervisor.errors import EngineError
+from supervisor.telemetry.port import HOST
 from supervisor.telemetry.telemetry import Telemetry
 from supervisor.telemetry.vendor_sampler import SamplerPolicy
 from tests.patience import PATIENCE_S
+from tests.telemetry.holders import (
+    GPUS,
+    PARKED_HOST_BYTES,
+    TOTAL_BYTES,
+    Driver,
+    Holder,
+    HoldingBackend,
+    NextStart,
+    Tenant,
+)
 
-GPUS = ("gpu0", "gpu1")
-TOTAL_BYTES = 100 * GIB  # of each
 NEEDS: Mapping[str, Mapping[str, int]] = {
     "small": {"gpu0": 20 * GIB},
     "middle": {"gpu0": 45 * GIB},
@@ -53,23 +58,30 @@ NEEDS: Mapping[str, Mapping[str, int]] = {
     "elsewhere": {"gpu1": 55 * GIB},
     "wide": {"gpu0": 40 * GIB, "gpu1": 40 * GIB},
     "lopsided": {"gpu1": 65 * GIB, "gpu0": 25 * GIB},
+    "sleeper": {"gpu0": 35 * GIB},
+    "wide sleeper": {"gpu1": 30 * GIB, "gpu0": 15 * GIB},
+    "steady": {"gpu1": 10 * GIB},
+    "vectors": {"gpu1": 12 * GIB},
+    "vectors (twin)": {HOST: 64 * MIB},
 }
 """What each model takes of which GPU; its own, which is asked about last, stands first."""
+
+PARKING = ("sleeper", "wide sleeper")
+PINNED = "steady"
+"""Never stopped for others where servers share a GPU; where they do not, as any other."""
+
+SPILLING, TWIN = "vectors", "vectors (twin)"
 
 ANYWHERE, ANYWHERE_BYTES = "anywhere", 30 * GIB
 """A model that goes where it costs least."""
 
-MODELS = (*NEEDS, ANYWHERE)
+MODELS = (*(model for model in NEEDS if model != TWIN), ANYWHERE)
 
 MARGIN_BYTES, TOLERANCE_BYTES = 256 * MIB, 64 * MIB
 FLOOR_BYTES = 4 * MIB
 """By which each start raises the use of a GPU for good, as some drivers do."""
 
-RELEASE_TIMEOUT_S = 1.0  # several times the latest release drawn, for a machine that is busy
-JUST_NOW_S = 0.05
-"""A tenant that grows after the gate has read the device cannot be known to it."""
-
-Driver = SimulatedGpu | SimulatedAmd
+RELEASE_TIMEOUT_S = 2.0  # several times the latest release drawn, for a machine that is busy
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,117 +104,14 @@ DRIVER = SamplerPolicy(
 )
 
 
-class Holder:
-    """A process that does nothing but be there; with `leaves` another one of its session."""
+class Unquestioned:
+    """The comparison of twins whose vectors are always those of their models."""
 
-    def __init__(self, *, leaves: bool = False) -> None:
-        both = ("sh", "-c", "sleep 120 >&- 2>&- & echo $!; exec sleep 120")
-        self._popen = subprocess.Popen(
-            both if leaves else ("sleep", "120"),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        assert self._popen.stdout is not None
-        self.left_pid = int(self._popen.stdout.readline()) if leaves else None
-        self.pid = self._popen.pid
-        self.last_lines: list[str] = []
+    async def fault_of(self, *_: Backend | Target) -> None:
+        return None
 
-    @property
-    def is_alive(self) -> bool:
-        return self._popen.returncode is None
-
-    def end(self) -> None:
-        with self._popen:
-            self._popen.kill()
-
-    def end_what_it_left(self) -> None:
-        if self.left_pid is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.left_pid, signal.SIGKILL)
-
-
-class HoldingBackend:
-    """What the arbiter reads of a backend, over a process that holds memory."""
-
-    def __init__(self, target: Target, epoch: int, process: Holder) -> None:
-        self.launch = Launch(
-            argv=(),
-            env={},
-            address=Address(socket_path=Path(f"/run/backend-{epoch}.sock")),
-            api_key="",
-            model=target.model,
-            profile=target.profile,
-            epoch=epoch,
-        )
-        self.target, self.model, self.epoch, self.process = target, target.model, epoch, process
-        self.is_gone = asyncio.Event()
-        self.prompts_saved = self.prompts_restored = None
-        self._ended: asyncio.Future[ProcessExit] = asyncio.get_running_loop().create_future()
-
-    async def become_ready(self) -> None:
-        pass
-
-    async def wait(self) -> ProcessExit:
-        return await asyncio.shield(self._ended)
-
-    async def give_up_memory(self, how: Stop) -> None:
-        _ = how
-        self.end()
-        await self.wait()
-
-    def end(self) -> None:
-        if not self._ended.done():
-            self.process.end()
-            self._ended.set_result(ProcessExit(exit_code=None, signal=9))
-
-
-@dataclass(slots=True, kw_only=True)
-class NextStart:
-    """What the servers that are started next will be like."""
-
-    share: float = 1.0
-    """Of its need that a server really takes."""
-    left_bytes: int = 0
-    failing: str | None = None
-    """The model that cannot be started."""
-
-
-class Tenant:
-    """A foreign process that holds memory of one GPU, more or less of it."""
-
-    def __init__(self, gpu: Driver, device: int) -> None:
-        self._gpu, self._device = gpu, device
-        self._process = Holder()
-        self.pid = self._process.pid
-        gpu.allocate(self.pid, 0, device)
-        self._before_bytes, self._grew_at = 0, 0.0
-        self.most_bytes = 0
-        self.most_ever_bytes = 0
-        """The most that it has held since that was set to what it holds."""
-
-    @property
-    def held_bytes(self) -> int:
-        return self._gpu.held_bytes(self.pid, self._device)
-
-    def hold(self, wanted_bytes: int) -> None:
-        """Hold so much, or as much as there is room for."""
-        held_bytes = self.held_bytes
-        room_bytes = TOTAL_BYTES - self._gpu.used_bytes(self._device) + held_bytes
-        self._before_bytes, self._grew_at = held_bytes, time.monotonic()
-        entry_of(self._gpu, self.pid, self._device).used_bytes = max(
-            0, min(wanted_bytes, room_bytes)
-        )
-        self.most_bytes = max(self.most_bytes, self.held_bytes)
-        self.most_ever_bytes = max(self.most_ever_bytes, self.held_bytes)
-
-    def unknown_bytes(self, within_s: float) -> int:
-        """What it has taken so shortly before that nobody can have seen it."""
-        is_unknown = time.monotonic() - self._grew_at < within_s
-        return max(0, self.held_bytes - self._before_bytes) if is_unknown else 0
-
-    def end(self) -> None:
-        self._process.end()
+    async def learn(self, *_: Backend | Target) -> Mapping[int, str]:
+        return {}
 
 
 class World:
@@ -213,10 +122,12 @@ class World:
     ) -> None:
         self.gpu = gpu
         self.calls = calls
-        self.is_exclusive = is_exclusive
+        self.is_exclusive, self.pins = is_exclusive, not is_exclusive
         self.telemetry = telemetry
         self.next_start = NextStart()
         self.backends: list[HoldingBackend] = []
+        self.took: dict[tuple[str, str], int] = {}
+        """What each model has taken of each device when it was started there last."""
         self.faults: list[str] = []
         """What was started without room for it; told with the arithmetic."""
         self.tenants = tuple(Tenant(gpu, device) for device in range(len(GPUS)))
@@ -232,13 +143,19 @@ class World:
                         )
                         for name in GPUS
                     }
+                    | {HOST: Device(name=HOST, budget_bytes=GIB, is_host_memory=True)}
                 ),
                 limits=Limits(breaker_deaths=10_000),
-                rules=SwitchRules(warms=False),
+                rules=SwitchRules(
+                    warms=False,
+                    models={PINNED: ModelRules(is_pinned=True)} if self.pins else {},
+                    parked_max_bytes=PARKED_HOST_BYTES,  # so that one is stopped for another
+                ),
             ),
             launcher=self,
             memory=telemetry,
             observers=(),
+            comparison=Unquestioned(),
         )
 
     def set_release(self, pid: int, after_s: float, steps: int = 1) -> None:
@@ -260,9 +177,22 @@ class World:
         ready = {b.epoch for b in self.arbiter.snapshot.ready_backends()}
         return tuple(backend for backend in self.backends if backend.epoch in ready)
 
+    def there(self) -> tuple[HoldingBackend, ...]:
+        """All servers that the arbiter knows of, whatever their state."""
+        known = {b.epoch for b in self.arbiter.snapshot.backends}
+        return tuple(backend for backend in self.backends if backend.epoch in known)
+
+    def twin(self) -> HoldingBackend | None:
+        """The twin that admits requests."""
+        ready = {b.epoch for b in self.arbiter.snapshot.admitting()}
+        twins = (b for b in self.backends if b.epoch in ready and b.target.is_twin)
+        return next(twins, None)
+
     def room_for(self, *targets: Target) -> bool:
-        """Whether they have room together, beside the most that the tenants have held."""
+        """Whether they have room together, beside the pinned and the most of the tenants."""
         needs = [needs_of(target) for target in targets]
+        if self.pins and PINNED not in {target.model for target in targets}:
+            needs += [needs_of(b.target) for b in self.live() if b.model == PINNED]
         return all(
             sum(need.get(name, 0) for need in needs) + MARGIN_BYTES
             <= TOTAL_BYTES - self.gpu.devices[device].used_bytes - self.tenants[device].most_bytes
@@ -290,43 +220,51 @@ class World:
         if target.model == self.next_start.failing:
             raise EngineError("it was to fail")
         self._judge(target)
-        process = Holder(leaves=self.next_start.left_bytes > 0)
-        for name, size_bytes in needs_of(target).items():
+        process = Holder(leaves=self.next_start.left_bytes > 0 and target.device in GPUS)
+        for name, size_bytes in needs_on_gpus(target).items():
             device = GPUS.index(name)
             left_bytes = TOTAL_BYTES - self.gpu.used_bytes(device)
             self.gpu.devices[device].used_bytes += max(0, min(FLOOR_BYTES, left_bytes))
             room_bytes = max(0, TOTAL_BYTES - self.gpu.used_bytes(device))
             taken_bytes = min(int(size_bytes * self.next_start.share), room_bytes)
             self.gpu.allocate(process.pid, taken_bytes, device)
+            self.took[target.model, name] = taken_bytes
         if process.left_pid is not None:
             device = GPUS.index(target.device)
             self.gpu.allocate(process.left_pid, self.next_start.left_bytes, device)
-        backend = HoldingBackend(target, epoch, process)
+        backend = HoldingBackend(target, epoch, process, self.gpu, on_waking=self._judge_waking)
         self.backends.append(backend)
         return cast("Backend", backend)
 
-    def _judge(self, target: Target) -> None:
-        """Compare a start with the driver's books, and with the budgets."""
+    def _judge_waking(self, backend: HoldingBackend) -> None:
+        known = self.arbiter.snapshot.backend(backend.epoch)
+        self._judge(known.target if known else backend.target, backend)
+
+    def _judge(self, target: Target, parked: HoldingBackend | None = None) -> None:
+        """Compare a start, or that of a parked server, with the driver's books and the budgets."""
         snapshot = self.arbiter.snapshot
-        for name in GPUS:
+        for name in snapshot.devices:
             accounted = sum(b.footprint.on(name) for b in snapshot.backends)
-            if accounted > TOTAL_BYTES:
+            if accounted > snapshot.devices[name].budget_bytes:
                 self.faults.append(f"{accounted / GIB:.1f} GiB are accounted for on {name}")
         if target.memory.on_unconfirmed is not OnUnconfirmed.PROCEED:
-            for name, need_bytes in needs_of(target).items():
-                self._judge_device(target, name, need_bytes)
+            for name, need_bytes in needs_on_gpus(target).items():
+                kept_bytes = parked.held_bytes(GPUS.index(name)) if parked else 0
+                # What returns to where it ran needs what it took there.
+                took_bytes = self.took.get((target.model, name), need_bytes)
+                needed_bytes = min(need_bytes, took_bytes) if self._returns() else need_bytes
+                self._judge_device(
+                    target, name, needed_bytes - kept_bytes, wakes=parked is not None
+                )
 
-    def _judge_device(self, target: Target, name: str, need_bytes: int) -> None:
+    def _judge_device(self, target: Target, name: str, need_bytes: int, *, wakes: bool) -> None:
         device = GPUS.index(name)
         free_bytes = TOTAL_BYTES - self.gpu.used_bytes(device)
-        # The GPUs of a split are asked one after the other, and the first is not asked again.
-        within_s = RELEASE_TIMEOUT_S if target.split_over else JUST_NOW_S
-        free_bytes += self.tenants[device].unknown_bytes(within_s)
-        held_bytes = sum(
-            self.gpu.held_bytes(backend.process.pid, device)
-            for backend in self.backends
-            if not backend.process.is_alive
-        )
+        if (reading := self._reading_of(name)) is not None:
+            free_bytes += self.tenants[device].taken_since(reading.taken_at)
+            if wakes and reading.holders is None:  # then others pass for what it keeps
+                free_bytes += self.tenants[device].held_bytes
+        held_bytes = self._still_held(device)
         # What others have given back hides as much of ours where the driver does not list them.
         hidden_bytes = self.tenants[device].most_ever_bytes - self.tenants[device].held_bytes
         is_back = held_bytes <= TOLERANCE_BYTES + hidden_bytes
@@ -337,18 +275,36 @@ class World:
             self.faults.append(
                 f"'{target.model}' ({need_bytes / GIB:.1f} GiB of {name}) was started with "
                 f"{free_bytes / GIB:.2f} GiB free and {held_bytes / GIB:.2f} GiB held by what was "
-                f"stopped: {switch and switch.gate.reason}"
+                f"stopped or parked: {switch and switch.gate.reason}"
             )
 
+    def _returns(self) -> bool:
+        switch = self.arbiter.snapshot.switch
+        return switch is not None and (switch.order.is_recovery or switch.phase is Phase.RESTORING)
 
-def entry_of(gpu: Driver, pid: int, device: int) -> Any:
-    """The driver's own line on a process that holds memory of a device."""
-    return next(p for p in gpu.devices[device].processes if p.pid == pid)
+    def _reading_of(self, name: str) -> MemorySample | None:
+        """The reading of the device for which the gate has let pass."""
+        switch = self.arbiter.snapshot.switch
+        opened = switch.gate.opened if switch else ()
+        return next((s for question, s in opened if question.device == name), None)
+
+    def _still_held(self, device: int) -> int:
+        """What those still hold that were stopped, and the parked beyond what is accounted for."""
+        kept = {b.epoch: b.footprint.on(GPUS[device]) for b in self.arbiter.snapshot.parked()}
+        return sum(
+            max(0, backend.held_bytes(device) - kept.get(backend.epoch, 0))
+            for backend in self.backends
+            if backend.epoch in kept or not backend.process.is_alive
+        )
 
 
 def needs_of(target: Target) -> Mapping[str, int]:
     """Give what a target takes of which GPU where it is put."""
     return NEEDS.get(target.model, {target.device: ANYWHERE_BYTES})
+
+
+def needs_on_gpus(target: Target) -> Mapping[str, int]:
+    return {name: need for name, need in needs_of(target).items() if name in GPUS}
 
 
 def target_of(model: str, on_unconfirmed: OnUnconfirmed = OnUnconfirmed.REFUSE) -> Target:
@@ -360,6 +316,10 @@ def target_of(model: str, on_unconfirmed: OnUnconfirmed = OnUnconfirmed.REFUSE) 
         device=own,
         split_over=(own, *others) if others else (),
         candidates=GPUS if model == ANYWHERE else (),
+        parks=model in PARKING,
+        parked_bytes=PARKED_HOST_BYTES,
+        spill=target_of(TWIN) if model == SPILLING else None,
+        twin_of=SPILLING if model == TWIN else None,
         memory=MemoryPolicy(
             margin_bytes=MARGIN_BYTES,
             tolerance_bytes=TOLERANCE_BYTES,
