@@ -123,16 +123,23 @@ def _running(setting: Setting) -> Iterator[Sides]:
 
 
 def _changes(*, has_twin: bool) -> dict[str, dict[str, Any]]:
+    """Return what one of the two is to be run with.
+
+    Beside the twin chat stands for one on a GPU, whose threads leave the processor to others while
+    they wait: so must those of this one.
+    """
+
     def needing(size_bytes: int) -> dict[str, Any]:
         return {"memory": {"need_bytes": size_bytes, "margin_bytes": 16 * MIB}}
 
     spill = {"spill": "embedding-cpu"} if has_twin else {}
+    waiting = {"env": {"OMP_WAIT_POLICY": "passive"}} if has_twin else {}
     return {
         "supervisor.yaml": {
             "devices": {"host": {"exclusive": False, "budget_bytes": BUDGET_BYTES}}
         },
         "models.yaml": {"models": {EMBEDDING_MODEL: spill}},
-        "generation.yaml": needing(MODEL_BYTES),
+        "generation.yaml": needing(MODEL_BYTES) | waiting,
         "embedding.yaml": needing(MODEL_BYTES),
         "embedding-cpu.yaml": needing(TWIN_BYTES),
     }
