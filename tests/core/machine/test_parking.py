@@ -273,6 +273,28 @@ def test_use_by_others_is_not_taken_for_what_a_parked_server_has_not_given_back_
     assert place.snapshot.live_models() == ()
 
 
+def test_what_the_driver_lists_of_one_that_wakes_need_not_be_free_as_well() -> None:
+    """It was measured while others gave memory back, and taken for one that keeps little."""
+    place = Place()
+    chat = place.make_live(PARKING_CHAT, 20 * GIB)
+    place.tell(BackendSpawned, epoch=chat, pid=CHAT_PID, address="/run/chat")
+    place.begin(EMBED, used_gib=20)
+    place.park(chat)
+    embed = place.start(1 * GIB)
+    place.ask_for(PARKING_CHAT)
+    place.accept(20 * GIB)
+    place.reap(embed)
+    held = Holder(pid=CHAT_PID, used_bytes=15 * GIB, role=HolderRole.CHILD)
+
+    def show() -> tuple[Command, ...]:
+        reading = replace(place.reading(18 * GIB), holders=(held,))
+        return place.tell(MemorySampled, switch_id=place.running, sample=reading)
+
+    assert place.answer_until_the_gate_decides(show) == (
+        UnparkBackend(epoch=chat, target=PARKING_CHAT),
+    )
+
+
 def test_parked_servers_make_way_for_what_a_rollback_brings_back() -> None:
     """Embed keeps 2 GiB while chat serves; others come, so that chat has no room beside it."""
     place = Place()
