@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from supervisor.core.machine.draft import Draft
 from supervisor.core.machine.footprint import Baseline, Footprint
-from supervisor.core.machine.memory import MemorySample, ReleaseQuestion
+from supervisor.core.machine.memory import HolderRole, MemorySample, ReleaseQuestion
 from supervisor.core.machine.packing import resident_bytes
 from supervisor.core.machine.preflight import room_after
 from supervisor.core.machine.residency import Plan, baselines_after
@@ -218,7 +218,8 @@ def recount_kept(draft: Draft, sample: MemorySample, waking: Placement) -> None:
     less while others gave memory back.
     """
     device, backends = sample.device, draft.snapshot.backends
-    listed = {h.pid: h.used_bytes for h in sample.holders or () if h.used_bytes is not None}
+    ours = sample.held_by(HolderRole.CHILD)
+    listed = {h.pid: h.used_bytes for h in ours if h.used_bytes is not None}
     for backend in draft.snapshot.parked():
         after = baselines_after(backends, [backend])
         baseline = next((b for b in after if b.device == device), None)
