@@ -123,7 +123,9 @@ class ProcessTokenizer:
     def _look(self) -> None:
         """End the process where it was not asked for long; look again later where it was."""
         loop = asyncio.get_running_loop()
-        rests_at = self._asked_at + IDLE_S
+        running = self._process.running
+        is_busy = running is not None and running.is_busy
+        rests_at = loop.time() + IDLE_S if is_busy else self._asked_at + IDLE_S
         self._alarm = None
         if loop.time() >= rests_at:
             self._resting = asyncio.create_task(self._process.rest(), name="tokenizer-rest")

@@ -47,6 +47,9 @@ class DiskFiles:
         """See `FileStore`."""
         try:
             kept, is_new = await asyncio.to_thread(self._add, file, path)
+        except asyncio.CancelledError:
+            self._used_bytes = None  # it may be kept all the same
+            raise
         except OSError as error:
             raise RequestRefused(
                 "storage_full",
@@ -90,8 +93,8 @@ class DiskFiles:
         file = await self.file(file_id)
         if file is None:
             return False
-        await asyncio.to_thread(self._remove, file_id)
-        self._count(-file.size_bytes)
+        if await asyncio.to_thread(self._remove, file_id):  # and nobody else meanwhile
+            self._count(-file.size_bytes)
         return True
 
     async def remove_expired(self) -> None:
@@ -147,9 +150,15 @@ class DiskFiles:
             if found is not None:
                 yield found
 
-    def _remove(self, file_id: str) -> None:
-        self._content(f"{file_id}{_KNOWN}").unlink(missing_ok=True)
+    def _remove(self, file_id: str) -> bool:
+        """Remove a file. Returns whether it was there."""
+        try:
+            self._content(f"{file_id}{_KNOWN}").unlink()
+            was_there = True
+        except FileNotFoundError:
+            was_there = False
         self._content(file_id).unlink(missing_ok=True)
+        return was_there
 
     def _remove_expired(self) -> None:
         now = self._clock()

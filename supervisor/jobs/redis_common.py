@@ -116,6 +116,7 @@ local function schedule(id)
   local state, expires, lines, succeeded, failed, mode, not_before = unpack(redis.call('HMGET',
     p .. 'job:' .. id, 'state', 'expires_ms', 'lines', 'succeeded', 'failed', 'mode',
     'not_before_ms'))
+  mode = mode or ''  -- of a job from before there was one
   local due = now_ms()
   local has_lines = state == 'in_progress' and succeeded + failed < tonumber(lines)
   if has_lines then

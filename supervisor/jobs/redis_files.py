@@ -35,7 +35,9 @@ _KEEP = """
 local file = p .. 'file:' .. ARGV[1]
 local present = redis.call('HGET', file, 'record')
 if present then
-  redis.call('UNLINK', ARGV[3])
+  if redis.call('HGET', file, 'parts') ~= ARGV[3] then  -- else it was kept, and its answer lost
+    redis.call('UNLINK', ARGV[3])
+  end
   return present
 end
 redis.call('HSET', file, 'record', ARGV[2], 'parts', ARGV[3], 'bytes', ARGV[4])
@@ -71,12 +73,13 @@ class RedisFiles:
         parts = f"{PREFIX}parts:{file.id}:{token_hex(8)}"
         try:
             known = await self._send(file, path, parts)
-            told = (file.id, _encode(known), parts, known.size_bytes)
-            present = await self._connection.run(_KEEP, *told)
         except RequestRefused:
             with contextlib.suppress(RequestRefused):
                 await self._connection.ask("UNLINK", parts)
             raise
+        # Where this gets no answer, it may be kept all the same; if not, its parts expire.
+        told = (file.id, _encode(known), parts, known.size_bytes)
+        present = await self._connection.run(_KEEP, *told)
         await asyncio.to_thread(path.unlink)
         return known if present is None else _decode(present)
 

@@ -44,6 +44,10 @@ for _, number in ipairs(numbers) do
 end
 redis.call('DEL', p .. 'attempts:' .. id)
 redis.call('HSET', p .. 'job:' .. id, 'failed', 0)
+if ARGV[4] == 'validating' and redis.call('EXISTS', p .. 'results:' .. id) == 0 then
+  -- It begins anew, also with what had succeeded and is forgotten.
+  redis.call('HSET', p .. 'job:' .. id, 'succeeded', 0, 'input_tokens', 0, 'output_tokens', 0)
+end
 write(id, 3)
 local due_ms = redis.call('HGET', p .. 'job:' .. id, 'not_before_ms')
 for _, number in ipairs(numbers) do
@@ -76,7 +80,7 @@ local id = ARGV[1]
 local kind, bytes, mode = unpack(redis.call('HMGET', p .. 'job:' .. id, 'kind', 'bytes', 'mode'))
 if kind then
   count_job(id, -1)
-  redis.call('ZREM', p .. 'wanting:' .. mode, id)
+  redis.call('ZREM', p .. 'wanting:' .. (mode or ''), id)
   redis.call('DECRBY', p .. 'bytes', bytes)
   redis.call('ZREM', p .. 'jobs', id)
   redis.call('ZREM', p .. 'jobs:' .. kind, id)
@@ -236,8 +240,11 @@ tell()
 """
 
 FORGET_RESULTS = """
--- ARGV: id.
+-- ARGV: id. Only where it has ended: what is taken up again needs them.
 local id = ARGV[1]
+if not ENDS[redis.call('HGET', p .. 'job:' .. id, 'state')] then
+  return
+end
 local bytes = 0
 for _, number in ipairs(redis.call('HKEYS', p .. 'results:' .. id)) do
   bytes = bytes + redis.call('HSTRLEN', p .. 'results:' .. id, number)

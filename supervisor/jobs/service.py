@@ -281,12 +281,13 @@ class JobService:
 def _is_retryable(job: Job) -> bool:
     """Whether something of an ended job failed or was not done.
 
-    A batch that FAILED has a file that is wrong, and will be.
+    A batch that FAILED has a file that is wrong, and will be. A document may fail to be stored
+    though all of its parts succeeded.
     """
+    has_failed = job.state is JobState.FAILED
     if job.lines:
-        return job.state.is_end and job.counts.succeeded < job.lines
-    is_document = job.kind is JobKind.DOCUMENT
-    return job.state is JobState.CANCELLED or (job.state is JobState.FAILED and is_document)
+        return job.state.is_end and (has_failed or job.counts.succeeded < job.lines)
+    return job.state is JobState.CANCELLED or (has_failed and job.kind is JobKind.DOCUMENT)
 
 
 OpenJobs = Callable[[], Awaitable[JobService]]

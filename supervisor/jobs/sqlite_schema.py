@@ -7,6 +7,11 @@ are counted by triggers, whatever changes them.
 
 import sqlite3
 
+import msgspec
+
+from supervisor.jobs.modes import mode_of
+from supervisor.jobs.values import Job
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -82,8 +87,23 @@ def prepare(database: sqlite3.Connection) -> None:
     database.execute("PRAGMA synchronous=FULL")
     database.executescript(_SCHEMA)
     with database:
+        _migrate(database)
         database.execute("UPDATE jobs SET leased_until = 0")
         database.execute("UPDATE lines SET due_at = 0, owner = '' WHERE owner != ''")
+
+
+def _migrate(database: sqlite3.Connection) -> None:
+    """Bring what was written before jobs had a mode, and were counted, to the tables of today."""
+    columns = {name for _, name, *_ in database.execute("PRAGMA table_info(jobs)")}
+    if "mode" in columns:
+        return
+    database.execute("ALTER TABLE jobs ADD COLUMN mode TEXT")
+    for number, record in database.execute("SELECT number, record FROM jobs").fetchall():
+        mode = mode_of(msgspec.json.decode(record, type=Job))
+        database.execute("UPDATE jobs SET mode = ? WHERE number = ?", (mode, number))
+    database.execute(
+        "INSERT OR REPLACE INTO job_counts SELECT kind, state, count(*) FROM jobs GROUP BY 1, 2"
+    )
 
 
 def pragma(database: sqlite3.Connection, name: str) -> int:

@@ -26,6 +26,7 @@ from supervisor.jobs.service import JobLimits, JobService
 from supervisor.jobs.values import Job, JobKind, JobState, StoredFile
 from supervisor.observability.impairments import Impairments
 from supervisor.vector_store.opening import StoreOpener
+from tests.patience import PATIENCE_S
 
 VECTOR = pack([1, 0, 0, 0])
 
@@ -95,7 +96,7 @@ class Room:
         return job_id
 
     async def ended(self, job_id: str) -> Job:
-        job = await self.service.ended(await self.service.job(job_id), 30.0)
+        job = await self.service.ended(await self.service.job(job_id), PATIENCE_S)
         assert job.state.is_end
         return job
 
@@ -160,10 +161,29 @@ async def test_a_document_with_a_part_that_fails_is_not_stored_and_a_retry_does_
     assert await room.stored() == ["one", "two", "three"]
 
 
+async def test_a_document_that_could_not_be_stored_is_after_a_retry(room: Room) -> None:
+    """All of its parts are embedded by then, and none of them is embedded again."""
+    store = await room.stores.store()
+    await store.ensure_collection("notes", "another model", 4)
+    job_id = await room.take("one two")
+    failed = await room.ended(job_id)
+    assert (failed.state, failed.counts.succeeded) == (JobState.FAILED, failed.lines)
+    error = DocumentOutcome.of(failed).error
+    assert error is not None
+    assert error.code == "collection_mismatch"
+
+    await store.drop_collection("notes")
+    room.model.asked.clear()
+    await room.service.retry(job_id)
+    assert (await room.ended(job_id)).state is JobState.COMPLETED
+    assert room.model.asked == []
+    assert await room.stored() == ["one", "two"]
+
+
 async def test_a_cancelled_document_goes_on_where_it_was_after_a_retry(room: Room) -> None:
     room.model.refusals["two"] = RequestRefused("queue_full", "full", {"retry_after_s": 0})
     job_id = await room.take("one two three")
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while (await room.service.job(job_id)).counts.succeeded < 3:
             await room.queue.wait(0.05)
     await room.service.cancel(job_id)

@@ -1,6 +1,8 @@
 """What every queue of jobs holds to."""
 
 import asyncio
+import contextlib
+import sqlite3
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from supervisor.core.machine.values import Mode
 from supervisor.errors import RequestRefused
 from supervisor.jobs.port import JobQueue
 from supervisor.jobs.sqlite_queue import SqliteQueue
@@ -270,6 +273,34 @@ async def test_reopened_jobs_do_what_failed_or_was_left_again(queue: JobQueue) -
     assert not await queue.reopen(again, JobState.CANCELLED)
 
 
+async def test_a_job_that_begins_anew_after_a_retry_does_every_line_once(queue: JobQueue) -> None:
+    """A queue may hand lines out while the rest of them is added."""
+    job, contents = new_job("a"), [NewLine(number, b"x") for number in (1, 2, 3)]
+    await queue.add(job)
+    await queue.add_lines("a", contents[:2])
+    await queue.settle([result(line) for line in await claim(queue, 1)])
+    cancelled = (await found(queue)).entering(JobState.CANCELLED, 1001.0)
+    assert await queue.change(cancelled, JobState.VALIDATING)
+    await queue.forget_results("a")
+
+    again = (await found(queue)).entering(JobState.VALIDATING, 1002.0, round=2)
+    assert await queue.reopen(again, JobState.CANCELLED)
+    await queue.add_lines("a", contents)
+    running = (await found(queue)).entering(JobState.IN_PROGRESS, 1003.0, lines=3)
+    assert await queue.change(running, JobState.VALIDATING)
+    await queue.settle([result(line) for line in await claim(queue)])
+    assert (await found(queue)).counts.succeeded == 3
+    assert [each.number for each in await queue.results("a", after=0, limit=9)] == [1, 2, 3]
+
+
+async def test_results_of_a_job_that_was_taken_up_again_stay(queue: JobQueue) -> None:
+    """Whoever tidies up may have seen it before that."""
+    await add_running(queue, new_job("a", lines=2))
+    await queue.settle([result(line) for line in await claim(queue, 1)])
+    await queue.forget_results("a")
+    assert [each.number for each in await queue.results("a", after=0, limit=9)] == [1]
+
+
 async def test_a_removed_job_leaves_nothing(queue: JobQueue) -> None:
     await add_running(queue, new_job("a", lines=2))
     lines = await claim(queue)
@@ -309,6 +340,21 @@ async def test_jobs_are_counted_by_kind_and_state(open_queue: OpenQueue) -> None
     again = (await found(queue, "b")).entering(JobState.IN_PROGRESS, 1003.0)
     assert await queue.reopen(again, JobState.COMPLETED)
     assert (await queue.counts())[JobKind.BATCH] == {JobState.IN_PROGRESS: 2}
+
+
+async def test_a_queue_from_before_jobs_had_a_mode_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.sqlite"
+    queue = SqliteQueue(path)
+    await add_running(queue, new_job("a", lines=1, spec={"endpoint": "/v1/embeddings"}))
+    await queue.close()
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.executescript("ALTER TABLE jobs DROP COLUMN mode; DELETE FROM job_counts;")
+
+    queue = SqliteQueue(path)
+    assert await queue.modes_left() == {Mode.EMBEDDING}
+    assert await queue.counts() == {JobKind.BATCH: {JobState.IN_PROGRESS: 1}}
+    await queue.add(new_job("b"))
+    await queue.close()
 
 
 async def test_whoever_asks_when_the_controller_ends_is_told_so(tmp_path: Path) -> None:

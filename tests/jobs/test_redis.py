@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lab.harness.redis_server import RedisServer
@@ -154,6 +155,24 @@ async def test_streams_hold_nothing_once_all_is_settled_or_gone(
     stream = f"{PREFIX}ready:batch:1"
     assert await connection.ask("XLEN", stream) == 0
     assert (await connection.ask("XPENDING", stream, "supervisors"))["pending"] == 0
+
+
+async def test_a_file_that_was_kept_stays_whole_where_that_is_told_again(
+    own_server: RedisServer, connect: Connect, tmp_path: Path
+) -> None:
+    """The first answer may be lost with its connection: then the same is sent once more."""
+    connection = connect(own_server.url)
+    files, run = RedisFiles(connection), connection.run
+
+    async def run_twice(script: str, *arguments: Any) -> Any:
+        await run(script, *arguments)
+        return await run(script, *arguments)
+
+    connection.run = run_twice  # type: ignore[method-assign]
+    (tmp_path / "upload").write_bytes(b"content")
+    file = StoredFile(id="file-1", file_name="in", purpose="batch", created_at=1.0, expires_at=9e9)
+    await files.add(file, tmp_path / "upload")
+    assert [piece async for piece in files.read("file-1")] == [b"content"]
 
 
 async def test_full_server_says_that_there_is_no_room(
