@@ -45,7 +45,7 @@ from supervisor.engine.prompts import prompt_slots as engine_prompts
 from supervisor.engine.servers.backend import Backend
 from supervisor.engine.servers.parking import NotParked
 from supervisor.engine.servers.stall import watch_for_stalls
-from supervisor.errors import SupervisorError
+from supervisor.errors import BackendUnreachable, SupervisorError
 from supervisor.telemetry.port import HOST
 
 log = structlog.get_logger()
@@ -223,7 +223,10 @@ class Performer:
     ) -> None:
         await become_ready()
         if target.is_twin:
-            fault = await self._comparison.fault_of(backend, target)
+            try:
+                fault = await self._comparison.fault_of(backend, target)
+            except BackendUnreachable:
+                return  # it has died, which is reported
             if fault is not None:
                 self._post(BackendUnfit(at=self._clock(), epoch=backend.epoch, reason=fault))
                 return

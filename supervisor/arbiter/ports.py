@@ -56,7 +56,10 @@ class TwinComparison(Protocol):
     """What the performer asks of whoever compares twins with their models."""
 
     async def fault_of(self, backend: Backend, target: Target) -> str | None:
-        """Return why a twin that runs must not serve; None: it may. Raises BackendUnreachable."""
+        """Return why a twin must not serve; None: it may.
+
+        Raises BackendUnreachable where it has died.
+        """
         ...
 
     async def learn(self, backend: Backend, target: Target) -> Mapping[int, str] | None:

@@ -142,13 +142,25 @@ class CatalogueChecker:
         if spill == entry.profile_name:
             yield self._at(place, f"'{spill}' is its profile already; name another one, or none")
             return
-        try:
-            own, twin = (
-                self._layers.overridden(each, entry.overrides)
-                for each in (entry.profile_name, spill)
-            )
-        except (ValidationError, ConfigError):
+        if None in (self._profiles.get(entry.profile_name), self._profiles.get(spill)):
             return  # the problems of a profile are reported with it
+        try:
+            own = self._layers.overridden(entry.profile_name, entry.overrides)
+        except (ValidationError, ConfigError):
+            return  # so are those of its own with the overrides
+        try:
+            twin = self._layers.overridden(spill, entry.overrides)
+        except ValidationError as error:
+            for inner, sentence in field_problems(error, Profile):
+                at = ("models", name, "overrides", *inner)
+                yield self._at(at, f"as its twin, with '{spill}': {sentence}")
+        else:
+            yield from self._differences(place, entry, own, twin)
+
+    def _differences(
+        self, place: FieldPath, entry: ModelEntry, own: Profile, twin: Profile
+    ) -> Iterable[str]:
+        spill = entry.spill
         if twin.mode is not Mode.EMBEDDING:
             yield self._at(place, f"'{spill}' is for {twin.mode}; name a profile for embedding")
         elif twin.device != "cpu":

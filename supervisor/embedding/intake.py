@@ -39,11 +39,15 @@ class Intake:
 
 
 def look_at(
-    ways: Sequence[ResolvedModel], engines: Engines, tokenizer: ModelTokenizer | None
+    ways: Sequence[ResolvedModel],
+    twin: ResolvedModel | None,
+    engines: Engines,
+    tokenizer: ModelTokenizer | None,
 ) -> Intake:
     """Read what a model takes from its files, its profile and its engine; blocks.
 
     `ways`: with each profile that it may run with, its own first; what is taken is what all take.
+    `twin`: the model as its twin, which must be asked in the same way, but may take less at a time.
     `tokenizer`: out of the file that the model names, where it names one.
     Raises RequestRefused: `extra_missing`, `target_cannot_start` for files and engines that cannot
     be used.
@@ -56,6 +60,8 @@ def look_at(
             "takes token ids and the other texts: the two would make other vectors of one text; "
             "leave out `fallback_profile`, or choose an engine that takes ids",
         )
+    if twin is not None:
+        _require_alike(own, _look_at(twin, engines, tokenizer))
     limits = [each.limit for each in (own, *others) if each.limit is not None]
     return replace(
         own,
@@ -88,6 +94,18 @@ def _look_at(resolved: ResolvedModel, engines: Engines, tokenizer: ModelTokenize
         tells_tokens=abilities.tokenize is not None,
         tokenizer=tokenizer,
     )
+
+
+def _require_alike(own: Intake, twin: Intake) -> None:
+    takes_other = own.tokenizer is not None and own.takes_ids is not twin.takes_ids
+    tells_less = own.tokenizer is None and own.tells_tokens and not twin.tells_tokens
+    if takes_other or tells_less:
+        what = "takes token ids" if takes_other else "tells how many tokens a text has"
+        raise RequestRefused(
+            "target_cannot_start",
+            f"of '{own.resolved.name}' and its twin only one {what}; leave out `spill`, or choose "
+            "the same engine for both",
+        )
 
 
 def require_dimensions(resolved: ResolvedModel, wanted: int, own: int) -> None:

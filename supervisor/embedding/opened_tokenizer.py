@@ -90,7 +90,9 @@ class ProcessTokenizer:
         except BaseException:
             await process.close(0)
             raise
-        return cls(process, size)
+        opened = cls(process, size)
+        opened._note_asked()
+        return opened
 
     @property
     def vocabulary_size(self) -> int:
@@ -114,11 +116,14 @@ class ProcessTokenizer:
         await self._process.close(0)
 
     async def _ask(self, request: Encode | Tell, kind: Any) -> Any:
+        self._note_asked()
+        return await self._process.ask(request, kind)
+
+    def _note_asked(self) -> None:
         loop = asyncio.get_running_loop()
         self._asked_at = loop.time()
         if self._alarm is None:
             self._alarm = loop.call_later(IDLE_S, self._look)
-        return await self._process.ask(request, kind)
 
     def _look(self) -> None:
         """End the process where it was not asked for long; look again later where it was."""

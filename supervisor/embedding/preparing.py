@@ -78,7 +78,8 @@ class Preparer:
             ways.append(self._targets.resolved(target.fallback))
         path = resolved.tokenizer_path
         tokenizer = await self._tokenizers.open(path) if path else None
-        return await asyncio.to_thread(look_at, ways, self._engines, tokenizer)
+        twin = self._targets.resolved(target.spill) if target.spill else None
+        return await asyncio.to_thread(look_at, ways, twin, self._engines, tokenizer)
 
     async def prepare(self, request: EmbeddingRequest, running: Path | None = None) -> Prepared:
         """Return each input in the pieces that its server is sent; `running` as for `intake`.

@@ -35,6 +35,9 @@ LEAST_COSINE = 0.9999
 """Of a twin's vector with its model's: what F16 keeps of float32, and half-precision kernels of two
 devices of each other. Below, results of a search change places."""
 
+_DEATH_S = 30.0
+"""In which a twin that does not answer must have died; else it is one that must not serve."""
+
 PROBES = (
     "query: how long does a parcel take to arrive?",
     "passage: Parcels are delivered on working days between nine and six.",
@@ -104,7 +107,7 @@ class Twins:
         try:
             vectors = await _ask(backend)
         except (RequestRefused, ValueError) as error:
-            if isinstance(error, BackendUnreachable):
+            if isinstance(error, BackendUnreachable) and await backend.is_found_dead(_DEATH_S):
                 raise
             return f"'{target.model}' does not answer the texts that it is compared by: {error}"
         self._running[name] = backend.epoch, vectors
@@ -142,7 +145,13 @@ class Twins:
                 self._note(backend.target, event.reason)
         for command in commands:
             target = before.switch.target if before.switch is not None else None
-            if isinstance(command, FinishSwitch) and target is not None and target.is_twin:
+            if (
+                isinstance(command, FinishSwitch)
+                and before.switch is not None
+                and command.report.switch_id == before.switch.switch_id  # another may end in a step
+                and target is not None
+                and target.is_twin
+            ):
                 self._note_end(target, command.report.refusal)
 
     def describe(self, snapshot: Snapshot) -> list[dict[str, Any]]:

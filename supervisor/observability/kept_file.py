@@ -1,5 +1,6 @@
 """A value that outlives a restart, in a small JSON file of the data folder."""
 
+import threading
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -37,6 +38,8 @@ class KeptFile(Generic[_Content]):
         self._kind = kind
         self._what = what
         self._impairments = impairments
+        self._last: _Content | None = None
+        self._writing = threading.Lock()  # a thread may write what could not be written before
 
     def read(self) -> _Content | None:
         """Return what was written last; None where there is no file of this format."""
@@ -48,14 +51,19 @@ class KeptFile(Generic[_Content]):
 
     def write(self, content: _Content) -> None:
         """Write a value in place of the one before."""
-        try:
-            write_new(self._path, msgspec.json.encode(content).decode())
-        except OSError as error:
-            reason = f"{self._path} cannot be written ({error}); it is lost at a restart"
-            if self._impairments.note(self._what, reason, retry=lambda: self.write(content)):
-                log.warning("kept_file.not_written", path=str(self._path), reason=str(error))
-        else:
-            self._impairments.clear(self._what)
+        self._last = content
+        self._write()
+
+    def _write(self) -> None:
+        with self._writing:
+            try:
+                write_new(self._path, msgspec.json.encode(self._last).decode())
+            except OSError as error:
+                reason = f"{self._path} cannot be written ({error}); it is lost at a restart"
+                if self._impairments.note(self._what, reason, retry=self._write):
+                    log.warning("kept_file.not_written", path=str(self._path), reason=str(error))
+            else:
+                self._impairments.clear(self._what)
 
     def _set_aside(self, error: Exception) -> None:
         aside = self._path.with_name(f"{self._path.name}.damaged")

@@ -38,7 +38,9 @@ async def answer(
             answered = Answered(asked.number, msgspec.Raw(content))
         except RequestRefused as error:
             answered = Answered(asked.number, code=error.code, message=error.message)
-        except Exception as error:  # noqa: BLE001 - libraries raise nothing narrower
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001 - a panic of a Rust library is no Exception
             reason = f"a process of ours failed: {type(error).__name__}: {error}"
             answered = Answered(asked.number, code=failure_code, message=reason)
         writer.write(framed(answered))

@@ -381,6 +381,13 @@ def test_a_twin_pools_as_its_model_does(folder: Folder) -> None:
     assert folder.load().catalogue.models["minilm"].spill == "embedding-cpu"
 
 
+def test_overrides_must_do_for_the_twin_too(folder: Folder) -> None:
+    folder.change_model("minilm", spill="embedding-cpu", overrides={"main_gpu": 1})
+    problem = folder.problem()
+    assert "models.minilm.overrides" in problem
+    assert "as its twin, with 'embedding-cpu': " in problem
+
+
 def test_a_ranking_model_has_no_twin(folder: Folder) -> None:
     folder.change_model("minilm", spill="embedding-cpu", overrides={"pooling": "rank"})
     assert "is for models that make vectors" in folder.problem()

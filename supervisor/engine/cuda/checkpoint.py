@@ -40,12 +40,16 @@ async def call_driver(action: str, pid: int, library: str = DEFAULT_LIBRARY) -> 
 
     Raises CheckpointError, also when the driver does not answer.
     """
-    caller = await asyncio.create_subprocess_exec(
-        *command_of("supervisor.engine.cuda.driver_process", library, action, str(pid)),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": python_path()},
-    )
+    try:
+        caller = await asyncio.create_subprocess_exec(
+            *command_of("supervisor.engine.cuda.driver_process", library, action, str(pid)),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": python_path()},
+        )
+    except OSError as error:
+        message = f"{action}: the process that calls the driver cannot be started: {error}"
+        raise CheckpointError(message) from error
     try:
         async with asyncio.timeout(CALL_TIMEOUT_S):
             told, _ = await caller.communicate()
