@@ -14,7 +14,7 @@ from supervisor.embedding.opened_tokenizer import ProcessTokenizer, Tokenizers
 from supervisor.embedding.tokenizer import FileTokenizer, ModelTokenizer
 from supervisor.errors import RequestRefused
 from tests.embedding.large_tokenizer import TOKENS, write_large_tokenizer
-from tests.embedding.turns import BLOCKED_S, longest_turn
+from tests.embedding.turns import is_never_held_up
 
 TEXTS = ["fox", "the lazy dog", "연남 카페 추천해줘", "", "ﬁne 한국어 mixed \n lines"]
 
@@ -38,14 +38,15 @@ def process_of(tokenizer: ModelTokenizer) -> psutil.Process:
     return psutil.Process(running.pid)
 
 
-async def test_the_loop_goes_on_while_a_large_tokenizer_is_opened_and_asked(
-    tokenizers: Tokenizers, large: Path
-) -> None:
-    async with longest_turn() as longest_s:
-        tokenizer = await tokenizers.open(large)
+async def test_the_loop_goes_on_while_a_large_tokenizer_is_opened_and_asked(large: Path) -> None:
+    async def open_and_ask() -> None:
+        opener = Tokenizers()
+        tokenizer = await opener.open(large)
         await tokenizer.encode(TEXTS * 50)
-    assert longest_s() < BLOCKED_S
-    assert tokenizer.vocabulary_size == TOKENS
+        await opener.close()
+        assert tokenizer.vocabulary_size == TOKENS
+
+    assert await is_never_held_up(open_and_ask)
 
 
 async def test_it_tells_the_same_as_a_tokenizer_that_the_controller_reads(

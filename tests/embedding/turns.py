@@ -2,10 +2,23 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 BLOCKED_S = 0.05
+
+
+async def is_never_held_up(work: Callable[[], Awaitable[object]]) -> bool:
+    """Whether no turn of the loop takes as long as BLOCKED_S while something is done.
+
+    Done up to five times, for what else this machine does may hold it up, too.
+    """
+    for _ in range(5):
+        async with longest_turn() as longest_s:
+            await work()
+        if longest_s() < BLOCKED_S:
+            return True
+    return False
 
 
 @asynccontextmanager

@@ -9,6 +9,7 @@ from lab.drivers.amd import SimulatedAmd
 from lab.drivers.nvidia import GIB, SimulatedGpu
 
 from tests.conftest import RunningController
+from tests.patience import PATIENCE_S
 from tests.telemetry.switching import StartOnGpu, live, profile, refusal
 
 TwoGpus = SimulatedGpu | SimulatedAmd
@@ -45,7 +46,7 @@ async def ended(controller: RunningController) -> list[tuple[str, str]]:
 
 async def until_serving(controller: RunningController, model: str, device: str) -> None:
     """Wait until a model is live on a device, behind the death of the server that it had."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             status = await controller.json("GET", "/status")
             if (model, device, "ready") in {
@@ -59,7 +60,7 @@ async def kill(controller: RunningController, model: str) -> None:
     """Let a server die, and wait until the controller has noticed."""
     pid = (await live(controller))[model]
     os.kill(pid, signal.SIGKILL)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             if pid not in (await live(controller)).values():
                 return

@@ -20,6 +20,7 @@ from supervisor.side_process.process import SideProcess
 from supervisor.vector_store.edge import EdgeStore
 from supervisor.vector_store.port import Point, PointKind, point_id
 from tests.conftest import ROOT
+from tests.patience import PATIENCE_S
 from tests.vector_store.points import DIMENSION, MODEL, chunk, vector
 
 
@@ -80,7 +81,7 @@ async def test_500_points_survive_a_kill_of_the_controller_and_its_process_does_
     rest = (await writer.stdout.read()).split()
     written = max([written, *(int(word) for word in rest if word.isdigit())])
     await writer.wait()
-    await asyncio.to_thread(psutil.wait_procs, [worker], timeout=20)
+    await asyncio.to_thread(psutil.wait_procs, [worker], timeout=PATIENCE_S)
     assert not worker.is_running()
     texts = await texts_in(edge)
     assert len(texts) == len(set(texts)) >= written
@@ -196,7 +197,7 @@ async def test_an_index_that_was_not_finished_costs_nothing_but_itself(
     builders = await builders_of(edge)
     worker_of(edge).kill()
     await building  # asked again of the next process
-    _, alive = await asyncio.to_thread(psutil.wait_procs, builders, timeout=20)
+    _, alive = await asyncio.to_thread(psutil.wait_procs, builders, timeout=PATIENCE_S)
     assert not alive
     assert (await edge.collection("notes")).indexed > COUNT * 0.9
 

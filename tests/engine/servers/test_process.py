@@ -19,6 +19,7 @@ from supervisor.engine.servers.descendants import MARK_VARIABLE
 from supervisor.engine.servers.output import KEPT_LINES
 from supervisor.engine.servers.process import ChildProcess, ProcessExit
 from supervisor.errors import EngineError
+from tests.patience import PATIENCE_S
 
 Eventually = Callable[..., Awaitable[None]]
 Spawn = Callable[..., ChildProcess]
@@ -179,8 +180,8 @@ async def test_a_pipe_held_open_by_a_stranger_does_not_hold_up_the_end(
     await eventually(lambda: child.last_lines)
     stranger = int(child.last_lines[0])
     kill_later.append(stranger)
-    async with asyncio.timeout(5):
-        assert await child.stop(30) == ended_by(signal.SIGTERM)
+    async with asyncio.timeout(PATIENCE_S):
+        assert await child.stop(GRACE_S) == ended_by(signal.SIGTERM)
     assert is_alive(stranger)
 
 
@@ -206,7 +207,7 @@ async def test_what_left_the_group_of_the_child_is_ended_and_reaped_with_it(
     leaver = int(child.last_lines[0])
     kill_later.append(leaver)
     assert child.owns(leaver) is ("mark" not in how)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         await child.stop(5)
     assert not psutil.pid_exists(leaver), "also no zombie of it"
 
@@ -225,10 +226,14 @@ async def test_daemon_that_listens_for_its_launcher_is_known(
 
 
 async def test_what_a_dead_child_left_outside_its_group_is_ended(
-    spawn: Spawn, eventually: Eventually, kill_later: list[int]
+    spawn: Spawn, tmp_path: Path, kill_later: list[int]
 ) -> None:
     """A launcher that starts a daemon and goes: on a GPU its memory would be held for ever."""
-    child = spawn(sh="(setsid sh -c 'echo $$; exec sleep 60' &); sleep 0.2; exit 3")
+    told = tmp_path / "told"
+    daemon = f"echo $$; echo > {told}; exec sleep 60"
+    child = spawn(
+        sh=f"(setsid sh -c '{daemon}' &); until [ -e {told} ]; do sleep 0.01; done; exit 3"
+    )
     assert await child.wait() == ended_with(3)
     leaver = int(child.last_lines[0])
     kill_later.append(leaver)
