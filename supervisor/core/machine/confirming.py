@@ -24,6 +24,7 @@ from supervisor.core.machine.memory import (
     pause_before_sample,
 )
 from supervisor.core.machine.parking import (
+    is_unmeasured,
     measure_kept,
     parked_by_switch,
     recount_kept,
@@ -150,7 +151,7 @@ def question_device(draft: Draft, device: str, *, may_make_room: bool = False) -
             policy=policy,
             is_freed_at_exit=not is_freed_late,
             is_return=switch.order.is_recovery or switch.phase is Phase.ROLLING_BACK,
-            is_measured=is_freed_late and any(b.baseline(device) is None for b in parked),
+            is_measured=is_freed_late and any(is_unmeasured(draft, b, device) for b in parked),
             asked_at=draft.at,
         ),
     )

@@ -13,8 +13,6 @@ from supervisor.core.machine.values import Backend, BackendState, Target
 from supervisor.core.scheduling.estimates import costs_of
 from supervisor.core.scheduling.values import Costs, Queue, Stay, View
 
-_BESIDE = "it fits beside what is live"
-
 
 class Contention(Struct, frozen=True, kw_only=True):
     """Models that share devices, and that somebody waits for; and who would give way to them.

@@ -202,10 +202,10 @@ def measure_kept(draft: Draft, question: ReleaseQuestion, sample: MemorySample) 
         return question
     left_bytes = max(0, sample.used_bytes - baseline_bytes - _grown(question, sample))
     for backend in parked:
-        most_bytes = _share_before(draft, backend).on(question.device)
-        kept_bytes = min(left_bytes, most_bytes)
-        if most_bytes:
-            _note_kept(draft, backend, _baseline(question, baseline_bytes, sample), kept_bytes)
+        if not is_unmeasured(draft, backend, question.device):
+            continue
+        kept_bytes = min(left_bytes, _share_before(draft, backend).on(question.device))
+        _note_kept(draft, backend, _baseline(question, baseline_bytes, sample), kept_bytes)
         left_bytes -= kept_bytes
         baseline_bytes += kept_bytes
     return replace(question, baseline_used_bytes=baseline_bytes)
@@ -215,9 +215,12 @@ def recount_kept(draft: Draft, sample: MemorySample, waking: Placement) -> None:
     """Count what parked servers keep of a device by a reading of it: less, where it shows less.
 
     More only for the one that is to be woken, and only where the driver lists it: it was taken for
-    less while others gave memory back.
+    less while others gave memory back. One that is not listed is passed over while others are on
+    the device that came after it, for what they take is an estimate; but not where it is about to
+    be woken: it must not be taken to have what it does not.
     """
     device, backends = sample.device, draft.snapshot.backends
+    is_planned = draft.running_switch().phase is Phase.PREFLIGHT
     ours = sample.held_by(HolderRole.CHILD)
     listed = {h.pid: h.used_bytes for h in ours if h.used_bytes is not None}
     for backend in draft.snapshot.parked():
@@ -228,14 +231,16 @@ def recount_kept(draft: Draft, sample: MemorySample, waking: Placement) -> None:
         grown_bytes = _grown_since(baseline.foreign_bytes, sample)
         left_bytes = max(0, sample.used_bytes - baseline.used_bytes - grown_bytes)
         most_bytes = backend.footprint.on(device)
+        is_waking = backend.target.is_same(waking.target)
+        behind = backends[backends.index(backend) + 1 :]
         if backend.pid in listed:
-            # What is left may be too little beside one that takes less than it is accounted for.
             left_bytes = listed[backend.pid]
-            if backend.target.is_same(waking.target):
-                most_bytes = max(most_bytes, waking.footprint.on(device))
+            most_bytes = max(most_bytes, waking.footprint.on(device)) if is_waking else most_bytes
+        elif (is_planned or not is_waking) and any(b.footprint.on(device) for b in behind):
+            continue
         others = (share for share in backend.footprint.shares if share[0] != device)
         kept = Footprint(shares=(*others, (device, min(most_bytes, left_bytes))))
-        draft.put_backend(replace(backend, footprint=kept))
+        _put_kept(draft, backend, kept)
 
 
 def _grown(question: ReleaseQuestion, sample: MemorySample) -> int:
@@ -259,9 +264,19 @@ def _baseline(question: ReleaseQuestion, used_bytes: int, sample: MemorySample) 
 
 def _note_kept(draft: Draft, backend: Backend, baseline: Baseline, kept_bytes: int) -> None:
     kept = Footprint(shares=(*backend.footprint.shares, (baseline.device, kept_bytes)))
+    _put_kept(draft, replace(backend, baselines=(*backend.baselines, baseline)), kept)
+
+
+def _put_kept(draft: Draft, backend: Backend, kept: Footprint) -> None:
+    """Note what a parked server keeps: now, and for the next time that it is to be parked."""
     known = draft.snapshot.scheduling.kept
     draft.set_scheduling(kept=known.set(backend.target.identity, kept))
-    draft.put_backend(replace(backend, footprint=kept, baselines=(*backend.baselines, baseline)))
+    draft.put_backend(replace(backend, footprint=kept))
+
+
+def is_unmeasured(draft: Draft, backend: Backend, device: str) -> bool:
+    """Whether it is not known yet what a server that the switch has parked keeps of a device."""
+    return backend.baseline(device) is None and _share_before(draft, backend).on(device) > 0
 
 
 def _share_before(draft: Draft, backend: Backend) -> Footprint:
@@ -289,8 +304,13 @@ def note_unproved(draft: Draft, question: ReleaseQuestion, sample: MemorySample)
 
 
 def over_budget(draft: Draft, device: str) -> tuple[Backend, ...]:
-    """Return what the running switch has parked and keeps more of a device than its budget has."""
+    """Return what the running switch has parked and keeps more of a device than its budget has.
+
+    What a rollback brings back was there before, whatever its budget is by now.
+    """
     snapshot, placement = draft.snapshot, draft.running_switch().start.placement
+    if draft.running_switch().phase is not Phase.CONFIRMING:
+        return ()
     own = None if placement is None else snapshot.parked_of(placement.target)
     coming_bytes = 0 if placement is None else still_needed(placement.footprint, own).on(device)
     taken_bytes = resident_bytes(snapshot, snapshot.backends, device) + coming_bytes
@@ -336,7 +356,8 @@ def over_the_limit(snapshot: Snapshot) -> Iterator[Backend]:
     held_bytes = sum(b.parked.host_bytes for b in parked if b.parked)
     over_bytes = 0
     if host is not None:
-        taken_bytes = resident_bytes(snapshot, snapshot.backends, host)
+        staying = [b for b in snapshot.backends if b.state is not BackendState.STOPPING]
+        taken_bytes = resident_bytes(snapshot, staying, host)
         over_bytes = taken_bytes - snapshot.devices[host].budget_bytes
     if snapshot.rules.parked_max_bytes is not None:
         over_bytes = max(over_bytes, held_bytes - snapshot.rules.parked_max_bytes)

@@ -52,9 +52,13 @@ class Place(Struct, frozen=True, kw_only=True):
 
     @property
     def giving_way(self) -> tuple[Backend, ...]:
-        """What gives way, before the target starts or behind it; parked ones serve nobody."""
+        """What gives way, before the target starts or behind it.
+
+        Parked ones serve nobody, and twins, which have no turn, make room for all.
+        """
         both = (*self.plan.leaving, *self.plan.retiring)
-        return tuple(b for b in both if b.state is not BackendState.PARKED)
+        serving = (b for b in both if b.state is not BackendState.PARKED)
+        return tuple(b for b in serving if not b.target.is_twin)
 
     @property
     def is_free(self) -> bool:
@@ -242,12 +246,8 @@ def _refusal(
 
 
 def _refuse_taken(order: Order, place: Place, at: float) -> Refusal | None:
-    """Return that nobody may be made to leave for the order there, where somebody had to.
-
-    Twins make room for all.
-    """
-    live = [b for b in place.giving_way if b.state is BackendState.READY]
-    others = [b for b in live if not b.target.is_twin]
+    """Return that nobody may be made to leave for the order there, where somebody had to."""
+    others = [b for b in place.giving_way if b.state is BackendState.READY]
     is_held = order.requested_by in {SCHEDULER, CLOCK, IDLENESS} and place.held_until > at
     if not others or not (order.gives_way or is_held):
         return None

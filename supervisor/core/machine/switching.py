@@ -20,8 +20,9 @@ What always holds of a switch (`invariants` checks it after every step):
    `roll_back` leave them and clear it or end the switch; its exit is `fail_start`. Nobody else
    puts a backend into STARTING.
 3. *A question is open exactly while memory is confirmed*, in CONFIRMING and ROLLING_BACK, and is
-   about the device of what is placed: `question_device` opens it with the phase, and the decision
-   that closes it leaves the phase, or opens the next one, in the same step.
+   about a device of what is placed, of what is parked for it, or, unloading, of what leaves:
+   `question_device` opens it with the phase, and the decision that closes it leaves the phase, or
+   opens the next one, in the same step.
 4. *A rollback has a failure to report*: `rollback.failure` is set exactly in ROLLING_BACK and
    RESTORING. `roll_back` enters with it, and every way out ends the switch.
 5. *A switch does not hang*: each phase has a moment at which it goes on, or an answer is on its way

@@ -76,6 +76,7 @@ def expire_waiters(draft: Draft) -> None:
 
 def refuse_outside(draft: Draft) -> None:
     """A period has begun: refuse those who wait for what it does not serve, and may not wait on."""
+    spilling: list[Waiter] = []
     for key, line in draft.snapshot.requests.lines.items():
         is_served = backend_for(draft.snapshot, key.model) is not None
         if key.kind is Kind.BYSTANDER or is_served or is_under_way(draft.snapshot, key.model):
@@ -85,9 +86,10 @@ def refuse_outside(draft: Draft) -> None:
             if refusal is not None:
                 draft.set(requests=leave_line(draft.snapshot.requests, waiter.request_id))
                 if waiter.may_spill:
-                    admit_again(draft, [waiter])
+                    spilling.append(waiter)
                 else:
                     refuse(draft, waiter.request_id, refusal)
+    admit_again(draft, spilling)
 
 
 def oldest_waiter(snapshot: Snapshot) -> Waiter | None:

@@ -1,5 +1,7 @@
 """A server that gives its memory up and lives on: parked, proved, counted, woken, or stopped."""
 
+from typing import TypeGuard
+
 import pytest
 from immutables import Map
 from msgspec.structs import replace
@@ -293,6 +295,52 @@ def test_what_the_driver_lists_of_one_that_wakes_need_not_be_free_as_well() -> N
     assert place.answer_until_the_gate_decides(show) == (
         UnparkBackend(epoch=chat, target=PARKING_CHAT),
     )
+
+
+def test_a_rollback_wakes_what_was_parked_though_its_budget_is_lower_by_now() -> None:
+    place = fail_a_start_for_which_chat_was_parked(kept_gib=1)
+    place.tell(DeviceFound, device=replace(EXCLUSIVE, budget_bytes=16 * GIB))
+    (wake,) = place.confirm(1 * GIB)
+    assert isinstance(wake, UnparkBackend)
+
+
+def test_what_is_found_to_be_kept_counts_the_next_time_it_is_to_be_parked(
+    place: Place, chat: int
+) -> None:
+    embed = place.switch_to(EMBED, left_gib=8)  # its memory was on the way back
+    place.begin(PARKING_CHAT, need_gib=8, used_gib=10)
+    place.reap(embed)
+    place.show(1 * GIB)
+    (kept,) = dict(place.snapshot.scheduling.kept).values()
+    assert kept.on("gpu0") == 1 * GIB
+    assert place.backend(chat).footprint == kept
+
+
+def test_what_is_kept_is_not_counted_by_what_others_were_taken_to_need(
+    place: Place, chat: int
+) -> None:
+    """Embed takes less than the 8 GiB that it is accounted for."""
+    place.begin(EMBED, need_gib=8)
+    place.park(chat)
+    place.start(1 * GIB)
+    place.begin(RERANK, used_gib=7)
+    assert place.backend(chat).footprint.on("gpu0") == 1 * GIB
+
+
+def test_one_that_is_being_stopped_is_not_missed_twice() -> None:
+    place = Place()
+    chat = place.make_live(PARKING_CHAT)
+    embed = place.switch_to(PARKING_EMBED, left_gib=1)
+    place.begin(RERANK, used_gib=9)
+    place.park(embed)
+    place.start(2 * GIB)
+    lower = replace(HOST, budget_bytes=12 * GIB)
+    assert [c.epoch for c in place.tell(DeviceFound, device=lower) if is_stop(c)] == [chat]
+    assert [c for c in place.tell(DeviceFound, device=EXCLUSIVE) if is_stop(c)] == []
+
+
+def is_stop(command: Command) -> TypeGuard[ReleaseMemory]:
+    return isinstance(command, ReleaseMemory)
 
 
 def test_parked_servers_make_way_for_what_a_rollback_brings_back() -> None:

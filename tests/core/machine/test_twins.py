@@ -259,6 +259,21 @@ def test_twin_makes_room_before_all_others() -> None:
     assert story.epoch_of("tiny") == tiny
 
 
+def test_twin_that_works_has_no_turn_that_others_would_wait_for() -> None:
+    story = TwinStory(host=replace(HOST, budget_bytes=2 * GIB, is_exclusive=True))
+    story.know_the_vectors()
+    story.make_live(CHAT)
+    twin = story.start_twin()
+    assert granted_in(story.ask("busy")) == [("busy", twin)]
+
+    story.now += 1.0
+    (check,) = story.tell(
+        RequestArrived, request_id="t", target=SMALL_MODEL, may_wait=True, may_switch=True
+    )
+    assert isinstance(check, CheckTarget)
+    assert check.target == SMALL_MODEL
+
+
 def test_twin_stays_where_a_switch_replaces_all_else() -> None:
     story = TwinStory(rules=replace(RULES, replaces=True))
     story.make_live(CHAT)
