@@ -39,6 +39,9 @@ enough to fill its batches."""
 IDLE_S = 1.0
 """Seconds between looks for what has become due by itself."""
 
+_QUEUES_FAULTS = frozenset({"queue_unreachable", "storage_full"})
+"""Why a handler may fail that asks the queue; see `JobQueue`. Lines are not to blame for that."""
+
 _FAREWELL_S = 5.0
 """Seconds in which an ending worker gives back what it has; else its leases lapse."""
 
@@ -102,15 +105,21 @@ class Worker:
     async def _answer(self) -> None:
         given_up = [line for line in self._mine.values() if line.attempts > MAX_ATTEMPTS]
         await self._record([self._give_up(line, "nobody lived to finish it") for line in given_up])
+        is_their_fault = True
         try:
             if self._mine:
                 async for outcomes in self._handler.answer(list(self._mine.values())):
                     await self._record(outcomes)
             reason = "it was not answered"
         except Exception as error:
-            log.exception("job.lines_failed", kind=self._kind)
             reason = f"{type(error).__name__}: {error}"
-        await self._record([NotDone(line=line, reason=reason) for line in self._mine.values()])
+            is_their_fault = getattr(error, "code", "") not in _QUEUES_FAULTS
+            if is_their_fault:
+                log.exception("job.lines_failed", kind=self._kind)
+            else:
+                log.warning("job.lines_given_back", kind=self._kind, reason=str(error))
+        lines = self._mine.values()
+        await self._record([NotDone(line=x, reason=reason, counts=is_their_fault) for x in lines])
 
     async def _keep_leases(self) -> bool:
         """Prolong what is left; returns whether anything is."""

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from supervisor.errors import RequestRefused
 from supervisor.jobs import worker
 from supervisor.jobs.disk_files import DiskFiles
 from supervisor.jobs.handling import NotDone, Outcome
@@ -157,14 +158,18 @@ async def test_a_line_that_fails_is_tried_again_until_it_is_given_up(
     assert job.reason.endswith("no")
 
 
+@pytest.mark.parametrize("way", ["says so", "the queue does not answer it"])
 async def test_a_line_that_is_not_at_fault_is_never_given_up(
-    queue: JobQueue, start_runner: StartRunner
+    queue: JobQueue, start_runner: StartRunner, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
+    monkeypatch.setattr(worker, "BUSY_PAUSE_S", 0.0)
     handler = Shouting(queue, 1)
     turns = iter(range(3 * MAX_ATTEMPTS))
 
     async def fault(line: Line) -> Outcome | None:
         is_busy = next(turns, None) is not None
+        if is_busy and way != "says so":
+            raise RequestRefused("queue_unreachable", "it does not answer")
         return NotDone(line=line, reason="busy", counts=False, after_s=0.0) if is_busy else None
 
     handler.fault = fault
