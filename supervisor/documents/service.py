@@ -123,7 +123,14 @@ class DocumentService:
             return await self._jobs.add_file(new.content, new.file_name or "file", PURPOSE, None)
         path, content = self._work_dir / f"text-{token_hex(8)}", new.content.encode()
         try:
-            await asyncio.to_thread(path.write_bytes, content)
+            try:
+                await asyncio.to_thread(path.write_bytes, content)
+            except OSError as error:
+                raise RequestRefused(
+                    "storage_full",
+                    f"{self._work_dir} cannot take a document: {error.strerror}; make room on its "
+                    "disk",
+                ) from error
             return await self._jobs.add_file(path, "text", PURPOSE, None)
         finally:
             await asyncio.to_thread(path.unlink, missing_ok=True)

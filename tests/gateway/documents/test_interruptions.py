@@ -1,6 +1,7 @@
 """Documents whose controller, or whose reader, is killed in the middle."""
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -79,6 +80,20 @@ def test_a_document_is_read_again_when_its_reader_is_killed(tmp_path: Path) -> N
             os.kill(reader.pid, signal.SIGKILL)
         again = caller.json("POST", "/documents", {"id": "again", "text": "a reader comes back"})
         assert again["chunks"] == 1
+
+
+def test_a_document_that_cannot_be_written_down_is_refused_with_the_reason(tmp_path: Path) -> None:
+    setting: Any = {"files": {"supervisor.yaml": SETTINGS}, "data": tmp_path / "data"}
+    with serving(tmp_path, server={}, **setting) as running:
+        caller = Caller(running.port)
+        text = {"text": "so that the room for work is there", "store": False}
+        caller.json("POST", "/documents", text)
+        shutil.rmtree(tmp_path / "data" / "job-work")
+        error = caller.json("POST", "/documents", text, status=507)["error"]
+        assert error["code"] == "storage_full"
+        assert "cannot take a document: No such file" in error["message"]
+        (tmp_path / "data" / "job-work").mkdir()
+        caller.json("POST", "/documents", text)
 
 
 def readers(controller: int) -> Iterator[psutil.Process]:
