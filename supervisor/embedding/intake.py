@@ -61,7 +61,7 @@ def look_at(
             "leave out `fallback_profile`, or choose an engine that takes ids",
         )
     if twin is not None:
-        _require_alike(own, _look_at(twin, engines, tokenizer))
+        _require_alike(own, _abilities_of(twin, engines))
     limits = [each.limit for each in (own, *others) if each.limit is not None]
     return replace(
         own,
@@ -71,9 +71,16 @@ def look_at(
     )
 
 
-def _look_at(resolved: ResolvedModel, engines: Engines, tokenizer: ModelTokenizer | None) -> Intake:
+def _abilities_of(resolved: ResolvedModel, engines: Engines) -> Abilities:
     try:
-        abilities = engines.choose(resolved.profile.engine).abilities(resolved)
+        return engines.choose(resolved.profile.engine).abilities(resolved)
+    except (EngineError, ModelFileError) as error:
+        raise RequestRefused("target_cannot_start", str(error)) from error
+
+
+def _look_at(resolved: ResolvedModel, engines: Engines, tokenizer: ModelTokenizer | None) -> Intake:
+    abilities = _abilities_of(resolved, engines)
+    try:
         file = look_at_model(resolved, abilities)
     except (EngineError, ModelFileError) as error:
         raise RequestRefused("target_cannot_start", str(error)) from error
@@ -96,9 +103,9 @@ def _look_at(resolved: ResolvedModel, engines: Engines, tokenizer: ModelTokenize
     )
 
 
-def _require_alike(own: Intake, twin: Intake) -> None:
-    takes_other = own.tokenizer is not None and own.takes_ids is not twin.takes_ids
-    tells_less = own.tokenizer is None and own.tells_tokens and not twin.tells_tokens
+def _require_alike(own: Intake, twin: Abilities) -> None:
+    takes_other = own.tokenizer is not None and own.takes_ids is not twin.takes_token_ids
+    tells_less = own.tokenizer is None and own.tells_tokens and twin.tokenize is None
     if takes_other or tells_less:
         what = "takes token ids" if takes_other else "tells how many tokens a text has"
         raise RequestRefused(

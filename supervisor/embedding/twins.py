@@ -143,16 +143,12 @@ class Twins:
             backend = before.backend(event.epoch)
             if backend is not None and after.backend(event.epoch) != backend:
                 self._note(backend.target, event.reason)
-        for command in commands:
-            target = before.switch.target if before.switch is not None else None
-            if (
-                isinstance(command, FinishSwitch)
-                and before.switch is not None
-                and command.report.switch_id == before.switch.switch_id  # another may end in a step
-                and target is not None
-                and target.is_twin
-            ):
-                self._note_end(target, command.report.refusal)
+        switch = before.switch
+        if switch is None or switch.target is None or not switch.target.is_twin:
+            return
+        for command in commands:  # among which another switch may end
+            if isinstance(command, FinishSwitch) and command.report.switch_id == switch.switch_id:
+                self._note_end(switch.target, command.report.refusal)
 
     def describe(self, snapshot: Snapshot) -> list[dict[str, Any]]:
         """Write how each twin stands as JSON."""

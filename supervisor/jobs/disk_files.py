@@ -48,7 +48,7 @@ class DiskFiles:
         try:
             kept, is_new = await asyncio.to_thread(self._add, file, path)
         except asyncio.CancelledError:
-            self._used_bytes = None  # it may be kept all the same
+            self._used_bytes = None  # the file may have been kept
             raise
         except OSError as error:
             raise RequestRefused(

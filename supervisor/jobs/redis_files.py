@@ -77,7 +77,7 @@ class RedisFiles:
             with contextlib.suppress(RequestRefused):
                 await self._connection.ask("UNLINK", parts)
             raise
-        # Where this gets no answer, it may be kept all the same; if not, its parts expire.
+        # Where no answer comes, the file may have been kept; if not, its parts expire.
         told = (file.id, _encode(known), parts, known.size_bytes)
         present = await self._connection.run(_KEEP, *told)
         await asyncio.to_thread(path.unlink)

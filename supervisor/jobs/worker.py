@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from supervisor.core.pauses import doubled_pause_s
+from supervisor.errors import RequestRefused
 from supervisor.jobs.handling import JobHandler, NotDone, Outcome
 from supervisor.jobs.insisting import Insisting
 from supervisor.jobs.port import JobQueue
@@ -113,7 +114,8 @@ class Worker:
             reason = "it was not answered"
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
-            is_their_fault = getattr(error, "code", "") not in _QUEUES_FAULTS
+            is_queues = isinstance(error, RequestRefused) and error.code in _QUEUES_FAULTS
+            is_their_fault = not is_queues
             if is_their_fault:
                 log.exception("job.lines_failed", kind=self._kind)
             else:

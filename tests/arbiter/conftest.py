@@ -4,7 +4,6 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -17,9 +16,9 @@ from supervisor.core.machine.memory import MemoryPolicy, MemorySample
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.switch import SwitchReport
 from supervisor.core.machine.values import Device, Limits, Mode, Stop, Target, TargetNeed
-from supervisor.engine.port import Address, Launch
 from supervisor.engine.servers.backend import Backend
 from supervisor.engine.servers.process import ProcessExit
+from tests.launches import launch_of
 from tests.patience import PATIENCE_S
 
 Eventually = Callable[..., Awaitable[None]]
@@ -42,15 +41,7 @@ class FakeBackend:
     """A backend without a process. It is ready, and gone, when the test says so."""
 
     def __init__(self, target: Target, epoch: int) -> None:
-        self.launch = Launch(
-            argv=(),
-            env={},
-            address=Address(socket_path=Path(f"/run/backend-{epoch}.sock")),
-            api_key="",
-            model=target.model,
-            profile=target.profile,
-            epoch=epoch,
-        )
+        self.launch = launch_of(target, epoch)
         self.model = target.model
         self.epoch = epoch
         self.process = FakeProcess(pid=1000 + epoch)

@@ -12,7 +12,6 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lab.drivers.amd import SimulatedAmd
@@ -20,9 +19,9 @@ from lab.drivers.nvidia import GIB, SimulatedGpu
 
 from supervisor.core.byte_size import MIB
 from supervisor.core.machine.values import Park, Stop, Target
-from supervisor.engine.port import Address, Launch
 from supervisor.engine.servers.parking import NotParked
 from supervisor.engine.servers.process import ProcessExit
+from tests.launches import launch_of
 
 GPUS = ("gpu0", "gpu1")
 TOTAL_BYTES = 100 * GIB  # of each
@@ -97,15 +96,7 @@ class HoldingBackend:
         *,
         on_waking: Callable[["HoldingBackend"], None],
     ) -> None:
-        self.launch = Launch(
-            argv=(),
-            env={},
-            address=Address(socket_path=Path(f"/run/backend-{epoch}.sock")),
-            api_key="",
-            model=target.model,
-            profile=target.profile,
-            epoch=epoch,
-        )
+        self.launch = launch_of(target, epoch)
         self.target, self.model, self.epoch, self.process = target, target.model, epoch, process
         self.is_gone = asyncio.Event()
         self.prompts_saved = self.prompts_restored = None

@@ -238,9 +238,10 @@ def recount_kept(draft: Draft, sample: MemorySample, waking: Placement) -> None:
             most_bytes = max(most_bytes, waking.footprint.on(device)) if is_waking else most_bytes
         elif (is_planned or not is_waking) and any(b.footprint.on(device) for b in behind):
             continue
-        others = (share for share in backend.footprint.shares if share[0] != device)
-        kept = Footprint(shares=(*others, (device, min(most_bytes, left_bytes))))
-        _put_kept(draft, backend, kept)
+        kept_bytes = min(most_bytes, left_bytes)
+        if kept_bytes != backend.footprint.on(device):
+            others = (share for share in backend.footprint.shares if share[0] != device)
+            _put_kept(draft, backend, Footprint(shares=(*others, (device, kept_bytes))))
 
 
 def _grown(question: ReleaseQuestion, sample: MemorySample) -> int:
