@@ -129,7 +129,8 @@ class Workers:
     def _wake(self) -> None:
         """Send what is due, or ask for leases for it, as many at once as there may be."""
         self._is_waking = False
-        while (due := self._due()) > 0 and (priority := self.queue.most_urgent) is not None:
+        now = time.monotonic()
+        while (due := self._due(now)) > 0 and (priority := self.queue.most_urgent) is not None:
             lease = self._arbiter.lease_at_once(self.target, priority, may_spill=self._may_spill)
             if lease is None:
                 for _ in range(due):
@@ -144,15 +145,15 @@ class Workers:
         if self._asking:
             self._count_callers()
         if self.rules.limits.wait_s:
-            self._set_alarm()
+            self._set_alarm(now)
 
-    def _due(self) -> int:
+    def _due(self, now: float) -> int:
         """Return for how many batches there is to be a worker that there is not."""
         asking = len(self._asking)
         free = self.rules.limits.at_once(self.running) - len(self._running) - asking
         if free <= 0:
             return 0
-        return min(free, self.queue.due(self.rules.limits, time.monotonic()) - asking)
+        return min(free, self.queue.due(self.rules.limits, now) - asking)
 
     def _ask(self, priority: Priority) -> None:
         asked = AskedLease(self._arbiter.new_request_id(), priority)
@@ -187,16 +188,15 @@ class Workers:
         is_urgent = self.queue.most_urgent is Priority.INTERACTIVE
         return is_urgent and {each.priority for each in self._asking.values()} == {Priority.BATCH}
 
-    def _set_alarm(self) -> None:
-        """Wake when the next batch is due that is not yet."""
+    def _set_alarm(self, seen_at: float) -> None:
+        """Wake when the next batch is due that was not when the queue was looked at."""
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
-        now = time.monotonic()
-        due_at = self.queue.due_after(self.rules.limits, now)
+        due_at = self.queue.due_after(self.rules.limits, seen_at)
         if due_at is not None:
             loop = asyncio.get_running_loop()
-            self._alarm = loop.call_later(due_at - now, self._wake_soon)
+            self._alarm = loop.call_later(due_at - time.monotonic(), self._wake_soon)
 
     async def _send_in_turn(self, asked: AskedLease) -> None:
         """Send a batch once the model's turn has come."""

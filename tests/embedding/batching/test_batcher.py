@@ -4,7 +4,10 @@ import asyncio
 import math
 import os
 import signal
+import time
 import tracemalloc
+from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -89,6 +92,17 @@ async def test_a_batch_that_may_wait_is_sent_when_its_time_is_over(bench: Bench)
     await bench.queued(1)
     assert not errors_of(await gather(first, bench.begin("two")))
     assert await bench.batches() == [["one", "two"]]
+
+
+@pytest.mark.parametrize("batching", [{"max_batch_size": 100, "batch_wait_ms": 60_000}])
+async def test_a_batch_whose_time_is_over_between_two_looks_at_the_clock_is_sent(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Timers may fire a little early: it is not due yet then, and a moment later it is."""
+    looks = count()
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + 40 * next(looks))
+    monkeypatch.setattr(workers, "time", clock)
+    assert (await bench.compute("alone")).vectors == own_vectors("alone")
 
 
 # What a server answers
