@@ -296,12 +296,12 @@ class Arbiter:
                 return False
             return lease_moves_wakeup(before, after)
         self._check_invariants(event)
+        self._perform_all(commands)  # what is to be done comes first: observers write files
         for observe in self._observers:
             try:
-                observe(event, before, self._snapshot, commands)
+                observe(event, before, after, commands)
             except Exception as error:  # noqa: BLE001 - whoever watches never stops the machine
                 self._note_failed_observer(observe, event, error)
-        self._perform_all(commands)
         return True
 
     def _perform_all(self, commands: tuple[Command, ...]) -> None:

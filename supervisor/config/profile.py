@@ -80,7 +80,11 @@ class ProfileMemory(Settings):
         description="Bytes by which use may exceed the baseline and still count as released.",
     )
     stable_samples: int = Field(
-        default=3, ge=1, le=64, description="Consecutive samples that must show the memory free."
+        default=3,
+        ge=1,
+        le=64,
+        description="Consecutive samples of a GPU that must show the memory free; of the host's, "
+        "which is given back with the process, one.",
     )
     release_timeout_s: Seconds = Field(
         default=10.0,

@@ -151,6 +151,11 @@ class ReleaseQuestion(Struct, frozen=True, kw_only=True):
     is_measured: bool = False
 
     @property
+    def wanted_samples(self) -> int:
+        """Readings in a row that must show enough: one where no driver gives memory back late."""
+        return 1 if self.is_freed_at_exit else self.policy.stable_samples
+
+    @property
     def allowed_bytes(self) -> int:
         """By how much use may exceed the baseline: the tolerance, for each server that ended."""
         return self.policy.tolerance_bytes * (1 + self.baseline_exits)
@@ -173,7 +178,7 @@ def judge_release(question: ReleaseQuestion, samples: Sequence[MemorySample]) ->
     if not samples:
         return GateDecision(state=GateState.WAITING, reason="no sample yet")
     enough, sentence = _is_enough_free(question, samples[-1])
-    wanted = question.policy.stable_samples
+    wanted = question.wanted_samples
     if enough and _is_stable(question, samples):
         return GateDecision(state=GateState.CONFIRMED, reason=sentence)
     if enough:
@@ -255,7 +260,7 @@ def _name_others(question: ReleaseQuestion, sample: MemorySample) -> str:
 
 def _is_stable(question: ReleaseQuestion, samples: Sequence[MemorySample]) -> bool:
     """The last N samples all show enough, so that a passing dip does not open the gate."""
-    wanted = question.policy.stable_samples
+    wanted = question.wanted_samples
     last = samples[-wanted:]
     used = [sample.used_bytes for sample in last]
     if question.is_measured and max(used) - min(used) > question.policy.tolerance_bytes:

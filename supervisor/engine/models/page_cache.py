@@ -97,7 +97,7 @@ class FileWarmer:
     def _read_one(
         self, path: Path, should_stop: threading.Event, progress: "_Progress"
     ) -> str | None:
-        buffer = bytearray(CHUNK_BYTES)
+        buffer = bytearray()
         with _opened(path) as fd:
             # Looked at before anything is read: later, our own readahead would count.
             for chunk in list(look_at_chunks(path, fd)):
@@ -108,6 +108,8 @@ class FileWarmer:
                     continue
                 if not self._has_room(progress.total_bytes):
                     return MEMORY_IS_SHORT
+                # Made for the first of them: it takes milliseconds in which nobody else runs.
+                buffer = buffer or bytearray(CHUNK_BYTES)
                 _read(fd, chunk, buffer)
                 progress.read_bytes += chunk.missing_bytes
         return None

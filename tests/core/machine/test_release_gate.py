@@ -199,6 +199,13 @@ def test_gate_asks_for_as_many_stable_samples_as_the_policy_says(wanted: int) ->
     assert state(asked, in_a_row(*[0] * wanted)) is GateState.CONFIRMED
 
 
+def test_host_memory_is_given_back_with_the_process_so_that_one_sample_is_proof() -> None:
+    asked = question(is_freed_at_exit=True)
+
+    assert state(asked, in_a_row(20 * GIB)) is GateState.WAITING
+    assert state(asked, in_a_row(20 * GIB, 0)) is GateState.CONFIRMED
+
+
 def test_gate_fails_closed_at_the_timeout_and_says_what_is_missing() -> None:
     asked = question(need=8 * GIB, baseline=1 * GIB)
     before = [sample(20 * GIB, after_s=9.9)]
@@ -297,7 +304,7 @@ def shows_release(asked: ReleaseQuestion, one: MemorySample) -> bool:
 def test_gate_confirms_exactly_when_the_last_samples_all_show_release(
     asked: ReleaseQuestion, samples: list[MemorySample]
 ) -> None:
-    wanted = asked.policy.stable_samples
+    wanted = 1 if asked.is_freed_at_exit else asked.policy.stable_samples
     last = samples[-wanted:]
     is_released = len(last) == wanted and all(shows_release(asked, one) for one in last)
 
