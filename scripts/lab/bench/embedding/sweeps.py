@@ -1,7 +1,9 @@
 """Sweeps on the processors: how long requests take, by threads, texts in a request and callers.
 
 Every row is a burst of that many requests at once, again and again, each burst after the answers of
-the one before; the service and the bare server take turns, burst by burst. A second sweep is by how
+the one before; the service and the bare server take turns, burst by burst. The bare server is sent
+the token ids that the service makes of the texts: its own tokenizer loses most of a Korean text, so
+that it would have half as much to compute. A second sweep is by how
 many batches the service sends at once and how many inputs may wait; there some requests get 429.
 """
 
@@ -24,7 +26,10 @@ from lab.harness.setting import EMBEDDING_MODEL, Setting, with_changes
 
 NAME = "sweeps"
 
-TEXTS: Mapping[str, Sequence[str]] = {"short": SHORT, "long": LONG}
+Inputs = Mapping[str, Sequence[Any]]
+"""Texts, or the token ids of each, by their length."""
+
+TEXTS: Inputs = {"short": SHORT, "long": LONG}
 THREADS, BATCHES, CALLERS = (1, 2, 4), (1, 4, 8, 16), (1, 5, 10)
 MAX_CONCURRENT, BOUNDS = (1, 2, 4, 8), (4, 100_000)
 
@@ -64,9 +69,11 @@ def _by_threads(setting: Setting) -> Iterator[Measured]:
     """Measure both sides by threads, length, texts in a request, and callers."""
     for threads in THREADS:
         with _sides(setting, f"threads-{threads}", {"threads": threads}, {}) as sides:
+            ours, bare = sides
+            ids = {length: _ids_of(texts, ours) for length, texts in TEXTS.items()}
             for length, batch, callers in product(TEXTS, BATCHES, CALLERS):
                 cell = Cell(threads=threads, length=length, batch=batch, callers=callers)
-                yield _row(cell, sides, setting.rounds)
+                yield _row(cell, ((ours, TEXTS), (bare, ids)), setting.rounds)
 
 
 def _by_bounds(setting: Setting) -> Iterator[Measured]:
@@ -87,7 +94,7 @@ def _by_bounds(setting: Setting) -> Iterator[Measured]:
                     callers=callers,
                     batching={**batching, **queue},
                 )
-                yield _row(cell, (ours, None), setting.rounds)
+                yield _row(cell, ((ours, TEXTS),), setting.rounds)
 
 
 @contextmanager
@@ -109,25 +116,33 @@ def _sides(
         yield controller, bare
 
 
-def _row(cell: Cell, sides: tuple[Server, Server | None], rounds: int) -> Measured:
-    """Take turns, burst by burst, so that both have the same machine."""
-    load = _load(cell)
-    ours, bare, warm_up = Taken(), Taken(), Taken()
+def _ids_of(texts: Sequence[str], service: Server) -> list[list[int]]:
+    told = service.call("POST", f"/tokenize?model={EMBEDDING_MODEL}", {"inputs": texts})
+    return [[token["id"] for token in tokens] for tokens in told]
+
+
+def _row(cell: Cell, sides: Sequence[tuple[Server, Inputs]], rounds: int) -> Measured:
+    """Take turns, burst by burst, so that both have the same machine; the service comes first."""
+    loads = [(server.endpoint, _load(cell, inputs)) for server, inputs in sides]
+    taken, warm_up = [Taken() for _ in sides], [Taken() for _ in sides]
     bursts = max(rounds, ceil(LEAST_REQUESTS / cell.callers))
-    for takers in ((warm_up, warm_up), *((ours, bare),) * bursts):
-        for server, taken in zip(sides, takers, strict=True):
-            if server is not None:
-                _burst(load, server.endpoint, cell.callers, taken)
+    for takers in (warm_up, *(taken,) * bursts):
+        for (endpoint, load), taker in zip(loads, takers, strict=True):
+            _burst(load, endpoint, cell.callers, taker)
+    ours, *bare = taken
     return Measured(
-        cell=cell, latencies_s=ours.latencies_s, refused=ours.refused, direct_s=bare.latencies_s
+        cell=cell,
+        latencies_s=ours.latencies_s,
+        refused=ours.refused,
+        direct_s=bare[0].latencies_s if bare else [],
     )
 
 
-def _load(cell: Cell) -> LeanLoad:
-    texts = TEXTS[cell.length]
+def _load(cell: Cell, given: Inputs) -> LeanLoad:
+    some = given[cell.length]
     inputs = [
-        [texts[(start + number) % len(texts)] for number in range(cell.batch)]
-        for start in range(len(texts))
+        [some[(start + number) % len(some)] for number in range(cell.batch)]
+        for start in range(len(some))
     ]
     fixed = {"model": EMBEDDING_MODEL, "encoding_format": "base64"}
     requests = [post("/v1/embeddings", {**fixed, "input": each}) for each in inputs]
