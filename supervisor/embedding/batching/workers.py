@@ -20,7 +20,7 @@ from supervisor.core.scheduling.values import Priority
 from supervisor.embedding.batching.batches import Batch, Caller
 from supervisor.embedding.batching.exchange import Outcome, send_batch, unusable
 from supervisor.embedding.batching.measures import Measures
-from supervisor.embedding.batching.pending import AskedLease, SentBatch
+from supervisor.embedding.batching.pending import AskedLease, SentBatch, caller_shares, in_a_moment
 from supervisor.embedding.batching.queue import Amount, BatchQueue
 from supervisor.embedding.batching.rules import RulesOf
 from supervisor.embedding.values import made_for_another
@@ -124,11 +124,12 @@ class Workers:
         """See to it that what is due is sent, once all that came together is in the queue."""
         if not self._is_waking:
             self._is_waking = True
-            asyncio.get_running_loop().call_soon(self._wake)
+            in_a_moment(self._wake)
 
     def _wake(self) -> None:
         """Send what is due, or ask for leases for it, as many at once as there may be."""
         self._is_waking = False
+        self._withdraw()
         now = time.monotonic()
         while (due := self._due(now)) > 0 and (priority := self.queue.most_urgent) is not None:
             lease = self._arbiter.lease_at_once(self.target, priority, may_spill=self._may_spill)
@@ -170,18 +171,12 @@ class Workers:
     def _count_callers(self) -> None:
         """Tell the scheduler how many callers wait for the leases that are asked for.
 
-        It would else see a request for each, however many wait. All but one for each of the others
-        are said to wait for the first of their priority.
+        It would else see a request for each, however many wait.
         """
-        known = [asked for asked in self._asking.values() if asked.callers]
-        for priority in Priority:
-            asking = [asked for asked in known if asked.priority is priority]
-            if not asking:
-                continue
-            callers = max(1, self.queue.callers(priority) - len(asking) + 1)
-            if callers != asking[0].callers:
-                asking[0].callers = callers
-                self._arbiter.count_callers(asking[0].request_id, callers)
+        for asked, callers in caller_shares(self._asking.values(), self.queue.callers):
+            if callers != asked.callers:
+                asked.callers = callers
+                self._arbiter.count_callers(asked.request_id, callers)
 
     def _is_urgent_behind_batch(self) -> bool:
         """Whether somebody urgent waits, and all who ask for a lease ask for it as batch work."""
@@ -299,12 +294,10 @@ class Workers:
         self._end(sent)
 
     def _end(self, sent: SentBatch) -> None:
-        """Set its worker free for what is due next."""
+        """Set its worker free for what is due next; the model is not left between the two."""
         del self._running[sent.batch]
-        sent.lease.end(sent.batch.present)
-        if sent.over is not None and not sent.over.done():
-            sent.over.set_result(None)
         self._wake_soon()
+        in_a_moment(sent.give_back)
 
     def _settle(self, sent: SentBatch, outcome: Sequence[bytes] | RequestRefused) -> None:
         backend, batch = sent.lease.backend, sent.batch
@@ -340,7 +333,11 @@ class Workers:
     async def _find_out(self, sent: SentBatch, error: BackendUnreachable) -> None:
         """See whether the server of a batch died, and what is to be done then."""
         patience_s = self._arbiter.snapshot.limits.hold_timeout_s
-        is_dead = await sent.lease.backend.is_found_dead(patience_s)
+        try:
+            is_dead = await sent.lease.backend.is_found_dead(patience_s)
+        except Exception as failure:  # noqa: BLE001 - as in `_finish`
+            self._give_up(sent, failure)
+            return
         self._finish(sent, partial(self._repeat, sent, error, is_dead=is_dead))
 
     def _repeat(self, sent: SentBatch, error: BackendUnreachable, *, is_dead: bool) -> None:

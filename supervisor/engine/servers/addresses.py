@@ -79,7 +79,11 @@ async def accepts_connections(address: Address) -> bool:
     family = socket.AF_UNIX if address.socket_path is not None else socket.AF_INET
     name = str(address.socket_path) if address.socket_path else ("127.0.0.1", address.port or 0)
     loop = asyncio.get_running_loop()
-    with socket.socket(family) as connection:
+    try:
+        connection = socket.socket(family)
+    except OSError:  # we have run out of descriptors, which says nothing of the server
+        return True
+    with connection:
         connection.setblocking(False)
         try:
             async with asyncio.timeout(_CONNECT_TIMEOUT_S):

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from supervisor.core.machine.events import Event, RequestEnded
 from supervisor.core.scheduling.values import Priority
 from supervisor.embedding.batching import workers
 from supervisor.embedding.values import ComputedPieces, Piece
@@ -105,6 +106,28 @@ async def test_a_batch_whose_time_is_over_between_two_looks_at_the_clock_is_sent
     assert (await bench.compute("alone")).vectors == own_vectors("alone")
 
 
+@pytest.mark.parametrize("batching", [{"max_concurrent": 1, "max_batch_size": 2}])
+async def test_the_model_has_work_from_the_first_batch_to_the_last(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would else be left between two of them, for another that waits."""
+    arbiter, in_flight = bench.parts.arbiter, []
+    await bench.compute("one")
+    post = arbiter.post
+
+    def watched(event: Event) -> None:
+        post(event)
+        if isinstance(event, RequestEnded):
+            in_flight.append(arbiter.snapshot.ready_backends()[0].in_flight)
+
+    monkeypatch.setattr(arbiter, "post", watched)
+    await bench.compute(*(f"text {number}" for number in range(8)))
+    await until(lambda: not arbiter.snapshot.ready_backends()[0].in_flight)
+    last = in_flight.index(0)
+    assert last >= 3  # of four batches
+    assert not any(in_flight[last:])
+
+
 # What a server answers
 
 
@@ -131,6 +154,23 @@ async def test_only_the_guilty_piece_fails(bench: Bench, word: str, code: str) -
     assert isinstance(guilty, RequestRefused)
     assert (guilty.code, guilty.details["index"]) == (code, 1)
     assert (await bench.compute("five")).vectors == own_vectors("five")
+
+
+async def test_nobody_waits_for_ever_where_it_cannot_be_found_out_whether_a_server_died(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = await bench.hold()
+
+    async def fails(_: float) -> bool:
+        monkeypatch.undo()
+        raise OSError("too many open files")
+
+    monkeypatch.setattr(bench.backend, "is_found_dead", fails)
+    os.kill(bench.backend.process.pid, signal.SIGKILL)
+    [error] = errors_of(await gather(held))
+    assert isinstance(error, RequestRefused)
+    assert error.code == "internal_error"
+    assert (await bench.compute("two")).vectors == own_vectors("two")
 
 
 async def test_what_was_waiting_when_a_server_was_killed_is_computed_by_its_successor(

@@ -1,9 +1,11 @@
 """Servers that cannot be reached: dead, dying, lost, or only rude; and what is said of each."""
 
 import asyncio
+import errno
 import os
 import shutil
 import signal
+import socket
 import stat
 import sys
 import textwrap
@@ -14,7 +16,7 @@ import pytest
 
 from supervisor.core.machine.values import Stop
 from supervisor.engine.port import Address, Launch
-from supervisor.engine.servers.addresses import choose_address
+from supervisor.engine.servers.addresses import accepts_connections, choose_address
 from supervisor.engine.servers.backend import Backend
 from supervisor.engine.servers.framing import Request
 from supervisor.errors import BackendUnreachable
@@ -164,6 +166,18 @@ async def test_a_server_that_is_stopped_is_dead_only_for_those_whom_its_successo
     backend = await start_server("break the connection")
     await backend.give_up_memory(Stop(grace_s=1, is_replaced=is_replaced))
     assert await backend.is_found_dead(30) is is_replaced
+
+
+async def test_a_server_is_not_taken_for_dead_where_we_run_out_of_descriptors(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def none_left(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(socket, "socket", none_left)
+        is_there = await accepts_connections(Address(socket_path=tmp_path / "a.sock"))
+    assert is_there
 
 
 @pytest.mark.parametrize("engine", ["llama-server"], indirect=True)
