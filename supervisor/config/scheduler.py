@@ -7,7 +7,7 @@ from pydantic import Field
 from supervisor.config.fields import Settings
 from supervisor.config.units import Seconds
 from supervisor.core.machine.values import DrainPolicy
-from supervisor.core.scheduling.values import SchedulingRules
+from supervisor.core.scheduling.values import BATCH_AGES_S, SchedulingRules
 
 
 class SchedulerSettings(Settings):
@@ -63,4 +63,5 @@ class SchedulerSettings(Settings):
             switching_share=self.switching_share,
             max_wait_s=self.max_wait_s,
             hold_timeout_s=hold_timeout_s,
+            batch_ages_s=min(BATCH_AGES_S, hold_timeout_s / 2),
         )

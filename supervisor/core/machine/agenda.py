@@ -62,8 +62,9 @@ class Agenda(Struct, frozen=True, kw_only=True):
     what a period does not serve is refused at once. `lead_s`: how long before its boundary a
     period's target is made ready; None: as was learned. `has_work`: there is some for the next
     period, if that lasts until it is done. `read_at`: when the schedule is to be read again.
-    `entered`: when the last period that was entered began. `ended`: the last one that is over as
-    its work is done. `rests`: what the present one serves was unloaded for want of requests.
+    `entered`: the local start of the last period that was entered. `ended`: the last one that is
+    over as its work is done. `rests`: what the present one serves was unloaded for want of
+    requests.
     """
 
     periods: tuple[Period, ...] = ()
@@ -71,7 +72,7 @@ class Agenda(Struct, frozen=True, kw_only=True):
     lead_s: float | None = None
     has_work: bool = False
     read_at: float | None = None
-    entered: float | None = None
+    entered: str | None = None
     ended: Period | None = None
     by_hand: ByHand | None = None
     rests: bool = False

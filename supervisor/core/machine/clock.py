@@ -123,7 +123,7 @@ def _pass_boundaries(draft: Draft) -> None:
     agenda = draft.snapshot.agenda
     while _may_begin(agenda) and _has_begun(draft.snapshot, agenda, draft.at):
         following = agenda.periods[1]
-        agenda = replace(agenda, periods=agenda.periods[1:], entered=following.began)
+        agenda = replace(agenda, periods=agenda.periods[1:], entered=following.local)
         if following.target is not None:  # another occasion, whatever failed before
             scheduling = forget_setback(draft.snapshot.scheduling, following.target.model)
             draft.set(scheduling=scheduling)
@@ -156,7 +156,8 @@ def _may_begin(agenda: Agenda) -> bool:
 def _has_begun(snapshot: Snapshot, agenda: Agenda, at: float) -> bool:
     """Whether the next period holds; one that was entered is not left as its lead gets shorter."""
     following = agenda.periods[1]
-    was_entered = agenda.entered == following.began
+    # By its start: the baseline, and what is in force again behind another, began long before.
+    was_entered = agenda.entered == following.local
     if was_entered and following.starts_at - at <= LONGEST_LEAD_S:
         return True
     return at >= _entered_at(snapshot, following)

@@ -139,7 +139,13 @@ def _kept_back_until(snapshot: Snapshot, target: Target, places: Sequence[Place]
     """Return until when a target is left alone: it has failed, or a hand chose what is there."""
     setback = snapshot.scheduling.setbacks.get(target.model)
     until = 0.0 if setback is None else setback.until
+    if setback is not None and setback.is_drain and not _is_any_at_work(places):
+        until = 0.0  # nothing is left that a switch would have to wait for
     return max(until, min(place.kept_back_until for place in places))
+
+
+def _is_any_at_work(places: Sequence[Place]) -> bool:
+    return any(backend.in_flight for place in places for backend in place.giving_way)
 
 
 def _residents(place: Place) -> tuple[Backend, ...]:

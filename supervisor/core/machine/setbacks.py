@@ -2,7 +2,7 @@
 
 Every attempt may stop what is live, so that the pauses grow from what one costs: no more than
 `switching_share` of the time is lost to them. After as many failures as open a breaker, only a
-switch by hand tries again.
+switch by hand tries again, unless what failed passes by itself, as telemetry that is lost does.
 """
 
 import math
@@ -24,6 +24,10 @@ TWIN_DIFFERS = "twin_differs"
 _NOT_THE_TARGETS_FAULT = frozenset({"place_is_taken", "drain_refused", "twin_does_not_fit"})
 
 
+_PASSES = frozenset({"pinned_in_the_way", "telemetry_lost", "target_does_not_fit"})
+"""Codes of what is the target's fault only as things stand; nothing was stopped for it."""
+
+
 def is_targets_fault(refusal: Refusal) -> bool:
     """Whether a switch failed because of its target, which is then not worth waiting for."""
     return refusal.code not in _NOT_THE_TARGETS_FAULT
@@ -39,14 +43,16 @@ def note_failure(
     scheduling, share = snapshot.scheduling, snapshot.rules.scheduling.switching_share
     before = scheduling.setbacks.get(model)
     failures = 1 if before is None else before.failures + 1
+    is_fault = is_targets_fault(refusal)
+    faults = (0 if before is None else before.faults) + (is_fault and refusal.code not in _PASSES)
     first_s = max(SHORTEST_PAUSE_S, took_s * (1.0 - share) / share)
     pause_s = doubled_pause_s(failures, first_s, max(first_s, LONGEST_PAUSE_S))
-    is_fault = is_targets_fault(refusal)
-    is_final = is_fault and failures >= snapshot.limits.breaker_deaths
-    if refusal.code == TWIN_DIFFERS or (is_final and refusal.code != "pinned_in_the_way"):
+    if refusal.code == TWIN_DIFFERS or faults >= snapshot.limits.breaker_deaths:
         pause_s = math.inf
     setback = Setback(
         failures=failures,
+        faults=faults,
+        is_drain=refusal.code == "drain_refused",
         until=at + pause_s,
         refusal=switch_failed(refusal) if is_fault else None,
     )

@@ -28,10 +28,14 @@ from supervisor.core.scheduling.values import Decision
 class Setback(Struct, frozen=True, kw_only=True):
     """A model to which the scheduler's last switches failed: it is not tried before `until`.
 
-    `refusal` is for its requests meanwhile; None: they wait on.
+    `faults` of the `failures` were the target's own, and do not pass by themselves. `is_drain`: the
+    last one was that those at work were not done in time. `refusal` is for its requests meanwhile;
+    None: they wait on.
     """
 
     failures: int
+    faults: int
+    is_drain: bool
     until: float
     refusal: Refusal | None
 

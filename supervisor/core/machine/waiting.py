@@ -98,14 +98,20 @@ def oldest_waiter(snapshot: Snapshot) -> Waiter | None:
 
 
 def _call_back(draft: Draft) -> None:
-    """Have those who wait for a twin wait for their model: that is live, or the twin cannot be."""
-    for key, line in draft.snapshot.requests.lines.items():
-        main, twin = line.head.main, line.head.target
-        if main is None or twin is None:
+    """Have those who wait for a twin wait for their model: that is live, or the twin cannot be.
+
+    Some may wait for the twin alone, since their model cannot be used: they stay.
+    """
+    for line in draft.snapshot.requests.lines.values():
+        twin = line.head.target
+        if twin is None or twin.twin_of is None:
             continue
-        is_live = backend_for(draft.snapshot, main.model) is not None
+        is_live = backend_for(draft.snapshot, twin.twin_of) is not None
         if is_live or not may_serve(draft.snapshot, twin, draft.at):
-            admit_again(draft, _take_from(draft, key))
+            called = [waiter for waiter in line.waiters.values() if waiter.main is not None]
+            for waiter in called:
+                draft.set(requests=leave_line(draft.snapshot.requests, waiter.request_id))
+            admit_again(draft, called)
 
 
 def _take_in(draft: Draft) -> Granted:

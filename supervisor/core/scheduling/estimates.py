@@ -150,11 +150,17 @@ def arrivals_per_s(estimates: Estimates, model: str) -> float:
 def longest_switch_s(estimates: Estimates, model: str, there: Sequence[str]) -> float:
     """Return how long a switch to the model should be begun before it is needed.
 
-    The longest of late, behind the longest drain of those that are there, and a quarter more.
+    As long as the slow ones of late, behind the slow drains of those that are there, and a quarter
+    more. The very slowest of several is left out: it may have been one in twenty.
     """
-    switch_s = max(_of(estimates, model).switches_s, default=UNKNOWN_SWITCH_S)
-    drain_s = max((each for name in there for each in _of(estimates, name).drains_s), default=0.0)
+    switch_s = _slow(_of(estimates, model).switches_s, UNKNOWN_SWITCH_S)
+    drain_s = max((_slow(_of(estimates, name).drains_s, 0.0) for name in there), default=0.0)
     return 1.25 * (switch_s + drain_s)
+
+
+def _slow(values: Sequence[float], unknown: float) -> float:
+    """Return the second longest, of one or two values the longest."""
+    return sorted(values)[-2 if len(values) > 2 else -1] if values else unknown
 
 
 def _of(estimates: Estimates, model: str) -> ModelEstimates:

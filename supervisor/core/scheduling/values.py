@@ -76,6 +76,9 @@ class Costs(Struct, frozen=True, kw_only=True):
     return_s: float | None = None
 
 
+BATCH_AGES_S = 600.0
+
+
 class SchedulingRules(Struct, frozen=True, kw_only=True):
     """What the operator wants.
 
@@ -91,7 +94,7 @@ class SchedulingRules(Struct, frozen=True, kw_only=True):
     hold_timeout_s: float = math.inf
     interactive_weight: float = 10.0
     batch_weight: float = 1.0
-    batch_ages_s: float = 600.0
+    batch_ages_s: float = BATCH_AGES_S
 
 
 class View(Struct, frozen=True, kw_only=True):

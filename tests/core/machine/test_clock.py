@@ -139,6 +139,23 @@ def test_period_that_was_entered_early_is_not_left_when_the_schedule_is_read(nig
     assert night.snapshot.switch is None
 
 
+def test_window_that_is_found_begun_after_a_sleep_is_kept_to_its_end() -> None:
+    """What follows it held before it, too: it is another occasion."""
+    chat = (replace(period(at, CHAT), began=0.0) for at in (1500.0, 3300.0))
+    day = Day(period(1000.0, EMBED), next(chat), period(2500.0, EMBED), next(chat))
+    day.finish_switch()
+    day.until(1500.0 - LEAD_S)
+    day.finish_switch()
+    day.until(1510.0)
+    day.now = 2600.0
+    day.read()
+
+    assert day.requested_by == CLOCK
+    day.finish_switch()
+    assert day.snapshot.live_models() == ("embed",)
+    assert day.until(3300.0 - LEAD_S - 0.1) == []
+
+
 def test_clock_that_is_set_back_leaves_what_was_entered(night: Day) -> None:
     night.until(2000.0 - LEAD_S)
     night.finish_switch()

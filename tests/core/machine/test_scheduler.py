@@ -44,6 +44,7 @@ from tests.core.machine.story import (
     report_in,
 )
 from tests.core.machine.surroundings import taking
+from tests.core.machine.test_unread_memory import accept_unread
 
 MANUAL_HOLD_S = 10.0
 
@@ -400,6 +401,38 @@ def test_target_that_goes_on_failing_waits_for_a_hand(chat_live: Story) -> None:
     chat_live.reap(1)
     chat_live.start()
     assert not chat_live.snapshot.scheduling.setbacks
+
+
+def test_what_passes_by_itself_is_tried_again_as_long_as_it_lasts(chat_live: Story) -> None:
+    """Telemetry that is lost, as while a driver is replaced: nothing was stopped for it."""
+    chat_live.snapshot = replace(chat_live.snapshot, limits=Limits(breaker_deaths=2))
+    for attempt in range(5):
+        assert switch_target(ask(chat_live, f"r{attempt}")) == "embed"
+        accept_unread(chat_live)
+        assert chat_live.snapshot.switch is None
+        setback = chat_live.snapshot.scheduling.setbacks["embed"]
+        assert not setback.is_final
+        chat_live.now = setback.until
+
+    assert switch_target(ask(chat_live, "well again")) == "embed"
+
+
+def test_model_whose_drain_was_refused_gets_its_turn_once_nobody_is_at_work(
+    chat_live: Story,
+) -> None:
+    rules = chat_live.snapshot.rules
+    chat_live.snapshot = replace(
+        chat_live.snapshot, rules=replace(rules, scheduler_drains=DrainPolicy.REFUSE)
+    )
+    chat_live.arrive("long")
+    ask(chat_live, "r0")
+    while chat_live.snapshot.switch is None or chat_live.phase is not Phase.DRAINING:
+        chat_live.accept() if chat_live.snapshot.switch else chat_live.wake()
+    while chat_live.snapshot.switch is not None:
+        chat_live.wake()
+    assert chat_live.snapshot.scheduling.setbacks["embed"].until > chat_live.now
+
+    assert switch_target(chat_live.end("long")) == "embed"
 
 
 def test_one_model_may_take_a_share_of_the_places_only(chat_live: Story) -> None:

@@ -152,6 +152,20 @@ def test_model_that_has_become_live_takes_over_those_who_wait_for_its_twin() -> 
     assert granted_in(story.last) == [("small", main)]
 
 
+def test_who_waits_for_a_twin_alone_holds_nobody_behind_it_up() -> None:
+    """Its model could not be used when it came."""
+    story = TwinStory()
+    story.know_the_vectors()
+    story.ask_for(MAIN)
+    story.accept()
+    story.tell(RequestArrived, request_id="alone", target=TWIN, may_switch=True)
+    assert not granted_in(story.ask("small"))
+
+    main = story.start()
+
+    assert granted_in(story.last) == [("small", main)]
+
+
 def test_request_that_names_no_model_is_not_served_by_a_twin(story: TwinStory) -> None:
     story.start_twin()
 

@@ -9,6 +9,7 @@ from supervisor.core.scheduling.estimates import (
     SWITCH_S,
     Estimates,
     costs_of,
+    longest_switch_s,
     note_drain,
     note_return,
     note_stay,
@@ -42,6 +43,14 @@ def test_a_cold_switch_teaches_nothing() -> None:
 
 def test_what_changed_for_good_counts_after_eleven_times() -> None:
     assert costs_of(of_switches(*[1.0] * 20, *[2.0] * 11), "chat").switch_s == 2.0
+
+
+def test_a_lead_is_as_long_as_slow_switches_and_not_as_the_one_slowest() -> None:
+    estimates = of_switches(1.0, 2.0)
+    assert longest_switch_s(estimates, "chat", ["embed"]) == 1.25 * 2.0
+    for drain_s in (720.0, 1.0, 2.0):
+        estimates = note_drain(estimates, "embed", drain_s)
+    assert longest_switch_s(estimates, "chat", ["embed"]) == 1.25 * (2.0 + 2.0)
 
 
 def test_each_model_has_its_own() -> None:
