@@ -32,8 +32,8 @@ class Controller:
 
     async def shut_down(self, drain_timeout_s: float) -> None:
         """End the work that nobody waits for, drain what somebody waits for, stop all children."""
-        await self.services.close()
-        await self.arbiter.shut_down(drain_timeout_s)
+        # At once: a queue that does not answer may take long to be closed.
+        await asyncio.gather(self.services.close(), self.arbiter.shut_down(drain_timeout_s))
 
 
 @asynccontextmanager

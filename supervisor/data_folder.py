@@ -99,6 +99,9 @@ class DataFolder:
         lock = await _lock_of(path, wait_s)
         try:
             return cls._claimed(path, lock, is_empty=is_empty, adopts=adopts)
+        except OSError as error:
+            os.close(lock)
+            raise ConfigError((f"--data {path}: cannot be written: {error.strerror}",)) from error
         except BaseException:
             os.close(lock)
             raise
@@ -360,10 +363,13 @@ def _lock(path: Path, waited: str = "") -> int:
     lock = _open_lock(path / LOCK)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         pid = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
         os.close(lock)
         raise FolderInUse(path, pid, waited) from error
+    except OSError as error:
+        os.close(lock)
+        raise ConfigError((f"--data {path}: cannot be locked: {error.strerror}",)) from error
     return lock
 
 

@@ -14,6 +14,7 @@ from aiohttp import web
 from supervisor import __version__
 from supervisor.app import Controller, build
 from supervisor.config.configuration import Configuration
+from supervisor.errors import RequestRefused
 from supervisor.listening import BACKLOG, open_sockets, url_of
 from supervisor.wiring.ground import Options
 
@@ -103,7 +104,10 @@ async def load_first_model(controller: Controller) -> None:
     if default is not None:
         target = controller.targets.target(default)
         controller.targets.require_device(target)
-        controller.arbiter.request_switch(target, "startup")
+        try:
+            controller.arbiter.request_switch(target, "startup")
+        except RequestRefused as refusal:  # a client was faster, and its model is on the way
+            log.info("startup.default_model_left_out", model=default, reason=refusal.message)
 
 
 async def _run_until_signalled(controller: Controller, signals: Signals) -> None:

@@ -35,7 +35,7 @@ class Work(Protocol):
     """What periods are for, beside requests."""
 
     async def modes_left(self) -> frozenset[Mode]:
-        """Return the modes of which jobs need models."""
+        """Return the modes of which jobs need models. Raises RequestRefused where nobody tells."""
         ...
 
     async def optimize_vectors(self) -> None:
@@ -61,6 +61,8 @@ class ScheduleReader:
         self._work = work
         self._clock = clock
         self._impairments = impairments
+        self._modes_left = frozenset(Mode)
+        """As it was told last. Before that, all: no period is given up for want of an answer."""
 
     async def read(self, ended: float | None) -> ScheduleRead:
         """Say what holds now, and what follows; without a schedule: nothing."""
@@ -69,7 +71,7 @@ class ScheduleReader:
             self._impairments.clear(PART)
             return ScheduleRead(at=self._clock.moment_of(self._clock.now()))
         waits_for_work = any(entry.until_done for entry in schedule.entries)
-        modes = await self._work().modes_left() if waits_for_work else frozenset()
+        modes = await self._ask_modes_left() if waits_for_work else frozenset()
 
         def has_work(entry: ScheduleEntry) -> bool:
             mode = self._mode(entry)
@@ -80,6 +82,13 @@ class ScheduleReader:
         coming = plan.periods[1].entry if len(plan.periods) > 1 else None
         may_begin = coming is not None and coming.until_done and has_work(coming)
         return self._written(schedule, plan, now, has_work=may_begin)
+
+    async def _ask_modes_left(self) -> frozenset[Mode]:
+        try:
+            self._modes_left = await self._work().modes_left()
+        except RequestRefused as refusal:
+            log.warning("schedule.work_unknown", reason=refusal.message)
+        return self._modes_left
 
     def _mode(self, served: ServedSettings) -> Mode | None:
         """Return the mode that is served; None for all."""

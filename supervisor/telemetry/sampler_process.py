@@ -19,6 +19,8 @@ from supervisor.telemetry.messages import Answer, Failed, Request, decode_answer
 from supervisor.telemetry.port import VendorAbsentError
 from supervisor.telemetry.vendors import VENDORS
 
+_POLL_S = 0.01
+
 
 @dataclass(frozen=True, slots=True)
 class _Question:
@@ -56,7 +58,10 @@ class SamplerProcess(asyncio.Protocol):
         Call it on the event loop's thread, for as long as which the process may live: the kernel
         ends it with the thread that spawned it. Raises TelemetryError when that fails.
         """
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as exc:
+            raise TelemetryError(f"cannot start a sampler for {vendor}: {exc}") from exc
         try:
             with theirs:
                 popen = _start_program(vendor, environ, theirs.fileno())
@@ -168,6 +173,11 @@ class SamplerProcess(asyncio.Protocol):
             pidfd = os.pidfd_open(self.pid)
         except ProcessLookupError:  # reaped already
             return True
+        except OSError:  # we have run out of descriptors
+            until = self._loop.time() + timeout_s
+            while not self.is_reaped and self._loop.time() < until:  # noqa: ASYNC110 - so it is
+                await asyncio.sleep(_POLL_S)
+            return self.is_reaped
         self._loop.add_reader(pidfd, ended.set)
         try:
             async with asyncio.timeout(timeout_s):

@@ -101,6 +101,8 @@ class Vendor:
     does. `may_be_here` decides by what costs nothing to look at whether a sampler process is worth
     its start. `grants` says how to give a container of each kind (the empty string: none) the
     devices; `tool` shows them to a person, and `kernel_words` are what to look for in the log.
+    `is_known_by_place`: a card's place in the machine tells it better than its UUID, of which there
+    are several.
     """
 
     name: str
@@ -115,3 +117,4 @@ class Vendor:
     kernel_words: str
     compute_library: ComputeLibrary | None = None
     numbering: Numbering | None = None
+    is_known_by_place: bool = False

@@ -24,6 +24,7 @@ from supervisor.telemetry.messages import (
 )
 from supervisor.telemetry.port import DeviceInfo, DeviceReading, VendorAbsentError
 from supervisor.telemetry.sampler_process import SamplerProcess
+from supervisor.telemetry.vendors import VENDORS
 
 log = structlog.get_logger()
 
@@ -173,6 +174,9 @@ class VendorSampler:
                     await self._renew()
                 except VendorAbsentError as exc:  # it was here: a driver that is replaced now
                     self._give_up(str(exc))
+                except Exception:  # a bug of ours, which must not be the last attempt
+                    log.exception("telemetry.renewal_failed", vendor=self.vendor)
+                    self._failed.set()
 
     def _has_unidentified(self) -> bool:
         """Whether a device was lost when it was found, so that little is known of it."""
@@ -225,8 +229,8 @@ class VendorSampler:
             log.warning("telemetry.sampler_abandoned", vendor=self.vendor, pid=process.pid)
 
     def _lose(self, process: SamplerProcess, lost: asyncio.Future[str]) -> None:
-        """Note that the process answers no more; one that was asked to stop was replaced."""
-        if not lost.cancelled():
+        """Note that the process answers no more, unless another has taken its place."""
+        if not lost.cancelled() and process is self._process:
             self._process, self._places = None, {}
             self._leaving.append(process)  # until it is seen to be gone
             self._note_lost(lost.result())
@@ -268,6 +272,8 @@ class VendorSampler:
 
 def _is_same(known: DeviceInfo, found: DeviceInfo) -> bool:
     """Recognise a device by what both lists say of it; one that is lost may have no UUID."""
+    if VENDORS[known.vendor].is_known_by_place and known.pci_id and found.pci_id:
+        return known.pci_id == found.pci_id
     if known.uuid and found.uuid:
         return known.uuid == found.uuid
     if known.pci_id and found.pci_id:

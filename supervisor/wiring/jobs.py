@@ -89,8 +89,13 @@ class LazyJobs:
                 raise ConfigError((error.message,)) from error
 
     async def modes_left(self) -> frozenset[Mode]:
-        """Return the modes of which jobs need models; where the room was never opened, none do."""
+        """Return the modes of which jobs need models; where the room was never opened, none do.
+
+        Raises RequestRefused where the queue does not answer, and at the shutdown.
+        """
         async with self._opening:  # it is not closed meanwhile
+            if self._is_closed:
+                raise RequestRefused("shutting_down", "the controller is shutting down")
             room = self._room
             return frozenset() if room is None else await room.service.modes_left()
 

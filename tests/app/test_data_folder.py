@@ -1,6 +1,8 @@
 """The data folder: whose it is, and what of it is touched."""
 
 import asyncio
+import errno
+import fcntl
 import json
 import os
 import socket
@@ -215,3 +217,25 @@ async def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="file/data: cannot be written"):
         await DataFolder.claim(tmp_path / "file" / "data")
+
+
+async def test_a_folder_that_cannot_be_locked_is_not_taken_for_one_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(ConfigError, match="cannot be locked: No locks available"):
+        await DataFolder.claim(tmp_path)
+
+
+async def test_a_folder_on_a_full_disk_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(ConfigError, match="cannot be written: No space left on device"):
+        await DataFolder.claim(tmp_path)

@@ -1,11 +1,14 @@
 """The sampler process: what a driver that hangs, fails or dies costs, and how it recovers."""
 
 import asyncio
+import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -14,9 +17,9 @@ from lab.drivers.nvidia import GIB, SimulatedGpu
 
 from supervisor.core.machine.memory import MemorySample
 from supervisor.errors import TelemetryError
-from supervisor.telemetry.port import HOST, DeviceHealth, TelemetryState
+from supervisor.telemetry.port import HOST, DeviceHealth, DeviceInfo, TelemetryState
 from supervisor.telemetry.telemetry import Telemetry
-from supervisor.telemetry.vendor_sampler import Backoff, SamplerPolicy
+from supervisor.telemetry.vendor_sampler import Backoff, SamplerPolicy, VendorSampler, _is_same
 from tests.patience import PATIENCE_S
 from tests.telemetry.sampling import (
     FAST,
@@ -128,6 +131,64 @@ async def test_sampler_killed_from_outside_is_replaced(telemetry: Telemetry) -> 
     await until_sampled(telemetry)
     (replaced,) = samplers()
     assert replaced.pid != sampler.pid
+
+
+async def test_sampling_recovers_after_we_ran_out_of_descriptors(
+    telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused: list[str] = []
+    pairs, socketpair = 3, socket.socketpair
+
+    def none_left(*_: object) -> tuple[socket.socket, socket.socket]:
+        refused.append("a pair")
+        if len(refused) <= pairs:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return socketpair()
+
+    monkeypatch.setattr(socket, "socketpair", none_left)
+    (sampler,) = samplers()
+    sampler.kill()
+    await until(lambda: len(refused) > pairs)
+    await until_sampled(telemetry)
+
+
+async def test_whoever_waits_for_a_killed_sampler_is_told_though_its_end_cannot_be_watched(
+    telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(_: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "pidfd_open", none_left)
+    (sampler,) = samplers()
+    sampler.send_signal(signal.SIGSTOP)
+    asking = asyncio.create_task(error_of(telemetry))
+    await asyncio.sleep(0)
+    sampler.kill()
+    error = await asking
+
+    assert "did not answer" in error or "ended unexpectedly" in error
+
+
+async def test_end_of_a_sampler_that_was_replaced_is_nothing_to_its_successor() -> None:
+    vendor, old, new = VendorSampler("nvidia", {}, FAST), object(), object()
+    vendor._process = new  # type: ignore[assignment]
+    lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    lost.set_result("the driver did not answer")
+
+    vendor._lose(old, lost)  # type: ignore[arg-type]
+
+    assert (vendor._process, vendor.lost_reason) == (new, None)
+
+
+def test_card_is_known_by_its_place_whatever_uuid_library_and_kernel_give_it() -> None:
+    card = DeviceInfo(device="a", name="card", vendor="AMD", total_bytes=1, pci_id="0000:03:00.0")
+    by_library, by_kernel = replace(card, uuid="00ff740f-0000"), replace(card, uuid="5e9f1a")
+    another = replace(by_kernel, pci_id="0000:43:00.0")
+    part = replace(card, vendor="NVIDIA", uuid="MIG-1")
+
+    assert _is_same(by_library, by_kernel)
+    assert not _is_same(by_library, another)
+    assert not _is_same(part, replace(part, uuid="MIG-2"))
 
 
 def test_whoever_asks_while_a_killed_sampler_is_cleared_away_is_told_why(gpu: SimulatedGpu) -> None:

@@ -54,6 +54,7 @@ AMD = Vendor(
         "unknown": "give the container /dev/kfd and /dev/dri",
         "": "load the amdgpu driver (`modprobe amdgpu`)",
     },
+    is_known_by_place=True,  # the library and the kernel give a card other UUIDs
     compute_node=ComputeNode(path="/dev/kfd", beside="/dev/dri/renderD", is_for_all=True),
     build=EngineBuild(
         backends=frozenset({"rocm", "hip", "vulkan"}), flag="-DGGML_HIP=ON", image="server-rocm"
