@@ -16,7 +16,7 @@ import msgspec
 from msgspec.structs import replace
 
 from supervisor.client.connection import Connection, NoController, Refused
-from supervisor.client.files import FoundFile, LeftOut, hash_of
+from supervisor.client.files import FoundFile, LeftOut, hash_of, shown
 
 AT_A_TIME = 16
 """Files that are on their way at once: many are short, and a batch has room for several."""
@@ -80,24 +80,27 @@ class Embedder:
     async def remove(self, path: Path) -> None:
         """Remove the document of a file, or those of a folder. Raises NoController."""
         for gone in [each for each in self._known if each.is_relative_to(path)]:
-            self._known.discard(gone)
             try:
                 await self._connection.ask("DELETE", "documents", str(gone), query=self._query)
             except Refused as error:
                 outcome, reason = Outcome.FAILED, str(error)
             else:
                 outcome, reason = Outcome.REMOVED, ""
+                self._known.discard(gone)
             self._tell(FileReport(path=str(gone), outcome=outcome, reason=reason))
 
     async def _work(self, files: Iterator[FoundFile | LeftOut]) -> None:
         for each in files:
-            report = FileReport(path=str(each.path), outcome=Outcome.SKIPPED)
+            report = FileReport(path=shown(each.path), outcome=Outcome.SKIPPED)
             if isinstance(each, LeftOut):
                 self._tell(replace(report, reason=each.reason))
             else:
                 self._tell(await self._embed(each, replace(report, size_bytes=each.size_bytes)))
 
     async def _embed(self, file: FoundFile, report: FileReport) -> FileReport:
+        if shown(file.path) != str(file.path):
+            reason = "its name is not in UTF-8, and names the document; rename it"
+            return replace(report, outcome=Outcome.FAILED, reason=reason)
         try:
             content_hash = await asyncio.to_thread(hash_of, file.path)
             stored_hash = await self._stored_hash(file.path)

@@ -59,6 +59,11 @@ def from_here(document: str) -> str:
     return str(path.relative_to(here) if is_below else document)
 
 
+def shown(path: Path) -> str:
+    """Write a path for people and JSON: bytes of it that are not UTF-8 as question marks."""
+    return str(path).encode(errors="surrogateescape").decode(errors="replace")
+
+
 def hash_of(path: Path) -> str:
     """Return the SHA-256 of a file's content. Raises OSError."""
     with path.open("rb") as file:

@@ -28,16 +28,31 @@ async def embed_changes(
     try:
         paths = set(roots)
         while True:
-            paths = await _embed(embedder, display, roots, paths) or await changed.get()
+            paths = await _embed(embedder, display, roots, paths)
+            paths = paths or await _next_of(changed, watching)
     finally:
         watching.cancel()
+
+
+async def _next_of(changed: asyncio.Queue[set[Path]], watching: asyncio.Task[None]) -> set[Path]:
+    """Wait for paths that change. Raises what has ended the watching, which would come to none."""
+    changing = asyncio.create_task(changed.get(), name="changed")
+    try:
+        await asyncio.wait([changing, watching], return_when=asyncio.FIRST_COMPLETED)
+        if not changing.done():
+            watching.result()
+        return await changing
+    finally:
+        changing.cancel()
 
 
 async def _watch(roots: Sequence[Path], changed: asyncio.Queue[set[Path]]) -> None:
     """Put paths that have changed. A file's folder is watched: many editors replace files."""
     folders = {root if root.is_dir() else root.parent for root in roots}
     async for changes in awatch(
-        *folders, watch_filter=lambda _, path: may_be_found(Path(path), roots)
+        *folders,
+        watch_filter=lambda _, path: may_be_found(Path(path), roots),
+        ignore_permission_denied=True,  # a folder that cannot be read is left out, and said
     ):
         changed.put_nowait({Path(path) for _, path in changes})
 
@@ -56,5 +71,5 @@ async def _embed(
     except NoController as error:
         display.note(f"{error}; trying again every {_COME_BACK_S:g} s")
         await asyncio.sleep(_COME_BACK_S)
-        return set(roots)
+        return set(roots) | {path for path in paths if not path.exists()}
     return set()

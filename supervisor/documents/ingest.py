@@ -64,7 +64,7 @@ class DocumentHandler:
         request = DocumentRequest.of(job)
         try:
             plan = await self._opener.plan(request)
-            kept = await self._keeper.kept(request, plan.generation)
+            kept = await self._keeper.kept(job, plan.generation)
             if kept is not None:
                 return self._begun(job, 0, kept)
             document = await self._opener.read(request, plan.division)

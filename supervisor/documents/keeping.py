@@ -23,7 +23,7 @@ from supervisor.errors import RequestRefused
 from supervisor.jobs.port import FileStore
 from supervisor.jobs.values import Job, StoredFile
 from supervisor.vector_store.opening import StoreOpener
-from supervisor.vector_store.port import StoredDocument
+from supervisor.vector_store.port import StoredDocument, point_id
 
 _ACCEPTED_AT = "accepted_at"
 """When a document was taken in: of two states of it, the one that was taken in later stays."""
@@ -42,17 +42,21 @@ class Keeper:
         self._files = files
         self._work_dir = work_dir
         self._keep_s = keep_s
-        self._storing = asyncio.Lock()
 
-    async def kept(self, request: DocumentRequest, generation: str) -> DocumentOutcome | None:
+    async def kept(self, job: Job, generation: str) -> DocumentOutcome | None:
         """Return what came of a document that is stored in this state already.
 
-        None where it is not, or not completely, or something older is beside it.
+        None where it is not, or not completely, or something older is beside it. What was sent in
+        between is older than it from now on.
         """
-        found = await self._stored(request)
-        chunks = -1 if found is None else found.payload.get("chunks", -1)
-        if found is None or not is_complete(found, generation=generation, chunks=chunks):
-            return None
+        request = DocumentRequest.of(job)
+        async with self._opener.replacing:
+            found = await self._stored(request)
+            chunks = -1 if found is None else found.payload.get("chunks", -1)
+            if found is None or not is_complete(found, generation=generation, chunks=chunks):
+                return None
+            if found.payload.get(_ACCEPTED_AT, 0.0) < job.created_at:
+                await self._note_accepted(request, job.created_at)
         told = {name: found.payload.get(name) for name in _TOLD}
         return msgspec.convert(
             {"generation": generation, "unchanged": True, **told}, DocumentOutcome
@@ -69,12 +73,25 @@ class Keeper:
             file_id = await self._write(job, document)
             return replace(outcome, vectors_file_id=file_id)
         store = await self._opener.store()
-        async with self._storing:
+        async with self._opener.replacing:
             found = await self._stored(request)
             if found is not None and found.payload.get(_ACCEPTED_AT, 0.0) > job.created_at:
                 return replace(outcome, superseded=True)
             await store_document(store, request.collection, document)
         return outcome
+
+    async def _note_accepted(self, request: DocumentRequest, accepted_at: float) -> None:
+        if request.collection is None:
+            return
+        store = await self._opener.store()
+        own_id = point_id(document=request.id, model=request.model, chunker=CHUNKER, index=None)
+        page = await store.points(request.collection, start=own_id, limit=1)
+        again = [
+            replace(point, payload={**point.payload, _ACCEPTED_AT: accepted_at})
+            for point in page.points
+            if point.id == own_id
+        ]
+        await store.upsert(request.collection, again)
 
     async def _stored(self, request: DocumentRequest) -> StoredDocument | None:
         if request.collection is None:

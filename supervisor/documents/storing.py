@@ -55,7 +55,8 @@ def is_complete(found: StoredDocument | None, *, generation: str, chunks: int) -
 async def store_document(store: VectorStore, collection: str, document: EmbeddedDocument) -> None:
     """Store a document in place of what the store has of it; makes the collection if need be.
 
-    Raises RequestRefused as the store does: `collection_mismatch`, `store_failed`.
+    The caller holds `StoreOpener.replacing`. Raises RequestRefused as the store does:
+    `collection_mismatch`, `store_failed`.
     """
     await store_documents(store, collection, [document])
 
@@ -63,7 +64,11 @@ async def store_document(store: VectorStore, collection: str, document: Embedded
 async def store_documents(
     store: VectorStore, collection: str, documents: Sequence[EmbeddedDocument]
 ) -> None:
-    """Store documents of one model, as `store_document` does each."""
+    """Store documents of one model, as `store_document` does each; of those with one id, the last.
+
+    The caller holds `StoreOpener.replacing`.
+    """
+    documents = tuple({each.id: each for each in documents}.values())
     first = documents[0]
     await store.ensure_collection(collection, first.model, length(first.vector))
     await store.upsert(collection, [point for each in documents for point in _chunk_points(each)])

@@ -113,7 +113,9 @@ class BatchAnswerer:
             undivided(names[place], request.target.model, request.inputs, each)
             for place, request, each in made
         ]
-        await store_documents(await self._opener.store(), collection, documents)
+        store = await self._opener.store()
+        async with self._opener.replacing:
+            await store_documents(store, collection, documents)
 
     async def _generated(self, calls: Mapping[int, Call]) -> AsyncIterator[Sequence[_Outcome]]:
         """Ask servers all at once: those that may not be admitted yet wait in their line."""

@@ -10,7 +10,7 @@ from supervisor.documents.values import NewDocument
 from supervisor.gateway.answer import Answer, PiecewiseAnswer, json_answer
 from supervisor.gateway.parameters import Parameters
 from supervisor.gateway.uploads import Upload
-from supervisor.vector_store.port import DEFAULT_COLLECTION
+from supervisor.vector_store.port import DEFAULT_COLLECTION, why_not_kept
 
 if TYPE_CHECKING:  # the jobs room and this one are imported when the first document comes
     from supervisor.documents.service import DocumentService
@@ -29,8 +29,8 @@ def _object(given: Any) -> Any:
         return given
     try:
         return msgspec.json.decode(given)
-    except msgspec.MsgspecError as error:
-        raise ValueError(f"it is not JSON: {error}") from error
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise ValueError(f"it is not JSON that can be read: {error}") from error
 
 
 class NewDocumentParameters(Parameters):
@@ -67,6 +67,9 @@ class NewDocumentParameters(Parameters):
     def _require_one_content_and_little_beside(self) -> Self:
         if (self.file is None) == (self.text is None):
             raise ValueError("give the document's `file`, or its `text`, and not both")
+        reason = why_not_kept(self.metadata)
+        if reason is not None:
+            raise ValueError(f"`metadata` {reason}")
         size_bytes = len(msgspec.json.encode(self.metadata))
         if size_bytes > MAX_METADATA_BYTES:
             raise ValueError(

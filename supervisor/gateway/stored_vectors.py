@@ -20,6 +20,7 @@ from supervisor.vector_store.port import (
     Hit,
     Point,
     PointKind,
+    why_not_kept,
 )
 
 log = structlog.get_logger()
@@ -131,6 +132,9 @@ class StoredVectors:
     async def put_points(self, asked: GivenPointsParameters) -> Answer:
         """Write points as `points` shows them."""
         points = _read(asked.points, list[Point], "points")
+        reason = next(filter(None, (why_not_kept(point.payload) for point in points)), None)
+        if reason is not None:
+            raise RequestRefused("bad_request", f"`points`: the payload of one {reason}")
         store = await self._opener.store()
         await store.ensure_collection(asked.collection, asked.model, asked.dimension)
         await store.upsert(asked.collection, points)

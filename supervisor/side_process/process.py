@@ -66,9 +66,10 @@ class SideProcess(asyncio.Protocol):
         if self.is_lost:
             raise ProcessLost
         self._asked = number = self._asked + 1
+        frame = framed(Asked(number, request))
         answer = asyncio.get_running_loop().create_future()
         self._waiting[number] = answer
-        self._transport.write(framed(Asked(number, request)))
+        self._transport.write(frame)
         try:
             answered: Answered = await answer
         finally:

@@ -25,6 +25,9 @@ class StoreOpener:
         self._make_folder = make_folder
         self._store: VectorStore | None = None
         self._opening = asyncio.Lock()
+        self.replacing = asyncio.Lock()
+        """Held by whoever puts a document in place of what is stored of it: of two states that are
+        stored at once, each would else delete the other."""
 
     async def store(self) -> VectorStore:
         """Return the store. Raises RequestRefused `extra_missing`."""

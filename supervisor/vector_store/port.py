@@ -21,6 +21,13 @@ MAX_BATCH = 256
 DEFAULT_COLLECTION = "documents"
 """Where documents go, and are looked for, when no collection is named."""
 
+MAX_DEPTH = 32
+"""Objects and lists within each other in a payload. What `qdrant-edge-py` 0.9.0 has taken with 127
+of them, it cannot read again, nor anything else in that collection."""
+
+_WHOLE = range(-(2**63), 2**63)
+"""The whole numbers that stores and the frames of their process can carry."""
+
 _OWN_FIELDS = ("document", "kind", "generation")
 _NAMESPACE = UUID("6d2c8c0e-6a0f-4f0b-9d3e-2a1f5a0c7e11")
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+(\[\d*\])?")
@@ -262,11 +269,27 @@ def path_of(field: str) -> str:
     return ".".join(key if _PLAIN_KEY.fullmatch(key) else f'"{key}"' for key in field.split("."))
 
 
+def why_not_kept(payload: Any, depth: int = MAX_DEPTH) -> str | None:
+    """Return why no store can keep a payload, as the end of a sentence; None where one can."""
+    if isinstance(payload, Mapping | list):
+        if not depth:
+            return f"has more than {MAX_DEPTH} objects or lists within each other"
+        within = payload.values() if isinstance(payload, Mapping) else payload
+        reasons = (why_not_kept(each, depth - 1) for each in within)
+        return next((reason for reason in reasons if reason is not None), None)
+    if isinstance(payload, int) and payload not in _WHOLE:
+        return f"has {payload}, and whole numbers may have 64 bits; write it as a text"
+    return None
+
+
 def require_usable(matching: Filter) -> None:
     """Raise RequestRefused `bad_request` for a condition that no store can look for."""
     for field, condition in matching.items():
-        if '"' in field or not all(field.split(".")):
+        if '"' in field or "\\" in field or not all(field.split(".")):
             raise RequestRefused("bad_request", f"`filter`: {field!r} is no path of a field")
+        reason = None if isinstance(condition, Range) else why_not_kept(condition)
+        if reason is not None:
+            raise RequestRefused("bad_request", f"`filter`: {field} {reason}")
         if isinstance(condition, list) and len({type(each) for each in condition}) != 1:
             raise RequestRefused(
                 "bad_request", f"`filter`: {field} needs texts alone, or whole numbers, in its list"

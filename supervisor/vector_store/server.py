@@ -5,6 +5,7 @@ without that are somebody else's, and left alone. The library takes a second to 
 is imported at the first use of a server, in a thread (opening.py).
 """
 
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,8 @@ from typing import Any
 
 import structlog
 from qdrant_client import AsyncQdrantClient, models
-from qdrant_client.http.exceptions import ApiException
+from qdrant_client.common.client_exceptions import QdrantException
+from qdrant_client.http.exceptions import ApiException, UnexpectedResponse
 
 from supervisor.embedding.vectors import pack, unpack
 from supervisor.errors import RequestRefused
@@ -38,6 +40,11 @@ from supervisor.vector_store.port import (
 log = structlog.get_logger()
 
 _TIMEOUT_S = 60
+_SPACE_HOLDS_S = 10.0
+"""For so long what a collection is for is taken to be as it was: another controller may delete it,
+and make it anew for another model."""
+
+_EXISTS = 409
 _MODEL = "llama-supervisor-model"
 """The key in a collection's metadata."""
 
@@ -55,14 +62,14 @@ class ServerStore:
             )
         for each in given:
             log.warning("store.warning", url=url, problem=str(each.message))
-        self._spaces: dict[str, VectorSpace] = {}
-        """Of collections that were asked for before: only their end can change them."""
+        self._spaces: dict[str, tuple[VectorSpace, float]] = {}
+        """Of collections that were asked for before, and until when that holds."""
 
     async def ensure_collection(self, name: str, model: str, dimension: int) -> None:
         """Make a collection where it is missing."""
         require_name(name)
         given = VectorSpace(model, dimension)
-        if name not in self._spaces:
+        if self._known_space(name) is None:
             with self._failures_told(name):
                 if not await self._client.collection_exists(name):
                     await self._create(name, given)
@@ -80,7 +87,7 @@ class ServerStore:
 
     async def space(self, name: str) -> VectorSpace:
         """Return what the vectors of a collection have in common."""
-        known = self._spaces.get(name)
+        known = self._known_space(name)
         if known is not None:
             return known
         with self._failures_told(name):
@@ -93,8 +100,12 @@ class ServerStore:
                 f"{self._url} has a collection '{name}' that was not made here (its metadata has "
                 f"no {_MODEL}; servers before 1.16 keep none); use another name",
             )
-        self._spaces[name] = space
+        self._spaces[name] = space, time.monotonic() + _SPACE_HOLDS_S
         return space
+
+    def _known_space(self, name: str) -> VectorSpace | None:
+        space, holds_until = self._spaces.get(name, (None, 0.0))
+        return space if time.monotonic() < holds_until else None
 
     async def collection(self, name: str) -> CollectionInfo:
         """Return one collection, with its counts."""
@@ -197,13 +208,17 @@ class ServerStore:
         await self._client.close()
 
     async def _create(self, name: str, space: VectorSpace) -> None:
-        await self._client.create_collection(
-            name,
-            vectors_config=models.VectorParams(
-                size=space.dimension, distance=models.Distance.COSINE
-            ),
-            metadata={_MODEL: space.model},
-        )
+        try:
+            await self._client.create_collection(
+                name,
+                vectors_config=models.VectorParams(
+                    size=space.dimension, distance=models.Distance.COSINE
+                ),
+                metadata={_MODEL: space.model},
+            )
+        except UnexpectedResponse as error:
+            if error.status_code != _EXISTS:
+                raise  # else somebody else has made it just now
         for field in ("document", "kind"):
             await self._client.create_payload_index(
                 name, field, models.PayloadSchemaType.KEYWORD, wait=True
@@ -219,7 +234,7 @@ class ServerStore:
     def _failures_told(self, collection: str | None = None) -> Iterator[None]:
         try:
             yield
-        except ApiException as error:
+        except (ApiException, QdrantException) as error:
             self._spaces.pop(collection or "", None)
             raise RequestRefused(
                 "store_failed", f"the vector store at {self._url} failed: {error}"

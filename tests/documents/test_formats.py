@@ -1,5 +1,6 @@
 """Every format that is read, and Korean in each."""
 
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,19 @@ async def test_western_text_is_not_taken_for_korean(read: Reading, tmp_path: Pat
     assert (await read(tmp_path / "a.txt")).text == "Müller fährt über die Straße"
 
 
+async def test_one_broken_byte_does_not_make_a_text_of_utf8_another(
+    read: Reading, tmp_path: Path
+) -> None:
+    line = "한국어 문서의 한 줄입니다.\n"
+    (tmp_path / "a.txt").write_bytes(line.encode() + b"\xff\n" + line.encode())
+
+    assert (await read(tmp_path / "a.txt")).text.split("\n") == [
+        line.strip(),
+        "\ufffd",
+        line.strip(),
+    ]
+
+
 async def test_hangul_in_parts_is_composed(read: Reading, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("\u1112\u1161\u11ab")  # as macOS writes it
 
@@ -110,6 +124,24 @@ async def test_html_gives_what_a_page_shows(read: Reading, tmp_path: Path) -> No
     )
 
     assert (await read(tmp_path / "a.html")).text.split() == ["제목", "문단", "하나", "가", "나"]
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "<ul><li>one<li hidden>no<li>two</ul><p>three",
+        "<ul><li>one<li hidden>no</ul><p>two</p>three",
+        "<p>one<p hidden>no <b>no</b><div>two</div>three",
+        "<table><tr><td>one<td hidden>no<td>two<tr hidden><td>no<tr><td>three</table>",
+        "one<div hidden><ul><li>no</ul><br>no</div>two<span hidden>no</span> three",
+    ],
+)
+async def test_what_is_hidden_ends_where_its_element_does_also_without_an_end_tag(
+    read: Reading, tmp_path: Path, page: str
+) -> None:
+    (tmp_path / "a.html").write_text(page)
+
+    assert (await read(tmp_path / "a.html")).text.split() == ["one", "two", "three"]
 
 
 async def test_markdown_is_divided_at_its_headings(read: Reading, tmp_path: Path) -> None:
@@ -136,3 +168,24 @@ async def test_media_type_tells_what_a_name_does_not(read: Reading, tmp_path: Pa
 async def test_package_without_a_document_is_refused(read: Reading, tmp_path: Path) -> None:
     with pytest.raises(Exception, match="ZIP package without a document"):
         await read(write_package(tmp_path / "a.zip", {"notes.txt": "text"}))
+
+
+async def test_docx_is_read_with_its_insertions_and_content_controls(
+    read: Reading, tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(write_docx(tmp_path / "plain.docx")) as package:
+        parts = {name: package.read(name) for name in package.namelist()}
+    run = "<w:r><w:t>{}</w:t></w:r>".format
+    wrapped = (
+        f"<w:p>{run('one ')}<w:ins w:id='1'>{run('inserted ')}</w:ins>"
+        f"<w:del w:id='2'><w:r><w:delText>deleted</w:delText></w:r></w:del>"
+        f"<w:sdt><w:sdtPr/><w:sdtContent>{run('controlled')}</w:sdtContent></w:sdt></w:p>"
+        f"<w:sdt><w:sdtContent><w:p>{run('block')}</w:p></w:sdtContent></w:sdt>"
+    )
+    body = parts["word/document.xml"].replace(b"<w:body>", f"<w:body>{wrapped}".encode())
+    file = write_package(tmp_path / "a.docx", {**parts, "word/document.xml": body})
+
+    text = (await read(file)).text
+
+    assert "one inserted controlled\n\nblock\n\n" in text
+    assert "deleted" not in text

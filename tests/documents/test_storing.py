@@ -13,6 +13,7 @@ from supervisor.documents.storing import (
     generation_of,
     is_complete,
     store_document,
+    store_documents,
 )
 from supervisor.vector_store.edge import EdgeStore
 from supervisor.vector_store.port import Point, PointKind
@@ -79,6 +80,12 @@ async def test_a_changed_document_takes_the_place_of_its_older_state(
     await store_document(store, "notes", document("a", "b", "c"))
     await store_document(store, "notes", document(*texts))
     assert await chunks_of(store) == sorted([*enumerate(texts), (0, "other")])
+
+
+async def test_of_two_states_that_are_stored_at_once_the_last_one_stays(store: EdgeStore) -> None:
+    await store_documents(store, "notes", [document("a", "b"), document("c")])
+    assert await chunks_of(store) == [(0, "c")]
+    assert await is_there(store, document("c"))
 
 
 async def test_what_was_cut_short_is_not_taken_for_stored(store: EdgeStore) -> None:

@@ -1,6 +1,7 @@
 """`llama-supervisor embed`, as somebody uses it who has a folder of documents."""
 
 import json
+import os
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -180,6 +181,44 @@ async def test_watching_goes_on_with_the_next_controller(serve: Serve, folder: P
 def add_texts(folder: Path, count: int) -> None:
     for number in range(count):
         (folder / f"{number}.txt").write_text(f"{KOREAN} {number}")
+
+
+async def test_what_is_deleted_while_the_controller_is_away_is_removed_by_the_next(
+    serve: Serve, folder: Path
+) -> None:
+    served = serve()
+    url = await served.url()
+    with embedding(url, folder, "--watch") as watching:
+        for _ in (*DOCUMENTS, "song.mp3"):
+            next_report(watching)
+        served.process.kill()
+        served.process.wait()
+        (folder / "soup.md").unlink()
+        assert "no controller answers" in next_report(watching)["note"]
+
+        await serve("--port", url.rpartition(":")[2], log_file=folder.parent / "second.log").url()
+        told = next_report(watching)
+        while told.get("outcome") != "removed":
+            told = next_report(watching)
+        assert Path(told["path"]).name == "soup.md"
+        watching.send_signal(signal.SIGINT)
+
+
+def test_a_watcher_that_cannot_watch_ends_with_the_reason(running: Running, folder: Path) -> None:
+    gone = folder / "gone" / "file.txt"
+    with embedding(url_of(running), gone, "--watch") as watching:
+        assert watching.wait() not in {0, 130}
+
+
+def test_names_that_are_not_in_utf8_are_told_and_hinder_nobody(
+    running: Running, folder: Path
+) -> None:
+    for suffix in (b".txt", b".mp3"):
+        (Path(os.fsdecode(os.fsencode(folder) + "/한글".encode("cp949") + suffix))).write_text("x")
+    code, outcomes, summary = embed(url_of(running), folder, "-c", "names")
+    assert code != 0
+    assert (summary["failed"], summary["embedded"]) == (1, len(DOCUMENTS))
+    assert sorted(outcomes.values()).count("skipped") == 2
 
 
 def test_changes_are_followed(running: Running, folder: Path) -> None:

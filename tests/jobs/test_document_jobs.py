@@ -233,6 +233,16 @@ async def test_a_state_that_was_sent_in_earlier_does_not_replace_a_later_one(roo
     assert await room.stored() == ["the", "later"]
 
 
+async def test_a_state_that_was_sent_in_again_is_not_replaced_by_one_from_in_between(
+    room: Room,
+) -> None:
+    first = [await room.ended(await room.take("one", created_at=at)) for at in (1000.0, 3000.0)]
+    between = await room.ended(await room.take("another", created_at=2000.0))
+    assert [DocumentOutcome.of(job).unchanged for job in first] == [False, True]
+    assert DocumentOutcome.of(between).superseded
+    assert await room.stored() == ["one"]
+
+
 async def test_what_another_attempt_may_heal_is_tried_again(room: Room) -> None:
     room.model.refusals["one"] = RequestRefused("queue_full", "full", {"retry_after_s": 0})
     job_id = await room.take("one two")

@@ -1,9 +1,12 @@
 """What is a Qdrant server's own: keys, collections of others, and that it may be away."""
 
+import asyncio
+
 import pytest
 from qdrant_client import AsyncQdrantClient, models
 
 from supervisor.errors import RequestRefused
+from supervisor.vector_store import server
 from supervisor.vector_store.server import ServerStore
 from tests.vector_store.conftest import API_KEY
 from tests.vector_store.points import DIMENSION, MODEL, chunk, vector
@@ -44,6 +47,30 @@ async def test_collections_of_others_are_left_alone(qdrant_url: str) -> None:
     assert await client.collection_exists("theirs")
     await store.close()
     await client.close()
+
+
+async def test_a_collection_that_many_want_at_once_is_made_once(qdrant_url: str) -> None:
+    store = ServerStore(qdrant_url, API_KEY)
+    wanted = (store.ensure_collection("wanted", MODEL, DIMENSION) for _ in range(5))
+    await asyncio.gather(*wanted)
+    assert (await store.collection("wanted")).chunks == 0
+    await store.close()
+
+
+async def test_a_collection_that_others_made_for_another_model_is_not_written_to(
+    qdrant_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_SPACE_HOLDS_S", 0.0)
+    ours, theirs = ServerStore(qdrant_url, API_KEY), ServerStore(qdrant_url, API_KEY)
+    await ours.ensure_collection("handed-on", MODEL, DIMENSION)
+    await theirs.drop_collection("handed-on")
+    await theirs.ensure_collection("handed-on", "another", DIMENSION)
+    with pytest.raises(RequestRefused) as refused:
+        await ours.ensure_collection("handed-on", MODEL, DIMENSION)
+    assert refused.value.code == "collection_mismatch"
+    assert (await ours.space("handed-on")).model == "another"
+    await ours.close()
+    await theirs.close()
 
 
 @pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection")

@@ -20,6 +20,18 @@ _VOID = frozenset(
         *("track", "wbr"),
     }
 )
+_ENDED_BY = {
+    **dict.fromkeys(("dt", "dd"), ("dt", "dd")),
+    **dict.fromkeys(("td", "th"), ("td", "th")),
+    **dict.fromkeys(("tbody", "tfoot"), ("thead", "tbody", "tr", "td", "th")),
+    "li": ("li",),
+    "option": ("option",),
+    "optgroup": ("optgroup", "option"),
+    "tr": ("tr", "td", "th"),
+}
+"""Which elements end where one begins, if their end tags are left out (HTML, 13.1.2.4); a paragraph
+ends where any block begins."""
+
 _CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([\w-]+)", re.IGNORECASE)
 _LOOKED_AT_BYTES = 4096
 
@@ -38,29 +50,39 @@ class _Reader(HTMLParser):
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
         self.pieces: list[str] = []
-        self._hidden: list[str] = []
-        """The elements that we are in of which nothing is shown, the outermost first."""
+        self._open: list[str] = []
+        """The elements that we are in, the outermost first."""
+        self._shown: int | None = None
+        """How many of them are shown, where one is hidden, and all within it."""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        ended = _ENDED_BY.get(tag, () if tag in _INLINE else ("p",))
+        while self._open and self._open[-1] in ended:
+            self._leave(len(self._open) - 1)
         is_hidden = tag in _HIDDEN or any(name == "hidden" for name, _ in attrs)
-        if (is_hidden or self._hidden) and tag not in _VOID:
-            self._hidden.append(tag)
+        if tag not in _VOID:
+            if is_hidden and self._shown is None:
+                self._shown = len(self._open)
+            self._open.append(tag)
         self._separate(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        if tag in self._hidden:
-            del self._hidden[self._hidden.index(tag, self._innermost(tag)) :]
+        if tag in self._open:
+            self._leave(len(self._open) - 1 - self._open[::-1].index(tag))
         self._separate(tag)
 
     def handle_data(self, data: str) -> None:
-        if not self._hidden:
+        if self._shown is None:
             self.pieces.append(data.replace("\n", " "))
 
-    def _innermost(self, tag: str) -> int:
-        return len(self._hidden) - 1 - self._hidden[::-1].index(tag)
+    def _leave(self, depth: int) -> None:
+        """Leave the innermost elements, but for so many."""
+        del self._open[depth:]
+        if self._shown is not None and depth <= self._shown:
+            self._shown = None
 
     def _separate(self, tag: str) -> None:
         if tag in _CELLS:
             self.pieces.append(" ")
-        elif tag not in _INLINE and not self._hidden:
+        elif tag not in _INLINE and self._shown is None:
             self.pieces.append("\n")

@@ -13,6 +13,11 @@ _MARKS = (
 )
 """Byte order marks; UTF-32's begins as UTF-16's does, so it is looked for first."""
 
+_BROKEN = "\ufffd"
+_WHOLE_PER_BROKEN = 20
+"""So many letters beyond ASCII for each broken one make a text UTF-8: of one in CP949 or CP1252
+hardly any is valid in it."""
+
 _UNWANTED = re.compile(r"[\0-\x08\x0b\x0e-\x1f\x7f\ufeff\ufffe\uffff]")
 """Control characters that no text means, and what PDFium gives for a hyphen at a line's end."""
 
@@ -20,8 +25,9 @@ _UNWANTED = re.compile(r"[\0-\x08\x0b\x0e-\x1f\x7f\ufeff\ufffe\uffff]")
 def decoded(content: bytes, declared: str | None = None) -> str:
     """Return bytes as text: by their mark, as UTF-8, as is declared, or as CP949 or CP1252.
 
-    Old Korean files do not say that they are CP949 (which contains EUC-KR). Bytes that are valid in
-    it are taken for it where most of what is not ASCII are Hangul syllables.
+    A text that is UTF-8 but for a few bytes is taken for it. Old Korean files do not say that they
+    are CP949 (which contains EUC-KR). Bytes that are valid in it are taken for it where most of
+    what is not ASCII are Hangul syllables.
     """
     for mark, encoding in _MARKS:
         if content.startswith(mark):
@@ -31,6 +37,9 @@ def decoded(content: bytes, declared: str | None = None) -> str:
             return content.decode(encoding)
         except (UnicodeDecodeError, LookupError):
             continue
+    text = content.decode("utf-8", "replace")
+    if text.count(_BROKEN) * _WHOLE_PER_BROKEN <= sum(letter > "\x7f" for letter in text):
+        return text
     try:
         text = content.decode("cp949")
     except UnicodeDecodeError:
