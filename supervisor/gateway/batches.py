@@ -7,7 +7,7 @@ from pydantic import AfterValidator, AwareDatetime, Field, StringConstraints, Ty
 from supervisor.config.units import Seconds
 from supervisor.errors import RequestRefused
 from supervisor.gateway.answer import Answer, json_answer
-from supervisor.gateway.files import page
+from supervisor.gateway.files import LONGEST_S, page
 from supervisor.gateway.parameters import Parameters
 from supervisor.vector_store.opening import StoreOpener
 from supervisor.vector_store.port import DEFAULT_COLLECTION, require_name
@@ -15,7 +15,7 @@ from supervisor.vector_store.port import DEFAULT_COLLECTION, require_name
 if TYPE_CHECKING:  # the jobs room is imported when the first job or file comes
     from supervisor.jobs.service import OpenJobs
 
-_seconds = TypeAdapter(Annotated[Seconds, Field(gt=0)]).validate_python
+_seconds = TypeAdapter(Annotated[Seconds, Field(gt=0, le=LONGEST_S)]).validate_python
 
 MAX_METADATA = 16
 """Pairs of `metadata`; names have up to 64 characters, values 512 (OpenAI's API reference)."""
@@ -33,7 +33,7 @@ class OutputExpiry(Parameters):
     """How long the files that a batch writes are kept."""
 
     anchor: Literal["created_at"] = "created_at"
-    seconds: float = Field(gt=0)
+    seconds: float = Field(gt=0, le=LONGEST_S)
 
 
 class Storing(Parameters):

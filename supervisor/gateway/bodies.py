@@ -16,6 +16,7 @@ that is less: servers and their page cache need the rest."""
 
 _FIRST_RETRY_AFTER_S = 5
 _LONGEST_RETRY_AFTER_S = 60
+_RATE_OVER_S = 1.0
 """A client that is told to wait longer gives up: OpenAI's takes no more from Retry-After."""
 
 _WORTH_TRIMMING_BYTES = 16 * MIB
@@ -36,8 +37,10 @@ class BodyLedger:
         self._default_bytes = default_bytes or _default_bytes()
         self._peak_bytes = 0
         self._given_back_bytes = 0
-        self._last_refusal: tuple[float, int] | None = None
-        """When it was, and what had been given back in all by then."""
+        self._mark: tuple[float, int] | None = None
+        """A refusal: when it was, and what had been given back in all by then."""
+        self._rate = 0.0
+        """Bytes that were given back in a second, as it was found at that refusal."""
         self._waiting: Counter[str | None] = Counter()
         """Bytes of those that wait, by model."""
         self.taken_bytes = 0
@@ -97,13 +100,18 @@ class BodyLedger:
             del self._waiting[model]
 
     def _retry_after_s(self, count: int) -> int:
-        """Return when so many bytes may be free, at the rate since the last refusal."""
-        now, last = asyncio.get_running_loop().time(), self._last_refusal
-        self._last_refusal = now, self._given_back_bytes
-        if last is None or self._given_back_bytes == last[1]:
+        """Return when so many bytes may be free, at the rate between refusals.
+
+        Those within a second have one rate: both doors may ask for one request.
+        """
+        now = asyncio.get_running_loop().time()
+        at, given_back = self._mark or (now, self._given_back_bytes)
+        if not self._rate or now - at >= _RATE_OVER_S:
+            self._rate = (self._given_back_bytes - given_back) / max(now - at, 1e-3)
+            self._mark = now, self._given_back_bytes
+        if not self._rate:
             return _FIRST_RETRY_AFTER_S
-        rate = (self._given_back_bytes - last[1]) / max(now - last[0], 1e-3)
-        return min(_LONGEST_RETRY_AFTER_S, max(1, math.ceil(count / rate)))
+        return min(_LONGEST_RETRY_AFTER_S, max(1, math.ceil(count / self._rate)))
 
     def _trim(self) -> None:
         if not self.taken_bytes:

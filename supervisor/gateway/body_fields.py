@@ -5,10 +5,11 @@ here either: else a request that names one model would be answered by another.
 """
 
 import asyncio
+import json
 import re
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -20,6 +21,12 @@ _OPENS_OBJECT = re.compile(rb"[ \t\r\n]*\{")
 _SLICE_BYTES = 64 * 1024
 _SLICE_S = 0.001
 """How long inflating holds the event loop at a time."""
+
+_MAX_LENIENT_BYTES = 1024 * 1024
+"""Up to so many bytes are read once more as Python reads JSON, in some milliseconds."""
+
+_MAX_PARTS = 1000
+"""Parts of a form that are looked through."""
 
 _MAX_MEMBERS = 1000
 """Parts of a gzip body that are looked through; each costs a copy, however short it is."""
@@ -38,6 +45,12 @@ class BodyFields(msgspec.Struct, frozen=True):
 
     model: Any = None
     stream: Any = False
+
+
+class BrokenFields(BodyFields, frozen=True, kw_only=True):
+    """Of what begins as a JSON object and cannot be read as one: what it names is not known."""
+
+    why: str
 
 
 NO_FIELDS = BodyFields()
@@ -74,9 +87,23 @@ def _json_fields(body: bytes) -> BodyFields | None:
         raise RequestRefused("bad_request", "the JSON body is nested too deeply") from error
     except UnicodeDecodeError as error:
         raise RequestRefused("bad_request", "the JSON body is not UTF-8") from error
-    except msgspec.MsgspecError:
+    except msgspec.MsgspecError as error:
         before_nul, nul, _ = text.partition(b"\0")  # where llama-server's parser takes it to end
-        return _json_fields(before_nul) if nul else None  # else the backend says what is wrong
+        return _json_fields(before_nul) if nul else _lenient_fields(text, str(error))
+
+
+def _lenient_fields(text: bytes, why: str) -> BodyFields:
+    """Read fields as servers in Python do: NaN, half of a surrogate pair and tabs in texts pass.
+
+    Of what they cannot read either, a live backend says what is wrong.
+    """
+    try:
+        if len(text) <= _MAX_LENIENT_BYTES:
+            fields = json.loads(text, strict=False)
+            return BodyFields(model=fields.get("model"), stream=fields.get("stream", False))
+    except (ValueError, RecursionError):
+        pass
+    return BrokenFields(why=why)
 
 
 def _model_in_form(content_type: bytes, body: bytes) -> str | None:
@@ -87,7 +114,11 @@ def _model_in_form(content_type: bytes, body: bytes) -> str | None:
     delimiter = b"--" + boundary[1].strip()
     begin = body.find(delimiter)
     named: str | None = None
+    parts = 0
     while begin >= 0 and (end := body.find(delimiter, begin + len(delimiter))) >= 0:
+        parts += 1
+        if parts > _MAX_PARTS:
+            raise RequestRefused("bad_request", f"the form has more than {_MAX_PARTS} parts")
         head_end = body.find(b"\r\n\r\n", begin, end)
         if head_end >= 0 and _IS_MODEL_PART.search(body[begin:head_end] + b"\r"):
             named = _text(body[head_end + 4 : end].removesuffix(b"\r\n"), named)
@@ -105,12 +136,15 @@ def _text(content: bytes, before: str | None) -> str:
     return text
 
 
-async def inflated(encodings: bytes, body: bytes, max_bytes: int) -> bytes:
+async def inflated(
+    encodings: bytes, body: bytes, max_bytes: int, grow_to: Callable[[int], None]
+) -> bytes:
     """Return the content of a body of these Content-Encodings, for a look at its fields.
 
-    Holds the event loop for a millisecond at a time. A body that cannot be inflated is returned
-    as it is: the backend says what is wrong with it. Raises RequestRefused `body_too_large` for one
-    that has more than `max_bytes` of content.
+    Holds the event loop for a millisecond at a time; `grow_to` is told what body and content take
+    together, and may refuse it. A body that cannot be inflated is returned as it is: the backend
+    says what is wrong with it. Raises RequestRefused `body_too_large` for one that has more than
+    `max_bytes` of content.
     """
     if not body:
         return body
@@ -118,13 +152,16 @@ async def inflated(encodings: bytes, body: bytes, max_bytes: int) -> bytes:
     for encoding in reversed(encodings.lower().split(b",")):
         name = encoding.strip()
         if name in _CAN_INFLATE:
-            content = await _inflate(content, max_bytes)
+            before = len(body) + (0 if content is body else len(content))
+            content = await _inflate(content, max_bytes, before, grow_to)
         elif name not in {b"", b"identity"}:
             return body
     return content
 
 
-async def _inflate(body: bytes, max_bytes: int) -> bytes:
+async def _inflate(
+    body: bytes, max_bytes: int, before: int, grow_to: Callable[[int], None]
+) -> bytes:
     pieces, size = [], 0
     slice_began_at = time.monotonic()
     try:
@@ -137,6 +174,7 @@ async def _inflate(body: bytes, max_bytes: int) -> bytes:
                     f"the inflated body is larger than {max_bytes} bytes (server.max_body_bytes)",
                     {"max_body_bytes": max_bytes},
                 )
+            grow_to(before + size)
             if time.monotonic() - slice_began_at > _SLICE_S:
                 await asyncio.sleep(0)
                 slice_began_at = time.monotonic()

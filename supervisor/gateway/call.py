@@ -112,6 +112,9 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     deadline_at: float
     """When it stops waiting for a server, on the monotonic clock."""
 
+    fault: str | None = None
+    """Why its body cannot be read, so that nobody knows what model it is for; None where it can."""
+
     @property
     def body(self) -> bytes:
         """Its body as it came."""

@@ -14,7 +14,7 @@ from supervisor.engine.spilling import is_small_body
 from supervisor.engine.targets import Targets
 from supervisor.engine.tasks import ModelTask
 from supervisor.errors import RequestRefused
-from supervisor.gateway.body_fields import read_fields
+from supervisor.gateway.body_fields import BrokenFields, read_fields
 from supervisor.gateway.call import Call, CallHead, Headers, RequestHead
 from supervisor.gateway.hop_by_hop import request_headers
 from supervisor.gateway.relayed_routes import ANY_OTHER, ROUTE_BY_PATH, RelayedRoute
@@ -74,7 +74,8 @@ class CallReader:
             path=path,
             request_target=request_target,
             query=query,
-            moves_slots=path.startswith("/slots/") and any(each in _MOVE_SLOTS for each in query),
+            moves_slots=path.startswith("/slots/")
+            and (any(each in _MOVE_SLOTS for each in query) or _has_query_in_body(head)),
             sent=request_headers(head.headers),
             content_type=head.fields.get(b"content-type", b""),
             named=named,
@@ -123,6 +124,7 @@ class CallReader:
             and urgency is Priority.INTERACTIVE
             and is_small_body(len(body)),
             deadline_at=time.monotonic() + queue.hold_timeout_s,
+            fault=fields.why if isinstance(fields, BrokenFields) else None,
         )
 
     def _find(
@@ -161,6 +163,12 @@ class CallReader:
         else:
             size, name = 1, unquote(segments[0])
         return name, f"/{'/'.join(segments[size:])}{question_mark}{query}"
+
+
+def _has_query_in_body(head: RequestHead) -> bool:
+    """Whether llama-server's HTTP library reads the body as more of the query."""
+    content_type = head.fields.get(b"content-type", b"")
+    return content_type.lower().startswith(b"application/x-www-form-urlencoded")
 
 
 def _may_stream(route: RelayedRoute) -> bool:

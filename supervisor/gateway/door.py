@@ -183,7 +183,10 @@ class Door:
         encodings = head.fields.get(b"content-encoding")
         if encodings is None:
             return body, body
-        return body, await inflated(encodings, body, self._settings().max_body_bytes)
+        if reply.account is None:  # there is none
+            return body, body
+        limit = self._settings().max_body_bytes
+        return body, await inflated(encodings, body, limit, reply.account.grow_to)
 
     async def _read_body(self, request: web.BaseRequest, head: RequestHead, reply: Reply) -> bytes:
         """Return the whole body as it came. Raises RequestRefused."""

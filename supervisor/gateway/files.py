@@ -8,6 +8,9 @@ from supervisor.gateway.answer import Answer, PiecewiseAnswer, json_answer
 from supervisor.gateway.parameters import Parameters
 from supervisor.gateway.uploads import Upload
 
+LONGEST_S = 10 * 366 * 86_400
+"""For so long files are kept, and batches may take: ten years."""
+
 if TYPE_CHECKING:  # the jobs room is imported when the first job or file comes
     from supervisor.jobs.service import OpenJobs
 
@@ -18,7 +21,7 @@ class NewFileParameters(Parameters):
     file: InstanceOf[Upload]
     purpose: Literal["batch"]
     expires_anchor: Literal["created_at"] | None = Field(None, alias="expires_after[anchor]")
-    expires_after_s: float | None = Field(None, alias="expires_after[seconds]", gt=0)
+    expires_after_s: float | None = Field(None, alias="expires_after[seconds]", gt=0, le=LONGEST_S)
 
 
 class FilesParameters(Parameters):

@@ -124,7 +124,10 @@ def _is_same(origin: str | None, host: str | None) -> bool:
     """Whether an Origin is that of the Host that was called; `null` is nobody's."""
     if origin is None or host is None:
         return origin is None
-    return urlsplit(origin).netloc.lower() == host.lower()
+    try:
+        return urlsplit(origin).netloc.lower() == host.lower()
+    except ValueError:  # no URL at all
+        return False
 
 
 @lru_cache(maxsize=1024)

@@ -113,8 +113,11 @@ class Relay:
         """Count the body among those that wait, and have a stream shown signs of life.
 
         Returns what is wanted, on the device that it would have now. Raises RequestRefused:
-        `queue_full`, or `telemetry_lost` for a device that cannot be used.
+        `bad_request` for what only a server that is live would be asked to refuse, `queue_full`, or
+        `telemetry_lost` for a device that cannot be used.
         """
+        if call.fault is not None:
+            raise RequestRefused("bad_request", f"the JSON body cannot be read: {call.fault}")
         wanted = call.wanted
         if wanted is not None and call.head.may_switch:
             wanted = self._targets.target(wanted.model)

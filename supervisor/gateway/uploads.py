@@ -19,6 +19,7 @@ import msgspec
 from aiohttp import BodyPartReader, MultipartReader, web
 from aiohttp.http import HttpProcessingError
 
+from supervisor.documents.extraction.text import decoded
 from supervisor.errors import RequestRefused
 from supervisor.gateway.body_reading import BodyPace, meet_expectation, too_large
 
@@ -183,7 +184,7 @@ async def _read_form(request: web.BaseRequest, pace: BodyPace, spool: _Spool) ->
             content = await _content_of(part, pace, room)
             room -= len(content)
             fields.append((part.name, content.decode()))
-    except (ValueError, RuntimeError, HttpProcessingError) as error:
+    except (ValueError, RuntimeError, AssertionError, HttpProcessingError) as error:
         raise _bad_form(str(error)) from error
     return fields
 
@@ -192,7 +193,8 @@ async def _file_of(part: BodyPartReader, pace: BodyPace, spool: _Spool) -> Uploa
     await spool.open()
     while not part.at_eof():
         await spool.write(await pace.keep(part.read_chunk(_PIECE_BYTES)))
-    return await spool.close(part.filename, part.headers.get("Content-Type"))
+    name = part.filename and decoded(part.filename.encode(errors="surrogateescape"))
+    return await spool.close(name, part.headers.get("Content-Type"))
 
 
 async def _content_of(part: BodyPartReader, pace: BodyPace, max_bytes: int) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from supervisor.errors import RequestRefused
-from supervisor.gateway.body_fields import inflated, read_fields
+from supervisor.gateway.body_fields import BrokenFields, inflated, read_fields
 from tests.conftest import RunningController
 from tests.gateway.conftest import raw_request
 
@@ -46,7 +46,7 @@ def test_model_is_read_from_every_body_that_a_backend_reads(given_type: bytes, b
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"[1]", b"\x00\xff", b'{"model": ""}', b'{"model": null}', b'{"model": ', b"{}"]
+    "body", [b"", b"[1]", b"\x00\xff", b'{"model": ""}', b'{"model": null}', b"{}"]
 )
 def test_other_bodies_name_no_model(body: bytes) -> None:
     assert read_fields(b"", body).model is None
@@ -71,6 +71,45 @@ def test_model_that_cannot_be_read_is_refused(body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b'{"model": "minilm", "x": "\\ud83d"}', id="half of a surrogate pair"),
+        pytest.param(b'{"model": "minilm", "x": NaN}', id="not a number"),
+        pytest.param(b'{"model": "minilm", "x": "\t"}', id="a tab in a text"),
+    ],
+)
+def test_model_is_read_from_what_only_some_backends_take_for_json(body: bytes) -> None:
+    assert read_fields(b"", body).model == "minilm"
+
+
+@pytest.mark.parametrize("body", [b'{"model": ', b'{"model": "minilm"', b"{" + b" " * 2 * MIB])
+def test_what_is_cut_short_is_known_to_be_broken(body: bytes) -> None:
+    fields = read_fields(b"", body)
+
+    assert isinstance(fields, BrokenFields)
+    assert fields.model is None
+
+
+def test_form_of_endless_parts_is_refused() -> None:
+    with pytest.raises(RequestRefused, match="more than 1000 parts"):
+        read_fields(b"multipart/form-data; boundary=a", b"--a" * 10_000)
+
+
+def unbounded(_: int) -> None:
+    """Let a body take what it takes."""
+
+
+async def test_what_a_body_takes_inflated_is_told_as_it_grows() -> None:
+    told: list[int] = []
+    body = gzip.compress(bytes(MIB))
+
+    await inflated(b"gzip", body, MIB, told.append)
+
+    assert told == sorted(told)
+    assert told[-1] == len(body) + MIB
+
+
+@pytest.mark.parametrize(
     ("encoding", "body"),
     [
         ("gzip", gzip.compress(BODY)),
@@ -84,26 +123,26 @@ def test_model_that_cannot_be_read_is_refused(body: bytes) -> None:
     ids=("gzip", "upper case", "older name", "two members", "deflate", "both", "identity"),
 )
 async def test_body_is_inflated_for_a_look_at_it(encoding: str, body: bytes) -> None:
-    assert await inflated(encoding.encode(), body, MIB) == BODY
+    assert await inflated(encoding.encode(), body, MIB, unbounded) == BODY
 
 
 @pytest.mark.parametrize(("encoding", "body"), [("br", BODY), ("gzip", b"not gzip")])
 async def test_body_that_cannot_be_inflated_is_left_to_the_backend(
     encoding: str, body: bytes
 ) -> None:
-    assert await inflated(encoding.encode(), body, MIB) == body
+    assert await inflated(encoding.encode(), body, MIB, unbounded) == body
 
 
 async def test_body_that_inflates_beyond_the_limit_is_refused() -> None:
     with pytest.raises(RequestRefused) as refused:
-        await inflated(b"gzip", gzip.compress(bytes(MIB + 1)), MIB)
+        await inflated(b"gzip", gzip.compress(bytes(MIB + 1)), MIB, unbounded)
 
     assert refused.value.code == "body_too_large"
 
 
 async def test_many_tiny_gzip_members_are_refused() -> None:
     with pytest.raises(RequestRefused, match="gzip members"):
-        await inflated(b"gzip", gzip.compress(b"") * 2000, MIB)
+        await inflated(b"gzip", gzip.compress(b"") * 2000, MIB, unbounded)
 
 
 @pytest.mark.parametrize(

@@ -50,12 +50,14 @@ class Reading:
         self,
         method: str,
         path: str,
-        body: Mapping[str, Any] | None = None,
+        body: Mapping[str, Any] | bytes | None = None,
         *headers: tuple[bytes, bytes],
     ) -> Call:
         head = read_head(method, path, headers, takes_chunks=True)
         call_head = self._reader.read_head(head, is_raw=path.startswith(UPSTREAM))
-        content = b"" if body is None else json.dumps(body).encode()
+        content = body or b""
+        if not isinstance(content, bytes):
+            content = json.dumps(content).encode()
         return self._reader.read(call_head, content, "1")
 
 

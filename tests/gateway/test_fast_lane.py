@@ -3,10 +3,12 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from supervisor.gateway.lane.lane import MAX_BODY_BYTES
+from supervisor.gateway.lane.lane import MAX_BODY_BYTES, FastLane
 from supervisor.gateway.lane.plain_head import may_be_plain, read_plain_head
 from tests.conftest import RunningController, StartController
 from tests.gateway.conftest import ENDLESS, until
@@ -327,3 +329,44 @@ def test_head_may_become_plain_as_long_as_it_begins_so() -> None:
     assert may_be_plain(b"GET /x")
     assert not may_be_plain(b"PUT")
     assert not may_be_plain(b"\x16\x03")
+
+
+class Broken:
+    """A client's connection, and all that stands behind it: its answers break off."""
+
+    def __init__(self) -> None:
+        self.crossed = 0
+        self.is_closed = False
+
+    def __getattr__(self, _: str) -> Any:
+        return lambda *_, **__: self
+
+    def get_extra_info(self, _: str) -> None:
+        """Nobody knows who it is."""
+
+    def recognise(self, _: bytes) -> tuple[Any, int]:
+        plain = SimpleNamespace(keeps_alive=True)
+        return SimpleNamespace(plain=plain, max_body_bytes=0), 0
+
+    def cross(self, *_: Any) -> Any:
+        self.crossed += 1
+        return self
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def is_closing(self) -> bool:
+        return self.is_closed
+
+
+def test_nothing_is_answered_behind_an_answer_that_broke_off() -> None:
+    """Its bytes would pass for those that are missing."""
+    world: Any = Broken()
+    lane = FastLane(world, 0.0)
+    lane.connection_made(world)
+    for _ in range(2):  # the second one waits
+        lane.data_received(b"GET / HTTP/1.1\r\n\r\n")
+    lane.pause_writing()
+    lane.cut()
+    lane.resume_writing()
+    assert world.crossed == 1

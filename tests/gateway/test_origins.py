@@ -20,6 +20,7 @@ FRIEND = "https://chat.example"
     [
         ("POST", "/unload", {"Origin": EVIL, "Content-Type": "text/plain"}, 403),
         ("POST", "/unload", {"Origin": "null"}, 403),
+        ("POST", "/unload", {"Origin": "http://["}, 403),
         ("POST", "/unload", {"Sec-Fetch-Site": "cross-site"}, 403),
         ("POST", "/unload", {"Sec-Fetch-Site": "same-site", "Origin": EVIL}, 403),
         ("POST", "/tokenize", {"Origin": EVIL}, 403),

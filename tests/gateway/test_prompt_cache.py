@@ -88,6 +88,23 @@ async def test_clients_write_and_read_no_files_of_slots(
     assert not [found for found in kept_in(tmp_path / "data") if found.name == "mine.bin"]
 
 
+async def test_clients_cannot_hide_what_they_ask_of_slots_in_a_body(
+    start_controller: StartController,
+) -> None:
+    """llama-server's HTTP library takes the body of a form for more of the query."""
+    controller = await start_controller(files=files())
+    await begin(controller)
+    async with controller.client.post(
+        f"{controller.url}/slots/0",
+        data='{"filename": "mine.bin", "x": "&action=save&"}',
+        headers={"Content-Type": "application/x-www-form-urlencoded"},
+    ) as answer:
+        assert (answer.status, (await answer.json())["error"]["code"]) == (
+            403,
+            "slot_files_reserved",
+        )
+
+
 async def test_nothing_that_clients_wrote_is_left_at_exit(
     start_controller: StartController, tmp_path: Path
 ) -> None:

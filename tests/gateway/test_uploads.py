@@ -193,6 +193,11 @@ def a_form(*parts: bytes, end: bytes = b"--X--\r\n") -> tuple[bytes, dict[str, s
 
 
 FILE = b'name="file"; filename="a"\r\n\r\ntext'
+CHARSET = (
+    a_form(b'name="_charset_"\r\n\r\nutf-8', FILE)[0].replace(b"--X", b"--" + b"X" * 40),
+    {"Content-Type": f"multipart/form-data; boundary={'X' * 40}"},
+)
+"""A field that says how the others are written (RFC 7578, 4.6), and a boundary as they are."""
 NESTED = b'name="file"\r\nContent-Type: multipart/mixed; boundary=Y\r\n\r\n--Y\r\n\r\n\r\n--Y--'
 
 
@@ -214,6 +219,7 @@ NESTED = b'name="file"\r\nContent-Type: multipart/mixed; boundary=Y\r\n\r\n--Y\r
         pytest.param(a_form(b'name="colour"\r\n\r\nred', FILE), "colour", id="unknown field"),
         pytest.param(a_form(b'name="file"\r\n\r\ntext'), "file", id="text for a file"),
         pytest.param((b"", {"Content-Type": "text/plain"}), "file", id="nothing"),
+        pytest.param(CHARSET, "cannot be read", id="charset"),
         pytest.param((b"x", {"Content-Encoding": "gzip"}), "Content-Encoding", id="compressed"),
     ],
 )

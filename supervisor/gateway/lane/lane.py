@@ -174,7 +174,7 @@ class FastLane(asyncio.Protocol):
         self._is_full = False
         if self._crossing is not None:
             self._crossing.resume()
-        elif self._raw:
+        elif self._raw and not self._transport.is_closing():  # else an answer broke off
             self._transport.resume_reading()
             self._go_on()
 

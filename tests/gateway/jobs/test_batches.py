@@ -183,6 +183,8 @@ def test_a_batch_ends_when_its_window_is_over(caller: Caller) -> None:
         ({"input_file_id": "file-nobody"}, 404, "file_not_found"),
         ({"completion_window": "soon"}, 400, "bad_request"),
         ({"completion_window": "0s"}, 400, "bad_request"),
+        ({"completion_window": f"{'9' * 400}s"}, 400, "bad_request"),
+        ({"output_expires_after": {"seconds": "inf"}}, 400, "bad_request"),
         ({"metadata": {"a" * 65: "b"}}, 400, "bad_request"),
         ({"metadata": {str(n): "b" for n in range(17)}}, 400, "bad_request"),
         ({"priority": "urgent"}, 400, "bad_request"),

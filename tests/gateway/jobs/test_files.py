@@ -61,6 +61,8 @@ def test_a_deleted_file_is_gone(caller: Caller) -> None:
         (5_000_001, {}, 413, "body_too_large"),
         (1, {"purpose": "fine-tune"}, 400, "bad_request"),
         (1, {"expires_after[seconds]": "0"}, 400, "bad_request"),
+        (1, {"expires_after[seconds]": "inf"}, 400, "bad_request"),
+        (1, {"expires_after[seconds]": "1e400"}, 400, "bad_request"),
     ],
 )
 def test_a_file_that_cannot_be_taken_is_refused(
