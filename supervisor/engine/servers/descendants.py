@@ -87,10 +87,12 @@ def mark_of(pid: int) -> str | None:
 def children_of(pid: int) -> set[int]:
     """Return the processes whose parent is this one."""
     children: set[int] = set()
+    threads = f"{_PROC}/{pid}/task"
     with contextlib.suppress(OSError):
-        for task in (_PROC / str(pid) / "task").iterdir():
-            with contextlib.suppress(OSError):
-                children |= {int(child) for child in (task / "children").read_text().split()}
+        for thread in os.listdir(threads):  # noqa: PTH208 - a hundred: Path takes three times as long
+            path = f"{threads}/{thread}/children"
+            with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:  # noqa: PTH123
+                children.update(map(int, file.read().split()))
     return children
 
 

@@ -201,9 +201,9 @@ class ChildProcess:
 
     def _signal_all(self, number: signal.Signals) -> None:
         """Signal the group, and what has left it but is known to come from it."""
-        # Those that leave the server while it ends become our own: the mark tells whose they are.
-        self._signal_group(number)
+        # Looked for first: below a server that has ended they could not be told from others.
         self._descendants |= descendants_of(self.pid) | orphans_of(self.pid, self._mark)
+        self._signal_group(number)
         for pid in self._descendants:
             state = state_of(pid)
             if state is not None and state.session != self.pid:
