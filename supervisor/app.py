@@ -33,7 +33,10 @@ class Controller:
     async def shut_down(self, drain_timeout_s: float) -> None:
         """End the work that nobody waits for, drain what somebody waits for, stop all children."""
         # At once: a queue that does not answer may take long to be closed.
-        await asyncio.gather(self.services.close(), self.arbiter.shut_down(drain_timeout_s))
+        ending = (self.services.close(), self.arbiter.shut_down(drain_timeout_s))
+        for outcome in await asyncio.gather(*ending, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
 
 
 @asynccontextmanager

@@ -26,8 +26,9 @@ import secrets
 import sqlite3
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 
 import structlog
@@ -101,7 +102,7 @@ class DataFolder:
             return cls._claimed(path, lock, is_empty=is_empty, adopts=adopts)
         except OSError as error:
             os.close(lock)
-            raise ConfigError((f"--data {path}: cannot be written: {error.strerror}",)) from error
+            raise _not_writable(path, error) from error
         except BaseException:
             os.close(lock)
             raise
@@ -247,7 +248,8 @@ def remove_run_dir(path: Path) -> None:
 
 def set_aside(path: Path, reason: str) -> None:
     """Rename what stands in our way, and say so. Raises OSError."""
-    names = (path.with_name(f"{path.name}.set-aside{end}") for end in _endings())
+    endings = chain([""], (f"-{number}" for number in count(2)))
+    names = (path.with_name(f"{path.name}.set-aside{end}") for end in endings)
     kept_as = next(name for name in names if not os.path.lexists(name))
     path.rename(kept_as)
     log.warning("data.set_aside", path=str(path), kept_as=str(kept_as), reason=reason)
@@ -288,14 +290,6 @@ def write_new(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _endings() -> Iterator[str]:
-    yield ""
-    number = 1
-    while True:
-        number += 1
-        yield f"-{number}"
-
-
 def _make(path: Path) -> bool:
     """Make the folder where it is missing; return whether it is empty. Raises ConfigError."""
     try:
@@ -303,8 +297,12 @@ def _make(path: Path) -> bool:
         is_empty = not any(path.iterdir())
         tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
-        raise ConfigError((f"--data {path}: cannot be written: {error.strerror}",)) from error
+        raise _not_writable(path, error) from error
     return is_empty
+
+
+def _not_writable(path: Path, error: OSError) -> ConfigError:
+    return ConfigError((f"--data {path}: cannot be written: {error.strerror}",))
 
 
 def _is_from_before_markers(path: Path) -> bool:
@@ -338,7 +336,7 @@ def _new_marker(path: Path) -> Marker:
 
 
 async def _lock_of(path: Path, wait_s: float) -> int:
-    """Return the locked lock. Raises SupervisorError when another controller keeps it."""
+    """Return the lock, locked. Raises SupervisorError when another controller keeps it."""
     attempts = tenacity.AsyncRetrying(
         retry=tenacity.retry_if_exception_type(FolderInUse),
         wait=tenacity.wait_fixed(_LOCK_POLL_S),
@@ -363,12 +361,11 @@ def _lock(path: Path, waited: str = "") -> int:
     lock = _open_lock(path / LOCK)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    except OSError as error:
         pid = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
         os.close(lock)
-        raise FolderInUse(path, pid, waited) from error
-    except OSError as error:
-        os.close(lock)
+        if isinstance(error, BlockingIOError):
+            raise FolderInUse(path, pid, waited) from error
         raise ConfigError((f"--data {path}: cannot be locked: {error.strerror}",)) from error
     return lock
 

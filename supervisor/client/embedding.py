@@ -82,10 +82,12 @@ class Embedder:
         for gone in [each for each in self._known if each.is_relative_to(path)]:
             try:
                 await self._connection.ask("DELETE", "documents", str(gone), query=self._query)
-            except Refused as error:
-                outcome, reason = Outcome.FAILED, str(error)
-            else:
                 outcome, reason = Outcome.REMOVED, ""
+            except Refused as error:
+                is_gone = error.status == 404  # it was removed, and the answer was lost
+                outcome = Outcome.REMOVED if is_gone else Outcome.FAILED
+                reason = "" if is_gone else str(error)
+            if outcome is Outcome.REMOVED:
                 self._known.discard(gone)
             self._tell(FileReport(path=str(gone), outcome=outcome, reason=reason))
 

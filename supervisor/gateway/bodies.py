@@ -16,8 +16,9 @@ that is less: servers and their page cache need the rest."""
 
 _FIRST_RETRY_AFTER_S = 5
 _LONGEST_RETRY_AFTER_S = 60
-_RATE_OVER_S = 1.0
 """A client that is told to wait longer gives up: OpenAI's takes no more from Retry-After."""
+
+_RATE_OVER_S = 1.0
 
 _WORTH_TRIMMING_BYTES = 16 * MIB
 _TRIM_AFTER_S = 1.0

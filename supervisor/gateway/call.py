@@ -113,7 +113,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     """When it stops waiting for a server, on the monotonic clock."""
 
     fault: str | None = None
-    """Why its body cannot be read, so that nobody knows what model it is for; None where it can."""
+    """Why its body, which may name a model, cannot be read; None where it can."""
 
     @property
     def body(self) -> bytes:

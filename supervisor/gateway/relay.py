@@ -116,7 +116,7 @@ class Relay:
         `bad_request` for what only a server that is live would be asked to refuse, `queue_full`, or
         `telemetry_lost` for a device that cannot be used.
         """
-        if call.fault is not None:
+        if call.fault is not None and call.named is None:
             raise RequestRefused("bad_request", f"the JSON body cannot be read: {call.fault}")
         wanted = call.wanted
         if wanted is not None and call.head.may_switch:

@@ -159,8 +159,9 @@ class StoredVectors:
     async def delete_document(self, asked: DocumentParameters) -> Answer:
         """Delete a document with its chunks."""
         store = await self._opener.store()
-        found = await store.document(asked.collection, asked.document)
-        await store.delete_document(asked.collection, asked.document)
+        async with self._opener.replacing:
+            found = await store.document(asked.collection, asked.document)
+            await store.delete_document(asked.collection, asked.document)
         if found is None:
             raise _document_not_found(asked)
         return json_answer({"id": asked.document, "collection": asked.collection, "deleted": True})

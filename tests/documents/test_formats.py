@@ -133,6 +133,8 @@ async def test_html_gives_what_a_page_shows(read: Reading, tmp_path: Path) -> No
         "<ul><li>one<li hidden>no</ul><p>two</p>three",
         "<p>one<p hidden>no <b>no</b><div>two</div>three",
         "<table><tr><td>one<td hidden>no<td>two<tr hidden><td>no<tr><td>three</table>",
+        "one<p hidden>no<br>no <img src=x>no <button>no</button> no<p>two<p>three",
+        "one<table><tr><td hidden><p>no <b>no<td>two</table><div><p hidden>no</div>three",
         "one<div hidden><ul><li>no</ul><br>no</div>two<span hidden>no</span> three",
     ],
 )

@@ -1,6 +1,8 @@
 """The text of HTML: blocks as lines, cells apart, nothing that is not shown."""
 
 import re
+from collections import Counter
+from collections.abc import Collection
 from html.parser import HTMLParser
 
 from supervisor.documents.extraction.text import decoded
@@ -24,13 +26,24 @@ _ENDED_BY = {
     **dict.fromkeys(("dt", "dd"), ("dt", "dd")),
     **dict.fromkeys(("td", "th"), ("td", "th")),
     **dict.fromkeys(("tbody", "tfoot"), ("thead", "tbody", "tr", "td", "th")),
+    **dict.fromkeys(
+        (
+            *("address", "article", "aside", "blockquote", "details", "div", "dl", "fieldset"),
+            *("figcaption", "figure", "footer", "form", "h1", "h2", "h3", "h4", "h5", "h6"),
+            *("header", "hgroup", "hr", "main", "menu", "nav", "ol", "p", "pre", "search"),
+            *("section", "table", "ul"),
+        ),
+        ("p",),
+    ),
     "li": ("li",),
     "option": ("option",),
     "optgroup": ("optgroup", "option"),
     "tr": ("tr", "td", "th"),
 }
-"""Which elements end where one begins, if their end tags are left out (HTML, 13.1.2.4); a paragraph
-ends where any block begins."""
+"""Which elements end where one begins, if their end tags are left out (HTML, 13.1.2.4)."""
+
+_LEFT_OPEN = _INLINE | {"p"}
+"""What may stand open above an element that ends so."""
 
 _CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([\w-]+)", re.IGNORECASE)
 _LOOKED_AT_BYTES = 4096
@@ -50,39 +63,46 @@ class _Reader(HTMLParser):
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
         self.pieces: list[str] = []
-        self._open: list[str] = []
-        """The elements that we are in, the outermost first."""
-        self._shown: int | None = None
-        """How many of them are shown, where one is hidden, and all within it."""
+        self._shown: Counter[str] = Counter()
+        """How many of each element we are in of which everything is shown."""
+        self._hidden: list[str] = []
+        """The elements that we are in of which nothing is, the outermost first."""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        ended = _ENDED_BY.get(tag, () if tag in _INLINE else ("p",))
-        while self._open and self._open[-1] in ended:
-            self._leave(len(self._open) - 1)
+        if self._hidden:
+            self._end_siblings(_ENDED_BY.get(tag, ()))
         is_hidden = tag in _HIDDEN or any(name == "hidden" for name, _ in attrs)
         if tag not in _VOID:
-            if is_hidden and self._shown is None:
-                self._shown = len(self._open)
-            self._open.append(tag)
+            if is_hidden or self._hidden:
+                self._hidden.append(tag)
+            else:
+                self._shown[tag] += 1
         self._separate(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        if tag in self._open:
-            self._leave(len(self._open) - 1 - self._open[::-1].index(tag))
+        if tag in self._hidden:
+            del self._hidden[len(self._hidden) - 1 - self._hidden[::-1].index(tag) :]
+        elif self._shown[tag]:
+            self._shown[tag] -= 1
+            if tag not in _INLINE:  # a block ends what is in it, too
+                self._hidden.clear()
         self._separate(tag)
 
     def handle_data(self, data: str) -> None:
-        if self._shown is None:
+        if not self._hidden:
             self.pieces.append(data.replace("\n", " "))
 
-    def _leave(self, depth: int) -> None:
-        """Leave the innermost elements, but for so many."""
-        del self._open[depth:]
-        if self._shown is not None and depth <= self._shown:
-            self._shown = None
+    def _end_siblings(self, ended: Collection[str]) -> None:
+        """End what an element ends by its beginning, with what was left open in that."""
+        at = kept = len(self._hidden)
+        while at and (self._hidden[at - 1] in ended or self._hidden[at - 1] in _LEFT_OPEN):
+            at -= 1
+            if self._hidden[at] in ended:
+                kept = at
+        del self._hidden[kept:]
 
     def _separate(self, tag: str) -> None:
         if tag in _CELLS:
             self.pieces.append(" ")
-        elif tag not in _INLINE and self._shown is None:
+        elif tag not in _INLINE and not self._hidden:
             self.pieces.append("\n")

@@ -1,9 +1,9 @@
 """Has the queue of one model computed: leases, batches, and what becomes of them.
 
 A batch is made up once its lease is granted. So when a switch takes the model away nothing is lost:
-no lease comes, and the queue waits until the model is back. Where the model is live, everything
-happens in callbacks, without a task; there are tasks only for leases that have to wait, and for
-servers of which it is to be found out whether they died.
+no lease comes, and the queue waits until the model is back. Where the model is live and has room,
+everything happens in callbacks, without a task; there are tasks only for leases that have to wait,
+and for servers of which it is to be found out whether they died.
 """
 
 import asyncio
