@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+import select
 import signal
+import socket
 import zipfile
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from supervisor.documents.extraction.confinement import leave_network
 from supervisor.documents.extraction.extractor import Extractor
 from supervisor.documents.values import Division
 from supervisor.errors import RequestRefused
+from supervisor.own_process import command_of, python_path
 from tests.documents.conftest import DIVISION, LIMITS, Reading
 from tests.documents.files import write_docx, write_hwpx, write_package
 from tests.relay.wire import until
@@ -118,6 +121,22 @@ async def test_readers_that_are_killed_are_replaced(
     os.kill(server.pid, signal.SIGKILL)
 
     assert (await read(tmp_path / "a.txt")).text == "one"
+
+
+async def test_reader_whose_controller_ends_as_it_starts_says_nothing() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        program = command_of("supervisor.documents.extraction.fork_server")
+        environment = {**os.environ, "PYTHONPATH": python_path()}
+        process = await asyncio.create_subprocess_exec(
+            *program, stdin=theirs.fileno(), stderr=asyncio.subprocess.PIPE, env=environment
+        )
+    await asyncio.to_thread(select.select, [ours], [], [])  # what it says is there, and unread
+    ours.close()
+
+    _, said = await process.communicate()
+
+    assert (process.returncode, said) == (0, b"")
 
 
 async def test_readers_reach_no_network(read: Reading, tmp_path: Path) -> None:

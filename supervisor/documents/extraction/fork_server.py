@@ -88,6 +88,7 @@ def _answer(document: int, answer: int, task: Task, splitter: Splitter | Unread)
 if __name__ == "__main__":
     end_with_parent(int(sys.argv[1]))
     reason = leave_network()
-    with socket.socket(fileno=_SOCKET) as connection:
+    # A controller that ends meanwhile closes the socket before it has read what is said here.
+    with suppress(ConnectionError), socket.socket(fileno=_SOCKET) as connection:
         connection.sendall(_encode(reason))
         serve(connection)
