@@ -80,15 +80,15 @@ class Embedder:
     async def remove(self, path: Path) -> None:
         """Remove the document of a file, or those of a folder. Raises NoController."""
         for gone in [each for each in self._known if each.is_relative_to(path)]:
+            reason = ""
             try:
                 await self._connection.ask("DELETE", "documents", str(gone), query=self._query)
-                outcome, reason = Outcome.REMOVED, ""
             except Refused as error:
-                is_gone = error.status == 404  # it was removed, and the answer was lost
-                outcome = Outcome.REMOVED if is_gone else Outcome.FAILED
-                reason = "" if is_gone else str(error)
-            if outcome is Outcome.REMOVED:
+                if error.status != 404:  # else it was removed, and the answer was lost
+                    reason = str(error)
+            if not reason:
                 self._known.discard(gone)
+            outcome = Outcome.FAILED if reason else Outcome.REMOVED
             self._tell(FileReport(path=str(gone), outcome=outcome, reason=reason))
 
     async def _work(self, files: Iterator[FoundFile | LeftOut]) -> None:

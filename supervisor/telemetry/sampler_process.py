@@ -59,14 +59,8 @@ class SamplerProcess(asyncio.Protocol):
         ends it with the thread that spawned it. Raises TelemetryError when that fails.
         """
         try:
-            ours, theirs = socket.socketpair()
+            ours, popen = _start_program(vendor, environ)
         except OSError as exc:
-            raise TelemetryError(f"cannot start a sampler for {vendor}: {exc}") from exc
-        try:
-            with theirs:
-                popen = _start_program(vendor, environ, theirs.fileno())
-        except OSError as exc:
-            ours.close()
             raise TelemetryError(f"cannot start a sampler for {vendor}: {exc}") from exc
         try:
             _, process = await asyncio.get_running_loop().create_unix_connection(
@@ -217,16 +211,24 @@ class SamplerProcess(asyncio.Protocol):
 
 
 def _start_program(
-    vendor: str, environ: Mapping[str, str], socket_fd: int
-) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        command_of("supervisor.telemetry.sampler", vendor),
-        env=_environment(environ),
-        cwd="/",
-        stdin=socket_fd,
-        stdout=subprocess.DEVNULL,  # vendors' bindings print there
-        start_new_session=True,
-    )
+    vendor: str, environ: Mapping[str, str]
+) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+    """Start the program; returns our end of its standard input, too. Raises OSError."""
+    ours, theirs = socket.socketpair()
+    try:
+        with theirs:
+            popen = subprocess.Popen(
+                command_of("supervisor.telemetry.sampler", vendor),
+                env=_environment(environ),
+                cwd="/",
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,  # vendors' bindings print there
+                start_new_session=True,
+            )
+    except OSError:
+        ours.close()
+        raise
+    return ours, popen
 
 
 def _environment(environ: Mapping[str, str]) -> dict[str, str]:

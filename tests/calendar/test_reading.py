@@ -16,7 +16,7 @@ from supervisor.errors import RequestRefused
 from supervisor.observability.impairments import Impairments
 from supervisor.wiring.jobs import LazyJobs
 from tests.conftest import write_configuration
-from tests.gateway.test_call_reader import HostAlone
+from tests.host_alone import HostAlone
 
 ALWAYS = {"cron": "* * * * *", "mode": "embedding", "until_done": True}
 

@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -160,31 +160,20 @@ async def test_controller_that_was_killed_goes_on_where_it_stopped(
     assert collection["documents"] == 60 + len(DOCUMENTS)
 
 
-async def test_watching_goes_on_with_the_next_controller(serve: Serve, folder: Path) -> None:
-    served = serve()
-    url = await served.url()
-    with embedding(url, folder, "--watch") as watching:
-        for _ in (*DOCUMENTS, "song.mp3"):
-            next_report(watching)
-        served.process.kill()
-        (folder / "new.txt").write_text("Snow falls on the mountains in winter.")
-        assert "no controller answers" in next_report(watching)["note"]
-
-        await serve("--port", url.rpartition(":")[2], log_file=folder.parent / "second.log").url()
-        told = next_report(watching)
-        while told.get("outcome") != "embedded":
-            told = next_report(watching)
-        assert Path(told["path"]).name == "new.txt"
-        watching.send_signal(signal.SIGINT)
+def write_another(folder: Path) -> None:
+    (folder / "new.txt").write_text("Snow falls on the mountains in winter.")
 
 
-def add_texts(folder: Path, count: int) -> None:
-    for number in range(count):
-        (folder / f"{number}.txt").write_text(f"{KOREAN} {number}")
+def delete_one(folder: Path) -> None:
+    (folder / "soup.md").unlink()
 
 
-async def test_what_is_deleted_while_the_controller_is_away_is_removed_by_the_next(
-    serve: Serve, folder: Path
+@pytest.mark.parametrize(
+    ("change", "name", "outcome"),
+    [(write_another, "new.txt", "embedded"), (delete_one, "soup.md", "removed")],
+)
+async def test_watching_goes_on_with_the_next_controller(
+    serve: Serve, folder: Path, change: Callable[[Path], None], name: str, outcome: str
 ) -> None:
     served = serve()
     url = await served.url()
@@ -193,15 +182,20 @@ async def test_what_is_deleted_while_the_controller_is_away_is_removed_by_the_ne
             next_report(watching)
         served.process.kill()
         served.process.wait()
-        (folder / "soup.md").unlink()
+        change(folder)
         assert "no controller answers" in next_report(watching)["note"]
 
         await serve("--port", url.rpartition(":")[2], log_file=folder.parent / "second.log").url()
         told = next_report(watching)
-        while told.get("outcome") != "removed":
+        while told.get("outcome") != outcome:
             told = next_report(watching)
-        assert Path(told["path"]).name == "soup.md"
+        assert Path(told["path"]).name == name
         watching.send_signal(signal.SIGINT)
+
+
+def add_texts(folder: Path, count: int) -> None:
+    for number in range(count):
+        (folder / f"{number}.txt").write_text(f"{KOREAN} {number}")
 
 
 def test_a_watcher_that_cannot_watch_ends_with_the_reason(running: Running, folder: Path) -> None:

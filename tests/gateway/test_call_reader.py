@@ -1,7 +1,7 @@
 """What a head and a body say of a call: which model, how urgent, whether the device may switch."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +15,11 @@ from supervisor.engine.tasks import ModelTask
 from supervisor.errors import RequestRefused
 from supervisor.gateway.call import Call
 from supervisor.gateway.call_reader import UPSTREAM, CallReader, read_head
-from supervisor.telemetry.port import DeviceInfo
 from tests.conftest import write_configuration
 from tests.gateway.conftest import shipped
+from tests.host_alone import HostAlone
 
 CHAT, EMBED = "/v1/chat/completions", "/v1/embeddings"
-
-
-class HostAlone:
-    """A machine without a GPU, for as long as `gpu` is the host."""
-
-    problems: tuple[str, ...] = ()
-    gpu = "host"
-
-    def devices(self) -> Sequence[DeviceInfo]:
-        return ()
-
-    def gpus(self) -> tuple[str, ...]:
-        return () if self.gpu == "host" else (self.gpu,)
 
 
 class Reading:

@@ -149,7 +149,8 @@ async def test_sampling_recovers_after_we_ran_out_of_descriptors(
     (sampler,) = samplers()
     sampler.kill()
     await until(lambda: len(refused) > pairs)
-    await until_sampled(telemetry)
+
+    assert (await until_sampled(telemetry)).device == "gpu0"
 
 
 async def test_whoever_waits_for_a_killed_sampler_is_told_though_its_end_cannot_be_watched(

@@ -77,6 +77,7 @@ class Costs(Struct, frozen=True, kw_only=True):
 
 
 BATCH_AGES_S = 600.0
+"""The longest wait after which a batch request counts as interactive."""
 
 
 class SchedulingRules(Struct, frozen=True, kw_only=True):

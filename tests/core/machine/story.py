@@ -260,3 +260,14 @@ def granted_in(commands: tuple[Command, ...]) -> list[tuple[str, int]]:
 def refused_in(commands: tuple[Command, ...]) -> list[tuple[str, str]]:
     """Requests that were refused, with the code, in order."""
     return [(c.request_id, c.refusal.code) for c in commands if isinstance(c, RefuseRequest)]
+
+
+def accept_unread(story: Story) -> tuple[Command, ...]:
+    """Accept the target of the running switch, whose device cannot be read."""
+    return story.tell(
+        TargetAccepted,
+        switch_id=story.running,
+        need=TargetNeed(footprint=taking(GIB)),
+        readings=(),
+        memory_problem="the driver hangs",
+    )

@@ -39,12 +39,12 @@ from tests.core.machine.story import (
     RERANK,
     SHARED,
     Story,
+    accept_unread,
     granted_in,
     refused_in,
     report_in,
 )
 from tests.core.machine.surroundings import taking
-from tests.core.machine.test_unread_memory import accept_unread
 
 MANUAL_HOLD_S = 10.0
 

@@ -3,10 +3,10 @@
 import pytest
 from msgspec.structs import replace
 
-from supervisor.core.machine.commands import CheckTarget, Command, StartBackend
-from supervisor.core.machine.events import DeviceFound, MemoryUnreadable, TargetAccepted
+from supervisor.core.machine.commands import CheckTarget, StartBackend
+from supervisor.core.machine.events import DeviceFound, MemoryUnreadable
 from supervisor.core.machine.memory import OnUnconfirmed
-from supervisor.core.machine.values import Device, Mode, Outcome, Phase, Target, TargetNeed
+from supervisor.core.machine.values import Device, Mode, Outcome, Phase, Target
 from tests.core.machine.story import (
     CHAT,
     EMBED,
@@ -14,24 +14,15 @@ from tests.core.machine.story import (
     GIB,
     TOTAL_BYTES,
     Story,
+    accept_unread,
     failure_in,
     report_in,
 )
-from tests.core.machine.surroundings import taking, used_before
+from tests.core.machine.surroundings import used_before
 
 HOST = Device(name="host", budget_bytes=TOTAL_BYTES)
 ON_CPU = Target(model="embed", mode=Mode.EMBEDDING, profile="embed-cpu", device="host")
 WITH_FALLBACK = replace(EMBED, fallback=ON_CPU)
-
-
-def accept_unread(story: Story) -> tuple[Command, ...]:
-    return story.tell(
-        TargetAccepted,
-        switch_id=story.running,
-        need=TargetNeed(footprint=taking(GIB)),
-        readings=(),
-        memory_problem="the driver hangs",
-    )
 
 
 def risky(target: Target, choice: OnUnconfirmed) -> Target:
