@@ -34,6 +34,7 @@ FAKE_LIBCUDA = Path(__file__).with_name("fake_libcuda.c")
 RELEASE_S = 0.2
 LOAD_PERCENT = 70
 HELD_BYTES = 700 * 1024 * 1024
+PARKING_STEPS = ["Lock", "Checkpoint", "Restore", "Unlock"]
 
 LLAMA_SERVER_WITH_VRAM = """#!{python}
 import os
@@ -67,6 +68,15 @@ class Machine:
     def calls(self) -> list[str]:
         """What was called of libcuda."""
         return (self.folder / "calls").read_text().splitlines()
+
+    def checkpoint_steps(self) -> dict[str, list[str]]:
+        """What was asked of libcuda for each process, in order, beside its state."""
+        steps: dict[str, list[str]] = {}
+        for name, *pid in map(str.split, self.calls):
+            step = name.removeprefix("cuCheckpointProcess")
+            if step in PARKING_STEPS:
+                steps.setdefault(pid[0], []).append(step)
+        return steps
 
     def check(self, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
         named = [word for name, path in self.models.items() for word in (f"--{name}-model", path)]
@@ -191,7 +201,7 @@ def test_whole_run_measures_every_part_and_says_so_for_people(
 ) -> None:
     machine, report = finished
     assert {name: part["outcome"] for name, part in report["parts"].items()} == dict.fromkeys(
-        ("switches", "fit", "foreign", "embedding", "parking"), "measured"
+        ("switches", "fit", "foreign", "embedding", "parking", "parked_switches"), "measured"
     )
     (summary,) = machine.folder.glob("hardware/nvidia-h200-580.65.06/README.md")
     text = summary.read_text(encoding="utf-8")
@@ -264,15 +274,27 @@ def test_parking_moves_the_memory_away_and_back_and_the_conversation_goes_on(
     finished: tuple[Machine, dict[str, Any]],
 ) -> None:
     figures = figures_of(finished, "parking")
-    steps = [call.split()[0] for call in finished[0].calls if "Checkpoint" in call]
-    assert steps == [
-        f"cuCheckpointProcess{step}" for step in ("Lock", "Checkpoint", "Restore", "Unlock")
-    ]
+    assert next(iter(finished[0].checkpoint_steps().values())) == PARKING_STEPS
     assert figures["device_bytes"] == HELD_BYTES
     assert figures["gate"]["state"] == "confirmed"
     assert figures["gate"]["left_on_device_bytes"] == 0
     assert figures["after"]["cache_n"] > 0
     assert figures["came_without_prefill"]
+
+
+def test_product_parks_and_comes_back_as_often_as_it_stops_and_starts(
+    finished: tuple[Machine, dict[str, Any]],
+) -> None:
+    figures = figures_of(finished, "parked_switches")
+    stopped, parked = figures["stopped"], figures["parked"]
+    assert (stopped["came_back_parked"], parked["came_back_parked"]) == (0, 5)
+    assert list(finished[0].checkpoint_steps().values())[1] == 5 * PARKING_STEPS
+    for side in (stopped, parked):
+        assert side["leaving_s"]["count"] == side["returning_s"]["count"] == 5
+    for trip in parked["trips"]:
+        assert trip["kept"]["device_bytes"] == 0
+        assert trip["cached_tokens"] > trip["computed_tokens"]
+    assert all(trip["kept"] is None for trip in stopped["trips"])
 
 
 def test_timeline_shows_the_memory_and_when_each_phase_began(
@@ -423,9 +445,10 @@ def test_gpu_build_is_another_than_the_cpus_and_takes_further_flags() -> None:
 
 def test_what_is_carried_leaves_out_what_the_check_can_do_without() -> None:
     lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
-    left = packing.without(lock, packing.LEFT_OUT_WHEELS)
-    assert "aiohttp==" in left
-    assert not {"xllamacpp", "numpy"} & {line.partition("==")[0] for line in left.splitlines()}
+    reduced = packing.reduced(lock, packing.needed_packages())
+    carried = {line.partition("==")[0] for line in reduced.splitlines() if "==" in line}
+    assert {"aiohttp", "multidict", "pydantic-core", "gguf"} <= carried
+    assert not carried & {"xllamacpp", "numpy", "tokenizers", "kreuzberg", "grpcio", "pytest"}
     needed = ("CMakeLists.txt", "ggml/src/ggml-cuda/x.cu", "src/models/llama.cpp", "tools/server/a")
     assert not any(packing.LEFT_OUT_SOURCES.match(path) for path in needed)
     assert packing.LEFT_OUT_SOURCES.match("models/ggml-vocab.gguf")

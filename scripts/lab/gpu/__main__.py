@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lab.gpu import embedding, fit, foreign, parking, switches
+from lab.gpu import embedding, fit, foreign, parked_switches, parking, switches
 from lab.gpu.building import FoundServer, find_server
 from lab.gpu.check import Check, Models, NotHereError, PartResult, time_limit
 from lab.gpu.drawing import draw
@@ -32,9 +32,10 @@ from supervisor.engine.cuda.libcuda import DEFAULT_LIBRARY
 from supervisor.errors import SupervisorError
 
 PARTS: Mapping[str, ModuleType] = {
-    part.NAME: part for part in (switches, fit, foreign, embedding, parking)
+    part.NAME: part for part in (switches, fit, foreign, embedding, parking, parked_switches)
 }
-USUAL_PARTS = tuple(name for name in PARTS if name != parking.NAME)
+PARKING_PARTS = (parking.NAME, parked_switches.NAME)
+USUAL_PARTS = tuple(name for name in PARTS if name not in PARKING_PARTS)
 
 BUILD_LIMIT_S = 1800.0
 MODELS_LIMIT_S = 300.0
@@ -95,7 +96,7 @@ def _limited(limit_s: float, ends_at: float, what: str) -> AbstractContextManage
 def _measure_parts(run: _Run) -> bool:
     """Measure what is asked for, and write each part down; return whether any failed."""
     asked, report = run.asked, _begin_report(run)
-    names = asked.only or (*USUAL_PARTS, *((parking.NAME,) if asked.parking else ()))
+    names = asked.only or (*USUAL_PARTS, *(PARKING_PARTS if asked.parking else ()))
     failed, idle_bytes = False, run.watch.sample().used_bytes
     for name in names:
         part = PARTS[name]
@@ -194,7 +195,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="gpu_check", description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("--only", type=_names, metavar="PART,…", help=f"of {', '.join(PARTS)}")
-    add("--parking", action="store_true", help="measure that part, too")
+    add("--parking", action="store_true", help="measure the parts of parking, too")
     add("--switches", type=int, default=50, metavar="N", help="tight ones (%(default)s)")
     add("--minutes", type=float, default=60.0, metavar="N", help="for everything (%(default)g)")
     add("--model-gb", type=float, default=8.0, metavar="N", help="to generate with (%(default)g)")

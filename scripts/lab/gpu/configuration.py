@@ -60,8 +60,15 @@ def tight_profiles(free_bytes: int) -> dict[str, dict[str, Any]]:
     return variants("tight", {"memory": {"need_bytes": need_bytes}})
 
 
-def setting_for(check: Check, profiles: Mapping[str, Mapping[str, Any]]) -> Setting:
-    """Write the configuration into the part's folder, and return what starts a controller on it."""
+def setting_for(
+    check: Check,
+    profiles: Mapping[str, Mapping[str, Any]],
+    switch: Mapping[str, Any] | None = None,
+) -> Setting:
+    """Write the configuration into the part's folder, and return what starts a controller on it.
+
+    `switch` changes the settings of that name.
+    """
     shipped = Setting(
         profiles=check.profiles,
         models=check.work_dir,
@@ -76,6 +83,7 @@ def setting_for(check: Check, profiles: Mapping[str, Mapping[str, Any]]) -> Sett
         "supervisor.yaml": {
             "server": {"log_format": "json"},
             "engines": {"llama_server_bin": str(check.server)},
+            "switch": switch or {},
         },
         **{f"{name}.yaml": fields for name, fields in profiles.items()},
     }

@@ -86,6 +86,18 @@ def call_driver(action: str, pid: int, library: str) -> DriverAnswer:
         raise (NotHereError if error.is_absent else LabError)(str(error)) from error
 
 
+def require_checkpoints(library: str) -> None:
+    """Ask for the state of this process, to learn whether the driver knows checkpoints at all.
+
+    Raises NotHereError where it does not; one that knows them may refuse the process.
+    """
+    try:
+        call_driver("state", os.getpid(), library)
+    except LabError as error:
+        if "the driver has no" in str(error):
+            raise NotHereError(str(error)) from error
+
+
 def _expect_no_error(line: str) -> None:
     if not line:
         raise LabError("the process that holds memory ended without an answer")

@@ -6,8 +6,8 @@
     DIR/llama.cpp.tar.xz   the part of the pinned source archive that a server is built from
     DIR/models/            the small embedding model, where it was made and there is room for it
 
-Left out are what the check can do without (the embedded engine), and what is large and stands on
-machines for GPU work anyway (numpy, uvloop).
+Left out are the extras of the product and the embedded engine, which the check can do without, and
+what stands on machines for GPU work anyway (numpy, uvloop).
 """
 
 import argparse
@@ -17,14 +17,18 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from importlib.metadata import requires
 from pathlib import Path
 
 import build_llama_server as building
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from lab.harness.command import MODELS, ROOT, LabError, run, say
 
 SOURCE_ARCHIVE = "llama.cpp.tar.xz"
-LEFT_OUT_WHEELS = frozenset({"xllamacpp", "numpy", "uvloop", "colorama"})
+PRODUCT = "llama-supervisor"
+LEFT_OUT_WHEELS = frozenset({"xllamacpp", "numpy", "uvloop"})
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
 LEFT_OUT_SOURCES = re.compile(
@@ -62,7 +66,7 @@ def pack_wheels(folder: Path, work: Path) -> None:
     """Download the wheels of the lock for Python 3.12, by hash. Raises LabError."""
     pinned = work / "wheels.lock"
     lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
-    pinned.write_text(without(lock, LEFT_OUT_WHEELS), encoding="utf-8")
+    pinned.write_text(reduced(lock, needed_packages()), encoding="utf-8")
     platforms = [word for name in PLATFORMS for word in ("--platform", name)]
     command = [
         *(sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet"),
@@ -75,10 +79,27 @@ def pack_wheels(folder: Path, work: Path) -> None:
         raise LabError(f"the wheels could not be downloaded: {finished.stderr.strip()}")
 
 
-def without(lock: str, names: frozenset[str]) -> str:
-    """Return a lock without the entries of these packages; each begins at the line's start."""
+def needed_packages() -> frozenset[str]:
+    """Name what the product and the models of the check need, with all that those need."""
+    found: set[str] = set()
+    asked = [(PRODUCT, ""), (PRODUCT, "demo")]
+    while asked:
+        package, extra = asked.pop()
+        for requirement in map(Requirement, requires(package) or ()):
+            name = canonicalize_name(requirement.name)
+            is_needed = requirement.marker is None or requirement.marker.evaluate({"extra": extra})
+            if is_needed and name not in found | LEFT_OUT_WHEELS:
+                found.add(name)
+                asked += [(name, each) for each in ("", *requirement.extras)]
+    return frozenset(found)
+
+
+def reduced(lock: str, names: frozenset[str]) -> str:
+    """Return a lock with the entries of these packages; each begins at the line's start."""
     entries = re.split(r"(?m)^(?=[A-Za-z0-9])", lock)
-    return "".join(entry for entry in entries if entry.partition("==")[0] not in names)
+    return "".join(
+        entry for entry in entries if canonicalize_name(entry.partition("==")[0]) in names
+    )
 
 
 def pack_source(target: Path, work: Path) -> None:

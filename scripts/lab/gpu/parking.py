@@ -23,7 +23,7 @@ from lab.gpu.configuration import (
     setting_for,
     variants,
 )
-from lab.gpu.cuda_process import call_driver
+from lab.gpu.cuda_process import call_driver, require_checkpoints
 from lab.gpu.log_reading import marks
 from lab.harness.command import LabError
 from lab.harness.servers import ChildCommand, Controller, Endpoint, Server
@@ -81,7 +81,7 @@ class _Part:
 
 def measure(check: Check) -> PartResult:
     """Park a server in the middle of a conversation, embed, bring it back, and go on."""
-    _require_driver(check)
+    require_checkpoints(check.libcuda)
     setting = setting_for(check, variants("plain", {}))
     part = _Part(check=check, setting=setting, idle=check.watch.sample())
     with Controller(setting) as controller:
@@ -105,18 +105,6 @@ def measure(check: Check) -> PartResult:
         sentences=_sentences(figures),
         marks=[*marks(log_of(setting)), *watch.marks],
     )
-
-
-def _require_driver(check: Check) -> None:
-    """Ask for the state of this process, to learn whether the API is here at all.
-
-    Raises NotHereError where it is not; a driver that knows it may refuse the process.
-    """
-    try:
-        call_driver("state", psutil.Process().pid, check.libcuda)
-    except LabError as error:
-        if "the driver has no" in str(error):
-            raise NotHereError(str(error)) from error
 
 
 def _start(command: ChildCommand, setting: Setting, name: str) -> Server:

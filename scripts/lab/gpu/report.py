@@ -28,6 +28,7 @@ TITLES: Mapping[str, str] = {
     "foreign": "Another program on the device",
     "embedding": "Embedding",
     "parking": "Parking",
+    "parked_switches": "Switches with parking",
 }
 
 
