@@ -193,7 +193,8 @@ class SwitchSettings(Settings):
     cuda_checkpoint: bool = Field(
         default=False,
         description="Let NVIDIA's driver (570 or newer) park servers that have no way of their "
-        "own: all but those with `engine: command`. Tried with a simulated driver only.",
+        "own: all but those with `engine: command`. It pays only where a start takes longer than "
+        "to move what a server holds to the host and back.",
     )
     history_size: int = Field(default=1000, ge=1, description="Switches kept for /switches.")
     shutdown_drain_timeout_s: Seconds = Field(

@@ -70,7 +70,9 @@ def _embed(check: Check, setting: Setting, controller: Controller, model: str) -
     took_s = time.monotonic() - began_at  # until the last answer
     points = check.watch.between(began_at + SETTLING_S, began_at + setting.seconds)
     if tally.failures:
-        raise LabError(f"{model}: embedding failed: {dict(tally.failures)}")
+        died = controller.logged("backend.died")
+        words = "; ".join(died[-1]["last_lines"]) if died else "the server lives"
+        raise LabError(f"{model}: embedding failed: {dict(tally.failures)}: {words}")
     told = [p.utilisation_percent for p in points if p.utilisation_percent is not None]
     return {
         "texts_per_s": tally.all_units / took_s,
