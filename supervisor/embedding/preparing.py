@@ -17,6 +17,7 @@ from supervisor.embedding.servers import Servers
 from supervisor.embedding.shortening import Shortening
 from supervisor.embedding.tokenizer import Tokenized, Tokenizer
 from supervisor.embedding.values import (
+    TOO_LONG,
     Content,
     EmbeddingRequest,
     Piece,
@@ -32,6 +33,8 @@ from supervisor.errors import RequestRefused
 LONGEST_TEXT = 1024 * 1024
 """Characters of a text that are looked at: more than any context takes, and 100 MB while they are
 tokenised."""
+
+_ANY_TEXT = "a"
 
 _BYTES_PER_TOKEN = 4
 """A guess, for servers of which nobody knows the tokens."""
@@ -109,22 +112,26 @@ class Preparer:
         tokenizer = self.tokenizer(intake, request.target, request.priority)
         if tokenizer is None:
             return [_uncounted(each) for each in inputs]
-        texts = [each for each in inputs if isinstance(each, str)]
-        tokenized = await tokenizer.encode(texts) if texts else Tokenized(())
+        tokenized = await _tokenized(tokenizer, inputs, intake.limit)
         long_input = request.long_input or intake.resolved.long_input
         shortening = Shortening(
             intake, long_input, request.truncation_side, tokenized.frame, tokenizer
         )
-        ids = iter(tokenized.ids)
         prepared: list[PreparedInput] = []
-        for index, each in enumerate(inputs):
-            own = next(ids) if isinstance(each, str) else each
-            is_whole = intake.limit is None or len(own) <= intake.limit
-            prepared.append(
-                PreparedInput((Piece(own if intake.takes_ids else each, len(own)),))
-                if is_whole
-                else await shortening.apply(each, own, index)
-            )
+        errors: dict[int, RequestRefused] = {}
+        for index, (each, own) in enumerate(zip(inputs, tokenized.ids, strict=True)):
+            if intake.limit is None or len(own) <= intake.limit:
+                prepared.append(
+                    PreparedInput((Piece(own if intake.takes_ids else each, len(own)),))
+                )
+                continue
+            try:
+                prepared.append(await shortening.apply(each, own, index))
+            except RequestRefused as error:
+                errors[index] = error
+        if errors:
+            first = errors[min(errors)]
+            raise RequestRefused(first.code, first.message, first.details | {TOO_LONG: [*errors]})
         return prepared
 
     def tokenizer(self, intake: Intake, target: Target, priority: Priority) -> Tokenizer | None:
@@ -134,6 +141,21 @@ class Preparer:
         if intake.tells_tokens:
             return self._server_tokenizers.of(target, priority, intake.resolved.path)
         return None
+
+
+async def _tokenized(
+    tokenizer: Tokenizer, inputs: Sequence[Content], limit: int | None
+) -> Tokenized:
+    """Return the ids of each input, and the frame of texts where there are any, or long ids."""
+    texts = [each for each in inputs if isinstance(each, str)]
+    if not texts and (limit is None or all(len(each) <= limit for each in inputs)):
+        return Tokenized([each for each in inputs if not isinstance(each, str)])
+    # Ids that are cut need the frame, which the tokens of any text tell.
+    tokenized = await tokenizer.encode(texts or [_ANY_TEXT])
+    ids = iter(tokenized.ids)
+    return Tokenized(
+        [next(ids) if isinstance(each, str) else each for each in inputs], tokenized.frame
+    )
 
 
 def prompt_of(resolved: ResolvedModel, name: str | None) -> str:

@@ -3,6 +3,7 @@
 EmbeddingRequest -> prepared inputs -> pieces in batches -> vectors of pieces -> Embeddings
 """
 
+import asyncio
 import time
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, islice, pairwise
@@ -99,7 +100,9 @@ class EmbeddingService:
         if is_whole:
             return computed, computed.vectors
         normalize = request.normalize
-        return computed, _joined_windows(prepared.inputs, computed.vectors, normalize=normalize)
+        return computed, await _joined_windows(
+            prepared.inputs, computed.vectors, normalize=normalize
+        )
 
     async def _cut(self, request: EmbeddingRequest, vectors: Sequence[bytes]) -> Sequence[bytes]:
         """Cut vectors to the dimensions that are asked for, where that is not what they have.
@@ -128,13 +131,17 @@ def name_input(error: RequestRefused, prepared: Sequence[PreparedInput]) -> None
         error.details["index"] = inputs[error.details["index"]]
 
 
-def _joined_windows(
+async def _joined_windows(
     prepared: Sequence[PreparedInput], vectors: Sequence[bytes], *, normalize: bool
 ) -> Sequence[bytes]:
     """Return one vector for each input, of the vectors of all pieces, none of them normalised."""
     rest = iter(vectors)
-    joint = [_joined(each, rest) for each in prepared]
-    return [normalized(vector) for vector in joint] if normalize else joint
+    joint: list[bytes] = []
+    for each in prepared:
+        joint.append(_joined(each, rest))
+        if len(each.pieces) > 1:
+            await asyncio.sleep(0)  # others have a turn
+    return await in_turns(normalized, joint) if normalize else joint
 
 
 def _joined(prepared: PreparedInput, rest: Iterator[bytes]) -> bytes:

@@ -1,12 +1,13 @@
 """Many requests embedded as few: what a request costs beside its texts is paid once for all."""
 
+from bisect import bisect_right
 from collections.abc import AsyncIterator, Iterator, Sequence
 from itertools import accumulate
 
 import msgspec
 
 from supervisor.embedding.service import EmbeddingService
-from supervisor.embedding.values import EmbeddingRequest, Embeddings
+from supervisor.embedding.values import TOO_LONG, EmbeddingRequest, Embeddings
 from supervisor.errors import RequestRefused
 
 MAX_INPUTS = 2048
@@ -67,10 +68,12 @@ async def _embed(
             made = await service.embed(_joint([request for _, request in members]))
         except RequestRefused as error:
             guilty = _guilty(members, error)
-            if guilty is None:
+            if not guilty:
                 return [*outcomes, *((place, error) for place, _ in members)]
-            # Alone, it is told which of its own inputs is at fault.
-            outcomes += await _embed(service, [members.pop(guilty)])
+            for number in guilty:
+                # Alone, it is told which of its own inputs is at fault.
+                outcomes += await _embed(service, [members[number]])
+            members = [each for number, each in enumerate(members) if number not in guilty]
         else:
             return [*outcomes, *_shares(members, made)]
     return outcomes
@@ -83,13 +86,15 @@ def _joint(requests: Sequence[EmbeddingRequest]) -> EmbeddingRequest:
     return msgspec.structs.replace(requests[0], inputs=inputs, max_tokens=None)
 
 
-def _guilty(members: Sequence[tuple[int, EmbeddingRequest]], error: RequestRefused) -> int | None:
-    """Return which of several members has the input that an error names."""
-    index = error.details.get("index")
-    if index is None or len(members) == 1:
-        return None
-    ends = accumulate(len(request.inputs) for _, request in members)
-    return next(number for number, end in enumerate(ends) if index < end)
+def _guilty(
+    members: Sequence[tuple[int, EmbeddingRequest]], error: RequestRefused
+) -> frozenset[int]:
+    """Return which of several members have the inputs that an error names."""
+    if "index" not in error.details or len(members) == 1:
+        return frozenset()
+    indexes = error.details.get(TOO_LONG, [error.details["index"]])
+    ends = list(accumulate(len(request.inputs) for _, request in members))
+    return frozenset(bisect_right(ends, index) for index in indexes)
 
 
 def _shares(

@@ -48,6 +48,10 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
     priority: Priority = Priority.INTERACTIVE
 
 
+TOO_LONG = "too_long"
+"""The detail of a refusal that has the indexes of all inputs longer than their model takes."""
+
+
 def too_long(index: int, why: str) -> RequestRefused:
     """Return the refusal of an input that is longer than its model takes."""
     return RequestRefused("input_too_long", f"input {index} is too long: {why}", {"index": index})

@@ -10,7 +10,7 @@ from supervisor.core.machine.values import Mode, Target
 from supervisor.embedding import together
 from supervisor.embedding.service import EmbeddingService
 from supervisor.embedding.together import embed_together
-from supervisor.embedding.values import EmbeddingRequest, Embeddings, too_long
+from supervisor.embedding.values import TOO_LONG, EmbeddingRequest, Embeddings, too_long
 from supervisor.errors import RequestRefused
 
 TARGET = Target(model="minilm", mode=Mode.EMBEDDING, profile="embedding", device="host")
@@ -24,9 +24,10 @@ class Lengths(EmbeddingService):
 
     async def embed(self, request: EmbeddingRequest) -> Embeddings:
         self.asked.append(len(request.inputs))
-        for index, text in enumerate(request.inputs):
-            if str(text).startswith("x"):
-                raise too_long(index, "it begins with x")
+        faults = [n for n, text in enumerate(request.inputs) if str(text).startswith("x")]
+        if faults:
+            error = too_long(faults[0], "it begins with x")
+            raise RequestRefused(error.code, error.message, error.details | {TOO_LONG: faults})
         return Embeddings(
             vectors=[b"%d" % len(text) for text in request.inputs],
             tokens=[len(text) for text in request.inputs],
@@ -78,6 +79,13 @@ async def test_those_that_want_the_same_go_together(monkeypatch: pytest.MonkeyPa
     service = Lengths()
     await outcomes_of(service, [request("a", "b", "c"), request("d", "e", "f"), request("g")])
     assert service.asked == [3, 4]
+
+
+async def test_texts_are_looked_at_about_twice_however_many_are_too_long() -> None:
+    service = Lengths()
+    outcomes = await outcomes_of(service, [request("x" if n % 3 else "a") for n in range(256)])
+    assert sum(isinstance(each, RequestRefused) for each in outcomes.values()) == 170
+    assert sum(service.asked) <= 2 * 256
 
 
 async def test_long_texts_go_apart(monkeypatch: pytest.MonkeyPatch) -> None:

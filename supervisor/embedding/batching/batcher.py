@@ -134,15 +134,18 @@ class Batcher:
         )
 
     def _admit(self, workers: Workers, pieces: Sequence[Piece], priority: Priority) -> None:
-        """Count a caller in. Raises RequestRefused `embedding_queue_full` for one too many."""
+        """Count a caller in. Raises RequestRefused `embedding_queue_full` for one too many.
+
+        Where nothing waits, one may come however large it is: it would never be let in else.
+        """
         bounds = self._configuration.current.settings.queue
         waiting = [each.queue.amount() for each in self._workers.values()]
         inputs = sum(each.inputs for each in waiting)
         tokens = sum(each.tokens for each in waiting)
         more_tokens = sum(piece.tokens for piece in pieces)
-        if inputs + len(pieces) > bounds.max_embedding_inputs:
+        if inputs and inputs + len(pieces) > bounds.max_embedding_inputs:
             _refuse(workers, f"{inputs} inputs wait already (queue.max_embedding_inputs)")
-        if tokens + more_tokens > bounds.max_embedding_tokens:
+        if tokens and tokens + more_tokens > bounds.max_embedding_tokens:
             _refuse(workers, f"{tokens} tokens wait already (queue.max_embedding_tokens)")
         if bounds.p95_target_ms is not None and priority is Priority.INTERACTIVE:
             _require_soon(workers, bounds.p95_target_ms / 1000)

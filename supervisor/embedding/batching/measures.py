@@ -36,10 +36,12 @@ class Measures:
         """Callers that were sent away because of the queue's bounds."""
 
     def note_batch(self, tokens: int, took_s: float) -> None:
-        """Note a batch: `tokens` were with the server when it was sent, its own included.
+        """Note a batch of a server that had as much as it takes.
 
-        A server computes one after the other, so that all of these were done when this one was:
-        tokens ÷ time is its speed, however many batches it is sent at once (Little's law).
+        `tokens` were with it when the batch was sent, its own included. It computes one after the
+        other, so that all of these were done when this one was: tokens ÷ time is its speed, however
+        many batches it is sent at once (Little's law). One that has less to do than it could shows
+        how little came, and not how fast it is.
         """
         if took_s > 0:
             self._speeds.append(tokens / took_s)
@@ -50,7 +52,7 @@ class Measures:
 
     @property
     def tokens_per_s(self) -> float | None:
-        """The server's speed: the median of recent batches. None before the first."""
+        """The server's speed: the median of recent batches. None before it was busy."""
         return median(self._speeds) if self._speeds else None
 
     def waits(self) -> Waits | None:

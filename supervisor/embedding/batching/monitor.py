@@ -39,7 +39,7 @@ class QueueMonitor:
             self.wake()
 
     def _tell(self, model: str, workers: Workers) -> None:
-        measures, queued, running = workers.measures, workers.queue.amount(), workers.running
+        measures, queued, running = workers.measures, workers.queue.amount(), workers.running.amount
         accepted_before, refused_before = self._told.get(model, (0, 0))
         self._told[model] = measures.accepted, measures.refused
         refused = measures.refused - refused_before
@@ -72,7 +72,7 @@ def _describe(workers: Workers) -> dict[str, Any]:
     running, measures = workers.running, workers.measures
     return {
         "queued": {priority: workers.queue.amount(priority)._asdict() for priority in Priority},
-        "running": {"batches": workers.busy, **running._asdict()},
+        "running": {"batches": len(running), **running.amount._asdict()},
         "tokens_per_s": _rounded(measures.tokens_per_s, 1),
         "wait_s": _waits(workers),
         "accepted": measures.accepted,

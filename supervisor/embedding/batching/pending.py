@@ -9,6 +9,7 @@ from supervisor.arbiter.arbiter import Lease
 from supervisor.core.scheduling.values import Priority
 from supervisor.embedding.batching.batches import Batch
 from supervisor.embedding.batching.exchange import Cancellable
+from supervisor.embedding.batching.queue import Amount, BatchLimits, BatchQueue
 
 
 class AskedLease(msgspec.Struct):
@@ -22,14 +23,14 @@ class AskedLease(msgspec.Struct):
 class SentBatch:
     """A batch that is with the server, in the lease of its worker."""
 
-    __slots__ = ("at", "batch", "exchange", "lease", "over", "tokens")
+    __slots__ = ("at", "batch", "exchange", "lease", "over", "tokens_of_busy")
 
-    def __init__(self, batch: Batch, lease: Lease, at: float, tokens: int) -> None:
+    def __init__(self, batch: Batch, lease: Lease, at: float, tokens_of_busy: int | None) -> None:
         self.batch = batch
         self.lease = lease
         self.at = at
-        self.tokens = tokens
-        """What is with the server, this batch included."""
+        self.tokens_of_busy = tokens_of_busy
+        """What is with the server, this batch included; None: it could have had more."""
         self.exchange: Cancellable | None = None
         self.over: asyncio.Future[None] | None = None
         """Done once it is over, where somebody waits for that."""
@@ -39,6 +40,31 @@ class SentBatch:
         self.lease.end(self.batch.present)
         if self.over is not None and not self.over.done():
             self.over.set_result(None)
+
+
+class Running(dict[Batch, SentBatch]):
+    """The batches that are with the server."""
+
+    @property
+    def amount(self) -> Amount:
+        """How much they are together."""
+        return Amount(sum(map(len, self)), sum(batch.tokens for batch in self))
+
+    def at_once(self, queue: BatchQueue, limits: BatchLimits) -> int:
+        """Return how many there may be.
+
+        One, where any was with a server that died: else others would die with the guilty.
+        """
+        if queue.has_survivors or any(batch.died for batch in self):
+            return 1
+        return limits.at_once(self.amount)
+
+    def tokens_of_busy(self, batch: Batch, queue: BatchQueue, limits: BatchLimits) -> int | None:
+        """Return what the server has with one more batch; None where it could have more still."""
+        is_full = limits.is_full(Amount(len(batch), batch.tokens))
+        if not is_full and queue.most_urgent is None:
+            return None
+        return self.amount.tokens + batch.tokens
 
 
 def in_a_moment(callback: Callable[[], None]) -> None:

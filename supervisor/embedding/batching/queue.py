@@ -1,12 +1,14 @@
 """What waits to be embedded by one model's server, and what is sent next. Pure: no clock, no I/O.
 
 Pieces wait in lines, one for each kind of piece that goes into one batch: the same priority, both
-normalised or not, both short or long. A line keeps the pieces of a caller together, so that adding
-a caller, removing it and taking a piece cost the same however many wait.
+normalised or not, both short or long, both of callers with more pieces than a batch may have or
+not: a single text must not wait for another's two thousand. A line keeps the pieces of a caller
+together, so that adding a caller, removing it and taking a piece cost the same however many wait.
 """
 
 from collections import OrderedDict, deque
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import msgspec
@@ -48,8 +50,11 @@ class BatchLimits(msgspec.Struct, frozen=True, kw_only=True):
         it is the busier the more of these it has; behind full ones others would only wait where
         nobody more urgent passes them.
         """
-        is_full = running.inputs >= self.max_size or running.tokens >= self.max_tokens
-        return self.max_full if is_full else self.max_concurrent
+        return self.max_full if self.is_full(running) else self.max_concurrent
+
+    def is_full(self, amount: Amount) -> bool:
+        """Whether it is as much as one batch may have."""
+        return amount.inputs >= self.max_size or amount.tokens >= self.max_tokens
 
     @property
     def short_tokens(self) -> int:
@@ -113,7 +118,7 @@ class _Line:
 
     def due_at(self, limits: BatchLimits) -> float:
         """Return when it is due, which may have passed."""
-        is_full = self.inputs >= limits.max_size or self.tokens >= limits.max_tokens
+        is_full = limits.is_full(Amount(self.inputs, self.tokens))
         return 0.0 if is_full else self.head.came_at + limits.wait_s
 
     def urgency(self, now: float) -> float:
@@ -153,20 +158,21 @@ class BatchQueue:
 
     def __init__(self) -> None:
         self._lines = {
-            (priority is Priority.BATCH, normalize, is_long): _Line(priority)
+            (priority is Priority.BATCH, normalize): tuple(_Line(priority) for _ in range(4))
             for priority in Priority
             for normalize in (True, False)
-            for is_long in (False, True)
         }
-        """One for each kind, the interactive ones first."""
-        self._in_order = tuple(self._lines.values())
+        """By kind, the interactive ones first. Four each: for the short and the long pieces of
+        callers with as many as a batch may have, and of those with more."""
+        self._in_order = tuple(chain.from_iterable(self._lines.values()))
         self._returned: deque[Batch] = deque()
         """Batches that are sent as they are, before all others."""
 
     def add(self, caller: Caller, limits: BatchLimits) -> None:
         """Put a caller's pieces behind those that wait, the short and the long ones apart."""
         bound = limits.short_tokens
-        short, long = self._lines_of(caller)
+        lines = self._lines_of(caller)
+        short, long = lines[2:] if len(caller.pieces) > limits.max_size else lines[:2]
         if len(caller.pieces) == 1:
             only = caller.pieces[0].tokens
             (long if only > bound else short).add(caller, _Run(_ONLY, only))
@@ -180,10 +186,9 @@ class BatchQueue:
             indexes = [i for i, each in enumerate(tokens) if (each > bound) is is_long]
             line.add(caller, _Run(indexes, sum(tokens[i] for i in indexes)))
 
-    def _lines_of(self, caller: Caller) -> tuple[_Line, _Line]:
-        """Return the lines in which a caller's pieces wait: the short ones, the long ones."""
-        is_batch, normalize = caller.priority is Priority.BATCH, caller.normalize
-        return self._lines[is_batch, normalize, False], self._lines[is_batch, normalize, True]
+    def _lines_of(self, caller: Caller) -> tuple[_Line, ...]:
+        """Return the lines in which a caller's pieces may wait."""
+        return self._lines[caller.priority is Priority.BATCH, caller.normalize]
 
     def end(self, caller: Caller) -> list[Batch]:
         """Take out what waits of a caller that is over; return the batches that nobody wants now.
@@ -237,6 +242,11 @@ class BatchQueue:
         if Priority.INTERACTIVE in returned:
             return Priority.INTERACTIVE
         return Priority.BATCH if lines or returned else None
+
+    @property
+    def has_survivors(self) -> bool:
+        """Whether batches wait that were with a server which died."""
+        return any(batch.died for batch in self._returned)
 
     def amount(self, priority: Priority | None = None) -> Amount:
         """Return how much waits, of one priority or (None) of all."""

@@ -20,8 +20,14 @@ from supervisor.core.scheduling.values import Priority
 from supervisor.embedding.batching.batches import Batch, Caller
 from supervisor.embedding.batching.exchange import Outcome, send_batch, unusable
 from supervisor.embedding.batching.measures import Measures
-from supervisor.embedding.batching.pending import AskedLease, SentBatch, caller_shares, in_a_moment
-from supervisor.embedding.batching.queue import Amount, BatchQueue
+from supervisor.embedding.batching.pending import (
+    AskedLease,
+    Running,
+    SentBatch,
+    caller_shares,
+    in_a_moment,
+)
+from supervisor.embedding.batching.queue import BatchQueue
 from supervisor.embedding.batching.rules import RulesOf
 from supervisor.embedding.values import made_for_another
 from supervisor.engine.servers.backend import MAX_REPEATS, Backend
@@ -64,7 +70,8 @@ class Workers:
         self.rules = rules_of(target, self._profile)
         self._asking: dict[asyncio.Task[None], AskedLease] = {}
         """What waits for a lease."""
-        self._running: dict[Batch, SentBatch] = {}
+        self.running = Running()
+        """What is with the server."""
         self._finding_out: set[asyncio.Task[None]] = set()
         self._is_waking = False
         self._alarm: asyncio.TimerHandle | None = None
@@ -72,20 +79,9 @@ class Workers:
         """An epoch, and the length of its server's vectors."""
 
     @property
-    def running(self) -> Amount:
-        """How much is with the server."""
-        batches = self._running
-        return Amount(sum(map(len, batches)), sum(batch.tokens for batch in batches))
-
-    @property
-    def busy(self) -> int:
-        """How many batches are with the server."""
-        return len(self._running)
-
-    @property
     def is_idle(self) -> bool:
         """Whether nothing waits and nothing runs."""
-        return not self._running and not self.queue.amount().inputs
+        return not self.running and not self.queue.amount().inputs
 
     def apply_rules(self) -> None:
         """Hold what waits to the rules as they are now; a model that is gone keeps its own."""
@@ -102,7 +98,7 @@ class Workers:
         if caller.is_over:
             return
         for batch in self.queue.end(caller):
-            sent = self._running.get(batch)
+            sent = self.running.get(batch)
             if sent is not None and sent.exchange is not None:
                 sent.exchange.cancel()
                 self._end(sent)
@@ -151,7 +147,8 @@ class Workers:
     def _due(self, now: float) -> int:
         """Return for how many batches there is to be a worker that there is not."""
         asking = len(self._asking)
-        free = self.rules.limits.at_once(self.running) - len(self._running) - asking
+        at_once = self.running.at_once(self.queue, self.rules.limits)
+        free = at_once - len(self.running) - asking
         if free <= 0:
             return 0
         return min(free, self.queue.due(self.rules.limits, now) - asking)
@@ -233,14 +230,14 @@ class Workers:
             self._profile = backend.launch.profile
             self.apply_rules()
         now = time.monotonic()
-        if len(self._running) >= self.rules.limits.at_once(self.running):
+        if len(self.running) >= self.running.at_once(self.queue, self.rules.limits):
             return None
         batch = self._take_for(backend, now)
         if batch is None:
             return None
         self._note_sent(batch, now)
-        sent = SentBatch(batch, lease, now, self.running.tokens + batch.tokens)
-        self._running[batch] = sent
+        tokens = self.running.tokens_of_busy(batch, self.queue, self.rules.limits)
+        self.running[batch] = sent = SentBatch(batch, lease, now, tokens)
         try:
             sent.exchange = send_batch(backend, batch, partial(self._take, sent))
         except Exception as error:  # noqa: BLE001 - as in `_finish`
@@ -295,7 +292,7 @@ class Workers:
 
     def _end(self, sent: SentBatch) -> None:
         """Set its worker free for what is due next; the model is not left between the two."""
-        del self._running[sent.batch]
+        del self.running[sent.batch]
         self._wake_soon()
         in_a_moment(sent.give_back)
 
@@ -307,7 +304,8 @@ class Workers:
         if isinstance(outcome, RequestRefused):
             self._divide(batch, outcome)
             return
-        self.measures.note_batch(sent.tokens, time.monotonic() - sent.at)
+        if sent.tokens_of_busy is not None:
+            self.measures.note_batch(sent.tokens_of_busy, time.monotonic() - sent.at)
         self._deliver(batch, outcome, backend.launch.profile)
 
     def _is_as_long(self, backend: Backend, vector: bytes) -> bool:
@@ -375,7 +373,7 @@ class Workers:
         """
         if refusal.code == "backend_unreachable":
             return False
-        others = len(self._asking) + len(self._running) > 1
+        others = len(self._asking) + len(self.running) > 1
         if refusal.code in _PLACE_REFUSED and others:
             return True
         for caller in self.queue.callers_until(asked_at):

@@ -204,6 +204,16 @@ async def test_a_piece_that_its_servers_die_of_is_given_up(bench: Bench) -> None
     assert computed.vectors == own_vectors("two")
 
 
+@pytest.mark.parametrize("batching", [{"max_batch_size": 1, "max_concurrent": 4}])
+async def test_those_that_were_with_the_same_servers_are_computed(bench: Bench) -> None:
+    await bench.compute("live")
+    deadly = bench.begin("deadly")
+    others = [bench.begin(f"text {number}") for number in range(3)]
+    refused, *computed = await gather(deadly, *others)
+    assert isinstance(refused, RequestRefused)
+    assert [each.vectors for each in computed] == [own_vectors(f"text {n}") for n in range(3)]
+
+
 # Leases
 
 
@@ -340,11 +350,22 @@ async def test_what_is_beyond_the_bounds_is_refused_and_what_runs_is_not_counted
     assert not errors_of(await gather(held, waiting))
 
 
+async def test_one_that_is_larger_than_the_bounds_is_computed_where_nothing_waits(
+    bench: Bench,
+) -> None:
+    await bench.compute("live")
+    texts = [f"text {number}" for number in range(6)]
+    for bounds in ({"max_embedding_inputs": 5}, {"max_embedding_tokens": 10}):
+        bench.configure("queue", **bounds)
+        assert (await bench.compute(*texts)).vectors == own_vectors(*texts)
+
+
 async def test_who_would_wait_longer_than_is_promised_is_refused_but_for_batch_work(
     bench: Bench,
 ) -> None:
-    for _ in range(3):
-        await bench.compute("measured")
+    await bench.compute("lone")
+    assert bench.workers("obedient").measures.tokens_per_s is None  # how little came, not how fast
+    await bench.compute("one", "two", "three", "four")
     held = await bench.hold()
     bench.configure("queue", p95_target_ms=0.000_001)
     first = bench.begin("first")

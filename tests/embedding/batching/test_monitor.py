@@ -43,12 +43,12 @@ async def test_a_queue_is_told_while_somebody_waits_or_is_refused_and_not_before
 async def test_the_status_has_what_waits_and_what_runs(bench: Bench) -> None:
     assert bench.batcher.describe() == {}
     held = await bench.hold()
-    batch = bench.begin("one", "two", priority=Priority.BATCH)
-    await bench.queued(2)
+    batch = bench.begin("one", "two", "three", "four", priority=Priority.BATCH)
+    await bench.queued(4)
     shown = bench.batcher.describe()["obedient"]
     assert shown["queued"] == {
         "interactive": {"inputs": 0, "tokens": 0},
-        "batch": {"inputs": 2, "tokens": 6},
+        "batch": {"inputs": 4, "tokens": 12},
     }
     assert shown["running"] == {"batches": 1, "inputs": 1, "tokens": 3}
     assert (shown["accepted"], shown["refused"], shown["tokens_per_s"]) == (2, 0, None)

@@ -95,7 +95,7 @@ async def test_nothing_is_lost_when_the_server_is_killed_under_load(bench: Bench
     await embed(bench, "the model is live")
     wanted = await one_by_one(bench, TEXTS)
     callers = [bench.begin(text, model="minilm", normalize=True) for text in TEXTS]
-    await until(lambda: bench.workers("minilm").running.inputs > 0)
+    await until(lambda: bench.workers("minilm").running.amount.inputs > 0)
     os.kill(bench.backend.process.pid, signal.SIGKILL)
     computed = await asyncio.gather(*callers)
     assert_same([each.vectors[0] for each in computed], wanted)
@@ -151,7 +151,7 @@ async def chat(bench: Bench) -> None:
 async def test_a_switch_by_hand_leaves_the_queue_as_it_is(bench: Bench) -> None:
     wanted = await embed(bench, *TEXTS)
     callers = [bench.begin(text, model="minilm", normalize=True) for text in TEXTS]
-    await until(lambda: bench.workers("minilm").running.inputs > 0)
+    await until(lambda: bench.workers("minilm").running.amount.inputs > 0)
     bench.configure("scheduler", manual_hold_s=0.0)
     _, switched = bench.parts.arbiter.request_switch(
         bench.parts.targets.target("demo-chat"), "test"

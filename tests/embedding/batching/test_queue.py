@@ -90,6 +90,18 @@ def test_vectors_with_and_without_normalisation_are_asked_for_apart() -> None:
 # Who is first
 
 
+def test_one_text_waits_for_a_batch_or_two_of_anothers_thousand_and_both_get_on() -> None:
+    queue, many = BatchQueue(), caller(*[3] * 1000)
+    queue.add(many, LIMITS)
+    take(queue, 1.0)
+    for second in range(2, 40, 4):
+        single = caller(3, at=second - 0.5)
+        queue.add(single, LIMITS)
+        sent = [take(queue, float(second + number))[0][0] for number in range(4)]
+        assert single in sent[:2]
+        assert sent.count(many) == 3
+
+
 def test_interactive_callers_pass_a_backlog_of_batch_work_however_old_it_is() -> None:
     queue = BatchQueue()
     for _ in range(10):

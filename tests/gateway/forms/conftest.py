@@ -66,7 +66,7 @@ def caller(
 ) -> Iterator[Caller]:
     """A caller of a controller whose embedding model is live, and has prompts.
 
-    Requests of more than 100,000 tokens get 429.
+    With more than 100,000 tokens that wait, a request gets 429.
     """
     folder = tmp_path_factory.mktemp("forms")
     files = {"models.yaml": catalogue(reranker, long_reader)}

@@ -66,6 +66,24 @@ def test_input_that_is_too_long_is_named_and_the_others_are_lost_with_it(
     assert f"must have less than {LIMIT} tokens. Given: {len(ids)}" in error["message"]
 
 
+def test_all_inputs_that_are_too_long_are_named(caller: Caller) -> None:
+    status, _, answer = caller.post("/v1/embeddings", {"input": [LONG, "short", LONG]})
+    assert (status, answer["error"]["index"], answer["error"]["too_long"]) == (400, 0, [0, 2])
+
+
+def test_token_ids_that_are_cut_or_divided_keep_what_stands_around_them(caller: Caller) -> None:
+    ids = ids_of(caller, LONG)
+    for inputs in ([ids], [ids, "a text beside them"]):
+        cut, *_ = embed(caller, inputs)[0]
+        assert cosine(cut, embed(caller, LONG)[0][0]) > 0.9999
+
+    with live(caller, "windowed"):
+        _, _, of_ids = caller.post("/v1/embeddings", {"model": "windowed", "input": [ids]})
+        _, _, of_text = caller.post("/v1/embeddings", {"model": "windowed", "input": [LONG]})
+    vectors = [answer["data"][0]["embedding"] for answer in (of_ids, of_text)]
+    assert cosine(*vectors) > 0.9999
+
+
 def test_divided_input_is_the_mean_of_its_windows_weighted_by_their_tokens(caller: Caller) -> None:
     head, *body, tail = ids_of(caller, LONG)
     count = math.ceil(len(body) / (LIMIT - 2))
