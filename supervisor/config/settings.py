@@ -5,6 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from supervisor.config.device_choice import DeviceId
 from supervisor.config.fields import Settings
 from supervisor.config.schedule import ScheduleSettings
 from supervisor.config.scheduler import SchedulerSettings
@@ -323,8 +324,10 @@ class SupervisorSettings(Settings):
     """`supervisor.yaml`: everything that is neither a model nor a profile."""
 
     server: ServerSettings = Field(default_factory=ServerSettings)
-    devices: dict[str, DeviceSettings] = Field(
-        default_factory=dict, description="By id: `gpu0`, `gpu1`, `host`."
+    devices: dict[DeviceId, DeviceSettings] = Field(
+        default_factory=dict,
+        description="By id: `gpu0`, `gpu1`, `host`.",
+        json_schema_extra={"additionalProperties": False},
     )
     engines: EngineSettings = Field(default_factory=EngineSettings)
     queue: QueueSettings = Field(default_factory=QueueSettings)

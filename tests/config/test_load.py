@@ -310,6 +310,21 @@ def test_an_unknown_type_is_told_with_the_known_ones(folder: Folder) -> None:
 # Files that cannot be read
 
 
+@pytest.mark.parametrize("name", ["gpuO", "gpu-0", "gpu", "GPU0", "gpu01", "GPU-3f2a1b", "cpu"])
+def test_settings_of_what_cannot_be_a_device_are_told(folder: Folder, name: str) -> None:
+    folder.write("supervisor.yaml", f"devices:\n  {name}: {{exclusive: true}}\n")
+    hint = "; the memory of the CPU is host" if name == "cpu" else ""
+    assert folder.problem() == (
+        f"supervisor.yaml:2: devices.{name}: must be host, or a GPU by its number, such as "
+        f"gpu0{hint}"
+    )
+
+
+def test_settings_may_name_the_host_and_any_gpu(folder: Folder) -> None:
+    folder.write("supervisor.yaml", "devices: {host: {}, gpu0: {}, gpu12: {exclusive: true}}\n")
+    assert sorted(folder.load().settings.devices) == ["gpu0", "gpu12", "host"]
+
+
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none: there is no such folder; .*--profiles"):
         load(tmp_path / "none", MODELS, {})
