@@ -403,6 +403,35 @@ def test_overrides_must_do_for_the_twin_too(folder: Folder) -> None:
     assert "as its twin, with 'embedding-cpu': " in problem
 
 
+def test_overrides_must_do_for_the_fallback_too(folder: Folder) -> None:
+    folder.change(
+        "embedding.yaml", lambda profile: profile.update(fallback_profile="embedding-cpu")
+    )
+    folder.change_model("minilm", overrides={"main_gpu": 1})
+    problem = folder.problem()
+    assert (
+        ": models.minilm.overrides.main_gpu: with its fallback_profile 'embedding-cpu': " in problem
+    )
+    assert "is for device: gpu; leave it out" in problem
+
+    folder.change_model("minilm", overrides={"device": "gpu1"})
+    assert (
+        "models.minilm.overrides.device: keeps its fallback_profile 'embedding-cpu', which is for "
+        "the host, on the GPU, too; " in folder.problem()
+    )
+
+    folder.change_model("minilm", overrides={"batch_size": 512, "ubatch_size": 512})
+    assert folder.load().resolve("minilm").profile.fallback_profile == "embedding-cpu"
+
+
+def test_a_fallback_that_overrides_choose_must_be_there(folder: Folder) -> None:
+    folder.change_model("minilm", overrides={"fallback_profile": "embedding-cup"})
+    assert (
+        "models.minilm.overrides.fallback_profile: there is no profile 'embedding-cup'; did you "
+        "mean 'embedding-cpu'?" in folder.problem()
+    )
+
+
 def test_a_ranking_model_has_no_twin(folder: Folder) -> None:
     folder.change_model("minilm", spill="embedding-cpu", overrides={"pooling": "rank"})
     assert "is for models that make vectors" in folder.problem()
