@@ -10,6 +10,7 @@ from supervisor.config.fields import Settings
 from supervisor.config.schedule import ScheduleSettings
 from supervisor.config.scheduler import SchedulerSettings
 from supervisor.config.units import Bytes, EnvText, Seconds
+from supervisor.config.urls import EnvUrl, redis_url
 from supervisor.core.byte_size import MIB
 from supervisor.core.machine.values import DrainPolicy, Limits, SwitchRules
 
@@ -234,11 +235,12 @@ class JobSettings(Settings):
         le=64,
         description="How many work on each kind of job, each on up to 256 lines at once.",
     )
-    queue_url: EnvText | None = Field(
+    queue_url: EnvUrl | None = Field(
         default=None,
         description="A Redis server's URL, as `redis://:${REDIS_PASSWORD}@redis:6379/0`, on which "
         "several controllers share one queue; default: a queue of one's own, in the data folder. "
-        "Read at the start. Needs the extra `llama-supervisor[redis]`.",
+        "A variable before the `@` holds the password itself, not percent-encoded. Read at the "
+        "start. Needs the extra `llama-supervisor[redis]`.",
     )
     files_dir: EnvText | None = Field(
         default=None,
@@ -258,10 +260,8 @@ class JobSettings(Settings):
 
     @field_validator("queue_url")
     @classmethod
-    def _names_a_scheme(cls, url: str | None) -> str | None:
-        if url is not None and not url.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("must begin with redis://, rediss:// or unix://")
-        return url
+    def _names_a_server(cls, url: str | None) -> str | None:
+        return None if url is None else redis_url(url)
 
     @model_validator(mode="after")
     def _has_a_key(self) -> Self:
@@ -273,7 +273,7 @@ class JobSettings(Settings):
 class VectorSettings(Settings):
     """Where the vectors of documents are kept."""
 
-    url: EnvText | None = Field(
+    url: EnvUrl | None = Field(
         default=None,
         description="A Qdrant server's URL, as http://qdrant:6333; default: the embedded store, in "
         "the data folder. Read at the start.",

@@ -1,7 +1,7 @@
 """Sizes, durations and text from the environment, as operators write them."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ValidationInfo, WithJsonSchema
@@ -38,15 +38,20 @@ def _quantity(value: Any, units: Mapping[str, float], wanted: str, number_type: 
     return number_type(float(match[1]) * units[match[2]])
 
 
-def expand(text: str, environ: Mapping[str, str]) -> str:
-    """Put variables in: `${NAME}`, or `${NAME:-default}`. Raises ValueError for one not set."""
+def expand(
+    text: str, environ: Mapping[str, str], write: Callable[[str], str] = lambda value: value
+) -> str:
+    """Put variables in: `${NAME}`, or `${NAME:-default}`. Raises ValueError for one not set.
+
+    `write` says how their values are written.
+    """
 
     def value_of(match: re.Match[str]) -> str:
         name, default = match[1], match[2]
         value = environ.get(name) or default
         if value is None:
             raise ValueError(f"variable {name} is not set; set it, or write ${{{name}:-default}}")
-        return value
+        return write(value)
 
     return _VARIABLE.sub(value_of, text)
 
