@@ -13,6 +13,7 @@ from supervisor.errors import RequestRefused
 from supervisor.jobs.callback_jobs import CALLBACK_URL
 from supervisor.jobs.describing import describe_batch, describe_file, describe_job
 from supervisor.jobs.disk_files import file_not_found
+from supervisor.jobs.output_files import OUTPUT_FILE_ID
 from supervisor.jobs.port import FileStore, JobCounts, JobQueue
 from supervisor.jobs.values import (
     CANCELLABLE,
@@ -250,6 +251,9 @@ class JobService:
             reason="",
             expires_at=None if window_s is None else now + window_s,
         )
+        if job.outcome.get(OUTPUT_FILE_ID) is not None:
+            # They may still be there, and would stand in the next output file a second time.
+            await self.queue.forget_results(job_id)
         if not await self.queue.reopen(again, job.state):
             raise RequestRefused("job_not_retryable", f"'{job_id}' has just been taken up again")
         return again
