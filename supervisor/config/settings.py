@@ -10,7 +10,7 @@ from supervisor.config.fields import Settings
 from supervisor.config.schedule import ScheduleSettings
 from supervisor.config.scheduler import SchedulerSettings
 from supervisor.config.units import Bytes, EnvText, Seconds
-from supervisor.config.urls import EnvUrl, redis_url
+from supervisor.config.urls import EnvUrl, HostAndPort, HostName, Origin, redis_url
 from supervisor.core.byte_size import MIB
 from supervisor.core.machine.values import DrainPolicy, Limits, SwitchRules
 
@@ -53,12 +53,12 @@ class ServerSettings(Settings):
         "One that takes a little all the time is cut once its model has waited 60 s for it in all, "
         "10 s where others wait for a permit; 1 MiB is buffered for each before that counts.",
     )
-    allowed_hosts: tuple[str, ...] = Field(
+    allowed_hosts: tuple[HostName, ...] = Field(
         default=(),
         description="Names under which browsers, and on loopback everybody, may call, beside "
         "addresses, `localhost` and the machine's own name.",
     )
-    cors_origins: tuple[str, ...] = Field(
+    cors_origins: tuple[Origin, ...] = Field(
         default=(),
         description="Origins whose pages may call and read answers: `https://chat.example`, or "
         "`*` for all. Default: none.",
@@ -227,6 +227,7 @@ class JobSettings(Settings):
     file_days: float = Field(
         default=30.0,
         gt=0,
+        le=36_500,
         description="Days after which files, and jobs that have ended, are deleted.",
     )
     workers: int = Field(
@@ -247,7 +248,7 @@ class JobSettings(Settings):
         description="A folder that all who share the queue can write, for the files of jobs; "
         "default: the Redis server, or the data folder. Read at the start.",
     )
-    callback_hosts: tuple[str, ...] = Field(
+    callback_hosts: tuple[HostAndPort, ...] = Field(
         default=(),
         description="Hosts that may be told of the end of a job (`callback_url`): a name or an "
         "address, on any port or with one (`hooks.example:8443`). Default: none.",

@@ -1,5 +1,6 @@
 """Sizes, durations and text from the environment, as operators write them."""
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
@@ -35,7 +36,10 @@ def _quantity(value: Any, units: Mapping[str, float], wanted: str, number_type: 
     match = _QUANTITY.fullmatch(value.strip())
     if match is None or match[2] not in units:
         raise ValueError(f"must be {wanted}")
-    return number_type(float(match[1]) * units[match[2]])
+    quantity = float(match[1]) * units[match[2]]
+    if math.isinf(quantity):
+        raise ValueError(f"is too large; it must be {wanted}")
+    return number_type(quantity)
 
 
 def expand(

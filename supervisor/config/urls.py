@@ -1,13 +1,14 @@
 """URLs, origins and names of hosts, as operators write them.
 
-No error shows what was written: a URL may hold a password.
+No error shows a URL that was written: it may hold a password.
 """
 
+import ipaddress
 import re
 from typing import Annotated, Any
 from urllib.parse import quote, urlsplit
 
-from pydantic import BeforeValidator, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, ValidationInfo
 
 from supervisor.config.units import expand
 
@@ -17,6 +18,9 @@ _READ_AS_HOST = (
     "percent-encode /, #, ? and @ in its password, or write redis://:${NAME}@host:port/0 with the "
     "password in the variable NAME, where that is done for you"
 )
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+")
+_NAME = re.compile(r"[A-Za-z0-9_~-]+(\.[A-Za-z0-9_~-]+)*")
+_STATED_ALREADY = {"http": ":80", "https": ":443"}
 
 
 def _expanded(value: Any, info: ValidationInfo) -> Any:
@@ -47,6 +51,60 @@ def redis_url(url: str) -> str:
         raise ValueError(f"has no host that can be read; {_READ_AS_HOST}")
     return url
 
+
+def _origin(text: str) -> str:
+    """Return an origin as browsers write it. Raises ValueError for what no page can have."""
+    if text in {"*", "null"}:
+        return text
+    if not _ORIGIN.fullmatch(text) or text != text.lower():
+        raise ValueError(
+            f"must be an origin such as https://chat.example, or *, not {text!r}: with its scheme, "
+            "without a path, in lower case"
+        )
+    port = _STATED_ALREADY.get(text.partition("://")[0])
+    if port and text.endswith(port):
+        raise ValueError(f"{text!r} has the port that its scheme means; leave {port} out")
+    return text
+
+
+def _host_name(text: str) -> str:
+    """Return a name of a host. Raises ValueError for what no request can call us."""
+    if not _NAME.fullmatch(text) and not _is_address(text):
+        raise ValueError(
+            f"must be a name such as llm.example, not {text!r}: without scheme, port and path, and "
+            "each name by itself"
+        )
+    return text
+
+
+def _host_and_port(text: str) -> str:
+    """Return a host with a port or without. Raises ValueError for what no URL can name."""
+    name, _, port = text.rpartition(":")
+    host = name if name and port.isdecimal() and not _is_address(text) else text
+    if not (_NAME.fullmatch(host) or _is_address(host)) or text != text.lower():
+        raise ValueError(
+            "must be a name or an address, with a port or without, such as hooks.example:8443, "
+            f"not {text!r}: without scheme and path, in lower case"
+        )
+    return text
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+Origin = Annotated[str, AfterValidator(_origin)]
+"""Where a page comes from, as browsers write it: scheme, host, and a port that is not the usual."""
+
+HostName = Annotated[str, AfterValidator(_host_name)]
+"""A name, or an address, and nothing else."""
+
+HostAndPort = Annotated[str, AfterValidator(_host_and_port)]
+"""A name or an address, with a port or without."""
 
 EnvUrl = Annotated[str, BeforeValidator(_expanded)]
 """A URL that may name variables: one before its `@` is percent-encoded, others are put in as is."""

@@ -320,6 +320,24 @@ def test_settings_of_what_cannot_be_a_device_are_told(folder: Folder, name: str)
     )
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        "jobs: {file_days: .inf}",
+        "jobs: {file_days: .nan}",
+        "jobs: {file_days: 1.0e+300}",
+        "jobs: {max_bytes: .inf}",
+        "queue: {hold_timeout_s: .inf}",
+        "queue: {p95_target_ms: .inf}",
+        f"queue: {{hold_timeout_s: {'9' * 400}s}}",
+        f"jobs: {{max_bytes: {'9' * 400}B}}",
+    ],
+)
+def test_numbers_must_end(folder: Folder, written: str) -> None:
+    folder.write("supervisor.yaml", written)
+    assert "must be " in folder.problem()
+
+
 def test_settings_may_name_the_host_and_any_gpu(folder: Folder) -> None:
     folder.write("supervisor.yaml", "devices: {host: {}, gpu0: {}, gpu12: {exclusive: true}}\n")
     assert sorted(folder.load().settings.devices) == ["gpu0", "gpu12", "host"]

@@ -5,7 +5,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from pydantic import ValidationError
 
-from supervisor.config.settings import JobSettings
+from supervisor.config.settings import JobSettings, ServerSettings
 
 
 def queue_url(written: str, **environ: str) -> str:
@@ -55,3 +55,40 @@ def test_url_without_a_server_is_refused_without_being_shown(written: str) -> No
 )
 def test_url_of_a_server_is_taken_as_it_is(written: str) -> None:
     assert queue_url(written) == written
+
+
+@pytest.mark.parametrize(
+    ("field", "written", "said"),
+    [
+        ("cors_origins", "chat.example", "with its scheme"),
+        ("cors_origins", "https://chat.example/", "without a path"),
+        ("cors_origins", "https://chat.example/page", "without a path"),
+        ("cors_origins", "https://Chat.example", "in lower case"),
+        ("cors_origins", "https://chat.example:443", "leave :443 out"),
+        ("allowed_hosts", "https://llm.example", "without scheme, port and path"),
+        ("allowed_hosts", "llm.example:8000", "without scheme, port and path"),
+        ("allowed_hosts", "llm.example/v1", "without scheme, port and path"),
+        ("allowed_hosts", "*.example", "each name by itself"),
+    ],
+)
+def test_what_no_request_can_match_is_refused(field: str, written: str, said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        ServerSettings.model_validate({field: [written]})
+
+
+@pytest.mark.parametrize(
+    "written", ["https://hooks.example", "hooks.example/path", "Hooks.example", "hooks.example:x"]
+)
+def test_host_that_no_callback_can_name_is_refused(written: str) -> None:
+    with pytest.raises(ValidationError, match="with a port or without"):
+        JobSettings.model_validate({"callback_hosts": [written], "callback_key_env": "KEY"})
+
+
+def test_origins_and_hosts_are_taken_as_they_match() -> None:
+    origins = ("*", "null", "https://chat.example", "http://[::1]:3000", "app://obsidian.md")
+    hosts = ("llm", "Gate.internal", "llm.ns.svc.cluster.local", "10.0.0.5", "::1")
+    callbacks = ("hooks.example", "hooks.example:8443", "10.0.0.5:8080", "::1")
+    server = ServerSettings(cors_origins=origins, allowed_hosts=hosts)
+    jobs = JobSettings(callback_hosts=callbacks, callback_key_env="KEY")
+    assert (server.cors_origins, server.allowed_hosts) == (origins, hosts)
+    assert jobs.callback_hosts == callbacks
