@@ -219,7 +219,8 @@ class JobSettings(Settings):
     max_bytes: Bytes = Field(
         default=16_384 * MIB,
         ge=0,
-        description="Bytes on disk that jobs and their files may take together; beyond: 507.",
+        description="Bytes on disk that jobs and their files may take together; beyond: 507, and "
+        "work on jobs waits.",
     )
     files_max_bytes: Bytes = Field(
         default=200 * MIB, ge=1, description="The largest file that is taken in; above it: 413."

@@ -29,6 +29,9 @@ _LOOK_S = 0.5
 
 _COUNTS_WITHIN_S = 1.0
 
+_KINDS_THAT_GROW = frozenset(JobKind) - {JobKind.CALLBACK}
+"""Kinds of jobs whose lines have answers to be kept."""
+
 BATCH_PURPOSE = "batch"
 """The purpose of files that batches read."""
 
@@ -270,16 +273,32 @@ class JobService:
         """Return what jobs and files take."""
         return await self.queue.used_bytes() + await self.files.used_bytes()
 
+    async def require_room_to_work(self) -> None:
+        """Raise RequestRefused `storage_full` where jobs have work, and all take too much.
+
+        Answers may be many times as long as what was asked, so the room for a file is not enough.
+        """
+        used, most = await self.used_bytes(), self._limits().max_bytes
+        if used <= most:
+            return
+        counts = await self.queue.counts()
+        if any(counts.get(kind, {}).keys() & CANCELLABLE for kind in _KINDS_THAT_GROW):
+            raise _full(used, most, "jobs go on when there is room")
+
     async def _require_room(self, more_bytes: int) -> None:
         used, most = await self.used_bytes(), self._limits().max_bytes
         if used + more_bytes > most:
-            raise RequestRefused(
-                "storage_full",
-                f"jobs and their files take {used} bytes, and may take {most} (jobs.max_bytes); "
-                f"there is no room for {more_bytes} more: delete files (DELETE /v1/files/{{id}}), "
-                "or wait until some expire",
-                {"used_bytes": used, "max_bytes": most},
-            )
+            raise _full(used, most, f"there is no room for {more_bytes} more")
+
+
+def _full(used_bytes: int, max_bytes: int, what_follows: str) -> RequestRefused:
+    return RequestRefused(
+        "storage_full",
+        f"jobs and their files take {used_bytes} bytes, and may take {max_bytes} "
+        f"(jobs.max_bytes); {what_follows}: delete files (DELETE /v1/files/{{id}}), or wait until "
+        "some expire",
+        {"used_bytes": used_bytes, "max_bytes": max_bytes},
+    )
 
 
 def _is_retryable(job: Job) -> bool:
