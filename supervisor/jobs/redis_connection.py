@@ -41,7 +41,7 @@ class RedisConnection:
             self._redis: Any = Redis.from_url(
                 url, socket_timeout=None, retry=Retry(NoBackoff(), retries=1)
             )
-            self._redis.connection_pool.make_connection()  # what knows the URL's parameters
+            _require_known_parameters(self._redis)
         except (TypeError, ValueError) as error:
             raise ConfigError((f"jobs.queue_url: cannot be used: {error}",)) from error
 
@@ -105,3 +105,8 @@ class RedisConnection:
                 f"the server of the queue of jobs (jobs.queue_url) takes nothing more: {error}; "
                 "give it more room",
             ) from error
+
+
+def _require_known_parameters(redis: Any) -> None:
+    """Raise TypeError where the URL has a parameter that no connection takes; none is opened."""
+    redis.connection_pool.make_connection()
