@@ -40,6 +40,7 @@ from supervisor.config.settings import (
     VectorSettings,
 )
 from supervisor.config.units import Bytes, Seconds
+from supervisor.config.urls import HostAndPort, HostName, Origin
 from supervisor.core.byte_size import MIB
 from supervisor.engine.kinds.flag_table import SETTINGS
 from supervisor.gateway.error_responses import STATUS_BY_CODE
@@ -280,6 +281,9 @@ WORDS: dict[Any, str] = {
     Days: "list of days",
     CronExpression: "cron expression",
     DeviceChoice: "device or devices",
+    HostAndPort: "hosts",
+    HostName: "names of hosts",
+    Origin: "origins",
     TimeZone: "time zone",
     int: "integer",
     float: "number",

@@ -12,6 +12,7 @@ from supervisor.config.configuration import Configuration
 from supervisor.config.holder import ConfigurationHolder
 from supervisor.engine.targets import Targets
 from supervisor.gateway.door import Door
+from supervisor.observability.impairments import Impairments
 from supervisor.wiring.door import make_door
 from supervisor.wiring.ground import Options, prepare_ground
 from supervisor.wiring.machine import note_device, push_rules, start_machine
@@ -29,6 +30,7 @@ class Controller:
     services: Services
     configuration: ConfigurationHolder
     schedule: ScheduleReader
+    impairments: Impairments
 
     async def shut_down(self, drain_timeout_s: float) -> None:
         """End the work that nobody waits for, drain what somebody waits for, stop all children."""
@@ -73,6 +75,7 @@ async def build(
             services=services,
             configuration=holder,
             schedule=schedule,
+            impairments=ground.impairments,
         )
         try:
             await services.jobs.resume()

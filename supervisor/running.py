@@ -6,7 +6,7 @@ import gc
 import os
 import resource
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import structlog
 from aiohttp import web
@@ -23,6 +23,9 @@ log = structlog.get_logger()
 GC_THRESHOLD = (10_000, 10, 100)
 """Objects until a young collection, and its multiples: while thousands of requests wait, each full
 collection looks through all of them, and holds every answer up meanwhile."""
+
+DEFAULT_MODEL = "default model"
+"""What an impairment is called while the default model cannot be loaded."""
 
 
 class Signals:
@@ -95,19 +98,57 @@ async def _listen(runner: web.BaseRunner, configuration: Configuration, options:
 
 
 async def load_first_model(controller: Controller) -> None:
-    """Begin to load what the schedule has now, else the default model."""
+    """Begin to load what the schedule has now, else the default model.
+
+    One whose device cannot be used is an impairment, and loaded once that can be.
+    """
     read = await controller.schedule.read(controller.arbiter.snapshot.agenda.over)
     controller.arbiter.post(read)
     if read.periods and read.periods[0].target is not None:
         return
     default = controller.configuration.current.catalogue.default_model
-    if default is not None:
-        target = controller.targets.target(default)
-        controller.targets.require_device(target)
-        try:
-            controller.arbiter.request_switch(target, "startup")
-        except RequestRefused as refusal:  # a client was faster, and its model is on the way
-            log.info("startup.default_model_left_out", model=default, reason=refusal.message)
+    if default is not None and _is_loadable(controller, default):
+        _load_default(controller, default)
+
+
+def _is_loadable(controller: Controller, model: str) -> bool:
+    """Whether the model's devices can be used now; if not, it is loaded when they can be."""
+    try:
+        controller.targets.require_device(controller.targets.target(model))
+    except RequestRefused as refusal:
+        loop = asyncio.get_running_loop()
+        reason = f"'{model}' is not loaded: {refusal.message}"
+        if controller.impairments.note(
+            DEFAULT_MODEL,
+            reason,
+            lambda: _soon(loop, lambda: _load_at_last(controller, model)),
+        ):
+            log.warning("startup.default_model_waits", model=model, reason=refusal.message)
+        return False
+    controller.impairments.clear(DEFAULT_MODEL)
+    return True
+
+
+def _soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+    """Call on the loop, from whichever thread; one that has ended calls nothing any more."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(call)
+
+
+def _load_at_last(controller: Controller, model: str) -> None:
+    """Load the default model where its devices have come, and nothing else was asked for."""
+    snapshot = controller.arbiter.snapshot
+    if snapshot.is_closing or not _is_loadable(controller, model):
+        return
+    if snapshot.switch is None and not snapshot.tenants():
+        _load_default(controller, model)
+
+
+def _load_default(controller: Controller, model: str) -> None:
+    try:
+        controller.arbiter.request_switch(controller.targets.target(model), "startup")
+    except RequestRefused as refusal:  # a client was faster, and its model is on the way
+        log.info("startup.default_model_left_out", model=model, reason=refusal.message)
 
 
 async def _run_until_signalled(controller: Controller, signals: Signals) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -117,7 +118,7 @@ class CatalogueChecker:
         profile = self._profiles.get(chosen)
         if profile is None:
             return  # its own problems are reported
-        yield from self._fallback_problems(chosen, profile)
+        yield from self._fallback_problems(name, entry, profile)
         yield from self._parking_problems(chosen, profile)
         if profile.mode is not entry.type:
             yield self._at(
@@ -177,21 +178,53 @@ class CatalogueChecker:
                 place, "is for models that make vectors, and this one ranks; leave it out"
             )
 
-    def _fallback_problems(self, name: str, profile: Profile) -> Iterable[str]:
-        fallback = profile.fallback_profile
-        if fallback is None:
+    def _fallback_problems(self, name: str, entry: ModelEntry, profile: Profile) -> Iterable[str]:
+        overrides = _changeable(entry.overrides)
+        try:
+            fallback = self._layers.overridden(entry.profile_name, overrides).fallback_profile
+        except ValidationError:  # which is reported with the overrides
+            fallback = profile.fallback_profile
+        if fallback in {None, entry.profile_name}:
             return
         other = self._profiles.get(fallback)
-        layer = self._layers.layer(name)
-        place = layer.origin(("fallback_profile",), name)
         if fallback not in self._layers.names():
             known = self._layers.names()
             hint = nearest(fallback, known) or f"; there are: {', '.join(known)}"
-            yield f"{place}: fallback_profile: there is no profile '{fallback}'{hint}"
+            yield self._at_fallback(name, entry, f"there is no profile '{fallback}'{hint}")
         elif other is not None and other.mode is not profile.mode:
-            yield (
-                f"{place}: fallback_profile: '{fallback}' is for {other.mode}, and '{name}' for "
-                f"{profile.mode}"
+            yield self._at_fallback(
+                name,
+                entry,
+                f"'{fallback}' is for {other.mode}, and '{entry.profile_name}' for {profile.mode}",
+            )
+        elif other is not None:
+            yield from self._overridden_fallback_problems(name, overrides, fallback, other)
+
+    def _at_fallback(self, name: str, entry: ModelEntry, sentence: str) -> str:
+        """Write a problem where the fallback is chosen: with the model, or in its profile."""
+        if "fallback_profile" in entry.overrides:
+            return self._at(("models", name, "overrides", "fallback_profile"), sentence)
+        layer = self._layers.layer(entry.profile_name)
+        place = layer.origin(("fallback_profile",), entry.profile_name)
+        return f"{place}: fallback_profile: {sentence}"
+
+    def _overridden_fallback_problems(
+        self, name: str, overrides: Mapping[str, Any], fallback: str, other: Profile
+    ) -> Iterable[str]:
+        """Yield what is wrong with a fallback under the overrides, which are laid over it, too."""
+        remedy = "write it into a profile of the model's own"
+        try:
+            device = self._layers.overridden(fallback, overrides).device
+        except ValidationError as error:
+            for inner, sentence in field_problems(error, Profile):
+                at = ("models", name, "overrides", *inner)
+                yield self._at(at, f"with its fallback_profile '{fallback}': {sentence}; {remedy}")
+            return
+        if other.device == "cpu" != device:
+            yield self._at(
+                ("models", name, "overrides", "device"),
+                f"keeps its fallback_profile '{fallback}', which is for the host, on the GPU, too; "
+                f"{remedy}",
             )
 
     def _parking_problems(self, name: str, profile: Profile) -> Iterable[str]:
@@ -207,7 +240,7 @@ class CatalogueChecker:
         place: FieldPath = ("models", name, "overrides")
         for fixed in _FIXED & entry.overrides.keys():
             yield self._at((*place, fixed), "cannot be overridden; choose another profile")
-        overrides = {k: v for k, v in entry.overrides.items() if k not in _FIXED}
+        overrides = _changeable(entry.overrides)
         if not overrides:
             return
         try:
@@ -218,3 +251,8 @@ class CatalogueChecker:
 
     def _at(self, place: FieldPath, sentence: str) -> str:
         return f"{self._source.at(place)}: {dotted(place)}: {sentence}"
+
+
+def _changeable(overrides: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the overrides without those that are a problem of their own."""
+    return {name: value for name, value in overrides.items() if name not in _FIXED}

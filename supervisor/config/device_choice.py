@@ -1,4 +1,4 @@
-"""How a profile says which devices its server gets."""
+"""How devices are named: those that a profile gives its server, and those that have settings."""
 
 import re
 from typing import Annotated, Any
@@ -7,6 +7,8 @@ from pydantic import BeforeValidator, WithJsonSchema
 
 _NAME_PATTERN = r"gpu[0-9]+|(GPU|MIG)-[0-9A-Za-z/-]+|[0-9A-Fa-f][0-9A-Fa-f-]{7,}"
 _NAME = re.compile(_NAME_PATTERN)
+_ID_PATTERN = r"host|gpu(0|[1-9][0-9]*)"
+_ID = re.compile(_ID_PATTERN)
 _NAME_SCHEMA = {"type": "string", "pattern": f"^({_NAME_PATTERN})$"}
 
 
@@ -42,3 +44,18 @@ DeviceChoice = Annotated[
     ),
 ]
 """`gpu`, `cpu`, a device, or several; a list of one is that device."""
+
+
+def _device_id(value: Any) -> Any:
+    if isinstance(value, str) and _ID.fullmatch(value):
+        return value
+    hint = "; the memory of the CPU is host" if value in {"cpu", "CPU"} else ""
+    raise ValueError(f"must be host, or a GPU by its number, such as gpu0{hint}")
+
+
+DeviceId = Annotated[
+    str,
+    BeforeValidator(_device_id),
+    WithJsonSchema({"type": "string", "pattern": f"^({_ID_PATTERN})$"}),
+]
+"""`host`, or a GPU by its number through all vendors: `gpu0`."""

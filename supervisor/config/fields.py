@@ -4,6 +4,9 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Settings(BaseModel):
-    """Frozen, and strict about names: an unknown key is an error, never ignored."""
+    """Frozen, and strict about names: an unknown key is an error, never ignored.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Numbers are finite: what is counted, added to a time or written as JSON must be.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

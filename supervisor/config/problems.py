@@ -16,6 +16,7 @@ _WANTED = {
     "int_from_float": "a whole number",
     "float_type": "a number",
     "float_parsing": "a number",
+    "finite_number": "a number that ends",
     "bool_type": "true or false",
     "bool_parsing": "true or false",
     "string_type": "text (in quotes)",
@@ -31,6 +32,8 @@ _BOUNDS = {
     "less_than": ("lt", "less than"),
     "less_than_equal": ("le", "at most"),
 }
+_OF_A_NAME = "[key]"
+"""The last part of pydantic's place of a field whose name is wrong, and not its value."""
 
 
 def field_problems(
@@ -38,7 +41,7 @@ def field_problems(
 ) -> Iterator[tuple[FieldPath, str]]:
     """Yield the place and the sentence for each finding of pydantic."""
     for details in error.errors():
-        place = details["loc"]
+        place = tuple(part for part in details["loc"] if part != _OF_A_NAME)
         yield place, _sentence(details, _fields_beside(model_type, place))
 
 

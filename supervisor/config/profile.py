@@ -153,8 +153,8 @@ class Profile(Settings):
     fallback_profile: str | None = Field(
         default=None,
         description="The profile to run with instead where there is no room for this one, such as "
-        "`embedding-cpu`; default: the switch is refused. One that is used as a fallback has none "
-        "itself.",
+        "`embedding-cpu`; default: the switch is refused. A model's overrides are laid over it, "
+        "too; one that is used as a fallback has none itself.",
     )
     command: CommandSettings | None = Field(
         default=None, description="With `engine: command`: how the server is started."

@@ -5,10 +5,12 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from supervisor.config.device_choice import DeviceId
 from supervisor.config.fields import Settings
 from supervisor.config.schedule import ScheduleSettings
 from supervisor.config.scheduler import SchedulerSettings
 from supervisor.config.units import Bytes, EnvText, Seconds
+from supervisor.config.urls import EnvUrl, HostAndPort, HostName, Origin, redis_url
 from supervisor.core.byte_size import MIB
 from supervisor.core.machine.values import DrainPolicy, Limits, SwitchRules
 
@@ -51,12 +53,12 @@ class ServerSettings(Settings):
         "One that takes a little all the time is cut once its model has waited 60 s for it in all, "
         "10 s where others wait for a permit; 1 MiB is buffered for each before that counts.",
     )
-    allowed_hosts: tuple[str, ...] = Field(
+    allowed_hosts: tuple[HostName, ...] = Field(
         default=(),
         description="Names under which browsers, and on loopback everybody, may call, beside "
         "addresses, `localhost` and the machine's own name.",
     )
-    cors_origins: tuple[str, ...] = Field(
+    cors_origins: tuple[Origin, ...] = Field(
         default=(),
         description="Origins whose pages may call and read answers: `https://chat.example`, or "
         "`*` for all. Default: none.",
@@ -217,7 +219,8 @@ class JobSettings(Settings):
     max_bytes: Bytes = Field(
         default=16_384 * MIB,
         ge=0,
-        description="Bytes on disk that jobs and their files may take together; beyond: 507.",
+        description="Bytes on disk that jobs and their files may take together; beyond: 507, and "
+        "work on jobs waits.",
     )
     files_max_bytes: Bytes = Field(
         default=200 * MIB, ge=1, description="The largest file that is taken in; above it: 413."
@@ -225,6 +228,7 @@ class JobSettings(Settings):
     file_days: float = Field(
         default=30.0,
         gt=0,
+        le=36_500,
         description="Days after which files, and jobs that have ended, are deleted.",
     )
     workers: int = Field(
@@ -233,18 +237,19 @@ class JobSettings(Settings):
         le=64,
         description="How many work on each kind of job, each on up to 256 lines at once.",
     )
-    queue_url: EnvText | None = Field(
+    queue_url: EnvUrl | None = Field(
         default=None,
         description="A Redis server's URL, as `redis://:${REDIS_PASSWORD}@redis:6379/0`, on which "
         "several controllers share one queue; default: a queue of one's own, in the data folder. "
-        "Read at the start. Needs the extra `llama-supervisor[redis]`.",
+        "A variable before the `@` holds the password itself, not percent-encoded. Read at the "
+        "start. Needs the extra `llama-supervisor[redis]`.",
     )
     files_dir: EnvText | None = Field(
         default=None,
         description="A folder that all who share the queue can write, for the files of jobs; "
         "default: the Redis server, or the data folder. Read at the start.",
     )
-    callback_hosts: tuple[str, ...] = Field(
+    callback_hosts: tuple[HostAndPort, ...] = Field(
         default=(),
         description="Hosts that may be told of the end of a job (`callback_url`): a name or an "
         "address, on any port or with one (`hooks.example:8443`). Default: none.",
@@ -257,10 +262,8 @@ class JobSettings(Settings):
 
     @field_validator("queue_url")
     @classmethod
-    def _names_a_scheme(cls, url: str | None) -> str | None:
-        if url is not None and not url.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("must begin with redis://, rediss:// or unix://")
-        return url
+    def _names_a_server(cls, url: str | None) -> str | None:
+        return None if url is None else redis_url(url)
 
     @model_validator(mode="after")
     def _has_a_key(self) -> Self:
@@ -272,7 +275,7 @@ class JobSettings(Settings):
 class VectorSettings(Settings):
     """Where the vectors of documents are kept."""
 
-    url: EnvText | None = Field(
+    url: EnvUrl | None = Field(
         default=None,
         description="A Qdrant server's URL, as http://qdrant:6333; default: the embedded store, in "
         "the data folder. Read at the start.",
@@ -323,8 +326,10 @@ class SupervisorSettings(Settings):
     """`supervisor.yaml`: everything that is neither a model nor a profile."""
 
     server: ServerSettings = Field(default_factory=ServerSettings)
-    devices: dict[str, DeviceSettings] = Field(
-        default_factory=dict, description="By id: `gpu0`, `gpu1`, `host`."
+    devices: dict[DeviceId, DeviceSettings] = Field(
+        default_factory=dict,
+        description="By id: `gpu0`, `gpu1`, `host`.",
+        json_schema_extra={"additionalProperties": False},
     )
     engines: EngineSettings = Field(default_factory=EngineSettings)
     queue: QueueSettings = Field(default_factory=QueueSettings)

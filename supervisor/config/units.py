@@ -1,7 +1,8 @@
 """Sizes, durations and text from the environment, as operators write them."""
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ValidationInfo, WithJsonSchema
@@ -35,18 +36,26 @@ def _quantity(value: Any, units: Mapping[str, float], wanted: str, number_type: 
     match = _QUANTITY.fullmatch(value.strip())
     if match is None or match[2] not in units:
         raise ValueError(f"must be {wanted}")
-    return number_type(float(match[1]) * units[match[2]])
+    quantity = float(match[1]) * units[match[2]]
+    if math.isinf(quantity):
+        raise ValueError(f"is too large; it must be {wanted}")
+    return number_type(quantity)
 
 
-def expand(text: str, environ: Mapping[str, str]) -> str:
-    """Put variables in: `${NAME}`, or `${NAME:-default}`. Raises ValueError for one not set."""
+def expand(
+    text: str, environ: Mapping[str, str], write: Callable[[str], str] = lambda value: value
+) -> str:
+    """Put variables in: `${NAME}`, or `${NAME:-default}`. Raises ValueError for one not set.
+
+    `write` says how their values are written.
+    """
 
     def value_of(match: re.Match[str]) -> str:
         name, default = match[1], match[2]
         value = environ.get(name) or default
         if value is None:
             raise ValueError(f"variable {name} is not set; set it, or write ${{{name}:-default}}")
-        return value
+        return write(value)
 
     return _VARIABLE.sub(value_of, text)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import structlog
 from msgspec.structs import replace
 
 from supervisor.config.configuration import Configuration, ResolvedModel
@@ -28,6 +29,8 @@ from supervisor.engine.prompts.prompt_cache import identity_of
 from supervisor.engine.tasks import ModelTask, tasks_of, what_is_lacking
 from supervisor.errors import RequestRefused
 from supervisor.telemetry.port import HOST, DeviceInfo
+
+log = structlog.get_logger()
 
 
 class DeviceSource(Protocol):
@@ -74,7 +77,7 @@ class Targets:
         return self._configuration.current.resolve(target.catalogue_name, target.profile)
 
     def target(self, name_or_alias: str, profile_name: str | None = None) -> Target:
-        """Return the target of a model with a profile (None: its own), and with its fallback.
+        """Return the target of a model with a profile (None: its own), and its fallback, if any.
 
         Cheap enough for every request. Raises RequestRefused: `model_not_found`,
         `unknown_profile` or `profile_conflict`.
@@ -222,10 +225,22 @@ class Targets:
     def _build(self, configuration: Configuration, name: str, profile_name: str | None) -> Target:
         resolved = configuration.resolve(name, profile_name)
         target = replace(self._target_of(resolved), spill=self._twin_of(configuration, resolved))
+        return replace(target, fallback=self._fallback_of(configuration, resolved))
+
+    def _fallback_of(self, configuration: Configuration, resolved: ResolvedModel) -> Target | None:
+        """Return what a model runs with where it has no room; None where there is nothing.
+
+        A fallback that the model's overrides contradict, as `check` finds for its own profile only,
+        is left out: the model itself can run.
+        """
         fallback = resolved.profile.fallback_profile
         if fallback is None or fallback == resolved.profile_name:
-            return target
-        return replace(target, fallback=self._target_of(configuration.resolve(name, fallback)))
+            return None
+        try:
+            return self._target_of(configuration.resolve(resolved.name, fallback))
+        except RequestRefused as refusal:
+            log.warning("target.fallback_left_out", model=resolved.name, reason=refusal.message)
+            return None
 
     def _twin_of(self, configuration: Configuration, resolved: ResolvedModel) -> Target | None:
         """Return the twin of a model that runs with a profile; None where it has none."""

@@ -27,6 +27,9 @@ FILE_NOT_FOUND = "file_not_found"
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _KNOWN = ".json"
 _COMING = ".coming"
+_OURS = re.compile(rf"file-[A-Za-z0-9_-]+(-[0-9a-f]{{8}}{re.escape(_COMING)})?")
+"""How contents are named, and what is on its way: others may keep files in the folder, too."""
+
 _COMING_S = 86_400.0
 """After so long, what was on its way into the folder has lost whoever brought it."""
 
@@ -37,7 +40,7 @@ class DiskFiles:
     """See `FileStore`. A file is there once what is known of it stands beside its content."""
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
-        """`folder` exists, and nobody else writes in it but stores like this one."""
+        """`folder` exists; what others keep in it is left alone."""
         self._folder = folder
         self._clock = clock
         self._used_bytes: int | None = None
@@ -116,6 +119,13 @@ class DiskFiles:
             path.unlink()
             return present, False
         coming = self._content(f"{file.id}-{token_hex(4)}{_COMING}")  # one may come twice at once
+        try:
+            return self._bring(file, path, coming), True
+        except OSError:
+            coming.unlink(missing_ok=True)  # half of it would fill the disk for a day
+            raise
+
+    def _bring(self, file: StoredFile, path: Path, coming: Path) -> StoredFile:
         shutil.move(path, coming)  # a copy where the folder is on another file system
         with coming.open("rb") as content:
             digest = hashlib.file_digest(content, "sha256").hexdigest()
@@ -124,7 +134,7 @@ class DiskFiles:
         _move_durably(coming, self._content(file.id))
         coming.write_bytes(msgspec.json.encode(known))
         _move_durably(coming, self._content(f"{file.id}{_KNOWN}"))
-        return known, True
+        return known
 
     def _content(self, name: str) -> Path:
         return self._folder / name
@@ -145,9 +155,9 @@ class DiskFiles:
             return None
 
     def _all(self) -> Iterator[StoredFile]:
-        for path in self._folder.glob(f"*{_KNOWN}"):
+        for path in self._folder.glob(f"file-*{_KNOWN}"):
             found = self._read_known(path)
-            if found is not None:
+            if found is not None and path.name == f"{found.id}{_KNOWN}":
                 yield found
 
     def _remove(self, file_id: str) -> bool:
@@ -164,12 +174,29 @@ class DiskFiles:
         now = self._clock()
         for file in self._all():
             if file.expires_at <= now:
-                self._remove(file.id)
+                with _told_of(self._content(file.id)):
+                    self._remove(file.id)
         for path in self._folder.iterdir():
-            is_known = path.suffix == _KNOWN or path.with_name(f"{path.name}{_KNOWN}").exists()
-            with contextlib.suppress(FileNotFoundError):
-                if not is_known and path.stat().st_mtime < now - _COMING_S:
-                    path.unlink()
+            with _told_of(path):
+                if _OURS.fullmatch(path.name) and self._is_abandoned(path, now):
+                    path.unlink(missing_ok=True)
+
+    def _is_abandoned(self, path: Path, now: float) -> bool:
+        """Whether a file has no record, nor will have one."""
+        if not path.is_file() or path.with_name(f"{path.name}{_KNOWN}").exists():
+            return False
+        return path.stat().st_mtime < now - _COMING_S
+
+
+@contextlib.contextmanager
+def _told_of(path: Path) -> Iterator[None]:
+    """Log what keeps one file from being removed: the others can be."""
+    try:
+        yield
+    except FileNotFoundError:
+        pass  # another controller was faster
+    except OSError as error:
+        log.warning("jobs.file_not_removed", path=str(path), reason=error.strerror)
 
 
 def _piece(path: Path, at: int) -> bytes:

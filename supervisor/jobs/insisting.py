@@ -43,8 +43,8 @@ class Insisting:
 
     def _note(self, error: Exception) -> None:
         reason = (
-            f"the queue of jobs cannot be used ({type(error).__name__}: {error}); work on jobs "
-            "waits, and goes on by itself"
+            f"work on jobs waits, and goes on by itself when it can ({type(error).__name__}: "
+            f"{error})"
         )
         if self._impairments.note(PART, reason):
             log.warning("jobs.queue_failed", exc_info=error)

@@ -12,7 +12,10 @@ from supervisor.jobs.disk_files import FILE_NOT_FOUND
 from supervisor.jobs.port import FileStore
 from supervisor.jobs.values import Job, LineResult, StoredFile
 
-_FIELDS = {"output": "output_file_id", "error": "error_file_id"}
+OUTPUT_FILE_ID = "output_file_id"
+"""Where the outcome of a batch names the file of what was answered."""
+
+_FIELDS = {"output": OUTPUT_FILE_ID, "error": "error_file_id"}
 """The files, by what they are for; both are made when they have a line."""
 
 
@@ -53,7 +56,7 @@ class OutputFiles:
 
         Raises RequestRefused where the store does not answer: without it, answers would be lost.
         """
-        earlier = self._job.outcome.get(_FIELDS["output"])
+        earlier = self._job.outcome.get(OUTPUT_FILE_ID)
         if earlier is None:
             return
         try:

@@ -25,6 +25,10 @@ A consumer group counts for how long each entry has been idle, and hands over wh
 longer than whoever asks wants (XAUTOCLAIM). Leases differ, so a claim sets what it takes back by
 that much that it has been idle for LONGEST_LEASE_MS when its lease is over.
 
+A server whose memory is full refuses a script whose first write may take memory (to count is such
+a one), and lets all others through. What makes room, or ends what takes it, so begins with a write
+that only removes.
+
 Each script (`redis_scripts`) is run behind COMMON.
 """
 

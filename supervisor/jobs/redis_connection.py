@@ -12,7 +12,7 @@ from redis.exceptions import ConnectionError as NoConnection
 from redis.exceptions import OutOfMemoryError, ResponseError
 from redis.exceptions import TimeoutError as NoAnswer
 
-from supervisor.errors import RequestRefused
+from supervisor.errors import ConfigError, RequestRefused
 from supervisor.jobs.redis_common import COMMON
 
 PREFIX = "llama-supervisor:"
@@ -34,12 +34,16 @@ class RedisConnection:
     """
 
     def __init__(self, url: str) -> None:
-        """Connect at the first use."""
+        """Connect at the first use. Raises ConfigError for a URL that the library cannot use."""
         # No time-out of the library's: it is kept by `asyncio.wait_for`, which before Python 3.12
         # swallows a cancellation that comes at the same moment as the answer.
-        self._redis: Any = Redis.from_url(
-            url, socket_timeout=None, retry=Retry(NoBackoff(), retries=1)
-        )
+        try:
+            self._redis: Any = Redis.from_url(
+                url, socket_timeout=None, retry=Retry(NoBackoff(), retries=1)
+            )
+            _require_known_parameters(self._redis)
+        except (TypeError, ValueError) as error:
+            raise ConfigError((f"jobs.queue_url: cannot be used: {error}",)) from error
 
     async def ask(self, *command: Any) -> Any:
         """Send one command."""
@@ -101,3 +105,8 @@ class RedisConnection:
                 f"the server of the queue of jobs (jobs.queue_url) takes nothing more: {error}; "
                 "give it more room",
             ) from error
+
+
+def _require_known_parameters(redis: Any) -> None:
+    """Raise TypeError where the URL has a parameter that no connection takes; none is opened."""
+    redis.connection_pool.make_connection()

@@ -51,9 +51,9 @@ _REMOVE = """
 local file = p .. 'file:' .. ARGV[1]
 local parts, bytes = unpack(redis.call('HMGET', file, 'parts', 'bytes'))
 if parts then
-  redis.call('DECRBY', p .. 'file-bytes', bytes or 0)
-  redis.call('UNLINK', file, parts)
+  redis.call('UNLINK', file, parts)  -- first: see `redis_common`, of a full server
   redis.call('SREM', p .. 'files', ARGV[1])
+  redis.call('DECRBY', p .. 'file-bytes', bytes or 0)
 end
 """
 

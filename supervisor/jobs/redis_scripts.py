@@ -1,6 +1,7 @@
 """What the Redis queue does in one step each, as Lua scripts that its server runs.
 
-Each is run behind `redis_common.COMMON`, where the keys are explained.
+Each is run behind `redis_common.COMMON`, where the keys are explained, and what a full server
+takes.
 """
 
 ADD = """
@@ -24,6 +25,7 @@ local id = ARGV[1]
 if redis.call('HGET', p .. 'job:' .. id, 'state') ~= ARGV[2] then
   return 0
 end
+redis.call('ZREM', p .. 'due', id)  -- first, for a full server; `write` schedules it anew
 write(id, 3)
 tell()
 return 1
@@ -69,6 +71,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', p .. 'due', '-inf', now, 'LIMIT'
   end
 end
 if first then
+  redis.call('ZREM', p .. 'due', first)  -- first, for a full server
   redis.call('ZADD', p .. 'due', now + ARGV[1], first)
 end
 return first
@@ -79,8 +82,8 @@ REMOVE = """
 local id = ARGV[1]
 local kind, bytes, mode = unpack(redis.call('HMGET', p .. 'job:' .. id, 'kind', 'bytes', 'mode'))
 if kind then
+  redis.call('ZREM', p .. 'wanting:' .. (mode or ''), id)  -- first, for a full server
   count_job(id, -1)
-  redis.call('ZREM', p .. 'wanting:' .. (mode or ''), id)
   redis.call('DECRBY', p .. 'bytes', bytes)
   redis.call('ZREM', p .. 'jobs', id)
   redis.call('ZREM', p .. 'jobs:' .. kind, id)
@@ -250,8 +253,8 @@ for _, number in ipairs(redis.call('HKEYS', p .. 'results:' .. id)) do
   bytes = bytes + redis.call('HSTRLEN', p .. 'results:' .. id, number)
 end
 if bytes > 0 then
+  redis.call('UNLINK', p .. 'results:' .. id)  -- first, for a full server
   count_bytes(id, 0 - bytes)
-  redis.call('UNLINK', p .. 'results:' .. id)
 end
 """
 

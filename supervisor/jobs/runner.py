@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from secrets import token_hex
 
 import structlog
@@ -37,8 +37,13 @@ class JobRunner:
         insisting: Insisting,
         workers: int,
         keep_s: Callable[[], float],
+        require_room: Callable[[], Awaitable[None]],
     ) -> None:
-        """`workers`: for each kind of job. `keep_s`: how long ended jobs are kept."""
+        """`workers`: for each kind of job. `keep_s`: how long ended jobs are kept.
+
+        `require_room` raises RequestRefused where no further answers can be kept.
+        """
+        self._require_room = require_room
         self._queue = queue
         self._files = files
         self._handlers = handlers
@@ -54,7 +59,11 @@ class JobRunner:
         for kind, handler in self._handlers.items():
             for number in range(self._workers):
                 owner = f"{name}-{kind}-{number}"
-                worker = Worker(self._queue, handler, kind, owner, self._insisting)
+                worker = Worker(
+                    *(self._queue, handler, kind, owner),
+                    insisting=self._insisting,
+                    require_room=self._require_room,
+                )
                 self._tasks.append(start_guarded(worker.run, name=f"jobs-{kind}-{number}"))
         for number in range(_KEEPERS):
             self._tasks.append(start_guarded(self._keep, name=f"jobs-keeper-{number}"))

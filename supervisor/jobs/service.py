@@ -13,6 +13,7 @@ from supervisor.errors import RequestRefused
 from supervisor.jobs.callback_jobs import CALLBACK_URL
 from supervisor.jobs.describing import describe_batch, describe_file, describe_job
 from supervisor.jobs.disk_files import file_not_found
+from supervisor.jobs.output_files import OUTPUT_FILE_ID
 from supervisor.jobs.port import FileStore, JobCounts, JobQueue
 from supervisor.jobs.values import (
     CANCELLABLE,
@@ -27,6 +28,9 @@ _LOOK_S = 0.5
 """Seconds after which a job is looked at again, where nobody tells that it has changed."""
 
 _COUNTS_WITHIN_S = 1.0
+
+_KINDS_THAT_GROW = frozenset(JobKind) - {JobKind.CALLBACK}
+"""Kinds of jobs whose lines have answers to be kept."""
 
 BATCH_PURPOSE = "batch"
 """The purpose of files that batches read."""
@@ -250,6 +254,9 @@ class JobService:
             reason="",
             expires_at=None if window_s is None else now + window_s,
         )
+        if job.outcome.get(OUTPUT_FILE_ID) is not None:
+            # They may still be there, and would stand in the next output file a second time.
+            await self.queue.forget_results(job_id)
         if not await self.queue.reopen(again, job.state):
             raise RequestRefused("job_not_retryable", f"'{job_id}' has just been taken up again")
         return again
@@ -266,16 +273,32 @@ class JobService:
         """Return what jobs and files take."""
         return await self.queue.used_bytes() + await self.files.used_bytes()
 
+    async def require_room_to_work(self) -> None:
+        """Raise RequestRefused `storage_full` where jobs have work, and all take too much.
+
+        Answers may be many times as long as what was asked, so the room for a file is not enough.
+        """
+        used, most = await self.used_bytes(), self._limits().max_bytes
+        if used <= most:
+            return
+        counts = await self.queue.counts()
+        if any(counts.get(kind, {}).keys() & CANCELLABLE for kind in _KINDS_THAT_GROW):
+            raise _full(used, most, "jobs go on when there is room")
+
     async def _require_room(self, more_bytes: int) -> None:
         used, most = await self.used_bytes(), self._limits().max_bytes
         if used + more_bytes > most:
-            raise RequestRefused(
-                "storage_full",
-                f"jobs and their files take {used} bytes, and may take {most} (jobs.max_bytes); "
-                f"there is no room for {more_bytes} more: delete files (DELETE /v1/files/{{id}}), "
-                "or wait until some expire",
-                {"used_bytes": used, "max_bytes": most},
-            )
+            raise _full(used, most, f"there is no room for {more_bytes} more")
+
+
+def _full(used_bytes: int, max_bytes: int, what_follows: str) -> RequestRefused:
+    return RequestRefused(
+        "storage_full",
+        f"jobs and their files take {used_bytes} bytes, and may take {max_bytes} "
+        f"(jobs.max_bytes); {what_follows}: delete files (DELETE /v1/files/{{id}}), or wait until "
+        "some expire",
+        {"used_bytes": used_bytes, "max_bytes": max_bytes},
+    )
 
 
 def _is_retryable(job: Job) -> bool:

@@ -6,7 +6,7 @@ it finds work, too. A heartbeat prolongs its leases; when it dies, they lapse, a
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
@@ -59,9 +59,18 @@ def next_claim(size: int, took_s: float, most: int) -> int:
 class Worker:
     """Works on lines of one kind of job; `owner` is a name that no other worker has."""
 
-    def __init__(
-        self, queue: JobQueue, handler: JobHandler, kind: JobKind, owner: str, insisting: Insisting
+    def __init__(  # noqa: PLR0913 - what it works with
+        self,
+        queue: JobQueue,
+        handler: JobHandler,
+        kind: JobKind,
+        owner: str,
+        *,
+        insisting: Insisting,
+        require_room: Callable[[], Awaitable[None]],
     ) -> None:
+        """`require_room` raises RequestRefused where no further answers can be kept."""
+        self._require_room = require_room
         self._queue = queue
         self._handler = handler
         self._kind = kind
@@ -75,9 +84,7 @@ class Worker:
         """Work for ever. What is claimed when that is cancelled is given back."""
         size = min(MIN_CLAIM, self._handler.max_claim)
         while True:
-            lines = await self._insisting(
-                lambda: self._queue.claim(self._kind, self._owner, size, LEASE_S)  # noqa: B023
-            )
+            lines = await self._insisting(lambda: self._claim(size))  # noqa: B023
             if not lines:
                 await self._queue.wait(IDLE_S)
                 continue
@@ -86,6 +93,11 @@ class Worker:
             if len(lines) == size:
                 took_s = time.monotonic() - began_at
                 size = next_claim(size, took_s, self._handler.max_claim)
+
+    async def _claim(self, size: int) -> Sequence[Line]:
+        if self._kind is not JobKind.CALLBACK:  # whose answers are not kept
+            await self._require_room()
+        return await self._queue.claim(self._kind, self._owner, size, LEASE_S)
 
     async def _work(self, lines: Sequence[Line]) -> None:
         """Have lines answered, and keep their leases meanwhile."""

@@ -84,6 +84,7 @@ async def open_job_room(
         insisting=Insisting(ground.impairments),
         workers=holder.current.settings.jobs.workers,
         keep_s=lambda: limits().keep_s,
+        require_room=service.require_room_to_work,
     )
     runner.start()
     return JobRoom(service=service, runner=runner, storage=storage, documents=documents)

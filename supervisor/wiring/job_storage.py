@@ -30,7 +30,8 @@ class JobStorage:
 async def open_storage(settings: JobSettings, data: DataFolder) -> JobStorage:
     """Open what the settings name.
 
-    Raises RequestRefused: `extra_missing`, or `storage_full` for a folder that cannot be made.
+    Raises RequestRefused: `extra_missing`, or `storage_full` for a folder that cannot be made; and
+    ConfigError for a URL that the library of the queue cannot use.
     """
     own_files = None
     if settings.files_dir is not None:

@@ -24,7 +24,6 @@ from supervisor.engine.devices import configured_device
 from supervisor.engine.launcher import Launcher
 from supervisor.engine.needs.learning import Learner, keep_learning
 from supervisor.engine.targets import Targets
-from supervisor.errors import ConfigError
 from supervisor.observability.readiness import Readiness
 from supervisor.observability.recorder import Recorder
 from supervisor.telemetry.port import DeviceInfo
@@ -160,16 +159,11 @@ def first_snapshot(
 
     `estimates` and `agenda`: what outlived a restart. `orphans_at`: when what a killed controller
     left was found gone.
-    Raises ConfigError when the settings name a device that is not there.
     """
     settings = configuration.settings
     known = {info.device: info for info in devices}
     budgets = {name: configured_device(info, settings) for name, info in known.items()}
     for name in settings.devices.keys() - known.keys():
-        if not name.startswith("gpu"):
-            raise ConfigError(
-                (f"supervisor.yaml: devices.{name}: no such device; found: {', '.join(known)}",)
-            )
         log.info("device.absent", device=name)
     return Snapshot(
         devices=Map(budgets),

@@ -310,6 +310,39 @@ def test_an_unknown_type_is_told_with_the_known_ones(folder: Folder) -> None:
 # Files that cannot be read
 
 
+@pytest.mark.parametrize("name", ["gpuO", "gpu-0", "gpu", "GPU0", "gpu01", "GPU-3f2a1b", "cpu"])
+def test_settings_of_what_cannot_be_a_device_are_told(folder: Folder, name: str) -> None:
+    folder.write("supervisor.yaml", f"devices:\n  {name}: {{exclusive: true}}\n")
+    hint = "; the memory of the CPU is host" if name == "cpu" else ""
+    assert folder.problem() == (
+        f"supervisor.yaml:2: devices.{name}: must be host, or a GPU by its number, such as "
+        f"gpu0{hint}"
+    )
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "jobs: {file_days: .inf}",
+        "jobs: {file_days: .nan}",
+        "jobs: {file_days: 1.0e+300}",
+        "jobs: {max_bytes: .inf}",
+        "queue: {hold_timeout_s: .inf}",
+        "queue: {p95_target_ms: .inf}",
+        f"queue: {{hold_timeout_s: {'9' * 400}s}}",
+        f"jobs: {{max_bytes: {'9' * 400}B}}",
+    ],
+)
+def test_numbers_must_end(folder: Folder, written: str) -> None:
+    folder.write("supervisor.yaml", written)
+    assert "must be " in folder.problem()
+
+
+def test_settings_may_name_the_host_and_any_gpu(folder: Folder) -> None:
+    folder.write("supervisor.yaml", "devices: {host: {}, gpu0: {}, gpu12: {exclusive: true}}\n")
+    assert sorted(folder.load().settings.devices) == ["gpu0", "gpu12", "host"]
+
+
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none: there is no such folder; .*--profiles"):
         load(tmp_path / "none", MODELS, {})
@@ -386,6 +419,35 @@ def test_overrides_must_do_for_the_twin_too(folder: Folder) -> None:
     problem = folder.problem()
     assert "models.minilm.overrides" in problem
     assert "as its twin, with 'embedding-cpu': " in problem
+
+
+def test_overrides_must_do_for_the_fallback_too(folder: Folder) -> None:
+    folder.change(
+        "embedding.yaml", lambda profile: profile.update(fallback_profile="embedding-cpu")
+    )
+    folder.change_model("minilm", overrides={"main_gpu": 1})
+    problem = folder.problem()
+    assert (
+        ": models.minilm.overrides.main_gpu: with its fallback_profile 'embedding-cpu': " in problem
+    )
+    assert "is for device: gpu; leave it out" in problem
+
+    folder.change_model("minilm", overrides={"device": "gpu1"})
+    assert (
+        "models.minilm.overrides.device: keeps its fallback_profile 'embedding-cpu', which is for "
+        "the host, on the GPU, too; " in folder.problem()
+    )
+
+    folder.change_model("minilm", overrides={"batch_size": 512, "ubatch_size": 512})
+    assert folder.load().resolve("minilm").profile.fallback_profile == "embedding-cpu"
+
+
+def test_a_fallback_that_overrides_choose_must_be_there(folder: Folder) -> None:
+    folder.change_model("minilm", overrides={"fallback_profile": "embedding-cup"})
+    assert (
+        "models.minilm.overrides.fallback_profile: there is no profile 'embedding-cup'; did you "
+        "mean 'embedding-cpu'?" in folder.problem()
+    )
 
 
 def test_a_ranking_model_has_no_twin(folder: Folder) -> None:

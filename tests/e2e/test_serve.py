@@ -273,11 +273,11 @@ async def test_a_configuration_is_refused_with_every_problem_of_every_file(
     assert "Traceback" not in told
 
 
-async def test_a_device_that_is_not_there_is_named(serve: Serve, profiles: Path) -> None:
+async def test_a_device_that_cannot_be_one_is_named(serve: Serve, profiles: Path) -> None:
     change(profiles / "supervisor.yaml", lambda settings: settings["devices"].update(hsot={}))
     served = serve()
     assert await served.exit_code() == 2
-    assert "devices.hsot: no such device; found: " in served.log()
+    assert "devices.hsot: must be host, or a GPU by its number" in served.log()
 
 
 async def test_a_gpu_that_is_required_and_not_seen_ends_the_controller(

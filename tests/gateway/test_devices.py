@@ -9,6 +9,7 @@ from lab.drivers.nvidia import GIB, SimulatedGpu, build_library
 
 from supervisor.core.machine.memory import MemorySample
 from supervisor.gateway.devices import describe_history, describe_use
+from supervisor.running import load_first_model
 from supervisor.telemetry.port import ProcessUse
 from supervisor.telemetry.ring import Ring, RingPoint
 from tests.conftest import RunningController, StartController
@@ -38,6 +39,11 @@ async def serving(start_controller: StartController, gpu: SimulatedGpu) -> Runni
     controller = await start_controller(files={"generation.yaml": on_gpu0})
     await controller.switch_to("demo-chat")
     return controller
+
+
+async def serves(controller: RunningController, model: str) -> bool:
+    backends = controller.parts.arbiter.snapshot.ready_backends()
+    return [backend.target.model for backend in backends] == [model]
 
 
 async def device(controller: RunningController, name: str) -> dict[str, Any]:
@@ -211,6 +217,39 @@ async def test_driver_that_cannot_be_opened_is_told_though_it_lists_no_device(
     told = await controller.json("GET", "/gpu")
     assert [each["device"] for each in told["devices"]] == ["host"]
     assert "different versions" in told["telemetry_problems"][0]
+
+
+async def test_default_model_is_loaded_once_the_driver_that_could_not_be_opened_works(
+    start_controller: StartController, gpu: SimulatedGpu
+) -> None:
+    gpu.fail("nvmlInitWithFlags", 18)
+    controller = await start_controller(default_model="demo-chat")
+
+    await load_first_model(controller.parts)
+
+    health = await controller.json("GET", "/management/health")
+    assert health["status"] == "degraded"
+    (impairment,) = health["impairments"]
+    assert impairment.startswith("default model: 'demo-chat' is not loaded: ")
+    assert "different versions" in impairment
+    assert (await controller.json("GET", "/ready"))["status"] == "starting"
+
+    gpu.heal()
+    await until(lambda: serves(controller, "demo-chat"))
+    assert (await controller.json("GET", "/status"))["impairments"] == []
+
+
+async def test_default_model_on_a_gpu_that_is_absent_leaves_the_others_served(
+    start_controller: StartController, gpu: SimulatedGpu
+) -> None:
+    files = {"generation.yaml": shipped("generation.yaml", device="gpu7")}
+    controller = await start_controller(default_model="demo-chat", files=files)
+
+    await load_first_model(controller.parts)
+
+    (impairment,) = (await controller.json("GET", "/status"))["impairments"]
+    assert "names gpu7" in impairment
+    await controller.switch_to("minilm")
 
 
 async def test_machine_without_a_gpu_tells_of_its_host(start_controller: StartController) -> None:

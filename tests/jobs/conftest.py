@@ -60,6 +60,10 @@ def new_job(
     return Job(id=name, priority=priority, lines=lines, **fields)  # type: ignore[arg-type]
 
 
+async def has_room() -> None:
+    """Whatever jobs take, it is not too much."""
+
+
 async def add_running(queue: JobQueue, job: Job) -> Job:
     """Add a job with its lines, and have it worked on."""
     await queue.add(job)

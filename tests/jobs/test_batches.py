@@ -124,8 +124,9 @@ async def test_however_often_a_batch_is_ended_its_files_are_the_same(
     assert await asyncio.to_thread(lambda: list((tmp_path / "work").iterdir())) == []
 
 
+@pytest.mark.parametrize("is_forgotten", [True, False], ids=["forgotten", "died before that"])
 async def test_a_later_round_has_what_an_earlier_one_answered(
-    queue: JobQueue, files: DiskFiles, handler: BatchHandler, tmp_path: Path
+    queue: JobQueue, files: DiskFiles, handler: BatchHandler, tmp_path: Path, is_forgotten: bool
 ) -> None:
     job = await begun(queue, files, handler, tmp_path / "in")
     await worked_on(queue, handler)
@@ -133,7 +134,8 @@ async def test_a_later_round_has_what_an_earlier_one_answered(
     ended = await handler.end(await current(queue))
     assert ended.state is JobState.CANCELLED
     assert await queue.change(ended, JobState.CANCELLING)
-    await queue.forget_results(job.id)
+    if is_forgotten:
+        await queue.forget_results(job.id)
     service = JobService(queue, files, lambda: JobLimits(max_bytes=10**9, keep_s=9e9), print)
     again = await service.retry(job.id)
     lines = await queue.claim(JobKind.BATCH, "me", 1000, 60.0)

@@ -25,7 +25,7 @@ from supervisor.jobs.runner import JobRunner
 from supervisor.jobs.values import Job, JobKind, JobState, Line, LineResult
 from supervisor.jobs.worker import MAX_ATTEMPTS
 from supervisor.observability.impairments import Impairments
-from tests.jobs.conftest import add_running, new_job
+from tests.jobs.conftest import add_running, has_room, new_job
 from tests.patience import PATIENCE_S
 
 KEY = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -187,6 +187,7 @@ class Running:
             insisting=Insisting(Impairments()),
             workers=1,
             keep_s=lambda: 9e9,
+            require_room=has_room,
         )
 
     async def told(self, job_id: str, state: JobState) -> Job:

@@ -26,6 +26,7 @@ from supervisor.jobs.service import JobLimits, JobService
 from supervisor.jobs.values import Job, JobKind, JobState, StoredFile
 from supervisor.observability.impairments import Impairments
 from supervisor.vector_store.opening import StoreOpener
+from tests.jobs.conftest import has_room
 from tests.patience import PATIENCE_S
 
 VECTOR = pack([1, 0, 0, 0])
@@ -122,6 +123,7 @@ async def room(queue: JobQueue, tmp_path: Path) -> AsyncIterator[Room]:
         insisting=Insisting(Impairments()),
         workers=1,
         keep_s=lambda: 60.0,
+        require_room=has_room,
     )
     runner.start()
     limits = JobLimits(max_bytes=10**9, keep_s=60.0)

@@ -1,9 +1,13 @@
 """What every store of files holds to."""
 
+import errno
 import hashlib
+import os
+import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from supervisor.errors import RequestRefused
@@ -150,9 +154,51 @@ async def test_what_was_cut_off_on_its_way_is_not_there(tmp_path: Path, clock: C
     store = DiskFiles(tmp_path, clock)
     (tmp_path / "file-1").write_bytes(b"content without its record")
     (tmp_path / "file-2.json").write_bytes(b"{half a rec")
-    (tmp_path / "file-3.coming").write_bytes(b"half")
+    (tmp_path / "file-3-0a1b2c3d.coming").write_bytes(b"half")
     assert await store.files() == []
     assert await store.file("file-1") is None
     clock.now = 9e9
     await store.remove_expired()
     assert names_in(tmp_path) == ["file-2.json"]
+
+
+async def test_tidying_leaves_what_others_keep_in_the_folder(tmp_path: Path, clock: Clock) -> None:
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for name in ("report.pdf", "film.coming", "file-list.txt", "notes.json"):
+        (folder / name).write_bytes(b"{}")
+    for name in ("lost+found", "file-archive"):
+        (folder / name).mkdir()
+    (folder / "file-1").write_bytes(b"content without its record")
+    clock.now = 9e9
+    await DiskFiles(folder, clock).remove_expired()
+    kept = ["file-archive", "file-list.txt", "film.coming", "lost+found", "notes.json"]
+    assert names_in(folder) == [*kept, "report.pdf"]
+
+
+async def test_a_record_that_another_program_wrote_removes_nothing(
+    tmp_path: Path, clock: Clock
+) -> None:
+    folder = tmp_path / "files"
+    folder.mkdir()
+    (tmp_path / "secret").write_bytes(b"secret")
+    foreign = new_file("../secret", expires_at=0.0)
+    (folder / "file-1.json").write_bytes(msgspec.json.encode(foreign))
+    clock.now = 9e9
+    await DiskFiles(folder, clock).remove_expired()
+    assert (tmp_path / "secret").exists()
+
+
+async def test_a_file_that_finds_no_room_leaves_nothing_behind(
+    tmp_path: Path, clock: Clock, local: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill_the_disk(path: Path, to: Path) -> None:
+        to.write_bytes(path.read_bytes()[:10])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    folder = tmp_path / "files"
+    folder.mkdir()
+    monkeypatch.setattr(shutil, "move", fill_the_disk)
+    with pytest.raises(RequestRefused, match="No space left on device"):
+        await DiskFiles(folder, clock).add(new_file("file-1"), local())
+    assert names_in(folder) == []

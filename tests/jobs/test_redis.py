@@ -196,6 +196,38 @@ async def test_full_server_says_that_there_is_no_room(
     await files.add(file, tmp_path / "upload")
 
 
+async def test_full_server_can_be_emptied(
+    own_server: RedisServer, connect: Connect, tmp_path: Path
+) -> None:
+    connection = connect(own_server.url)
+    queue, files = RedisQueue(connection), RedisFiles(connection)
+    (tmp_path / "upload").write_bytes(b"content")
+    file = StoredFile(id="file-1", file_name="in", purpose="batch", created_at=1.0, expires_at=9e9)
+    await files.add(file, tmp_path / "upload")
+    ended = await add_running(queue, new_job("ended", lines=2))
+    await queue.settle([done(line) for line in await queue.claim(JobKind.BATCH, "me", 2, 60.0)])
+    assert await queue.change(ended.entering(JobState.COMPLETED, 1.0), JobState.IN_PROGRESS)
+    running = await add_running(queue, new_job("running", lines=2))
+    await connection.ask("CONFIG", "SET", "maxmemory", "1")
+
+    cancelling = running.entering(JobState.CANCELLING, 1.0)
+    assert await queue.change(cancelling, JobState.IN_PROGRESS)
+    due = await queue.claim_job(60.0)
+    assert due is not None
+    assert due.id == "running"
+    assert await queue.claim_job(60.0) is None
+    await queue.change(cancelling.entering(JobState.CANCELLED, 1.0), JobState.CANCELLING)
+    before = await queue.used_bytes()
+    await queue.forget_results("ended")
+    assert await queue.used_bytes() < before
+    await queue.remove("ended")
+    await queue.remove("running")
+    assert await files.remove("file-1")
+
+    assert (await queue.used_bytes(), await files.used_bytes()) == (0, 0)
+    assert await queue.counts() == {}
+
+
 async def test_whoever_waits_hears_of_lines_that_another_added(
     redis_url: str, connect: Connect
 ) -> None:

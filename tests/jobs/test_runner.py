@@ -18,6 +18,7 @@ from supervisor.jobs.insisting import Insisting
 from supervisor.jobs.paging import PAGE
 from supervisor.jobs.port import JobQueue
 from supervisor.jobs.runner import JobRunner
+from supervisor.jobs.service import JobLimits, JobService
 from supervisor.jobs.values import CANCELLABLE, Job, JobKind, JobState, Line, LineResult, NewLine
 from supervisor.jobs.worker import MAX_ATTEMPTS, MIN_CLAIM, next_claim
 from supervisor.observability.impairments import Impairments
@@ -75,21 +76,44 @@ class Shouting:
         )
 
 
+class Limits:
+    """What jobs may take at present."""
+
+    max_bytes = 10**9
+
+    def __call__(self) -> JobLimits:
+        return JobLimits(max_bytes=self.max_bytes, keep_s=1e12)
+
+
+@pytest.fixture
+def limits() -> Limits:
+    return Limits()
+
+
+@pytest.fixture
+def impairments() -> Impairments:
+    return Impairments()
+
+
 StartRunner = Callable[[Shouting], JobRunner]
 
 
 @pytest.fixture
-async def start_runner(queue: JobQueue, tmp_path: Path) -> AsyncIterator[StartRunner]:
+async def start_runner(
+    queue: JobQueue, tmp_path: Path, limits: Limits, impairments: Impairments
+) -> AsyncIterator[StartRunner]:
     runners: list[JobRunner] = []
+    files = DiskFiles(tmp_path)
 
     def start(handler: Shouting) -> JobRunner:
         runner = JobRunner(
             queue,
-            DiskFiles(tmp_path),
+            files,
             {JobKind.BATCH: handler},
-            insisting=Insisting(Impairments()),
+            insisting=Insisting(impairments),
             workers=2,
             keep_s=lambda: 1e12,
+            require_room=JobService(queue, files, limits, print).require_room_to_work,
         )
         runner.start()
         runners.append(runner)
@@ -320,6 +344,34 @@ async def test_all_jobs_that_ended_long_ago_are_forgotten_however_many(
     runner._keep_s = lambda: 60.0
     await runner.tidy()
     assert await queue.jobs(None, after=None, limit=9) == []
+
+
+async def test_work_waits_while_all_take_more_than_they_may(
+    queue: JobQueue, start_runner: StartRunner, limits: Limits, impairments: Impairments
+) -> None:
+    handler = Shouting(queue, 20)
+    limits.max_bytes = 0
+    await queue.add(new_job("a"))
+    start_runner(handler)
+
+    await until(lambda: bool(impairments.describe()))
+    async with asyncio.timeout(PATIENCE_S):
+        while (job := await queue.job("a")) is None or job.state is not JobState.IN_PROGRESS:
+            await queue.wait(0.01)
+    assert "(jobs.max_bytes); jobs go on when there is room" in impairments.describe()[0]
+    assert not handler.asked
+
+    limits.max_bytes = 10**9
+    assert (await ended(queue)).counts.succeeded == 20
+    await until(lambda: not impairments.describe())
+
+
+async def test_what_all_take_is_no_impairment_where_nobody_has_work(
+    queue: JobQueue, tmp_path: Path
+) -> None:
+    await queue.add(new_job("a").entering(JobState.COMPLETED, 1.0))
+    full = JobLimits(max_bytes=0, keep_s=1.0)
+    await JobService(queue, DiskFiles(tmp_path), lambda: full, print).require_room_to_work()
 
 
 async def test_what_the_queue_cannot_take_is_not_lost() -> None:

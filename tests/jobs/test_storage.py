@@ -6,7 +6,7 @@ import pytest
 
 from supervisor.config.settings import JobSettings
 from supervisor.data_folder import DataFolder
-from supervisor.errors import RequestRefused
+from supervisor.errors import ConfigError, RequestRefused
 from supervisor.jobs.disk_files import DiskFiles
 from supervisor.jobs.redis_files import RedisFiles
 from supervisor.jobs.redis_queue import RedisQueue
@@ -49,6 +49,13 @@ async def test_shared_queue_without_its_library_is_refused_with_the_line_that_br
         await open_storage(JobSettings(queue_url=redis_url), data)
 
     assert refused.value.code == "extra_missing"
+    data.release()
+
+
+async def test_parameter_that_no_queue_takes_is_named(data: DataFolder, redis_url: str) -> None:
+    with pytest.raises(ConfigError, match=r"jobs\.queue_url: cannot be used: .*wait_s"):
+        await open_storage(JobSettings(queue_url=f"{redis_url}?wait_s=5"), data)
+
     data.release()
 
 

@@ -39,6 +39,9 @@ EXAMPLES: dict[str, tuple[Any, Any]] = {  # a value of the type, and one that is
     "time zone": ("Asia/Seoul", "Seoul"),
     "text": ("/some/text", ["no", "text"]),
     "nothing": (None, ["something"]),
+    "list of hosts": (["hooks.example:8443"], "hooks.example"),
+    "list of names of hosts": (["llm.example"], "llm.example"),
+    "list of origins": (["https://chat.example"], "https://chat.example"),
     "list of text": (["a", "b"], "a"),
     "list of `text`": (["a", "b"], "a"),
 }
