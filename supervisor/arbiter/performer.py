@@ -33,6 +33,7 @@ from supervisor.core.machine.events import (
     Event,
     MemorySampled,
     MemoryUnreadable,
+    ReleaseBegun,
     TargetAccepted,
     TargetRejected,
     VectorsKnown,
@@ -263,12 +264,16 @@ class Performer:
         backend = self.backends.get(command.epoch)
         if backend is None:  # it died by itself, which is reported already
             return
+
+        def note_begun() -> None:
+            self._post(ReleaseBegun(at=self._clock(), epoch=command.epoch))
+
         if not isinstance(command.how, Park):
-            await backend.give_up_memory(command.how)
+            await backend.give_up_memory(command.how, note_begun)
             return
         self._stop_observing(backend)
         try:
-            await backend.give_up_memory(command.how)
+            await backend.give_up_memory(command.how, note_begun)
         except NotParked as error:
             reason = str(error)
             self._post(BackendNotParked(at=self._clock(), epoch=backend.epoch, reason=reason))

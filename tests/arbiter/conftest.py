@@ -59,7 +59,8 @@ class FakeBackend:
     async def wait(self) -> ProcessExit:
         return await asyncio.shield(self._ended)
 
-    async def give_up_memory(self, how: Stop) -> None:
+    async def give_up_memory(self, how: Stop, on_begun: Callable[[], None]) -> None:
+        on_begun()
         self.graces.append(how.grace_s)
         if self.obeys:
             self.end(signal=15)

@@ -16,6 +16,7 @@ from supervisor.core.machine.events import (
     BackendExited,
     BackendReady,
     DeviceFound,
+    ReleaseBegun,
     RequestEnded,
     RulesChanged,
     SwitchRequested,
@@ -327,6 +328,8 @@ async def test_the_old_backend_is_stopped_with_its_own_grace_after_its_requests(
     await client.let_go()
     await switching
     assert world.launcher.backends[1].graces == [7.0]
+    told = [event for event, *_ in world.observed if getattr(event, "epoch", None) == 1]
+    assert [type(event) for event in told[-2:]] == [ReleaseBegun, BackendExited]
 
 
 async def test_draining_ends_at_its_deadline(

@@ -115,7 +115,8 @@ class HoldingBackend:
     async def wait(self) -> ProcessExit:
         return await asyncio.shield(self._ended)
 
-    async def give_up_memory(self, how: Stop | Park) -> None:
+    async def give_up_memory(self, how: Stop | Park, on_begun: Callable[[], None]) -> None:
+        on_begun()
         if isinstance(how, Stop):
             self.end()
             await self.wait()

@@ -8,19 +8,15 @@ Source of the routes and their answers: tools/server/server-context.cpp of llama
 
 import asyncio
 import json
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from supervisor.core.machine.saving import MIN_TIME_S, time_for_prompts_s
 from supervisor.engine.prompts.prompt_cache import PromptFiles, SavedSlot, slot_file_name
 from supervisor.errors import BackendUnreachable, EngineError
-
-MIN_TIME_S = 10.0
-BYTES_PER_S = 50e6
-"""All slots together get the minimum, and as much more as their bytes take on a slow disk."""
 
 _OTHER_FORM = (ValueError, LookupError, TypeError, AttributeError)
 _FAILURES = (EngineError, BackendUnreachable, OSError, *_OTHER_FORM)  # OSError: TimeoutError, too
@@ -115,7 +111,8 @@ async def save_prompts(
 
     `restored`: what slots that nobody used since hold.
     """
-    begun_at = time.monotonic()
+    clock = asyncio.get_running_loop().time
+    begun_at = clock()
     saved: list[SavedSlot] = []
     reason: str | None = None
     has_begun = False
@@ -123,7 +120,7 @@ async def save_prompts(
         async with asyncio.timeout(min_time_s) as bound:
             used = _used_slots(await slots.list(), restored)
             expected_bytes = sum(int(files.slot_kv_bytes * fraction) for fraction in used.values())
-            bound.reschedule(_deadline(min_time_s, expected_bytes))
+            bound.reschedule(begun_at + time_for_prompts_s(expected_bytes, min_time_s))
             reason = NOTHING_TO_SAVE
             if used:
                 has_begun = True  # what a thread began goes on when the time is over
@@ -137,7 +134,7 @@ async def save_prompts(
         if has_begun:
             dropped = _finish(files, tuple(saved))
             saved, reason = ([], dropped) if dropped else (saved, reason)
-    took_s = time.monotonic() - begun_at
+    took_s = clock() - begun_at
     return KeptPrompts(slots=tuple(saved), took_s=took_s, reason=reason)
 
 
@@ -165,7 +162,8 @@ async def restore_prompts(
 
     A slot that cannot be restored is empty, and its file removed.
     """
-    begun_at = time.monotonic()
+    clock = asyncio.get_running_loop().time
+    begun_at = clock()
     kept = await asyncio.to_thread(files.take)
     if not kept:
         return None
@@ -173,7 +171,7 @@ async def restore_prompts(
     reason: str | None = None
     try:
         size_bytes = sum(slot.size_bytes for slot in kept)
-        async with asyncio.timeout_at(_deadline(min_time_s, size_bytes)):
+        async with asyncio.timeout_at(begun_at + time_for_prompts_s(size_bytes, min_time_s)):
             for saved in kept:
                 problem = await _restore_one(slots, saved)
                 reason = problem or reason
@@ -182,7 +180,7 @@ async def restore_prompts(
         reason = _words(error)
     finally:
         reason = _finish(files, tuple(restored)) or reason
-    took_s = time.monotonic() - begun_at
+    took_s = clock() - begun_at
     return KeptPrompts(slots=tuple(restored), took_s=took_s, reason=reason)
 
 
@@ -218,10 +216,6 @@ def _finish(files: PromptFiles, slots: tuple[SavedSlot, ...]) -> str | None:
         return files.finish(slots)
     except OSError as error:
         return _words(error)
-
-
-def _deadline(min_time_s: float, size_bytes: int) -> float:
-    return asyncio.get_running_loop().time() + min_time_s + size_bytes / BYTES_PER_S
 
 
 def _message(said: Any) -> str:

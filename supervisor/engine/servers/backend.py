@@ -175,18 +175,21 @@ class Backend:
             may_repeat=may_repeat,
         )
 
-    async def give_up_memory(self, how: Stop | Park) -> None:
+    async def give_up_memory(
+        self, how: Stop | Park, on_begun: Callable[[], None] = lambda: None
+    ) -> None:
         """Give the device's memory back; return when that is done, so far as it is ours to do.
 
         Connections are cut, because a server waits for its clients before it ends; prompts are
-        saved where they are to be (`prompts_saved` says what came of it), in bounded time. Stopped,
-        its processes are ended and reaped, and `wait` tells how they ended. Parked, it lives on;
-        raises NotParked where it cannot do that.
+        saved where they are to be (`prompts_saved` says what came of it), in bounded time. Then
+        `on_begun` is called. Stopped, its processes are ended and reaped, and `wait` tells how they
+        ended. Parked, it lives on; raises NotParked where it cannot do that.
         """
         self.is_stopping = True
         self._channel.close()
         if how.keeps_prompts and self.is_ready:
             await self._save_prompts()
+        on_begun()
         if isinstance(how, Park):
             await self._park()
             return

@@ -246,6 +246,16 @@ async def test_request_that_is_cut_by_the_stop_leaves_its_prompt(start: Start) -
 
 
 @pytest.mark.parametrize("engine", ["llama-server"], indirect=True)
+async def test_its_end_begins_once_the_prompts_are_saved(start: Start) -> None:
+    backend = await start()
+    await converse(backend)
+    found: list[KeptPrompts | None] = []
+    how = Stop(grace_s=5, keeps_prompts=True)
+    await backend.give_up_memory(how, lambda: found.append(backend.prompts_saved))
+    assert found == [saved_by(backend)]
+
+
+@pytest.mark.parametrize("engine", ["llama-server"], indirect=True)
 async def test_server_that_hangs_holds_the_stop_for_a_bounded_time_only(
     start: Start, cache: PromptCache
 ) -> None:
