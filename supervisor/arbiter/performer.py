@@ -190,6 +190,7 @@ class Performer:
         self._observing[backend.epoch] = asyncio.create_task(
             self._report(backend, target, become_ready), name=f"observe-{backend.epoch}"
         )
+        self._observing[backend.epoch].add_done_callback(self._finish)
 
     def _stop_observing(self, backend: Backend) -> None:
         observing = self._observing.pop(backend.epoch, None)
@@ -222,15 +223,37 @@ class Performer:
         target: Target,
         become_ready: Callable[[], Coroutine[Any, Any, None]],
     ) -> None:
+        try:
+            is_serving = await self._report_ready(backend, target, become_ready)
+        except Exception as error:  # noqa: BLE001 - the switch waits for an answer, whatever fails
+            backend.end_lost(_reason(error))
+            return
+        if is_serving and target.stall_timeout_s:
+            await watch_for_stalls(
+                backend,
+                target.stall_timeout_s,
+                on_stalled=lambda stalled_s: self._post(
+                    BackendStalled(at=self._clock(), epoch=backend.epoch, stalled_s=stalled_s)
+                ),
+                on_moved=lambda: self._post(BackendMoved(at=self._clock(), epoch=backend.epoch)),
+            )
+
+    async def _report_ready(
+        self,
+        backend: Backend,
+        target: Target,
+        become_ready: Callable[[], Coroutine[Any, Any, None]],
+    ) -> bool:
+        """Report that the backend is ready; returns whether it is, and may serve."""
         await become_ready()
         if target.is_twin:
             try:
                 fault = await self._comparison.fault_of(backend, target)
             except BackendUnreachable:
-                return  # it has died, which is reported
+                return False  # it has died, which is reported
             if fault is not None:
                 self._post(BackendUnfit(at=self._clock(), epoch=backend.epoch, reason=fault))
-                return
+                return False
         memory, _ = await self._try_sample(target.device)
         self._post(
             BackendReady(
@@ -242,15 +265,7 @@ class Performer:
         )
         if target.spill is not None:
             self._spawn(self._learn_vectors(backend, target), f"vectors-{backend.epoch}")
-        if target.stall_timeout_s:
-            await watch_for_stalls(
-                backend,
-                target.stall_timeout_s,
-                on_stalled=lambda stalled_s: self._post(
-                    BackendStalled(at=self._clock(), epoch=backend.epoch, stalled_s=stalled_s)
-                ),
-                on_moved=lambda: self._post(BackendMoved(at=self._clock(), epoch=backend.epoch)),
-            )
+        return True
 
     async def _learn_vectors(self, backend: Backend, target: Target) -> None:
         faults = await self._comparison.learn(backend, target)

@@ -48,6 +48,7 @@ class FakeBackend:
         self.ready = asyncio.Event()
         self.graces: list[float] = []
         self.obeys = True
+        self.ready_fault: Exception | None = None
         self.is_gone = asyncio.Event()
         self.prompts_saved = None
         self.prompts_restored = None
@@ -55,6 +56,12 @@ class FakeBackend:
 
     async def become_ready(self) -> None:
         await self.ready.wait()
+        if self.ready_fault:
+            raise self.ready_fault
+
+    def end_lost(self, why: str) -> None:
+        self.process.last_lines.append(f"(ended by the controller: {why})")
+        self.end(signal=15)
 
     async def wait(self) -> ProcessExit:
         return await asyncio.shield(self._ended)

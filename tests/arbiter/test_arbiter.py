@@ -467,6 +467,23 @@ async def test_a_server_that_dies_while_loading_fails_the_switch_with_its_last_w
         await client.task
 
 
+async def test_a_fault_of_ours_while_a_server_starts_ends_the_start_and_is_named(
+    world: World, make_target: MakeTarget, eventually: Eventually
+) -> None:
+    world.launcher.is_slow = True
+    switching = asyncio.create_task(world.switch_to(make_target("chat")))
+    await eventually(lambda: world.launcher.backends)
+    world.launcher.newest.ready_fault = RuntimeError("boom")
+    with capture_logs() as lines:
+        world.launcher.newest.ready.set()
+        code, message = refusal_of(await switching)
+    assert code == "backend_died"
+    assert message.endswith("the controller failed (RuntimeError: boom); its log says where")
+    assert [line["event"] for line in lines if line["log_level"] == "error"] == [
+        "arbiter.unexpected"
+    ]
+
+
 async def test_a_server_that_never_becomes_ready_is_stopped_and_fails_the_switch(
     world: World, make_target: MakeTarget
 ) -> None:

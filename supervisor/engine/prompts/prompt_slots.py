@@ -164,7 +164,10 @@ async def restore_prompts(
     """
     clock = asyncio.get_running_loop().time
     begun_at = clock()
-    kept = await asyncio.to_thread(files.take)
+    try:
+        kept = await asyncio.to_thread(files.take)
+    except OSError as error:
+        return KeptPrompts(took_s=clock() - begun_at, reason=_words(error))
     if not kept:
         return None
     restored: list[SavedSlot] = []

@@ -232,7 +232,7 @@ class Backend:
         try:
             await parked.unpark()
         except NotParked as error:
-            self._end_lost(f"it did not take its memory back: {error}")
+            self.end_lost(f"it did not take its memory back: {error}")
             await self.is_gone.wait()
         self._parked = None
         await self._become_healthy()
@@ -300,7 +300,7 @@ class Backend:
         until = time.monotonic() + within_s
         while not self.is_stopping and not self.is_gone.is_set():
             if self.is_ready and not await accepts_connections(self.launch.address):
-                self._end_lost("nobody listens at its address any more")
+                self.end_lost("nobody listens at its address any more")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.is_gone.wait(), _DEATH_NOTICE_S)
             is_dying = self._ending_lost is not None or self.process.is_ending
@@ -314,10 +314,13 @@ class Backend:
         while path is not None:
             await asyncio.sleep(_SOCKET_PAUSE_S)
             if self.is_ready and not path.exists():
-                self._end_lost(f"its socket is gone ({path})")
+                self.end_lost(f"its socket is gone ({path})")
 
-    def _end_lost(self, why: str) -> None:
-        """End a server that nobody can reach; what is reported is a death, and it is recovered."""
+    def end_lost(self, why: str) -> None:
+        """End a server that nobody can reach or use; what is reported is a death, and recovered.
+
+        `why` is among its last lines. Nothing is done where it is ending already.
+        """
         is_over = self.is_stopping or self.process.is_ending
         if is_over or self._ending_lost is not None:
             return

@@ -1,6 +1,7 @@
 """Prompts saved before a stop and restored after a start, with the real engines."""
 
 import asyncio
+import errno
 import json
 import os
 import shutil
@@ -23,7 +24,12 @@ from supervisor.core.machine.values import Mode, Stop, Target
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.launcher import Launcher
 from supervisor.engine.port import Address
-from supervisor.engine.prompts.prompt_cache import RESERVE_BYTES, PromptCache, PromptFiles
+from supervisor.engine.prompts.prompt_cache import (
+    RESERVE_BYTES,
+    PromptCache,
+    PromptFiles,
+    SavedSlot,
+)
 from supervisor.engine.prompts.prompt_slots import (
     KeptPrompts,
     SlotClient,
@@ -375,6 +381,26 @@ async def test_slot_that_cannot_be_restored_is_not_tried_again(
     assert ([slot.slot for slot in restored.slots], restored.reason) == (kept, reason)
     assert (("erase", 1) in server.asked) is (fault == "empty")
     assert left(files) == {"manifest.json", *(f"slot-{slot}.bin" for slot in kept)}
+
+
+class ReadOnlyCache(PromptCache):
+    """A folder whose disk has been mounted read-only since."""
+
+    def take(self, path: Path) -> tuple[SavedSlot, ...]:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+
+async def test_disk_that_became_read_only_restores_nothing_and_fails_nothing(
+    serve: Serve, tmp_path: Path
+) -> None:
+    cache = ReadOnlyCache(tmp_path / "read-only", max_bytes=MIB, keeps_at_exit=True)
+    files = cache.files_for("odd", slot_kv_bytes=1000)
+    server = OddServer(files.path, {})
+    restored = await restore_prompts(await serve(server.application), files)
+    assert restored is not None
+    assert restored.slots == ()
+    assert "Read-only file system" in str(restored.reason)
+    assert restored.has_failed
 
 
 @pytest.mark.parametrize("answer", [{}, [7], {"slots": [{"id": 0}]}, [{"id": "first"}], None])
