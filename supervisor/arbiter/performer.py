@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import structlog
@@ -172,7 +173,8 @@ class Performer:
                 address=backend.launch.address.describe(),
             )
         )
-        self._observe(backend, command.target, backend.become_ready)
+        timeout_s = command.target.start_timeout_s
+        self._observe(backend, command.target, partial(backend.become_ready, timeout_s))
         self._spawn(self._look_after(backend), f"backend-{command.epoch}")
 
     def _unpark(self, command: UnparkBackend) -> None:

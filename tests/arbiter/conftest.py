@@ -54,7 +54,8 @@ class FakeBackend:
         self.prompts_restored = None
         self._ended: asyncio.Future[ProcessExit] = asyncio.get_running_loop().create_future()
 
-    async def become_ready(self) -> None:
+    async def become_ready(self, timeout_s: float) -> None:
+        _ = timeout_s
         await self.ready.wait()
         if self.ready_fault:
             raise self.ready_fault

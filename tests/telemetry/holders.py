@@ -109,8 +109,8 @@ class HoldingBackend:
         """What the driver's books say."""
         return self._gpu.held_bytes(self.process.pid, device)
 
-    async def become_ready(self) -> None:
-        pass
+    async def become_ready(self, timeout_s: float) -> None:
+        _ = timeout_s
 
     async def wait(self) -> ProcessExit:
         return await asyncio.shield(self._ended)

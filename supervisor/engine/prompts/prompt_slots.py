@@ -11,6 +11,7 @@ import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ async def save_prompts(
         reason = _words(error)
     finally:
         if has_begun:
-            dropped = _finish(files, tuple(saved))
+            dropped = await _finish(files, tuple(saved))
             saved, reason = ([], dropped) if dropped else (saved, reason)
     took_s = clock() - begun_at
     return KeptPrompts(slots=tuple(saved), took_s=took_s, reason=reason)
@@ -156,11 +157,18 @@ async def _save_each(
 
 
 async def restore_prompts(
-    slots: SlotClient, files: PromptFiles, *, min_time_s: float = MIN_TIME_S
+    slots: SlotClient,
+    files: PromptFiles,
+    *,
+    is_stopping: Callable[[], bool] = lambda: False,
+    within_s: float = inf,
+    min_time_s: float = MIN_TIME_S,
 ) -> KeptPrompts | None:
     """Restore every slot that was saved, in the same time; None where there is nothing.
 
-    A slot that cannot be restored is empty, and its file removed.
+    It takes no more than `within_s`, so that a start is not late over it. A slot that cannot be
+    restored is empty, and its file removed: what its server may have died of is not tried again.
+    Where it is broken off because we stop the server (`is_stopping`), all others are kept.
     """
     clock = asyncio.get_running_loop().time
     begun_at = clock()
@@ -170,19 +178,21 @@ async def restore_prompts(
         return KeptPrompts(took_s=clock() - begun_at, reason=_words(error))
     if not kept:
         return None
-    restored: list[SavedSlot] = []
+    untried, restored = list(kept), list[SavedSlot]()
     reason: str | None = None
     try:
-        size_bytes = sum(slot.size_bytes for slot in kept)
-        async with asyncio.timeout_at(begun_at + time_for_prompts_s(size_bytes, min_time_s)):
+        time_s = time_for_prompts_s(sum(slot.size_bytes for slot in kept), min_time_s)
+        async with asyncio.timeout_at(begun_at + min(time_s, within_s)):
             for saved in kept:
                 problem = await _restore_one(slots, saved)
+                untried.remove(saved)
                 reason = problem or reason
                 restored += [] if problem else [saved]
     except _FAILURES as error:
         reason = _words(error)
     finally:
-        reason = _finish(files, tuple(restored)) or reason
+        whole = (*restored, *untried) if is_stopping() else tuple(restored)
+        reason = await _finish(files, whole) or reason
     took_s = clock() - begun_at
     return KeptPrompts(slots=tuple(restored), took_s=took_s, reason=reason)
 
@@ -214,11 +224,19 @@ def _used_slots(listed: list[dict[str, Any]], restored: KeptPrompts | None) -> M
     return used
 
 
-def _finish(files: PromptFiles, slots: tuple[SavedSlot, ...]) -> str | None:
-    try:
-        return files.finish(slots)
-    except OSError as error:
-        return _words(error)
+async def _finish(files: PromptFiles, slots: tuple[SavedSlot, ...]) -> str | None:
+    """List what is whole, in a thread that ends its work even where we are cancelled.
+
+    Files of gigabytes are removed, which takes a disk seconds. Returns why nothing was kept.
+    """
+
+    def finish() -> str | None:
+        try:
+            return files.finish(slots)
+        except OSError as error:
+            return _words(error)
+
+    return await asyncio.shield(asyncio.to_thread(finish))
 
 
 def _message(said: Any) -> str:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
+from math import inf
 
 import structlog
 
@@ -49,6 +50,9 @@ _MIN_POLL_S = 0.002  # a server that prints without a pause is not asked without
 MAX_REPEATS = 3
 """Servers that one request may see die before whoever made it gets an error."""
 
+_SHARE_TO_RESTORE_IN = 0.95
+"""Of the time that a start has: by then restoring is over, and a slow disk fails no start."""
+
 _DEATH_NOTICE_S = 0.5
 _SOCKET_PAUSE_S = 5.0
 _LOST_GRACE_S = 1.0
@@ -88,13 +92,14 @@ class Backend:
         self.prompts_restored: KeptPrompts | None = None
         """What was there from the last stop when it became ready; None where nothing was."""
 
-    async def become_ready(self) -> None:
+    async def become_ready(self, timeout_s: float = inf) -> None:
         """Return once our own child answers on its readiness path, its kept prompts restored.
 
-        The caller sets the deadline.
+        The caller sets the deadline, in `timeout_s`: restoring ends in time for it.
         """
+        restore_by = time.monotonic() + timeout_s * _SHARE_TO_RESTORE_IN
         await self._become_healthy()
-        await self._restore_prompts()
+        await self._restore_prompts(restore_by - time.monotonic())
         self.is_ready = True
         self.process.output.slow_down()
 
@@ -254,11 +259,16 @@ class Backend:
             channel.close()
         self._tell("prompts.saved", self.prompts_saved)
 
-    async def _restore_prompts(self) -> None:
+    async def _restore_prompts(self, within_s: float) -> None:
         files = self.launch.prompt_files
         if files is None:
             return
-        self.prompts_restored = await restore_prompts(self._slots(self._channel), files)
+        self.prompts_restored = await restore_prompts(
+            self._slots(self._channel),
+            files,
+            is_stopping=lambda: self.is_stopping,
+            within_s=within_s,
+        )
         if self.prompts_restored is not None:
             self._tell("prompts.restored", self.prompts_restored)
             await self._become_healthy()  # a server that broke on them is not ready

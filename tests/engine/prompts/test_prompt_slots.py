@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ from tests.patience import PATIENCE_S
 
 Start = Callable[..., Any]
 Serve = Callable[[web.Application], Any]
+Eventually = Callable[..., Awaitable[None]]
 
 CHAT = Target(model="demo-chat", mode=Mode.GENERATION, profile="generation", device="host")
 STORY = "Once upon a time there was a lighthouse keeper. " * 4
@@ -327,6 +329,8 @@ class OddServer:
             return web.json_response({"error": {"message": "no"}}, status=500)
         if fault == "hang":
             await asyncio.sleep(60)
+        if fault == "die" and request.transport is not None:
+            request.transport.abort()
         if action == "save":
             (self.folder / (await request.json())["filename"]).write_bytes(b"x" * 100)
         tokens = 0 if fault == "empty" else 5
@@ -381,6 +385,65 @@ async def test_slot_that_cannot_be_restored_is_not_tried_again(
     assert ([slot.slot for slot in restored.slots], restored.reason) == (kept, reason)
     assert (("erase", 1) in server.asked) is (fault == "empty")
     assert left(files) == {"manifest.json", *(f"slot-{slot}.bin" for slot in kept)}
+
+
+@pytest.mark.parametrize("is_stopping", [True, False])
+async def test_restoring_that_our_stop_breaks_off_keeps_all_and_a_death_what_was_restored(
+    serve: Serve, files: PromptFiles, *, is_stopping: bool
+) -> None:
+    slots = await serve(OddServer(files.path, {("restore", 1): "die"}).application)
+    saved = await save_prompts(slots, files, None)
+    restored = await restore_prompts(slots, files, is_stopping=lambda: is_stopping)
+    assert restored is not None
+    assert [slot.slot for slot in restored.slots] == [0]
+    assert files.take() == (saved.slots if is_stopping else saved.slots[:1])
+
+
+async def test_restoring_that_is_cancelled_by_our_stop_keeps_all(
+    serve: Serve, files: PromptFiles, eventually: Eventually
+) -> None:
+    server = OddServer(files.path, {("restore", 1): "hang"})
+    slots = await serve(server.application)
+    saved = await save_prompts(slots, files, None)
+    restoring = asyncio.create_task(restore_prompts(slots, files, is_stopping=lambda: True))
+    await eventually(lambda: ("restore", 1) in server.asked)
+    restoring.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await restoring
+    assert files.take() == saved.slots
+
+
+async def test_restoring_ends_in_time_for_the_start(serve: Serve, files: PromptFiles) -> None:
+    server = OddServer(files.path, {("restore", 1): "hang"})
+    slots = await serve(server.application)
+    await save_prompts(slots, files, None)
+    restored = await restore_prompts(slots, files, within_s=0.3)
+    assert restored is not None
+    assert [slot.slot for slot in restored.slots] == [0]
+
+
+class SlowDiskCache(PromptCache):
+    """A folder whose disk takes its time to remove files, until `goes_on`."""
+
+    goes_on = threading.Event()
+
+    def finish(self, path: Path, slots: tuple[SavedSlot, ...]) -> str | None:
+        assert self.goes_on.wait(PATIENCE_S)
+        return super().finish(path, slots)
+
+
+async def test_disk_that_removes_files_slowly_holds_nobody_else_up(
+    serve: Serve, tmp_path: Path
+) -> None:
+    cache = SlowDiskCache(
+        tmp_path / "slow", max_bytes=MIB, keeps_at_exit=True, free_bytes=lambda _: 2 * RESERVE_BYTES
+    )
+    files = cache.files_for("odd", slot_kv_bytes=1000)
+    slots = await serve(OddServer(files.path, {}).application)
+    saving = asyncio.create_task(save_prompts(slots, files, None))
+    asyncio.get_running_loop().call_later(0.2, cache.goes_on.set)  # by a loop that runs on
+    saved = await saving
+    assert [slot.slot for slot in saved.slots] == [0, 1, 2]
 
 
 class ReadOnlyCache(PromptCache):
