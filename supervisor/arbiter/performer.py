@@ -203,6 +203,8 @@ class Performer:
         """Report that the backend is gone, whoever ended it; until then it is observed."""
         try:
             ended = await backend.wait()
+        except Exception as error:  # noqa: BLE001 - nobody else would tell of its end
+            ended = backend.process.abandon(_reason(error))
         finally:
             self._stop_observing(backend)
         del self.backends[backend.epoch]

@@ -36,6 +36,10 @@ class FakeProcess:
         self.pid = pid
         self.last_lines = ["first words", "last words"]
 
+    def abandon(self, why: str) -> ProcessExit:
+        self.last_lines.append(f"(ended by the controller: {why})")
+        return ProcessExit(exit_code=None, signal=9)
+
 
 class FakeBackend:
     """A backend without a process. It is ready, and gone, when the test says so."""
@@ -73,6 +77,9 @@ class FakeBackend:
         if self.obeys:
             self.end(signal=15)
         await self.wait()
+
+    def fail_to_watch(self, fault: Exception) -> None:
+        self._ended.set_exception(fault)
 
     def end(self, *, exit_code: int | None = None, signal: int | None = None) -> None:
         if not self._ended.done():

@@ -484,6 +484,23 @@ async def test_a_fault_of_ours_while_a_server_starts_ends_the_start_and_is_named
     ]
 
 
+async def test_a_server_that_can_no_longer_be_watched_is_reported_as_gone(
+    world: World, make_target: MakeTarget, eventually: Eventually
+) -> None:
+    await world.switch_to(make_target("chat"))
+    world.launcher.newest.fail_to_watch(OSError("boom"))
+    with capture_logs() as lines:
+        await eventually(lambda: exits(world))
+    (ended,) = exits(world)
+    assert ended.signal == 9
+    assert "the controller failed (OSError: boom)" in ended.last_lines[-1]
+    assert "arbiter.unexpected" in [line["event"] for line in lines]
+
+
+def exits(world: World) -> list[BackendExited]:
+    return [event for event, *_ in world.observed if isinstance(event, BackendExited)]
+
+
 async def test_a_server_that_never_becomes_ready_is_stopped_and_fails_the_switch(
     world: World, make_target: MakeTarget
 ) -> None:

@@ -190,12 +190,13 @@ def _time_to_release_s(backend: Backend) -> float:
 
 
 def not_reaped(there: Sequence[Backend]) -> Refusal:
-    """Name the servers that SIGKILL does not end: the kernel holds them, usually in a driver."""
+    """Name the servers that we cannot end: the kernel holds them, usually in a driver."""
     named = ", ".join(f"'{b.target.model}' (pid {b.pid})" for b in there)
     return Refusal(
         code="backend_not_reaped",
-        message=f"{named} cannot be ended: the kernel holds it, usually in a driver call; its "
-        "memory is not free, and nothing is started on it. See dmesg; a reboot may be needed",
+        message=f"{named} cannot be ended: the kernel holds it, usually in a driver call, or it "
+        "runs as another user; its memory is not free, and nothing is started on it. See the "
+        "controller's log and dmesg; a reboot may be needed",
         details=(("pids", tuple(str(b.pid) for b in there)),),
     )
 

@@ -37,7 +37,7 @@ from supervisor.engine.servers.parking import (
     held_on_host,
 )
 from supervisor.engine.servers.process import ChildProcess, ProcessExit
-from supervisor.errors import BackendUnreachable
+from supervisor.errors import BackendUnreachable, EngineError
 
 log = structlog.get_logger()
 
@@ -86,7 +86,7 @@ class Backend:
         """Set once its end is reported: whoever asks for a lease then gets none on it."""
         self.is_replaced = False
         """Whether it is stopped so that a successor may serve its requests, as after a death."""
-        self._ending_lost: asyncio.Task[ProcessExit] | None = None
+        self._ending_lost: asyncio.Task[None] | None = None
         self.prompts_saved: KeptPrompts | None = None
         """What a stop kept for the next start; None where nothing was to be kept."""
         self.prompts_restored: KeptPrompts | None = None
@@ -200,8 +200,15 @@ class Backend:
             return
         self.is_replaced = how.is_replaced
         may_end = self._parked is None or self._parked.ends_by_itself
-        await self.process.stop(how.grace_s if may_end else 0.0)
+        await self._end(how.grace_s if may_end else 0.0)
         self._remove_socket()
+
+    async def _end(self, grace_s: float) -> None:
+        """End its processes. One that cannot be ended is named in the log, and lives on."""
+        try:
+            await self.process.stop(grace_s)
+        except EngineError as error:
+            log.warning("backend.not_ended", model=self.model, epoch=self.epoch, reason=str(error))
 
     async def _park(self) -> None:
         self._connect()
@@ -292,12 +299,11 @@ class Backend:
         """Return how the process ended, once all that came from it is reaped, whoever ended it."""
         watching = asyncio.create_task(self._watch_socket(), name=f"socket-{self.epoch}")
         try:
-            ended = await self.process.wait()
+            return await self.process.wait()
         finally:
             watching.cancel()
-        self._channel.close()
-        self._remove_socket()
-        return ended
+            self._channel.close()
+            self._remove_socket()
 
     async def is_found_dead(self, within_s: float) -> bool:
         """Tell, to one that could not connect or whose connection broke, whether the server died.
@@ -338,7 +344,7 @@ class Backend:
         self.process.last_lines.append(f"(ended by the controller: {why})")
         self._channel.close()
         self._ending_lost = asyncio.create_task(
-            self.process.stop(_LOST_GRACE_S), name=f"end-lost-{self.epoch}"
+            self._end(_LOST_GRACE_S), name=f"end-lost-{self.epoch}"
         )
 
     def _remove_socket(self) -> None:
