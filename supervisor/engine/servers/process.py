@@ -21,6 +21,7 @@ import structlog
 
 from supervisor.engine.port import Launch
 from supervisor.engine.servers.descendants import (
+    KEEPS_MARK,
     MARK_VARIABLE,
     adopt_orphans,
     children_of,
@@ -91,7 +92,7 @@ class ChildProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                env={**launch.env, MARK_VARIABLE: mark},
+                env={**KEEPS_MARK, **launch.env, MARK_VARIABLE: mark},
                 start_new_session=True,
                 preexec_fn=_die_with_parent(),  # noqa: PLW1509 - it runs no Python code
             )
@@ -105,9 +106,9 @@ class ChildProcess:
         return not self._reaped.done()
 
     def owns(self, pid: int) -> bool:
-        """Whether a process belongs to the group, or descends from it."""
+        """Whether a process belongs to the session, or descends from it."""
         try:
-            return os.getpgid(pid) == self.pid or has_mark(pid, self._mark)
+            return os.getsid(pid) == self.pid or has_mark(pid, self._mark)
         except ProcessLookupError:
             return False
 
@@ -226,7 +227,7 @@ class ChildProcess:
         for pid in self._descendants:
             state = state_of(pid)
             if state is not None and state.session != self.pid:
-                send_signal(pid, number, self._mark)
+                send_signal(pid, number, lambda each: has_mark(each, self._mark))
 
     def _signal_group(self, number: signal.Signals) -> bool:
         """Signal every process of the group. Returns whether there was one.

@@ -437,6 +437,7 @@ async def test_orphans_that_process_1_never_reaps_do_not_hold_up_the_end() -> No
 async def test_the_child_sees_the_environment_of_its_launch_and_its_mark(spawn: Spawn) -> None:
     child = spawn("/usr/bin/env", env={"ONLY": "this"})
     await child.wait()
-    only, mark = child.last_lines
+    keeps_mark, only, mark = child.last_lines
+    assert keeps_mark == "SPT_NOENV=1", "a title would overwrite the mark"
     assert only == "ONLY=this"
     assert mark.startswith(f"{MARK_VARIABLE}=1-")
