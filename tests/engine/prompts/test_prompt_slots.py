@@ -24,7 +24,7 @@ from supervisor.core.byte_size import MIB
 from supervisor.core.machine.values import Mode, Stop, Target
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.launcher import Launcher
-from supervisor.engine.port import Address
+from supervisor.engine.port import Address, Launch
 from supervisor.engine.prompts.prompt_cache import (
     RESERVE_BYTES,
     PromptCache,
@@ -411,6 +411,32 @@ async def test_restoring_that_is_cancelled_by_our_stop_keeps_all(
     with pytest.raises(asyncio.CancelledError):
         await restoring
     assert files.take() == saved.slots
+
+
+async def test_server_that_is_stopped_while_it_restores_loses_nothing(
+    make_launch: Callable[..., Launch],
+    stub_server: Callable[..., tuple[str, ...]],
+    files: PromptFiles,
+    run_dir: Path,
+    eventually: Eventually,
+) -> None:
+    kept = (SavedSlot(slot=0, tokens=5, size_bytes=3),)
+    assert files.begin(3) is None
+    (files.path / kept[0].file_name).write_bytes(b"old")
+    assert files.finish(kept) is None
+    address = Address(socket_path=run_dir / "stub.sock")
+    argv = stub_server(str(address.socket_path), "200,hang")
+    launch = make_launch(*argv, address=address, slots_path="/slots", saves_slots=True)
+    said: list[str] = []
+    backend = Backend(replace(launch, prompt_files=files), lambda line, _: said.append(line))
+    readying = asyncio.create_task(backend.become_ready())
+    try:
+        await eventually(lambda: "answered hang" in said)
+    finally:
+        await backend.give_up_memory(Stop(grace_s=5))
+    await eventually(lambda: backend.prompts_restored)
+    readying.cancel()
+    assert files.take() == kept
 
 
 async def test_restoring_ends_in_time_for_the_start(serve: Serve, files: PromptFiles) -> None:
