@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import structlog
@@ -33,6 +34,7 @@ from supervisor.core.machine.events import (
     Event,
     MemorySampled,
     MemoryUnreadable,
+    ReleaseBegun,
     TargetAccepted,
     TargetRejected,
     VectorsKnown,
@@ -171,7 +173,8 @@ class Performer:
                 address=backend.launch.address.describe(),
             )
         )
-        self._observe(backend, command.target, backend.become_ready)
+        timeout_s = command.target.start_timeout_s
+        self._observe(backend, command.target, partial(backend.become_ready, timeout_s))
         self._spawn(self._look_after(backend), f"backend-{command.epoch}")
 
     def _unpark(self, command: UnparkBackend) -> None:
@@ -189,6 +192,7 @@ class Performer:
         self._observing[backend.epoch] = asyncio.create_task(
             self._report(backend, target, become_ready), name=f"observe-{backend.epoch}"
         )
+        self._observing[backend.epoch].add_done_callback(self._finish)
 
     def _stop_observing(self, backend: Backend) -> None:
         observing = self._observing.pop(backend.epoch, None)
@@ -199,6 +203,8 @@ class Performer:
         """Report that the backend is gone, whoever ended it; until then it is observed."""
         try:
             ended = await backend.wait()
+        except Exception as error:  # noqa: BLE001 - nobody else would tell of its end
+            ended = backend.process.abandon(_reason(error))
         finally:
             self._stop_observing(backend)
         del self.backends[backend.epoch]
@@ -221,15 +227,37 @@ class Performer:
         target: Target,
         become_ready: Callable[[], Coroutine[Any, Any, None]],
     ) -> None:
+        try:
+            is_serving = await self._report_ready(backend, target, become_ready)
+        except Exception as error:  # noqa: BLE001 - the switch waits for an answer, whatever fails
+            backend.end_lost(_reason(error))
+            return
+        if is_serving and target.stall_timeout_s:
+            await watch_for_stalls(
+                backend,
+                target.stall_timeout_s,
+                on_stalled=lambda stalled_s: self._post(
+                    BackendStalled(at=self._clock(), epoch=backend.epoch, stalled_s=stalled_s)
+                ),
+                on_moved=lambda: self._post(BackendMoved(at=self._clock(), epoch=backend.epoch)),
+            )
+
+    async def _report_ready(
+        self,
+        backend: Backend,
+        target: Target,
+        become_ready: Callable[[], Coroutine[Any, Any, None]],
+    ) -> bool:
+        """Report that the backend is ready; returns whether it is, and may serve."""
         await become_ready()
         if target.is_twin:
             try:
                 fault = await self._comparison.fault_of(backend, target)
             except BackendUnreachable:
-                return  # it has died, which is reported
+                return False  # it has died, which is reported
             if fault is not None:
                 self._post(BackendUnfit(at=self._clock(), epoch=backend.epoch, reason=fault))
-                return
+                return False
         memory, _ = await self._try_sample(target.device)
         self._post(
             BackendReady(
@@ -241,15 +269,7 @@ class Performer:
         )
         if target.spill is not None:
             self._spawn(self._learn_vectors(backend, target), f"vectors-{backend.epoch}")
-        if target.stall_timeout_s:
-            await watch_for_stalls(
-                backend,
-                target.stall_timeout_s,
-                on_stalled=lambda stalled_s: self._post(
-                    BackendStalled(at=self._clock(), epoch=backend.epoch, stalled_s=stalled_s)
-                ),
-                on_moved=lambda: self._post(BackendMoved(at=self._clock(), epoch=backend.epoch)),
-            )
+        return True
 
     async def _learn_vectors(self, backend: Backend, target: Target) -> None:
         faults = await self._comparison.learn(backend, target)
@@ -263,12 +283,16 @@ class Performer:
         backend = self.backends.get(command.epoch)
         if backend is None:  # it died by itself, which is reported already
             return
+
+        def note_begun() -> None:
+            self._post(ReleaseBegun(at=self._clock(), epoch=command.epoch))
+
         if not isinstance(command.how, Park):
-            await backend.give_up_memory(command.how)
+            await backend.give_up_memory(command.how, note_begun)
             return
         self._stop_observing(backend)
         try:
-            await backend.give_up_memory(command.how)
+            await backend.give_up_memory(command.how, note_begun)
         except NotParked as error:
             reason = str(error)
             self._post(BackendNotParked(at=self._clock(), epoch=backend.epoch, reason=reason))

@@ -34,8 +34,8 @@ from supervisor.engine.needs.assessment import (
 )
 from supervisor.engine.needs.learned_store import LearnedStore
 from supervisor.engine.needs.prompt_identity import prompt_identity
-from supervisor.engine.port import Abilities, Engine, Launch, ServerStart
-from supervisor.engine.prompts.prompt_cache import PromptCache, PromptFiles
+from supervisor.engine.port import Abilities, Launch, ServerStart
+from supervisor.engine.prompts.prompt_cache import PromptCache, PromptFiles, identity_of
 from supervisor.engine.servers.addresses import choose_address
 from supervisor.engine.servers.backend import Backend, OnLine
 from supervisor.engine.targets import revision_of
@@ -133,7 +133,7 @@ class Launcher:
         inherited = inherited_environment(
             self._environ, self._device_env(target.devices), resolved.profile.env_passthrough
         )
-        prompt_files = self._prompt_files(resolved, engine, abilities)
+        prompt_files = self._prompt_files(target, resolved, abilities)
         start = ServerStart(
             model=resolved,
             address=choose_address(self._run_dir, epoch, has_unix_socket=abilities.has_unix_socket),
@@ -157,16 +157,26 @@ class Launcher:
         return Backend(launch, _log_output(target.model, epoch))
 
     def _prompt_files(
-        self, resolved: ResolvedModel, engine: Engine, abilities: Abilities
+        self, target: Target, resolved: ResolvedModel, abilities: Abilities
     ) -> PromptFiles | None:
-        """Return where its prompts are kept, if they are to be; a start never fails of it."""
+        """Return where its prompts are kept, if they are to be; a start never fails of it.
+
+        The engine is not asked for its build again: a driver that hangs may keep it a minute.
+        """
         cache, is_wanted = self._prompt_cache, resolved.profile.keep_prompt_cache
         if cache is None or not (is_wanted and abilities.saves_slots):
             return None
+        checked = self._assessed.get(_key(target))
+        build = checked.candidate.build if checked else None
+        if build is None:
+            reason = "the engine did not say which build it is when the model was checked"
+            log.warning("prompts.not_kept", model=resolved.name, reason=reason)
+            return None
         try:
             file = self._known_file(resolved) or inspect_model_file(resolved.path)
+            server = prompt_identity(resolved, file, build)
             return cache.files_for(
-                prompt_identity(resolved, file, engine.identity),
+                identity_of({"server": server, "program": _content_of(Path(build.location))}),
                 slot_kv_bytes=slot_kv_bytes(file, memory_settings(resolved, abilities)),
             )
         except (OSError, SupervisorError) as error:
@@ -193,6 +203,17 @@ class Launcher:
 
 def _key(target: Target) -> tuple[str, ...]:
     return target.model, target.profile, target.device, target.revision
+
+
+def _content_of(program: Path) -> tuple[int, ...]:
+    """Return what changes where a program was replaced since its build was asked for.
+
+    Nothing that is another in each container: kept prompts outlive them. Empty for a package.
+    """
+    if not program.is_file():
+        return ()
+    found = program.stat()
+    return found.st_size, found.st_mtime_ns
 
 
 def _log_output(model: str, epoch: int) -> OnLine:

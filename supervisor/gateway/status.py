@@ -10,8 +10,8 @@ from typing import Any
 from supervisor import __version__
 from supervisor.arbiter.arbiter import Arbiter
 from supervisor.config.holder import ConfigurationHolder
-from supervisor.core.machine.snapshot import Snapshot
-from supervisor.core.machine.values import Backend, BackendExit, Recovery
+from supervisor.core.machine.snapshot import BackendExit, Snapshot
+from supervisor.core.machine.values import Backend, Recovery
 from supervisor.embedding.batching.batcher import Batcher
 from supervisor.embedding.twins import Twins
 from supervisor.engine.kinds.engines import Engines

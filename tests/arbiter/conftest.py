@@ -36,6 +36,10 @@ class FakeProcess:
         self.pid = pid
         self.last_lines = ["first words", "last words"]
 
+    def abandon(self, why: str) -> ProcessExit:
+        self.last_lines.append(f"(ended by the controller: {why})")
+        return ProcessExit(exit_code=None, signal=9)
+
 
 class FakeBackend:
     """A backend without a process. It is ready, and gone, when the test says so."""
@@ -48,22 +52,34 @@ class FakeBackend:
         self.ready = asyncio.Event()
         self.graces: list[float] = []
         self.obeys = True
+        self.ready_fault: Exception | None = None
         self.is_gone = asyncio.Event()
         self.prompts_saved = None
         self.prompts_restored = None
         self._ended: asyncio.Future[ProcessExit] = asyncio.get_running_loop().create_future()
 
-    async def become_ready(self) -> None:
+    async def become_ready(self, timeout_s: float) -> None:
+        _ = timeout_s
         await self.ready.wait()
+        if self.ready_fault:
+            raise self.ready_fault
+
+    def end_lost(self, why: str) -> None:
+        self.process.last_lines.append(f"(ended by the controller: {why})")
+        self.end(signal=15)
 
     async def wait(self) -> ProcessExit:
         return await asyncio.shield(self._ended)
 
-    async def give_up_memory(self, how: Stop) -> None:
+    async def give_up_memory(self, how: Stop, on_begun: Callable[[], None]) -> None:
+        on_begun()
         self.graces.append(how.grace_s)
         if self.obeys:
             self.end(signal=15)
         await self.wait()
+
+    def fail_to_watch(self, fault: Exception) -> None:
+        self._ended.set_exception(fault)
 
     def end(self, *, exit_code: int | None = None, signal: int | None = None) -> None:
         if not self._ended.done():

@@ -16,6 +16,7 @@ from supervisor.core.machine.events import (
     BackendExited,
     BackendReady,
     DeviceFound,
+    ReleaseBegun,
     RequestEnded,
     RulesChanged,
     SwitchRequested,
@@ -327,6 +328,8 @@ async def test_the_old_backend_is_stopped_with_its_own_grace_after_its_requests(
     await client.let_go()
     await switching
     assert world.launcher.backends[1].graces == [7.0]
+    told = [event for event, *_ in world.observed if getattr(event, "epoch", None) == 1]
+    assert [type(event) for event in told[-2:]] == [ReleaseBegun, BackendExited]
 
 
 async def test_draining_ends_at_its_deadline(
@@ -462,6 +465,40 @@ async def test_a_server_that_dies_while_loading_fails_the_switch_with_its_last_w
     assert dict(report.refusal.details)["last_lines"] == ("first words", "last words")
     with pytest.raises(RequestRefused, match="exit code 1"):
         await client.task
+
+
+async def test_a_fault_of_ours_while_a_server_starts_ends_the_start_and_is_named(
+    world: World, make_target: MakeTarget, eventually: Eventually
+) -> None:
+    world.launcher.is_slow = True
+    switching = asyncio.create_task(world.switch_to(make_target("chat")))
+    await eventually(lambda: world.launcher.backends)
+    world.launcher.newest.ready_fault = RuntimeError("boom")
+    with capture_logs() as lines:
+        world.launcher.newest.ready.set()
+        code, message = refusal_of(await switching)
+    assert code == "backend_died"
+    assert message.endswith("the controller failed (RuntimeError: boom); its log says where")
+    assert [line["event"] for line in lines if line["log_level"] == "error"] == [
+        "arbiter.unexpected"
+    ]
+
+
+async def test_a_server_that_can_no_longer_be_watched_is_reported_as_gone(
+    world: World, make_target: MakeTarget, eventually: Eventually
+) -> None:
+    await world.switch_to(make_target("chat"))
+    world.launcher.newest.fail_to_watch(OSError("boom"))
+    with capture_logs() as lines:
+        await eventually(lambda: exits(world))
+    (ended,) = exits(world)
+    assert ended.signal == 9
+    assert "the controller failed (OSError: boom)" in ended.last_lines[-1]
+    assert "arbiter.unexpected" in [line["event"] for line in lines]
+
+
+def exits(world: World) -> list[BackendExited]:
+    return [event for event, *_ in world.observed if isinstance(event, BackendExited)]
 
 
 async def test_a_server_that_never_becomes_ready_is_stopped_and_fails_the_switch(

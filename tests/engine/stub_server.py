@@ -1,12 +1,14 @@
 """A server with faults, for tests: `stub_server.py LISTEN HEALTH`.
 
 LISTEN is a port or the path of a unix socket. HEALTH is the status of `/health`, or several in
-turn (`503,503,200`), the last one for good. Each request is told on standard output.
+turn (`503,503,200`), the last one for good; `hang` is none at all. Each request is told on standard
+output.
 """
 
 import os
 import socket
 import sys
+import time
 
 
 def open_listener(where: str) -> socket.socket:
@@ -29,6 +31,8 @@ def main() -> None:
                 continue
             status = answers.pop(0) if len(answers) > 1 else answers[0]
             print(f"answered {status}", flush=True)  # noqa: T201 - a server's log
+            if status == "hang":
+                time.sleep(600)
             client.sendall(
                 f"HTTP/1.1 {status} Word\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
             )

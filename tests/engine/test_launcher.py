@@ -21,6 +21,7 @@ from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.launcher import Launcher
 from supervisor.engine.needs.assessment import DRIVER_CONTEXT_BYTES
 from supervisor.engine.needs.learned_store import FILE_NAME, LearnedStore
+from supervisor.engine.prompts.prompt_cache import PromptCache
 from supervisor.engine.servers.backend import Backend
 from supervisor.errors import EngineError, ModelFileError
 
@@ -45,6 +46,7 @@ def make_launcher(
         device_env: Mapping[str, str] | None = None,
         files: Mapping[str, Any] | None = None,
         learned_store: LearnedStore | None = None,
+        prompt_cache: PromptCache | None = None,
     ) -> Launcher:
         folder = tmp_path / "profiles"
         shutil.copytree(profiles_dir, folder)
@@ -59,6 +61,7 @@ def make_launcher(
             run_dir=run_dir,
             device_env=lambda _: device_env or {},
             learned_store=learned_store,
+            prompt_cache=prompt_cache,
             environ=environ,
         )
 
@@ -318,3 +321,58 @@ async def test_a_program_that_cannot_be_executed_is_an_engine_error(
     stub.chmod(0o755)
     with pytest.raises(EngineError, match="llama-server --help failed"):
         make_launcher(binary=stub).launch(CHAT, 1)
+
+
+# Where prompts are kept
+
+
+@pytest.fixture
+def prompt_cache(tmp_path: Path) -> PromptCache:
+    return PromptCache(tmp_path / "prompt-cache", max_bytes=MIB, keeps_at_exit=True)
+
+
+async def test_a_start_does_not_ask_a_driver_that_fails_once_more(
+    make_launcher: MakeLauncher,
+    llama_server_bin: Path,
+    prompt_cache: PromptCache,
+    tmp_path: Path,
+    end_later: list[Backend],
+) -> None:
+    asked, binary = tmp_path / "asked", tmp_path / "llama-server"
+    write_program(
+        binary,
+        f"[ $1 = --list-devices ] && echo >> {asked} && exit 1",
+        f'exec {llama_server_bin} "$@"',
+    )
+    launcher = make_launcher({"keep_prompt_cache": True}, binary=binary, prompt_cache=prompt_cache)
+    launcher.check(CHAT)
+    asked_before = asked.read_text()
+    backend = launcher.launch(CHAT, 1)
+    end_later.append(backend)
+    assert backend.launch.prompt_files is not None
+    assert asked.read_text() == asked_before
+
+
+async def test_a_program_that_was_replaced_since_the_check_restores_no_prompts_of_the_old_one(
+    make_launcher: MakeLauncher,
+    llama_server_bin: Path,
+    prompt_cache: PromptCache,
+    tmp_path: Path,
+    end_later: list[Backend],
+) -> None:
+    binary, runs = tmp_path / "llama-server", f'exec {llama_server_bin} "$@"'
+    write_program(binary, runs)
+    launcher = make_launcher({"keep_prompt_cache": True}, binary=binary, prompt_cache=prompt_cache)
+    launcher.check(CHAT)
+    end_later.append(launcher.launch(CHAT, 1))
+    write_program(binary, "# another build", runs)
+    end_later.append(launcher.launch(CHAT, 2))
+    folders = {each.launch.prompt_files and each.launch.prompt_files.path for each in end_later}
+    assert None not in folders
+    assert len(folders) == 2
+
+
+def write_program(path: Path, *lines: str) -> None:
+    path.unlink(missing_ok=True)
+    path.write_text("\n".join(("#!/bin/sh", *lines, "")))
+    path.chmod(0o755)

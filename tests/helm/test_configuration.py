@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from supervisor.cli import cli
 from supervisor.config.configuration import Configuration
 from supervisor.config.load import load
-from supervisor.engine.prompts.prompt_slots import BYTES_PER_S, MIN_TIME_S
+from supervisor.core.machine.saving import time_for_prompts_s
 from tests.helm.conftest import CHART, ROOT, VALUES_FILES, Helm, Rendered
 
 PRE_STOP_S = 5
@@ -272,7 +272,7 @@ def seconds_to_stop(configuration: Configuration) -> float:
         *(configuration.resolve(name).profile for name in configuration.catalogue.models),
     ]
     switch = configuration.settings.switch
-    saving_s = MIN_TIME_S + switch.prompt_cache_max_bytes / BYTES_PER_S
+    saving_s = time_for_prompts_s(switch.prompt_cache_max_bytes)
     return (
         switch.shutdown_drain_timeout_s
         + max(profile.stop_grace_s for profile in profiles)

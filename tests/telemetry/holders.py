@@ -109,13 +109,14 @@ class HoldingBackend:
         """What the driver's books say."""
         return self._gpu.held_bytes(self.process.pid, device)
 
-    async def become_ready(self) -> None:
-        pass
+    async def become_ready(self, timeout_s: float) -> None:
+        _ = timeout_s
 
     async def wait(self) -> ProcessExit:
         return await asyncio.shield(self._ended)
 
-    async def give_up_memory(self, how: Stop | Park) -> None:
+    async def give_up_memory(self, how: Stop | Park, on_begun: Callable[[], None]) -> None:
+        on_begun()
         if isinstance(how, Stop):
             self.end()
             await self.wait()

@@ -51,7 +51,8 @@ class UnparkBackend(Command, frozen=True, kw_only=True):
 class ReleaseMemory(Command, frozen=True, kw_only=True):
     """Have a backend give its devices' memory back, in the way that `how` says.
 
-    Stopped, it is reaped → BackendExited. Parked, it lives on → BackendParked, or BackendNotParked.
+    Its prompts are saved → ReleaseBegun. Stopped, it is reaped → BackendExited. Parked, it lives on
+    → BackendParked, or BackendNotParked.
     """
 
     epoch: int

@@ -186,6 +186,12 @@ class BackendMoved(Event, frozen=True, kw_only=True):
     epoch: int
 
 
+class ReleaseBegun(Event, frozen=True, kw_only=True):
+    """A server is told to end, or to park, from now on: what was to be saved of it before is."""
+
+    epoch: int
+
+
 class BackendParked(Event, frozen=True, kw_only=True):
     """A server has given its devices' memory up, by its own account, and lives on.
 

@@ -15,9 +15,9 @@ from supervisor.core.machine.leaving import advance_retiring
 from supervisor.core.machine.phases import progress_phase
 from supervisor.core.machine.recovery import note_death
 from supervisor.core.machine.residency import baselines_after
-from supervisor.core.machine.snapshot import Snapshot
+from supervisor.core.machine.snapshot import BackendExit, Snapshot
 from supervisor.core.machine.switching import ask_anew, fail_start
-from supervisor.core.machine.values import Backend, BackendExit, BackendState, Refusal
+from supervisor.core.machine.values import Backend, BackendState, Refusal
 from supervisor.core.machine.waiting import settle_waiters
 
 

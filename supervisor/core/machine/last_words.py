@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 
 _LOADER = re.compile(r"error loading model: (?P<reason>.+)")
+_OURS = re.compile(r"\(ended by the controller: (?P<reason>.+)\)")
 _LLAMA_CPP = re.compile(r"[\d.]+ E (?:\w{3} +)?[\w:~()]+: (?P<reason>.+)")
 """An error in llama.cpp's log: `0.00.008.996 E srv    load_model: failed to load model`."""
 
@@ -16,10 +17,15 @@ MAX_REASON_LENGTH = 300
 def reason_in(lines: Sequence[str]) -> str | None:
     """Return the reason that a server gave for its end; None where no line sounds like one.
 
-    Of llama.cpp's errors the first counts, for those after it follow from it; of other programs'
-    the last, where a traceback ends.
+    Where the controller ended it, that says why. Of llama.cpp's errors the first counts, for those
+    after it follow from it; of other programs' the last, where a traceback ends.
     """
-    for pattern, ordered in ((_LOADER, lines), (_LLAMA_CPP, lines), (_OTHERS, lines[::-1])):
+    for pattern, ordered in (
+        (_OURS, lines[::-1]),
+        (_LOADER, lines),
+        (_LLAMA_CPP, lines),
+        (_OTHERS, lines[::-1]),
+    ):
         for line in ordered:
             found = pattern.search(line)
             if found is not None:

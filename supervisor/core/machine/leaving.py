@@ -5,15 +5,17 @@ room, retires: it goes on serving until the target is ready, and ends its reques
 """
 
 from collections.abc import Sequence
+from math import inf
 
 from msgspec.structs import replace
 
 from supervisor.core.machine.commands import ReleaseMemory
 from supervisor.core.machine.confirming import expect_use
 from supervisor.core.machine.draft import Draft
-from supervisor.core.machine.events import BackendParked
+from supervisor.core.machine.events import BackendParked, ReleaseBegun
 from supervisor.core.machine.parking import PARK_TIMEOUT_S, is_awaited, over_the_limit
 from supervisor.core.machine.recovery import note_lost
+from supervisor.core.machine.saving import time_for_prompts_s
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.switch import Switch
 from supervisor.core.machine.values import (
@@ -81,15 +83,15 @@ def stop_leaving(draft: Draft) -> None:
     parking = draft.running_switch().leaving.parking
     for backend in leaving_backends(draft):
         if backend.state is BackendState.DRAINING and backend.epoch in parking:
-            draft.move_backend(backend, BackendState.PARKING)
-            draft.commands.append(ReleaseMemory(epoch=backend.epoch, how=Park(keeps_prompts=True)))
+            _release(draft, backend, BackendState.PARKING, Park(keeps_prompts=True))
         elif backend.state is not BackendState.STOPPING:
             stop_backend(draft, backend, keeps_prompts=True)
 
 
 def stop_parking(draft: Draft) -> bool:
     """Stop what is late to be parked; whether there was any."""
-    late = [b for b in leaving_backends(draft) if b.state is BackendState.PARKING]
+    parking = [b for b in leaving_backends(draft) if b.state is BackendState.PARKING]
+    late = [b for b in parking if draft.at >= _release_deadline(b)]
     for backend in late:
         stop_backend(draft, backend)
     return bool(late)
@@ -154,25 +156,47 @@ def stay(draft: Draft) -> None:
 
 
 def reap_deadline(snapshot: Snapshot, switch: Switch) -> float:
-    """Return when what the running switch stops must be gone, or what it parks parked.
+    """Return when what the running switch stops must be gone, or the next that it parks parked.
 
-    What could not be parked in time is stopped then, and has its time from there on.
+    What could not be parked in time is stopped then, and has its time from there on. What was told
+    to stop before the phase has as much time in it as what is told now.
     """
     leaving = [b for b in snapshot.backends if b.epoch in switch.leaving.epochs]
-    if any(b.state is BackendState.PARKING for b in leaving):
-        return switch.phase_started_at + PARK_TIMEOUT_S
-    begun_s = PARK_TIMEOUT_S if switch.leaving.parking else 0.0
+    parking = [_release_deadline(b) for b in leaving if b.state is BackendState.PARKING]
+    if parking:
+        return min(parking)
     graces_s = [b.target.stop_grace_s for b in leaving]
-    return switch.phase_started_at + begun_s + max(graces_s, default=0.0) + REAP_TIMEOUT_S
+    in_phase = switch.phase_started_at + max(graces_s, default=0.0) + REAP_TIMEOUT_S
+    return max((in_phase, *map(_release_deadline, leaving)))
+
+
+def note_release_begun(draft: Draft, event: ReleaseBegun) -> None:
+    """Prompts are saved: from now on the server has its time to end, or to be parked."""
+    backend = draft.snapshot.backend(event.epoch)
+    if backend is not None and backend.state in {BackendState.STOPPING, BackendState.PARKING}:
+        due_at = draft.at + _time_to_release_s(backend)
+        draft.put_backend(replace(backend, release_deadline=due_at))
+
+
+def _release_deadline(backend: Backend) -> float:
+    return -inf if backend.release_deadline is None else backend.release_deadline
+
+
+def _time_to_release_s(backend: Backend) -> float:
+    """Return what a server may take to give its memory up, once its prompts are saved."""
+    if backend.state is BackendState.PARKING:
+        return PARK_TIMEOUT_S
+    return backend.target.stop_grace_s + REAP_TIMEOUT_S
 
 
 def not_reaped(there: Sequence[Backend]) -> Refusal:
-    """Name the servers that SIGKILL does not end: the kernel holds them, usually in a driver."""
+    """Name the servers that we cannot end: the kernel holds them, usually in a driver."""
     named = ", ".join(f"'{b.target.model}' (pid {b.pid})" for b in there)
     return Refusal(
         code="backend_not_reaped",
-        message=f"{named} cannot be ended: the kernel holds it, usually in a driver call; its "
-        "memory is not free, and nothing is started on it. See dmesg; a reboot may be needed",
+        message=f"{named} cannot be ended: the kernel holds it, usually in a driver call, or it "
+        "runs as another user; its memory is not free, and nothing is started on it. See the "
+        "controller's log and dmesg; a reboot may be needed",
         details=(("pids", tuple(str(b.pid) for b in there)),),
     )
 
@@ -205,17 +229,24 @@ def stop_backend(
     draft: Draft, backend: Backend, *, keeps_prompts: bool = False, is_replaced: bool = False
 ) -> None:
     """Order the stop of a backend."""
-    draft.move_backend(replace(backend, parked=None), BackendState.STOPPING)
-    draft.commands.append(
-        ReleaseMemory(
-            epoch=backend.epoch,
-            how=Stop(
-                grace_s=backend.target.stop_grace_s,
-                keeps_prompts=keeps_prompts,
-                is_replaced=is_replaced,
-            ),
-        )
+    how = Stop(
+        grace_s=backend.target.stop_grace_s, keeps_prompts=keeps_prompts, is_replaced=is_replaced
     )
+    _release(draft, replace(backend, parked=None), BackendState.STOPPING, how)
+
+
+def _release(draft: Draft, backend: Backend, state: BackendState, how: Stop | Park) -> None:
+    """Order that a backend gives its memory up.
+
+    Until it is known to have begun, it has the time in addition that its prompts may take, which
+    are no larger than all that it holds.
+    """
+    moved = draft.move_backend(backend, state)
+    size_bytes = backend.footprint.total_bytes
+    saving_s = time_for_prompts_s(size_bytes) if how.keeps_prompts else 0.0
+    due_at = draft.at + saving_s + _time_to_release_s(moved)
+    draft.put_backend(replace(moved, release_deadline=due_at))
+    draft.commands.append(ReleaseMemory(epoch=backend.epoch, how=how))
 
 
 def _refuse_to_drain(in_flight: int) -> Refusal:

@@ -9,8 +9,8 @@ from msgspec.structs import replace
 
 from supervisor.core.machine.draft import Draft
 from supervisor.core.machine.footprint import Baseline
-from supervisor.core.machine.snapshot import Snapshot
-from supervisor.core.machine.values import Backend, BackendExit, Recovery, Target
+from supervisor.core.machine.snapshot import BackendExit, Snapshot
+from supervisor.core.machine.values import Backend, Recovery, Target
 from supervisor.core.pauses import doubled_pause_s
 
 FIRST_PAUSE_S = 0.2

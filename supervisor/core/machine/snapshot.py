@@ -12,7 +12,6 @@ from supervisor.core.machine.queues import Requests
 from supervisor.core.machine.switch import Switch
 from supervisor.core.machine.values import (
     Backend,
-    BackendExit,
     BackendState,
     Device,
     Limits,
@@ -100,6 +99,27 @@ class Scheduling(Struct, frozen=True, kw_only=True):
         """Return the devices that a target takes of where it is put now, as far as is known."""
         need = self.need_of(place)
         return place.devices if need is None else (*place.devices, *need.devices)
+
+
+class BackendExit(Struct, frozen=True, kw_only=True):
+    """How a backend's process ended. `signal` is the number that killed it, if one did."""
+
+    epoch: int
+    model: str
+    exit_code: int | None
+    signal: int | None
+    at: float
+    was_wanted: bool
+    stalled_s: float | None = None
+    last_lines: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        """Say in words how the process ended: `signal 9`, `exit code 1` or `not spawned`."""
+        if self.stalled_s is not None:
+            return f"ended by us, because nothing had moved in it for {self.stalled_s:.0f} s"
+        if self.signal is not None:
+            return f"signal {self.signal}"
+        return "not spawned" if self.exit_code is None else f"exit code {self.exit_code}"
 
 
 class Endings(Struct, frozen=True, kw_only=True):

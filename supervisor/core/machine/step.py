@@ -38,6 +38,7 @@ from supervisor.core.machine.events import (
     Event,
     MemorySampled,
     MemoryUnreadable,
+    ReleaseBegun,
     RequestArrived,
     RequestEnded,
     RestartRequested,
@@ -194,6 +195,10 @@ def _on_vectors_known(draft: Draft, event: VectorsKnown) -> None:
     draft.set_scheduling(comparable=known | {event.target.identity})
 
 
+def _on_release_begun(draft: Draft, event: ReleaseBegun) -> None:
+    leaving.note_release_begun(draft, event)
+
+
 def _on_backend_parked(draft: Draft, event: BackendParked) -> None:
     leaving.note_parked(draft, event)
     progress_phase(draft)
@@ -295,6 +300,7 @@ _REACTIONS: dict[type[Event], Callable[[Draft, Any], None]] = {
     MemoryUnreadable: _on_memory_unreadable,
     BackendSpawned: _on_backend_spawned,
     BackendReady: _on_backend_ready,
+    ReleaseBegun: _on_release_begun,
     BackendParked: _on_backend_parked,
     BackendNotParked: _on_backend_not_parked,
     BackendExited: _on_backend_exited,

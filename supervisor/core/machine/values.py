@@ -242,7 +242,8 @@ class Backend(Struct, frozen=True, kw_only=True):
     moved in it though requests are in flight, None while something does. `is_replaced`: it is
     stopped because of that, and the same target starts again. `baselines` are the use of each
     device from before it started, where that was read; of one that is `parked`, the use without
-    what it keeps, which is its footprint.
+    what it keeps, which is its footprint. `release_deadline`: when one that is being stopped or
+    parked must have given its memory up.
     """
 
     epoch: int
@@ -257,6 +258,7 @@ class Backend(Struct, frozen=True, kw_only=True):
     address: str | None = None
     is_retiring: bool = False
     retire_deadline: float | None = None
+    release_deadline: float | None = None
     stalled_s: float | None = None
     is_replaced: bool = False
     parked: Parked | None = None
@@ -316,27 +318,6 @@ class Refusal(Struct, frozen=True, kw_only=True):
     code: str
     message: str
     details: tuple[tuple[str, str | int | float | tuple[str, ...] | None], ...] = ()
-
-
-class BackendExit(Struct, frozen=True, kw_only=True):
-    """How a backend's process ended. `signal` is the number that killed it, if one did."""
-
-    epoch: int
-    model: str
-    exit_code: int | None
-    signal: int | None
-    at: float
-    was_wanted: bool
-    stalled_s: float | None = None
-    last_lines: tuple[str, ...] = ()
-
-    def describe(self) -> str:
-        """Say in words how the process ended: `signal 9`, `exit code 1` or `not spawned`."""
-        if self.stalled_s is not None:
-            return f"ended by us, because nothing had moved in it for {self.stalled_s:.0f} s"
-        if self.signal is not None:
-            return f"signal {self.signal}"
-        return "not spawned" if self.exit_code is None else f"exit code {self.exit_code}"
 
 
 class Limits(Struct, frozen=True, kw_only=True):

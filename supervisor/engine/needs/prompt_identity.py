@@ -4,6 +4,7 @@ A server checks the shape of what it restores, and not whose it is: the cached k
 another model, or of other settings, would be taken for those of the prompt.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from supervisor.engine.kinds.flags import SERVER_FIELDS
 from supervisor.engine.models.model_file import ModelFile, identify
 from supervisor.engine.port import EngineIdentity
 from supervisor.engine.prompts.prompt_cache import identity_of
+
+_SCALE = re.compile(r":[-+.\d]+(?:[eE][-+]?\d+)?$")
+"""How much of an adapter counts, behind its name."""
 
 
 def prompt_identity(resolved: ResolvedModel, file: ModelFile, engine: EngineIdentity) -> str:
@@ -34,10 +38,31 @@ def prompt_identity(resolved: ResolvedModel, file: ModelFile, engine: EngineIden
 
 
 def _named_files(arguments: tuple[str, ...]) -> Iterator[Path]:
+    """Yield the files that arguments name, by paths that are absolute or from where servers run.
+
+    llama.cpp takes several at once, each with its scale: `--lora-scaled a.gguf:0.5,b.gguf:1`.
+    """
     for argument in arguments:
-        path = Path(argument.rpartition("=")[2])
-        if path.is_absolute() and path.is_file():
-            yield path
+        for name in dict.fromkeys(_names_in(argument)):
+            path = Path.cwd() / name  # ours, which servers inherit
+            if _is_file(path):
+                yield path
+
+
+def _names_in(argument: str) -> Iterator[str]:
+    """Yield whatever may be the name of a file in an argument: `--flag=a:0.5,b` has several."""
+    for value in (argument, argument.partition("=")[2]):
+        for part in (value, *value.split(",")):
+            yield part
+            yield _SCALE.sub("", part)
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is a file: an argument may be anything, and longer than a name can be."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _look(path: Path | None) -> tuple[Any, ...]:

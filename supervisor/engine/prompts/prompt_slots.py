@@ -8,19 +8,16 @@ Source of the routes and their answers: tools/server/server-context.cpp of llama
 
 import asyncio
 import json
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
+from math import inf
 from pathlib import Path
 from typing import Any
 
+from supervisor.core.machine.saving import MIN_TIME_S, time_for_prompts_s
 from supervisor.engine.prompts.prompt_cache import PromptFiles, SavedSlot, slot_file_name
 from supervisor.errors import BackendUnreachable, EngineError
-
-MIN_TIME_S = 10.0
-BYTES_PER_S = 50e6
-"""All slots together get the minimum, and as much more as their bytes take on a slow disk."""
 
 _OTHER_FORM = (ValueError, LookupError, TypeError, AttributeError)
 _FAILURES = (EngineError, BackendUnreachable, OSError, *_OTHER_FORM)  # OSError: TimeoutError, too
@@ -115,7 +112,8 @@ async def save_prompts(
 
     `restored`: what slots that nobody used since hold.
     """
-    begun_at = time.monotonic()
+    clock = asyncio.get_running_loop().time
+    begun_at = clock()
     saved: list[SavedSlot] = []
     reason: str | None = None
     has_begun = False
@@ -123,7 +121,7 @@ async def save_prompts(
         async with asyncio.timeout(min_time_s) as bound:
             used = _used_slots(await slots.list(), restored)
             expected_bytes = sum(int(files.slot_kv_bytes * fraction) for fraction in used.values())
-            bound.reschedule(_deadline(min_time_s, expected_bytes))
+            bound.reschedule(begun_at + time_for_prompts_s(expected_bytes, min_time_s))
             reason = NOTHING_TO_SAVE
             if used:
                 has_begun = True  # what a thread began goes on when the time is over
@@ -135,9 +133,9 @@ async def save_prompts(
         reason = _words(error)
     finally:
         if has_begun:
-            dropped = _finish(files, tuple(saved))
+            dropped = await _finish(files, tuple(saved))
             saved, reason = ([], dropped) if dropped else (saved, reason)
-    took_s = time.monotonic() - begun_at
+    took_s = clock() - begun_at
     return KeptPrompts(slots=tuple(saved), took_s=took_s, reason=reason)
 
 
@@ -159,30 +157,43 @@ async def _save_each(
 
 
 async def restore_prompts(
-    slots: SlotClient, files: PromptFiles, *, min_time_s: float = MIN_TIME_S
+    slots: SlotClient,
+    files: PromptFiles,
+    *,
+    is_stopping: Callable[[], bool] = lambda: False,
+    within_s: float = inf,
+    min_time_s: float = MIN_TIME_S,
 ) -> KeptPrompts | None:
     """Restore every slot that was saved, in the same time; None where there is nothing.
 
-    A slot that cannot be restored is empty, and its file removed.
+    It takes no more than `within_s`, so that a start is not late over it. A slot that cannot be
+    restored is empty, and its file removed: what its server may have died of is not tried again.
+    Where it is broken off because we stop the server (`is_stopping`), all others are kept.
     """
-    begun_at = time.monotonic()
-    kept = await asyncio.to_thread(files.take)
+    clock = asyncio.get_running_loop().time
+    begun_at = clock()
+    try:
+        kept = await asyncio.to_thread(files.take)
+    except OSError as error:
+        return KeptPrompts(took_s=clock() - begun_at, reason=_words(error))
     if not kept:
         return None
-    restored: list[SavedSlot] = []
+    untried, restored = list(kept), list[SavedSlot]()
     reason: str | None = None
     try:
-        size_bytes = sum(slot.size_bytes for slot in kept)
-        async with asyncio.timeout_at(_deadline(min_time_s, size_bytes)):
+        time_s = time_for_prompts_s(sum(slot.size_bytes for slot in kept), min_time_s)
+        async with asyncio.timeout_at(begun_at + min(time_s, within_s)):
             for saved in kept:
                 problem = await _restore_one(slots, saved)
+                untried.remove(saved)
                 reason = problem or reason
                 restored += [] if problem else [saved]
     except _FAILURES as error:
         reason = _words(error)
     finally:
-        reason = _finish(files, tuple(restored)) or reason
-    took_s = time.monotonic() - begun_at
+        whole = (*restored, *untried) if is_stopping() else tuple(restored)
+        reason = await _finish(files, whole) or reason
+    took_s = clock() - begun_at
     return KeptPrompts(slots=tuple(restored), took_s=took_s, reason=reason)
 
 
@@ -213,15 +224,19 @@ def _used_slots(listed: list[dict[str, Any]], restored: KeptPrompts | None) -> M
     return used
 
 
-def _finish(files: PromptFiles, slots: tuple[SavedSlot, ...]) -> str | None:
-    try:
-        return files.finish(slots)
-    except OSError as error:
-        return _words(error)
+async def _finish(files: PromptFiles, slots: tuple[SavedSlot, ...]) -> str | None:
+    """List what is whole, in a thread that ends its work even where we are cancelled.
 
+    Files of gigabytes are removed, which takes a disk seconds. Returns why nothing was kept.
+    """
 
-def _deadline(min_time_s: float, size_bytes: int) -> float:
-    return asyncio.get_running_loop().time() + min_time_s + size_bytes / BYTES_PER_S
+    def finish() -> str | None:
+        try:
+            return files.finish(slots)
+        except OSError as error:
+            return _words(error)
+
+    return await asyncio.shield(asyncio.to_thread(finish))
 
 
 def _message(said: Any) -> str:

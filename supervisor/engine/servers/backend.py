@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
+from math import inf
 
 import structlog
 
@@ -36,7 +37,7 @@ from supervisor.engine.servers.parking import (
     held_on_host,
 )
 from supervisor.engine.servers.process import ChildProcess, ProcessExit
-from supervisor.errors import BackendUnreachable
+from supervisor.errors import BackendUnreachable, EngineError
 
 log = structlog.get_logger()
 
@@ -48,6 +49,9 @@ _MIN_POLL_S = 0.002  # a server that prints without a pause is not asked without
 
 MAX_REPEATS = 3
 """Servers that one request may see die before whoever made it gets an error."""
+
+_SHARE_TO_RESTORE_IN = 0.95
+"""Of the time that a start has: by then restoring is over, and a slow disk fails no start."""
 
 _DEATH_NOTICE_S = 0.5
 _SOCKET_PAUSE_S = 5.0
@@ -82,19 +86,20 @@ class Backend:
         """Set once its end is reported: whoever asks for a lease then gets none on it."""
         self.is_replaced = False
         """Whether it is stopped so that a successor may serve its requests, as after a death."""
-        self._ending_lost: asyncio.Task[ProcessExit] | None = None
+        self._ending_lost: asyncio.Task[None] | None = None
         self.prompts_saved: KeptPrompts | None = None
         """What a stop kept for the next start; None where nothing was to be kept."""
         self.prompts_restored: KeptPrompts | None = None
         """What was there from the last stop when it became ready; None where nothing was."""
 
-    async def become_ready(self) -> None:
+    async def become_ready(self, timeout_s: float = inf) -> None:
         """Return once our own child answers on its readiness path, its kept prompts restored.
 
-        The caller sets the deadline.
+        The caller sets the deadline, in `timeout_s`: restoring ends in time for it.
         """
+        restore_by = time.monotonic() + timeout_s * _SHARE_TO_RESTORE_IN
         await self._become_healthy()
-        await self._restore_prompts()
+        await self._restore_prompts(restore_by - time.monotonic())
         self.is_ready = True
         self.process.output.slow_down()
 
@@ -175,25 +180,35 @@ class Backend:
             may_repeat=may_repeat,
         )
 
-    async def give_up_memory(self, how: Stop | Park) -> None:
+    async def give_up_memory(
+        self, how: Stop | Park, on_begun: Callable[[], None] = lambda: None
+    ) -> None:
         """Give the device's memory back; return when that is done, so far as it is ours to do.
 
         Connections are cut, because a server waits for its clients before it ends; prompts are
-        saved where they are to be (`prompts_saved` says what came of it), in bounded time. Stopped,
-        its processes are ended and reaped, and `wait` tells how they ended. Parked, it lives on;
-        raises NotParked where it cannot do that.
+        saved where they are to be (`prompts_saved` says what came of it), in bounded time. Then
+        `on_begun` is called. Stopped, its processes are ended and reaped, and `wait` tells how they
+        ended. Parked, it lives on; raises NotParked where it cannot do that.
         """
         self.is_stopping = True
         self._channel.close()
         if how.keeps_prompts and self.is_ready:
             await self._save_prompts()
+        on_begun()
         if isinstance(how, Park):
             await self._park()
             return
         self.is_replaced = how.is_replaced
         may_end = self._parked is None or self._parked.ends_by_itself
-        await self.process.stop(how.grace_s if may_end else 0.0)
+        await self._end(how.grace_s if may_end else 0.0)
         self._remove_socket()
+
+    async def _end(self, grace_s: float) -> None:
+        """End its processes. One that cannot be ended is named in the log, and lives on."""
+        try:
+            await self.process.stop(grace_s)
+        except EngineError as error:
+            log.warning("backend.not_ended", model=self.model, epoch=self.epoch, reason=str(error))
 
     async def _park(self) -> None:
         self._connect()
@@ -229,7 +244,7 @@ class Backend:
         try:
             await parked.unpark()
         except NotParked as error:
-            self._end_lost(f"it did not take its memory back: {error}")
+            self.end_lost(f"it did not take its memory back: {error}")
             await self.is_gone.wait()
         self._parked = None
         await self._become_healthy()
@@ -251,11 +266,16 @@ class Backend:
             channel.close()
         self._tell("prompts.saved", self.prompts_saved)
 
-    async def _restore_prompts(self) -> None:
+    async def _restore_prompts(self, within_s: float) -> None:
         files = self.launch.prompt_files
         if files is None:
             return
-        self.prompts_restored = await restore_prompts(self._slots(self._channel), files)
+        self.prompts_restored = await restore_prompts(
+            self._slots(self._channel),
+            files,
+            is_stopping=lambda: self.is_stopping,
+            within_s=within_s,
+        )
         if self.prompts_restored is not None:
             self._tell("prompts.restored", self.prompts_restored)
             await self._become_healthy()  # a server that broke on them is not ready
@@ -279,12 +299,11 @@ class Backend:
         """Return how the process ended, once all that came from it is reaped, whoever ended it."""
         watching = asyncio.create_task(self._watch_socket(), name=f"socket-{self.epoch}")
         try:
-            ended = await self.process.wait()
+            return await self.process.wait()
         finally:
             watching.cancel()
-        self._channel.close()
-        self._remove_socket()
-        return ended
+            self._channel.close()
+            self._remove_socket()
 
     async def is_found_dead(self, within_s: float) -> bool:
         """Tell, to one that could not connect or whose connection broke, whether the server died.
@@ -297,7 +316,7 @@ class Backend:
         until = time.monotonic() + within_s
         while not self.is_stopping and not self.is_gone.is_set():
             if self.is_ready and not await accepts_connections(self.launch.address):
-                self._end_lost("nobody listens at its address any more")
+                self.end_lost("nobody listens at its address any more")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.is_gone.wait(), _DEATH_NOTICE_S)
             is_dying = self._ending_lost is not None or self.process.is_ending
@@ -311,10 +330,13 @@ class Backend:
         while path is not None:
             await asyncio.sleep(_SOCKET_PAUSE_S)
             if self.is_ready and not path.exists():
-                self._end_lost(f"its socket is gone ({path})")
+                self.end_lost(f"its socket is gone ({path})")
 
-    def _end_lost(self, why: str) -> None:
-        """End a server that nobody can reach; what is reported is a death, and it is recovered."""
+    def end_lost(self, why: str) -> None:
+        """End a server that nobody can reach or use; what is reported is a death, and recovered.
+
+        `why` is among its last lines. Nothing is done where it is ending already.
+        """
         is_over = self.is_stopping or self.process.is_ending
         if is_over or self._ending_lost is not None:
             return
@@ -322,7 +344,7 @@ class Backend:
         self.process.last_lines.append(f"(ended by the controller: {why})")
         self._channel.close()
         self._ending_lost = asyncio.create_task(
-            self.process.stop(_LOST_GRACE_S), name=f"end-lost-{self.epoch}"
+            self._end(_LOST_GRACE_S), name=f"end-lost-{self.epoch}"
         )
 
     def _remove_socket(self) -> None:

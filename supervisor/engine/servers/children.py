@@ -3,7 +3,9 @@
 A controller that finds processes of theirs still alive ends them before it starts anything. It ends
 only what is proven to be ours, by the mark that each server and all that it starts have in their
 environment: neither a process that was given the same pid later has it, nor one that somebody wrote
-into the file. Start times are in clock ticks since boot, which no change of the clock moves.
+into the file. Where a title has overwritten the environment (setproctitle, as vLLM's workers have
+it), the session says it: its id, the server's pid, is not given anew while a process has it. Start
+times are in clock ticks since boot, which no change of the clock moves.
 """
 
 import contextlib
@@ -13,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -20,7 +23,13 @@ import structlog
 
 from supervisor.core.machine.events import BackendExited, BackendSpawned, Event
 from supervisor.data_folder import DataFolder, set_aside, write_new
-from supervisor.engine.servers.descendants import has_mark, mark_of, send_signal
+from supervisor.engine.servers.descendants import (
+    has_lost_environment,
+    has_mark,
+    mark_of,
+    send_signal,
+    state_of,
+)
 from supervisor.errors import SupervisorError
 from supervisor.observability.impairments import Impairments
 
@@ -130,7 +139,7 @@ def running_children(data_dir: Path) -> tuple[int, ...]:
         children = tuple(_read(data_dir / FILE_NAME))
     except (OSError, ValueError, KeyError, TypeError):
         return ()
-    return tuple(c.pid for c in children if c.is_alive and has_mark(c.pid, c.mark))
+    return tuple(c.pid for c in children if c.is_alive and _is_of(c, c.pid))
 
 
 def _read(path: Path) -> Iterator[Child]:
@@ -159,23 +168,34 @@ def _end_orphans(path: Path, folder: str) -> tuple[Child, ...]:
         set_aside(path, f"it cannot be read: {error!r}")
         return ()
     for child in children:
-        if child.is_alive and not has_mark(child.pid, child.mark):
+        if child.is_alive and not _is_of(child, child.pid):
             log.warning("instance.left_alone", pid=child.pid, reason="it does not carry our mark")
         if child.mark and child.folder == folder and child.boot_id == _boot_id():
-            _end_marked(child.mark)
+            _end_server(child)
             orphans.append(child)
     return tuple(orphans)
 
 
-def _end_marked(mark: str) -> None:
-    """Kill all processes that carry a mark, and wait until they are gone."""
+def _is_of(child: Child, pid: int) -> bool:
+    """Whether a process is a server's: by its mark, or without an environment by its session."""
+    if has_mark(pid, child.mark):
+        return True
+    state = state_of(pid)
+    is_in_session = state is not None and state.session == child.pid and not state.is_ending
+    is_reused = _started_ticks(child.pid) not in {None, child.started_ticks}
+    return is_in_session and not is_reused and has_lost_environment(pid)
+
+
+def _end_server(child: Child) -> None:
+    """Kill all processes of a server, and wait until they are gone."""
+    is_of_it = partial(_is_of, child)
     deadline = time.monotonic() + _WAIT_FOR_DEATH_S
     said: set[int] = set()
-    while left := {pid for pid in psutil.pids() if has_mark(pid, mark)}:
+    while left := {pid for pid in psutil.pids() if is_of_it(pid)}:
         for pid in left:
             if pid not in said:
                 log.warning("instance.orphan_ended", pid=pid)
-            send_signal(pid, signal.SIGKILL, mark)
+            send_signal(pid, signal.SIGKILL, is_of_it)
         said |= left
         if time.monotonic() > deadline:
             listed = ", ".join(map(str, sorted(left)))

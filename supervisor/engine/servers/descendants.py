@@ -11,12 +11,16 @@ import contextlib
 import ctypes
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from secrets import token_hex
 from typing import NamedTuple
 
 MARK_VARIABLE = "LLAMA_SUPERVISOR_BACKEND"
 """The environment variable that every process of a server inherits."""
+
+KEEPS_MARK = {"SPT_NOENV": "1"}
+"""Has setproctitle leave the environment alone, which a long title would overwrite otherwise."""
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _PF_EXITING = 0x4  # linux/sched.h: it will run no more, and gives its memory back
@@ -84,6 +88,16 @@ def mark_of(pid: int) -> str | None:
     )
 
 
+def has_lost_environment(pid: int) -> bool:
+    """Whether a process of our user shows no variable at all: its title has overwritten them."""
+    folder = _PROC / str(pid)
+    try:
+        is_ours = folder.stat().st_uid == os.geteuid()
+        return is_ours and b"=" not in (folder / "environ").read_bytes()
+    except OSError:
+        return False
+
+
 def children_of(pid: int) -> set[int]:
     """Return the processes whose parent is this one."""
     children: set[int] = set()
@@ -120,14 +134,14 @@ def orphans_of(session: int, mark: str) -> set[int]:
     return found
 
 
-def send_signal(pid: int, number: signal.Signals, mark: str) -> None:
-    """Signal a process if it is still one of the mark's: a pid may be given anew meanwhile."""
+def send_signal(pid: int, number: signal.Signals, is_meant: Callable[[int], bool]) -> None:
+    """Signal a process if it is still the one that is meant: a pid may be given anew meanwhile."""
     try:
         pidfd = os.pidfd_open(pid)
     except OSError:
         return
     try:
-        if has_mark(pid, mark):
+        if is_meant(pid):
             signal.pidfd_send_signal(pidfd, number)
     except OSError:  # it ended, or runs as somebody else
         pass

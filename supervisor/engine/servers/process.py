@@ -21,6 +21,7 @@ import structlog
 
 from supervisor.engine.port import Launch
 from supervisor.engine.servers.descendants import (
+    KEEPS_MARK,
     MARK_VARIABLE,
     adopt_orphans,
     children_of,
@@ -64,8 +65,10 @@ class ChildProcess:
         on_line: Callable[[str], None],
         launch: Launch,
         mark: str,
+        pidfd: int,
     ) -> None:
         self._popen = popen
+        self._pidfd = pidfd
         self._stop_signal = launch.abilities.stop_signal
         self._mark = mark
         self.output = Output(on_line)
@@ -77,7 +80,7 @@ class ChildProcess:
 
     @classmethod
     def spawn(cls, launch: Launch, on_line: Callable[[str], None]) -> "ChildProcess":
-        """Start the process. Raises EngineError when the program cannot be executed.
+        """Start the process. Raises EngineError when it cannot be executed, or not be watched.
 
         Call it on the main thread: the parent-death signal is tied to the spawning thread.
         """
@@ -89,13 +92,13 @@ class ChildProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                env={**launch.env, MARK_VARIABLE: mark},
+                env={**KEEPS_MARK, **launch.env, MARK_VARIABLE: mark},
                 start_new_session=True,
                 preexec_fn=_die_with_parent(),  # noqa: PLW1509 - it runs no Python code
             )
         except (OSError, ValueError, subprocess.SubprocessError) as error:
             raise EngineError(f"{launch.argv[0]} cannot be executed: {error}") from error
-        return cls(popen, on_line, launch, mark)
+        return cls(popen, on_line, launch, mark, _watched(popen))
 
     @property
     def is_running(self) -> bool:
@@ -103,9 +106,9 @@ class ChildProcess:
         return not self._reaped.done()
 
     def owns(self, pid: int) -> bool:
-        """Whether a process belongs to the group, or descends from it."""
+        """Whether a process belongs to the session, or descends from it."""
         try:
-            return os.getpgid(pid) == self.pid or has_mark(pid, self._mark)
+            return os.getsid(pid) == self.pid or has_mark(pid, self._mark)
         except ProcessLookupError:
             return False
 
@@ -122,22 +125,37 @@ class ChildProcess:
     async def stop(self, grace_s: float) -> ProcessExit:
         """End the group: its stop signal, SIGKILL after `grace_s` seconds; return when reaped.
 
+        Raises EngineError where it runs as another user, whom we may not signal.
+
         The signal is sent twice: where it comes while tokens are computed, llama-server's handler
         may wait for a lock that the thread it interrupted holds. Its second signal ends it at once.
         """
-        first_s = min(grace_s, _SECOND_SIGNAL_AFTER_S)
-        for pause_s in (first_s, grace_s - first_s):
-            self._signal_all(self._stop_signal)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause_s):
-                    return await self.wait()
-        self._signal_group(signal.SIGKILL)
+        try:
+            first_s = min(grace_s, _SECOND_SIGNAL_AFTER_S)
+            for pause_s in (first_s, grace_s - first_s):
+                self._signal_all(self._stop_signal)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(pause_s):
+                        return await self.wait()
+            self._signal_group(signal.SIGKILL)
+        except PermissionError as error:
+            raise EngineError(
+                f"the server (pid {self.pid}) cannot be ended: it runs as another user; end it by "
+                "hand, and let its command run as the controller's user, without sudo"
+            ) from error
         return await self.wait()
+
+    def abandon(self, why: str) -> ProcessExit:
+        """Kill the group and wait for nothing: a fault of ours keeps it from being watched."""
+        self.last_lines.append(f"(ended by the controller: {why})")
+        with contextlib.suppress(PermissionError):
+            self._signal_group(signal.SIGKILL)
+        return ProcessExit(exit_code=None, signal=signal.SIGKILL)
 
     async def _watch(self) -> ProcessExit:
         assert self._popen.stdout is not None  # noqa: S101 - spawned with a pipe
         pump = asyncio.create_task(self.output.read(self._popen.stdout), name=f"output-{self.pid}")
-        await _wait_for_exit(self.pid, meanwhile=self._reap_orphans)
+        await _wait_for_exit(self._pidfd, meanwhile=self._reap_orphans)
         self.output.hurry()
         return_code = self._popen.wait()  # returns at once: the pidfd said that it has ended
         await self._end_survivors()
@@ -154,14 +172,16 @@ class ChildProcess:
 
         Its orphans belong to process 1 of this container, which reaps them late or never; they
         count as gone once they are dead, for then their memory is given back. Where process 1 is
-        this very controller, it reaps them here.
+        this very controller, it reaps them here. What runs as another user is named with what
+        left the group.
         """
-        while self._signal_group(signal.SIGKILL):
-            is_over = not _has_living_member(self.pid)
-            _reap_adopted(self.pid)
-            if is_over:
-                return
-            await asyncio.sleep(_SURVIVOR_POLL_S)
+        with contextlib.suppress(PermissionError):
+            while self._signal_group(signal.SIGKILL):
+                is_over = not _has_living_member(self.pid)
+                _reap_adopted(self.pid)
+                if is_over:
+                    return
+                await asyncio.sleep(_SURVIVOR_POLL_S)
 
     async def _end_orphans(self) -> None:
         """Kill and reap what left the group; it comes to us as those above it end.
@@ -207,10 +227,13 @@ class ChildProcess:
         for pid in self._descendants:
             state = state_of(pid)
             if state is not None and state.session != self.pid:
-                send_signal(pid, number, self._mark)
+                send_signal(pid, number, lambda each: has_mark(each, self._mark))
 
     def _signal_group(self, number: signal.Signals) -> bool:
-        """Signal every process of the group. Returns whether there was one."""
+        """Signal every process of the group. Returns whether there was one.
+
+        Raises PermissionError where all that there are run as another user.
+        """
         try:
             os.killpg(self.pid, number)
         except ProcessLookupError:
@@ -240,11 +263,14 @@ def _reap_adopted(group: int) -> None:
 
 
 def _has_living_member(group: int) -> bool:
-    """Whether a process of the group is there that is not a zombie."""
-    for process in psutil.process_iter():
-        with contextlib.suppress(ProcessLookupError, psutil.Error):
-            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
-                return True
+    """Whether a process of the group may be there that is not a zombie."""
+    try:
+        for process in psutil.process_iter():
+            with contextlib.suppress(ProcessLookupError, psutil.Error):
+                if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                    return True
+    except OSError:  # we have run out of descriptors: nothing can be seen
+        return True
     return False
 
 
@@ -254,14 +280,29 @@ async def _finish(pump: asyncio.Task[None]) -> None:
     pump.cancel()
 
 
-async def _wait_for_exit(pid: int, meanwhile: Callable[[], None]) -> None:
+def _watched(popen: subprocess.Popen[bytes]) -> int:
+    """Return what tells of a child's end. One that cannot be watched is ended: EngineError."""
+    try:
+        return os.pidfd_open(popen.pid)
+    except OSError as error:
+        assert popen.stdout is not None  # noqa: S101 - spawned with a pipe
+        popen.stdout.close()
+        with contextlib.suppress(PermissionError):
+            os.killpg(popen.pid, signal.SIGKILL)
+            popen.wait()
+        raise EngineError(
+            f"the server (pid {popen.pid}) was started and ended again, for it cannot be watched: "
+            f"{error}"
+        ) from error
+
+
+async def _wait_for_exit(pidfd: int, meanwhile: Callable[[], None]) -> None:
     """Wait until our child has ended; it stays a zombie until somebody reaps it.
 
-    `meanwhile` is called every half a minute.
+    `meanwhile` is called every half a minute. The descriptor is closed.
     """
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
-    pidfd = os.pidfd_open(pid)
     loop.add_reader(pidfd, ended.set)
     try:
         while not ended.is_set():

@@ -32,6 +32,10 @@ from supervisor.core.machine.last_words import reason_in
             ("Traceback:", "ValueError: first", "During …", "torch.OutOfMemoryError: 20 GiB"),
             "torch.OutOfMemoryError: 20 GiB",
         ),
+        (
+            ("ValueError: first", "(ended by the controller: its socket is gone (/run/b.sock))"),
+            "its socket is gone (/run/b.sock)",
+        ),
         (("all is well", "0 errors so far"), None),
         ((), None),
     ],

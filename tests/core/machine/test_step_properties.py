@@ -21,6 +21,7 @@ from supervisor.core.machine.events import (
     Event,
     MemorySampled,
     MemoryUnreadable,
+    ReleaseBegun,
     RequestArrived,
     RestartRequested,
     RulesChanged,
@@ -310,6 +311,13 @@ class Happenings(World):
                 self.perform(self.orders.pop(0), is_well=True, need=need)
             elif self.phase in {Phase.CONFIRMING, Phase.ROLLING_BACK}:
                 self.pass_time(0.25)
+
+    @precondition(lambda self: self.alive)
+    @rule(pause_s=pauses_s, pick=st.integers(0))
+    def prompts_are_saved(self, pause_s: float, pick: int) -> None:
+        self.pass_time(pause_s)
+        epochs = sorted(self.alive)
+        self.tell(ReleaseBegun(at=self.now, epoch=epochs[pick % len(epochs)]))
 
     @precondition(lambda self: self.alive)
     @rule(pause_s=pauses_s, pick=st.integers(0))

@@ -1,7 +1,9 @@
 """What never answers: a check that hangs, a server that SIGKILL does not end."""
 
 from supervisor.core.machine.commands import ReleaseMemory
+from supervisor.core.machine.events import ReleaseBegun, TimePassed
 from supervisor.core.machine.leaving import REAP_TIMEOUT_S
+from supervisor.core.machine.saving import time_for_prompts_s
 from supervisor.core.machine.switching import CHECK_TIMEOUT_S
 from supervisor.core.machine.values import Phase
 from tests.core.machine.story import CHAT, EMBED, GIB, Story, failure_in
@@ -31,6 +33,7 @@ def stuck() -> Story:
 
 def test_server_that_cannot_be_reaped_ends_the_switch_and_names_its_process() -> None:
     story = stuck()
+    story.tell(ReleaseBegun, epoch=1)
     began_at = story.now
     code, message = failure_in(story.wake())
     assert story.now == began_at + CHAT.stop_grace_s + REAP_TIMEOUT_S
@@ -73,3 +76,24 @@ def test_release_that_comes_late_is_confirmed_ten_milliseconds_after_it_is_seen(
     story.confirm(used_bytes=0)
     assert story.phase is Phase.STARTING
     assert story.now - seen_at < 0.011
+
+
+def test_a_slow_save_of_prompts_leaves_the_server_all_its_time_to_end() -> None:
+    story = stuck()
+    story.now += CHAT.stop_grace_s + REAP_TIMEOUT_S + 1
+    assert story.tell(TimePassed) == ()
+    story.tell(ReleaseBegun, epoch=1)
+    began_at = story.now
+    code, _ = failure_in(story.wake())
+    assert story.now == began_at + CHAT.stop_grace_s + REAP_TIMEOUT_S
+    assert code == "backend_not_reaped"
+
+
+def test_a_save_of_which_nothing_is_heard_ends_the_switch_too() -> None:
+    story = stuck()
+    began_at = story.now
+    (chat,) = story.snapshot.backends
+    saving_s = time_for_prompts_s(chat.footprint.total_bytes)
+    code, _ = failure_in(story.wake())
+    assert story.now == began_at + saving_s + CHAT.stop_grace_s + REAP_TIMEOUT_S
+    assert code == "backend_not_reaped"

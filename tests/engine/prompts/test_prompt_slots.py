@@ -1,11 +1,13 @@
 """Prompts saved before a stop and restored after a start, with the real engines."""
 
 import asyncio
+import errno
 import json
 import os
 import shutil
 import signal
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,13 @@ from supervisor.core.byte_size import MIB
 from supervisor.core.machine.values import Mode, Stop, Target
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.launcher import Launcher
-from supervisor.engine.port import Address
-from supervisor.engine.prompts.prompt_cache import RESERVE_BYTES, PromptCache, PromptFiles
+from supervisor.engine.port import Address, Launch
+from supervisor.engine.prompts.prompt_cache import (
+    RESERVE_BYTES,
+    PromptCache,
+    PromptFiles,
+    SavedSlot,
+)
 from supervisor.engine.prompts.prompt_slots import (
     KeptPrompts,
     SlotClient,
@@ -39,6 +46,7 @@ from tests.patience import PATIENCE_S
 
 Start = Callable[..., Any]
 Serve = Callable[[web.Application], Any]
+Eventually = Callable[..., Awaitable[None]]
 
 CHAT = Target(model="demo-chat", mode=Mode.GENERATION, profile="generation", device="host")
 STORY = "Once upon a time there was a lighthouse keeper. " * 4
@@ -246,6 +254,16 @@ async def test_request_that_is_cut_by_the_stop_leaves_its_prompt(start: Start) -
 
 
 @pytest.mark.parametrize("engine", ["llama-server"], indirect=True)
+async def test_its_end_begins_once_the_prompts_are_saved(start: Start) -> None:
+    backend = await start()
+    await converse(backend)
+    found: list[KeptPrompts | None] = []
+    how = Stop(grace_s=5, keeps_prompts=True)
+    await backend.give_up_memory(how, lambda: found.append(backend.prompts_saved))
+    assert found == [saved_by(backend)]
+
+
+@pytest.mark.parametrize("engine", ["llama-server"], indirect=True)
 async def test_server_that_hangs_holds_the_stop_for_a_bounded_time_only(
     start: Start, cache: PromptCache
 ) -> None:
@@ -311,6 +329,8 @@ class OddServer:
             return web.json_response({"error": {"message": "no"}}, status=500)
         if fault == "hang":
             await asyncio.sleep(60)
+        if fault == "die" and request.transport is not None:
+            request.transport.abort()
         if action == "save":
             (self.folder / (await request.json())["filename"]).write_bytes(b"x" * 100)
         tokens = 0 if fault == "empty" else 5
@@ -365,6 +385,111 @@ async def test_slot_that_cannot_be_restored_is_not_tried_again(
     assert ([slot.slot for slot in restored.slots], restored.reason) == (kept, reason)
     assert (("erase", 1) in server.asked) is (fault == "empty")
     assert left(files) == {"manifest.json", *(f"slot-{slot}.bin" for slot in kept)}
+
+
+@pytest.mark.parametrize("is_stopping", [True, False])
+async def test_restoring_that_our_stop_breaks_off_keeps_all_and_a_death_what_was_restored(
+    serve: Serve, files: PromptFiles, *, is_stopping: bool
+) -> None:
+    slots = await serve(OddServer(files.path, {("restore", 1): "die"}).application)
+    saved = await save_prompts(slots, files, None)
+    restored = await restore_prompts(slots, files, is_stopping=lambda: is_stopping)
+    assert restored is not None
+    assert [slot.slot for slot in restored.slots] == [0]
+    assert files.take() == (saved.slots if is_stopping else saved.slots[:1])
+
+
+async def test_restoring_that_is_cancelled_by_our_stop_keeps_all(
+    serve: Serve, files: PromptFiles, eventually: Eventually
+) -> None:
+    server = OddServer(files.path, {("restore", 1): "hang"})
+    slots = await serve(server.application)
+    saved = await save_prompts(slots, files, None)
+    restoring = asyncio.create_task(restore_prompts(slots, files, is_stopping=lambda: True))
+    await eventually(lambda: ("restore", 1) in server.asked)
+    restoring.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await restoring
+    assert files.take() == saved.slots
+
+
+async def test_server_that_is_stopped_while_it_restores_loses_nothing(
+    make_launch: Callable[..., Launch],
+    stub_server: Callable[..., tuple[str, ...]],
+    files: PromptFiles,
+    run_dir: Path,
+    eventually: Eventually,
+) -> None:
+    kept = (SavedSlot(slot=0, tokens=5, size_bytes=3),)
+    assert files.begin(3) is None
+    (files.path / kept[0].file_name).write_bytes(b"old")
+    assert files.finish(kept) is None
+    address = Address(socket_path=run_dir / "stub.sock")
+    argv = stub_server(str(address.socket_path), "200,hang")
+    launch = make_launch(*argv, address=address, slots_path="/slots", saves_slots=True)
+    said: list[str] = []
+    backend = Backend(replace(launch, prompt_files=files), lambda line, _: said.append(line))
+    readying = asyncio.create_task(backend.become_ready())
+    try:
+        await eventually(lambda: "answered hang" in said)
+    finally:
+        await backend.give_up_memory(Stop(grace_s=5))
+    await eventually(lambda: backend.prompts_restored)
+    readying.cancel()
+    assert files.take() == kept
+
+
+async def test_restoring_ends_in_time_for_the_start(serve: Serve, files: PromptFiles) -> None:
+    server = OddServer(files.path, {("restore", 1): "hang"})
+    slots = await serve(server.application)
+    await save_prompts(slots, files, None)
+    restored = await restore_prompts(slots, files, within_s=0.3)
+    assert restored is not None
+    assert [slot.slot for slot in restored.slots] == [0]
+
+
+class SlowDiskCache(PromptCache):
+    """A folder whose disk takes its time to remove files, until `goes_on`."""
+
+    goes_on = threading.Event()
+
+    def finish(self, path: Path, slots: tuple[SavedSlot, ...]) -> str | None:
+        assert self.goes_on.wait(PATIENCE_S)
+        return super().finish(path, slots)
+
+
+async def test_disk_that_removes_files_slowly_holds_nobody_else_up(
+    serve: Serve, tmp_path: Path
+) -> None:
+    cache = SlowDiskCache(
+        tmp_path / "slow", max_bytes=MIB, keeps_at_exit=True, free_bytes=lambda _: 2 * RESERVE_BYTES
+    )
+    files = cache.files_for("odd", slot_kv_bytes=1000)
+    slots = await serve(OddServer(files.path, {}).application)
+    saving = asyncio.create_task(save_prompts(slots, files, None))
+    asyncio.get_running_loop().call_later(0.2, cache.goes_on.set)  # by a loop that runs on
+    saved = await saving
+    assert [slot.slot for slot in saved.slots] == [0, 1, 2]
+
+
+class ReadOnlyCache(PromptCache):
+    """A folder whose disk has been mounted read-only since."""
+
+    def take(self, path: Path) -> tuple[SavedSlot, ...]:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+
+async def test_disk_that_became_read_only_restores_nothing_and_fails_nothing(
+    serve: Serve, tmp_path: Path
+) -> None:
+    cache = ReadOnlyCache(tmp_path / "read-only", max_bytes=MIB, keeps_at_exit=True)
+    files = cache.files_for("odd", slot_kv_bytes=1000)
+    server = OddServer(files.path, {})
+    restored = await restore_prompts(await serve(server.application), files)
+    assert restored is not None
+    assert restored.slots == ()
+    assert "Read-only file system" in str(restored.reason)
+    assert restored.has_failed
 
 
 @pytest.mark.parametrize("answer", [{}, [7], {"slots": [{"id": 0}]}, [{"id": "first"}], None])

@@ -125,6 +125,56 @@ def test_server_that_a_killed_controller_left_is_ended_with_all_that_it_started(
     assert server.wait() == -signal.SIGKILL
 
 
+def worker_of(start_sleeper: StartSleeper, env: dict[str, str]) -> tuple[Sleeper, psutil.Process]:
+    """A server with a process in its session that has these variables, and no mark."""
+    code = (
+        "import subprocess\n"
+        f"worker = subprocess.Popen(['/bin/sleep', '60'], env={env!r}, stdout=subprocess.DEVNULL)\n"
+    )
+    server = start_sleeper(code=code)
+    (worker,) = psutil.Process(server.pid).children()
+    return server, worker
+
+
+def test_worker_whose_title_has_overwritten_its_environment_is_ended_behind_its_server(
+    data: DataFolder, start_sleeper: StartSleeper, is_alive: Callable[[int], bool]
+) -> None:
+    server, worker = worker_of(start_sleeper, {})
+    leave_note(data, server)
+    server.kill()
+    server.wait()
+
+    Children(data).release()
+
+    assert not is_alive(worker.pid)
+
+
+def test_process_with_an_environment_of_its_own_is_left_alone_in_such_a_session(
+    data: DataFolder, start_sleeper: StartSleeper, kill_later: list[int]
+) -> None:
+    server, worker = worker_of(start_sleeper, {"SOMEBODY": "else"})
+    kill_later.append(worker.pid)
+    leave_note(data, server)
+    server.kill()
+    server.wait()
+
+    Children(data).release()
+
+    assert worker.is_running()
+
+
+def test_session_of_another_that_was_given_the_pid_is_left_alone(
+    data: DataFolder, start_sleeper: StartSleeper, kill_later: list[int]
+) -> None:
+    server, worker = worker_of(start_sleeper, {})
+    kill_later.append(worker.pid)
+    leave_note(data, server, started_ticks=1, mark="1-a")
+
+    Children(data).release()
+
+    assert worker.is_running()
+
+
 @pytest.mark.parametrize("changes", [{"boot_id": "another"}, {"mark": "2-b"}, {"folder": "copied"}])
 def test_process_that_is_not_the_one_that_was_noted_is_left_alone(
     data: DataFolder, start_sleeper: StartSleeper, changes: dict[str, Any]

@@ -1,7 +1,9 @@
 """Child processes: what they print, how they end, and that nothing of them is left behind."""
 
 import asyncio
+import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -183,6 +185,63 @@ async def test_a_pipe_held_open_by_a_stranger_does_not_hold_up_the_end(
     async with asyncio.timeout(PATIENCE_S):
         assert await child.stop(GRACE_S) == ended_by(signal.SIGTERM)
     assert is_alive(stranger)
+
+
+async def test_a_process_that_cannot_be_watched_is_ended_and_fails_the_start(
+    spawn: Spawn, monkeypatch: pytest.MonkeyPatch, is_alive: Callable[[int], bool]
+) -> None:
+    seen: list[int] = []
+
+    def run_out(pid: int) -> int:
+        seen.append(pid)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "pidfd_open", run_out)
+    with pytest.raises(EngineError, match=r"cannot be watched: .*Too many open files"):
+        spawn("/bin/sleep", "60")
+    (pid,) = seen
+    assert not is_alive(pid)
+
+
+async def test_what_it_leaves_in_its_group_dies_though_descriptors_have_run_out(
+    spawn: Spawn, eventually: Eventually, is_alive: Callable[[int], bool]
+) -> None:
+    child = spawn(sh="sleep 60 & echo $!; exec sleep 60")
+    await eventually(lambda: child.last_lines)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    os.kill(child.pid, signal.SIGKILL)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        ended = await child.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert ended == ended_by(signal.SIGKILL)
+    assert not is_alive(int(child.last_lines[0]))
+
+
+async def test_a_process_of_another_user_is_named_as_one_that_cannot_be_ended(
+    spawn: Spawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = spawn("/bin/sleep", "60")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "killpg", refuse)
+        with pytest.raises(EngineError, match=rf"pid {child.pid}\) .* runs as another user"):
+            await child.stop(0)
+        assert child.is_running
+
+
+async def test_the_end_of_a_server_is_told_though_another_user_runs_on_in_its_group(
+    spawn: Spawn, monkeypatch: pytest.MonkeyPatch, kill_later: list[int]
+) -> None:
+    child = spawn(sh="sleep 60 & echo $!; exit 1")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "killpg", refuse)
+        assert await child.wait() == ended_with(1)
+    kill_later.append(int(child.last_lines[0]))
+
+
+def refuse(_pid: int, _number: int) -> None:
+    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
 
 LEAVERS = {
@@ -378,6 +437,7 @@ async def test_orphans_that_process_1_never_reaps_do_not_hold_up_the_end() -> No
 async def test_the_child_sees_the_environment_of_its_launch_and_its_mark(spawn: Spawn) -> None:
     child = spawn("/usr/bin/env", env={"ONLY": "this"})
     await child.wait()
-    only, mark = child.last_lines
+    keeps_mark, only, mark = child.last_lines
+    assert keeps_mark == "SPT_NOENV=1", "a title would overwrite the mark"
     assert only == "ONLY=this"
     assert mark.startswith(f"{MARK_VARIABLE}=1-")
