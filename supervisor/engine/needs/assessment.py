@@ -9,7 +9,7 @@ settings and build, where it is higher than the estimate; the estimate from the 
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import ceil
 
 from supervisor.config.configuration import ResolvedModel
@@ -20,8 +20,9 @@ from supervisor.core.sizing.estimate import MemoryEstimate, MemorySettings, esti
 from supervisor.core.sizing.fitting import Alternative, alternatives
 from supervisor.core.sizing.kv_cache import keeps_no_kv
 from supervisor.core.sizing.learned import LearnedPeak, count_need
-from supervisor.engine.models.model_file import ModelFile, inspect_model_file, require_loadable
+from supervisor.engine.models.model_file import ModelFile, require_loadable
 from supervisor.engine.models.model_source import look_at_model, require_stated_need
+from supervisor.engine.needs.companions import Companions, look_at_companions
 from supervisor.engine.needs.learned_store import LearnedStore
 from supervisor.engine.needs.prompt_identity import prompt_identity
 from supervisor.engine.port import Abilities, Engine, EngineIdentity
@@ -41,17 +42,26 @@ class DeviceEstimate:
     """What a model takes on one kind of device, in bytes, in parts.
 
     `output_bytes` are results, which are handed over in host memory and so count there alone;
-    `context_bytes` is the driver's share for the process, on a GPU. `total_bytes` is their sum.
+    `context_bytes` is the driver's share for the process, on a GPU; `companions` what is loaded
+    beside the model, by name. `total_bytes` is their sum. `host_bytes` is what stays in host memory
+    of a model that is on a GPU, and is not in it.
     """
 
     memory: MemoryEstimate
     output_bytes: int
     context_bytes: int
+    companions: Mapping[str, int] = field(default_factory=dict)
+    host_bytes: int = 0
+
+    @property
+    def companion_bytes(self) -> int:
+        """What is loaded beside the model, on this device."""
+        return sum(self.companions.values())
 
     @property
     def beside_bytes(self) -> int:
         """What comes on top of weights, KV cache and compute."""
-        return self.output_bytes + self.context_bytes
+        return self.output_bytes + self.context_bytes + self.companion_bytes
 
     @property
     def total_bytes(self) -> int:
@@ -72,6 +82,7 @@ class Candidate:
     build: EngineIdentity | None
     file: ModelFile | None
     settings: MemorySettings | None
+    companions: Companions = field(default_factory=Companions)
 
     @property
     def stated_bytes(self) -> int | None:
@@ -113,6 +124,8 @@ class Candidate:
             memory=memory,
             output_bytes=memory.host_output_bytes if is_host else 0,
             context_bytes=0 if is_host else DRIVER_CONTEXT_BYTES,
+            companions=self.companions.bytes_beside(settings, is_host=is_host),
+            host_bytes=0 if is_host else memory.host_bytes + self.companions.host_bytes(settings),
         )
 
     def stated_on(self, device: str, split_over: Sequence[str] = ()) -> int | None:
@@ -159,9 +172,12 @@ class Assessment:
             return "memory.need_bytes of its profile"
         sentences = [self.learned_sentence] if self.learned_sentence else []
         sentences.append(self.estimate.memory.explanation)
+        for name, size_bytes in self.estimate.companions.items():
+            sentences.append(f"and {format_bytes(size_bytes)} for the {name}")
         if self.estimate.context_bytes:
             context = format_bytes(self.estimate.context_bytes)
             sentences.append(f"and {context} for the driver's context")
+        sentences += self.candidate.companions.uncounted
         return "; ".join(sentences)
 
     @property
@@ -171,7 +187,7 @@ class Assessment:
         Of other GPUs nothing is learned: what they take is stated, or estimated.
         """
         needs = {device: self._need_on(device) for device in (self.split_over or (self.device,))}
-        host_bytes = self.estimate.memory.host_bytes if self.estimate else 0
+        host_bytes = self.estimate.host_bytes if self.estimate else 0
         return needs | ({HOST: host_bytes} if host_bytes and not self.is_stated else {})
 
     def _need_on(self, device: str) -> int:
@@ -224,8 +240,7 @@ def examine(resolved: ResolvedModel, engine: Engine, known: ModelFile | None = N
     engine.check(resolved)
     abilities = engine.abilities(resolved)
     file = known or look_at_model(resolved, abilities)
-    if resolved.projector_path is not None:
-        inspect_model_file(resolved.projector_path)
+    companions = look_at_companions(resolved)
     if file is None:
         require_stated_need(resolved)
     else:
@@ -237,6 +252,7 @@ def examine(resolved: ResolvedModel, engine: Engine, known: ModelFile | None = N
         build=_build_of(engine),
         file=file,
         settings=memory_settings(resolved, abilities) if file is not None else None,
+        companions=companions,
     )
 
 
