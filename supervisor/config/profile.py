@@ -246,7 +246,8 @@ class Profile(Settings):
     extra_args: tuple[str, ...] = Field(
         default=(),
         description="Further arguments, passed as they are, without a shell. Those that the "
-        "controller relies on (address, model, key and the like) are refused.",
+        "controller relies on (address, model, key and the like), and those that are fields of a "
+        "profile, are refused.",
     )
     env: dict[str, EnvText] = Field(
         default_factory=dict,

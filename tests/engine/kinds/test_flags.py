@@ -147,7 +147,7 @@ def test_a_child_listens_on_its_socket_or_on_loopback_only() -> None:
 
 
 def test_extra_arguments_come_last_so_that_they_win() -> None:
-    extra = ("--batch-size", "7", "--verbose-prompt")
+    extra = ("--top-k", "7", "--verbose-prompt")
     assert flags_of(resolved(extra_args=extra), SOCKET)[-3:] == extra
 
 
@@ -290,10 +290,10 @@ def test_extra_arguments_take_nothing_away_that_the_controller_relies_on(
 
 def test_variables_take_nothing_away_either(llama_server_bin: Path) -> None:
     native = LlamaServer(llama_server_bin)
-    for name in ("LLAMA_ARG_SSL_KEY_FILE", "LLAMA_ARG_HOST", "LLAMA_API_KEY"):
+    for name in ("LLAMA_ARG_SSL_KEY_FILE", "LLAMA_ARG_CTX_SIZE", "LLAMA_API_KEY"):
         with pytest.raises(UnfitProfile) as refused:
             native.check(resolved(env={name: "x"}))
-        assert f"{name} stands for --" in refused.value.problems["env"]
+        assert f"{name} stands for -" in refused.value.problems["env"]
     native.check(resolved(env={"LLAMA_ARG_TOP_K": "3", "GGML_CUDA_NO_VMM": "1"}))
 
 
@@ -331,7 +331,7 @@ def test_arguments_that_an_engine_does_not_know_are_named(server: Engine) -> Non
 
 @pytest.mark.parametrize(
     "extra",
-    [("--pooling", "sideways"), ("--load-mode", "x"), ("--threads", "many"), ("--threads",)],
+    [("--sse-ping-interval", "many"), ("--sse-ping-interval",)],
 )
 def test_the_embedded_engine_refuses_a_value_that_it_cannot_read(extra: tuple[str, ...]) -> None:
     with pytest.raises(EngineError, match=rf"'test': extra_args: .*{extra[0]}"):
