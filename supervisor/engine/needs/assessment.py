@@ -110,8 +110,8 @@ class Candidate:
         if device == HOST:
             return replace(self.settings, gpu_layers=None, tensor_split=())
         if device not in split_over:
-            return replace(self.settings, tensor_split=())
-        return replace(self.settings, part=split_over.index(device))
+            return replace(self.settings, tensor_split=(), is_gpu=True)
+        return replace(self.settings, part=split_over.index(device), is_gpu=True)
 
     def estimate_on(self, device: str, split_over: Sequence[str] = ()) -> DeviceEstimate | None:
         """Estimate the need on a device; None without a header. Raises EngineError."""
