@@ -148,7 +148,7 @@ _ROWS: tuple[tuple[str, Callable[[DeviceFit], str]], ...] = (
     ("compute", _estimated("compute_bytes")),
     ("results", _part("output_bytes")),
     ("driver's context", _part("context_bytes")),
-    ("projector and draft", _companions),
+    ("beside the model", _companions),
     ("estimated", _part("total_bytes")),
     ("rest in host memory", _in_host_memory),
     ("learned peak", _learned),

@@ -195,6 +195,12 @@ class Profile(Settings):
         description="MiB of host memory for the prompt cache of idle slots; 0 = none, -1 = no "
         "limit.",
     )
+    ctx_checkpoints: int = Field(
+        default=4,
+        ge=0,
+        description="Copies of a slot's state that are kept in host memory at most, for models "
+        "that cannot go back in a conversation otherwise (sliding windows, recurrent layers).",
+    )
     cache_reuse: int = Field(
         default=0,
         ge=0,

@@ -243,6 +243,13 @@ SETTINGS = (
         is_old_way=lambda profile: profile.cache_ram_mib == 0,
         wheel=_number("cache_ram_mib"),
     ),
+    Flag(  # before: the server made none
+        name="--ctx-checkpoints",
+        field="ctx_checkpoints",
+        synonyms=("-ctxcp", "--swa-checkpoints"),
+        is_old_way=lambda _: True,
+        wheel=_number("n_ctx_checkpoints"),
+    ),
     Flag(
         name="--cache-reuse",
         field="cache_reuse",

@@ -35,10 +35,14 @@ HONOURED = frozenset(
     {
         *("ctx_size", "batch_size", "ubatch_size", "cache_type_k", "cache_type_v"),
         *("flash_attn", "n_gpu_layers", "load_mode", "threads", "extra_args"),
-        *("parallel", "kv_unified", "cache_ram_mib", "cache_reuse", "fit", "keep_prompt_cache"),
+        *("parallel", "kv_unified", "cache_ram_mib", "ctx_checkpoints", "cache_reuse", "fit"),
+        "keep_prompt_cache",
     }
 )
-"""What it can honour; some of these with one value only (`_FIXED`, `_REFUSED`)."""
+"""What it can honour; some of these with one value only (`_FIXED`, `_REFUSED`).
+
+Of checkpoints there may be so many: it makes none.
+"""
 
 _FIXED = {
     "parallel": (1, "it serves one sequence at a time"),

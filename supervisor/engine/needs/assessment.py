@@ -18,6 +18,7 @@ from supervisor.core.machine.footprint import Footprint
 from supervisor.core.machine.values import Mode, TargetNeed
 from supervisor.core.sizing.estimate import MemoryEstimate, MemorySettings, estimate_memory
 from supervisor.core.sizing.fitting import Alternative, alternatives
+from supervisor.core.sizing.kept_prompts import KeptPrompts, estimate_kept_prompts
 from supervisor.core.sizing.kv_cache import keeps_no_kv
 from supervisor.core.sizing.learned import LearnedPeak, count_need
 from supervisor.engine.models.model_file import ModelFile, require_loadable
@@ -42,9 +43,9 @@ class DeviceEstimate:
     """What a model takes on one kind of device, in bytes, in parts.
 
     `output_bytes` are results, which are handed over in host memory and so count there alone;
-    `context_bytes` is the driver's share for the process, on a GPU; `companions` what is loaded
-    beside the model, by name. `total_bytes` is their sum. `host_bytes` is what stays in host memory
-    of a model that is on a GPU, and is not in it.
+    `context_bytes` is the driver's share for the process, on a GPU; `companions` what comes beside
+    the model, by name. `total_bytes` is their sum. `host_bytes` is what is in host memory of a
+    model that is on a GPU, and is not in it. `kept` are its prompts there, counted in one of them.
     """
 
     memory: MemoryEstimate
@@ -52,10 +53,11 @@ class DeviceEstimate:
     context_bytes: int
     companions: Mapping[str, int] = field(default_factory=dict)
     host_bytes: int = 0
+    kept: KeptPrompts = field(default_factory=KeptPrompts)
 
     @property
     def companion_bytes(self) -> int:
-        """What is loaded beside the model, on this device."""
+        """What comes beside the model, on this device."""
         return sum(self.companions.values())
 
     @property
@@ -75,7 +77,7 @@ class Candidate:
 
     `build` is None where the engine cannot say which it is: nothing is learned of such a start.
     `file` and `settings` are None where the model has no GGUF header, and the profile states the
-    need.
+    need. `keeps_checkpoints`: this build makes what `ctx_checkpoints` bounds.
     """
 
     resolved: ResolvedModel
@@ -83,6 +85,7 @@ class Candidate:
     file: ModelFile | None
     settings: MemorySettings | None
     companions: Companions = field(default_factory=Companions)
+    keeps_checkpoints: bool = False
 
     @property
     def stated_bytes(self) -> int | None:
@@ -120,12 +123,35 @@ class Candidate:
             return None
         is_host = device == HOST
         memory = estimate_memory(self.file.headers, settings)
+        kept = self._kept_prompts(self.file, settings)
+        companions = self.companions.bytes_beside(settings, is_host=is_host)
+        if is_host:
+            return DeviceEstimate(
+                memory=memory,
+                output_bytes=memory.host_output_bytes,
+                context_bytes=0,
+                companions={**companions, "kept prompts": kept.total_bytes},
+                kept=kept,
+            )
+        beside_bytes = self.companions.host_bytes(settings) + kept.total_bytes
         return DeviceEstimate(
             memory=memory,
-            output_bytes=memory.host_output_bytes if is_host else 0,
-            context_bytes=0 if is_host else DRIVER_CONTEXT_BYTES,
-            companions=self.companions.bytes_beside(settings, is_host=is_host),
-            host_bytes=0 if is_host else memory.host_bytes + self.companions.host_bytes(settings),
+            output_bytes=0,
+            context_bytes=DRIVER_CONTEXT_BYTES,
+            companions=companions,
+            host_bytes=memory.host_bytes + beside_bytes,
+            kept=kept,
+        )
+
+    def _kept_prompts(self, file: ModelFile, settings: MemorySettings) -> KeptPrompts:
+        profile = self.resolved.profile
+        if self.resolved.mode is Mode.EMBEDDING:
+            return KeptPrompts()
+        return estimate_kept_prompts(
+            file.header,
+            settings,
+            checkpoints=profile.ctx_checkpoints if self.keeps_checkpoints else 0,
+            cache_ram_mib=profile.cache_ram_mib,
         )
 
     def stated_on(self, device: str, split_over: Sequence[str] = ()) -> int | None:
@@ -172,12 +198,18 @@ class Assessment:
             return "memory.need_bytes of its profile"
         sentences = [self.learned_sentence] if self.learned_sentence else []
         sentences.append(self.estimate.memory.explanation)
-        for name, size_bytes in self.estimate.companions.items():
-            sentences.append(f"and {format_bytes(size_bytes)} for the {name}")
+        sentences += [
+            f"and {format_bytes(size_bytes)} for {name}"
+            for name, size_bytes in self.estimate.companions.items()
+            if size_bytes
+        ]
         if self.estimate.context_bytes:
             context = format_bytes(self.estimate.context_bytes)
             sentences.append(f"and {context} for the driver's context")
-        sentences += self.candidate.companions.uncounted
+        kept = self.estimate.kept
+        if kept.explanation:
+            sentences.append(f"prompts kept in host memory: {kept.explanation}")
+        sentences += (*self.candidate.companions.uncounted, *kept.uncounted)
         return "; ".join(sentences)
 
     @property
@@ -253,6 +285,7 @@ def examine(resolved: ResolvedModel, engine: Engine, known: ModelFile | None = N
         file=file,
         settings=memory_settings(resolved, abilities) if file is not None else None,
         companions=companions,
+        keeps_checkpoints=abilities.keeps_checkpoints,
     )
 
 

@@ -47,11 +47,11 @@ class Companions:
         found: dict[str, int] = {}
         takes_projector = settings.part == 0 and (is_host or not self.keeps_projector_on_host)
         if takes_projector and (projector_bytes := self._projector_bytes(settings)):
-            found["projector"] = projector_bytes
+            found["the projector"] = projector_bytes
         if self.draft is not None:
             # It has a context of its own, with as many slots and tokens, by default in f16.
             own = replace(settings, cache_type_k="f16", cache_type_v="f16", gpu_layers=None)
-            found["draft model"] = estimate_memory(self.draft.headers, own).total_bytes
+            found["the draft model"] = estimate_memory(self.draft.headers, own).total_bytes
         return MappingProxyType(found)
 
     def host_bytes(self, settings: MemorySettings) -> int:

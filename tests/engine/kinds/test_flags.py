@@ -33,6 +33,7 @@ FLAG_OF_FIELD: dict[str, tuple[Any, tuple[str, ...]]] = {
     "cache_type_v": ("bf16", ("--cache-type-v", "bf16")),
     "flash_attn": ("off", ("--flash-attn", "off")),
     "cache_ram_mib": (-1, ("--cache-ram", "-1")),
+    "ctx_checkpoints": (7, ("--ctx-checkpoints", "7")),
     "cache_reuse": (64, ("--cache-reuse", "64")),
     "n_gpu_layers": (12, ("--n-gpu-layers", "12")),
     "tensor_split": ((3, 1.5), ("--tensor-split", "3,1.5")),
@@ -346,8 +347,8 @@ from supervisor.engine.kinds.embedded_server import build_params, flag_parser, j
 params = build_params(flag_parser().parse_args(joined(sys.argv[1:])), "the-key")
 names = (
     "hostnames port api_keys embedding endpoint_metrics ui kv_unified n_ctx n_batch n_ubatch "
-    "n_parallel cache_ram_mib n_cache_reuse n_threads_http n_gpu_layers fit_params slot_save_path "
-    "chat_template sse_ping_interval tensor_split main_gpu"
+    "n_parallel cache_ram_mib n_ctx_checkpoints n_cache_reuse n_threads_http n_gpu_layers "
+    "fit_params slot_save_path chat_template sse_ping_interval tensor_split main_gpu"
 ).split()
 told = {name: getattr(params, name) for name in names}
 told["path"] = params.model.path
@@ -385,6 +386,7 @@ def test_the_embedded_engine_sets_the_wheels_parameters() -> None:
     assert (told["n_ctx"], told["n_parallel"], told["kv_unified"]) == (1024, 3, True)
     assert (told["n_batch"], told["n_ubatch"]) == (300, 200)
     assert (told["cache_ram_mib"], told["n_cache_reuse"]) == (-1, 64)
+    assert told["n_ctx_checkpoints"] == 7
     assert (told["n_gpu_layers"], told["fit_params"]) == (12, True)
     assert (told["tensor_split"][:3], told["main_gpu"]) == ([3, 1.5, 0], 1)
     assert (told["threads"], told["threads_batch"], told["n_threads_http"]) == (5, 5, 6)

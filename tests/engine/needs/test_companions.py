@@ -1,8 +1,9 @@
 """What is loaded beside a model counts where it is loaded, and what is not known is named."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -26,6 +27,7 @@ def write_gguf(path: Path, architecture: str, size_bytes: int, **numbers: int) -
     writer = gguf.GGUFWriter(path, architecture)
     for name, value in numbers.items():
         writer.add_uint32(f"{architecture}.{name}", value)
+    writer.add_tokenizer_model("none")
     if architecture == "clip":
         writer.add_bool("clip.has_vision_encoder", True)
         writer.add_uint32("clip.vision.embedding_length", 64)
@@ -48,6 +50,15 @@ def projector(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def sliding_model(tmp_path: Path) -> Path:
+    """Five of six layers have a window."""
+    numbers = {"block_count": 6, "context_length": 512, "embedding_length": 64}
+    numbers |= {"attention.head_count": 2, "attention.sliding_window": 64}
+    numbers |= {"attention.layer_norm_rms_epsilon": 0}
+    return write_gguf(tmp_path / "sliding.gguf", "gemma3", MIB, **numbers)
+
+
+@pytest.fixture
 def assessed(resolved_with: ResolvedWith, models_dir: Path, llama_server_bin: Path) -> Assess:
     """Assess the demo model with further arguments on a device."""
     engine = LlamaServer(llama_server_bin)
@@ -56,16 +67,20 @@ def assessed(resolved_with: ResolvedWith, models_dir: Path, llama_server_bin: Pa
         device: str = "gpu0",
         split_over: tuple[str, ...] = (),
         *,
+        path: Path | None = None,
         projector: Path | None = None,
-        extra_args: Sequence[str] = (),
+        keeps_checkpoints: bool = True,
+        **fields: Any,
     ) -> Assessment:
         resolved = resolved_with(
-            path=models_dir / "demo-chat.gguf",
+            path=path or models_dir / "demo-chat.gguf",
             device=split_over or "gpu",
             ctx_size=512,
-            extra_args=tuple(extra_args),
+            **fields,
         )
         candidate = examine(replace(resolved, projector_path=projector), engine)
+        assert candidate.keeps_checkpoints
+        candidate = replace(candidate, keeps_checkpoints=keeps_checkpoints)
         return assess(candidate, device, None, split_over)
 
     return build
@@ -125,3 +140,25 @@ def test_what_the_estimate_does_not_know_is_named(
 ) -> None:
     assert sentence in assessed(extra_args=extra_args).explanation
     assert assessed(extra_args=extra_args).need_bytes == assessed().need_bytes
+
+
+def test_prompts_that_are_kept_count_on_the_host(assessed: Assess) -> None:
+    plain, cached = (assessed(cache_ram_mib=size_mib) for size_mib in (0, 64))
+    assert plain.footprint.keys() == {"gpu0"}
+    assert cached.footprint == {**plain.footprint, "host": 64 * MIB}
+    assert "prompts kept in host memory: prompt cache 64.0 MiB" in cached.explanation
+    plain, cached = (assessed("host", cache_ram_mib=size_mib) for size_mib in (0, 64))
+    assert cached.footprint == {"host": plain.need_bytes + 64 * MIB}
+
+
+@pytest.mark.parametrize(("is_made", "counted"), [(True, 4 * 2), (False, 0)])
+def test_checkpoints_count_where_the_build_makes_them(
+    assessed: Assess, sliding_model: Path, *, is_made: bool, counted: int
+) -> None:
+    none, some = (
+        assessed(path=sliding_model, parallel=4, ctx_checkpoints=count, keeps_checkpoints=is_made)
+        for count in (0, 2)
+    )
+    assert some.need_bytes == none.need_bytes
+    one_bytes = 5 * 512 * 2 * 2 * 32 * 2  # layers, cells, keys and values of 2 heads in f16
+    assert some.footprint.get("host", 0) == counted * one_bytes
