@@ -58,7 +58,8 @@ def read(path: Path) -> GgufHeader:
 
 def printed_compute(binary: Path, model: Path, projector: Path, flash: str) -> float:
     """Start llama-server until it has told what it takes to encode an image, in MiB."""
-    words = {"-m": model, "--mmproj": projector, "--host": model.with_name("s.sock")}
+    words: dict[str, object] = {"-m": model, "--mmproj": projector}
+    words["--host"] = model.with_name("s.sock")
     words |= {"-c": 512, "-fa": flash, "-lv": 4, "--fit": "off"}
     argv = [str(binary), *(str(word) for each in words.items() for word in each)]
     with subprocess.Popen(
