@@ -31,7 +31,7 @@ def print_fit(report: FitReport) -> None:
         table.add_column(f"{fit.room.device}{chosen}", justify="right")
     for name, cell in _ROWS:
         cells = [cell(fit) for fit in report.devices]
-        if cell is not _layers_in_host_memory or any(one != UNKNOWN for one in cells):
+        if cell not in _SOMETIMES or any(one != UNKNOWN for one in cells):
             table.add_row(name, *cells)
     console.print(table)
     for sentence in _sentences(report):
@@ -67,7 +67,8 @@ def _describe_device(fit: DeviceFit) -> dict[str, Any]:
         "compute_bytes": estimate.compute_bytes if estimate else None,
         "output_bytes": parts.output_bytes if parts else None,
         "context_bytes": parts.context_bytes if parts else None,
-        "host_bytes": estimate.host_bytes if estimate else None,
+        "companion_bytes": parts.companion_bytes if parts else None,
+        "host_bytes": parts.host_bytes if parts else None,
         "estimated_bytes": parts.total_bytes if parts else None,
         "learned": asdict(learned) if learned else None,
         "need_bytes": assessment.need_bytes,
@@ -120,9 +121,14 @@ def _kv(fit: DeviceFit) -> str:
     return _estimated("kv_bytes")(fit) + (" (assumed)" if is_assumed else "")
 
 
-def _layers_in_host_memory(fit: DeviceFit) -> str:
-    memory = _memory(fit)
-    return _size((memory.host_bytes or None) if memory else None)
+def _in_host_memory(fit: DeviceFit) -> str:
+    estimate = fit.assessment.estimate
+    return _size((estimate.host_bytes or None) if estimate else None)
+
+
+def _companions(fit: DeviceFit) -> str:
+    estimate = fit.assessment.estimate
+    return _size((estimate.companion_bytes or None) if estimate else None)
 
 
 def _learned(fit: DeviceFit) -> str:
@@ -142,8 +148,9 @@ _ROWS: tuple[tuple[str, Callable[[DeviceFit], str]], ...] = (
     ("compute", _estimated("compute_bytes")),
     ("results", _part("output_bytes")),
     ("driver's context", _part("context_bytes")),
+    ("beside the model", _companions),
     ("estimated", _part("total_bytes")),
-    ("layers in host memory", _layers_in_host_memory),
+    ("rest in host memory", _in_host_memory),
     ("learned peak", _learned),
     ("needed", lambda fit: format_bytes(fit.assessment.need_bytes)),
     ("margin", lambda fit: format_bytes(fit.margin_bytes)),
@@ -152,6 +159,9 @@ _ROWS: tuple[tuple[str, Callable[[DeviceFit], str]], ...] = (
     ("budget", lambda fit: format_bytes(fit.room.budget_bytes)),
     ("fits", lambda fit: {None: "unknown", True: "yes", False: "no"}[fit.fits]),
 )
+
+_SOMETIMES = (_companions, _in_host_memory)
+"""Rows that most models have nothing for, and that are left out then."""
 
 
 def _sentences(report: FitReport) -> Iterator[str]:

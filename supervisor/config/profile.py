@@ -195,6 +195,12 @@ class Profile(Settings):
         description="MiB of host memory for the prompt cache of idle slots; 0 = none, -1 = no "
         "limit.",
     )
+    ctx_checkpoints: int = Field(
+        default=4,
+        ge=0,
+        description="Copies of a slot's state that are kept in host memory at most, for models "
+        "that cannot go back in a conversation otherwise (sliding windows, recurrent layers).",
+    )
     cache_reuse: int = Field(
         default=0,
         ge=0,
@@ -246,7 +252,8 @@ class Profile(Settings):
     extra_args: tuple[str, ...] = Field(
         default=(),
         description="Further arguments, passed as they are, without a shell. Those that the "
-        "controller relies on (address, model, key and the like) are refused.",
+        "controller relies on (address, model, key and the like), and those that are fields of a "
+        "profile, are refused.",
     )
     env: dict[str, EnvText] = Field(
         default_factory=dict,

@@ -106,6 +106,9 @@ class Abilities:
     chooses_flash_attention: bool = True
     """Whether `flash_attn: auto` leaves the choice to it; else flash attention is off then."""
 
+    keeps_checkpoints: bool = False
+    """Whether it copies state that cannot go back to host memory, as `ctx_checkpoints` says."""
+
     runs_gguf_only: bool = False
     """Whether a model is a GGUF file; else it may be a folder or a name that it knows."""
 

@@ -119,11 +119,10 @@ def test_a_start_on_a_gpu_counts_the_drivers_context_and_no_results(
 ) -> None:
     launcher = make_launcher()
     on_host, on_gpu = (launcher.check(replace(CHAT, device=d)) for d in ("host", "gpu0"))
-    assert (
-        0
-        < on_host.footprint.total_bytes - (on_gpu.footprint.total_bytes - DRIVER_CONTEXT_BYTES)
-        < MIB
+    only_on_host = on_host.footprint.total_bytes - (
+        on_gpu.footprint.total_bytes - DRIVER_CONTEXT_BYTES
     )
+    assert 0 < only_on_host < 4 * MIB  # results, and the embeddings of tokens
     assert "512.0 MiB for the driver's context" in on_gpu.explanation
 
 

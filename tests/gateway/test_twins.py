@@ -129,7 +129,7 @@ async def test_twin_that_makes_other_vectors_is_not_used_and_that_is_said(
     start_controller: StartController,
 ) -> None:
     """As a broken kernel would: here it pools in another way, behind the back of the checks."""
-    other = files(extra_args=["--pooling", "last"])
+    other = files(extra_args=["--override-kv", "bert.pooling_type=int:3"])
     controller = await start_controller(files=other, auto_switch=True)
     await become_comparable(controller)
 

@@ -36,6 +36,7 @@ from supervisor.errors import EngineError
 EMBEDDING_ARCHITECTURES = EMBEDDING_WITHOUT_KV | {"llama-embed"}
 
 _WITHOUT_FLASH = frozenset({"grok"})
+_WITHOUT_OUTPUT = EMBEDDING_WITHOUT_KV - {"gemma-embedding"}  # their loaders make none
 _FLOAT_BYTES = 4  # intermediate results are f32
 _PIPELINE_COPIES = 4  # GGML_SCHED_MAX_COPIES: inputs of GPUs that work on several batches at once
 
@@ -50,8 +51,9 @@ class MemorySettings:
     with vectors (`--embeddings`). `gpu_layers` (`-ngl`) is how many layers a GPU takes, from the
     last one backwards, the output being the first of them; None: all, or there is no GPU.
     `tensor_split` (`-ts`): how much of these each of several GPUs takes, empty where there is one;
-    `part` is the GPU that is asked about, by its position among them. `kv_fallback_bytes` stands in
-    for a KV cache that is not known from the header.
+    `part` is the GPU that is asked about, by its position among them. `is_gpu`: the device is a
+    GPU, and so without the input's tables. `kv_fallback_bytes` stands in for a KV cache that is not
+    known from the header.
     """
 
     ctx_size_per_slot: int = 0
@@ -65,6 +67,7 @@ class MemorySettings:
     gpu_layers: int | None = None
     tensor_split: tuple[float, ...] = ()
     part: int = 0
+    is_gpu: bool = False
     kv_fallback_bytes: int = 2048 * MIB
 
 
@@ -117,6 +120,8 @@ def estimate_memory(headers: Sequence[GgufHeader], settings: MemorySettings) -> 
     if plan.host_layers:
         host_bytes += compute_bytes  # the bound holds on either side
         sentences.append(f"{plan.host_layers} layers in {format_bytes(host_bytes)} of host memory")
+    elif host_bytes:
+        sentences.append(f"embeddings of layers in {format_bytes(host_bytes)} of host memory")
     if settings.tensor_split:
         shares = ",".join(f"{share:g}" for share in settings.tensor_split)
         sentences.append(f"{len(plan.layers)} layers by tensor_split {shares}")
@@ -143,9 +148,11 @@ class _Split:
 def _split_weights(headers: Sequence[GgufHeader], plan: "_Plan") -> _Split:
     """Divide the weights as llama.cpp does: the input always stays on the host, then the layers do.
 
-    Where all layers are on GPUs the input counts on the first, too: it is small, and the bound
-    safe. An output without weights of its own gets a copy of the input's.
-    Source: llama_model_base::load_tensors(), `i_gpu_start`.
+    Where all layers are on GPUs what belongs to no layer counts on the first. Tokens are looked up
+    in the file's pages then, which the host can take back: of these, only the tables with a row for
+    each layer count as its memory, which are half of some models. An output without weights of its
+    own gets a copy of the embeddings.
+    Source: llama_model_base::load_tensors(), `dev_input` and `i_gpu_start`.
     """
     tensors = [header.tensors for header in headers]
     total_bytes = sum(one.total_bytes for one in tensors)
@@ -156,16 +163,17 @@ def _split_weights(headers: Sequence[GgufHeader], plan: "_Plan") -> _Split:
         sizes[plan.output] += one.output_bytes
         for number, size in one.layer_bytes.items():
             sizes[min(number, plan.output)] += size
-    input_bytes = total_bytes - sizes.total()
+    rest_bytes = total_bytes - sizes.total()
     device_bytes = sum(sizes[number] for number in plan.layers)
     host_bytes = sum(sizes[number] for number in range(plan.host_layers))
-    has_input = not plan.host_layers and plan.settings.part == 0
-    if has_input:
-        device_bytes += input_bytes
-    elif plan.host_layers:
-        host_bytes += input_bytes
-    shares_weights = not any(one.has_output_weights for one in tensors)
-    if shares_weights and plan.output in plan.layers and not has_input:
+    if plan.host_layers:
+        host_bytes += rest_bytes
+    elif plan.settings.part == 0:
+        device_bytes += rest_bytes
+    if plan.is_all_on_gpus:
+        host_bytes += sum(one.per_layer_input_bytes for one in tensors)
+        device_bytes -= sum(one.input_bytes for one in tensors) if plan.settings.part == 0 else 0
+    if plan.copies_embeddings and not any(one.has_output_weights for one in tensors):
         device_bytes += sum(one.embedding_bytes for one in tensors)
     return _Split(device_bytes=device_bytes, host_bytes=host_bytes)
 
@@ -187,6 +195,17 @@ class _Plan:
     layers: range
     output: int
     host_layers: int
+
+    @property
+    def is_all_on_gpus(self) -> bool:
+        """Whether the host has nothing but the input."""
+        return not self.host_layers and (self.settings.is_gpu or bool(self.settings.tensor_split))
+
+    @property
+    def copies_embeddings(self) -> bool:
+        """Whether the device takes embeddings for the output, which the input has elsewhere."""
+        has_output = self.output in self.layers and self.header.architecture not in _WITHOUT_OUTPUT
+        return has_output and (bool(self.host_layers) or self.is_all_on_gpus)
 
     @property
     def share(self) -> float:

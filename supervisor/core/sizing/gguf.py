@@ -40,6 +40,7 @@ _SMALLEST_PAIR_BYTES = 8 + 1 + 4 + 1  # key length, key, type, value
 _SMALLEST_TENSOR_BYTES = 8 + 4 + 4 + 8  # name length, dimension count, type, offset
 _LENGTH = struct.Struct("<Q")
 _MAX_DIMENSIONS = 4
+_LONGEST_NAME_BYTES = 64  # GGML_MAX_NAME, its closing zero included
 _TENSOR_LAYOUTS = tuple(struct.Struct(f"<{n}QIQ") for n in range(_MAX_DIMENSIONS + 1))
 _FIRST_UNHEARD_TYPE, _LAST_BELIEVABLE_TYPE = max(GGML_TYPES) + 1, 127
 
@@ -326,7 +327,13 @@ class _Tensor(NamedTuple):
 
 
 def _read_tensor(cursor: _Cursor) -> _Tensor:
+    start = cursor.position + _LENGTH.size
     name = cursor.string()
+    if cursor.position - start >= _LONGEST_NAME_BYTES:
+        raise ModelFileError(
+            f"the header is damaged: the tensor name '{name[:32]}…' has {cursor.position - start} "
+            f"bytes, and llama.cpp takes less than {_LONGEST_NAME_BYTES}; fetch the file again"
+        )
     dimension_count = cursor.u32()
     if dimension_count > _MAX_DIMENSIONS:
         raise ModelFileError(

@@ -12,8 +12,10 @@ class TensorSummary:
 
     `layer_bytes` are the bytes of each layer by its number (`blk.N.…`), `output_bytes` those of
     the output (`output….`), and `embedding_bytes` those of the tokens' embeddings, which the output
-    uses, too, where it has no weights of its own (`has_output_weights`). What is left belongs to
-    the input. All are empty where a tensor's type is not known, and its size with it.
+    uses, too, where it has no weights of its own (`has_output_weights`). `input_bytes` are those of
+    the tables that tokens are looked up in, the embeddings among them, and `per_layer_input_bytes`
+    the part of these that has a row for each layer. What is left belongs to no layer. All are empty
+    where a tensor's type is not known, and its size with it.
     """
 
     count: int
@@ -22,15 +24,22 @@ class TensorSummary:
     layer_bytes: Mapping[int, int] = field(default_factory=dict)
     output_bytes: int = 0
     embedding_bytes: int = 0
+    input_bytes: int = 0
+    per_layer_input_bytes: int = 0
     has_output_weights: bool = False
 
 
+_INPUT = frozenset({"token_embd", "position_embd", "token_types", "per_layer_token_embd"})
+"""Tables that llama.cpp looks tokens up in (LLM_TENSOR_LAYER_INPUT in llama-arch.cpp)."""
+
+
 class TensorParts:
-    """Adds up what belongs to each layer, and to the output."""
+    """Adds up what belongs to each layer, to the output, and to the input."""
 
     def __init__(self) -> None:
         self.layers: Counter[int] = Counter()
         self.output_bytes = self.embedding_bytes = 0
+        self.input_bytes = self.per_layer_input_bytes = 0
         self.has_output_weights = False
 
     def add(self, name: str, size_bytes: int) -> None:
@@ -42,8 +51,12 @@ class TensorParts:
         elif head.startswith("output"):
             self.output_bytes += size_bytes
             self.has_output_weights |= name == "output.weight"
-        elif name == "token_embd.weight":
-            self.embedding_bytes = size_bytes
+        elif head in _INPUT:
+            self.input_bytes += size_bytes
+            if head == "token_embd":
+                self.embedding_bytes += size_bytes
+            if head == "per_layer_token_embd":
+                self.per_layer_input_bytes += size_bytes
 
     def summary(self, *, count: int, total_bytes: int, types: Mapping[str, int]) -> TensorSummary:
         """Return the table in short."""
@@ -54,5 +67,7 @@ class TensorParts:
             layer_bytes=MappingProxyType(dict(self.layers)),
             output_bytes=self.output_bytes,
             embedding_bytes=self.embedding_bytes,
+            input_bytes=self.input_bytes,
+            per_layer_input_bytes=self.per_layer_input_bytes,
             has_output_weights=self.has_output_weights,
         )

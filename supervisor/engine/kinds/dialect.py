@@ -10,9 +10,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from supervisor.config.profile import Profile
-from supervisor.engine.kinds.flag_table import Flag, instead_of
+from supervisor.engine.kinds.flag_table import Flag
 from supervisor.engine.kinds.flags import ArgumentReading
 from supervisor.engine.kinds.program_output import HelpEntry
+from supervisor.engine.kinds.refused_flags import instead_of
 from supervisor.engine.port import ServerStart
 from supervisor.errors import EngineError
 
@@ -42,7 +43,7 @@ class Dialect:
             )
         name, *values = wanted
         spellings = (name, *flag.synonyms) if name == flag.name else (name,)
-        spelling = next((each for each in spellings if each in self._entries), name)
+        spelling = next((each for each in spellings if self._has_long(each)), name)
         value = values[0] if values else None
         if self._takes(flag, spelling, value):
             return (spelling, *values)
@@ -51,6 +52,10 @@ class Dialect:
         if older is not None and not missing:
             return older
         return self._without(flag, start.model.profile, value, dict.fromkeys((spelling, *missing)))
+
+    def _has_long(self, spelling: str) -> bool:
+        """Whether this build lists a long form; a short one may mean something else in it."""
+        return spelling.startswith("--") and spelling in self._entries
 
     def _takes(self, flag: Flag, spelling: str, value: str | None) -> bool:
         """Whether this build takes the flag with this value, as builds of today do."""

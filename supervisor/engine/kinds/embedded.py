@@ -88,6 +88,7 @@ class EmbeddedEngine(TakesServerFlags):
             takes_embd_normalize=True,
             metrics_path="/metrics",
             requests_at_once=requests_at_once(resolved.profile),
+            keeps_checkpoints=True,
             runs_gguf_only=True,
             api_key_variable=API_KEY_VARIABLE,
         )

@@ -74,7 +74,8 @@ class Flag:
     `older`: the words of older builds for a value, where they differ, and `older_values` the values
     that these can take, as an operator would say it.
 
-    `instead`: what to do instead of giving it in `extra_args`; empty where it may be given there.
+    `instead`: what to do instead of giving it in `extra_args`, which come last and would win; by
+    default a field is to be written (`remedy`).
     `wheel`: how the embedded server takes it; None where it does not.
     """
 
@@ -94,6 +95,16 @@ class Flag:
     def spellings(self) -> tuple[str, ...]:
         """All its names, the opposite among them."""
         return (self.name, *self.synonyms, *((self.negation,) if self.negation else ()))
+
+    @property
+    def remedy(self) -> str:
+        """What to do instead of giving it in `extra_args`; empty where it may be given there.
+
+        What has a field is for the field alone to say: the need is worked out from it.
+        """
+        if self.instead or self.field in {"engine", "extra_args"}:
+            return self.instead
+        return f"write the field {self.field} instead, by which the controller knows of it"
 
     def words(self, start: "ServerStart") -> tuple[str, ...]:
         """Return the flag with its value, as a build of today takes them; empty: left out."""
@@ -148,28 +159,30 @@ _LOAD_MODES = {
     "dio": "DIRECT_IO",
 }
 
-_ADDRESS = "the controller chooses where it listens; leave it out (`server.host` and `server.port` "
-_ADDRESS += "in supervisor.yaml are for clients)"
-_MODEL = "the model's `path` in models.yaml decides what is served; write it there"
+ADDRESS_REMEDY = (
+    "the controller chooses where it listens; leave it out (`server.host` and `server.port` in "
+    "supervisor.yaml are for clients)"
+)
+MODEL_REMEDY = "the model's `path` in models.yaml decides what is served; write it there"
 
 PLACE = (
     Flag(
         name="--model",
         synonyms=("-m",),
         value=lambda start: start.model.path,
-        instead=_MODEL,
+        instead=MODEL_REMEDY,
         wheel=_text("model.path"),
     ),
     Flag(
         name="--host",
         value=lambda start: start.address.socket_path or "127.0.0.1",
-        instead=_ADDRESS,
+        instead=ADDRESS_REMEDY,
         wheel=WheelParameter(attributes=("hostnames",), read=lambda word: [word]),
     ),
     Flag(
         name="--port",
         value=lambda start: None if start.address.socket_path else start.address.port,
-        instead=_ADDRESS,
+        instead=ADDRESS_REMEDY,
         wheel=_number("port"),
     ),
 )
@@ -179,18 +192,20 @@ SETTINGS = (
     Flag(
         name="--ctx-size",
         field="ctx_size",
+        synonyms=("-c",),
         value=lambda start: (
             start.model.profile.ctx_size
             * (1 if start.model.profile.kv_unified else start.model.profile.parallel)
         ),
         wheel=_number("n_ctx"),
     ),
-    Flag(name="--batch-size", field="batch_size", wheel=_number("n_batch")),
-    Flag(name="--ubatch-size", field="ubatch_size", wheel=_number("n_ubatch")),
-    Flag(name="--parallel", field="parallel", wheel=_number("n_parallel")),
+    Flag(name="--batch-size", field="batch_size", synonyms=("-b",), wheel=_number("n_batch")),
+    Flag(name="--ubatch-size", field="ubatch_size", synonyms=("-ub",), wheel=_number("n_ubatch")),
+    Flag(name="--parallel", field="parallel", synonyms=("-np",), wheel=_number("n_parallel")),
     Flag(  # before: each slot had its share of the context; then it came without the negation
         name="--kv-unified",
         field="kv_unified",
+        synonyms=("-kvu",),
         negation="--no-kv-unified",
         is_old_way=lambda profile: not profile.kv_unified or profile.parallel == 1,
         wheel=_switch("kv_unified"),
@@ -198,16 +213,19 @@ SETTINGS = (
     Flag(
         name="--cache-type-k",
         field="cache_type_k",
+        synonyms=("-ctk",),
         wheel=_constant("cache_type_k", "ggml_type", "GGML_TYPE_", _CACHE_TYPES),
     ),
     Flag(
         name="--cache-type-v",
         field="cache_type_v",
+        synonyms=("-ctv",),
         wheel=_constant("cache_type_v", "ggml_type", "GGML_TYPE_", _CACHE_TYPES),
     ),
     Flag(  # before: a switch without a value, off by default
         name="--flash-attn",
         field="flash_attn",
+        synonyms=("-fa",),
         is_old_way=lambda profile: profile.flash_attn == "off",
         older={"on": ("--flash-attn",), "off": ()},
         older_values="on or off",
@@ -221,8 +239,16 @@ SETTINGS = (
     Flag(
         name="--cache-ram",
         field="cache_ram_mib",
+        synonyms=("-cram",),
         is_old_way=lambda profile: profile.cache_ram_mib == 0,
         wheel=_number("cache_ram_mib"),
+    ),
+    Flag(  # before: the server made none
+        name="--ctx-checkpoints",
+        field="ctx_checkpoints",
+        synonyms=("-ctxcp", "--swa-checkpoints"),
+        is_old_way=lambda _: True,
+        wheel=_number("n_ctx_checkpoints"),
     ),
     Flag(
         name="--cache-reuse",
@@ -233,7 +259,7 @@ SETTINGS = (
     Flag(  # before: a number only
         name="--n-gpu-layers",
         field="n_gpu_layers",
-        synonyms=("--gpu-layers",),
+        synonyms=("--gpu-layers", "-ngl"),
         value=lambda start: (
             0 if start.model.profile.device == "cpu" else start.model.profile.n_gpu_layers
         ),
@@ -261,6 +287,7 @@ SETTINGS = (
     Flag(
         name="--fit",
         field="fit",
+        synonyms=("-fit",),
         value=lambda start: "on" if start.model.profile.fit else "off",
         is_old_way=lambda profile: not profile.fit,
         wheel=WheelParameter(attributes=("fit_params",), words={"on": True, "off": False}),
@@ -268,6 +295,7 @@ SETTINGS = (
     Flag(  # before: three switches
         name="--load-mode",
         field="load_mode",
+        synonyms=("-lm",),
         older={
             "auto": (),
             "mmap": (),
@@ -291,6 +319,7 @@ SETTINGS = (
     Flag(
         name="--threads",
         field="threads",
+        synonyms=("-t",),
         wheel=_number("cpuparams.n_threads", "cpuparams_batch.n_threads"),
     ),
     Flag(
@@ -351,43 +380,3 @@ WHEEL_EXTRAS = (
     Flag(name="--sse-ping-interval", field="extra_args", wheel=_number("sse_ping_interval")),
 )
 """Further flags that the embedded server takes; llama-server takes all that its help lists."""
-
-_NEVER_OURS = {
-    _MODEL: (
-        *("--model-url", "-mu", "--docker-repo", "-dr", "--hf-repo", "-hf", "-hfr"),
-        *("--hf-file", "-hff", "--models-dir", "--models-preset", "--models-max"),
-        *("--models-autoload", "--no-models-autoload"),
-    ),
-    _ADDRESS: ("--reuse-port",),
-    "each start has a key of its own, which only the controller knows; leave it out": (
-        "--api-key",
-        "--api-key-file",
-    ),
-    "the controller asks for its routes at /; leave it out": ("--api-prefix",),
-    "the controller reaches it on this machine without TLS; leave it out, and put a proxy that "
-    "speaks TLS in front of the controller": ("--ssl-key-file", "--ssl-cert-file"),
-    "the controller reads the slots to see whether the server works; leave it out": ("--no-slots",),
-    "write `type: embedding` and `pooling: rank` for the model in models.yaml": (
-        "--rerank",
-        "--reranking",
-    ),
-    "the server prints something and ends; leave it out": (
-        *("--help", "-h", "--usage", "--version", "--list-devices", "--cache-list", "-cl"),
-        "--completion-bash",
-    ),
-}
-
-TAKEN_AWAY: Mapping[str, str] = {
-    **{name: flag.instead for flag in FLAGS if flag.instead for name in flag.spellings},
-    **{name: instead for instead, names in _NEVER_OURS.items() for name in names},
-}
-"""Flags that `extra_args` may not give, by every spelling, with what to do instead: they would take
-from us what the controller relies on."""
-
-DOWNLOADS = "can download weights"
-"""What the help says of flags that stand for a model of their own (`--gpt-oss-20b-default`)."""
-
-
-def instead_of(flag: str, help_text: str = "") -> str | None:
-    """Return what to do instead of giving the flag in `extra_args`; None: it may be given."""
-    return _MODEL if DOWNLOADS in help_text else TAKEN_AWAY.get(flag)

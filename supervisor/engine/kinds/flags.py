@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from supervisor.config.profile import Profile
 from supervisor.engine.kinds.arguments import MANY, Argument, read_arguments, spelled
-from supervisor.engine.kinds.flag_table import FLAGS, SETTINGS, instead_of
+from supervisor.engine.kinds.flag_table import FLAGS, SETTINGS
+from supervisor.engine.kinds.refused_flags import instead_of
 from supervisor.engine.port import ServerStart, TokenizeRoute
 
 API_KEY_VARIABLE = "LLAMA_API_KEY"

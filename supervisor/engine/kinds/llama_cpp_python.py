@@ -35,10 +35,14 @@ HONOURED = frozenset(
     {
         *("ctx_size", "batch_size", "ubatch_size", "cache_type_k", "cache_type_v"),
         *("flash_attn", "n_gpu_layers", "load_mode", "threads", "extra_args"),
-        *("parallel", "kv_unified", "cache_ram_mib", "cache_reuse", "fit", "keep_prompt_cache"),
+        *("parallel", "kv_unified", "cache_ram_mib", "ctx_checkpoints", "cache_reuse", "fit"),
+        "keep_prompt_cache",
     }
 )
-"""What it can honour; some of these with one value only (`_FIXED`, `_REFUSED`)."""
+"""What it can honour; some of these with one value only (`_FIXED`, `_REFUSED`).
+
+Of checkpoints there may be so many: it makes none.
+"""
 
 _FIXED = {
     "parallel": (1, "it serves one sequence at a time"),
@@ -59,6 +63,20 @@ _LOAD_MODES = {  # use_mmap, use_mlock
     "mlock": ("false", "true"),
     "mmap+mlock": ("true", "true"),
 }
+_FIELDS = {
+    "n_ctx": "ctx_size",
+    "n_batch": "batch_size",
+    "n_ubatch": "ubatch_size",
+    "type_k": "cache_type_k",
+    "type_v": "cache_type_v",
+    "flash_attn": "flash_attn",
+    "n_threads": "threads",
+    "n_threads_batch": "threads",
+    "n_gpu_layers": "n_gpu_layers",
+    "use_mmap": "load_mode",
+    "use_mlock": "load_mode",
+}
+"""The options that a profile's fields become, with the field of each."""
 _TAKEN_AWAY = {
     **dict.fromkeys(
         ("--model", "--hf_model_repo_id"),
@@ -77,6 +95,14 @@ _TAKEN_AWAY = {
     "--config_file": "it would replace the whole command line; write the fields of the profile",
     "--interrupt_requests": "each request would cut off the answer to the one before; leave it out",
     **dict.fromkeys(("--help", "-h"), "the server prints something and ends; leave it out"),
+    **{
+        f"--{option}": f"write the field {field} instead, by which the controller knows of it"
+        for option, field in _FIELDS.items()
+    },
+    **dict.fromkeys(
+        ("--split_mode", "--tensor_split", "--main_gpu"),
+        "it divides no layers over several GPUs; write the field device for another one",
+    ),
 }
 """Options that would take from us what the controller relies on, with what to do instead."""
 _SEQUENCES = 256  # llama_max_parallel_sequences(): what it makes room for when it embeds

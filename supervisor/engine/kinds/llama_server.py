@@ -109,6 +109,7 @@ class LlamaServer(TakesServerFlags):
             metrics_path="/metrics" if "--metrics" in entries else None,
             requests_at_once=requests_at_once(resolved.profile),
             chooses_flash_attention=flash is not None and flash.has_value,
+            keeps_checkpoints=not {"--ctx-checkpoints", "--swa-checkpoints"}.isdisjoint(entries),
             runs_gguf_only=True,
             api_key_variable=API_KEY_VARIABLE,
         )

@@ -9,7 +9,7 @@ settings and build, where it is higher than the estimate; the estimate from the 
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import ceil
 
 from supervisor.config.configuration import ResolvedModel
@@ -18,10 +18,12 @@ from supervisor.core.machine.footprint import Footprint
 from supervisor.core.machine.values import Mode, TargetNeed
 from supervisor.core.sizing.estimate import MemoryEstimate, MemorySettings, estimate_memory
 from supervisor.core.sizing.fitting import Alternative, alternatives
+from supervisor.core.sizing.kept_prompts import KeptPrompts, estimate_kept_prompts
 from supervisor.core.sizing.kv_cache import keeps_no_kv
 from supervisor.core.sizing.learned import LearnedPeak, count_need
-from supervisor.engine.models.model_file import ModelFile, inspect_model_file, require_loadable
+from supervisor.engine.models.model_file import ModelFile, require_loadable
 from supervisor.engine.models.model_source import look_at_model, require_stated_need
+from supervisor.engine.needs.companions import Companions, look_at_companions
 from supervisor.engine.needs.learned_store import LearnedStore
 from supervisor.engine.needs.prompt_identity import prompt_identity
 from supervisor.engine.port import Abilities, Engine, EngineIdentity
@@ -41,17 +43,27 @@ class DeviceEstimate:
     """What a model takes on one kind of device, in bytes, in parts.
 
     `output_bytes` are results, which are handed over in host memory and so count there alone;
-    `context_bytes` is the driver's share for the process, on a GPU. `total_bytes` is their sum.
+    `context_bytes` is the driver's share for the process, on a GPU; `companions` what comes beside
+    the model, by name. `total_bytes` is their sum. `host_bytes` is what is in host memory of a
+    model that is on a GPU, and is not in it. `kept` are its prompts there, counted in one of them.
     """
 
     memory: MemoryEstimate
     output_bytes: int
     context_bytes: int
+    companions: Mapping[str, int] = field(default_factory=dict)
+    host_bytes: int = 0
+    kept: KeptPrompts = field(default_factory=KeptPrompts)
+
+    @property
+    def companion_bytes(self) -> int:
+        """What comes beside the model, on this device."""
+        return sum(self.companions.values())
 
     @property
     def beside_bytes(self) -> int:
         """What comes on top of weights, KV cache and compute."""
-        return self.output_bytes + self.context_bytes
+        return self.output_bytes + self.context_bytes + self.companion_bytes
 
     @property
     def total_bytes(self) -> int:
@@ -65,13 +77,15 @@ class Candidate:
 
     `build` is None where the engine cannot say which it is: nothing is learned of such a start.
     `file` and `settings` are None where the model has no GGUF header, and the profile states the
-    need.
+    need. `keeps_checkpoints`: this build makes what `ctx_checkpoints` bounds.
     """
 
     resolved: ResolvedModel
     build: EngineIdentity | None
     file: ModelFile | None
     settings: MemorySettings | None
+    companions: Companions = field(default_factory=Companions)
+    keeps_checkpoints: bool = False
 
     @property
     def stated_bytes(self) -> int | None:
@@ -99,8 +113,8 @@ class Candidate:
         if device == HOST:
             return replace(self.settings, gpu_layers=None, tensor_split=())
         if device not in split_over:
-            return replace(self.settings, tensor_split=())
-        return replace(self.settings, part=split_over.index(device))
+            return replace(self.settings, tensor_split=(), is_gpu=True)
+        return replace(self.settings, part=split_over.index(device), is_gpu=True)
 
     def estimate_on(self, device: str, split_over: Sequence[str] = ()) -> DeviceEstimate | None:
         """Estimate the need on a device; None without a header. Raises EngineError."""
@@ -109,10 +123,35 @@ class Candidate:
             return None
         is_host = device == HOST
         memory = estimate_memory(self.file.headers, settings)
+        kept = self._kept_prompts(self.file, settings)
+        companions = self.companions.bytes_beside(settings, is_host=is_host)
+        if is_host:
+            return DeviceEstimate(
+                memory=memory,
+                output_bytes=memory.host_output_bytes,
+                context_bytes=0,
+                companions={**companions, "kept prompts": kept.total_bytes},
+                kept=kept,
+            )
+        beside_bytes = self.companions.host_bytes(settings) + kept.total_bytes
         return DeviceEstimate(
             memory=memory,
-            output_bytes=memory.host_output_bytes if is_host else 0,
-            context_bytes=0 if is_host else DRIVER_CONTEXT_BYTES,
+            output_bytes=0,
+            context_bytes=DRIVER_CONTEXT_BYTES,
+            companions=companions,
+            host_bytes=memory.host_bytes + beside_bytes,
+            kept=kept,
+        )
+
+    def _kept_prompts(self, file: ModelFile, settings: MemorySettings) -> KeptPrompts:
+        profile = self.resolved.profile
+        if self.resolved.mode is Mode.EMBEDDING:
+            return KeptPrompts()
+        return estimate_kept_prompts(
+            file.header,
+            settings,
+            checkpoints=profile.ctx_checkpoints if self.keeps_checkpoints else 0,
+            cache_ram_mib=profile.cache_ram_mib,
         )
 
     def stated_on(self, device: str, split_over: Sequence[str] = ()) -> int | None:
@@ -159,9 +198,18 @@ class Assessment:
             return "memory.need_bytes of its profile"
         sentences = [self.learned_sentence] if self.learned_sentence else []
         sentences.append(self.estimate.memory.explanation)
+        sentences += [
+            f"and {format_bytes(size_bytes)} for {name}"
+            for name, size_bytes in self.estimate.companions.items()
+            if size_bytes
+        ]
         if self.estimate.context_bytes:
             context = format_bytes(self.estimate.context_bytes)
             sentences.append(f"and {context} for the driver's context")
+        kept = self.estimate.kept
+        if kept.explanation:
+            sentences.append(f"prompts kept in host memory: {kept.explanation}")
+        sentences += (*self.candidate.companions.uncounted, *kept.uncounted)
         return "; ".join(sentences)
 
     @property
@@ -171,7 +219,7 @@ class Assessment:
         Of other GPUs nothing is learned: what they take is stated, or estimated.
         """
         needs = {device: self._need_on(device) for device in (self.split_over or (self.device,))}
-        host_bytes = self.estimate.memory.host_bytes if self.estimate else 0
+        host_bytes = self.estimate.host_bytes if self.estimate else 0
         return needs | ({HOST: host_bytes} if host_bytes and not self.is_stated else {})
 
     def _need_on(self, device: str) -> int:
@@ -224,8 +272,7 @@ def examine(resolved: ResolvedModel, engine: Engine, known: ModelFile | None = N
     engine.check(resolved)
     abilities = engine.abilities(resolved)
     file = known or look_at_model(resolved, abilities)
-    if resolved.projector_path is not None:
-        inspect_model_file(resolved.projector_path)
+    companions = look_at_companions(resolved)
     if file is None:
         require_stated_need(resolved)
     else:
@@ -237,6 +284,8 @@ def examine(resolved: ResolvedModel, engine: Engine, known: ModelFile | None = N
         build=_build_of(engine),
         file=file,
         settings=memory_settings(resolved, abilities) if file is not None else None,
+        companions=companions,
+        keeps_checkpoints=abilities.keeps_checkpoints,
     )
 
 

@@ -311,6 +311,8 @@ def test_more_than_the_file_can_hold_is_refused(data: bytes, announced: str) -> 
         ((pair("general.alignment", 8, text("32")),), (), "is not a whole number"),
         ((pair("split.no", 8, text("one")),), (), "'split.no' is not a whole number"),
         ((ARCHITECTURE,), (tensor("t", 0, 1, 1, 1, 1, 1),), "'t' has 5 dimensions"),
+        ((ARCHITECTURE,), (tensor("n" * 64, 0, 8),), "has 64 bytes, and llama.cpp takes less"),
+        ((ARCHITECTURE,), (tensor("blk." + "9" * 5000, 0, 8),), "name 'blk.9999"),
         ((ARCHITECTURE,), (tensor("t", 12, 255),), "rows of 255 values, not whole blocks of q4_K"),
         ((ARCHITECTURE,), (tensor("t", 4, 32),), "type 4, which does not exist or was removed"),
         ((ARCHITECTURE,), (tensor("t", 1 << 20, 32),), "type 1048576, which does not exist"),
@@ -325,6 +327,12 @@ def test_damaged_header_is_refused_with_the_fault(
     pairs: tuple[bytes, ...], tensors: tuple[bytes, ...], fault: str
 ) -> None:
     assert fault in refusal(file_of(*pairs, tensors=tensors, data_bytes=4096))
+
+
+def test_the_longest_tensor_name_that_llama_cpp_takes_is_read() -> None:
+    longest = "blk." + "9" * 59
+    data = file_of(ARCHITECTURE, tensors=(tensor(longest, 0, 8),), data_bytes=32)
+    assert read(data).tensors.layer_bytes == {int("9" * 59): 32}
 
 
 def assert_safe(data: bytes, file_size: int) -> None:

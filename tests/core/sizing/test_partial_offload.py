@@ -21,6 +21,12 @@ def read(path: Path) -> GgufHeader:
     return read_header(path.read_bytes(), file_size=path.stat().st_size)
 
 
+def copied_bytes(header: GgufHeader) -> int:
+    """What a GPU has once more: the embeddings, where the output uses them; encoders have none."""
+    is_encoder = header.architecture in {"bert", "nomic-bert"}
+    return 0 if header.tensors.has_output_weights or is_encoder else EMBEDDING_BYTES
+
+
 def with_layers(headers: list[GgufHeader], gpu_layers: int | None) -> MemoryEstimate:
     return estimate_memory(headers, replace(SETTINGS, gpu_layers=gpu_layers))
 
@@ -37,7 +43,7 @@ def test_parts_make_the_whole_for_each_architecture(
     on_gpu = []
     for gpu_layers in range(layers + 1):
         part = with_layers([header], gpu_layers)
-        copied = EMBEDDING_BYTES if gpu_layers and not header.tensors.has_output_weights else 0
+        copied = copied_bytes(header) if gpu_layers else 0
         assert (
             part.weights_bytes + part.kv_bytes + part.host_bytes - part.compute_bytes
             == whole.weights_bytes + whole.kv_bytes + copied

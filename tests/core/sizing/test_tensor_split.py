@@ -12,11 +12,9 @@ from hypothesis import strategies as st
 from supervisor.core.sizing.estimate import MemoryEstimate, MemorySettings, estimate_memory
 from supervisor.core.sizing.gguf import GgufHeader, read_header
 from supervisor.core.sizing.tensor_parts import TensorSummary
-from tests.core.sizing.small_models import VOCABULARY, WIDTH
+from tests.core.sizing.test_partial_offload import copied_bytes
 
 SETTINGS = MemorySettings(ctx_size_per_slot=4096, parallel=2)
-EMBEDDING_BYTES = WIDTH * VOCABULARY * 2  # f16, as write_model writes it
-
 LAYER_BYTES, OUTPUT_BYTES, INPUT_BYTES = 1000, 70, 3
 
 
@@ -65,8 +63,8 @@ def test_gpus_together_take_the_whole_model_for_each_architecture(
 
     first, second = parts_of(header, (1, 1))
 
-    copied = 0 if header.tensors.has_output_weights else EMBEDDING_BYTES
-    assert first.weights_bytes + second.weights_bytes == whole.weights_bytes + copied
+    in_host_memory = header.tensors.input_bytes - copied_bytes(header)
+    assert first.weights_bytes + second.weights_bytes == whole.weights_bytes - in_host_memory
     assert first.kv_bytes + second.kv_bytes == whole.kv_bytes
     assert first.host_bytes == second.host_bytes == 0
 

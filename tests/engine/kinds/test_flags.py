@@ -33,6 +33,7 @@ FLAG_OF_FIELD: dict[str, tuple[Any, tuple[str, ...]]] = {
     "cache_type_v": ("bf16", ("--cache-type-v", "bf16")),
     "flash_attn": ("off", ("--flash-attn", "off")),
     "cache_ram_mib": (-1, ("--cache-ram", "-1")),
+    "ctx_checkpoints": (7, ("--ctx-checkpoints", "7")),
     "cache_reuse": (64, ("--cache-reuse", "64")),
     "n_gpu_layers": (12, ("--n-gpu-layers", "12")),
     "tensor_split": ((3, 1.5), ("--tensor-split", "3,1.5")),
@@ -147,7 +148,7 @@ def test_a_child_listens_on_its_socket_or_on_loopback_only() -> None:
 
 
 def test_extra_arguments_come_last_so_that_they_win() -> None:
-    extra = ("--batch-size", "7", "--verbose-prompt")
+    extra = ("--top-k", "7", "--verbose-prompt")
     assert flags_of(resolved(extra_args=extra), SOCKET)[-3:] == extra
 
 
@@ -290,10 +291,10 @@ def test_extra_arguments_take_nothing_away_that_the_controller_relies_on(
 
 def test_variables_take_nothing_away_either(llama_server_bin: Path) -> None:
     native = LlamaServer(llama_server_bin)
-    for name in ("LLAMA_ARG_SSL_KEY_FILE", "LLAMA_ARG_HOST", "LLAMA_API_KEY"):
+    for name in ("LLAMA_ARG_SSL_KEY_FILE", "LLAMA_ARG_CTX_SIZE", "LLAMA_API_KEY"):
         with pytest.raises(UnfitProfile) as refused:
             native.check(resolved(env={name: "x"}))
-        assert f"{name} stands for --" in refused.value.problems["env"]
+        assert f"{name} stands for -" in refused.value.problems["env"]
     native.check(resolved(env={"LLAMA_ARG_TOP_K": "3", "GGML_CUDA_NO_VMM": "1"}))
 
 
@@ -331,7 +332,7 @@ def test_arguments_that_an_engine_does_not_know_are_named(server: Engine) -> Non
 
 @pytest.mark.parametrize(
     "extra",
-    [("--pooling", "sideways"), ("--load-mode", "x"), ("--threads", "many"), ("--threads",)],
+    [("--sse-ping-interval", "many"), ("--sse-ping-interval",)],
 )
 def test_the_embedded_engine_refuses_a_value_that_it_cannot_read(extra: tuple[str, ...]) -> None:
     with pytest.raises(EngineError, match=rf"'test': extra_args: .*{extra[0]}"):
@@ -346,8 +347,8 @@ from supervisor.engine.kinds.embedded_server import build_params, flag_parser, j
 params = build_params(flag_parser().parse_args(joined(sys.argv[1:])), "the-key")
 names = (
     "hostnames port api_keys embedding endpoint_metrics ui kv_unified n_ctx n_batch n_ubatch "
-    "n_parallel cache_ram_mib n_cache_reuse n_threads_http n_gpu_layers fit_params slot_save_path "
-    "chat_template sse_ping_interval tensor_split main_gpu"
+    "n_parallel cache_ram_mib n_ctx_checkpoints n_cache_reuse n_threads_http n_gpu_layers "
+    "fit_params slot_save_path chat_template sse_ping_interval tensor_split main_gpu"
 ).split()
 told = {name: getattr(params, name) for name in names}
 told["path"] = params.model.path
@@ -385,6 +386,7 @@ def test_the_embedded_engine_sets_the_wheels_parameters() -> None:
     assert (told["n_ctx"], told["n_parallel"], told["kv_unified"]) == (1024, 3, True)
     assert (told["n_batch"], told["n_ubatch"]) == (300, 200)
     assert (told["cache_ram_mib"], told["n_cache_reuse"]) == (-1, 64)
+    assert told["n_ctx_checkpoints"] == 7
     assert (told["n_gpu_layers"], told["fit_params"]) == (12, True)
     assert (told["tensor_split"][:3], told["main_gpu"]) == ([3, 1.5, 0], 1)
     assert (told["threads"], told["threads_batch"], told["n_threads_http"]) == (5, 5, 6)

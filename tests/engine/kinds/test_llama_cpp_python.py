@@ -138,6 +138,12 @@ def test_the_server_runs_in_our_python_on_loopback_and_its_model_can_be_seen(
         ({"load_mode": "dio"}, "not dio"),
         ({"pooling": "mean"}, "cannot honour it"),
         ({"threads_http": 2}, "cannot honour it"),
+        (
+            {"extra_args": ("--n_ctx", "9")},
+            "--n_ctx cannot be given here: write the field ctx_size",
+        ),
+        ({"extra_args": ("--use_mlock", "true")}, "write the field load_mode"),
+        ({"extra_args": ("--split_mode", "2")}, "write the field device"),
         ({"extra_args": ("--jinja", "--seed", "1")}, "does not know --jinja;"),
         ({"ubatch_size": 500, "batch_size": 500, "mode": Mode.EMBEDDING}, "a multiple of 256"),
         ({"ubatch_size": 60, "batch_size": 100, "mode": Mode.EMBEDDING}, "a multiple of 100"),
