@@ -129,6 +129,7 @@ class Batcher:
                 wait_s=batching.batch_wait_ms / 1000,
                 max_concurrent=batching.max_concurrent or MAX_CONCURRENT,
                 max_full=batching.max_concurrent or MAX_FULL,
+                slots=profile.parallel if profile.parallel > 1 else batching.max_batch_size,
             ),
             may_switch=configuration.settings.scheduler.auto_switch,
         )

@@ -1,7 +1,7 @@
 """What the workers of a model wait for: leases, and answers."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 
 import msgspec
 
@@ -10,6 +10,9 @@ from supervisor.core.scheduling.values import Priority
 from supervisor.embedding.batching.batches import Batch
 from supervisor.embedding.batching.exchange import Cancellable
 from supervisor.embedding.batching.queue import Amount, BatchLimits, BatchQueue
+
+_MAX_LOOKS = 16
+"""Each is two turns of the loop."""
 
 
 class AskedLease(msgspec.Struct):
@@ -42,6 +45,28 @@ class SentBatch:
             self.over.set_result(None)
 
 
+class Arrivals(msgspec.Struct):
+    """Callers as they come: `came` of them, `seen` when somebody looked last, `looks` ago."""
+
+    came: int = 0
+    seen: int = 0
+    looks: int = 0
+
+    def begin(self) -> None:
+        """Begin to look."""
+        self.seen, self.looks = self.came, 0
+
+    def look(self) -> bool:
+        """Return whether more came since the last look, so that others may be on their way.
+
+        Of ten that come at once, the first would else go alone, and the last be computed third: a
+        fifth later. Not for ever: who comes first need not wait for those who come without end.
+        """
+        more, self.seen = self.came > self.seen, self.came
+        self.looks += 1
+        return more and self.looks < _MAX_LOOKS
+
+
 class Running(dict[Batch, SentBatch]):
     """The batches that are with the server."""
 
@@ -65,6 +90,19 @@ class Running(dict[Batch, SentBatch]):
         if not is_full and queue.most_urgent is None:
             return None
         return self.amount.tokens + batch.tokens
+
+
+class VectorLength(msgspec.Struct):
+    """How many bytes each vector of a server has; `epoch` is that server's."""
+
+    epoch: int = 0
+    bytes: int = 0
+
+    def is_of(self, epoch: int, vector: Sized) -> bool:
+        """Whether a vector is as long as the others of its server; the first one is."""
+        if epoch != self.epoch:
+            self.epoch, self.bytes = epoch, len(vector)
+        return len(vector) == self.bytes
 
 
 def in_a_moment(callback: Callable[[], None]) -> None:

@@ -35,6 +35,8 @@ class BatchLimits(msgspec.Struct, frozen=True, kw_only=True):
 
     `wait_s`: from the arrival of its first piece until a batch is due though it is not full.
     `max_concurrent`: batches that are with the server; `max_full`: those of them that may be full.
+    `slots`: pieces that the server computes together. It answers a batch once all of it is there,
+    so that of callers with few pieces, more than that in one would have some wait for others.
     """
 
     max_size: int
@@ -42,6 +44,7 @@ class BatchLimits(msgspec.Struct, frozen=True, kw_only=True):
     wait_s: float = 0.0
     max_concurrent: int
     max_full: int
+    slots: int
 
     def at_once(self, running: Amount) -> int:
         """Return how many batches there may be with a server that has so much.
@@ -114,7 +117,12 @@ class _Line:
 
     def batches(self, limits: BatchLimits) -> int:
         """Return how many batches its pieces are, at least."""
-        return max(-(-self.inputs // limits.max_size), -(-self.tokens // limits.max_tokens))
+        return max(-(-self.inputs // self._most(limits)), -(-self.tokens // limits.max_tokens))
+
+    def _most(self, limits: BatchLimits) -> int:
+        """Return how many pieces the next batch may have: it is the server's, where few are."""
+        few = len(self.runs[self.head].indexes) <= limits.slots
+        return min(limits.slots, limits.max_size) if few else limits.max_size
 
     def due_at(self, limits: BatchLimits) -> float:
         """Return when it is due, which may have passed."""
@@ -132,8 +140,8 @@ class _Line:
         """Take as many pieces as a batch may have, in order; at least one."""
         self.served_at = now
         items: list[Item] = []
-        left = limits.max_tokens
-        while self.runs and len(items) < limits.max_size:
+        left, most = limits.max_tokens, self._most(limits)
+        while self.runs and len(items) < most:
             caller, run = next(iter(self.runs.items()))
             index = run.indexes[run.following]
             tokens = caller.pieces[index].tokens

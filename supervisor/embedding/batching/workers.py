@@ -21,9 +21,11 @@ from supervisor.embedding.batching.batches import Batch, Caller
 from supervisor.embedding.batching.exchange import Outcome, send_batch, unusable
 from supervisor.embedding.batching.measures import Measures
 from supervisor.embedding.batching.pending import (
+    Arrivals,
     AskedLease,
     Running,
     SentBatch,
+    VectorLength,
     caller_shares,
     in_a_moment,
 )
@@ -74,9 +76,9 @@ class Workers:
         """What is with the server."""
         self._finding_out: set[asyncio.Task[None]] = set()
         self._is_waking = False
+        self._arrivals = Arrivals()
         self._alarm: asyncio.TimerHandle | None = None
-        self._vector_bytes: tuple[int, int] = (0, 0)
-        """An epoch, and the length of its server's vectors."""
+        self._vector_length = VectorLength()
 
     @property
     def is_idle(self) -> bool:
@@ -91,6 +93,7 @@ class Workers:
     def add(self, caller: Caller) -> None:
         """Have a caller's pieces computed. Its `on_end` is called in any case but `leave`."""
         self.queue.add(caller, self.rules.limits)
+        self._arrivals.came += 1
         self._wake_soon()
 
     def leave(self, caller: Caller) -> None:
@@ -120,10 +123,19 @@ class Workers:
         """See to it that what is due is sent, once all that came together is in the queue."""
         if not self._is_waking:
             self._is_waking = True
+            self._arrivals.begin()
             in_a_moment(self._wake)
+
+    def _is_gathering(self) -> bool:
+        """Whether what waits goes with those on their way, to a server that has nothing else."""
+        is_enough = self.queue.amount().inputs >= self.rules.limits.slots
+        return not (self.running or self._asking or is_enough) and self._arrivals.look()
 
     def _wake(self) -> None:
         """Send what is due, or ask for leases for it, as many at once as there may be."""
+        if self._is_gathering():
+            in_a_moment(self._wake)
+            return
         self._is_waking = False
         self._withdraw()
         now = time.monotonic()
@@ -298,23 +310,16 @@ class Workers:
 
     def _settle(self, sent: SentBatch, outcome: Sequence[bytes] | RequestRefused) -> None:
         backend, batch = sent.lease.backend, sent.batch
-        if not isinstance(outcome, RequestRefused) and not self._is_as_long(backend, outcome[0]):
-            told = f"vectors of {len(outcome[0])} bytes, where it made {self._vector_bytes[1]}"
-            outcome = unusable(backend.model, f"{told} before")
+        known = self._vector_length
+        if not isinstance(outcome, RequestRefused) and not known.is_of(backend.epoch, outcome[0]):
+            told = f"vectors of {len(outcome[0])} bytes, where it made {known.bytes} before"
+            outcome = unusable(backend.model, told)
         if isinstance(outcome, RequestRefused):
             self._divide(batch, outcome)
             return
         if sent.tokens_of_busy is not None:
             self.measures.note_batch(sent.tokens_of_busy, time.monotonic() - sent.at)
         self._deliver(batch, outcome, backend.launch.profile)
-
-    def _is_as_long(self, backend: Backend, vector: bytes) -> bool:
-        """Whether a vector is as long as the others of its server."""
-        epoch, length = self._vector_bytes
-        if epoch != backend.epoch:
-            self._vector_bytes = backend.epoch, len(vector)
-            return True
-        return len(vector) == length
 
     def _deliver(self, batch: Batch, vectors: Sequence[bytes], profile: str) -> None:
         batch.close()

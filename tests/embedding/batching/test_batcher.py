@@ -49,6 +49,19 @@ async def test_what_comes_while_all_workers_are_busy_is_sent_together(bench: Ben
     assert computed[1].queue_s > 0 < computed[1].inference_s
 
 
+@pytest.mark.parametrize("batching", [{"max_batch_size": 32}])
+async def test_those_who_come_one_behind_the_other_to_an_idle_server_go_together(
+    bench: Bench,
+) -> None:
+    await bench.compute("live")
+    callers = []
+    for number in range(8):
+        callers.append(bench.begin(f"text {number}"))
+        await asyncio.sleep(0)
+    assert not errors_of(await gather(*callers))
+    assert [len(batch) for batch in await bench.batches()] == [1, 8]
+
+
 async def test_vectors_are_told_by_their_index(bench: Bench) -> None:
     texts = ("shuffled", "two", "three")
     assert (await bench.compute(*texts)).vectors == own_vectors(*texts)
@@ -471,13 +484,13 @@ async def test_many_thousand_callers_take_little_memory_and_leave_without_a_trac
     assert bench.workers("obedient").is_idle
 
 
-@pytest.mark.parametrize("step", ["send_batch", "_is_as_long"])
+@pytest.mark.parametrize("step", ["send_batch", "is_of"])
 async def test_a_bug_of_ours_fails_those_whom_it_meets_and_the_next_are_served(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     await bench.compute("before")
     with monkeypatch.context() as broken:
-        owner = workers if step == "send_batch" else workers.Workers
+        owner = workers if step == "send_batch" else workers.VectorLength
         broken.setattr(owner, step, lambda *_: 1 / 0)
         (refused,) = await gather(bench.begin("meanwhile"))
     assert refused.code == "internal_error"

@@ -16,7 +16,7 @@ from supervisor.embedding.batching.batches import Batch, Caller
 from supervisor.embedding.batching.queue import Amount, BatchLimits, BatchQueue
 from supervisor.embedding.values import Piece
 
-LIMITS = BatchLimits(max_size=4, max_tokens=40, max_concurrent=4, max_full=2)
+LIMITS = BatchLimits(max_size=4, max_tokens=40, max_concurrent=4, max_full=2, slots=4)
 """So a piece of up to ten tokens is short."""
 
 
@@ -56,6 +56,22 @@ def test_pieces_of_several_callers_are_sent_together_in_the_order_of_their_arriv
     assert take(queue) == [(first, 0), (first, 1), (second, 0), (second, 1)]
     assert take(queue) == [(second, 2)]
     assert queue.take(LIMITS, 0.0) is None
+
+
+def test_callers_with_few_pieces_get_batches_of_as_many_as_the_server_computes_together() -> None:
+    queue, limits = BatchQueue(), replace(LIMITS, slots=2)
+    few = [caller(3) for _ in range(5)]
+    for each in few:
+        queue.add(each, limits)
+    assert queue.due(limits, 0.0) == 3
+    sizes = []
+    while (batch := queue.take(limits, 0.0)) is not None:
+        sizes.append(len(batch))
+    assert sizes == [2, 2, 1]
+    queue.add(caller(3, 3, 3, 3), limits)
+    batch = queue.take(limits, 0.0)
+    assert batch is not None
+    assert len(batch) == 4
 
 
 def test_a_batch_has_no_more_tokens_than_it_may_unless_it_is_one_piece() -> None:
