@@ -136,11 +136,11 @@ def _soon(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
 
 
 def _load_at_last(controller: Controller, model: str) -> None:
-    """Load the default model where its devices have come, and nothing else was asked for."""
+    """Load the default model where its devices have come, and nobody else has them already."""
     snapshot = controller.arbiter.snapshot
-    if snapshot.is_closing or not _is_loadable(controller, model):
+    if snapshot.is_closing or snapshot.switch is not None or not _is_loadable(controller, model):
         return
-    if snapshot.switch is None and not snapshot.tenants():
+    if not snapshot.sharing(*controller.targets.target(model).devices):
         _load_default(controller, model)
 
 

@@ -78,7 +78,9 @@ def _host_name(text: str) -> str:
 
 
 def _host_and_port(text: str) -> str:
-    """Return a host with a port or without. Raises ValueError for what no URL can name."""
+    """Return a host, with a port or without, in ASCII. Raises ValueError where it is none."""
+    if not text.isascii():
+        text = text.encode("idna").decode()
     name, _, port = text.rpartition(":")
     host = name if name and port.isdecimal() and not _is_address(text) else text
     if not (_NAME.fullmatch(host) or _is_address(host)) or text != text.lower():

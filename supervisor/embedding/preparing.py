@@ -112,8 +112,9 @@ class Preparer:
         tokenizer = self.tokenizer(intake, request.target, request.priority)
         if tokenizer is None:
             return [_uncounted(each) for each in inputs]
-        tokenized = await _tokenized(tokenizer, inputs, intake.limit)
         long_input = request.long_input or intake.resolved.long_input
+        limit = None if long_input is LongInput.ERROR else intake.limit
+        tokenized = await _tokenized(tokenizer, inputs, limit)
         shortening = Shortening(
             intake, long_input, request.truncation_side, tokenized.frame, tokenizer
         )
@@ -128,6 +129,8 @@ class Preparer:
             try:
                 prepared.append(await shortening.apply(each, own, index))
             except RequestRefused as error:
+                if error.code != "input_too_long":
+                    raise
                 errors[index] = error
         if errors:
             first = errors[min(errors)]
@@ -146,7 +149,10 @@ class Preparer:
 async def _tokenized(
     tokenizer: Tokenizer, inputs: Sequence[Content], limit: int | None
 ) -> Tokenized:
-    """Return the ids of each input, and the frame of texts where there are any, or long ids."""
+    """Return the ids of each input, and the frame where there are texts, or ids to be shortened.
+
+    `limit`: beyond it they are.
+    """
     texts = [each for each in inputs if isinstance(each, str)]
     if not texts and (limit is None or all(len(each) <= limit for each in inputs)):
         return Tokenized([each for each in inputs if not isinstance(each, str)])

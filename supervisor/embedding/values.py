@@ -49,7 +49,7 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 TOO_LONG = "too_long"
-"""The detail of a refusal that has the indexes of all inputs longer than their model takes."""
+"""The detail of a refusal that lists the indexes of all inputs longer than their model takes."""
 
 
 def too_long(index: int, why: str) -> RequestRefused:

@@ -61,7 +61,7 @@ def check_url(text: str, allowed: Collection[str]) -> None:
     """Raise RequestRefused unless the URL leads to an allowed host (`host`, or `host:port`)."""
     try:
         url = URL(text)
-        host, port = url.host, url.port
+        host, port = url.raw_host, url.port
     except ValueError as error:
         raise _refused(f"{text!r} is not a URL: {error}") from error
     if url.scheme not in {"http", "https"} or not host:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import math
 import os
 import re
 import shutil
@@ -36,6 +37,9 @@ _COMING_S = 86_400.0
 _decode = msgspec.json.Decoder(StoredFile).decode
 
 
+_LOOK_AGAIN_S = 10.0
+
+
 class DiskFiles:
     """See `FileStore`. A file is there once what is known of it stands beside its content."""
 
@@ -45,6 +49,7 @@ class DiskFiles:
         self._clock = clock
         self._used_bytes: int | None = None
         """What files take, since they were all looked at."""
+        self._looked_at = -math.inf
 
     async def add(self, file: StoredFile, path: Path) -> StoredFile:
         """See `FileStore`."""
@@ -75,8 +80,10 @@ class DiskFiles:
 
     async def used_bytes(self) -> int:
         """See `FileStore`."""
-        if self._used_bytes is None:
-            self._used_bytes = await asyncio.to_thread(self._sum)
+        now = time.monotonic()
+        # Other controllers write in the folder, too, and operators clear it by hand.
+        if self._used_bytes is None or now - self._looked_at > _LOOK_AGAIN_S:
+            self._used_bytes, self._looked_at = await asyncio.to_thread(self._sum), now
         return self._used_bytes
 
     async def read(self, file_id: str) -> AsyncGenerator[bytes, None]:

@@ -60,7 +60,10 @@ class JobRunner:
             for number in range(self._workers):
                 owner = f"{name}-{kind}-{number}"
                 worker = Worker(
-                    *(self._queue, handler, kind, owner),
+                    self._queue,
+                    handler,
+                    kind,
+                    owner,
                     insisting=self._insisting,
                     require_room=self._require_room,
                 )

@@ -137,7 +137,7 @@ class Batcher:
     def _admit(self, workers: Workers, pieces: Sequence[Piece], priority: Priority) -> None:
         """Count a caller in. Raises RequestRefused `embedding_queue_full` for one too many.
 
-        Where nothing waits, one may come however large it is: it would never be let in else.
+        Where nothing waits, one may come however large it is: otherwise it never could.
         """
         bounds = self._configuration.current.settings.queue
         waiting = [each.queue.amount() for each in self._workers.values()]

@@ -1,4 +1,4 @@
-"""What the workers of a model wait for: leases, and answers."""
+"""What the workers of a model know: who comes, who waits for a lease, what is with the server."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -12,7 +12,7 @@ from supervisor.embedding.batching.exchange import Cancellable
 from supervisor.embedding.batching.queue import Amount, BatchLimits, BatchQueue
 
 _MAX_LOOKS = 16
-"""Each is two turns of the loop."""
+"""Two turns of the loop each: together less than a text takes."""
 
 
 class AskedLease(msgspec.Struct):
@@ -46,7 +46,7 @@ class SentBatch:
 
 
 class Arrivals(msgspec.Struct):
-    """Callers as they come: `came` of them, `seen` when somebody looked last, `looks` ago."""
+    """Callers as they come: `came` in all, of whom `seen` at the last look; `looks` so far."""
 
     came: int = 0
     seen: int = 0

@@ -126,7 +126,7 @@ class _Line:
 
     def due_at(self, limits: BatchLimits) -> float:
         """Return when it is due, which may have passed."""
-        is_full = limits.is_full(Amount(self.inputs, self.tokens))
+        is_full = self.inputs >= self._most(limits) or self.tokens >= limits.max_tokens
         return 0.0 if is_full else self.head.came_at + limits.wait_s
 
     def urgency(self, now: float) -> float:

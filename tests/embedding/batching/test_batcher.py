@@ -15,6 +15,7 @@ import pytest
 from supervisor.core.machine.events import Event, RequestEnded
 from supervisor.core.scheduling.values import Priority
 from supervisor.embedding.batching import workers
+from supervisor.embedding.batching.pending import VectorLength
 from supervisor.embedding.values import ComputedPieces, Piece
 from supervisor.errors import RequestRefused
 from tests.embedding.batching.conftest import OBEDIENT, Bench, errors_of, until
@@ -490,7 +491,7 @@ async def test_a_bug_of_ours_fails_those_whom_it_meets_and_the_next_are_served(
 ) -> None:
     await bench.compute("before")
     with monkeypatch.context() as broken:
-        owner = workers if step == "send_batch" else workers.VectorLength
+        owner = workers if step == "send_batch" else VectorLength
         broken.setattr(owner, step, lambda *_: 1 / 0)
         (refused,) = await gather(bench.begin("meanwhile"))
     assert refused.code == "internal_error"
