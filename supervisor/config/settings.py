@@ -88,11 +88,7 @@ class DeviceSettings(Settings):
     budget_bytes: Bytes | None = Field(
         default=None, gt=0, description="Bytes that backends may take in total; default: its total."
     )
-    exclusive: bool = Field(
-        default=False,
-        description="Only one backend runs on it at a time; what a server on a GPU keeps "
-        "in the host's memory is not one more on `host`.",
-    )
+    exclusive: bool = Field(default=False, description="Only one backend at a time.")
     required: bool = Field(
         default=False,
         description="The controller does not start without this device: where it is not seen or "

@@ -37,7 +37,7 @@ def _of_backends(snapshot: Snapshot) -> Iterator[str]:
         yield f"epochs {starting} start, and the switch waits for {awaited}"
     serving = (BackendState.STARTING, BackendState.READY)
     for device in snapshot.devices.values():
-        there = [b for b in snapshot.backends if device.name in b.target.devices]
+        there = [b for b in snapshot.backends if device.name in b.footprint.devices]
         if device.is_exclusive and sum(b.state in serving for b in there) > 1:
             yield f"{device.name} is exclusive, and more than one backend is on it"
 

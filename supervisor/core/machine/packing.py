@@ -13,7 +13,7 @@ from msgspec import Struct
 from supervisor.core.machine.footprint import Footprint
 from supervisor.core.machine.memory import MemorySample
 from supervisor.core.machine.snapshot import Snapshot
-from supervisor.core.machine.values import Backend, BackendState, Device, Target
+from supervisor.core.machine.values import Backend, BackendState, Target
 from supervisor.core.scheduling.estimates import arrivals_per_s, load_s
 
 RETURN_WINDOW_S = 600.0
@@ -115,30 +115,11 @@ def fits_with(
             there = [b for b in staying if not set(pool).isdisjoint(b.footprint.devices)]
             taken_bytes = sum(b.footprint.on(*pool) for b in there) + need_bytes
             is_crowded = taken_bytes + target.memory.margin_bytes > capacity_bytes
-            if there and (is_crowded or wants_it_alone(snapshot, device, target, there)):
+            if there and (device.is_exclusive or is_crowded):
                 return False
         return True
 
     return fits
-
-
-def wants_it_alone(
-    snapshot: Snapshot, device: Device, target: Target, there: Sequence[Backend]
-) -> bool:
-    """Whether a device is for one server at a time, and a target would run on it with another.
-
-    A server on a GPU that keeps something in the host's memory takes room there, and does not run
-    there.
-    """
-    if not device.is_exclusive:
-        return False
-    pool = set(snapshot.pool(device.name))
-    others = (backend.target for backend in there)
-    return _runs_on(target, pool) and any(_runs_on(other, pool) for other in others)
-
-
-def _runs_on(target: Target, devices: set[str]) -> bool:
-    return not devices.isdisjoint(target.devices)
 
 
 def cheapest_to_leave(

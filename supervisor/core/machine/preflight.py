@@ -5,12 +5,7 @@ from collections.abc import Sequence
 from supervisor.core.byte_size import format_bytes
 from supervisor.core.machine.events import TargetAccepted
 from supervisor.core.machine.memory import HolderRole, MemorySample, OnUnconfirmed
-from supervisor.core.machine.packing import (
-    capacity_of,
-    died_just_now,
-    resident_bytes,
-    wants_it_alone,
-)
+from supervisor.core.machine.packing import capacity_of, died_just_now, resident_bytes
 from supervisor.core.machine.residency import Plan, baselines_after
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.values import Backend, Device, Refusal, Target, TargetNeed
@@ -79,8 +74,7 @@ def refuse_for_the_pinned(
         left_bytes = capacity_of(snapshot, name, target, readings) - target.memory.margin_bytes
         left_bytes -= resident_bytes(snapshot, there, name)
         if there:
-            is_taken = wants_it_alone(snapshot, device, target, there)
-            room[name] = 0 if is_taken else max(0, left_bytes)
+            room[name] = 0 if device.is_exclusive else max(0, left_bytes)
     short = min(room, key=lambda name: room[name] - footprint.on(name))
     fitting = mildest_fitting(need.alternatives, room[short]) if short == target.device else ()
     would = "; ".join(f"{a.setting} needs {format_bytes(a.need_bytes)}" for a in fitting)

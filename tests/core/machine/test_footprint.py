@@ -56,23 +56,6 @@ def holding(*backends: Backend) -> Snapshot:
     return Snapshot(devices=Map(devices), backends=backends, next_epoch=99)
 
 
-def test_what_a_gpus_server_keeps_on_an_exclusive_host_takes_room_and_no_place() -> None:
-    alone = {device.name: replace(device, is_exclusive=True) for device in (SHARED, HOST)}
-    on_gpu = backend(1, "a", gpu0=8, host=6)
-    there = Snapshot(devices=Map(alone), backends=(on_gpu,), next_epoch=99)
-    on_host = replace(EMBED, device="host")
-    for gib, leaving_epochs in ((6, []), (12, [1])):
-        footprint = Footprint.of({"host": gib * GIB})
-        plan = plan_residency(there, on_host, footprint, (), 1e3)
-        assert [b.epoch for b in plan.leaving] == leaving_epochs
-
-    both = replace(there, backends=(on_gpu, replace(backend(2, "b", host=6), target=on_host)))
-    assert not list(violations(both))
-    another = replace(EMBED, device="host", model="another")
-    plan = plan_residency(both, another, Footprint.of({"host": GIB}), (), 1e3)
-    assert [b.epoch for b in plan.leaving] == [2]
-
-
 def test_only_those_give_way_that_are_in_the_way_on_a_device_that_is_full() -> None:
     there = holding(backend(1, "a", gpu0=8), backend(2, "b", gpu1=20), backend(3, "c", host=10))
     assert leaving(there, gpu0=15, gpu1=3) == []
