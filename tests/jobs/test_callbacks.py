@@ -13,6 +13,7 @@ import pytest
 from aiohttp import web
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
+from supervisor.config.settings import JobSettings
 from supervisor.errors import RequestRefused
 from supervisor.jobs import callback_jobs
 from supervisor.jobs.callback_jobs import CallbackHandler
@@ -138,6 +139,11 @@ def test_host_is_allowed_on_any_port_or_on_the_one_that_is_named() -> None:
     check_url("http://127.0.0.1:8080/hook?x=1", ("127.0.0.1",))
     check_url("https://hooks.example/hook", ("hooks.example:443",))
     check_url("https://HOOKS.example/hook", ("hooks.example",))
+    international = JobSettings(
+        callback_hosts=("bücher.example",), callback_key_env="KEY"
+    ).callback_hosts
+    check_url("https://bücher.example/hook", international)
+    check_url("https://xn--bcher-kva.example/hook", international)
 
 
 async def test_host_that_is_no_longer_allowed_is_not_called(receiver: Receiver) -> None:

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from supervisor.errors import RequestRefused
+from supervisor.jobs import disk_files
 from supervisor.jobs.disk_files import DiskFiles
 from supervisor.jobs.port import FileStore
 from supervisor.jobs.redis_connection import RedisConnection
@@ -124,6 +125,20 @@ async def test_what_files_take_is_counted_as_they_come_and_go(
     assert await store.remove("file-2")
     assert not await store.remove("file-2")
     assert await store.used_bytes() == 0
+
+
+async def test_what_others_remove_from_a_shared_folder_makes_room(
+    tmp_path: Path, local: Callable[..., Path], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk_files, "_LOOK_AGAIN_S", 0.0)
+    folder = tmp_path / "files"
+    folder.mkdir()
+    ours, others = DiskFiles(folder, clock), DiskFiles(folder, clock)
+    file = new_file("file-1")
+    await ours.add(file, local(CONTENT))
+    assert await ours.used_bytes() == len(CONTENT)
+    await others.remove(file.id)
+    assert await ours.used_bytes() == 0
 
 
 async def test_a_file_whose_time_is_over_is_gone(

@@ -120,8 +120,6 @@ def estimate_memory(headers: Sequence[GgufHeader], settings: MemorySettings) -> 
     if plan.host_layers:
         host_bytes += compute_bytes  # the bound holds on either side
         sentences.append(f"{plan.host_layers} layers in {format_bytes(host_bytes)} of host memory")
-    elif host_bytes:
-        sentences.append(f"embeddings of layers in {format_bytes(host_bytes)} of host memory")
     if settings.tensor_split:
         shares = ",".join(f"{share:g}" for share in settings.tensor_split)
         sentences.append(f"{len(plan.layers)} layers by tensor_split {shares}")
@@ -149,9 +147,8 @@ def _split_weights(headers: Sequence[GgufHeader], plan: "_Plan") -> _Split:
     """Divide the weights as llama.cpp does: the input always stays on the host, then the layers do.
 
     Where all layers are on GPUs what belongs to no layer counts on the first. Tokens are looked up
-    in the file's pages then, which the host can take back: of these, only the tables with a row for
-    each layer count as its memory, which are half of some models. An output without weights of its
-    own gets a copy of the embeddings.
+    in the file's pages then, which the host can take back, so that these tables, which are half of
+    some models, count nowhere. An output without weights of its own gets a copy of the embeddings.
     Source: llama_model_base::load_tensors(), `dev_input` and `i_gpu_start`.
     """
     tensors = [header.tensors for header in headers]
@@ -171,7 +168,6 @@ def _split_weights(headers: Sequence[GgufHeader], plan: "_Plan") -> _Split:
     elif plan.settings.part == 0:
         device_bytes += rest_bytes
     if plan.is_all_on_gpus:
-        host_bytes += sum(one.per_layer_input_bytes for one in tensors)
         device_bytes -= sum(one.input_bytes for one in tensors) if plan.settings.part == 0 else 0
     if plan.copies_embeddings and not any(one.has_output_weights for one in tensors):
         device_bytes += sum(one.embedding_bytes for one in tensors)

@@ -35,7 +35,7 @@ def estimate_projector(headers: Sequence[GgufHeader], *, has_flash_attention: bo
     is_fixed = header.metadata.get("clip.projector_type") in _FIXED_SIZE
     image = _image_patches(header, is_fixed=is_fixed)
     images = _Work(
-        sequence=0 if has_flash_attention else image,
+        sequence=_scored(header, image, has_flash_attention=has_flash_attention),
         positions=image * (_IMAGES_AT_ONCE if is_fixed else 1),
         is_gated=not is_fixed,
     )
@@ -65,6 +65,20 @@ def _image_patches(header: GgufHeader, *, is_fixed: bool) -> int:
         return side * side
     pixels = header.count_parameter("vision.image_max_pixels") or 0
     return max(_MAX_PATCHES, side * side, pixels // (patch * patch))
+
+
+def _scored(header: GgufHeader, image: int, *, has_flash_attention: bool) -> int:
+    """Return the positions that each is scored against at once.
+
+    Without flash attention that is all of them, squared. Of images of any size, those of the size
+    that the encoder was trained on are reckoned with: the largest would be refused by most GPUs
+    on which it runs.
+    """
+    if has_flash_attention:
+        return 0
+    patch = header.count_parameter("vision.patch_size") or 1
+    side = (header.count_parameter("vision.image_size") or 0) // patch
+    return side * side or image
 
 
 def _compute_bytes(header: GgufHeader, modality: str, work: _Work) -> int:

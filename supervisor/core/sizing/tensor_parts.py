@@ -13,9 +13,8 @@ class TensorSummary:
     `layer_bytes` are the bytes of each layer by its number (`blk.N.…`), `output_bytes` those of
     the output (`output….`), and `embedding_bytes` those of the tokens' embeddings, which the output
     uses, too, where it has no weights of its own (`has_output_weights`). `input_bytes` are those of
-    the tables that tokens are looked up in, the embeddings among them, and `per_layer_input_bytes`
-    the part of these that has a row for each layer. What is left belongs to no layer. All are empty
-    where a tensor's type is not known, and its size with it.
+    the tables that tokens are looked up in, the embeddings among them. What is left belongs to no
+    layer. All are empty where a tensor's type is not known, and its size with it.
     """
 
     count: int
@@ -25,7 +24,6 @@ class TensorSummary:
     output_bytes: int = 0
     embedding_bytes: int = 0
     input_bytes: int = 0
-    per_layer_input_bytes: int = 0
     has_output_weights: bool = False
 
 
@@ -39,7 +37,7 @@ class TensorParts:
     def __init__(self) -> None:
         self.layers: Counter[int] = Counter()
         self.output_bytes = self.embedding_bytes = 0
-        self.input_bytes = self.per_layer_input_bytes = 0
+        self.input_bytes = 0
         self.has_output_weights = False
 
     def add(self, name: str, size_bytes: int) -> None:
@@ -55,8 +53,6 @@ class TensorParts:
             self.input_bytes += size_bytes
             if head == "token_embd":
                 self.embedding_bytes += size_bytes
-            if head == "per_layer_token_embd":
-                self.per_layer_input_bytes += size_bytes
 
     def summary(self, *, count: int, total_bytes: int, types: Mapping[str, int]) -> TensorSummary:
         """Return the table in short."""
@@ -68,6 +64,5 @@ class TensorParts:
             output_bytes=self.output_bytes,
             embedding_bytes=self.embedding_bytes,
             input_bytes=self.input_bytes,
-            per_layer_input_bytes=self.per_layer_input_bytes,
             has_output_weights=self.has_output_weights,
         )

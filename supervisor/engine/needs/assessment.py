@@ -45,7 +45,8 @@ class DeviceEstimate:
     `output_bytes` are results, which are handed over in host memory and so count there alone;
     `context_bytes` is the driver's share for the process, on a GPU; `companions` what comes beside
     the model, by name. `total_bytes` is their sum. `host_bytes` is what is in host memory of a
-    model that is on a GPU, and is not in it. `kept` are its prompts there, counted in one of them.
+    model that is on a GPU, and is not in it. `kept` are prompts in host memory: a bound, that most
+    servers stay far below, and so neither in what is needed nor in what a stop gives back.
     """
 
     memory: MemoryEstimate
@@ -130,16 +131,15 @@ class Candidate:
                 memory=memory,
                 output_bytes=memory.host_output_bytes,
                 context_bytes=0,
-                companions={**companions, "kept prompts": kept.total_bytes},
+                companions=companions,
                 kept=kept,
             )
-        beside_bytes = self.companions.host_bytes(settings) + kept.total_bytes
         return DeviceEstimate(
             memory=memory,
             output_bytes=0,
             context_bytes=DRIVER_CONTEXT_BYTES,
             companions=companions,
-            host_bytes=memory.host_bytes + beside_bytes,
+            host_bytes=memory.host_bytes + self.companions.host_bytes(settings),
             kept=kept,
         )
 
@@ -208,7 +208,7 @@ class Assessment:
             sentences.append(f"and {context} for the driver's context")
         kept = self.estimate.kept
         if kept.explanation:
-            sentences.append(f"prompts kept in host memory: {kept.explanation}")
+            sentences.append(f"beside it, in host memory, at most {kept.explanation}")
         sentences += (*self.candidate.companions.uncounted, *kept.uncounted)
         return "; ".join(sentences)
 

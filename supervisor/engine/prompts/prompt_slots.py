@@ -170,6 +170,8 @@ async def restore_prompts(
     restored is empty, and its file removed: what its server may have died of is not tried again.
     Where it is broken off because we stop the server (`is_stopping`), all others are kept.
     """
+    if within_s <= 0:
+        return KeptPrompts(took_s=0.0, reason="the start took all of its time; they are kept")
     clock = asyncio.get_running_loop().time
     begun_at = clock()
     try:

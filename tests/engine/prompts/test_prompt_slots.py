@@ -448,6 +448,18 @@ async def test_restoring_ends_in_time_for_the_start(serve: Serve, files: PromptF
     assert [slot.slot for slot in restored.slots] == [0]
 
 
+async def test_start_that_took_all_of_its_time_keeps_what_it_cannot_restore(
+    serve: Serve, files: PromptFiles
+) -> None:
+    server = OddServer(files.path, {})
+    slots = await serve(server.application)
+    saved = await save_prompts(slots, files, None)
+    restored = await restore_prompts(slots, files, within_s=0.0)
+    assert restored is not None
+    assert not restored.slots
+    assert files.take() == saved.slots
+
+
 class SlowDiskCache(PromptCache):
     """A folder whose disk takes its time to remove files, until `goes_on`."""
 
