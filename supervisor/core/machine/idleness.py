@@ -48,6 +48,9 @@ def return_at(snapshot: Snapshot) -> float | None:
         return None
     worked = [b.work.empty_since for b in snapshot.backends if b.work.empty_since is not None]
     ended = [*worked, *(away.left_at for away in scheduling.away.values())]
+    last = snapshot.endings.exit
+    if last is not None and last.model == target.model:
+        ended.append(last.at)  # what it had worked until then went with it
     setback = scheduling.setbacks.get(target.model)
     if not ended or (setback is not None and setback.is_final):
         return None

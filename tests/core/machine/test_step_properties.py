@@ -44,8 +44,9 @@ READINGS = RulesChanged | ScheduleRead | CallersCounted
 """Facts that say what is so now, or have it read: told again, they are new. An older count of
 callers replaces a later one."""
 
-ONCE_A_LIFE = BackendReady | BackendParked | BackendNotParked
-"""Facts that are true anew in each life of a server that was parked and woken in between."""
+ONCE_A_LIFE = BackendReady | BackendParked | BackendNotParked | ReleaseBegun
+"""Facts that are true anew in each life of a server that was parked and woken in between, or, of a
+release, set its clock anew."""
 
 Chosen = dict[str, ModelRules]
 
