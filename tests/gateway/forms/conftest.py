@@ -66,11 +66,11 @@ def caller(
 ) -> Iterator[Caller]:
     """A caller of a controller whose embedding model is live, and has prompts.
 
-    With more than 100,000 tokens that wait, a request gets 429.
+    Where others wait, and more than 5,000 tokens would, a request gets 429.
     """
     folder = tmp_path_factory.mktemp("forms")
     files = {"models.yaml": catalogue(reranker, long_reader)}
-    queue = {"max_embedding_tokens": 100_000}
+    queue = {"max_embedding_tokens": 5_000}
     with serving(folder, server=DOORS[request.param], queue=queue, files=files) as running:
         running.make_live("minilm")
         yield Caller(running)
