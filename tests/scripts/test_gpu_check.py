@@ -234,9 +234,10 @@ def test_need_is_compared_part_by_part_with_what_the_server_told(
     needs = figures_of(finished, "switches")["needs"]
     assert needs.keys() == {"check-generation", "check-large", "check-embedding"}
     parts = needs["check-generation"]["parts"]
-    for part in ("weights", "kv"):
-        assert parts[part]["used_bytes"] == pytest.approx(parts[part]["estimated_bytes"], rel=0.05)
-        assert parts[part]["used_bytes"] > 0
+    kv, weights = parts["kv"], parts["weights"]
+    assert kv["used_bytes"] == pytest.approx(kv["estimated_bytes"], rel=0.05)
+    # The server computes on the CPU, where the tables of tokens count, too.
+    assert weights["used_bytes"] > weights["estimated_bytes"] > 0
     assert parts["total"]["used_bytes"] == HELD_BYTES
     buffers = sum(parts[part]["used_bytes"] for part in ("weights", "kv", "compute"))
     assert parts["context"]["used_bytes"] == HELD_BYTES - buffers

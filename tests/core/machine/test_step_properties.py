@@ -33,7 +33,14 @@ from supervisor.core.machine.events import (
     VectorsKnown,
 )
 from supervisor.core.machine.step import step
-from supervisor.core.machine.values import DrainPolicy, ModelRules, Phase, SwitchRules, Target
+from supervisor.core.machine.values import (
+    BackendState,
+    DrainPolicy,
+    ModelRules,
+    Phase,
+    SwitchRules,
+    Target,
+)
 from supervisor.core.scheduling.values import Priority
 from tests.core.machine.surroundings import LIMITS, TARGETS, WITH_TWIN, asked_for, period
 from tests.core.machine.world import Fate, World
@@ -313,12 +320,15 @@ class Happenings(World):
             elif self.phase in {Phase.CONFIRMING, Phase.ROLLING_BACK}:
                 self.pass_time(0.25)
 
-    @precondition(lambda self: self.alive)
-    @rule(pause_s=pauses_s, pick=st.integers(0))
-    def prompts_are_saved(self, pause_s: float, pick: int) -> None:
-        self.pass_time(pause_s)
-        epochs = sorted(self.alive)
+    @precondition(lambda self: self.being_released())
+    @rule(pick=st.integers(0))
+    def prompts_are_saved(self, pick: int) -> None:
+        epochs = self.being_released()
         self.tell(ReleaseBegun(at=self.now, epoch=epochs[pick % len(epochs)]))
+
+    def being_released(self) -> list[int]:
+        states = {BackendState.STOPPING, BackendState.PARKING}
+        return [b.epoch for b in self.snapshot.backends if b.state in states]
 
     @precondition(lambda self: self.alive)
     @rule(pause_s=pauses_s, pick=st.integers(0))
