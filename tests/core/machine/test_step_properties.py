@@ -21,7 +21,6 @@ from supervisor.core.machine.events import (
     Event,
     MemorySampled,
     MemoryUnreadable,
-    ReleaseBegun,
     RequestArrived,
     RestartRequested,
     RulesChanged,
@@ -33,14 +32,7 @@ from supervisor.core.machine.events import (
     VectorsKnown,
 )
 from supervisor.core.machine.step import step
-from supervisor.core.machine.values import (
-    BackendState,
-    DrainPolicy,
-    ModelRules,
-    Phase,
-    SwitchRules,
-    Target,
-)
+from supervisor.core.machine.values import DrainPolicy, ModelRules, Phase, SwitchRules, Target
 from supervisor.core.scheduling.values import Priority
 from tests.core.machine.surroundings import LIMITS, TARGETS, WITH_TWIN, asked_for, period
 from tests.core.machine.world import Fate, World
@@ -51,9 +43,8 @@ READINGS = RulesChanged | ScheduleRead | CallersCounted
 """Facts that say what is so now, or have it read: told again, they are new. An older count of
 callers replaces a later one."""
 
-ONCE_A_LIFE = BackendReady | BackendParked | BackendNotParked | ReleaseBegun
-"""Facts that are true anew in each life of a server that was parked and woken in between, or, of a
-release, set its clock anew."""
+ONCE_A_LIFE = BackendReady | BackendParked | BackendNotParked
+"""Facts that are true anew in each life of a server that was parked and woken in between."""
 
 Chosen = dict[str, ModelRules]
 
@@ -319,16 +310,6 @@ class Happenings(World):
                 self.perform(self.orders.pop(0), is_well=True, need=need)
             elif self.phase in {Phase.CONFIRMING, Phase.ROLLING_BACK}:
                 self.pass_time(0.25)
-
-    @precondition(lambda self: self.being_released())
-    @rule(pick=st.integers(0))
-    def prompts_are_saved(self, pick: int) -> None:
-        epochs = self.being_released()
-        self.tell(ReleaseBegun(at=self.now, epoch=epochs[pick % len(epochs)]))
-
-    def being_released(self) -> list[int]:
-        states = {BackendState.STOPPING, BackendState.PARKING}
-        return [b.epoch for b in self.snapshot.backends if b.state in states]
 
     @precondition(lambda self: self.alive)
     @rule(pause_s=pauses_s, pick=st.integers(0))
