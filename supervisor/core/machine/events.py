@@ -187,7 +187,7 @@ class BackendMoved(Event, frozen=True, kw_only=True):
 
 
 class ReleaseBegun(Event, frozen=True, kw_only=True):
-    """A server is told to end, or to park, from now on: what was to be saved of it before is."""
+    """A server's prompts are saved, and it is now told to end or to park."""
 
     epoch: int
 

@@ -158,8 +158,8 @@ def stay(draft: Draft) -> None:
 def reap_deadline(snapshot: Snapshot, switch: Switch) -> float:
     """Return when what the running switch stops must be gone, or the next that it parks parked.
 
-    What could not be parked in time is stopped then, and has its time from there on. What was told
-    to stop before the phase has as much time in it as what is told now.
+    What could not be parked in time is stopped then, and has its time from there on. What was
+    stopping before the phase began has as much time in it as the others.
     """
     leaving = [b for b in snapshot.backends if b.epoch in switch.leaving.epochs]
     parking = [_release_deadline(b) for b in leaving if b.state is BackendState.PARKING]

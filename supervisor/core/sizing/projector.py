@@ -59,26 +59,28 @@ class _Work(NamedTuple):
 
 
 def _image_patches(header: GgufHeader, *, is_fixed: bool) -> int:
+    trained = _trained_patches(header)
+    if is_fixed:
+        return trained
+    patch = header.count_parameter("vision.patch_size") or 1
+    pixels = header.count_parameter("vision.image_max_pixels") or 0
+    return max(_MAX_PATCHES, trained, pixels // (patch * patch))
+
+
+def _trained_patches(header: GgufHeader) -> int:
+    """Return the patches of an image of the size that the encoder was trained on; 0: untold."""
     patch = header.count_parameter("vision.patch_size") or 1
     side = (header.count_parameter("vision.image_size") or 0) // patch
-    if is_fixed:
-        return side * side
-    pixels = header.count_parameter("vision.image_max_pixels") or 0
-    return max(_MAX_PATCHES, side * side, pixels // (patch * patch))
+    return side * side
 
 
 def _scored(header: GgufHeader, image: int, *, has_flash_attention: bool) -> int:
     """Return the positions that each is scored against at once.
 
-    Without flash attention that is all of them, squared. Of images of any size, those of the size
-    that the encoder was trained on are reckoned with: the largest would be refused by most GPUs
-    on which it runs.
+    Without flash attention that is all of them, squared. Of images of any size, the one that the
+    encoder was trained on counts: the largest would not fit on most GPUs on which it runs.
     """
-    if has_flash_attention:
-        return 0
-    patch = header.count_parameter("vision.patch_size") or 1
-    side = (header.count_parameter("vision.image_size") or 0) // patch
-    return side * side or image
+    return 0 if has_flash_attention else _trained_patches(header) or image
 
 
 def _compute_bytes(header: GgufHeader, modality: str, work: _Work) -> int:

@@ -104,7 +104,7 @@ class Flag:
         """
         if self.instead or self.field in {"engine", "extra_args"}:
             return self.instead
-        return f"write the field {self.field} instead, by which the controller knows of it"
+        return field_remedy(self.field)
 
     def words(self, start: "ServerStart") -> tuple[str, ...]:
         """Return the flag with its value, as a build of today takes them; empty: left out."""
@@ -153,6 +153,7 @@ def _upper(*words: str) -> dict[str, str]:
 
 
 _CACHE_TYPES = _upper("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
+
 _LOAD_MODES = {
     **_upper("auto", "none", "mmap", "mlock"),
     "mmap+mlock": "MMAP_MLOCK",
@@ -164,6 +165,12 @@ ADDRESS_REMEDY = (
     "supervisor.yaml are for clients)"
 )
 MODEL_REMEDY = "the model's `path` in models.yaml decides what is served; write it there"
+
+
+def field_remedy(field: str) -> str:
+    """Say what to write instead of an argument that has a field of its own."""
+    return f"write the field {field} instead, by which the controller knows of it"
+
 
 PLACE = (
     Flag(

@@ -19,6 +19,7 @@ from supervisor.core.sizing.ggml_types import GGML_TYPES
 from supervisor.engine.kinds.arguments import Argument, read_arguments
 from supervisor.engine.kinds.cached_build import cached_llama_server
 from supervisor.engine.kinds.environment import inherited_environment
+from supervisor.engine.kinds.flag_table import field_remedy
 from supervisor.engine.kinds.flags import ArgumentReading, unhonoured
 from supervisor.engine.kinds.program_output import ProgramOutputs, package_file, read_help
 from supervisor.engine.port import Abilities, EngineIdentity, ServerStart, TokenizeRoute
@@ -95,10 +96,7 @@ _TAKEN_AWAY = {
     "--config_file": "it would replace the whole command line; write the fields of the profile",
     "--interrupt_requests": "each request would cut off the answer to the one before; leave it out",
     **dict.fromkeys(("--help", "-h"), "the server prints something and ends; leave it out"),
-    **{
-        f"--{option}": f"write the field {field} instead, by which the controller knows of it"
-        for option, field in _FIELDS.items()
-    },
+    **{f"--{option}": field_remedy(field) for option, field in _FIELDS.items()},
     **dict.fromkeys(
         ("--split_mode", "--tensor_split", "--main_gpu"),
         "it divides no layers over several GPUs; write the field device for another one",

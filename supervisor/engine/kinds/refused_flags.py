@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from supervisor.engine.kinds.flag_table import ADDRESS_REMEDY, FLAGS, MODEL_REMEDY
+from supervisor.engine.kinds.flag_table import ADDRESS_REMEDY, FLAGS, MODEL_REMEDY, field_remedy
 
 _NEVER_OURS = {
     MODEL_REMEDY: (
@@ -19,7 +19,7 @@ _NEVER_OURS = {
     "the controller reaches it on this machine without TLS; leave it out, and put a proxy that "
     "speaks TLS in front of the controller": ("--ssl-key-file", "--ssl-cert-file"),
     "the controller reads the slots to see whether the server works; leave it out": ("--no-slots",),
-    "write the field kv_unified instead, by which the controller knows of it": ("-no-kvu",),
+    field_remedy("kv_unified"): ("-no-kvu",),
     "write the field load_mode instead": (
         *("--mmap", "--no-mmap", "--mlock", "-dio", "--direct-io", "-ndio", "--no-direct-io"),
     ),

@@ -124,23 +124,14 @@ class Candidate:
             return None
         is_host = device == HOST
         memory = estimate_memory(self.file.headers, settings)
-        kept = self._kept_prompts(self.file, settings)
-        companions = self.companions.bytes_beside(settings, is_host=is_host)
-        if is_host:
-            return DeviceEstimate(
-                memory=memory,
-                output_bytes=memory.host_output_bytes,
-                context_bytes=0,
-                companions=companions,
-                kept=kept,
-            )
+        beside_bytes = memory.host_bytes + self.companions.host_bytes(settings)
         return DeviceEstimate(
             memory=memory,
-            output_bytes=0,
-            context_bytes=DRIVER_CONTEXT_BYTES,
-            companions=companions,
-            host_bytes=memory.host_bytes + self.companions.host_bytes(settings),
-            kept=kept,
+            output_bytes=memory.host_output_bytes if is_host else 0,
+            context_bytes=0 if is_host else DRIVER_CONTEXT_BYTES,
+            companions=self.companions.bytes_beside(settings, is_host=is_host),
+            host_bytes=0 if is_host else beside_bytes,
+            kept=self._kept_prompts(self.file, settings),
         )
 
     def _kept_prompts(self, file: ModelFile, settings: MemorySettings) -> KeptPrompts:
