@@ -13,6 +13,8 @@ from typing import Any
 from lab.gpu.watch import Watch
 from lab.harness.command import LabError
 
+GB = 1_000_000_000
+
 
 class NotHereError(Exception):
     """What a part needs is not on this machine, so that it is left out."""

@@ -3,20 +3,18 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lab.gpu.check import Check, PartResult, distribution
+from lab.gpu.check import GB, Check, PartResult, distribution
 from lab.gpu.configuration import EMBEDDING, GENERATION, log_of, setting_for, variants, visit
+from lab.gpu.conversation import begun, gone_on, talk
 from lab.gpu.cuda_process import require_checkpoints
 from lab.gpu.log_reading import marks
 from lab.harness.servers import Controller
-from lab.harness.texts import turned_text
 
 NAME = "parked_switches"
 LIMIT_S = 150.0
 
 STOPPED, PARKED = "stopped", "parked"
 ROUND_TRIPS = 5
-PROMPT_WORDS = 700
-GB = 1_000_000_000
 
 
 def measure(check: Check) -> PartResult:
@@ -37,19 +35,16 @@ def measure(check: Check) -> PartResult:
 
 def _to_and_fro(controller: Controller, profile: str) -> dict[str, Any]:
     controller.switch_to(GENERATION, profile)
-    messages = [{"role": "user", "content": turned_text(0, PROMPT_WORDS)}]
-    answer = _talk(controller, messages)
+    messages = begun()
+    answer = talk(controller, messages)
     trips: list[dict[str, Any]] = []
     for _ in range(ROUND_TRIPS):
         leaving = controller.switch_to(EMBEDDING, f"embedding-{STOPPED}")
         visit(controller, EMBEDDING)
         kept = _kept(controller)
         returning = controller.switch_to(GENERATION, profile)
-        messages += [
-            {"role": "assistant", "content": answer["choices"][0]["message"]["content"]},
-            {"role": "user", "content": "What follows from it?"},
-        ]
-        answer = _talk(controller, messages)
+        messages = gone_on(messages, answer)
+        answer = talk(controller, messages)
         trips.append(
             {
                 "leaving": leaving["seconds"],
@@ -66,15 +61,6 @@ def _to_and_fro(controller: Controller, profile: str) -> dict[str, Any]:
         "came_back_parked": sum(trip["was_parked"] for trip in trips),
         "trips": trips,
     }
-
-
-def _talk(controller: Controller, messages: list[dict[str, str]]) -> dict[str, Any]:
-    """Return an answer with llama-server's timings; always in the same slot."""
-    body = {"messages": messages, "max_tokens": 16, "id_slot": 0, "temperature": 0}
-    answer: dict[str, Any] = controller.call(
-        "POST", "/v1/chat/completions", {"model": GENERATION, **body}
-    )
-    return answer
 
 
 def _kept(controller: Controller) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from lab.gpu.check import Check, Mark, NotHereError, PartResult
+from lab.gpu.check import GB, Check, Mark, NotHereError, PartResult
 from lab.gpu.configuration import (
     EMBEDDING,
     GENERATION,
@@ -23,12 +23,12 @@ from lab.gpu.configuration import (
     setting_for,
     variants,
 )
+from lab.gpu.conversation import begun, gone_on, talk
 from lab.gpu.cuda_process import call_driver, require_checkpoints
 from lab.gpu.log_reading import marks
 from lab.harness.command import LabError
 from lab.harness.servers import ChildCommand, Controller, Endpoint, Server
 from lab.harness.setting import Setting
-from lab.harness.texts import turned_text
 from supervisor.core.machine.memory import (
     GateState,
     MemoryPolicy,
@@ -41,11 +41,8 @@ from supervisor.core.machine.memory import (
 NAME = "parking"
 LIMIT_S = 180.0
 
-PROMPT_WORDS = 700
 MOST_NEW_TOKENS = 128
 """Prompt tokens that may be computed after the return; the question itself has about twenty."""
-
-GB = 1_000_000_000
 
 
 class Stopwatch:
@@ -115,9 +112,9 @@ def _park_and_return(
     part: _Part, watch: Stopwatch, server: Server, embedding: ChildCommand
 ) -> dict[str, Any]:
     check, setting, idle = part.check, part.setting, part.idle
-    conversation = [{"role": "user", "content": turned_text(0, PROMPT_WORDS)}]
+    conversation = begun()
     with watch.step("first answer"):
-        before = _talk(server, conversation)
+        before = talk(server, conversation)
     held = check.watch.sample()
     host_before = _host_use(server)
     with _unparked_at_the_end(check, server, watch):
@@ -131,13 +128,8 @@ def _park_and_return(
             with watch.step("embed"):
                 other.call("POST", "/v1/embeddings", {"model": EMBEDDING, "input": "in between"})
         gate_back = _wait_for_room(check, watch, idle)
-    went_on = [
-        *conversation,
-        {"role": "assistant", "content": before["content"]},
-        {"role": "user", "content": "What follows from it?"},
-    ]
     with watch.step("next answer"):
-        after = _talk(server, went_on)
+        after = talk(server, gone_on(conversation, before))
     return {
         "device_bytes": held.used_bytes - idle.used_bytes,
         "host_bytes_before": host_before,
@@ -168,17 +160,6 @@ def _unparked_at_the_end(check: Check, server: Server, watch: Stopwatch) -> Iter
             if state == "locked":
                 call_driver("unlock", server.pid, check.libcuda)
         raise
-
-
-def _talk(server: Server, messages: list[dict[str, str]]) -> dict[str, Any]:
-    """Return an answer's words and llama-server's timings; always in the same slot."""
-    body = {"messages": messages, "max_tokens": 16, "id_slot": 0, "temperature": 0}
-    answer = server.call("POST", "/v1/chat/completions", body)
-    timings = answer["timings"]
-    return {
-        "content": answer["choices"][0]["message"]["content"],
-        "timings": {key: timings[key] for key in ("cache_n", "prompt_n", "prompt_ms")},
-    }
 
 
 def _host_use(server: Server) -> dict[str, int]:
