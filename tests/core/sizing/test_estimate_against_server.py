@@ -1,13 +1,10 @@
 """Estimating memory, against the sizes that the native llama-server prints for the same file."""
 
-import os
 import re
-import subprocess
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Timer
 from types import MappingProxyType
 
 import pytest
@@ -21,6 +18,7 @@ from supervisor.core.sizing.estimate import (
 )
 from supervisor.core.sizing.gguf import GgufHeader, read_header
 from supervisor.errors import EngineError
+from tests.core.sizing.server_output import lines_until
 
 
 def read(path: Path) -> GgufHeader:
@@ -61,24 +59,10 @@ def start_server(binary: Path, model: Path, settings: MemorySettings) -> Printed
         switches.append("--embeddings")
     words = [str(word) for flag in flags.items() for word in flag]
     sizes: dict[str, float] = defaultdict(float)
-    log = []
-    with subprocess.Popen(
-        [binary, *words, *switches],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={"CUDA_VISIBLE_DEVICES": "", "PATH": os.environ["PATH"]},
-    ) as server:
-        watchdog = Timer(60, server.kill)
-        watchdog.start()
-        assert server.stderr is not None
-        for line in server.stderr:
-            log.append(line)
-            if found := re.search(r"(\w+) buffer size = +([\d.]+) MiB", line):
-                sizes[found[1]] += float(found[2])
-            if "reserve took" in line:
-                break
-        watchdog.cancel()
-        server.kill()
+    log = lines_until("reserve took", [str(binary), *words, *switches])
+    for line in log:
+        if found := re.search(r"(\w+) buffer size = +([\d.]+) MiB", line):
+            sizes[found[1]] += float(found[2])
     assert "reserve took" in log[-1], "".join(log[-10:])
     return Printed(
         weights=sizes["model"],

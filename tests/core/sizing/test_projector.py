@@ -1,11 +1,8 @@
 """What a multimodal projector takes, against what llama-server prints of a small one."""
 
-import os
 import re
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from threading import Timer
 from typing import Any
 
 import pytest
@@ -13,6 +10,7 @@ import pytest
 from supervisor.core.byte_size import MIB
 from supervisor.core.sizing.gguf import GgufHeader, read_header
 from supervisor.core.sizing.projector import estimate_projector
+from tests.core.sizing.server_output import lines_until
 from tests.core.sizing.small_models import WIDTH as TEXT_WIDTH
 from tests.core.sizing.small_models import Tensors
 
@@ -62,23 +60,9 @@ def printed_compute(binary: Path, model: Path, projector: Path, flash: str) -> f
     words["--host"] = model.with_name("s.sock")
     words |= {"-c": 512, "-fa": flash, "-lv": 4, "--fit": "off"}
     argv = [str(binary), *(str(word) for each in words.items() for word in each)]
-    with subprocess.Popen(
-        argv,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={"CUDA_VISIBLE_DEVICES": "", "PATH": os.environ["PATH"]},
-    ) as server:
-        watchdog = Timer(60, server.kill)
-        watchdog.start()
-        assert server.stderr is not None
-        found = []
-        for line in server.stderr:
-            if size := re.search(r"reserve_compute_meta: .* buffer size = +([\d.]+) MiB", line):
-                found.append(float(size[1]))
-            if "warmup: flash attention is" in line:
-                break
-        watchdog.cancel()
-        server.kill()
+    lines = lines_until("warmup: flash attention is", argv)
+    pattern = r"reserve_compute_meta: .* buffer size = +([\d.]+) MiB"
+    found = [float(size[1]) for line in lines if (size := re.search(pattern, line))]
     return found[-1]
 
 
