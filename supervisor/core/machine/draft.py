@@ -109,8 +109,18 @@ class Draft(Struct, eq=False):
             self.set(scheduling=scheduling)
         if backend is not None and backend.state in {BackendState.READY, BackendState.DRAINING}:
             self.set(scheduling=note_left(self.snapshot, backend, self.at))
+        if backend is not None:
+            self._note_work(backend)
         self.drop_leases(epoch)
         self.set(backends=without(self.snapshot.backends, epoch))
+
+    def _note_work(self, backend: Backend) -> None:
+        """A backend is gone: keep until when it had work, which nothing else will tell."""
+        endings = self.snapshot.endings
+        work_at = self.at if backend.in_flight else backend.work.empty_since
+        if work_at is not None:
+            work_at = max(work_at, endings.work_at or work_at)
+            self.set(endings=replace(endings, work_at=work_at))
 
     def put_last(self, backend: Backend) -> None:
         """Put a backend that takes other memory than before behind all others.

@@ -4,6 +4,8 @@ Both are judged by the state, and their moments derived from it. An unloaded mod
 its next request, as by any switch that a request causes.
 """
 
+from collections.abc import Iterator
+
 from msgspec.structs import replace
 
 from supervisor.core.machine.draft import Draft
@@ -46,15 +48,11 @@ def return_at(snapshot: Snapshot) -> float | None:
     is_down = snapshot.recovery(target.model) is not None
     if is_busy or is_down or any(_is_of(b, target) for b in snapshot.tenants()):
         return None
-    worked = [b.work.empty_since for b in snapshot.backends if b.work.empty_since is not None]
-    ended = [*worked, *(away.left_at for away in scheduling.away.values())]
-    last = snapshot.endings.exit
-    if last is not None and last.model == target.model:
-        ended.append(last.at)  # what it had worked until then went with it
+    work_at = max(_work_ended(snapshot), default=None)
     setback = scheduling.setbacks.get(target.model)
-    if not ended or (setback is not None and setback.is_final):
+    if work_at is None or (setback is not None and setback.is_final):
         return None
-    at = max(max(ended) + snapshot.rules.idle_after_s, free_of_hands_at(snapshot, target))
+    at = max(work_at + snapshot.rules.idle_after_s, free_of_hands_at(snapshot, target))
     return at if setback is None else max(at, setback.until)
 
 
@@ -94,6 +92,13 @@ def _begin(draft: Draft, target: Target | None, unloads: str | None, reason: str
             reason=reason,
         ),
     )
+
+
+def _work_ended(snapshot: Snapshot) -> Iterator[float]:
+    """When those who are there had work last, and those who are gone."""
+    yield from (b.work.empty_since for b in snapshot.backends if b.work.empty_since is not None)
+    if snapshot.endings.work_at is not None:
+        yield snapshot.endings.work_at
 
 
 def _is_of(backend: Backend, target: Target) -> bool:

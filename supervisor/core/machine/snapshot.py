@@ -123,7 +123,7 @@ class BackendExit(Struct, frozen=True, kw_only=True):
 
 
 class Endings(Struct, frozen=True, kw_only=True):
-    """What ended last: a backend, and a switch that failed.
+    """What ended last: a backend, a switch that failed, and the work of those that are gone.
 
     `orphans_at`: when the servers that a killed controller had left were found gone, None where
     there were none. A driver may give their memory back some time after it.
@@ -131,6 +131,7 @@ class Endings(Struct, frozen=True, kw_only=True):
 
     exit: BackendExit | None = None
     failure: Refusal | None = None
+    work_at: float | None = None
     orphans_at: float | None = None
 
     @property

@@ -8,8 +8,8 @@ from supervisor.core.machine.commands import CheckTarget, ReleaseMemory
 from supervisor.core.machine.deadlines import next_wakeup
 from supervisor.core.machine.events import RequestArrived, ScheduleRead, SwitchRequested
 from supervisor.core.machine.switch import IDLENESS
-from supervisor.core.machine.values import ModelRules, Recovery, SwitchRules, Target
-from tests.core.machine.story import CHAT, EMBED, GIB, RERANK, SHARED, Story, report_in
+from supervisor.core.machine.values import DrainPolicy, ModelRules, Recovery, SwitchRules, Target
+from tests.core.machine.story import CHAT, CHAT_LONG, EMBED, GIB, RERANK, SHARED, Story, report_in
 from tests.core.machine.surroundings import period
 
 UNLOADING = SwitchRules(warms=False, models={"chat": ModelRules(idle_unload_s=600.0)})
@@ -139,6 +139,23 @@ def test_work_puts_the_idle_model_off() -> None:
     story.now += 100.0
     story.end("r1")
     assert next_wakeup(story.snapshot) == story.now + 900.0
+
+
+def test_work_that_outlives_the_order_to_stop_its_server_puts_the_idle_model_off() -> None:
+    story = Story(SHARED, rules=replace(RETURNING, idle_target=EMBED, replaces=True))
+    first = story.make_live(CHAT)
+    story.arrive("r1")
+    story.ask_for(CHAT_LONG, DrainPolicy.CANCEL)
+    story.accept(used_bytes=8 * GIB)
+    story.start(8 * GIB)
+    (stop,) = story.wake()
+    assert isinstance(stop, ReleaseMemory)
+    story.now += 4.0
+    story.end("r1")
+    ended_at = story.now
+    story.reap(first)
+    story.wake()
+    assert story.now == ended_at + 900.0
 
 
 def test_idle_model_comes_back_after_the_other_was_unloaded() -> None:

@@ -441,6 +441,7 @@ class World(RuleBasedStateMachine):
                 self.check_gate(command, before, event)
                 assert epoch in self.on_host
                 assert command.target.is_same(self.alive[epoch])
+                self.alive[epoch] = self.targets[epoch] = command.target
                 self.takes[epoch] = self.held[epoch] = self.need_of(command.target, before)
                 del self.on_host[epoch]
                 self.started_by[epoch] = cast("MemorySampled", event).switch_id
