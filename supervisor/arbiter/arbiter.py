@@ -63,6 +63,9 @@ One that raises is a bug of ours, which is noted as an impairment; the machine g
 """
 
 
+_AFTER_A_FAULT_S = 1.0
+"""Seconds until time passes again where a step failed: what it fails of may be due all the time."""
+
 SwitchTicket = tuple[str, asyncio.Future[SwitchReport]]
 """A switch's id, and its report to come."""
 
@@ -133,6 +136,9 @@ class Arbiter:
             moves_deadlines = self._handle(event)
             while self._mailbox:
                 moves_deadlines |= self._handle(self._mailbox.popleft())
+        except Exception:  # the deadlines stand, also that which has just passed in vain
+            self._set_wakeup(_AFTER_A_FAULT_S)
+            raise
         finally:
             self._is_handling = False
         if moves_deadlines:
@@ -356,8 +362,8 @@ class Arbiter:
         else:
             future.set_result(answer)
 
-    def _set_wakeup(self) -> None:
-        """Sleep until the core wants to know that time has passed."""
+    def _set_wakeup(self, at_least_s: float = 0.0) -> None:
+        """Sleep until the core wants to know that time has passed, and for at least so long."""
         due_at = next_wakeup(self._snapshot)
         if due_at == self._wakeup_at and due_at is not None:
             return
@@ -366,7 +372,7 @@ class Arbiter:
         self._wakeup_at = due_at
         self._wakeup = None
         if due_at is not None:
-            delay_s = max(0.0, due_at - self._clock())
+            delay_s = max(at_least_s, due_at - self._clock())
             self._wakeup = asyncio.get_running_loop().call_later(delay_s, self._wake)
 
     def _wake(self) -> None:

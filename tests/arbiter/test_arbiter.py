@@ -11,11 +11,12 @@ from msgspec.structs import replace
 from structlog.testing import capture_logs
 
 from supervisor.arbiter.arbiter import Arbiter
-from supervisor.core.machine.commands import WarmFile
+from supervisor.core.machine.commands import Command, WarmFile
 from supervisor.core.machine.events import (
     BackendExited,
     BackendReady,
     DeviceFound,
+    Event,
     ReleaseBegun,
     RequestEnded,
     RulesChanged,
@@ -23,6 +24,7 @@ from supervisor.core.machine.events import (
     TimePassed,
 )
 from supervisor.core.machine.snapshot import Snapshot
+from supervisor.core.machine.step import step
 from supervisor.core.machine.switch import SwitchReport
 from supervisor.core.machine.values import (
     Backend,
@@ -283,6 +285,31 @@ async def test_new_rules_hold_for_requests_that_wait_already(
     assert world.snapshot.rules == SwitchRules(warms=False)
     world.launcher.newest.ready.set()
     await switching
+
+
+async def test_deadlines_stand_where_a_step_fails(
+    impatient_world: World, make_target: MakeTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault of ours, as time passes, is not the end of all that time is to bring."""
+    world, failures = impatient_world, [KeyError("a fault of ours")]
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+
+    def failing_once(before: Snapshot, event: Event) -> tuple[Snapshot, tuple[Command, ...]]:
+        if isinstance(event, TimePassed) and failures:
+            raise failures.pop()
+        return step(before, event)
+
+    monkeypatch.setattr("supervisor.arbiter.arbiter._AFTER_A_FAULT_S", 0.01)
+    monkeypatch.setattr("supervisor.arbiter.arbiter.step", failing_once)
+    world.launcher.is_slow = True
+    switching = asyncio.create_task(world.switch_to(make_target("chat")))
+    client = Client(world, make_target("chat"))
+    with pytest.raises(RequestRefused) as refusal:
+        await client.task
+    assert refusal.value.code == "hold_timeout"
+    assert not failures
+    world.launcher.newest.ready.set()
+    assert (await switching).outcome is Outcome.SWITCHED
 
 
 # Switches

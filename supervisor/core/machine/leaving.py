@@ -14,7 +14,7 @@ from supervisor.core.machine.confirming import expect_use
 from supervisor.core.machine.draft import Draft
 from supervisor.core.machine.events import BackendParked, ReleaseBegun
 from supervisor.core.machine.parking import PARK_TIMEOUT_S, is_awaited, over_the_limit
-from supervisor.core.machine.recovery import note_lost
+from supervisor.core.machine.recovery import note_lost, note_stall
 from supervisor.core.machine.saving import time_for_prompts_s
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.switch import Switch
@@ -74,8 +74,37 @@ def may_stop(draft: Draft) -> bool | Refusal:
         return False
     if policy is DrainPolicy.WAIT:
         draft.set_switch("leaving", drain_deadline=None)
+        for backend in leaving_backends(draft):
+            if waits_without_end(draft.snapshot, backend):
+                stop_backend(draft, backend)
         return False
     return _refuse_to_drain(in_flight) if policy is DrainPolicy.REFUSE else True
+
+
+def is_hung(backend: Backend) -> bool:
+    """Whether a server that serves is to be replaced, as nothing moves in it."""
+    is_stalled = backend.stalled_s is not None and backend.target.restart_on_stall
+    return is_stalled and backend.state is BackendState.READY
+
+
+def replace_hung(draft: Draft, backend: Backend) -> None:
+    """Stop a server in which nothing moves, to be started again; its requests wait for that."""
+    hung = replace(backend, is_replaced=True)
+    draft.put_backend(hung)
+    note_stall(draft, hung)
+    stop_backend(draft, hung, is_replaced=True)
+
+
+def waits_without_end(snapshot: Snapshot, backend: Backend) -> bool:
+    """Whether a server hangs that is to be stopped then, and nothing bounds its drain."""
+    if backend.state is not BackendState.DRAINING or backend.stalled_s is None:
+        return False
+    if not backend.target.restart_on_stall:
+        return False
+    switch = snapshot.switch
+    is_leaving = switch is not None and backend.epoch in switch.leaving.epochs
+    deadline = switch.leaving.drain_deadline if switch and is_leaving else backend.retire_deadline
+    return deadline is None and snapshot.close_deadline is None
 
 
 def stop_leaving(draft: Draft) -> None:
@@ -147,7 +176,9 @@ def stay(draft: Draft) -> None:
     draining = [b for b in leaving_backends(draft) if b.state is BackendState.DRAINING]
     staying = [b for b in draining if not b.is_retiring]
     for backend in staying:
-        draft.move_backend(backend, BackendState.READY)
+        ready = draft.move_backend(backend, BackendState.READY)
+        if is_hung(ready):
+            replace_hung(draft, ready)
     there = {b.target.model for b in staying}
     for lost in draft.running_switch().rollback.to_restore:
         if lost.target.model not in there:

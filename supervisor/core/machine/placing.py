@@ -237,11 +237,24 @@ def _refusal(
     whole = place.footprint or need.footprint
     need = replace(need, footprint=still_needed(whole, snapshot.parked_of(target)))
     return (
-        (does_not_fit(target, plan) if target.is_twin else None)
+        _refuse_absent(snapshot, target)
+        or (does_not_fit(target, plan) if target.is_twin else None)
         or refuse_unread(target, accepted, need)
         or refuse_what_cannot_fit(snapshot, target, need, plan, readings)
         or refuse_for_the_pinned(snapshot, target, need, plan, readings)
         or _refuse_taken(order, place, at)
+    )
+
+
+def _refuse_absent(snapshot: Snapshot, target: Target) -> Refusal | None:
+    """Return that a device of the target is not here: no reading would ever confirm it."""
+    absent = [f"'{device}'" for device in target.devices if device not in snapshot.devices]
+    if not absent:
+        return None
+    known = ", ".join(snapshot.devices)
+    return Refusal(
+        code="target_cannot_start",
+        message=f"'{target.model}' is to run on {', '.join(absent)}, and there are: {known}",
     )
 
 

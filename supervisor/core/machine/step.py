@@ -14,7 +14,6 @@ from supervisor.core.machine import (
     clock,
     idleness,
     leaving,
-    recovery,
     requests,
     scheduler,
     switch_requests,
@@ -170,12 +169,12 @@ def _on_backend_stalled(draft: Draft, event: BackendStalled) -> None:
     backend = draft.snapshot.backend(event.epoch)
     if backend is None or backend.state not in {BackendState.READY, BackendState.DRAINING}:
         return
-    is_replaced = backend.target.restart_on_stall and backend.state is BackendState.READY
-    stalled = replace(backend, stalled_s=event.stalled_s, is_replaced=is_replaced)
+    stalled = replace(backend, stalled_s=event.stalled_s)
     draft.put_backend(stalled)
-    if is_replaced:
-        recovery.note_stall(draft, stalled)
-        leaving.stop_backend(draft, stalled, is_replaced=True)
+    if leaving.is_hung(stalled):
+        leaving.replace_hung(draft, stalled)
+    elif leaving.waits_without_end(draft.snapshot, stalled):
+        leaving.stop_backend(draft, stalled)
 
 
 def _on_backend_moved(draft: Draft, event: BackendMoved) -> None:

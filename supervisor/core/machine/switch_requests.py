@@ -23,16 +23,36 @@ from supervisor.core.machine.waiting import settle_waiters
 def request_switch(draft: Draft, event: SwitchRequested) -> None:
     """Begin the switch, join the running one, answer that nothing changes, or refuse."""
     running, pending = draft.snapshot.switch, draft.snapshot.scheduling.pending
+    is_by_hand = event.requested_by not in AUTOMATIC
     if draft.snapshot.is_closing:
         _refuse(draft, event, SHUTTING_DOWN)
     elif running is None:
         begin_switch(draft, event)
     elif _wants_same(running.order, event):
+        if is_by_hand and not running.order.is_by_hand:
+            _take_over(draft, event)
         draft.commands.append(JoinSwitch(switch_id=event.switch_id, running_id=running.switch_id))
     elif isinstance(pending, SwitchRequested) and _wants_same(pending, event):
         draft.commands.append(JoinSwitch(switch_id=event.switch_id, running_id=pending.switch_id))
     else:
-        _wait_for(draft, running, event, is_by_hand=event.requested_by not in AUTOMATIC)
+        _wait_for(draft, running, event, is_by_hand=is_by_hand)
+
+
+def _take_over(draft: Draft, event: SwitchRequested) -> None:
+    """A hand wants what the controller does by itself: from here on it is the hand's switch.
+
+    Others leave for it, requests are ended as it says, and what it has chosen holds.
+    """
+    switch = draft.set_switch(
+        "order",
+        requested_by=event.requested_by,
+        drain_policy=event.drain_policy,
+        gives_way=False,
+    )
+    if switch.phase is Phase.DRAINING and switch.leaving.drain_deadline is None:
+        leaving = [b for b in draft.snapshot.backends if b.epoch in switch.leaving.epochs]
+        longest_s = max((b.target.drain_timeout_s for b in leaving), default=0.0)
+        draft.set_switch("leaving", drain_deadline=draft.at + longest_s)
 
 
 def request_restart(draft: Draft, event: RestartRequested) -> None:
@@ -46,6 +66,7 @@ def request_restart(draft: Draft, event: RestartRequested) -> None:
     elif running is None:
         begin_recovery(draft, event.switch_id, reset_breakers(draft).target, "restart")
     elif running.order.is_recovery and not running.order.is_by_hand:
+        reset_breakers(draft)  # the others come back behind it
         draft.commands.append(JoinSwitch(switch_id=event.switch_id, running_id=running.switch_id))
     else:
         _wait_for(draft, running, event, is_by_hand=True)

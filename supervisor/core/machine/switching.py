@@ -51,6 +51,7 @@ from supervisor.core.machine.confirming import (
 from supervisor.core.machine.draft import Draft
 from supervisor.core.machine.ending import end_switch, stop_warming
 from supervisor.core.machine.events import BackendReady, TargetAccepted
+from supervisor.core.machine.footprint import Footprint
 from supervisor.core.machine.leaving import (
     begin_to_leave,
     leaving_backends,
@@ -88,6 +89,7 @@ from supervisor.core.machine.recovery import (
     note_lost,
 )
 from supervisor.core.machine.rolling_back import fail_rollback, note_restored, roll_back
+from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.starting import give_up_late_start, note_live, place, start_placed
 from supervisor.core.machine.values import (
     Backend,
@@ -145,7 +147,11 @@ def accept_target(draft: Draft, event: TargetAccepted) -> None:
         behind=tuple(b.epoch for b in chosen.plan.retiring),
     )
     if refusal is not None and refusal.code in _TAKEN and switch.order.is_recovery:
-        forget_recovery(draft, target.model)  # somebody chose what is live now
+        if _was_replaced(draft.snapshot, target.model, footprint):
+            forget_recovery(draft, target.model)  # somebody chose what is live now
+        else:
+            message = f"'{target.model}' has less room beside the others than it had before"
+            refusal = Refusal(code="target_does_not_fit", message=message)
         end_switch(draft, refusal=refusal)
     elif refusal is not None and refusal.code == "place_is_taken":
         end_switch(draft, refusal=refusal)
@@ -158,6 +164,17 @@ def accept_target(draft: Draft, event: TargetAccepted) -> None:
         draft.commands.append(WarmFile(switch_id=switch.switch_id, target=target))
     else:
         begin_leaving(draft)
+
+
+def _was_replaced(snapshot: Snapshot, model: str, footprint: Footprint) -> bool:
+    """Whether somebody came to the devices of a model since it died.
+
+    Where only those are there that were there before it, a stranger has taken what is missing.
+    """
+    down = snapshot.recovery(model)
+    before = {epoch for epoch, _ in down.beside} if down else set()
+    here = {backend.epoch for backend in snapshot.sharing(*footprint.devices)}
+    return not before or bool(here - before)
 
 
 def _note_needs(draft: Draft, target: Target, event: TargetAccepted) -> None:

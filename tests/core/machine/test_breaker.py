@@ -177,3 +177,16 @@ def test_restart_is_refused_after_the_shutdown(died: Story) -> None:
 
     assert isinstance(refused, RefuseSwitch)
     assert refused.refusal.code == "shutting_down"
+
+
+def test_restart_behind_the_recovery_of_another_brings_back_what_is_broken_too(
+    beside: Story,
+) -> None:
+    open_breaker(beside)
+    beside.crash(beside.epoch_of("embed"))
+    beside.retry("embed")
+    beside.tell(RestartRequested, switch_id="manual")
+    beside.accept()
+    beside.start()
+    beside.recover("chat")
+    assert set(beside.snapshot.live_models()) == {"chat", "embed"}

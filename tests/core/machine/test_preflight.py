@@ -3,7 +3,7 @@
 from msgspec.structs import replace
 
 from supervisor.core.machine.events import TargetAccepted
-from supervisor.core.machine.memory import Holder, HolderRole
+from supervisor.core.machine.memory import Holder, HolderRole, MemoryPolicy, OnUnconfirmed
 from supervisor.core.machine.preflight import refuse_what_cannot_fit
 from supervisor.core.machine.residency import plan_residency
 from supervisor.core.machine.values import BackendState, Refusal, TargetNeed
@@ -145,3 +145,21 @@ def test_memory_of_one_that_died_just_now_may_still_come_back() -> None:
     assert judge(story, need, used_bytes=TOTAL_BYTES) is None
     story.now += EMBED.memory.release_timeout_s
     assert judge(story, need, used_bytes=TOTAL_BYTES) is not None
+
+
+def test_target_on_a_device_that_is_not_here_is_refused_whatever_is_done_unconfirmed() -> None:
+    story = Story()
+    policy = MemoryPolicy(on_unconfirmed=OnUnconfirmed.PROCEED)
+    story.ask_for(replace(CHAT, device="gpu7", memory=policy))
+    need = TargetNeed(footprint=taking(GIB, "gpu7"))
+    commands = story.tell(
+        TargetAccepted,
+        switch_id=story.running,
+        need=need,
+        readings=(),
+        memory_problem="no driver answers",
+    )
+    code, message = failure_in(commands)
+    assert code == "target_cannot_start"
+    assert "'gpu7'" in message
+    assert story.snapshot.switch is None

@@ -14,8 +14,14 @@ from supervisor.core.machine.commands import (
     StartBackend,
 )
 from supervisor.core.machine.deadlines import next_wakeup
-from supervisor.core.machine.events import ShutdownRequested, TargetRejected, TimePassed
-from supervisor.core.machine.values import DrainPolicy, Limits, Outcome, Phase
+from supervisor.core.machine.events import (
+    ShutdownRequested,
+    TargetAccepted,
+    TargetRejected,
+    TimePassed,
+)
+from supervisor.core.machine.memory import Holder, HolderRole
+from supervisor.core.machine.values import DrainPolicy, Limits, Outcome, Phase, TargetNeed
 from tests.core.machine.story import (
     CHAT,
     CHAT_LONG,
@@ -31,6 +37,7 @@ from tests.core.machine.story import (
     refused_in,
     report_in,
 )
+from tests.core.machine.surroundings import taking
 
 HOLD_TIMEOUT_S = Limits().hold_timeout_s
 
@@ -324,3 +331,26 @@ def test_what_dies_during_the_shutdown_is_not_restarted(beside: Story) -> None:
 
     assert beside.crash(1) == ()
     assert beside.crash(2) == (CompleteShutdown(),)
+
+
+def test_recovery_goes_on_where_a_stranger_took_the_room_beside_a_neighbour_of_before() -> None:
+    story = Story(SHARED)
+    story.make_live(EMBED)
+    chat = story.make_live(CHAT, 10 * GIB, used_bytes=8 * GIB)
+    story.crash(chat)
+    story.retry()
+    stranger = Holder(pid=99, used_bytes=8 * GIB, role=HolderRole.FOREIGN, name="train.py")
+    own = Holder(pid=1, used_bytes=8 * GIB, role=HolderRole.CHILD)
+    given_up = story.tell(
+        TargetAccepted,
+        switch_id=story.running,
+        need=TargetNeed(footprint=taking(10 * GIB)),
+        readings=(replace(story.reading(16 * GIB), holders=(own, stranger)),),
+    )
+
+    assert failure_in(given_up)[0] == "target_does_not_fit"
+    assert story.attempts() == [("chat", 2)]
+    story.retry()
+    story.accept(10 * GIB, used_bytes=8 * GIB)
+    story.start(8 * GIB)
+    assert story.snapshot.live_models() == ("chat", "embed")

@@ -23,7 +23,14 @@ from supervisor.core.machine.events import (
     TargetRejected,
 )
 from supervisor.core.machine.step import step
-from supervisor.core.machine.values import BackendState, DrainPolicy, Limits, Outcome, Phase
+from supervisor.core.machine.values import (
+    BackendState,
+    DrainPolicy,
+    Limits,
+    Outcome,
+    Phase,
+    SwitchRules,
+)
 from supervisor.core.scheduling.estimates import (
     SWITCH_S,
     Estimates,
@@ -481,3 +488,41 @@ def test_100_000_that_wait_cost_little_each(chat_live: Story) -> None:
         for c in step(snapshot, RequestEnded(at=at, request_id="r99999"))[1]
         if isinstance(c, FinishSwitch)
     ]
+
+
+def switching_to_embed_behind_an_endless_stream() -> Story:
+    story = Story(rules=SwitchRules(warms=False, manual_hold_s=300.0))
+    story.make_live(CHAT)
+    story.now += 1000.0
+    story.arrive("stream")
+    story.tell(RequestArrived, request_id="e1", target=EMBED, may_switch=True)
+    while story.snapshot.switch is None:
+        story.wake()
+    story.accept()
+    return story
+
+
+def test_hand_that_wants_what_the_scheduler_does_ends_requests_as_it_says_and_holds() -> None:
+    story = switching_to_embed_behind_an_endless_stream()
+    story.wake()  # the scheduler waits on, however long it takes
+    (joined,) = story.ask_for(EMBED, DrainPolicy.CANCEL)
+    assert isinstance(joined, JoinSwitch)
+    (stop,) = story.wake()
+    assert isinstance(stop, ReleaseMemory)
+    story.reap(stop.epoch)
+    story.start()
+    assert report_in(story.last).requested_by == "ops"
+    assert story.snapshot.scheduling.held_until["gpu0"] == story.now + 300.0
+
+
+def test_hand_that_wants_what_a_recovery_does_may_make_others_leave() -> None:
+    story = Story(SHARED)
+    chat = story.make_live(CHAT, 14 * GIB)
+    story.crash(chat)
+    story.ask_for(EMBED)
+    story.accept(14 * GIB)
+    story.start()
+    story.retry()
+    story.ask_for(CHAT)
+    commands = story.accept(14 * GIB, used_bytes=14 * GIB)
+    assert any(isinstance(c, ReleaseMemory) for c in commands)

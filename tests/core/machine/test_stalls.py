@@ -4,8 +4,8 @@ import pytest
 from msgspec.structs import replace
 
 from supervisor.core.machine.commands import ReleaseMemory
-from supervisor.core.machine.events import BackendMoved, BackendStalled
-from supervisor.core.machine.values import BackendState, Stop
+from supervisor.core.machine.events import BackendMoved, BackendStalled, RequestArrived
+from supervisor.core.machine.values import BackendState, DrainPolicy, Stop
 from tests.core.machine.story import CHAT, EMBED, Story, failure_in, granted_in, refused_in
 
 PATIENT = replace(CHAT, restart_on_stall=False)
@@ -95,3 +95,40 @@ def test_stalled_server_comes_back_when_the_switch_that_met_it_fails(story: Stor
     story.confirm()
     failure_in(story.reap(2, exit_code=1))
     assert story.recover() == 3
+
+
+def drains_for_the_scheduler(story: Story) -> None:
+    """The scheduler takes chat away, whose request does not end, until its time is over."""
+    story.now += 100.0
+    story.tell(RequestArrived, request_id="e1", target=EMBED, may_switch=True)
+    while story.snapshot.switch is None:
+        story.wake()
+    story.accept()
+
+
+def test_hung_server_does_not_hold_a_drain_that_nothing_bounds(story: Story) -> None:
+    drains_for_the_scheduler(story)
+    assert stall(story) == ()
+    (stop,) = story.wake()
+    assert isinstance(stop, ReleaseMemory)
+    story.reap(1)
+    story.start()
+    assert granted_in(story.last) == [("e1", 2)]
+
+
+def test_server_that_hangs_later_in_such_a_drain_is_stopped_at_once(story: Story) -> None:
+    drains_for_the_scheduler(story)
+    assert story.wake() == ()
+    (stop,) = stall(story)
+    assert isinstance(stop, ReleaseMemory)
+
+
+def test_hung_server_that_is_to_stay_after_all_is_replaced(story: Story) -> None:
+    story.ask_for(EMBED, DrainPolicy.REFUSE)
+    story.accept()
+    stall(story)
+    commands = story.wake()
+    assert failure_in(commands)[0] == "drain_refused"
+    assert any(isinstance(c, ReleaseMemory) and c.epoch == 1 for c in commands)
+    story.reap(1)
+    assert story.recover() == 2

@@ -70,6 +70,11 @@ picks = st.lists(st.integers(0, 5), min_size=1, max_size=12)
 needs = st.integers(20, 60)
 
 
+def named_by_callers(target: Target) -> str:
+    """Return the name under which a target is asked for: a twin has none of its own."""
+    return target.twin_of or target.model
+
+
 class Happenings(World):
     """What happens around the core."""
 
@@ -191,13 +196,13 @@ class Happenings(World):
         self.pass_time(pause_s)
         request_id = f"r{len(self.requests)}"
         self.requests[request_id] = Fate.WAITING
-        live, running = self.snapshot.live_models(), self.snapshot.switch
+        live, running = self.snapshot.ready_backends(), self.snapshot.switch
         if model == "live" and live:
-            model = live[-1]
+            model = named_by_callers(live[-1].target)
         elif model == "target" and running and running.target:
-            model = running.target.model
+            model = named_by_callers(running.target)
         elif model == "down" and self.snapshot.recoveries:
-            model = self.snapshot.recoveries[0].target.model
+            model = named_by_callers(self.snapshot.recoveries[0].target)
         arrived = RequestArrived(
             at=self.now,
             request_id=request_id,

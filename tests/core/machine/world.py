@@ -41,6 +41,7 @@ from supervisor.core.machine.events import (
     MemoryUnreadable,
     RequestArrived,
     RequestEnded,
+    RestartRequested,
     ScheduleRead,
     SwitchRequested,
     TargetAccepted,
@@ -423,6 +424,7 @@ class World(RuleBasedStateMachine):
             case JoinSwitch(switch_id=switch_id, running_id=running_id):
                 assert self.callers[running_id] == running_id
                 self.callers[switch_id] = running_id
+                self.note_joined(before, event)
             case RefuseSwitch(switch_id=switch_id):
                 assert self.callers[switch_id] == switch_id
                 self.callers = {c: s for c, s in self.callers.items() if s != switch_id}
@@ -454,6 +456,15 @@ class World(RuleBasedStateMachine):
             case _:
                 self.orders.append(command)
 
+    def note_joined(self, before: Snapshot, event: Event) -> None:
+        """A hand joins what the controller does by itself: it is the hand's from here on."""
+        running = before.switch
+        if isinstance(event, RestartRequested):
+            self.deaths.clear()
+            self.broken.clear()
+        elif isinstance(event, SwitchRequested) and running and not running.order.is_by_hand:
+            self.policies[running.switch_id] = event.drain_policy
+
     def note_hold(self, report: SwitchReport) -> None:
         """What a hand has set on a device stays for a while."""
         by_hand = report.requested_by not in AUTOMATIC
@@ -482,8 +493,9 @@ class World(RuleBasedStateMachine):
         )
         assert asked.model is not None or not target.is_twin
         if target.is_twin:  # while its model is live, that serves
+            stays = {b.epoch for b in self.snapshot.ready_backends()}  # else it died just now
             live = [b for b in before.ready_backends() if b.target.model == target.twin_of]
-            assert not live
+            assert not [b for b in live if b.epoch in stays]
         most = self.snapshot.rules.of(backend.target).max_concurrency
         assert most is None or backend.in_flight <= most
 
