@@ -1,5 +1,6 @@
 """Which files of folders are documents, and what is left out, with the reason."""
 
+import stat
 from collections.abc import Iterable, Iterator
 from hashlib import file_digest
 from pathlib import Path
@@ -93,6 +94,9 @@ def _is_hidden(name: str) -> bool:
 
 def _as_found(path: Path) -> FoundFile | LeftOut:
     try:
-        return FoundFile(path, path.stat().st_size)
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # to read a pipe would wait for its writer for ever
+            return LeftOut(path, "not a plain file")
+        return FoundFile(path, found.st_size)
     except OSError as error:
         return LeftOut(path, error.strerror or str(error))

@@ -59,6 +59,11 @@ def check(
         raise typer.BadParameter(
             "cannot be given with --explain", param_hint="--configuration-only"
         )
+    if profile is not None and explain is None:
+        raise typer.BadParameter(
+            f"belongs to --explain MODEL; a folder is given as it is: check {profile}",
+            param_hint="--profile",
+        )
     scan = None if configuration_only else scan_models
     reading = read(folder, models.resolve(), os.environ, scan)
     configuration, problems = reading.configuration, list(reading.problems)

@@ -83,6 +83,8 @@ class Layers:
         if base_name is None:
             return Layer(values=source.content, origins=own)
         where = f"{source.at(('extends',))}: extends"
+        if not isinstance(base_name, str):
+            raise ConfigError((f"{where}: must be the name of one profile",))
         if base_name in (*below, name):
             chain = " → ".join((*below, name, str(base_name)))
             raise ConfigError((f"{where}: leads back to itself ({chain}); remove one of these",))

@@ -5,6 +5,7 @@ the controller's settings, every other `*.yaml` is the profile of that name.
 """
 
 import gc
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ def _read(
     settings_path = folder / SETTINGS_FILE
     settings: SupervisorSettings | None = None
     settings_source: Source | None = None
-    if settings_path.exists():
+    if os.path.lexists(settings_path):  # a link that leads nowhere is a fault, not no file
         settings_source, settings = reader.read(settings_path, SupervisorSettings)
     layers, profiles = reader.read_profiles(_profile_paths(folder, catalogue_path, reader))
     configuration = None

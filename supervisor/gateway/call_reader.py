@@ -97,7 +97,9 @@ class CallReader:
         configuration = self.configuration.current
         queue = configuration.settings.queue
         fields = read_fields(head.content_type, content or body)
-        named = head.named or (_one_model(fields.model, head.query) if head.query else fields.model)
+        named = head.named or (
+            _one_model(fields.model, head.query, configuration) if head.query else fields.model
+        )
         if configuration is not self._meanings_of:
             self._meanings, self._meanings_of = {}, configuration
         meaning = self._meanings.get((named, head.task))
@@ -181,14 +183,19 @@ def _priority(given: bytes | None) -> Priority | None:
     return None if given is None else _PRIORITIES[given]
 
 
-def _one_model(in_body: str | None, query: tuple[tuple[str, str], ...]) -> str | None:
-    """Return the model that a call names in its body or its query, which may not disagree."""
+def _one_model(
+    in_body: str | None, query: tuple[tuple[str, str], ...], configuration: Configuration
+) -> str | None:
+    """Return the model that a call names in its body or its query, which may not disagree.
+
+    A model and its alias are one.
+    """
     named = {value for name, value in query if name == "model" and value}
     if in_body:
         named.add(in_body)
-    if len(named) > 1:
+    if len({configuration.model_name(each) or each for each in named}) > 1:
         raise RequestRefused("bad_request", f"two models are named: {', '.join(sorted(named))}")
-    return next(iter(named), None)
+    return in_body or next(iter(named), None)
 
 
 def read_head(

@@ -95,17 +95,23 @@ class Relay:
                 lease.end()
             return
         wanted = self._begin_to_wait(call, reply, lease_id, began_at)
-        async with self.arbiter.lease(
-            wanted,
-            may_switch=call.head.may_switch and wanted is not None,
-            may_spill=call.may_spill,
-            priority=call.priority,
-            request_id=lease_id,
-        ) as lease:
-            if reply.account is not None:
-                reply.account.end_wait()
-            refuse_slot_files(call, lease.backend)
-            yield lease
+        waits_since, has_waited_in_vain = time.monotonic(), True
+        try:
+            async with self.arbiter.lease(
+                wanted,
+                may_switch=call.head.may_switch and wanted is not None,
+                may_spill=call.may_spill,
+                priority=call.priority,
+                request_id=lease_id,
+            ) as lease:
+                has_waited_in_vain = False
+                if reply.account is not None:
+                    reply.account.end_wait()
+                refuse_slot_files(call, lease.backend)
+                yield lease
+        finally:
+            if has_waited_in_vain:
+                reply.record.waited_s += time.monotonic() - waits_since
 
     def _begin_to_wait(
         self, call: Call, reply: Reply, lease_id: str, began_at: float
@@ -122,8 +128,9 @@ class Relay:
         if wanted is not None and call.head.may_switch:
             wanted = self._targets.target(wanted.model)
             wanted = self._targets.usable(wanted, may_spill=call.may_spill)
+        reply.record.model = wanted.model if wanted else None
         if reply.account is not None:
-            self.count_waiting(reply.account, wanted.model if wanted else None)
+            self.count_waiting(reply.account, reply.record.model)
         after_s = self._configuration.current.settings.queue.early_answer_after_s
         if after_s is not None and call.streams:
             reply.comment_from(

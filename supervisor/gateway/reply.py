@@ -24,7 +24,7 @@ from supervisor.gateway.answer import Answer, PiecewiseAnswer
 from supervisor.gateway.bodies import BodyAccount
 from supervisor.gateway.call import Headers
 from supervisor.gateway.error_responses import error_answer
-from supervisor.gateway.event_stream import EVENT_STREAM, last_event
+from supervisor.gateway.event_stream import EVENT_STREAM, last_event, note_broken
 from supervisor.observability.request_log import RequestRecord, request_log
 
 log = structlog.get_logger()
@@ -131,7 +131,7 @@ class Reply:
         The connection closes without the last chunk; an event stream that stands at an event
         boundary gets one error event before.
         """
-        log.warning("relay.broken", reason=error.message, path=self.record.path)
+        note_broken(self.record, error)
         self.state = ReplyState.ENDED
         event = last_event(self.record, error)
         if event:

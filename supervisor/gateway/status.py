@@ -17,6 +17,7 @@ from supervisor.embedding.twins import Twins
 from supervisor.engine.kinds.engines import Engines
 from supervisor.errors import SupervisorError, TelemetryError
 from supervisor.gateway.answer import Answer, json_answer
+from supervisor.gateway.devices import backends_on
 from supervisor.gateway.parameters import AnyParameters, NoParameters, Parameters
 from supervisor.observability.descriptions import describe_memory, describe_running
 from supervisor.observability.impairments import Impairments
@@ -155,8 +156,10 @@ class Status:
         """Read every device; one that cannot be read says so in its place."""
         described = []
         for info in self._telemetry.devices():
+            backends = backends_on(info.device, self._arbiter.snapshot)
+            pids = [backend.pid for backend in backends if backend.pid is not None]
             try:
-                memory = describe_memory(await self._telemetry.sample(info.device)) or {}
+                memory = describe_memory(await self._telemetry.sample(info.device, pids)) or {}
                 state = self._telemetry.health(info.device).state
             except TelemetryError as error:
                 memory = {"device": info.device, "error": str(error)}

@@ -1,7 +1,7 @@
 """Routes of what is stored: searching it, its collections, and single documents."""
 
 import asyncio
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import structlog
@@ -16,6 +16,7 @@ from supervisor.vector_store.opening import StoreOpener
 from supervisor.vector_store.port import (
     DEFAULT_COLLECTION,
     MAX_BATCH,
+    POINT_ID_PATTERN,
     Condition,
     Hit,
     Point,
@@ -40,6 +41,9 @@ class SearchParameters(Parameters):
     kind: PointKind = PointKind.CHUNK
 
 
+PointStart = Annotated[str, Field(pattern=POINT_ID_PATTERN)]
+
+
 class CollectionParameters(Parameters):
     """Which collection."""
 
@@ -49,7 +53,7 @@ class CollectionParameters(Parameters):
 class PointsParameters(CollectionParameters):
     """Which of its points: so many, from an id on."""
 
-    start: str | None = None
+    start: PointStart | None = None
     limit: int = Field(default=MAX_BATCH, ge=1, le=MAX_BATCH)
 
 

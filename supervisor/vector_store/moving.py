@@ -7,7 +7,7 @@ while a collection is read may be in it or not.
 
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import IO, Protocol
@@ -176,7 +176,8 @@ def _new_file(path: Path) -> Iterator[IO[bytes]]:
     except OSError as error:
         raise SupervisorError(f"{path} cannot be written: {error.strerror}") from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):  # what went wrong before is what is told
+            unfinished.unlink(missing_ok=True)
 
 
 @contextmanager

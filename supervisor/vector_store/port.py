@@ -41,7 +41,8 @@ class PointKind(StrEnum):
     DOCUMENT = "document"
 
 
-PointId = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
+POINT_ID_PATTERN = r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
+PointId = Annotated[str, msgspec.Meta(pattern=POINT_ID_PATTERN)]
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):

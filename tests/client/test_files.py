@@ -1,5 +1,6 @@
 """Which files of folders are documents, and what is said of those that are left out."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -80,3 +81,8 @@ def test_file_is_called_as_it_is_from_here(folder: Path, monkeypatch: pytest.Mon
     assert from_here(str(folder / "deeper" / "c.md")) == "deeper/c.md"
     assert from_here("/elsewhere/c.md") == "/elsewhere/c.md"
     assert from_here("guides/handbook") == "guides/handbook"
+
+
+def test_pipe_that_would_never_end_is_left_out(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    assert found_in(tmp_path) == ([], {"pipe.txt": "not a plain file"})

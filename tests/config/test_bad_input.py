@@ -124,6 +124,11 @@ def problems(folder: Path, models_dir: Path | None = None, **environ: str) -> li
             ),
         ),
         (
+            "generation.yaml",
+            b"mode: generation\nextends: [generation]\n",
+            "generation.yaml:2: extends: must be the name of one profile",
+        ),
+        (
             "models.yaml",
             b"models:\n  a: {path: a, aliases: [x]}\n  b: {path: b, aliases: [x]}\n",
             (

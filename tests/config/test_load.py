@@ -210,6 +210,13 @@ def test_a_folder_of_links_is_read_as_kubernetes_mounts_it(folder: Folder, tmp_p
     assert set(load(mounted, MODELS, {}).profiles) == {"generation", "embedding", "embedding-cpu"}
 
 
+def test_a_link_to_settings_that_leads_nowhere_is_told(folder: Folder) -> None:
+    (folder.path / "supervisor.yaml").unlink(missing_ok=True)
+    (folder.path / "supervisor.yaml").symlink_to(folder.path / "nowhere.yaml")
+    with pytest.raises(ConfigError, match=r"supervisor\.yaml"):
+        folder.load()
+
+
 # What is wrong is told, all of it, with its place
 
 

@@ -89,6 +89,13 @@ def test_default_model_that_only_a_scan_can_find_is_no_problem(profiles: Path) -
     assert check_files_alone(profiles).exit_code == 0
 
 
+def test_profile_is_none_of_a_folder(profiles: Path) -> None:
+    told = check_files_alone(profiles, "--profile", "elsewhere")
+
+    assert told.exit_code == 2
+    assert "check elsewhere" in told.output
+
+
 def test_explanation_needs_more_than_the_configuration(profiles: Path) -> None:
     told = check_files_alone(profiles, "--explain", "demo-chat")
 

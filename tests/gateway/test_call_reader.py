@@ -202,3 +202,16 @@ def test_what_is_about_to_switch_is_on_the_device_that_came_to_life_meanwhile(
     assert again is wanted  # kept: whose model is live is served whatever the device
     able = reading.targets.able(again, ModelTask.GENERATION, CHAT)
     assert (wanted.device, able.device) == ("host", "gpu0")
+
+
+def test_model_and_its_alias_are_one(reading: Reading) -> None:
+    call = reading.call(
+        "POST", f"{EMBED}?model=all-MiniLM-L6-v2", {"model": "minilm", "input": "a"}
+    )
+    assert call.wanted is not None
+    assert call.wanted.model == "minilm"
+
+
+def test_two_models_are_refused(reading: Reading) -> None:
+    with pytest.raises(RequestRefused, match="two models are named: demo-chat, minilm"):
+        reading.call("POST", f"{EMBED}?model=demo-chat", {"model": "minilm", "input": "a"})

@@ -66,6 +66,28 @@ async def test_controller_whose_default_model_cannot_load_is_unhealthy_until_one
     await controller.switch_to("demo-chat")
     status, health = await ask_json(controller, "GET", "/management/health")
     assert (status, health["status"], health["loaded_model"]) == (200, "healthy", "demo-chat")
+    assert health["gpu_memory_usage"][0]["children_bytes"] > 0
+
+
+async def test_closing_line_tells_the_wait_in_vain_and_for_which_model(
+    start_controller: StartController,
+) -> None:
+    settings = shipped("supervisor.yaml") | {
+        "queue": {"hold_timeout_s": 0.2},
+        "scheduler": {"auto_switch": True, "manual_hold_s": 60.0},
+    }
+    controller = await start_controller(files={"supervisor.yaml": settings})
+    await controller.switch_to("minilm")  # by hand: it holds for longer than anybody waits
+
+    with capture_logs() as lines:
+        status, answer = await ask_json(
+            controller, "POST", "/v1/chat/completions", CHAT | {"model": "demo-chat"}
+        )
+
+    (ended,) = (line for line in lines if line.get("path") == "/v1/chat/completions")
+    assert (status, answer["error"]["code"]) == (503, "hold_timeout")
+    assert ended["model"] == "demo-chat"
+    assert ended["waited_s"] >= 0.2
 
 
 async def test_request_without_a_model_loaded_is_told_to_switch(

@@ -135,6 +135,12 @@ def test_points_come_out_as_they_may_be_put_in_elsewhere(controller: Running) ->
     assert controller.json("GET", "/collections/copies/points")["points"] == read
 
 
+def test_points_from_what_is_no_id_on_are_refused(controller: Running) -> None:
+    put(controller, "pages", point(0, 1, 0))
+    answer = controller.json("GET", "/collections/pages/points?start=zzz")
+    assert answer["error"]["code"] == "bad_request"
+
+
 @pytest.mark.parametrize(
     ("changes", "code"),
     [

@@ -126,3 +126,12 @@ async def test_a_file_that_cannot_be_written_leaves_nothing(
         await back_up(store, collection, tmp_path / "none" / "notes.jsonl", note)
     with pytest.raises(SupervisorError, match="cannot be read"):
         await restore(tmp_path / "none", store, None, note)
+
+
+async def test_backup_below_a_file_is_refused_with_the_reason(
+    store: VectorStore, collection: str, tmp_path: Path
+) -> None:
+    name = await filled(store, collection)
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(SupervisorError, match="cannot be written: Not a directory"):
+        await back_up(store, name, tmp_path / "file" / "backup", note)

@@ -24,7 +24,7 @@ class EmbedBody(msgspec.Struct, frozen=True):
     """
 
     input: str | list[str] | None = None
-    truncate: bool = True
+    truncate: bool | None = None
     dimensions: int | None = None
 
 
@@ -50,7 +50,7 @@ class OllamaForm:
                 target=target,
                 inputs=inputs,
                 dimensions=body.dimensions or None,
-                long_input=LongInput.TRUNCATE if body.truncate else LongInput.ERROR,
+                long_input=LongInput.ERROR if body.truncate is False else LongInput.TRUNCATE,
                 priority=call.priority,
             )
         )

@@ -18,8 +18,8 @@ from supervisor.gateway.forms.inputs import GivenInputs, read_body, read_inputs
 MAX_TOKENS = 300_000
 """Tokens of all inputs of a request together (OpenAI's API reference, Create embeddings)."""
 
-BASE64 = "base64"
-ENCODING_FORMATS = ("float", BASE64)
+FLOAT, BASE64 = "float", "base64"
+ENCODING_FORMATS = (FLOAT, BASE64)
 
 PROMPT_BY_INPUT_TYPE = {
     "query": "query",
@@ -32,10 +32,13 @@ PROMPT_BY_INPUT_TYPE = {
 
 
 class EmbeddingsBody(msgspec.Struct, frozen=True):
-    """What is read of the body; other fields are skipped, as llama-server does."""
+    """What is read of the body; other fields are skipped, as llama-server does.
+
+    Null is what was not given: LiteLLM sends it.
+    """
 
     input: GivenInputs
-    encoding_format: str = "float"
+    encoding_format: str | None = None
     dimensions: int | None = None
     input_type: str | None = None
     prompt_name: str | None = None
@@ -105,7 +108,8 @@ class OpenAIForm:
         inputs = read_inputs(body.input, "input")
         if not inputs:
             raise RequestRefused("bad_request", "`input` is empty; give at least one text")
-        if body.encoding_format not in ENCODING_FORMATS:
+        encoding_format = body.encoding_format or FLOAT
+        if encoding_format not in ENCODING_FORMATS:
             raise RequestRefused(
                 "bad_request", f"`encoding_format` must be {' or '.join(ENCODING_FORMATS)}"
             )
@@ -117,7 +121,7 @@ class OpenAIForm:
             max_tokens=MAX_TOKENS,
             priority=call.priority,
         )
-        return Asked(request, body.encoding_format == BASE64)
+        return Asked(request, encoding_format == BASE64)
 
 
 async def _kept(

@@ -16,7 +16,7 @@ from supervisor.errors import BackendUnreachable, RequestRefused
 from supervisor.gateway.answer import Answer
 from supervisor.gateway.call import Call, Headers
 from supervisor.gateway.error_responses import error_answer
-from supervisor.gateway.event_stream import last_event
+from supervisor.gateway.event_stream import last_event, note_broken
 from supervisor.gateway.hop_by_hop import answer_headers
 from supervisor.gateway.relay import COLLECT_UP_TO_BYTES, Relay, may_repeat, served_by
 from supervisor.observability.request_log import RequestRecord, request_log
@@ -148,7 +148,7 @@ class Crossing:
         self._close()
 
     def _break_off(self, error: RequestRefused) -> None:
-        log.warning("relay.broken", reason=error.message, path=self._record.path)
+        note_broken(self._record, error)
         event = last_event(self._record, error)
         if event:
             self._write_piece(event)

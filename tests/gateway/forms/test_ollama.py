@@ -28,6 +28,14 @@ def test_no_dimensions_are_all_for_ollama(caller: Caller) -> None:
     assert len(zero["embeddings"][0]) == len(whole["embeddings"][0])
 
 
+def test_null_is_what_was_not_given_to_ollama(caller: Caller) -> None:
+    body = {"model": "minilm", "input": "word " * 600}
+    given, null = (caller.post("/api/embed", {**body, **f}) for f in ({}, {"truncate": None}))
+
+    assert null[0] == given[0] == 200
+    assert null[2]["embeddings"] == given[2]["embeddings"]
+
+
 @pytest.mark.parametrize("name", ["minilm:latest", "all-MiniLM-L6-v2:latest"])
 def test_ollamas_tag_is_no_part_of_a_name(caller: Caller, name: str) -> None:
     status, _, answer = caller.post("/api/embed", {"model": name, "input": "a"})

@@ -60,6 +60,12 @@ def test_base64_holds_the_same_numbers(caller: Caller) -> None:
     assert list(struct.unpack(f"<{len(content) // 4}f", content)) == floats
 
 
+def test_null_is_what_was_not_given(caller: Caller) -> None:
+    """LiteLLM sends it."""
+    [expected] = vectors(caller, TEXTS[0])
+    assert vectors(caller, TEXTS[0], encoding_format=None) == [expected]
+
+
 def test_token_ids_are_taken_as_they_are(caller: Caller) -> None:
     ids = caller.running.json(
         "POST", "/upstream/minilm/tokenize", {"content": TEXTS[0], "add_special": True}
