@@ -50,7 +50,9 @@ class Origins:
         if host and _HOST.fullmatch(host) is None:
             raise RequestRefused("bad_request", f"'{host}' in Host is not a name or an address")
         is_browser = origin is not None or site is not None
-        if host and (is_browser or self._is_loopback) and not self._is_ours(host):
+        # A page's GET of its own origin has no Origin, and over plain http no Sec-Fetch-* either.
+        is_page = is_browser or head.fields.get(b"user-agent", b"").startswith(b"Mozilla/")
+        if host and (is_page or self._is_loopback) and not self._is_ours(host):
             raise RequestRefused(
                 "foreign_host",
                 f"'{host}' is not a name of this controller; call it by its address, or add the "

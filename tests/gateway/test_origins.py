@@ -104,6 +104,8 @@ async def test_preflight_is_answered_at_once(start_controller: StartController) 
     [
         (("0.0.0.0",), ((b"Host", b"llm.apps.svc.cluster.local:8000"),), True),
         (("0.0.0.0",), ((b"Host", b"evil.example"), (b"Origin", b"http://evil.example")), False),
+        (("0.0.0.0",), ((b"Host", b"evil.example"), (b"User-Agent", b"Mozilla/5.0 (X11)")), False),
+        (("0.0.0.0",), ((b"Host", b"10.42.0.7:8000"), (b"User-Agent", b"Mozilla/5.0")), True),
         (("0.0.0.0",), ((b"Host", b"10.42.0.7:8000"),), True),
         (("127.0.0.1", "::1"), ((b"Host", b"llm.apps.svc.cluster.local:8000"),), False),
         (("127.0.0.1", "0.0.0.0"), ((b"Host", b"evil.example"),), True),
