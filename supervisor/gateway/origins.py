@@ -23,7 +23,10 @@ _ANY = "*"
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+(%[\w.~-]+)?\]|[A-Za-z0-9_.~-]+)(:[0-9]*)?", re.ASCII)
 """A name or an address, with a port or not (RFC 9110, 7.2): what is called, and nothing else."""
 _METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
-_EXPOSED = b"X-Request-ID, Retry-After, X-Queue-Position, X-Served-By, x-should-retry"
+_EXPOSED = (
+    b"X-Request-ID, Retry-After, X-Queue-Position, X-Served-By, x-should-retry, X-Truncated, "
+    b"X-Windowed, Location, X-Queue-Time-Ms, X-Inference-Time-Ms"
+)
 _PREFLIGHT_S = b"600"
 
 

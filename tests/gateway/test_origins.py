@@ -160,3 +160,12 @@ async def befriended(start_controller: StartController) -> RunningController:
     server = {"cors_origins": [FRIEND], "allowed_hosts": ["Gate.internal"]}
     settings = shipped("supervisor.yaml", server=server)
     return await start_controller(files={"supervisor.yaml": settings})
+
+
+async def test_pages_may_read_our_own_headers(start_controller: StartController) -> None:
+    controller = await befriended(start_controller)
+
+    async with controller.client.get(controller.url + "/health", headers={"Origin": FRIEND}) as got:
+        exposed = got.headers["Access-Control-Expose-Headers"].split(", ")
+
+    assert {"X-Truncated", "X-Windowed", "Location", "X-Queue-Time-Ms"} <= set(exposed)
