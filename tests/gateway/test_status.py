@@ -74,9 +74,9 @@ async def test_closing_line_tells_the_wait_in_vain_and_for_which_model(
 ) -> None:
     settings = shipped("supervisor.yaml") | {
         "queue": {"hold_timeout_s": 0.2},
-        "scheduler": {"auto_switch": True, "manual_hold_s": 60.0},
+        "scheduler": {"manual_hold_s": 60.0},
     }
-    controller = await start_controller(files={"supervisor.yaml": settings})
+    controller = await start_controller(auto_switch=True, files={"supervisor.yaml": settings})
     await controller.switch_to("minilm")  # by hand: it holds for longer than anybody waits
 
     with capture_logs() as lines:
