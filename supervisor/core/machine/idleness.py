@@ -95,8 +95,9 @@ def _begin(draft: Draft, target: Target | None, unloads: str | None, reason: str
 
 
 def _work_ended(snapshot: Snapshot) -> Iterator[float]:
-    """When those who are there had work last, and those who are gone."""
+    """When those who are there had work last, those who were left, and those who are gone."""
     yield from (b.work.empty_since for b in snapshot.backends if b.work.empty_since is not None)
+    yield from (away.left_at for away in snapshot.scheduling.away.values())
     if snapshot.endings.work_at is not None:
         yield snapshot.endings.work_at
 
