@@ -136,7 +136,7 @@ class Arbiter:
             moves_deadlines = self._handle(event)
             while self._mailbox:
                 moves_deadlines |= self._handle(self._mailbox.popleft())
-        except Exception:  # the deadlines stand, also that which has just passed in vain
+        except Exception:  # the state is as before, and so are its deadlines
             self._set_wakeup(_AFTER_A_FAULT_S)
             raise
         finally:

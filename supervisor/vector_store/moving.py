@@ -176,7 +176,7 @@ def _new_file(path: Path) -> Iterator[IO[bytes]]:
     except OSError as error:
         raise SupervisorError(f"{path} cannot be written: {error.strerror}") from error
     finally:
-        with suppress(OSError):  # what went wrong before is what is told
+        with suppress(OSError):  # else it would hide the error that is being raised
             unfinished.unlink(missing_ok=True)
 
 
