@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 
 import structlog
@@ -16,7 +16,7 @@ from supervisor.config.holder import ConfigurationHolder
 from supervisor.core.machine.agenda import Agenda
 from supervisor.core.machine.events import DeviceFound, RulesChanged, VectorsKnown
 from supervisor.core.machine.snapshot import Endings, Scheduling, Snapshot
-from supervisor.core.machine.values import Device, SwitchRules
+from supervisor.core.machine.values import Device, SwitchRules, Target
 from supervisor.core.scheduling.estimates import Estimates
 from supervisor.embedding.twins import FILE_NAME as TWINS_FILE
 from supervisor.embedding.twins import Twins
@@ -24,6 +24,7 @@ from supervisor.engine.devices import configured_device
 from supervisor.engine.launcher import Launcher
 from supervisor.engine.needs.learning import Learner, keep_learning
 from supervisor.engine.targets import Targets
+from supervisor.errors import RequestRefused
 from supervisor.observability.readiness import Readiness
 from supervisor.observability.recorder import Recorder
 from supervisor.telemetry.port import DeviceInfo
@@ -124,6 +125,7 @@ def push_rules(
                     for backend in arbiter.snapshot.backends
                     if not targets.is_current(backend.target)
                 ),
+                targets=waited_for(arbiter.snapshot, targets),
             )
         )
         for name in arbiter.snapshot.devices:
@@ -133,6 +135,16 @@ def push_rules(
 
     tell_known_vectors(machine)
     holder.on_apply(push)
+
+
+def waited_for(snapshot: Snapshot, targets: Targets) -> dict[str, Target]:
+    """Return the models that requests wait for as they are configured now, but for unknown ones."""
+    asked = (head.main or head.target for head in snapshot.requests.heads())
+    found = {}
+    for model in {target.model for target in asked if target is not None}:
+        with suppress(RequestRefused):
+            found[model] = targets.target(model)
+    return found
 
 
 def rules_of(configuration: Configuration, targets: Targets) -> SwitchRules:

@@ -1,5 +1,6 @@
 """A configuration that is applied while the controller runs is used from then on, everywhere."""
 
+import asyncio
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,14 @@ import pytest
 from supervisor.config.configuration import Configuration
 from supervisor.config.load import load
 from tests.conftest import RunningController, StartController, write_configuration
-from tests.gateway.conftest import ask_json, endless_stream, is_draining, shipped, until
+from tests.gateway.conftest import (
+    ask_json,
+    endless_stream,
+    is_draining,
+    requests_now,
+    shipped,
+    until,
+)
 
 CHAT = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2}
 
@@ -82,6 +90,22 @@ async def test_live_model_serves_on_until_a_switch_starts_it_with_its_new_profil
     _, report = await switch(controller, "demo-chat")
     assert (report["outcome"], report["epoch"], await props(controller)) == ("switched", 2, 2)
     assert (await switch(controller, "demo-chat"))[1]["outcome"] == "unchanged"
+
+
+async def test_model_that_is_waited_for_starts_with_what_was_applied_meanwhile(
+    start_controller: StartController, changed: Any
+) -> None:
+    settings = shipped("supervisor.yaml", scheduler={"manual_hold_s": 4})
+    controller = await start_controller(auto_switch=True, files={"supervisor.yaml": settings})
+    await controller.switch_to("demo-chat")
+    question = {**CHAT, "model": "bench-chat"}
+    answer = asyncio.create_task(ask_json(controller, "POST", "/v1/chat/completions", question))
+    await until(lambda: is_anybody_waiting(controller))
+    fewer = shipped("generation.yaml", parallel=2)
+    controller.parts.configuration.apply(changed({"generation.yaml": fewer}))
+
+    assert (await answer)[0] == 200
+    assert await props(controller) == 2
 
 
 async def test_what_the_controller_alone_goes_by_starts_nothing_again(
@@ -172,6 +196,10 @@ async def props(controller: RunningController) -> int:
     """Return how many slots the live server has."""
     slots: int = (await controller.json("GET", "/props"))["total_slots"]
     return slots
+
+
+async def is_anybody_waiting(controller: RunningController) -> bool:
+    return (await requests_now(controller))["waiting"] > 0
 
 
 async def is_live(controller: RunningController, model: str) -> bool:

@@ -44,9 +44,8 @@ def end_switch(
     if switch.target is None or not switch.target.is_twin:  # else what serves is as it was
         draft.set(endings=replace(draft.snapshot.endings, failure=refusal))
     draft.commands.append(FinishSwitch(report=report))
-    failed_model = switch.target.model if switch.target else None
     _note_for_scheduling(draft, switch, report)
-    settle_waiters(draft, refusal, failed_model)
+    settle_waiters(draft, refusal, switch.target)
 
 
 def _note_for_scheduling(draft: Draft, switch: Switch, report: SwitchReport) -> None:

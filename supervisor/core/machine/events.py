@@ -1,5 +1,7 @@
 """Past facts that reach the arbiter. Each carries the monotonic time at which it was true."""
 
+from collections.abc import Mapping
+
 from msgspec import Struct
 
 from supervisor.core.machine.agenda import Period
@@ -72,12 +74,14 @@ class DeviceFound(Event, frozen=True, kw_only=True):
 class RulesChanged(Event, frozen=True, kw_only=True):
     """Other settings of the operator were applied: what comes from now on is held to these.
 
-    `outdated`: epochs of servers that would be started otherwise now, or not at all.
+    `outdated`: epochs of servers that would be started otherwise now, or not at all. `targets` are
+    those of the models that requests wait for, by their names.
     """
 
     limits: Limits
     rules: SwitchRules
     outdated: frozenset[int] = frozenset()
+    targets: Mapping[str, Target] = {}
 
 
 class ScheduleRead(Event, frozen=True, kw_only=True):

@@ -47,13 +47,18 @@ def begin_to_leave(draft: Draft, leaving: tuple[Backend, ...]) -> None:
     draft.set_switch(
         "leaving",
         epochs=(*switch.leaving.epochs, *(b.epoch for b in leaving)),
-        drain_deadline=draft.at + max(b.target.drain_timeout_s for b in leaving),
+        drain_deadline=drain_deadline(draft, leaving),
     )
     restored = (Placement(target=b.target, footprint=b.footprint) for b in serving)
     draft.set_switch("rollback", to_restore=(*switch.rollback.to_restore, *restored))
     expect_use(draft, leaving)
     for backend in serving:
         draft.move_backend(backend, BackendState.DRAINING)
+
+
+def drain_deadline(draft: Draft, leaving: Sequence[Backend]) -> float:
+    """Return when those that leave are late to end their requests, from now on."""
+    return draft.at + max((b.target.drain_timeout_s for b in leaving), default=0.0)
 
 
 def leaving_backends(draft: Draft) -> list[Backend]:
@@ -83,8 +88,7 @@ def may_stop(draft: Draft) -> bool | Refusal:
 
 def is_hung(backend: Backend) -> bool:
     """Whether a server that serves is to be replaced, as nothing moves in it."""
-    is_stalled = backend.stalled_s is not None and backend.target.restart_on_stall
-    return is_stalled and backend.state is BackendState.READY
+    return backend.state is BackendState.READY and _ends_as_it_stalls(backend)
 
 
 def replace_hung(draft: Draft, backend: Backend) -> None:
@@ -97,14 +101,16 @@ def replace_hung(draft: Draft, backend: Backend) -> None:
 
 def waits_without_end(snapshot: Snapshot, backend: Backend) -> bool:
     """Whether a server hangs that is to be stopped then, and nothing bounds its drain."""
-    if backend.state is not BackendState.DRAINING or backend.stalled_s is None:
-        return False
-    if not backend.target.restart_on_stall:
+    if backend.state is not BackendState.DRAINING or not _ends_as_it_stalls(backend):
         return False
     switch = snapshot.switch
     is_leaving = switch is not None and backend.epoch in switch.leaving.epochs
     deadline = switch.leaving.drain_deadline if switch and is_leaving else backend.retire_deadline
     return deadline is None and snapshot.close_deadline is None
+
+
+def _ends_as_it_stalls(backend: Backend) -> bool:
+    return backend.stalled_s is not None and backend.target.restart_on_stall
 
 
 def stop_leaving(draft: Draft) -> None:
@@ -158,15 +164,19 @@ def come_back(draft: Draft, parked: Backend) -> None:
     draft.set_switch("leaving", epochs=tuple(e for e in epochs if e != parked.epoch))
 
 
-def stop_outdated(draft: Draft, outdated: frozenset[int]) -> None:
-    """Stop the parked servers that no start would wake any more, as they are configured now."""
-    for backend in draft.snapshot.parked():
-        if backend.epoch in outdated and not is_awaited(draft.snapshot, backend):
-            stop_backend(draft, backend)
+def note_outdated(draft: Draft, outdated: frozenset[int]) -> None:
+    """Other settings apply: these servers would be started otherwise now, and no others."""
+    for backend in draft.snapshot.backends:
+        is_outdated = backend.epoch in outdated
+        if backend.is_outdated != is_outdated:
+            draft.put_backend(replace(backend, is_outdated=is_outdated))
 
 
 def keep_to_limit(draft: Draft) -> None:
-    """Stop the servers that have been parked for longest, where all hold more than they may."""
+    """Stop the parked servers that nothing would wake, and those that hold more than they may."""
+    for backend in draft.snapshot.parked():
+        if backend.is_outdated and not is_awaited(draft.snapshot, backend):
+            stop_backend(draft, backend)
     for backend in over_the_limit(draft.snapshot):
         stop_backend(draft, backend)
 

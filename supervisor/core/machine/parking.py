@@ -25,6 +25,10 @@ PARK_TIMEOUT_S = 60.0
 """Seconds in which a server must have given its memory up; then it is stopped. Copying to memory
 that has yet to be pinned goes at one to some GB a second."""
 
+UNPROVED_PAUSE_S = 1800.0
+"""Seconds for which a server is stopped, and not parked, after its release was not proved: an
+attempt in vain costs a gate's time and a start, and where a driver keeps memory each is in vain."""
+
 
 def host_of(snapshot: Snapshot) -> str | None:
     """Name the device that is the host's memory; None where there is none to account for."""
@@ -47,12 +51,13 @@ def still_needed(need: Footprint, parked: Backend | None) -> Footprint:
     return Footprint(shares=tuple((d, max(0, size - kept.on(d))) for d, size in need.shares))
 
 
-def plan_parking(
+def plan_parking(  # noqa: PLR0913, PLR0917 - what is held against what
     snapshot: Snapshot,
     target: Target,
     need: Footprint,
     plan: Plan,
     readings: Sequence[MemorySample],
+    at: float,
 ) -> Plan:
     """Add to a plan which parked servers make way, and which of those that leave are parked.
 
@@ -67,7 +72,7 @@ def plan_parking(
     while others and _is_short(snapshot, target, need, leaving, memory):
         leaving.append(others.pop(0))
     parking: list[Backend] = []
-    for backend in plan.leaving:
+    for backend in (b for b in plan.leaving if _is_proved(snapshot, b, at)):
         room_for = _making_room(snapshot, backend, target, need, leaving, memory, parking)
         if room_for is not None:
             leaving += room_for
@@ -122,11 +127,17 @@ def _making_room(  # noqa: PLR0913, PLR0917 - what is held against what
     return gone
 
 
+def _is_proved(snapshot: Snapshot, backend: Backend, at: float) -> bool:
+    """Whether the last release of a server by parking was proved, or may be tried again."""
+    return snapshot.scheduling.unproved.get(backend.target.identity, at) <= at
+
+
 def _may_park(snapshot: Snapshot, backend: Backend, target: Target, host: str) -> bool:
     """Whether parking is wanted, would free anything, and what is kept could be measured."""
     devices = [d for d in backend.footprint.devices if d != host]
     return (
         backend.target.parks
+        and not backend.is_outdated
         and backend.state is BackendState.READY
         and backend.target.model != target.model
         and bool(devices)
@@ -293,15 +304,16 @@ def parked_by_switch(draft: Draft) -> tuple[Backend, ...]:
     return tuple(b for b in draft.snapshot.parked() if b.epoch in epochs)
 
 
-def note_unproved(draft: Draft, question: ReleaseQuestion, sample: MemorySample) -> None:
-    """Remember what a server seems to keep whose release was not proved: more than may be."""
-    baseline_bytes = question.baseline_used_bytes or 0
-    left_bytes = max(0, sample.used_bytes - baseline_bytes - _grown(question, sample))
-    for backend in parked_by_switch(draft):
-        kept_bytes = min(left_bytes, _share_before(draft, backend).on(question.device))
-        kept = Footprint(shares=(*backend.footprint.shares, (question.device, kept_bytes)))
-        known = draft.snapshot.scheduling.kept
-        draft.set_scheduling(kept=known.set(backend.target.identity, kept))
+def note_unproved(draft: Draft) -> None:
+    """The release of what the running switch has parked was not proved: stop it for a while.
+
+    Whether it keeps more than may be, or a stranger has taken that, cannot be told; the next
+    attempt will show.
+    """
+    unproved = draft.snapshot.scheduling.unproved
+    until = draft.at + UNPROVED_PAUSE_S
+    parked = {backend.target.identity: until for backend in parked_by_switch(draft)}
+    draft.set_scheduling(unproved=unproved.update(parked))
 
 
 def over_budget(draft: Draft, device: str) -> tuple[Backend, ...]:

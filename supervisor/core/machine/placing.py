@@ -210,7 +210,7 @@ def _place(
     else:
         needed = still_needed(footprint, snapshot.parked_of(target))
         plan = plan_residency(snapshot, target, needed, readings, at)
-        plan = plan_parking(snapshot, target, needed, plan, readings)
+        plan = plan_parking(snapshot, target, needed, plan, readings, at)
     staying = [b for b in there if b not in plan.leaving]
     room = (
         capacity_of(snapshot, device, target, readings)

@@ -44,7 +44,8 @@ class Place(NamedTuple):
 class Line(Struct, frozen=True, kw_only=True):
     """Those who wait for one thing, by arrival number. `first` is the head's, and only moves up.
 
-    `callers` wait in all, with that sum of their arrivals.
+    `callers` wait in all, with that sum of their arrivals. `spilling` of the waiters could be
+    served by their model's twin, and wait for the model itself.
     """
 
     waiters: Map[int, Waiter] = field(default_factory=Map)
@@ -52,6 +53,7 @@ class Line(Struct, frozen=True, kw_only=True):
     following: int = 0
     callers: int = 0
     arrived_at_sum: float = 0.0
+    spilling: int = 0
 
     @property
     def head(self) -> Waiter:
@@ -135,6 +137,7 @@ def join(requests: Requests, key: LineKey, waiter: Waiter) -> Requests:
         following=number + 1,
         callers=line.callers + waiter.callers,
         arrived_at_sum=line.arrived_at_sum + waiter.arrived_at_sum,
+        spilling=line.spilling + waiter.is_spilling,
     )
     return replace(
         requests,
@@ -167,20 +170,21 @@ def leave_line(requests: Requests, request_id: str) -> Requests:
     """Take somebody out of a line, wherever in it."""
     key, number = requests.places[request_id]
     line = requests.lines[key]
-    waiters = line.waiters.delete(number)
+    left, waiters = line.waiters[number], line.waiters.delete(number)
     first = line.first
     while first < line.following and waiters and first not in waiters:
         first += 1  # each gap is crossed once, however many wait
-    left = Line(
+    shorter = Line(
         waiters=waiters,
         first=first,
         following=line.following,
-        callers=line.callers - line.waiters[number].callers,
-        arrived_at_sum=line.arrived_at_sum - line.waiters[number].arrived_at_sum,
+        callers=line.callers - left.callers,
+        arrived_at_sum=line.arrived_at_sum - left.arrived_at_sum,
+        spilling=line.spilling - left.is_spilling,
     )
     return replace(
         requests,
-        lines=requests.lines.set(key, left) if waiters else requests.lines.delete(key),
+        lines=requests.lines.set(key, shorter) if waiters else requests.lines.delete(key),
         places=requests.places.delete(request_id),
     )
 
@@ -219,6 +223,7 @@ def put_in_order(requests: Requests, returned: Sequence[Waiter]) -> Requests:
             following=len(there),
             callers=sum(waiter.callers for waiter in there),
             arrived_at_sum=sum(waiter.arrived_at_sum for waiter in there),
+            spilling=sum(waiter.is_spilling for waiter in there),
         )
         lines = lines.set(key, line)
         places = places.update({w.request_id: Place(key, n) for n, w in enumerate(there)})

@@ -43,7 +43,7 @@ def admit(draft: Draft, request: RequestArrived) -> None:
     snapshot, target = draft.snapshot, request.target
     backend = backend_for(snapshot, None if target is None else target.model)
     if backend is None and request.may_spill:
-        twin = twin_for(snapshot, request, draft.at)
+        twin = twin_for(snapshot, target, draft.at)
         if twin is not None:
             request = replace(request, target=twin, main=target)
             backend = backend_for(snapshot, twin.model)

@@ -61,7 +61,7 @@ def note_failure(
 
 def try_all_again(scheduling: Scheduling) -> Scheduling:
     """Much may work that failed before: a hand has unloaded, or other settings apply."""
-    return replace(scheduling, setbacks=Map())
+    return replace(scheduling, setbacks=Map(), unproved=Map())
 
 
 def forget_setback(scheduling: Scheduling, model: str) -> Scheduling:

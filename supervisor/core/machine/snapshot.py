@@ -60,9 +60,10 @@ class Scheduling(Struct, frozen=True, kw_only=True):
 
     `run` and `begun` name the next switch that the controller begins by itself. `needs` are the
     last that were accepted, by the target's identity and its device, and `kept` what its server
-    kept when it was parked last. `capacities` are what all our servers together could take of a
-    device when it was last read. `comparable` are the targets, by identity, with which their twins
-    can be compared. `pending` is a switch by hand that waits for the end of the running one,
+    kept when it was parked last; `unproved`: until when it is not parked, as that was not proved.
+    `capacities` are what all our servers together could take of a device when it was last read.
+    `comparable` are the targets, by identity, with which their twins can be compared. `pending` is
+    a switch by hand that waits for the end of the running one,
     `held_until` how long devices stay as a hand has set them. `is_unloaded`: a hand has unloaded,
     and nothing was switched to since. `decision` is the last one, `wake_at` when it is to be
     thought over, and `linger_s` how long after the only live model has no work (0: at once).
@@ -73,6 +74,7 @@ class Scheduling(Struct, frozen=True, kw_only=True):
     needs: Map[tuple[tuple[str, str, str], str], Footprint] = field(default_factory=Map)
     capacities: Map[str, int] = field(default_factory=Map)
     kept: Map[tuple[str, str, str], Footprint] = field(default_factory=Map)
+    unproved: Map[tuple[str, str, str], float] = field(default_factory=Map)
     pending: SwitchRequested | RestartRequested | None = None
     held_until: Map[str, float] = field(default_factory=Map)
     setbacks: Map[str, Setback] = field(default_factory=Map)

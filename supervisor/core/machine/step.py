@@ -117,9 +117,10 @@ def _on_device_found(draft: Draft, event: DeviceFound) -> None:
 def _on_rules_changed(draft: Draft, event: RulesChanged) -> None:
     draft.set(limits=event.limits, rules=event.rules)
     draft.set(scheduling=try_all_again(draft.snapshot.scheduling))
+    leaving.note_outdated(draft, event.outdated)
     leaving.keep_to_limit(draft)
-    leaving.stop_outdated(draft, event.outdated)
-    drop_twins(draft, event.outdated)
+    drop_twins(draft)
+    waiting.exchange_targets(draft, event.targets)
     clock.reread(draft)
 
 

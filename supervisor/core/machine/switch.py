@@ -18,6 +18,7 @@ from supervisor.core.machine.values import (
 SCHEDULER = "scheduler"
 CLOCK = "clock"
 IDLENESS = "idleness"
+RESTART = "restart"
 AUTOMATIC = frozenset({"startup", SCHEDULER, "recovery", CLOCK, IDLENESS})
 """Who asks for switches that nobody waits for in person: one by hand waits for their end."""
 

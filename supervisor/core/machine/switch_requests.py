@@ -10,11 +10,12 @@ from supervisor.core.machine.commands import FinishSwitch, JoinSwitch, RefuseSwi
 from supervisor.core.machine.draft import Draft
 from supervisor.core.machine.ending import hold
 from supervisor.core.machine.events import RestartRequested, SwitchRequested
+from supervisor.core.machine.leaving import drain_deadline, leaving_backends
 from supervisor.core.machine.recovery import due_recovery, forget_unloaded, reset_breakers
 from supervisor.core.machine.refusals import SHUTTING_DOWN
 from supervisor.core.machine.reports import report_of, switch_is_pending, switch_is_running
 from supervisor.core.machine.requests import backend_for
-from supervisor.core.machine.switch import AUTOMATIC, Order, Switch
+from supervisor.core.machine.switch import AUTOMATIC, RESTART, Order, Switch
 from supervisor.core.machine.switching import leave, order_check
 from supervisor.core.machine.values import Backend, Outcome, Phase, Refusal, Target
 from supervisor.core.machine.waiting import settle_waiters
@@ -50,9 +51,8 @@ def _take_over(draft: Draft, event: SwitchRequested) -> None:
         gives_way=False,
     )
     if switch.phase is Phase.DRAINING and switch.leaving.drain_deadline is None:
-        leaving = [b for b in draft.snapshot.backends if b.epoch in switch.leaving.epochs]
-        longest_s = max((b.target.drain_timeout_s for b in leaving), default=0.0)
-        draft.set_switch("leaving", drain_deadline=draft.at + longest_s)
+        deadline = drain_deadline(draft, leaving_backends(draft))
+        draft.set_switch("leaving", drain_deadline=deadline)
 
 
 def request_restart(draft: Draft, event: RestartRequested) -> None:
@@ -64,9 +64,10 @@ def request_restart(draft: Draft, event: RestartRequested) -> None:
         nothing = "no backend is down; nothing to restart"
         _refuse(draft, event, Refusal(code="nothing_is_down", message=nothing))
     elif running is None:
-        begin_recovery(draft, event.switch_id, reset_breakers(draft).target, "restart")
+        begin_recovery(draft, event.switch_id, reset_breakers(draft).target, RESTART)
     elif running.order.is_recovery and not running.order.is_by_hand:
         reset_breakers(draft)  # the others come back behind it
+        draft.set_switch("order", requested_by=RESTART)
         draft.commands.append(JoinSwitch(switch_id=event.switch_id, running_id=running.switch_id))
     else:
         _wait_for(draft, running, event, is_by_hand=True)

@@ -253,8 +253,7 @@ def weigh_reading(draft: Draft, sample: MemorySample | None, unreadable: str = "
         else:
             _go_on_behind_the_gate(draft)
     elif parked := parked_in_the_way(draft):
-        if question is not None and sample is not None:
-            note_unproved(draft, question, sample)
+        note_unproved(draft)
         _stop_instead(draft, parked)
     elif question is not None and (beside := parked_beside(draft, question.device)):
         _stop_beside(draft, beside, question.device)

@@ -7,7 +7,8 @@ line, recovery and setbacks, and is started by a switch as any other. What is sp
   need for their start, it gives up first.
 - It has no turn. Who waits for it is no reason to switch, and does not count as waiting for a
   device that others use.
-- While its model is live, that serves. Whoever waits for the twin then goes there.
+- While its model is live, that serves. Whoever waits for the twin then goes there, and who waits
+  for the model goes to the twin once that is live no more.
 - Where it cannot serve, its requests wait for their model as if there were none.
 - It is used once its vectors were compared with those of its model. As long as it is not known what
   those are, its model serves; but where that cannot be had, a twin is better than a refusal.
@@ -16,7 +17,6 @@ line, recovery and setbacks, and is started by a switch as any other. What is sp
 from msgspec.structs import replace
 
 from supervisor.core.machine.draft import Draft
-from supervisor.core.machine.events import RequestArrived
 from supervisor.core.machine.leaving import advance_retiring
 from supervisor.core.machine.recovery import forget_recovery
 from supervisor.core.machine.residency import Plan
@@ -26,9 +26,8 @@ from supervisor.core.machine.starting import give_up_start
 from supervisor.core.machine.values import Backend, BackendState, Refusal, Target
 
 
-def twin_for(snapshot: Snapshot, request: RequestArrived, at: float) -> Target | None:
-    """Return the twin that is to serve a request whose model is not live; None: none is."""
-    target = request.target
+def twin_for(snapshot: Snapshot, target: Target | None, at: float) -> Target | None:
+    """Return the twin that is to serve small requests for a target that is not live, if one is."""
     if target is None or target.spill is None or not may_serve(snapshot, target.spill, at):
         return None
     is_comparable = target.identity in snapshot.scheduling.comparable
@@ -64,10 +63,10 @@ def dismiss_twin(draft: Draft, backend: Backend, reason: str) -> None:
         _retire(draft, backend)
 
 
-def drop_twins(draft: Draft, outdated: frozenset[int]) -> None:
+def drop_twins(draft: Draft) -> None:
     """Other settings apply: twins that would be started otherwise end behind their requests."""
     for backend in draft.snapshot.admitting():
-        if backend.target.is_twin and backend.epoch in outdated:
+        if backend.target.is_twin and backend.is_outdated:
             _retire(draft, backend)
 
 

@@ -240,7 +240,8 @@ class Backend(Struct, frozen=True, kw_only=True):
     `is_retiring`: its successor serves already; it ends its requests and stops, at
     `retire_deadline` at the latest (None: it waits for them). `stalled_s`: how long nothing has
     moved in it though requests are in flight, None while something does. `is_replaced`: it is
-    stopped because of that, and the same target starts again. `baselines` are the use of each
+    stopped because of that, and the same target starts again. `is_outdated`: it would be started
+    otherwise now, or not at all, so that nothing wakes it. `baselines` are the use of each
     device from before it started, where that was read; of one that is `parked`, the use without
     what it keeps, which is its footprint. `release_deadline`: when one that is being stopped or
     parked must have given its memory up.
@@ -261,6 +262,7 @@ class Backend(Struct, frozen=True, kw_only=True):
     release_deadline: float | None = None
     stalled_s: float | None = None
     is_replaced: bool = False
+    is_outdated: bool = False
     parked: Parked | None = None
 
     def baseline(self, device: str) -> Baseline | None:
@@ -310,6 +312,11 @@ class Waiter(Struct, frozen=True, kw_only=True):
     def model(self) -> str | None:
         """The name of the model that it waits for; None where it named none."""
         return None if self.target is None else self.target.model
+
+    @property
+    def is_spilling(self) -> bool:
+        """Whether its model's twin could serve it, and it waits for the model itself."""
+        return self.may_spill and self.main is None
 
 
 class Refusal(Struct, frozen=True, kw_only=True):

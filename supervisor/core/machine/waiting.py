@@ -1,6 +1,6 @@
 """How waiting ends: with a lease once the model admits, or with an answer that says why not."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from msgspec.structs import replace
 
@@ -24,8 +24,8 @@ from supervisor.core.machine.requests import (
 )
 from supervisor.core.machine.setbacks import is_targets_fault
 from supervisor.core.machine.snapshot import Snapshot
-from supervisor.core.machine.twins import may_serve
-from supervisor.core.machine.values import Backend, Refusal, Waiter
+from supervisor.core.machine.twins import may_serve, twin_for
+from supervisor.core.machine.values import Backend, Refusal, Target, Waiter
 
 Granted = list[tuple[Waiter, Backend]]
 
@@ -33,27 +33,29 @@ Granted = list[tuple[Waiter, Backend]]
 def let_in(draft: Draft) -> None:
     """Give what is live to those in its line, as far as there is room for them."""
     _call_back(draft)
+    _spill(draft)
     granted = _take_in(draft)
     if granted:
         grant_all(draft, sorted(granted, key=lambda each: each[0].number))
 
 
 def settle_waiters(
-    draft: Draft, failure: Refusal | None = None, failed_model: str | None = None
+    draft: Draft, failure: Refusal | None = None, failed: Target | None = None
 ) -> None:
     """After a switch ended: serve whoever waits for what is live, refuse who waits in vain.
 
     Those wait on who wait for their model's turn, whose model died and will be restarted, or for
-    whom a switch by hand is about to begin. `failure` is for those who waited for `failed_model`
-    (None: for the device), and for its turn where that was in vain. Where a model and its twin can
-    serve a request, it is refused when neither does.
+    whom a switch by hand is about to begin. `failure` is for those who waited for what `failed`
+    (None: for the device), and for its turn where that was in vain; who named no model waited for
+    no twin. Where a model and its twin can serve a request, it is refused when neither does.
     """
     _line_up_for_what_is_live(draft)
     let_in(draft)
     for key in tuple(draft.snapshot.requests.lines):
-        if _waits_on(draft.snapshot, key, failure, failed_model):
+        if _waits_on(draft.snapshot, key, failure, failed):
             continue
-        is_concerned = failed_model is None or key.model in {None, failed_model}
+        is_concerned = failed is None or key.model == failed.model
+        is_concerned = is_concerned or (key.model is None and not failed.is_twin)
         refusal = failure and is_concerned and switch_failed(failure)
         taken = _take_from(draft, key)
         admit_again(draft, [waiter for waiter in taken if waiter.may_spill])
@@ -92,6 +94,18 @@ def refuse_outside(draft: Draft) -> None:
     admit_again(draft, spilling)
 
 
+def exchange_targets(draft: Draft, targets: Mapping[str, Target]) -> None:
+    """Other settings apply: who waits for one of these models waits for it as it is now."""
+    changed: list[Waiter] = []
+    for line in draft.snapshot.requests.lines.values():
+        asked = line.head.main or line.head.target
+        now = None if asked is None else targets.get(asked.model)
+        if now is not None and now != asked:
+            named = [waiter for waiter in line.waiters.values() if waiter.target is not None]
+            changed += [replace(waiter, target=now, main=None) for waiter in named]
+    _look_again(draft, changed)
+
+
 def oldest_waiter(snapshot: Snapshot) -> Waiter | None:
     """Return who has waited longest, or None when nobody waits."""
     return min(snapshot.requests.heads(), key=lambda waiter: waiter.number, default=None)
@@ -106,12 +120,29 @@ def _call_back(draft: Draft) -> None:
         twin = line.head.target
         if twin is None or twin.twin_of is None:
             continue
-        is_live = backend_for(draft.snapshot, twin.twin_of) is not None
-        if is_live or not may_serve(draft.snapshot, twin, draft.at):
-            called = [waiter for waiter in line.waiters.values() if waiter.main is not None]
-            for waiter in called:
-                draft.set(requests=leave_line(draft.snapshot.requests, waiter.request_id))
-            admit_again(draft, called)
+        if _is_live(draft, twin.twin_of) or not may_serve(draft.snapshot, twin, draft.at):
+            _look_again(draft, [w for w in line.waiters.values() if w.main is not None])
+
+
+def _spill(draft: Draft) -> None:
+    """Have small requests wait for the twin of their model, which was live when they came."""
+    for line in draft.snapshot.requests.lines.values():
+        target = line.head.target
+        if not line.spilling or target is None or _is_live(draft, target.model):
+            continue
+        if twin_for(draft.snapshot, target, draft.at) is not None:
+            _look_again(draft, [w for w in line.waiters.values() if w.is_spilling])
+
+
+def _is_live(draft: Draft, model: str) -> bool:
+    return backend_for(draft.snapshot, model) is not None
+
+
+def _look_again(draft: Draft, waiters: Sequence[Waiter]) -> None:
+    """Take waiters out of their lines, and look anew who serves them."""
+    for waiter in waiters:
+        draft.set(requests=leave_line(draft.snapshot.requests, waiter.request_id))
+    admit_again(draft, waiters)
 
 
 def _take_in(draft: Draft) -> Granted:
@@ -170,7 +201,7 @@ def _line_up_for_what_is_live(draft: Draft) -> None:
 
 
 def _waits_on(
-    snapshot: Snapshot, key: LineKey, failure: Refusal | None, failed_model: str | None
+    snapshot: Snapshot, key: LineKey, failure: Refusal | None, failed: Target | None
 ) -> bool:
     """Whether those of a line that was not emptied have something to wait for."""
     if snapshot.is_closing:
@@ -180,7 +211,7 @@ def _waits_on(
     if key.kind is Kind.BYSTANDER:
         return _is_pending(snapshot)
     is_down = snapshot.recovery(key.model) is not None
-    is_concerned = failure is not None and failed_model == key.model
+    is_concerned = failure is not None and failed is not None and failed.model == key.model
     return not is_down and not (is_concerned and failure and is_targets_fault(failure))
 
 

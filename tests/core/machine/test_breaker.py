@@ -2,7 +2,7 @@
 
 import pytest
 
-from supervisor.core.machine.commands import CheckTarget, RefuseRequest, RefuseSwitch
+from supervisor.core.machine.commands import CheckTarget, JoinSwitch, RefuseRequest, RefuseSwitch
 from supervisor.core.machine.deadlines import next_wakeup
 from supervisor.core.machine.events import RestartRequested, ShutdownRequested
 from tests.core.machine.story import (
@@ -190,3 +190,15 @@ def test_restart_behind_the_recovery_of_another_brings_back_what_is_broken_too(
     beside.start()
     beside.recover("chat")
     assert set(beside.snapshot.live_models()) == {"chat", "embed"}
+
+
+def test_restart_of_what_comes_back_anyway_is_a_hands_from_there_on(died: Story) -> None:
+    """Another hand's wish does not come behind it unasked, as behind the controller's own."""
+    died.retry("chat")
+    (joined,) = died.tell(RestartRequested, switch_id="manual")
+    assert isinstance(joined, JoinSwitch)
+
+    (refused,) = died.ask_for(EMBED)
+
+    assert isinstance(refused, RefuseSwitch)
+    assert refused.refusal.code == "switch_in_progress"

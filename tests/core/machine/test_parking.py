@@ -33,7 +33,7 @@ from supervisor.core.machine.events import (
 from supervisor.core.machine.footprint import Footprint
 from supervisor.core.machine.leaving import REAP_TIMEOUT_S
 from supervisor.core.machine.memory import Holder, HolderRole
-from supervisor.core.machine.parking import PARK_TIMEOUT_S
+from supervisor.core.machine.parking import PARK_TIMEOUT_S, UNPROVED_PAUSE_S
 from supervisor.core.machine.switch import ParkedReport
 from supervisor.core.machine.values import (
     Backend,
@@ -173,6 +173,25 @@ def test_a_server_that_kept_too_much_is_stopped_at_once_the_next_time(
     assert give_up == ReleaseMemory(
         epoch=again, how=Stop(grace_s=CHAT.stop_grace_s, keeps_prompts=True)
     )
+
+
+def test_a_server_that_seemed_to_keep_too_much_is_parked_again_after_a_while(
+    place: Place, chat: int
+) -> None:
+    """It may have been another process, which came at that moment and cannot be told from it."""
+    place.begin(EMBED, need_gib=20)
+    place.park(chat)
+    place.answer_until_the_gate_decides(lambda: place.show(8 * GIB))
+    place.reap(chat)
+    embed = place.start(0)
+    place.begin(PARKING_CHAT, need_gib=8, used_gib=20)
+    place.reap(embed)
+    again = place.start(0)
+    place.now += UNPROVED_PAUSE_S
+
+    (give_up,) = place.begin(EMBED, need_gib=20)
+
+    assert give_up == ReleaseMemory(epoch=again, how=Park(keeps_prompts=True))
 
 
 @pytest.mark.parametrize("how", ["refuses", "is late"])
@@ -562,6 +581,37 @@ def test_one_that_would_be_started_otherwise_now_is_stopped(place: Place, chat: 
     assert place.backend(chat).state is BackendState.PARKED
     commands = place.tell(RulesChanged, **facts, outdated=frozenset({chat}))
     assert [c.epoch for c in commands if isinstance(c, ReleaseMemory)] == [chat]
+
+
+def test_one_whose_settings_have_changed_while_it_was_live_is_not_parked(
+    place: Place, chat: int
+) -> None:
+    facts = {"limits": place.snapshot.limits, "rules": place.snapshot.rules}
+    place.tell(RulesChanged, **facts, outdated=frozenset({chat}))
+    (give_up,) = place.begin(EMBED)
+    assert give_up == ReleaseMemory(
+        epoch=chat, how=Stop(grace_s=CHAT.stop_grace_s, keeps_prompts=True)
+    )
+
+
+def test_one_whose_settings_are_as_they_were_again_is_parked(place: Place, chat: int) -> None:
+    facts = {"limits": place.snapshot.limits, "rules": place.snapshot.rules}
+    place.tell(RulesChanged, **facts, outdated=frozenset({chat}))
+    place.tell(RulesChanged, **facts)
+    place.switch_to(EMBED)
+    assert place.backend(chat).state is BackendState.PARKED
+
+
+def test_one_whose_settings_change_while_it_is_being_parked_is_stopped_then(
+    place: Place, chat: int
+) -> None:
+    facts = {"limits": place.snapshot.limits, "rules": place.snapshot.rules}
+    place.begin(EMBED)
+    place.tell(RulesChanged, **facts, outdated=frozenset({chat}))
+    (stop,) = place.park(chat)
+    assert stop == ReleaseMemory(epoch=chat, how=Stop(grace_s=CHAT.stop_grace_s))
+    place.reap(chat)
+    assert place.start(0) > chat
 
 
 def test_another_profile_of_a_parked_model_has_it_stopped(place: Place, chat: int) -> None:

@@ -20,6 +20,7 @@ from supervisor.core.machine.events import (
     CallersCounted,
     RequestArrived,
     RequestEnded,
+    RulesChanged,
     TargetRejected,
 )
 from supervisor.core.machine.step import step
@@ -333,6 +334,21 @@ def test_choice_of_a_hand_holds_for_a_while() -> None:
     assert ask(story, "r1") == ()
     assert next_wakeup(story.snapshot) == story.now + MANUAL_HOLD_S
     assert switch_target(story.wake()) == "embed"
+
+
+def test_who_waits_gets_its_model_as_it_is_configured_by_now() -> None:
+    story = Story(EXCLUSIVE)
+    story.make_live(CHAT)
+    ask(story, "r1")
+    ask(story, "r2")
+    now, rules = replace(EMBED, revision="2"), story.snapshot.rules
+    story.tell(RulesChanged, limits=Limits(), rules=rules, targets={"embed": now})
+    assert [story.snapshot.requests.position_of(r) for r in ("r1", "r2")] == [1, 2]
+
+    (check,) = story.wake()
+
+    assert isinstance(check, CheckTarget)
+    assert check.target == now
 
 
 def test_device_that_a_hand_freed_stays_free_for_a_while(chat_live: Story) -> None:

@@ -346,18 +346,21 @@ class Happenings(World):
         if moves:
             self.tell(BackendMoved(at=self.now, epoch=epoch))
 
-    @precondition(lambda self: self.on_host)
-    @rule(pick=st.integers(0), outdated=luck)
-    def other_settings_are_applied(self, pick: int, *, outdated: bool) -> None:
-        """One that is parked may be configured otherwise now; less may be parked."""
-        epochs = sorted(self.on_host)
+    @precondition(lambda self: self.alive)
+    @rule(pick=st.integers(0), outdated=luck, waited_for=luck)
+    def other_settings_are_applied(self, pick: int, *, outdated: bool, waited_for: bool) -> None:
+        """One server, and what is waited for, may be configured otherwise now; less is parked."""
+        epochs = sorted(self.on_host or self.alive)
         limit = None if outdated else pick % 60
+        heads = self.snapshot.requests.heads() if waited_for else ()
+        asked = [head.main or head.target for head in heads]
         self.tell(
             RulesChanged(
                 at=self.now,
                 limits=LIMITS,
                 rules=replace(self.snapshot.rules, parked_max_bytes=limit),
                 outdated=frozenset({epochs[pick % len(epochs)]} if outdated else ()),
+                targets={t.model: replace(t, revision=str(pick % 9)) for t in asked if t},
             )
         )
 

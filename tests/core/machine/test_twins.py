@@ -20,7 +20,7 @@ from supervisor.core.machine.events import (
     TargetRejected,
     VectorsKnown,
 )
-from supervisor.core.machine.values import Device, Limits, Mode, SwitchRules, Target
+from supervisor.core.machine.values import Device, Limits, Mode, ModelRules, SwitchRules, Target
 from supervisor.core.scheduling.values import Priority
 from tests.core.machine.story import (
     AT_ONCE,
@@ -152,6 +152,23 @@ def test_model_that_has_become_live_takes_over_those_who_wait_for_its_twin() -> 
     assert granted_in(story.last) == [("small", main)]
 
 
+def test_who_waits_for_a_model_that_dies_goes_to_its_twin() -> None:
+    story = TwinStory(rules=replace(RULES, models={"embed": ModelRules(max_concurrency=1)}))
+    story.make_live(CHAT)
+    story.know_the_vectors()
+    twin = story.start_twin()
+    story.end("first")
+    main = story.switch_to_main()
+    assert granted_in(story.ask("served")) == [("served", main)]
+    for request_id, is_small in (("small", True), ("large", False), ("smaller", True)):
+        assert not granted_in(story.ask(request_id, is_small=is_small))
+
+    commands = story.crash(main)
+
+    assert granted_in(commands) == [("small", twin), ("smaller", twin)]
+    assert "large" in story.snapshot.requests.places
+
+
 def test_who_waits_for_a_twin_alone_holds_nobody_behind_it_up() -> None:
     """Its model could not be used when it came."""
     story = TwinStory()
@@ -170,6 +187,19 @@ def test_request_that_names_no_model_is_not_served_by_a_twin(story: TwinStory) -
     story.start_twin()
 
     assert granted_in(story.arrive("any", None)) == [("any", story.epoch_of("chat"))]
+
+
+def test_request_that_names_no_model_is_not_told_what_became_of_a_twin() -> None:
+    story = TwinStory()
+    story.know_the_vectors()
+    (check,) = story.ask("small")
+    assert isinstance(check, CheckTarget)
+    assert check.target == TWIN
+    story.arrive("nameless", None)
+
+    commands = story.tell(TargetRejected, switch_id=story.running, message="no such file")
+
+    assert ("nameless", "no_model_loaded") in refused_in(commands)
 
 
 def test_live_twin_is_no_live_model(story: TwinStory) -> None:

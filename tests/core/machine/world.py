@@ -209,9 +209,12 @@ class World(RuleBasedStateMachine):
         if need is None:
             self.tell(TargetRejected(at=self.now, switch_id=switch_id, message="no such file"))
             return
-        self.needs.setdefault(switch_id, need)
         switch = self.snapshot.switch
         target = switch.target if switch and switch.switch_id == switch_id else None
+        if switch_id in self.recovering:  # one that needs more than before is tried for ever
+            before = [size for e, size in self.takes.items() if self.targets[e] == target]
+            need = min([need, *before[-1:]])
+        self.needs.setdefault(switch_id, need)
         device = target.device if target else "alone"
         others = [name for name in target.candidates if name != device] if target else []
         devices = (device, *others, "host")
