@@ -364,7 +364,8 @@ class Arbiter:
 
     def _set_wakeup(self, at_least_s: float = 0.0) -> None:
         """Sleep until the core wants to know that time has passed, and for at least so long."""
-        due_at = next_wakeup(self._snapshot)
+        is_left = bool(self._mailbox)  # by a fault: it is handled behind the next event
+        due_at = self._clock() if is_left else next_wakeup(self._snapshot)
         if due_at == self._wakeup_at and due_at is not None:
             return
         if self._wakeup is not None:

@@ -312,6 +312,25 @@ async def test_deadlines_stand_where_a_step_fails(
     assert (await switching).outcome is Outcome.SWITCHED
 
 
+async def test_what_waits_behind_an_event_that_fails_is_handled_nevertheless(
+    world: World, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    applied = SwitchRules(warms=False)
+    behind = RulesChanged(at=time.monotonic(), limits=Limits(), rules=applied)
+
+    def failing(before: Snapshot, event: Event) -> tuple[Snapshot, tuple[Command, ...]]:
+        if isinstance(event, RequestEnded):
+            world.arbiter.post(behind)
+            raise KeyError("a fault of ours")
+        return step(before, event)
+
+    monkeypatch.setattr("supervisor.arbiter.arbiter._AFTER_A_FAULT_S", 0.01)
+    monkeypatch.setattr("supervisor.arbiter.arbiter.step", failing)
+    with pytest.raises(KeyError):
+        world.arbiter.post(RequestEnded(at=time.monotonic(), request_id="r"))
+    await eventually(lambda: world.snapshot.rules == applied)
+
+
 # Switches
 
 
