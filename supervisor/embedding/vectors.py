@@ -40,6 +40,11 @@ def length(vector: bytes) -> int:
     return len(vector) // NUMBER_BYTES
 
 
+def is_finite(vector: bytes) -> bool:
+    """Whether all of a vector are numbers: infinity, and what is none, are left in their sum."""
+    return math.isfinite(sum(_numbers(vector)))
+
+
 def normalized(vector: bytes) -> bytes:
     """Return the vector at length 1; one of length 0 stays as it is."""
     numbers = _numbers(vector)

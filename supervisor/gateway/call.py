@@ -61,6 +61,9 @@ class CallHead(msgspec.Struct, frozen=True, kw_only=True):
     sent: Headers
     """The headers that a backend is sent."""
 
+    is_form: bool
+    """Whether its body says of itself that it is a form."""
+
     content_type: bytes
 
     named: str | None

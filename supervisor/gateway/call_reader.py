@@ -65,7 +65,7 @@ class CallReader:
         raw_path, _, raw_query = request_target.partition("?")
         path = unquote(raw_path)
         route = ROUTE_BY_PATH.get(path, ANY_OTHER)
-        is_post = head.method == "POST"
+        is_post, is_form = head.method == "POST", _is_form(head)
         is_work = is_post and route.computes and (not is_raw or self._is_able(named, route.task))
         auto_switch = self.configuration.current.settings.scheduler.auto_switch
         query = tuple(parse_qsl(raw_query, keep_blank_values=True)) if raw_query else ()
@@ -75,8 +75,9 @@ class CallReader:
             request_target=request_target,
             query=query,
             moves_slots=path.startswith("/slots/")
-            and (any(each in _MOVE_SLOTS for each in query) or _has_query_in_body(head)),
+            and (any(each in _MOVE_SLOTS for each in query) or is_form),
             sent=request_headers(head.headers),
+            is_form=is_form,
             content_type=head.fields.get(b"content-type", b""),
             named=named,
             task=route.task if is_post and not is_raw else None,
@@ -110,7 +111,7 @@ class CallReader:
             request=Request(
                 method=head.method,
                 path=head.request_target,
-                headers=head.sent,
+                headers=_sent_with(head, body) if head.is_form else head.sent,
                 body=body,
                 request_id=request_id,
             ),
@@ -167,10 +168,21 @@ class CallReader:
         return name, f"/{'/'.join(segments[size:])}{question_mark}{query}"
 
 
-def _has_query_in_body(head: RequestHead) -> bool:
+def _is_form(head: RequestHead) -> bool:
     """Whether llama-server's HTTP library reads the body as more of the query."""
     content_type = head.fields.get(b"content-type", b"")
     return content_type.lower().startswith(b"application/x-www-form-urlencoded")
+
+
+def _sent_with(head: CallHead, body: bytes) -> Headers:
+    """Return the headers that a backend is sent with what claims to be a form.
+
+    `curl -d` says so of JSON, too. llama-server's HTTP library takes no more than 1 MiB of a form.
+    """
+    if not body[:64].lstrip().startswith(b"{"):
+        return head.sent
+    others = tuple(each for each in head.sent if each[0].lower() != b"content-type")
+    return (*others, (b"Content-Type", b"application/json"))
 
 
 def _may_stream(route: RelayedRoute) -> bool:

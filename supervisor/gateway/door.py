@@ -138,7 +138,7 @@ class Door:
         if not route.takes_body:
             yield b"", ()
         elif not route.upload_limit or request.content_type == "application/json":
-            yield await self._read_body(request, head, reply), ()
+            yield (await self._read_content(request, head, reply))[1], ()
         else:
             settings = self._configuration.current.settings
             async with self._uploads.receive(

@@ -14,6 +14,7 @@ import structlog
 
 from supervisor.arbiter.arbiter import Arbiter, Lease
 from supervisor.config.holder import ConfigurationHolder
+from supervisor.core.machine.placing import free_of_hands_at
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.values import BackendState, Target
 from supervisor.engine.servers.answer import ServerAnswer
@@ -135,7 +136,7 @@ class Relay:
         if after_s is not None and call.streams:
             reply.comment_from(
                 began_at + after_s,
-                lambda: describe_wait(self.arbiter.snapshot, wanted, lease_id),
+                lambda: describe_wait(self.arbiter.snapshot, wanted, lease_id, time.monotonic()),
             )
         return wanted
 
@@ -244,15 +245,15 @@ def describe_cause(snapshot: Snapshot) -> str:
     return f"a switch to '{snapshot.switch.target.model}'"
 
 
-def describe_wait(snapshot: Snapshot, wanted: Target | None, request_id: str) -> str:
+def describe_wait(snapshot: Snapshot, wanted: Target | None, request_id: str, at: float) -> str:
     """Say where a call stands, and what it waits for: `position 2, loading … model minilm`."""
     position = snapshot.requests.position_of(request_id)
-    awaited = _what_is_awaited(snapshot, wanted.model if wanted is not None else None)
+    awaited = _what_is_awaited(snapshot, wanted, at)
     return awaited if position is None else f"position {position}, {awaited}"
 
 
-def _what_is_awaited(snapshot: Snapshot, model: str | None) -> str:
-    switch, decision = snapshot.switch, snapshot.scheduling.decision
+def _what_is_awaited(snapshot: Snapshot, wanted: Target | None, at: float) -> str:
+    switch, model = snapshot.switch, wanted.model if wanted is not None else None
     if switch is not None:
         loading = "unloading" if switch.target is None else _loading(switch.target)
         leaving = [b for b in snapshot.backends if b.state is BackendState.DRAINING]
@@ -261,9 +262,24 @@ def _what_is_awaited(snapshot: Snapshot, model: str | None) -> str:
     down = snapshot.recovery(model) or next(iter(snapshot.recoveries), None)
     if down is not None:
         return _loading(down.target)
-    if model in snapshot.live_models() or decision is None or not decision.reason:
+    if wanted is None or model in snapshot.live_models():
         return "waiting for the answer"
-    return decision.reason
+    decision = snapshot.scheduling.decision
+    decided = decision.reason if decision is not None else ""
+    return _why_not_yet(snapshot, wanted, at) or decided or "waiting for the answer"
+
+
+def _why_not_yet(snapshot: Snapshot, wanted: Target, at: float) -> str:
+    """Say why the scheduler does not think of a model for now, so that no decision is about it."""
+    setback = snapshot.scheduling.setbacks.get(wanted.model)
+    free_at = free_of_hands_at(snapshot, wanted)
+    if not snapshot.agenda.admits(wanted):
+        return f"waiting for a period in which {wanted.model} is served"
+    if setback is not None and setback.until > at:
+        return f"{wanted.model} did not come up; it is tried again in {setback.until - at:.0f} s"
+    if free_at > at:
+        return f"somebody has chosen what is live by hand, for {free_at - at:.0f} s more"
+    return ""
 
 
 def _loading(target: Target) -> str:
@@ -286,12 +302,20 @@ async def _other_answer(answer: ServerAnswer, backend: Backend) -> RequestRefuse
                 break
     except RequestRefused:
         content = b""  # it broke on the way; the status is there
+    shown = _as_json(content[:_SHOWN_BYTES])
     return RequestRefused(
         "no_event_stream",
         f"the server of '{backend.model}' answered {answer.status} {answer.reason}, not with "
-        "an event stream; its answer is in `answer`",
-        {"status": answer.status, "answer": _as_json(content[:_SHOWN_BYTES])},
+        f"an event stream{_reason_in(shown)}; its answer is in `answer`",
+        {"status": answer.status, "answer": shown},
     )
+
+
+def _reason_in(shown: Any) -> str:
+    """Return what an error of llama-server's says, for clients that show no more than a message."""
+    error = shown.get("error") if isinstance(shown, dict) else None
+    message = error.get("message") if isinstance(error, dict) else None
+    return f" ({message})" if message else ""
 
 
 def _as_json(content: bytes) -> Any:

@@ -104,7 +104,7 @@ RESERVED_ROUTES: tuple[Route, ...] = (
         owner=TeiInfo,
         handler=TeiInfo.info,
         parameters=InfoParameters,
-        refusals=("model_not_found", "target_cannot_start"),
+        refusals=("model_not_found", "model_type_mismatch", "target_cannot_start"),
         scope=Scope.INFERENCE,
     ),
     Route(

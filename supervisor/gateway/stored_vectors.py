@@ -8,6 +8,7 @@ import structlog
 from pydantic import Field
 
 from supervisor.documents.searching import Searcher, SearchRequest
+from supervisor.embedding.vectors import is_finite
 from supervisor.errors import RequestRefused
 from supervisor.gateway.answer import Answer, json_answer
 from supervisor.gateway.forms.embedding_answer import embedding_answer
@@ -16,11 +17,13 @@ from supervisor.vector_store.opening import StoreOpener
 from supervisor.vector_store.port import (
     DEFAULT_COLLECTION,
     MAX_BATCH,
+    MAX_DIMENSION,
     POINT_ID_PATTERN,
     Condition,
     Hit,
     Point,
     PointKind,
+    require_length,
     why_not_kept,
 )
 
@@ -61,7 +64,7 @@ class GivenPointsParameters(CollectionParameters):
     """Points for a collection, and what they are of."""
 
     model: str
-    dimension: int = Field(ge=1)
+    dimension: int = Field(ge=1, le=MAX_DIMENSION)
     points: list[dict[str, Any]] = Field(max_length=MAX_BATCH)
 
 
@@ -136,9 +139,15 @@ class StoredVectors:
     async def put_points(self, asked: GivenPointsParameters) -> Answer:
         """Write points as `points` shows them."""
         points = _read(asked.points, list[Point], "points")
-        reason = next(filter(None, (why_not_kept(point.payload) for point in points)), None)
-        if reason is not None:
-            raise RequestRefused("bad_request", f"`points`: the payload of one {reason}")
+        for point in points:
+            reason = why_not_kept(point.payload)
+            if reason is not None:
+                raise RequestRefused("bad_request", f"`points`: the payload of one {reason}")
+            require_length(asked.collection, asked.dimension, (point.vector,))
+            if not is_finite(point.vector):
+                raise RequestRefused(
+                    "bad_request", f"`points`: the vector of '{point.id}' has what is not a number"
+                )
         store = await self._opener.store()
         await store.ensure_collection(asked.collection, asked.model, asked.dimension)
         await store.upsert(asked.collection, points)

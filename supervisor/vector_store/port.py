@@ -12,11 +12,14 @@ from uuid import UUID, uuid5
 
 import msgspec
 
-from supervisor.embedding.vectors import length
+from supervisor.embedding.vectors import NUMBER_BYTES, length
 from supervisor.errors import RequestRefused
 
 MAX_BATCH = 256
 """Points that are written at once: more gains nothing, and one lost batch costs little."""
+
+MAX_DIMENSION = 65_536
+"""Numbers that a vector may have: no more than a Qdrant server takes."""
 
 DEFAULT_COLLECTION = "documents"
 """Where documents go, and are looked for, when no collection is named."""
@@ -311,7 +314,7 @@ def require_same(name: str, kept: VectorSpace, given: VectorSpace) -> None:
 def require_length(name: str, dimension: int, vectors: Iterable[bytes]) -> None:
     """Raise RequestRefused `collection_mismatch` for a vector that is of another length."""
     for vector in vectors:
-        if length(vector) != dimension:
+        if len(vector) != dimension * NUMBER_BYTES:
             raise RequestRefused(
                 "collection_mismatch",
                 f"the collection '{name}' holds vectors with {dimension} dimensions, and this one "

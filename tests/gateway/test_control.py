@@ -1,6 +1,8 @@
 """Switching and unloading over HTTP: orders that succeed, and those refused before they begin."""
 
 import asyncio
+import gzip
+import json
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,16 @@ async def test_switch_reports_model_mode_seconds_and_memory(
     for moment in ("before", "released", "after"):
         sample = report["memory"][moment]
         assert 0 < sample["used_bytes"] <= sample["total_bytes"]
+
+
+async def test_order_may_come_compressed(start_controller: StartController) -> None:
+    controller = await start_controller()
+    order = gzip.compress(json.dumps({"model_name": "minilm"}).encode())
+
+    async with controller.client.post(
+        f"{controller.url}/switch-backend", data=order, headers={"Content-Encoding": "gzip"}
+    ) as answer:
+        assert (await answer.json())["model"] == "minilm"
 
 
 async def test_switch_there_and_back_serves_each_mode(

@@ -52,6 +52,16 @@ async def test_comments_arrive_while_a_switch_runs_and_the_whole_stream_follows(
     assert events[-2:] == ["data: [DONE]", ""]
 
 
+async def test_stream_that_the_choice_of_a_hand_holds_up_is_told_of_it(
+    start_controller: StartController,
+) -> None:
+    controller = await start_controller(auto_switch=True, files=EARLY)
+    await controller.switch_to("bench-chat")
+    async with chat(controller) as answer:
+        event = await next_event(answer)
+    assert event.startswith(": position 1, somebody has chosen what is live by hand, for ")
+
+
 async def test_nothing_is_sent_early_where_the_operator_wants_each_status(
     start_controller: StartController,
 ) -> None:
@@ -143,7 +153,7 @@ async def test_error_of_the_server_after_an_early_answer_is_told_in_the_event(
 
     error = error_in(told)
     assert (error["code"], error["status"]) == ("no_event_stream", 400)
-    assert error["answer"]["error"]["message"]
+    assert error["answer"]["error"]["message"] in error["message"]
 
 
 async def test_client_that_leaves_after_its_early_answer_gives_its_place_up(

@@ -65,6 +65,23 @@ async def test_chat_is_answered(start_controller: StartController, engine: str) 
     assert answer["usage"]["completion_tokens"] <= 12
 
 
+async def test_large_body_that_curl_calls_a_form_is_answered(
+    start_controller: StartController,
+) -> None:
+    """llama-server's HTTP library takes no more than 1 MiB of a form."""
+    controller = await start_controller()
+    await controller.switch_to("demo-chat")
+    body = json.dumps({"content": "a " * 600_000})
+
+    async with controller.client.post(
+        f"{controller.url}/tokenize",
+        data=body,
+        headers={"Content-Type": "application/x-www-form-urlencoded"},
+    ) as answer:
+        assert answer.status == 200
+        assert len((await answer.json())["tokens"]) > 600_000
+
+
 async def test_streamed_chat_says_the_same_and_ends_with_done(
     start_controller: StartController, engine: str
 ) -> None:

@@ -1,6 +1,7 @@
 """Searching what is stored, collections and documents, by HTTP."""
 
 import base64
+import math
 from array import array
 from collections.abc import Iterator
 from typing import Any
@@ -148,6 +149,9 @@ def test_points_from_what_is_no_id_on_are_refused(controller: Running) -> None:
         ({"kind": "page"}, "bad_request"),
         ({"vector": "…"}, "bad_request"),
         ({"vector": "AAAA"}, "collection_mismatch"),
+        ({"vector": base64.b64encode(b"123456789").decode()}, "collection_mismatch"),
+        (point(0, 1, math.inf), "bad_request"),
+        (point(0, math.nan, 1), "bad_request"),
         ({"generation": None}, "bad_request"),
     ],
 )
@@ -155,6 +159,8 @@ def test_points_that_cannot_be_stored_are_refused(
     controller: Running, changes: dict[str, Any], code: str
 ) -> None:
     assert put(controller, "refusing", point(0, 1, 0) | changes)["error"]["code"] == code
+    shown = controller.json("GET", "/collections/refusing")
+    assert shown["error"]["code"] == "collection_not_found"  # nothing was made for them
 
 
 def test_a_collection_refuses_vectors_of_another_length(controller: Running) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from supervisor import __version__
 from supervisor.config.configuration import ResolvedModel
 from supervisor.config.holder import ConfigurationHolder
+from supervisor.core.machine.values import Mode
 from supervisor.core.sizing.gguf import GgufHeader
 from supervisor.embedding.preparing import Preparer
 from supervisor.engine.models.model_file import inspect_model_file
@@ -40,6 +41,8 @@ class TeiInfo:
         """Tell what a model is, and what is taken of one client."""
         name = asked.model or self._targets.default_for(ModelTask.EMBEDDING)
         target = self._targets.target(name)
+        if target.mode is not Mode.EMBEDDING:
+            self._targets.require_able(target, ModelTask.EMBEDDING, "/info")
         resolved = self._targets.resolved(target)
         header = await asyncio.to_thread(_header_of, resolved)
         profile = resolved.profile

@@ -238,3 +238,6 @@ def test_info_tells_of_a_model(caller: Caller) -> None:
     assert info["auto_truncate"] is True
     ranker = caller.running.json("GET", "/info?model=reranker")
     assert ranker["model_type"].keys() == {"reranker"}
+    generating = caller.running.json("GET", "/info?model=demo-chat")
+    assert "demo-chat" in generating["error"]["message"]
+    assert generating["error"]["code"] == "model_type_mismatch"
