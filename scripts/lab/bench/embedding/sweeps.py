@@ -42,7 +42,10 @@ LEAST_REQUESTS = 20
 REFUSED = "HTTP/1.1 429"
 AT_MOST = 1.05
 JUDGED_THREADS = 2
-"""The row that is held against the bare server has so many threads."""
+JUDGED_REQUESTS = 600
+"""The rows of single short texts with so many threads are held against the bare server, by the
+95th percentile of so many requests: of 20, that is one or two. The one with most at a time is
+judged."""
 
 
 @dataclass(slots=True)
@@ -58,8 +61,11 @@ def measure(setting: Setting) -> Figure:
     rows = [*_by_threads(setting), *_by_bounds(setting)]
     return Figure(
         name=NAME,
-        rows=tuple(_p95_row(rows, callers) for callers in CALLERS),
-        notes=("llama-server merges what arrives together by itself, so both sides batch",),
+        rows=(_p95_row(rows, max(CALLERS)),),
+        notes=(
+            "llama-server merges what arrives together by itself, so both sides batch",
+            *(_told(_p95_row(rows, callers)) for callers in CALLERS),
+        ),
         samples={"rows": [row.as_json() for row in rows]},
         attachments={"sweeps.md": table_of(rows), "sweeps.svg": picture_of(rows)},
     )
@@ -73,7 +79,8 @@ def _by_threads(setting: Setting) -> Iterator[Measured]:
             ids = {length: _ids_of(texts, ours) for length, texts in TEXTS.items()}
             for length, batch, callers in product(TEXTS, BATCHES, CALLERS):
                 cell = Cell(threads=threads, length=length, batch=batch, callers=callers)
-                yield _row(cell, ((ours, TEXTS), (bare, ids)), setting.rounds)
+                least = JUDGED_REQUESTS if cell == _held(callers) else LEAST_REQUESTS
+                yield _row(cell, ((ours, TEXTS), (bare, ids)), setting.rounds, least)
 
 
 def _by_bounds(setting: Setting) -> Iterator[Measured]:
@@ -94,7 +101,7 @@ def _by_bounds(setting: Setting) -> Iterator[Measured]:
                     callers=callers,
                     batching={**batching, **queue},
                 )
-                yield _row(cell, ((ours, TEXTS),), setting.rounds)
+                yield _row(cell, ((ours, TEXTS),), setting.rounds, LEAST_REQUESTS)
 
 
 @contextmanager
@@ -121,11 +128,17 @@ def _ids_of(texts: Sequence[str], service: Server) -> list[list[int]]:
     return [[token["id"] for token in tokens] for tokens in told]
 
 
-def _row(cell: Cell, sides: Sequence[tuple[Server, Inputs]], rounds: int) -> Measured:
+def _held(callers: int) -> Cell:
+    return Cell(threads=JUDGED_THREADS, length="short", batch=1, callers=callers)
+
+
+def _row(
+    cell: Cell, sides: Sequence[tuple[Server, Inputs]], rounds: int, least: int
+) -> Measured:
     """Take turns, burst by burst, so that both have the same machine; the service comes first."""
     loads = [(server.endpoint, _load(cell, inputs)) for server, inputs in sides]
     taken, warm_up = [Taken() for _ in sides], [Taken() for _ in sides]
-    bursts = max(rounds, ceil(LEAST_REQUESTS / cell.callers))
+    bursts = max(rounds, ceil(least / cell.callers))
     for takers in (warm_up, *(taken,) * bursts):
         for (endpoint, load), taker in zip(loads, takers, strict=True):
             _burst(load, endpoint, cell.callers, taker)
@@ -160,10 +173,13 @@ def _burst(load: LeanLoad, endpoint: Endpoint, callers: int, taken: Taken) -> No
     taken.refused += refused
 
 
+def _told(row: Row) -> str:
+    return f"{row.quantity}: bare {row.direct:.1f} ms, service {row.controller:.1f} ms"
+
+
 def _p95_row(rows: Sequence[Measured], callers: int) -> Row:
     """Hold the service's 95th percentile against the bare server's, for one short text each."""
-    cell = Cell(threads=JUDGED_THREADS, length="short", batch=1, callers=callers)
-    (row,) = (row for row in rows if row.cell == cell)
+    (row,) = (row for row in rows if row.cell == _held(callers))
     return compare(
         f"p95, {callers} at a time",
         "ms",
