@@ -1,12 +1,16 @@
 """Asking over HTTP: patience where the server asks for it, and words for what goes wrong."""
 
+import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
+import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import RawTestServer
 
+from supervisor.client import connection as client
 from supervisor.client.connection import Connection, NoController, Refused, connect
 
 Answering = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -81,3 +85,73 @@ async def test_controller_that_goes_in_the_middle_is_told() -> None:
     async with connection_to(answer) as connection:
         with pytest.raises(NoController, match="broke off"):
             await connection.ask("POST", "documents")
+
+
+async def test_answer_of_something_else_is_no_answer() -> None:
+    async def answer(_: web.BaseRequest) -> web.Response:
+        return web.Response(text="<h1>Log in</h1>", content_type="text/html")
+
+    async with connection_to(answer) as connection:
+        with pytest.raises(NoController, match=r"is no controller: status 200.*Log in.*--url"):
+            await connection.ask("GET", "jobs")
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("http://127.0.0.1:99999", "Port out of range"),
+        ("http://127.0.0.1:port", "port can't be converted"),
+        ("http://[::1", "Invalid IPv6 URL"),
+        ("http://", "it names no host"),
+        ("http://two words", "it names no host"),
+        ("http://a..b:8000", "label"),
+        ("ftp://127.0.0.1", "it must begin with http"),
+        ("http://127.0.0.1:8000?x=1", "it has a query"),
+    ],
+)
+async def test_url_that_is_none_is_told(url: str, reason: str) -> None:
+    with pytest.raises(NoController, match="is no controller's URL") as raised:
+        async with connect(url):
+            pass
+
+    assert reason in str(raised.value)
+    assert "--url" in str(raised.value)
+
+
+async def test_name_of_a_host_may_have_letters_of_any_language() -> None:
+    async with connect("http://없는이름.invalid:1/") as connection:
+        with pytest.raises(NoController, match="no controller answers at http://xn--"):
+            await connection.ask("GET", "jobs")
+
+
+async def test_wait_is_the_controllers_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers a day later, as the clock of the event loop has it."""
+    loop = asyncio.get_running_loop()
+    now = loop.time
+
+    async def answer(_: web.BaseRequest) -> web.Response:
+        monkeypatch.setattr(loop, "time", lambda: now() + 86_400)
+        for _turn in range(10):  # what is due by then is done by then
+            await asyncio.sleep(0)
+        return web.json_response(ERROR, status=503)
+
+    async with connection_to(answer) as connection:
+        with pytest.raises(Refused, match="too many wait"):
+            await connection.ask("POST", "search", body={})
+
+
+async def test_machine_that_is_gone_is_found_while_it_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[socket.socket] = []
+
+    def new_socket(address: aiohttp.AddrInfoType) -> socket.socket:
+        made.append(make(address))
+        return made[-1]
+
+    make = client._new_socket
+    monkeypatch.setattr(client, "_new_socket", new_socket)
+    async with connection_to(busy_once("true", [])) as connection:
+        await connection.ask("GET", "jobs")
+
+        assert made[0].getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
