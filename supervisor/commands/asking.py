@@ -34,11 +34,11 @@ def ask_controller(
 ) -> _Got:
     """Do work with a connection to the controller; what goes wrong is told, and ends the command.
 
-    Exit 69 when nobody answers, 1 when the controller refuses, 130 on Ctrl-C.
+    Exit 69 when nobody answers or can be asked, 1 when the controller refuses, 130 on Ctrl-C.
     """
 
     async def run() -> _Got:
-        async with connect(address_of(url, profiles, os.environ)) as connection:
+        async with connect(address_of(url, profiles)) as connection:
             return await work(connection)
 
     try:

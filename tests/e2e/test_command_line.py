@@ -101,3 +101,22 @@ def test_explanation_needs_more_than_the_configuration(profiles: Path) -> None:
 
     assert told.exit_code == 2
     assert "--explain" in told.output
+
+
+def test_url_that_is_none_is_told_in_a_line() -> None:
+    told = run("jobs", "--url", "http://127.0.0.1:99999")
+
+    assert told.exit_code == 69
+    assert told.stderr.count("\n") == 1
+    assert "'http://127.0.0.1:99999' is no controller's URL (Port out of range" in told.stderr
+
+
+def test_settings_that_hide_the_controllers_address_are_told_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "supervisor.yaml").write_text("server: {port: 9000")
+
+    told = run("search", "soup", "--profiles", str(tmp_path))
+
+    assert told.exit_code == 69
+    assert told.stderr.count("\n") == 1
+    assert f"{tmp_path}/supervisor.yaml:" in told.stderr
+    assert "name another with --url" in told.stderr
