@@ -16,7 +16,7 @@ import msgspec
 from msgspec.structs import replace
 
 from supervisor.client.connection import Connection, NoController, Refused
-from supervisor.client.files import FoundFile, LeftOut, hash_of, shown
+from supervisor.client.files import FoundFile, LeftOut, hash_of, is_gone, shown
 
 AT_A_TIME = 16
 """Files that are on their way at once: many are short, and a batch has room for several."""
@@ -77,9 +77,10 @@ class Embedder:
         except* NoController as gone:
             raise gone.exceptions[0] from None
 
-    async def remove(self, path: Path) -> None:
-        """Remove the document of a file, or those of a folder. Raises NoController."""
-        for gone in [each for each in self._known if each.is_relative_to(path)]:
+    async def remove_gone(self, path: Path) -> None:
+        """Remove documents whose files, at a path or below it, are gone. Raises NoController."""
+        below = [each for each in self._known if each.is_relative_to(path)]
+        for gone in [each for each in below if is_gone(each)]:
             reason = ""
             try:
                 await self._connection.ask("DELETE", "documents", str(gone), query=self._query)

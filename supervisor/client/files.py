@@ -53,6 +53,17 @@ def may_be_found(path: Path, roots: Iterable[Path]) -> bool:
     return False
 
 
+def is_gone(path: Path) -> bool:
+    """Whether nothing stands there; what cannot be looked at may be there."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def from_here(document: str) -> str:
     """Write a document's id for people: a file below the current folder as it is called there."""
     path, here = Path(document), Path.cwd()

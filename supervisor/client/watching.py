@@ -1,18 +1,25 @@
 """Embeds what is in folders, and then what changes in them."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
 
-from watchfiles import awatch
+from watchfiles import Change, awatch
 
 from supervisor.client.connection import NoController
 from supervisor.client.embedding import Embedder
 from supervisor.client.embedding_display import EmbeddingDisplay
-from supervisor.client.files import find_files, may_be_found
+from supervisor.client.files import find_files, is_gone, may_be_found
 
 _COME_BACK_S = 5.0
 """Seconds until a controller that has gone is asked again."""
+
+_LOOK_S = 1.0
+"""Seconds until it is looked again whether another folder stands under a name that is watched."""
+
+_Identity = tuple[int, int] | None
+"""What tells a folder from the one that stands in its place later; None: there is none."""
 
 
 async def embed_changes(
@@ -23,7 +30,7 @@ async def embed_changes(
     While there is no controller, it waits for one, and then looks through everything again.
     """
     changed: asyncio.Queue[set[Path]] = asyncio.Queue()
-    watching = asyncio.create_task(_watch(roots, changed))
+    watching = asyncio.create_task(_watch(roots, changed, display), name="watching")
     await asyncio.sleep(0)  # it watches from here on, so that nothing is missed after the look
     try:
         paths = set(roots)
@@ -46,30 +53,85 @@ async def _next_of(changed: asyncio.Queue[set[Path]], watching: asyncio.Task[Non
         changing.cancel()
 
 
-async def _watch(roots: Sequence[Path], changed: asyncio.Queue[set[Path]]) -> None:
-    """Put paths that have changed. A file's folder is watched: many editors replace files."""
+async def _watch(
+    roots: Sequence[Path], changed: asyncio.Queue[set[Path]], display: EmbeddingDisplay
+) -> None:
+    """Put paths that have changed, and all roots where another folder stands under a name.
+
+    The kernel watches a folder and not its name: one that was deleted and made again, or moved
+    away, mounted over and so on, would be watched no more. A file's folder is watched, because many
+    editors replace files.
+    """
     folders = {root if root.is_dir() else root.parent for root in roots}
-    async for changes in awatch(
-        *folders,
-        watch_filter=lambda _, path: may_be_found(Path(path), roots),
+    gone: set[Path] = set()
+    while True:
+        here = {folder: _identity(folder) for folder in folders}
+        for folder in sorted(set(_missing(here)) - gone):
+            display.note(f"{folder} is gone; waiting until it is there again")
+        gone = set(_missing(here))
+        try:
+            await _put_changes(roots, here, changed)
+        except FileNotFoundError:  # it has gone since it was looked at
+            await asyncio.sleep(_LOOK_S)
+        changed.put_nowait(set(roots))  # and watches before anybody takes them
+
+
+async def _put_changes(
+    roots: Sequence[Path], here: Mapping[Path, _Identity], changed: asyncio.Queue[set[Path]]
+) -> None:
+    """Put paths that have changed, until one of the folders is not what it was any more."""
+    replaced = asyncio.Event()
+    looking = asyncio.create_task(_look_for_others(here, replaced), name="folders")
+    changes = awatch(
+        *(here.keys() - _missing(here)),
+        watch_filter=lambda _, path: Path(path) in here or may_be_found(Path(path), roots),
+        stop_event=replaced,
         ignore_permission_denied=True,  # a folder that cannot be read is left out, and said
-    ):
-        changed.put_nowait({Path(path) for _, path in changes})
+    )
+    try:
+        async with aclosing(changes):
+            async for some in changes:
+                paths = {Path(path) for _, path in some}
+                if found := {path for path in paths if may_be_found(path, roots)}:
+                    changed.put_nowait(found)
+                if any(change is Change.deleted and Path(path) in here for change, path in some):
+                    return
+    finally:
+        looking.cancel()
+
+
+async def _look_for_others(here: Mapping[Path, _Identity], replaced: asyncio.Event) -> None:
+    """Set `replaced` once a folder is there that was not, or another one, or none."""
+    while all(_identity(path) == known for path, known in here.items()):  # noqa: ASYNC110 - see below
+        await asyncio.sleep(_LOOK_S)  # no event tells of a mount, or of what comes back
+    replaced.set()
+
+
+def _identity(folder: Path) -> _Identity:
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _missing(here: Mapping[Path, _Identity]) -> set[Path]:
+    return {folder for folder, identity in here.items() if identity is None}
 
 
 async def _embed(
     embedder: Embedder, display: EmbeddingDisplay, roots: Sequence[Path], paths: set[Path]
 ) -> set[Path]:
     """Embed what has changed; returns what is to be looked through again."""
-    files = list(find_files(sorted(path for path in paths if path.exists())))
+    files = list(find_files(sorted(path for path in paths if not is_gone(path))))
     display.expect(files)
     try:
         for path in paths:
-            if not path.exists():
-                await embedder.remove(path)
+            if path in roots or is_gone(path):
+                await embedder.remove_gone(path)
         await embedder.embed(files)
     except NoController as error:
         display.note(f"{error}; trying again every {_COME_BACK_S:g} s")
         await asyncio.sleep(_COME_BACK_S)
-        return set(roots) | {path for path in paths if not path.exists()}
+        return set(roots) | {path for path in paths if is_gone(path)}
     return set()
