@@ -14,7 +14,8 @@ _UNIT_BYTES = {
 }
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _QUANTITY = re.compile(r"([+-]?\d+(?:\.\d+)?)\s*([A-Za-z]+)")
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-((?:(?!\$\{)[^}])*))?\}")
+_OTHER_FORM = re.compile(r"\$\{(?:([A-Za-z_][A-Za-z0-9_]*)(?=[:?+=-]))?")
 
 
 def _size(value: Any) -> Any:
@@ -45,19 +46,36 @@ def _quantity(value: Any, units: Mapping[str, float], wanted: str, number_type: 
 def expand(
     text: str, environ: Mapping[str, str], write: Callable[[str], str] = lambda value: value
 ) -> str:
-    """Put variables in: `${NAME}`, or `${NAME:-default}`. Raises ValueError for one not set.
+    """Put variables in: `${NAME}`, or `${NAME:-default}`, which also stands for an empty one.
 
-    `write` says how their values are written.
+    `write` says how their values are written. Raises ValueError for a variable that is not set or
+    is empty, and for other forms, without what stands in them: it may be a secret.
     """
 
     def value_of(match: re.Match[str]) -> str:
         name, default = match[1], match[2]
         value = environ.get(name) or default
         if value is None:
-            raise ValueError(f"variable {name} is not set; set it, or write ${{{name}:-default}}")
+            state, remedy = ("is empty", "fill it") if name in environ else ("is not set", "set it")
+            raise ValueError(f"variable {name} {state}; {remedy}, or write ${{{name}:-default}}")
         return write(value)
 
+    if other := _OTHER_FORM.search(_VARIABLE.sub(" ", text)):
+        raise ValueError(_describe_form(other[1]))
     return _VARIABLE.sub(value_of, text)
+
+
+def _describe_form(name: str | None) -> str:
+    """Say which forms there are, to whoever wrote another one: `${NAME-x}`, `${NAME:?x}`, `${`."""
+    if name is None:
+        return (
+            "has a `${` that begins no variable; write ${NAME}, or ${NAME:-default}, and text that "
+            "has one in it as the value of a variable"
+        )
+    return (
+        f"has ${{{name}…}} in a form that is not supported; write ${{{name}}}, or "
+        f"${{{name}:-default}} without another variable in it"
+    )
 
 
 def variables_in(text: str) -> tuple[str, ...]:

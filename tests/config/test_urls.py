@@ -38,6 +38,8 @@ def test_variable_may_hold_the_whole_url() -> None:
         "redis://:hidden@",
         "redis://:hidden@redis:port",
         "redis://:hidden@[::1",
+        "redis://:${hidden@redis",
+        "redis://:${PASSWORD-hidden}@redis",
         "unix://",
         "hidden@redis:6379",
     ],
