@@ -142,7 +142,7 @@ def _profile_paths(folder: Path, catalogue_path: Path, reader: "_Reader") -> Ite
             continue
         if path.suffix == ".yaml":
             yield path
-        elif path.suffix == ".yml":
+        elif path.suffix.lower() in {".yaml", ".yml"}:
             reader.problems.append(f"{path}:1: file: is not read; rename it {path.stem}.yaml")
 
 

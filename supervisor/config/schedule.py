@@ -133,6 +133,10 @@ class ScheduleEntry(ServedSettings):
             raise ValueError("must have either `cron`, or `from` and `to`")
         if self.cron is None and (self.from_ is None or self.to is None):
             raise ValueError("must have both `from` and `to`")
+        if self.from_ == _MINUTES_OF_A_DAY:
+            raise ValueError(
+                "`from` is 24:00, the end of a day; write 00:00, and in `days` the day after each"
+            )
         if self.cron is None and self.from_ == self.to:
             raise ValueError("`from` and `to` are the same; a whole day is 00:00 to 24:00")
         if self.cron is None and self.until_done:

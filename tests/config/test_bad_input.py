@@ -110,6 +110,32 @@ def problems(folder: Path, models_dir: Path | None = None, **environ: str) -> li
                 "${TOKEN:-default}"
             ),
         ),
+        *(
+            (
+                "generation.yaml",
+                f"mode: generation\nenv: {{TOKEN: '{written}'}}\n".encode(),
+                (
+                    "generation.yaml:2: env.TOKEN: has ${TOKEN…} in a form that is not supported; "
+                    "write ${TOKEN}, or ${TOKEN:-default} without another variable in it"
+                ),
+            )
+            for written in (
+                *("${TOKEN-x}", "a ${TOKEN:?unset}", "${TOKEN:+x}", "${TOKEN=x}"),
+                *("${TOKEN:-${OTHER:-x}}", "${TOKEN:-x"),
+            )
+        ),
+        *(
+            (
+                "generation.yaml",
+                f"mode: generation\nenv: {{TOKEN: '{written}'}}\n".encode(),
+                (
+                    "generation.yaml:2: env.TOKEN: has a `${` that begins no variable; write "
+                    "${NAME}, or ${NAME:-default}, and text that has one in it as the value of a "
+                    "variable"
+                ),
+            )
+            for written in ("${}", "${1}", "${TOKEN", "${TOKEN x}")
+        ),
         (
             "generation.yaml",
             b"mode: generation\n1: 2\n",
@@ -437,6 +463,29 @@ def test_check_names_a_flag_that_the_engine_does_not_know(
 
     assert code == 2
     assert "--no-such-flag" in lines[0]
+
+
+def test_variable_that_is_empty_is_told_as_empty(folder: Path) -> None:
+    (folder / "generation.yaml").write_text("mode: generation\nenv: {TOKEN: '${TOKEN}'}\n")
+
+    assert problems(folder, TOKEN="") == [
+        "generation.yaml:2: env.TOKEN: variable TOKEN is empty; fill it, or write ${TOKEN:-default}"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [
+        ("fast.yml", "fast.yaml"),
+        ("fast.YAML", "fast.yaml"),
+        ("fast.Yml", "fast.yaml"),
+        ("supervisor.YML", "supervisor.yaml"),
+    ],
+)
+def test_file_with_another_ending_is_not_passed_over(folder: Path, name: str, right: str) -> None:
+    (folder / name).write_text("extends: generation\n")
+
+    assert problems(folder) == [f"{name}:1: file: is not read; rename it {right}"]
 
 
 def test_explain_tells_where_each_value_comes_from(run_check: CheckRunner, folder: Path) -> None:

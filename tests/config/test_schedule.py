@@ -49,6 +49,7 @@ def problems_of(folder: Path, **schedule: Any) -> str:
         ({"entries": [{**DAY, "to": "08:00"}]}, "a whole day is 00:00 to 24:00"),
         ({"entries": [{**DAY, "to": 1080}]}, 'to: must be a time of day in quotes, from "00:00"'),
         ({"entries": [{**DAY, "to": "24:01"}]}, "to: must be a time of day in quotes"),
+        ({"entries": [{**DAY, "from": "24:00"}]}, "`from` is 24:00, the end of a day; write 00:00"),
         ({"entries": [{**DAY, "until_done": True}]}, "`until_done` is for entries with `cron`"),
         ({"entries": [{**NIGHT, "days": ["mon"]}]}, "`days` is for windows"),
         (
