@@ -125,11 +125,12 @@ class ProcessFacts:
 class ConfigurationFacts:
     """What of the configuration concerns the machine. `problem` says why it cannot be used.
 
-    `required_devices` are those without which the controller does not start, `hosts` the addresses
-    that it listens on.
+    `configured_devices` are those that have settings, and `required_devices` the ones among them
+    without which the controller does not start; `hosts` are the addresses that it listens on.
     """
 
     llama_server_bin: Path | None = None
+    configured_devices: tuple[str, ...] = ()
     required_devices: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ("127.0.0.1",)
     problem: str | None = None

@@ -212,6 +212,7 @@ def read_configuration(surroundings: Surroundings) -> ConfigurationFacts:
     named = settings.engines.llama_server_bin
     return ConfigurationFacts(
         llama_server_bin=Path(named) if named else None,
+        configured_devices=tuple(settings.devices),
         required_devices=tuple(name for name, given in settings.devices.items() if given.required),
         hosts=surroundings.hosts or settings.server.hosts,
     )

@@ -7,6 +7,7 @@ from supervisor.doctor.findings import Finding, error, warning
 from supervisor.telemetry.port import HOST, DeviceInfo
 from supervisor.telemetry.vendor import Vendor
 from supervisor.telemetry.vendors import VENDORS
+from supervisor.telemetry.visible_devices import find_repeated
 
 
 def judge_devices(facts: Facts) -> Iterator[Finding]:
@@ -20,7 +21,9 @@ def judge_devices(facts: Facts) -> Iterator[Finding]:
         if devices:
             yield from _judge_libraries(facts, vendor, traces)
             yield from _judge_numbering(facts, vendor)
+        yield from _judge_repeats(facts, vendor)
     yield from _judge_required(facts)
+    yield from _judge_configured(facts)
 
 
 def _judge_required(facts: Facts) -> Iterator[Finding]:
@@ -34,6 +37,25 @@ def _judge_required(facts: Facts) -> Iterator[Finding]:
                 "does not start",
                 "see the other findings; or " + "; or ".join(grants) + "; or set it to false, and "
                 "models run on what is here",
+            )
+
+
+def _judge_configured(facts: Facts) -> Iterator[Finding]:
+    """Settings of a device that is not here change nothing.
+
+    Those of `gpu0` are shipped, and in place where no GPU is. Where telemetry has a fault, or the
+    device is required, that is told already.
+    """
+    if facts.devices.problems:
+        return
+    here = [info.device for info in facts.devices.devices]
+    shipped = "gpu0" if here == [HOST] else None
+    for name in facts.configuration.configured_devices:
+        if name not in (*here, *facts.configuration.required_devices, shipped):
+            yield warning(
+                f"devices.{name} in supervisor.yaml is for a device that is not here: it changes "
+                "nothing",
+                f"here are {', '.join(here)}: name one of these, or remove the settings",
             )
 
 
@@ -140,3 +162,16 @@ def _judge_numbering(facts: Facts, vendor: Vendor) -> Iterator[Finding]:
             "in another order than the driver",
             rule.remedy,
         )
+
+
+def _judge_repeats(facts: Facts, vendor: Vendor) -> Iterator[Finding]:
+    """A device that is named twice counts once here; elsewhere the whole list may be void."""
+    devices = devices_of(facts, vendor.name)
+    for variable in vendor.visibility.hiding:
+        repeated = find_repeated(facts.visibility.get(variable, ""), devices)
+        if devices and repeated is not None:
+            yield warning(
+                f"{variable}={facts.visibility[variable]} names a device twice ({repeated}), which "
+                "counts once here; other programs may see none of them",
+                f"name each device once in {variable}",
+            )

@@ -25,6 +25,7 @@ from supervisor.telemetry.messages import (
 from supervisor.telemetry.port import DeviceInfo, DeviceReading, VendorAbsentError
 from supervisor.telemetry.sampler_process import SamplerProcess
 from supervisor.telemetry.vendors import VENDORS
+from supervisor.telemetry.visible_devices import find_repeated
 
 log = structlog.get_logger()
 
@@ -102,6 +103,7 @@ class VendorSampler:
             await self._renew()
         except VendorAbsentError:
             return
+        self._warn_of_repeats()
         self._keeper = start_guarded(self._keep, name=f"sampler-{self.vendor}")
 
     async def close(self) -> None:
@@ -114,6 +116,13 @@ class VendorSampler:
             await process.stop(_GRACE_S)
         for abandoned in self._leaving:
             await abandoned.stop(0)
+
+    def _warn_of_repeats(self) -> None:
+        for variable in VENDORS[self.vendor].visibility.hiding:
+            value = self._environ.get(variable, "")
+            repeated = find_repeated(value, self.devices)
+            if self.devices and repeated is not None:
+                log.warning("telemetry.named_twice", variable=variable, value=value, name=repeated)
 
     def fault(self, position: int) -> str | None:
         """Say why a device cannot be read, or None where it could when last tried."""

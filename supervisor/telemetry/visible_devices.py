@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from supervisor.errors import TelemetryError
+from supervisor.telemetry.port import DeviceInfo
 
 UUID_PREFIXES = ("GPU-", "MIG-")
 
@@ -24,16 +25,35 @@ def apply_variable(
 
 
 def choose(wish: str, base: Sequence[int], uuids: Sequence[str]) -> tuple[int, ...]:
-    """Stop at the first name that fits nothing; choose nothing where one is named twice."""
-    chosen: list[int] = []
+    """Stop at the first name that fits nothing; a device that is named twice counts once."""
+    chosen: dict[int, None] = {}
     for name in names_in(wish):
         position = find_device(name, base, uuids)
-        if position in chosen:
-            return ()
         if position is None:
             break
-        chosen.append(position)
+        chosen[position] = None
     return tuple(chosen)
+
+
+def find_repeated(wish: str, devices: Sequence[DeviceInfo]) -> str | None:
+    """Return the first name in a variable's value of what an earlier name in it means, too.
+
+    An index and a UUID are not held against each other: what indices count is the vendor's matter.
+    """
+    seen: set[str] = set()
+    for name in names_in(wish):
+        if not name.isdecimal() and not name.startswith(UUID_PREFIXES):
+            return None
+        meant = str(int(name)) if name.isdecimal() else _uuid_of(name, devices)
+        if meant in seen:
+            return name
+        seen.add(meant)
+    return None
+
+
+def _uuid_of(beginning: str, devices: Sequence[DeviceInfo]) -> str:
+    uuids = (info.uuid or "" for info in devices)
+    return next((uuid for uuid in uuids if uuid.startswith(beginning)), beginning)
 
 
 def names_in(value: str) -> list[str]:

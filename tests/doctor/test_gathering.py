@@ -91,6 +91,7 @@ async def test_what_of_the_configuration_concerns_the_machine_is_read(
     given = read_configuration(replace(surroundings, profiles=profiles, hosts=("127.0.0.1",)))
     assert given.hosts == ("127.0.0.1",)
     assert configuration.required_devices == ("gpu0",)
+    assert configuration.configured_devices == ("gpu0", "gpu1")
 
 
 def test_memory_limit_of_the_container_is_told_with_the_page_cache(

@@ -42,6 +42,11 @@ def test_nothing_is_found_where_all_is_well(machine: Facts) -> None:
     assert judge(machine) == ()
 
 
+def test_shipped_settings_of_a_gpu_are_well_where_there_is_none() -> None:
+    shipped = ConfigurationFacts(configured_devices=("gpu0", "host"))
+    assert judge(replace(CPU_MACHINE, configuration=shipped)) == ()
+
+
 def test_required_device_that_works_is_well() -> None:
     required = ConfigurationFacts(required_devices=("gpu0", "host"))
     assert judge(replace(NVIDIA_MACHINE, configuration=required)) == ()
@@ -336,6 +341,27 @@ def test_what_stops_work_is_an_error(
             id="numbers on a mixed machine",
         ),
         pytest.param(
+            NVIDIA_MACHINE,
+            {"visibility": {"CUDA_VISIBLE_DEVICES": "0,0"}},
+            "CUDA_VISIBLE_DEVICES=0,0 names a device twice (0), which counts once here",
+            "name each device once",
+            id="named twice",
+        ),
+        pytest.param(
+            NVIDIA_MACHINE,
+            {"configuration": ConfigurationFacts(configured_devices=("gpu0", "gpu3", "host"))},
+            "devices.gpu3 in supervisor.yaml is for a device that is not here",
+            "here are gpu0, host: name one of these",
+            id="settings of a GPU that is not here",
+        ),
+        pytest.param(
+            CPU_MACHINE,
+            {"configuration": ConfigurationFacts(configured_devices=("gpu0", "gpu1", "host"))},
+            "devices.gpu1 in supervisor.yaml is for a device that is not here",
+            "here are host",
+            id="settings of a second GPU where there is none",
+        ),
+        pytest.param(
             CPU_MACHINE,
             {"data": replace(CPU_MACHINE.data, free_bytes=GIB // 2)},
             "512.0 MiB left",
@@ -408,6 +434,23 @@ def test_what_work_goes_on_with_is_a_warning(
                 "devices": found(problems=(MISMATCH,)),
             },
             id="telemetry has said why no GPU is reached",
+        ),
+        pytest.param(
+            CPU_MACHINE,
+            {
+                "devices": found(problems=(MISMATCH,)),
+                "configuration": ConfigurationFacts(configured_devices=("gpu0", "gpu1")),
+            },
+            id="telemetry has said why a device with settings is not here",
+        ),
+        pytest.param(
+            CPU_MACHINE,
+            {
+                "configuration": ConfigurationFacts(
+                    configured_devices=("gpu1",), required_devices=("gpu1",)
+                )
+            },
+            id="a required device that is not here",
         ),
         pytest.param(
             CPU_MACHINE,

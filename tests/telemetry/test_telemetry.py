@@ -11,6 +11,7 @@ import psutil
 import pynvml
 import pytest
 from lab.drivers.nvidia import GIB, SimulatedGpu
+from structlog.testing import capture_logs
 
 from supervisor.errors import TelemetryError
 from supervisor.telemetry.port import HOST, TelemetryState
@@ -176,6 +177,15 @@ async def test_driver_that_opens_later_adds_its_devices(
     assert [info.device for info in telemetry.devices()] == ["gpu0", "gpu1", HOST]
     assert (await telemetry.sample("gpu1")).total_bytes == 200 * GIB
     assert telemetry.gpus() == ("gpu0", "gpu1")
+
+
+async def test_device_that_is_named_twice_is_one_and_told(open_telemetry: OpenTelemetry) -> None:
+    with capture_logs() as lines:
+        telemetry = await open_telemetry(CUDA_VISIBLE_DEVICES="0,0")
+
+    assert [info.device for info in telemetry.devices()] == ["gpu0", HOST]
+    [told] = [line for line in lines if line["event"] == "telemetry.named_twice"]
+    assert (told["variable"], told["value"]) == ("CUDA_VISIBLE_DEVICES", "0,0")
 
 
 async def test_mig_device_is_read_by_its_uuid(

@@ -1,5 +1,7 @@
 """CUDA's and HIP's own rules for which devices a program sees, and what a child is shown."""
 
+from dataclasses import replace
+
 import pytest
 
 from supervisor.errors import TelemetryError
@@ -7,6 +9,7 @@ from supervisor.telemetry.amd.visible import select_visible_amd
 from supervisor.telemetry.nvidia.visible import select_visible
 from supervisor.telemetry.port import HOST, DeviceInfo
 from supervisor.telemetry.vendors import child_environment
+from supervisor.telemetry.visible_devices import find_repeated
 
 UUIDS = ("GPU-aa11", "GPU-aa22", "MIG-bb33")
 
@@ -30,7 +33,8 @@ def test_without_settings_every_device_is_visible() -> None:
         ("0,-1,1", (0,)),
         ("0,9,1", (0,)),
         ("1,GPU-zz,0", (1,)),
-        ("1,GPU-aa22", ()),
+        ("0,0", (0,)),
+        ("1,GPU-aa22,0", (1, 0)),
         ("", ()),
         ("-1", ()),
         ("NoDevFiles", ()),
@@ -76,6 +80,7 @@ AMD_UUIDS = ("GPU-00000000000000a1", "GPU-00000000000000b2", "")
         ({"CUDA_VISIBLE_DEVICES": "1", "HIP_VISIBLE_DEVICES": "0"}, (0, 1, 2), (0,)),
         ({"CUDA_VISIBLE_DEVICES": "GPU-0000aaaa-0000"}, (0, 1, 2), (0, 1, 2)),
         ({"CUDA_VISIBLE_DEVICES": "5"}, (0, 1, 2), ()),
+        ({"HIP_VISIBLE_DEVICES": "1,1"}, (0, 1, 2), (1,)),
         ({"HIP_VISIBLE_DEVICES": "-1"}, (0, 1, 2), ()),
     ],
 )
@@ -119,3 +124,14 @@ def test_child_on_several_gpus_sees_them_in_their_order() -> None:
     second = device("gpu2", "NVIDIA", ("CUDA_VISIBLE_DEVICES", "GPU-cc44"))
     shown = child_environment(["gpu0", "gpu2"], (*ALL, second))
     assert shown == {"CUDA_VISIBLE_DEVICES": "MIG-bb33,GPU-cc44", "HIP_VISIBLE_DEVICES": "-1"}
+
+
+def test_only_what_is_named_twice_is_repeated() -> None:
+    gpus = (
+        replace(GPU_OF_NVIDIA, uuid="GPU-aa11"),
+        replace(GPU_OF_NVIDIA, device="gpu1", uuid="GPU-bb22"),
+    )
+    for wish in ("", "0", "0,1", "GPU-aa11,GPU-bb22", "0,-1,-1", "0,,", "-1,-1"):
+        assert find_repeated(wish, gpus) is None
+    for wish, repeated in (("0,0", "0"), ("1, 01", "01"), ("GPU-aa11,GPU-bb,GPU-aa", "GPU-aa")):
+        assert find_repeated(wish, gpus) == repeated

@@ -17,9 +17,10 @@ def select_visible(uuids: Sequence[str], environment: Mapping[str, str]) -> tupl
     """Choose from the NVIDIA devices with these UUIDs; give positions, in the order CUDA uses.
 
     CUDA_VISIBLE_DEVICES holds indices, UUIDs or the beginnings of UUIDs. As CUDA does, stop at
-    the first name that fits nothing, and show nothing at all where a device is named twice.
-    Indices count in PCI bus order, which CUDA follows when CUDA_DEVICE_ORDER=PCI_BUS_ID or all
-    devices are alike; on mixed machines name UUIDs.
+    the first name that fits nothing. A device that is named twice counts once, where CUDA shows
+    nothing at all: each child is given a list of its own. Indices count in PCI bus order, which
+    CUDA follows when CUDA_DEVICE_ORDER=PCI_BUS_ID or all devices are alike; on mixed machines name
+    UUIDs.
 
     NVIDIA_VISIBLE_DEVICES has been applied by the container runtime already, and its indices are
     the host's: only the UUIDs in it are used, so that a privileged container, which sees every
