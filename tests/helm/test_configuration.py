@@ -149,6 +149,39 @@ def test_file_given_as_text_is_mounted_as_it_is(helm: Helm) -> None:
     assert files["models.yaml"] == text
 
 
+def test_settings_as_text_may_name_a_field_in_several_sections(
+    helm: Helm, mount_files: MountFiles
+) -> None:
+    text = """
+devices:
+  gpu0:
+    exclusive: true
+    budget_bytes: 1GiB
+  host:
+    exclusive: true
+documents: {max_bytes: 1MiB,
+  timeout_s: 5}
+jobs:
+  max_bytes: 2GiB
+schedule:
+  time_zone: Asia/Seoul
+  baseline: {mode: generation}
+  entries:
+  - from: "08:00"
+    to: "18:00"
+    mode: embedding
+  - from: "18:00"
+    to: "19:00"
+    mode: mixed
+"""
+    rendered = helm.render({"configuration": {"supervisor.yaml": text}})
+
+    settings = load(mount_files(rendered), Path("/models"), {}).settings
+    assert (settings.jobs.max_bytes, settings.documents.timeout_s) == (2 * 1024**3, 5)
+    assert settings.schedule is not None
+    assert len(settings.schedule.entries) == 2
+
+
 def test_file_given_as_fields_replaces_the_shipped_one_whole(
     helm: Helm, mount_files: MountFiles
 ) -> None:

@@ -135,6 +135,25 @@ def test_check_can_be_left_out(helm: Helm) -> None:
     assert [each["kind"] for each in rendered.manifests] == ["ConfigMap", "Service", "Deployment"]
 
 
+def test_names_of_digits_alone_stay_as_they_are(helm: Helm) -> None:
+    names = {
+        "models": {"existingClaim": 1234567},
+        "data": {"existingClaim": 20260101},
+        "jobs": {"queueUrlSecret": {"name": 7654321}},
+    }
+    rendered = helm.render(names)
+    claims = [
+        volume["persistentVolumeClaim"]["claimName"]
+        for volume in rendered.pod["volumes"]
+        if "persistentVolumeClaim" in volume
+    ]
+    own = helm.render({"data": {"persistence": {"enabled": True, "storageClass": 1000000}}})
+
+    assert claims == ["1234567", "20260101"]
+    assert rendered.container["env"][0]["valueFrom"]["secretKeyRef"]["name"] == "7654321"
+    assert own.one("PersistentVolumeClaim")["spec"]["storageClassName"] == "1000000"
+
+
 @pytest.mark.parametrize("release", ["true", "null", "1e3"])
 def test_names_that_yaml_would_read_as_something_else_stay_names(helm: Helm, release: str) -> None:
     odd = {

@@ -76,6 +76,33 @@ def test_schema_names_the_key_that_is_wrong(
             {"env": [{"name": "MODEL_CONFIG_PATH", "value": "/models.yaml"}]},
             "env: MODEL_CONFIG_PATH is set by the image and the chart",
         ),
+        (
+            {"env": [{"name": "TOKEN", "value": "a"}, {"name": "TOKEN", "value": "b"}]},
+            "env: TOKEN is given twice; keep one",
+        ),
+        (
+            {
+                "env": [{"name": "JOBS_QUEUE_URL", "value": "redis://mine"}],
+                "jobs": {"queueUrlSecret": {"name": "queue"}},
+            },
+            "env: JOBS_QUEUE_URL is set by the chart, out of jobs.queueUrlSecret; leave one",
+        ),
+        (
+            {"podAnnotations": {"checksum/config": "mine"}},
+            "podAnnotations: checksum/config is set by the chart; leave it out",
+        ),
+        *(
+            (
+                {"configuration": {"supervisor.yaml": text}},
+                f"configuration.supervisor.yaml: {name} is given twice; keep one",
+            )
+            for name, text in (
+                ("queue", "queue: {hold_timeout_s: 5}\nswitch: {}\nqueue: {}\n"),
+                ("queue", "queue:\n  hold_timeout_s: 5\nqueue :\n  model_share: 1\n"),
+                ("server.port", "server:\n    # where\n    port: 1\n    host: a\n    port: 2\n"),
+                ("server.port", "queue: {}\r\nserver:  # where\r\n  port: 1\r\n  port: 2\r\n"),
+            )
+        ),
         ({"fullnameOverride": "1st"}, 'fullnameOverride: set it, because "1st" cannot name'),
         (
             {"configuration": {"generation.yaml": "- a list"}},

@@ -238,10 +238,15 @@ time to end, the image ten minutes to come, and the default model all of its tim
 {{- add (include "llama-supervisor.terminationGracePeriodSeconds" .) $startup $loading 600 }}
 {{- end }}
 
+{{/* A name, which YAML reads as a number where it has digits only: 1234567, and not 1.234567e+06. */}}
+{{- define "llama-supervisor.asName" -}}
+{{- if kindIs "float64" . }}{{ int64 . }}{{ else }}{{ . }}{{ end }}
+{{- end }}
+
 {{/* The claim that data stands in: one that is there, or our own. Empty: an emptyDir. */}}
 {{- define "llama-supervisor.dataClaim" -}}
 {{- if .Values.data.existingClaim }}
-{{- .Values.data.existingClaim }}
+{{- include "llama-supervisor.asName" .Values.data.existingClaim }}
 {{- else if .Values.data.persistence.enabled }}
 {{- include "llama-supervisor.fullname" . }}-data
 {{- end }}
@@ -305,7 +310,7 @@ capabilities:
 - name: JOBS_QUEUE_URL
   valueFrom:
     secretKeyRef:
-      name: {{ quote .name }}
+      name: {{ include "llama-supervisor.asName" .name | quote }}
       key: {{ quote .key }}
 {{- end }}
 {{- end }}
@@ -336,9 +341,56 @@ capabilities:
 {{- end }}
 {{- end }}
 {{- end }}
+{{- if hasKey (.Values.podAnnotations | default dict) "checksum/config" }}
+{{- fail "\n\npodAnnotations: checksum/config is set by the chart; leave it out\n" }}
+{{- end }}
+{{- include "llama-supervisor.validateEnv" . }}
+{{- include "llama-supervisor.validateSettings" . }}
+{{- end }}
+
+{{/* Kubernetes takes the last of two variables with one name, and what an upgrade makes of them varies. */}}
+{{- define "llama-supervisor.validateEnv" -}}
+{{- $names := list }}
 {{- range .Values.env }}
 {{- if has .name (list "LLAMA_SERVER_BIN" "MODEL_CONFIG_PATH") }}
 {{- fail (printf "\n\nenv: %s is set by the image and the chart; use configuration instead\n" .name) }}
+{{- end }}
+{{- if and (eq .name "JOBS_QUEUE_URL") $.Values.jobs.queueUrlSecret.name }}
+{{- fail "\n\nenv: JOBS_QUEUE_URL is set by the chart, out of jobs.queueUrlSecret; leave one of the two out\n" }}
+{{- end }}
+{{- if has .name $names }}
+{{- fail (printf "\n\nenv: %s is given twice; keep one\n" .name) }}
+{{- end }}
+{{- $names = append $names .name }}
+{{- end }}
+{{- end }}
+
+{{/*
+What supervisor.yaml gives twice as text, of its sections and their fields. The product's check never
+sees it: fromYaml keeps the last one. Other files given as text are mounted as they are.
+*/}}
+{{- define "llama-supervisor.validateSettings" -}}
+{{- $text := get (.Values.configuration | default dict) "supervisor.yaml" }}
+{{- $section := "" }}
+{{- $indent := "" }}
+{{- $seen := dict }}
+{{- range $line := kindIs "string" $text | ternary (toString $text | splitList "\n") list }}
+{{- $name := regexFind "^ *[A-Za-z_][A-Za-z0-9_]* *:" $line | trimSuffix ":" | trim }}
+{{- $lead := regexFind "^ *" $line }}
+{{- if and $name (not $lead) }}
+{{- $section = regexMatch "^[^:]+:\\s*(#.*)?$" $line | ternary (printf "%s." $name) "" }}
+{{- $indent = "" }}
+{{- else if and $name $section (or (not $indent) (eq $lead $indent)) }}
+{{- $indent = $lead }}
+{{- $name = printf "%s%s" $section $name }}
+{{- else }}
+{{- $name = "" }}
+{{- end }}
+{{- if hasKey $seen $name }}
+{{- fail (printf "\n\nconfiguration.supervisor.yaml: %s is given twice; keep one\n" $name) }}
+{{- end }}
+{{- if $name }}
+{{- $_ := set $seen $name true }}
 {{- end }}
 {{- end }}
 {{- end }}
