@@ -1,7 +1,7 @@
 """Embeds what is in folders, and then what changes in them."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import aclosing
 from pathlib import Path
 
@@ -31,11 +31,12 @@ async def embed_changes(
     """
     changed: asyncio.Queue[set[Path]] = asyncio.Queue()
     watching = asyncio.create_task(_watch(roots, changed, display), name="watching")
+    folders = frozenset(root for root in roots if root.is_dir())
     await asyncio.sleep(0)  # it watches from here on, so that nothing is missed after the look
     try:
         paths = set(roots)
         while True:
-            paths = await _embed(embedder, display, roots, paths)
+            paths = await _embed(embedder, display, folders, paths)
             paths = paths or await _next_of(changed, watching)
     finally:
         watching.cancel()
@@ -67,7 +68,7 @@ async def _watch(
     while True:
         here = {folder: _identity(folder) for folder in folders}
         for folder in sorted(set(_missing(here)) - gone):
-            display.note(f"{folder} is gone; waiting until it is there again")
+            display.note(f"{folder} is gone; what is stored of it stays until it is there again")
         gone = set(_missing(here))
         try:
             await _put_changes(roots, here, changed)
@@ -120,18 +121,33 @@ def _missing(here: Mapping[Path, _Identity]) -> set[Path]:
 
 
 async def _embed(
-    embedder: Embedder, display: EmbeddingDisplay, roots: Sequence[Path], paths: set[Path]
+    embedder: Embedder, display: EmbeddingDisplay, folders: Set[Path], paths: set[Path]
 ) -> set[Path]:
     """Embed what has changed; returns what is to be looked through again."""
-    files = list(find_files(sorted(path for path in paths if not is_gone(path))))
+    there = {path for path in paths if not is_gone(path)}
+    files = list(find_files(sorted(there)))
     display.expect(files)
     try:
         for path in paths:
-            if path in roots or is_gone(path):
+            if (path in folders or path not in there) and _tells_of_the_lost(path, folders):
                 await embedder.remove_gone(path)
         await embedder.embed(files)
     except NoController as error:
         display.note(f"{error}; trying again every {_COME_BACK_S:g} s")
         await asyncio.sleep(_COME_BACK_S)
-        return set(roots) | {path for path in paths if is_gone(path)}
+        return folders | (paths - there)
     return set()
+
+
+def _tells_of_the_lost(path: Path, folders: Set[Path]) -> bool:
+    """Whether files are gone for good that are not there, at a path or below it.
+
+    A folder that was named says nothing of what was in it where it is gone, or found empty: as
+    where nothing is mounted.
+    """
+    if path not in folders:
+        return not any(path.is_relative_to(folder) and is_gone(folder) for folder in folders)
+    try:
+        return any(path.iterdir())
+    except OSError:
+        return False

@@ -16,7 +16,7 @@ from watchfiles import awatch
 
 from supervisor.client import watching
 from supervisor.client.connection import connect
-from supervisor.client.embedding import Embedder, FileReport
+from supervisor.client.embedding import Embedder, FileReport, Outcome
 from supervisor.client.embedding_display import JsonLines
 from tests.patience import PATIENCE_S
 
@@ -30,9 +30,12 @@ class Watched(JsonLines):
         super().__init__()
         self.stored: dict[str, Any] = {}
         self.notes: list[str] = []
+        self.looks = 0
+        """Files that were found as they are stored."""
 
     def tell(self, report: FileReport) -> None:
         self.summary.add(report)
+        self.looks += report.outcome is Outcome.UNCHANGED
 
     def note(self, sentence: str) -> None:
         self.notes.append(sentence)
@@ -169,7 +172,7 @@ async def test_folder_that_is_gone_is_waited_for_at_leisure(
         shutil.rmtree(folder)
         await until(lambda: f"{folder} is gone" in "".join(watched.notes))
         (beside / "new.txt").write_text("new")
-        await watched.until(beside / "old.txt", beside / "new.txt")
+        await until(lambda: str(beside / "new.txt") in watched.stored)
         assert len(watched.notes) == 1
         assert len(begun) <= 3
 
@@ -182,7 +185,22 @@ async def test_the_only_folder_that_is_gone_is_waited_for(folder: Path) -> None:
         await watched.until(folder / "old.txt")
         move(folder, folder.with_name("away"))
         await until(lambda: len(watched.notes) == 1)
-        await watched.until()
 
         move(folder.with_name("away"), folder)
-        await watched.until(folder / "old.txt")
+        (folder / "new.txt").write_text("new")
+        await watched.until(folder / "old.txt", folder / "new.txt")
+
+
+async def test_what_is_stored_of_a_folder_stays_where_an_empty_one_stands_in_its_place(
+    folder: Path,
+) -> None:
+    """As where it is not mounted any more."""
+    beside = filled(folder.with_name("beside"), "old.txt")
+    async with watch(folder, beside) as watched:
+        await watched.until(folder / "old.txt", beside / "old.txt")
+        looks = watched.looks
+        folder.rename(folder.with_name("away"))
+        folder.mkdir()
+        await until(lambda: watched.looks > looks)  # of what is beside it
+
+        assert set(watched.stored) == {str(folder / "old.txt"), str(beside / "old.txt")}

@@ -167,14 +167,18 @@ def accept_target(draft: Draft, event: TargetAccepted) -> None:
 
 
 def _was_replaced(snapshot: Snapshot, model: str, footprint: Footprint) -> bool:
-    """Whether somebody came to the devices of a model since it died.
+    """Whether somebody came to the devices of a model since it died, or was woken there.
 
     Where only those are there that were there before it, a stranger has taken what is missing.
     """
     down = snapshot.recovery(model)
-    before = {epoch for epoch, _ in down.beside} if down else set()
-    here = {backend.epoch for backend in snapshot.sharing(*footprint.devices)}
-    return not before or bool(here - before)
+    if down is None or not down.beside:
+        return True
+    before, devices = dict(down.beside), [baseline.device for baseline in down.baselines]
+    return any(
+        backend.epoch not in before or backend.footprint.on(*devices) > before[backend.epoch]
+        for backend in snapshot.sharing(*footprint.devices)
+    )
 
 
 def _note_needs(draft: Draft, target: Target, event: TargetAccepted) -> None:

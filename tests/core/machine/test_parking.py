@@ -693,3 +693,24 @@ def test_the_host_is_read_only_where_somebody_may_be_parked(place: Place) -> Non
     place.start()
     (check,) = place.ask_for(EMBED)
     assert check == CheckTarget(switch_id="s2", target=EMBED, also_read=("host",))
+
+
+def test_what_died_does_not_come_back_where_a_parked_server_was_woken_in_its_place() -> None:
+    place = Place(gpu=SHARED)
+    place.make_live(PARKING_CHAT)
+    (give_up,) = place.begin(EMBED, need_gib=16)
+    assert isinstance(give_up, ReleaseMemory)
+    place.park(give_up.epoch)
+    place.start(1 * GIB)
+    place.begin(RERANK, need_gib=4, used_gib=17)
+    place.crash(place.start(17 * GIB))
+    place.begin(PARKING_CHAT, need_gib=6, used_gib=17)
+    *_, wake = place.confirm(17 * GIB)
+    assert isinstance(wake, UnparkBackend)
+    place.tell(BackendReady, epoch=wake.epoch, memory=None)
+    assert place.attempts() == [("rerank", 1)]
+
+    place.retry("rerank")
+    place.accept(4 * GIB, used_bytes=22 * GIB)
+
+    assert place.attempts() == []

@@ -354,12 +354,14 @@ class Happenings(World):
         limit = None if outdated else pick % 60
         heads = self.snapshot.requests.heads() if waited_for else ()
         asked = [head.main or head.target for head in heads]
+        others = frozenset({epochs[pick % len(epochs)]} if outdated else ())
+        self.dismissed |= {t for e in others if (t := self.alive[e]).is_twin}
         self.tell(
             RulesChanged(
                 at=self.now,
                 limits=LIMITS,
                 rules=replace(self.snapshot.rules, parked_max_bytes=limit),
-                outdated=frozenset({epochs[pick % len(epochs)]} if outdated else ()),
+                outdated=others,
                 targets={t.model: replace(t, revision=str(pick % 9)) for t in asked if t},
             )
         )

@@ -61,6 +61,7 @@ from supervisor.core.machine.step import step
 from supervisor.core.machine.switch import (
     AUTOMATIC,
     IDLENESS,
+    RESTART,
     SCHEDULER,
     Order,
     Switch,
@@ -132,7 +133,7 @@ class World(RuleBasedStateMachine):
         self.idle_since: dict[int, float] = {}
         self.worked_at = 0.0
         self.broken: set[str] = set()
-        self.dismissed: set[Target] = set()  # twins that differ, in the end
+        self.dismissed: set[Target] = set()  # twins that differ, or are started otherwise now
 
     # How orders are carried out.
 
@@ -592,7 +593,9 @@ class World(RuleBasedStateMachine):
         backend = before.backend(epoch)
         retire = backend.retire_deadline if backend else None
         deadlines = [d for d in (drain, retire, self.snapshot.close_deadline) if d is not None]
-        is_late = self.now >= min(deadlines, default=self.now + 1)
+        is_late = self.now >= min(deadlines, default=self.now + 1) or (
+            not deadlines and self.hangs(epoch)  # nothing else would end it
+        )
         assert is_late or epoch not in self.leases.values() or self.is_replaced(epoch)
 
     def orders_of(self, before: Snapshot) -> Switch | None:
@@ -607,9 +610,19 @@ class World(RuleBasedStateMachine):
         backend = self.snapshot.backend(epoch)
         return backend is not None and backend.is_replaced
 
+    def hangs(self, epoch: int) -> bool:
+        backend = self.snapshot.backend(epoch)
+        is_still = backend is not None and backend.stalled_s is not None
+        return is_still and self.targets[epoch].restart_on_stall
+
+    def brings_back(self, switch: Switch) -> bool:
+        """Whether it is a recovery's, and no hand's that wanted the same meanwhile."""
+        by = switch.order.requested_by
+        return switch.switch_id in self.recovering and by in {"recovery", RESTART}
+
     def check_that_no_recovery_stops_others(self, epoch: int, before: Snapshot) -> None:
         switch = self.orders_of(before)
-        if switch is not None and switch.switch_id in self.recovering:
+        if switch is not None and self.brings_back(switch):
             if switch.target is not None and self.snapshot.rules.of(switch.target).is_pinned:
                 return  # its place was never anybody else's
             is_own = self.started_by[epoch] == switch.switch_id
@@ -641,7 +654,7 @@ class World(RuleBasedStateMachine):
         if refusal and dict(refusal.details).get("rolled_back"):
             assert all(self.died_at.get(t.model, 0.0) >= switch.order.started_at for t in lost)
         is_pinned = switch.target and self.snapshot.rules.of(switch.target).is_pinned
-        if report.switch_id in self.recovering and not is_pinned:
+        if self.brings_back(switch) and not is_pinned:
             assert all(placement.target.is_twin for placement in switch.rollback.to_restore)
 
     def frees_devices_next(self, before: Snapshot) -> bool:
