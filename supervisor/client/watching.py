@@ -1,7 +1,8 @@
 """Embeds what is in folders, and then what changes in them."""
 
 import asyncio
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import aclosing
 from pathlib import Path
 
@@ -121,7 +122,7 @@ def _missing(here: Mapping[Path, _Identity]) -> set[Path]:
 
 
 async def _embed(
-    embedder: Embedder, display: EmbeddingDisplay, folders: Set[Path], paths: set[Path]
+    embedder: Embedder, display: EmbeddingDisplay, folders: AbstractSet[Path], paths: set[Path]
 ) -> set[Path]:
     """Embed what has changed; returns what is to be looked through again."""
     there = {path for path in paths if not is_gone(path)}
@@ -139,7 +140,7 @@ async def _embed(
     return set()
 
 
-def _tells_of_the_lost(path: Path, folders: Set[Path]) -> bool:
+def _tells_of_the_lost(path: Path, folders: AbstractSet[Path]) -> bool:
     """Whether files are gone for good that are not there, at a path or below it.
 
     A folder that was named says nothing of what was in it where it is gone, or found empty: as

@@ -116,6 +116,11 @@ def put_another_in_its_place(folder: Path) -> None:
     another.rename(folder)
 
 
+def put_an_empty_one_in_its_place(folder: Path) -> None:
+    folder.rename(folder.with_name("away"))
+    folder.mkdir()
+
+
 @pytest.mark.parametrize(
     "replace", [delete_and_make_again, move_away_and_make_again, put_another_in_its_place]
 )
@@ -199,8 +204,7 @@ async def test_what_is_stored_of_a_folder_stays_where_an_empty_one_stands_in_its
     async with watch(folder, beside) as watched:
         await watched.until(folder / "old.txt", beside / "old.txt")
         looks = watched.looks
-        folder.rename(folder.with_name("away"))
-        folder.mkdir()
+        put_an_empty_one_in_its_place(folder)
         await until(lambda: watched.looks > looks)  # of what is beside it
 
         assert set(watched.stored) == {str(folder / "old.txt"), str(beside / "old.txt")}
