@@ -132,9 +132,7 @@ def _held(callers: int) -> Cell:
     return Cell(threads=JUDGED_THREADS, length="short", batch=1, callers=callers)
 
 
-def _row(
-    cell: Cell, sides: Sequence[tuple[Server, Inputs]], rounds: int, least: int
-) -> Measured:
+def _row(cell: Cell, sides: Sequence[tuple[Server, Inputs]], rounds: int, least: int) -> Measured:
     """Take turns, burst by burst, so that both have the same machine; the service comes first."""
     loads = [(server.endpoint, _load(cell, inputs)) for server, inputs in sides]
     taken, warm_up = [Taken() for _ in sides], [Taken() for _ in sides]
