@@ -136,7 +136,7 @@ async def _embed(
     except NoController as error:
         display.note(f"{error}; trying again every {_COME_BACK_S:g} s")
         await asyncio.sleep(_COME_BACK_S)
-        return folders | (paths - there)
+        return {*folders, *(paths - there)}
     return set()
 
 

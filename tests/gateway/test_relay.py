@@ -1,6 +1,7 @@
 """What reaches the live server, and what comes back: unchanged, at once, and to its end."""
 
 import asyncio
+import io
 import json
 import os
 import signal
@@ -71,7 +72,7 @@ async def test_large_body_that_curl_calls_a_form_is_answered(
     """llama-server's HTTP library takes no more than 1 MiB of a form."""
     controller = await start_controller()
     await controller.switch_to("demo-chat")
-    body = json.dumps({"content": "a " * 600_000})
+    body = io.BytesIO(json.dumps({"content": "a " * 600_000}).encode())
 
     async with controller.client.post(
         f"{controller.url}/tokenize",

@@ -45,7 +45,7 @@ def settle_waiters(
     """After a switch ended: serve whoever waits for what is live, refuse who waits in vain.
 
     Those wait on who wait for their model's turn, whose model died and will be restarted, or for
-    whom a switch by hand is about to begin. `failure` is for those who waited for what `failed`
+    whom a switch by hand is about to begin. `failure` is for those who waited for `failed`
     (None: for the device), and for its turn where that was in vain; who named no model waited for
     no twin. Where a model and its twin can serve a request, it is refused when neither does.
     """
@@ -54,8 +54,11 @@ def settle_waiters(
     for key in tuple(draft.snapshot.requests.lines):
         if _waits_on(draft.snapshot, key, failure, failed):
             continue
-        is_concerned = failed is None or key.model == failed.model
-        is_concerned = is_concerned or (key.model is None and not failed.is_twin)
+        is_concerned = (
+            failed is None
+            or key.model == failed.model
+            or (key.model is None and not failed.is_twin)
+        )
         refusal = failure and is_concerned and switch_failed(failure)
         taken = _take_from(draft, key)
         admit_again(draft, [waiter for waiter in taken if waiter.may_spill])
