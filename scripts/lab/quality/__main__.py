@@ -22,12 +22,12 @@ from lab.harness.setting import Setting
 from lab.quality.float32 import embed, read_weights
 from lab.quality.measures import Quality, Vectors, cosines_of, quality_of, unit
 from lab.quality.pairs import LANGUAGES, Pair, pairs_of
-from lab.quality.served import WHEELS, served
+from lab.quality.served import ATTENTION_WHOLE, WHEELS, served
 
-WEIGHTS = ("F16", "Q8_0", "Q4_0")
+WEIGHTS = ("F16", ATTENTION_WHOLE, "Q8_0", "Q4_0")
 ENGINES = ("llama-server", "embedded", "llama-cpp-python")
 
-GATES = {"F16": 0.9999, "Q8_0": 0.999}
+GATES = {"F16": 0.9999, ATTENTION_WHOLE: 0.999, "Q8_0": 0.999}
 """The lowest cosine with float32; Q4_0 is measured, and not promised anything."""
 
 BATCH_GATE = 0.9999

@@ -22,6 +22,10 @@ ARRAY = 100
 NO_REPACKING = ["--no-repack"]
 """On processors with AMX the server dies of the first text where weights are Q8_0, else."""
 
+ATTENTION_WHOLE = "Q8_0-attn-F16"
+WHOLE = {ATTENTION_WHOLE: ("attn_q", "attn_k", "attn_v")}
+"""Matrices that stay F16, where others are quantised, by the name of the weights."""
+
 WHEELS = cached_build_dir().parents[1] / "bench" / "wheel"
 
 _numbers = count()
@@ -51,7 +55,12 @@ class Served:
 @contextmanager
 def served(setting: Setting, weights: str) -> Iterator[Served]:
     """Run the model with weights of that type (`F16`, `Q8_0`, …) by the setting's engine."""
-    write = partial(write_minilm, wheel_dir=WHEELS, matrices=GGMLQuantizationType[weights])
+    write = partial(
+        write_minilm,
+        wheel_dir=WHEELS,
+        matrices=GGMLQuantizationType[weights.partition("-")[0]],
+        whole=WHOLE.get(weights, ()),
+    )
     path = str(kept_model(f"minilm-{weights}.gguf", write))
     model: dict[str, Any] = {"path": path, "profile": "quality"}
     profile: dict[str, Any] = {
