@@ -50,7 +50,9 @@ class Keeper:
         between is older than it from now on.
         """
         request = DocumentRequest.of(job)
-        async with self._opener.replacing:
+        if request.collection is None:
+            return None
+        async with self._opener.replacing(request.collection):
             found = await self._stored(request)
             chunks = -1 if found is None else found.payload.get("chunks", -1)
             if found is None or not is_complete(found, generation=generation, chunks=chunks):
@@ -73,7 +75,7 @@ class Keeper:
             file_id = await self._write(job, document)
             return replace(outcome, vectors_file_id=file_id)
         store = await self._opener.store()
-        async with self._opener.replacing:
+        async with self._opener.replacing(request.collection):
             found = await self._stored(request)
             if found is not None and found.payload.get(_ACCEPTED_AT, 0.0) > job.created_at:
                 return replace(outcome, superseded=True)

@@ -75,7 +75,11 @@ class DocumentService:
             created_at=time.time(),
             spec=msgspec.to_builtins(request) | callback,
         )
-        await self._jobs.queue.add(job)
+        try:
+            await self._jobs.queue.add(job)
+        except RequestRefused:
+            await self._jobs.files.remove(file.id)
+            raise
         return job
 
     async def ended(self, job: Job, within_s: float) -> Job:

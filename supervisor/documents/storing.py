@@ -55,7 +55,7 @@ def is_complete(found: StoredDocument | None, *, generation: str, chunks: int) -
 async def store_document(store: VectorStore, collection: str, document: EmbeddedDocument) -> None:
     """Store a document in place of what the store has of it; makes the collection if need be.
 
-    The caller holds `StoreOpener.replacing`. Raises RequestRefused as the store does:
+    The caller holds `StoreOpener.replacing` of it. Raises RequestRefused as the store does:
     `collection_mismatch`, `store_failed`.
     """
     await store_documents(store, collection, [document])
@@ -66,7 +66,7 @@ async def store_documents(
 ) -> None:
     """Store documents of one model, as `store_document` does each; of those with one id, the last.
 
-    The caller holds `StoreOpener.replacing`.
+    The caller holds `StoreOpener.replacing` of it.
     """
     documents = tuple({each.id: each for each in documents}.values())
     first = documents[0]

@@ -38,6 +38,11 @@ _STAYS = frozenset({"collection_mismatch"})
 _MAY_BE_ITS_FAULT = frozenset({500, 502})
 """Those after which a request may be to blame, as one that ends its server."""
 
+_STORE_FAILED = "store_failed"
+_STORE_PAUSE_S = 60.0
+"""Seconds until a request is computed once more whose vectors could not be stored: no fault of its
+own, and no small work."""
+
 
 class _Usage(msgspec.Struct, frozen=True):
     prompt_tokens: int = 0
@@ -70,7 +75,7 @@ class BatchAnswerer:
             try:
                 calls[index] = self._read(heads[each.url], each)
             except RequestRefused as error:
-                yield [_refused(index, error)]
+                yield [refused(index, error)]
         texts = {index: call for index, call in calls.items() if call.head.path == EMBEDDINGS}
         for collection in {asked[index].collection for index in texts}:
             some = {i: call for i, call in texts.items() if asked[i].collection == collection}
@@ -96,7 +101,7 @@ class BatchAnswerer:
         async for answers in self._openai.embeddings_together(list(calls.values()), keep):
             outcomes = [(indices[place], answer) for place, answer in answers]
             yield [
-                _refused(index, answer)
+                refused(index, answer)
                 if isinstance(answer, RequestRefused)
                 else _answered(index, calls[index], answer.status, answer.body)
                 for index, answer in outcomes
@@ -114,7 +119,7 @@ class BatchAnswerer:
             for place, request, each in made
         ]
         store = await self._opener.store()
-        async with self._opener.replacing:
+        async with self._opener.replacing(collection):
             await store_documents(store, collection, documents)
 
     async def _generated(self, calls: Mapping[int, Call]) -> AsyncIterator[Sequence[_Outcome]]:
@@ -135,7 +140,7 @@ class BatchAnswerer:
                 call.wanted, call.priority, lambda backend: _exchange(backend, call.request)
             )
         except RequestRefused as error:
-            return _refused(index, error)
+            return refused(index, error)
         if status in _MAY_PASS:
             reason = f"its server answered {status}: {body[:200].decode(errors='replace')}"
             return NotAnswered(index=index, reason=reason, counts=status in _MAY_BE_ITS_FAULT)
@@ -172,13 +177,15 @@ def _as_json(body: bytes) -> bytes:
     return body
 
 
-def _refused(index: int, error: RequestRefused) -> _Outcome:
+def refused(index: int, error: RequestRefused) -> Answered | NotAnswered:
+    """Return what a refusal means for a request: its answer, or that it is to be tried again."""
     answer = error_answer(error)
+    is_stores_fault = error.code == _STORE_FAILED
     if answer.status in _MAY_PASS and error.code not in _STAYS:
         return NotAnswered(
             index=index,
             reason=f"{error.code}: {error.message}",
-            counts=answer.status in _MAY_BE_ITS_FAULT,
-            after_s=error.details.get("retry_after_s"),
+            counts=answer.status in _MAY_BE_ITS_FAULT and not is_stores_fault,
+            after_s=_STORE_PAUSE_S if is_stores_fault else error.details.get("retry_after_s"),
         )
     return Answered(index=index, status=answer.status, body=answer.body, request_id="")

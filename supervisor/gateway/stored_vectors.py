@@ -172,7 +172,7 @@ class StoredVectors:
     async def delete_document(self, asked: DocumentParameters) -> Answer:
         """Delete a document with its chunks."""
         store = await self._opener.store()
-        async with self._opener.replacing:
+        async with self._opener.replacing(asked.collection):
             found = await store.document(asked.collection, asked.document)
             await store.delete_document(asked.collection, asked.document)
         if found is None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
 from types import TracebackType
@@ -68,8 +69,10 @@ class OutputFiles:
             self._discard()  # it was deleted: what was read of it may end within a line
 
     def _discard(self) -> None:
+        """Leave nothing of them, also where the disk is full: then closing writes in vain."""
         for name, file in self._open.items():
-            file.close()
+            with suppress(OSError):
+                file.close()
             self._path(name).unlink(missing_ok=True)
         self._open.clear()
 
@@ -78,7 +81,7 @@ class OutputFiles:
         for name in _FIELDS:
             lines = [each.content for each in results if each.is_success == (name == "output")]
             if lines:
-                await asyncio.to_thread(self._write, name, b"\n".join([*lines, b""]))
+                await asyncio.to_thread(self._write, name, *lines, end=b"\n")
 
     async def keep(self) -> dict[str, str | None]:
         """Give the files to the store; returns their ids by the batch's fields."""
@@ -99,11 +102,13 @@ class OutputFiles:
             expires_at=self._now + job.spec["files_expire_after_s"],
         )
 
-    def _write(self, name: str, content: bytes) -> None:
+    def _write(self, name: str, *contents: bytes, end: bytes = b"") -> None:
         file = self._open.get(name)
         if file is None:
             file = self._open[name] = self._path(name).open("wb")
-        file.write(content)
+        for content in contents:
+            file.write(content)
+            file.write(end)
 
     def _path(self, name: str) -> Path:
         return self._work_dir / f"{self._job.id}-{self._token}-{name}"

@@ -6,6 +6,12 @@ from supervisor.jobs.port import JobQueue
 from supervisor.jobs.values import Job, LineResult, NewLine
 
 PAGE = 256
+"""So many are read at a time at most."""
+
+PAGE_BYTES = 16 * 1024 * 1024
+"""About so much of results and lines is read at a time: one of them alone may have as much."""
+
+_FIRST_PAGE = 8
 
 
 async def all_jobs(queue: JobQueue) -> Sequence[Job]:
@@ -22,15 +28,21 @@ async def all_jobs(queue: JobQueue) -> Sequence[Job]:
 
 async def result_pages(queue: JobQueue, job_id: str) -> AsyncIterator[Sequence[LineResult]]:
     """Yield the results of a job by rising numbers."""
-    after = 0
-    while results := await queue.results(job_id, after=after, limit=PAGE):
+    after, limit = 0, _FIRST_PAGE
+    while results := await queue.results(job_id, after=after, limit=limit):
         yield results
-        after = results[-1].number
+        after, limit = results[-1].number, _next_limit([each.content for each in results])
 
 
 async def unsettled_pages(queue: JobQueue, job_id: str) -> AsyncIterator[Sequence[NewLine]]:
     """Yield the lines of a job without a result, likewise."""
-    after = 0
-    while lines := await queue.unsettled(job_id, after=after, limit=PAGE):
+    after, limit = 0, _FIRST_PAGE
+    while lines := await queue.unsettled(job_id, after=after, limit=limit):
         yield lines
-        after = lines[-1].number
+        after, limit = lines[-1].number, _next_limit([each.content for each in lines])
+
+
+def _next_limit(contents: Sequence[bytes]) -> int:
+    """Return how many of about the same size make up a page."""
+    mean_bytes = 1 + sum(map(len, contents)) // len(contents)
+    return max(1, min(PAGE, PAGE_BYTES // mean_bytes))

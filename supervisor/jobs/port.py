@@ -49,8 +49,8 @@ class JobQueue(Protocol):
         """
         ...
 
-    async def claim_job(self, lease_s: float) -> Job | None:
-        """Claim a job that is due by itself (`Job.is_due`).
+    async def claim_job(self, kind: JobKind, lease_s: float) -> Job | None:
+        """Claim a job of a kind that is due by itself (`Job.is_due`).
 
         The claim only spares work: whatever is done with a job may be done twice.
         """

@@ -76,9 +76,9 @@ class RedisQueue:
         """See `JobQueue`."""
         return bool(await self._connection.run(scripts.CHANGE, job.id, expected, *_written(job)))
 
-    async def claim_job(self, lease_s: float) -> Job | None:
+    async def claim_job(self, kind: JobKind, lease_s: float) -> Job | None:
         """See `JobQueue`."""
-        job_id = await self._connection.run(scripts.CLAIM_JOB, _ms(lease_s))
+        job_id = await self._connection.run(scripts.CLAIM_JOB, kind, _ms(lease_s))
         return await self.job(job_id.decode()) if job_id else None
 
     async def remove(self, job_id: str) -> None:

@@ -60,19 +60,26 @@ return 1
 """
 
 CLAIM_JOB = """
--- ARGV: lease in ms. Returns the id of the most urgent job, of those the oldest; or nothing.
+-- ARGV: kind, lease in ms. Returns the id of the most urgent job, of those the oldest; or nothing.
 local now = now_ms()
 local first, first_rank, first_number
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', p .. 'due', '-inf', now, 'LIMIT', 0, 100)) do
-  local rank = tonumber(redis.call('HGET', p .. 'job:' .. id, 'rank'))
-  local number = tonumber(redis.call('ZSCORE', p .. 'jobs', id))
-  if not first or rank < first_rank or (rank == first_rank and number < first_number) then
-    first, first_rank, first_number = id, rank, number
+local seen, due = 0
+repeat  -- a hundred at a time: those before it may all be of other kinds
+  due = redis.call('ZRANGEBYSCORE', p .. 'due', '-inf', now, 'LIMIT', seen, 100)
+  for _, id in ipairs(due) do
+    local kind, rank = unpack(redis.call('HMGET', p .. 'job:' .. id, 'kind', 'rank'))
+    local number = tonumber(redis.call('ZSCORE', p .. 'jobs', id))
+    rank = tonumber(rank)
+    if kind == ARGV[1]
+      and (not first or rank < first_rank or (rank == first_rank and number < first_number)) then
+      first, first_rank, first_number = id, rank, number
+    end
   end
-end
+  seen = seen + #due
+until first or #due == 0
 if first then
   redis.call('ZREM', p .. 'due', first)  -- first, for a full server
-  redis.call('ZADD', p .. 'due', now + ARGV[1], first)
+  redis.call('ZADD', p .. 'due', now + ARGV[2], first)
 end
 return first
 """

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from secrets import token_hex
 
 import structlog
@@ -12,7 +13,7 @@ from supervisor.jobs.handling import Handlers
 from supervisor.jobs.insisting import Insisting
 from supervisor.jobs.paging import all_jobs
 from supervisor.jobs.port import FileStore, JobQueue
-from supervisor.jobs.values import Job, JobState
+from supervisor.jobs.values import Job, JobKind, JobState
 from supervisor.jobs.worker import IDLE_S, Worker
 from supervisor.observability.guarded_task import start_guarded
 
@@ -22,6 +23,8 @@ JOB_LEASE_S = 60.0
 """Seconds until a job that could not be begun or ended is tried again."""
 
 _KEEPERS = 2
+"""Of each kind: what one kind takes, as documents that are slow to read, holds no other up."""
+
 _TIDY_S = 3600.0
 
 
@@ -68,8 +71,9 @@ class JobRunner:
                     require_room=self._require_room,
                 )
                 self._tasks.append(start_guarded(worker.run, name=f"jobs-{kind}-{number}"))
-        for number in range(_KEEPERS):
-            self._tasks.append(start_guarded(self._keep, name=f"jobs-keeper-{number}"))
+            for number in range(_KEEPERS):
+                keeps = partial(self._keep, kind)
+                self._tasks.append(start_guarded(keeps, name=f"jobs-{kind}-keeper-{number}"))
         self._tasks.append(start_guarded(self._keep_tidy, name="jobs-tidy"))
 
     async def stop(self) -> None:
@@ -80,10 +84,10 @@ class JobRunner:
             await asyncio.wait(self._tasks)
         self._tasks.clear()
 
-    async def _keep(self) -> None:
+    async def _keep(self, kind: JobKind) -> None:
         """Begin and end jobs, for ever. One that fails to be is tried again after its lease."""
         while True:
-            job = await self._insisting(lambda: self._queue.claim_job(JOB_LEASE_S))
+            job = await self._insisting(lambda: self._queue.claim_job(kind, JOB_LEASE_S))
             if job is None:
                 await self._queue.wait(IDLE_S)
                 continue

@@ -252,7 +252,7 @@ class JobService:
             now,
             round=job.round + 1,
             reason="",
-            expires_at=None if window_s is None else now + window_s,
+            expires_at=None if window_s is None else max(now, job.not_before) + window_s,
         )
         if job.outcome.get(OUTPUT_FILE_ID) is not None:
             # They may still be there, and would stand in the next output file a second time.

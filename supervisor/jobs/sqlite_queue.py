@@ -69,9 +69,9 @@ class SqliteQueue:
         """See `JobQueue`."""
         return await self._write(statements.change, job, expected)
 
-    async def claim_job(self, lease_s: float) -> Job | None:
+    async def claim_job(self, kind: JobKind, lease_s: float) -> Job | None:
         """See `JobQueue`."""
-        return await self._read(statements.claim_job, self._clock(), lease_s)
+        return await self._read(statements.claim_job, kind, self._clock(), lease_s)
 
     async def remove(self, job_id: str) -> None:
         """See `JobQueue`."""

@@ -75,6 +75,9 @@ END;
 """
 
 
+_MAX_LOG_BYTES = 64 * 1024 * 1024
+
+
 def prepare(database: sqlite3.Connection) -> None:
     """Make the tables where they are missing, and free what a controller that died had claimed."""
     # Each commit gives the pages that it frees back to the file system. Incremental vacuuming would
@@ -85,6 +88,8 @@ def prepare(database: sqlite3.Connection) -> None:
         database.execute("VACUUM")
     database.execute("PRAGMA journal_mode=WAL")
     database.execute("PRAGMA synchronous=FULL")
+    # Else the log keeps the room that the largest batch took, and what is freed is free in vain.
+    database.execute(f"PRAGMA journal_size_limit={_MAX_LOG_BYTES}")
     database.executescript(_SCHEMA)
     with database:
         _migrate(database)

@@ -71,13 +71,15 @@ def change(database: sqlite3.Connection, job: Job, expected: JobState) -> bool:
     return changed.rowcount == 1
 
 
-def claim_job(database: sqlite3.Connection, now: float, lease_s: float) -> Job | None:
-    """Claim a job that is due by itself."""
+def claim_job(
+    database: sqlite3.Connection, kind: JobKind, now: float, lease_s: float
+) -> Job | None:
+    """Claim a job of a kind that is due by itself."""
     found = _jobs(
         database,
-        f"WHERE {_ACTIVE} AND leased_until <= ?1 AND (state != 'in_progress'"
+        f"WHERE kind = ?2 AND {_ACTIVE} AND leased_until <= ?1 AND (state != 'in_progress'"
         " OR succeeded + failed >= lines OR expires_at <= ?1) ORDER BY rank, number LIMIT 1",
-        (now,),
+        (now, kind),
     )
     for number, claimed in found:
         until = now + lease_s

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from supervisor.config.settings import VectorSettings
 from supervisor.errors import RequestRefused
@@ -25,9 +26,15 @@ class StoreOpener:
         self._make_folder = make_folder
         self._store: VectorStore | None = None
         self._opening = asyncio.Lock()
-        self.replacing = asyncio.Lock()
-        """Held by whoever puts a document in place of what is stored of it: of two states that are
-        stored at once, each would else delete the other."""
+        self._replacing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def replacing(self, collection: str) -> asyncio.Lock:
+        """Return what is held by whoever puts a document in place of what is stored of it.
+
+        Of two states that are stored at once, each would else delete the other. Each collection has
+        its own, since one whose index is built keeps who writes waiting.
+        """
+        return self._replacing.setdefault(collection, asyncio.Lock())
 
     async def store(self) -> VectorStore:
         """Return the store. Raises RequestRefused `extra_missing`."""

@@ -101,7 +101,11 @@ class Shards:
             self._require_room(0)
             source, copy = shard.copy_paths()
             self._require_room(2 * _bytes_on_disk(source))  # a copy, and its index
-            await _build_index(source, copy)
+            try:
+                await _build_index(source, copy)
+            except BaseException:  # the room that it took is wanted for the next attempt
+                await asyncio.to_thread(shutil.rmtree, copy, ignore_errors=True)
+                raise
             shard.replace_by(copy)
 
     def flush(self) -> None:

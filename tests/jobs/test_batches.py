@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 
 from supervisor.errors import RequestRefused
+from supervisor.jobs import output_files, paging
 from supervisor.jobs.answering import Answered, Asked, NotAnswered
 from supervisor.jobs.batches import BatchHandler
 from supervisor.jobs.disk_files import DiskFiles
+from supervisor.jobs.output_files import OutputFiles
 from supervisor.jobs.port import JobQueue
 from supervisor.jobs.service import JobLimits, JobService
 from supervisor.jobs.values import Job, JobKind, JobState, LineResult, StoredFile
-from tests.jobs.conftest import new_job
+from tests.jobs.conftest import add_running, new_job
 
 ENDPOINT = "/v1/embeddings"
 LINES = 40
@@ -220,3 +222,48 @@ async def test_earlier_answers_whose_file_is_deleted_meanwhile_leave_no_half_lin
     ended = await handler.end(again)
     assert ended.outcome["output_file_id"] is None
     assert ended.outcome["error_file_id"] is not None
+
+
+async def test_a_full_disk_is_left_nothing_of_what_could_not_be_written(
+    files: DiskFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each attempt would take of what was freed meanwhile."""
+    monkeypatch.setattr(output_files, "token_hex", lambda _: "t")
+    (tmp_path / "batch_a-t-output").symlink_to("/dev/full")
+    some = [
+        LineResult(job_id="batch_a", number=number, is_success=True, content=b"x" * 1000)
+        for number in range(1, 20)
+    ]
+    job = new_job("batch_a", spec={"files_expire_after_s": 9e9})
+    with pytest.raises(OSError, match="No space left"):
+        async with OutputFiles(files, tmp_path, job, 0.0) as written:
+            for each in some:  # what is in the file's buffer is written when that is closed
+                await written.write([each])
+    left = await asyncio.to_thread(lambda: list(tmp_path.glob("batch_a*")))
+    assert left == []
+
+
+async def test_results_are_read_by_their_size(
+    queue: JobQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paging, "PAGE_BYTES", 1000)
+    await add_running(queue, new_job("batch_a", lines=20))
+    lines = await queue.claim(JobKind.BATCH, "me", 100, 60.0)
+    await queue.settle(
+        [
+            LineResult(job_id="batch_a", number=each.number, is_success=True, content=b"x" * 190)
+            for each in lines
+        ]
+    )
+    pages = [len(page) async for page in paging.result_pages(queue, "batch_a")]
+    assert pages == [8, 5, 5, 2]
+
+
+async def test_a_retry_of_what_is_to_begin_later_leaves_it_all_its_time(
+    queue: JobQueue, files: DiskFiles
+) -> None:
+    job = new_job("batch_a", lines=1, spec={"window_s": 10.0}, not_before=9e9, expires_at=9e9 + 10)
+    running = await add_running(queue, job)
+    assert await queue.change(running.entering(JobState.CANCELLED, 1.0), JobState.IN_PROGRESS)
+    service = JobService(queue, files, lambda: JobLimits(max_bytes=10**9, keep_s=60.0), print)
+    assert (await service.retry("batch_a")).expires_at == 9e9 + 10

@@ -4,10 +4,12 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from supervisor.config.settings import VectorSettings
+from supervisor.core.machine.values import Mode, Target
 from supervisor.documents.dividing import Plan
 from supervisor.documents.embedding_parts import PartEmbedder, PartOutcome
 from supervisor.documents.ingest import DocumentHandler
@@ -15,8 +17,11 @@ from supervisor.documents.keeping import Keeper
 from supervisor.documents.opening import DocumentOpener
 from supervisor.documents.parts import EmbeddedPart, Part
 from supervisor.documents.request import DocumentOutcome, DocumentRequest
-from supervisor.documents.values import Chunk, Division, ReadDocument
+from supervisor.documents.service import DocumentService
+from supervisor.documents.values import Chunk, Division, NewDocument, ReadDocument
+from supervisor.embedding.service import EmbeddingService
 from supervisor.embedding.vectors import pack
+from supervisor.engine.targets import Targets
 from supervisor.errors import RequestRefused
 from supervisor.jobs.disk_files import DiskFiles
 from supervisor.jobs.insisting import Insisting
@@ -271,3 +276,41 @@ async def test_a_cancelled_document_is_not_stored(room: Room) -> None:
     assert (await room.ended(job_id)).state is JobState.CANCELLED
     store = await room.stores.store()
     assert list(await store.collections()) == []
+
+
+class OneModel(EmbeddingService):
+    """Has one model, whatever is wanted."""
+
+    def __init__(self) -> None:
+        pass
+
+    def target(self, wanted: Target | None, path: str) -> Target:  # noqa: ARG002
+        return Target(model="m", mode=Mode.EMBEDDING, profile="p", device="host")
+
+
+async def test_a_document_that_the_queue_cannot_take_leaves_no_file(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each attempt would leave one for as long as jobs are kept."""
+
+    async def full(_: Job) -> None:
+        raise RequestRefused("storage_full", "the queue's server has no memory left")
+
+    monkeypatch.setattr(room.queue, "add", full)
+    taker = DocumentService(
+        room.service, OneModel(), cast("Targets", None), room.stores, room.folder / "work"
+    )
+    with pytest.raises(RequestRefused):
+        await taker.add(
+            NewDocument(
+                content="some text",
+                id=None,
+                file_name=None,
+                media_type=None,
+                model=None,
+                collection=None,
+                metadata={},
+                priority="normal",
+            )
+        )
+    assert await room.files.files() == []

@@ -232,17 +232,17 @@ async def test_a_job_is_due_when_it_is_new_done_over_or_cancelled(queue: JobQueu
     done, *_ = await claim(queue)
     await queue.settle([result(done)])
     await end(queue, new_job("cancelled"), JobState.CANCELLING)
-    due = [await queue.claim_job(LEASE_S) for _ in range(5)]
+    due = [await queue.claim_job(JobKind.BATCH, LEASE_S) for _ in range(5)]
     assert [job.id if job else None for job in due] == ["new", "done", "cancelled", "over", None]
 
 
 async def test_a_job_whose_claim_is_over_is_due_again(queue: JobQueue) -> None:
     await queue.add(new_job("a"))
-    assert await queue.claim_job(NO_LEASE_S) is not None
+    assert await queue.claim_job(JobKind.BATCH, NO_LEASE_S) is not None
     async with asyncio.timeout(PATIENCE_S):
-        while await queue.claim_job(LEASE_S) is None:
+        while await queue.claim_job(JobKind.BATCH, LEASE_S) is None:
             await queue.wait(0.02)
-    assert await queue.claim_job(LEASE_S) is None
+    assert await queue.claim_job(JobKind.BATCH, LEASE_S) is None
 
 
 async def test_lines_are_added_once_and_to_new_jobs_only(queue: JobQueue) -> None:

@@ -113,7 +113,7 @@ async def test_what_was_answered_is_there_after_the_server_was_killed(
     await queue.settle([done(line) for line in (*lines[10:], *others.values())])
     results = await queue.results("a", after=0, limit=99)
     assert [each.number for each in results] == list(range(1, 31))
-    ended = await queue.claim_job(60.0)
+    ended = await queue.claim_job(JobKind.BATCH, 60.0)
     assert ended is not None
     assert ended.counts.succeeded == 30
     assert sum([len(piece) async for piece in files.read("file-1")]) == PART_BYTES + 1
@@ -212,10 +212,10 @@ async def test_full_server_can_be_emptied(
 
     cancelling = running.entering(JobState.CANCELLING, 1.0)
     assert await queue.change(cancelling, JobState.IN_PROGRESS)
-    due = await queue.claim_job(60.0)
+    due = await queue.claim_job(JobKind.BATCH, 60.0)
     assert due is not None
     assert due.id == "running"
-    assert await queue.claim_job(60.0) is None
+    assert await queue.claim_job(JobKind.BATCH, 60.0) is None
     await queue.change(cancelling.entering(JobState.CANCELLED, 1.0), JobState.CANCELLING)
     before = await queue.used_bytes()
     await queue.forget_results("ended")

@@ -22,7 +22,7 @@ from supervisor.jobs.service import JobLimits, JobService
 from supervisor.jobs.values import CANCELLABLE, Job, JobKind, JobState, Line, LineResult, NewLine
 from supervisor.jobs.worker import MAX_ATTEMPTS, MIN_CLAIM, next_claim
 from supervisor.observability.impairments import Impairments
-from tests.jobs.conftest import new_job
+from tests.jobs.conftest import has_room, new_job
 from tests.patience import PATIENCE_S
 
 
@@ -155,6 +155,31 @@ async def test_a_job_without_lines_ends_at_once(queue: JobQueue, start_runner: S
     start_runner(Shouting(queue, 0))
     await queue.add(new_job("a"))
     assert (await ended(queue)).state is JobState.COMPLETED
+
+
+async def test_jobs_of_one_kind_that_take_long_to_begin_hold_up_no_other(
+    queue: JobQueue, tmp_path: Path, impairments: Impairments
+) -> None:
+    class Stuck(Shouting):
+        async def begin(self, job: Job) -> Job:
+            await asyncio.sleep(3600)
+            return job
+
+    for number in range(8):
+        await queue.add(new_job(f"document-{number}", kind=JobKind.DOCUMENT))
+    await queue.add(new_job("a"))
+    runner = JobRunner(
+        queue,
+        DiskFiles(tmp_path),
+        {JobKind.DOCUMENT: Stuck(queue, 1), JobKind.BATCH: Shouting(queue, 3)},
+        insisting=Insisting(impairments),
+        workers=1,
+        keep_s=lambda: 1e12,
+        require_room=has_room,
+    )
+    runner.start()
+    assert (await ended(queue)).state is JobState.COMPLETED
+    await runner.stop()
 
 
 @pytest.mark.parametrize("way", ["says so", "raises"])

@@ -1,5 +1,6 @@
 """Where jobs and their files are kept, by the settings."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ from supervisor.jobs.disk_files import DiskFiles
 from supervisor.jobs.redis_files import RedisFiles
 from supervisor.jobs.redis_queue import RedisQueue
 from supervisor.jobs.sqlite_queue import SqliteQueue
+from supervisor.jobs.values import LineResult
 from supervisor.wiring import job_storage
 from supervisor.wiring.job_storage import open_storage
+from tests.jobs.conftest import add_running, new_job
 
 
 @pytest.fixture
@@ -68,3 +71,20 @@ async def test_folder_of_files_that_cannot_be_made_is_named(
         await open_storage(JobSettings(files_dir=str(tmp_path / "taken" / "files")), data)
 
     data.release()
+
+
+async def test_room_that_a_large_batch_took_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log of changes, too: it would else stay as large for as long as the controller runs."""
+    monkeypatch.setattr("supervisor.jobs.sqlite_schema._MAX_LOG_BYTES", 100_000)
+    queue = SqliteQueue(tmp_path / "jobs.sqlite")
+    await add_running(queue, new_job("a", lines=1))
+    large = LineResult(job_id="a", number=1, is_success=True, content=b"x" * 20_000_000)
+    await queue.settle([large])
+    await queue.remove("a")
+    for number in range(4):
+        await queue.add(new_job(f"b{number}"))
+    log = await asyncio.to_thread((tmp_path / "jobs.sqlite-wal").stat)
+    assert log.st_size < 1_000_000
+    await queue.close()

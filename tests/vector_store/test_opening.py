@@ -30,6 +30,14 @@ async def test_without_its_library_the_remedy_is_said(
     assert error.value.code == "extra_missing"
 
 
+def test_who_writes_to_a_collection_waits_for_nobody_at_another(tmp_path: Path) -> None:
+    """An index is built for minutes."""
+    opener = StoreOpener(VectorSettings(), lambda: tmp_path)
+    held = opener.replacing("big")
+    assert opener.replacing("big") is held
+    assert opener.replacing("other") is not held
+
+
 async def test_the_embedded_store_is_the_default_and_opened_once(tmp_path: Path) -> None:
     opener = StoreOpener(VectorSettings(), lambda: tmp_path)
     store = await opener.store()

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import socket
 from pathlib import Path
 
@@ -54,6 +55,21 @@ async def test_an_index_takes_the_place_of_its_shard(tmp_path: Path) -> None:
     assert len((await shards.points("notes", None, 10)).points) == 2
     await shards.drop_collection("notes")
     assert await shards.collections() == []
+    shards.close()
+
+
+async def test_an_index_that_fails_leaves_nothing_of_its_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def failing(source: Path, copy: Path) -> None:
+        await asyncio.to_thread(shutil.copytree, source, copy)
+        raise RequestRefused("store_failed", "the builder was killed")
+
+    monkeypatch.setattr("supervisor.vector_store.shards._build_index", failing)
+    shards = await filled(tmp_path)
+    with pytest.raises(RequestRefused):
+        await shards.optimize("notes")
+    assert {path.name for path in (tmp_path / "notes").iterdir()} == {"collection.json", "shard-1"}
     shards.close()
 
 

@@ -18,7 +18,8 @@ FIRST_RETRY_AFTER_S = 5.0
 LONGEST_RETRY_AFTER_S = 60
 
 BATCH_RETRY_AFTER_S = 300.0
-"""After so long batch work asks again whether a period that may end at any time has ended."""
+"""After so long batch work asks again, whatever it was told: a period may end early, a hand may
+switch, and other settings may apply."""
 
 SHUTTING_DOWN = Refusal(
     code="shutting_down", message="the controller is shutting down; try again after its restart"
@@ -133,7 +134,7 @@ def outside_window(
     is_batch = request.priority is Priority.BATCH
     if not agenda.refuses and not is_batch and (may_end_early or comes_in_time):
         return None
-    most_s = BATCH_RETRY_AFTER_S if is_batch and may_end_early else math.inf
+    most_s = BATCH_RETRY_AFTER_S if is_batch else math.inf
     return Refusal(code="outside_window", **_outside(snapshot, target, at, most_s))
 
 
@@ -150,7 +151,10 @@ def _outside(
     message = f"'{target.model}' is not served now: {whose} has {holds}"
     coming = agenda.next_admitting(target)
     if coming is None:
-        return {"message": f"{message}, and no period to come serves it"}
+        ends = agenda.period is not None and agenda.period.until_done
+        why = "until its work is done" if ends else "and no period to come serves it"
+        details = () if most_s == math.inf else (("retry_after_s", math.ceil(most_s)),)
+        return {"message": f"{message}, {why}", "details": details}
     left_s = max(1, math.ceil(min(coming.starts_at - at, most_s)))
     return {
         "message": f"{message}; it is served from {coming.local} on",
@@ -165,13 +169,18 @@ def switch_failed(refusal: Refusal) -> Refusal:
     return Refusal(code="switch_failed", message=f"the switch failed: {refusal.message}")
 
 
-def refusal_after_setback(setback: Setback, refusal: Refusal, at: float) -> Refusal:
+def refusal_after_setback(
+    setback: Setback, refusal: Refusal, priority: Priority, at: float
+) -> Refusal:
     """Say why a model is not switched to now, and when it will be tried again."""
     if setback.is_final:
         again = (
             f"after {setback.failures} failures it is not tried again until POST /switch-backend"
         )
-        return replace(refusal, message=f"{refusal.message}; {again}")
+        is_batch = priority is Priority.BATCH  # it comes again by itself
+        late = (("retry_after_s", math.ceil(BATCH_RETRY_AFTER_S)),) if is_batch else ()
+        details = (*refusal.details, *late)
+        return replace(refusal, message=f"{refusal.message}; {again}", details=details)
     left_s = max(1, math.ceil(setback.until - at))
     return replace(
         refusal,

@@ -251,7 +251,8 @@ def _hold_or_refuse(draft: Draft, request: RequestArrived) -> None:
     if may_have_turn and is_under_way(snapshot, model):
         _hold(draft, request, Kind(request.priority), model)
     elif may_have_turn and setback is not None and setback.refusal and draft.at < setback.until:
-        refuse(draft, request.request_id, refusal_after_setback(setback, setback.refusal, draft.at))
+        why = refusal_after_setback(setback, setback.refusal, request.priority, draft.at)
+        refuse(draft, request.request_id, why)
     elif may_have_turn and (outside := outside_window(snapshot, request, draft.at, draft.at)):
         refuse(draft, request.request_id, outside)
     elif may_have_turn:

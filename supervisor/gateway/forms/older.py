@@ -55,7 +55,7 @@ class OlderForm:
             # The same text is the same document.
             name = f"text-{hashlib.sha256(body.text.encode()).hexdigest()[:32]}"
             document = undivided(name, target.model, inputs, made)
-            async with self._opener.replacing:
+            async with self._opener.replacing(body.collection):
                 await store_document(store, body.collection, document)
             content |= {"stored": True, "id": document.id, "collection": body.collection}
         return embedding_answer(content, made)

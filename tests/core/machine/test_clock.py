@@ -20,8 +20,10 @@ from supervisor.core.machine.events import (
     TargetRejected,
     TimePassed,
 )
+from supervisor.core.machine.refusals import BATCH_RETRY_AFTER_S
 from supervisor.core.machine.switch import CLOCK, SCHEDULER
 from supervisor.core.machine.values import Limits, Mode, Target
+from supervisor.core.scheduling.values import Priority
 from tests.core.machine.story import (
     AT_ONCE,
     CHAT,
@@ -79,8 +81,16 @@ class Day(Story):
         self.now = moment
         return ordered
 
-    def ask(self, request_id: str, target: Target) -> tuple[Command, ...]:
-        return self.tell(RequestArrived, request_id=request_id, target=target, may_switch=True)
+    def ask(
+        self, request_id: str, target: Target, priority: Priority = Priority.INTERACTIVE
+    ) -> tuple[Command, ...]:
+        return self.tell(
+            RequestArrived,
+            request_id=request_id,
+            target=target,
+            may_switch=True,
+            priority=priority,
+        )
 
     def finish_switch(self) -> None:
         """Let the switch that runs go well, whatever gives way to it."""
@@ -192,6 +202,30 @@ def test_request_that_cannot_be_served_in_time_learns_when_it_will_be(night: Day
         "retry_after_s": 990,
         "served_from": "2000 o'clock",
     }
+
+
+def test_batch_work_asks_again_soon_however_late_its_period_is(night: Day) -> None:
+    """A hand may switch before, or another schedule apply: nobody tells those who sleep."""
+    (refused,) = night.ask("e", EMBED, Priority.BATCH)
+
+    assert isinstance(refused, RefuseRequest)
+    assert dict(refused.refusal.details) == {
+        "retry_after_s": BATCH_RETRY_AFTER_S,
+        "served_from": "2000 o'clock",
+    }
+
+
+def test_batch_work_whose_period_is_not_known_asks_again_later_too() -> None:
+    """Else it would ask every few seconds, all lines of it, for as long as the period lasts."""
+    day = Day(replace(period(1000.0, EMBED), until_done=True))
+    day.finish_switch()
+    (refused,) = day.ask("c", CHAT, Priority.BATCH)
+
+    assert isinstance(refused, RefuseRequest)
+    assert refused.refusal.message == (
+        "'chat' is not served now: the schedule has embedding, until its work is done"
+    )
+    assert dict(refused.refusal.details) == {"retry_after_s": BATCH_RETRY_AFTER_S}
 
 
 def test_refusing_schedule_refuses_at_once_and_those_who_wait_at_the_boundary() -> None:

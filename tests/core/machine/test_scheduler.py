@@ -23,6 +23,7 @@ from supervisor.core.machine.events import (
     RulesChanged,
     TargetRejected,
 )
+from supervisor.core.machine.refusals import BATCH_RETRY_AFTER_S
 from supervisor.core.machine.step import step
 from supervisor.core.machine.values import (
     BackendState,
@@ -418,6 +419,10 @@ def test_target_that_goes_on_failing_waits_for_a_hand(chat_live: Story) -> None:
     assert isinstance(refused, RefuseRequest)
     assert "no such file: embed.gguf" in refused.refusal.message
     assert "POST /switch-backend" in refused.refusal.message
+    assert "retry_after_s" not in dict(refused.refusal.details)
+    (refused,) = ask(chat_live, "b", priority=Priority.BATCH)
+    assert isinstance(refused, RefuseRequest)
+    assert dict(refused.refusal.details)["retry_after_s"] == BATCH_RETRY_AFTER_S
 
     chat_live.ask_for(EMBED)
     chat_live.accept()
