@@ -235,10 +235,14 @@ async def test_a_full_disk_is_left_nothing_of_what_could_not_be_written(
         for number in range(1, 20)
     ]
     job = new_job("batch_a", spec={"files_expire_after_s": 9e9})
-    with pytest.raises(OSError, match="No space left"):
+
+    async def write() -> None:
         async with OutputFiles(files, tmp_path, job, 0.0) as written:
             for each in some:  # what is in the file's buffer is written when that is closed
                 await written.write([each])
+
+    with pytest.raises(OSError, match="No space left"):
+        await write()
     left = await asyncio.to_thread(lambda: list(tmp_path.glob("batch_a*")))
     assert left == []
 
