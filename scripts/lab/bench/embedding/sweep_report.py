@@ -96,7 +96,7 @@ def picture_of(rows: Sequence[Measured]) -> str:
     ]
     for number, length in enumerate(lengths):
         parts.append(f'<g transform="translate({number * (_SIDE + 2 * _GAP) + _GAP} {_GAP})">')
-        title = f"p95, ms, by requests at a time ({length} texts; dashed: the bare server)"
+        title = f"{length} texts: p95, ms, by requests at a time; dashed: bare"
         parts.append(f'<text y="-30">{title}</text>')
         parts.extend(_field([row for row in shown if row.cell.length == length]))
         parts.append("</g>")
@@ -117,10 +117,10 @@ def _field(rows: Sequence[Measured]) -> Iterator[str]:
     yield f'<path d="M0,0 V{_SIDE} H{_SIDE}" fill="none" stroke="#888"/>'
     yield f'<text x="-6" y="4" text-anchor="end">{high:.0f}</text>'
     yield f'<text x="-6" y="{_SIDE}" text-anchor="end">{low:.1f}</text>'
-    for row in rows:
+    for callers, row in {row.cell.callers: row for row in rows}.items():
         x = float(at(row, row.latencies_s).partition(",")[0])
-        yield f'<text x="{x}" y="{_SIDE + 16}" text-anchor="middle">{row.cell.callers}</text>'
-    for threads in dict.fromkeys(row.cell.threads for row in rows):
+        yield f'<text x="{x}" y="{_SIDE + 16}" text-anchor="middle">{callers}</text>'
+    for number, threads in enumerate(dict.fromkeys(row.cell.threads for row in rows)):
         own = [row for row in rows if row.cell.threads == threads]
         colour = _COLOURS.get(threads, "#000")
         for dashes, points in (
@@ -131,5 +131,4 @@ def _field(rows: Sequence[Measured]) -> Iterator[str]:
                 f'<polyline points="{" ".join(points)}" fill="none" stroke="{colour}" '
                 f'stroke-width="2" stroke-dasharray="{dashes}"/>'
             )
-        y = points[-1].partition(",")[2]
-        yield f'<text x="{_SIDE + 6}" y="{y}" fill="{colour}">threads {threads}</text>'
+        yield f'<text x="12" y="{16 * (number + 1)}" fill="{colour}">threads {threads}</text>'
