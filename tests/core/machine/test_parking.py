@@ -156,9 +156,8 @@ def test_use_must_come_to_rest_before_what_is_kept_is_measured(place: Place, cha
     assert place.backend(chat).footprint.on("gpu0") == 1 * GIB
 
 
-def test_a_server_that_kept_too_much_is_stopped_at_once_the_next_time(
-    place: Place, chat: int
-) -> None:
+def serve_again_behind_an_unproved_release(place: Place, chat: int) -> int:
+    """Park chat for another, in vain, and have it live again. Returns its epoch."""
     place.begin(EMBED, need_gib=20)
     place.park(chat)
     place.answer_until_the_gate_decides(lambda: place.show(8 * GIB))
@@ -166,7 +165,13 @@ def test_a_server_that_kept_too_much_is_stopped_at_once_the_next_time(
     embed = place.start(0)
     place.begin(PARKING_CHAT, need_gib=8, used_gib=20)
     place.reap(embed)
-    again = place.start(0)
+    return place.start(0)
+
+
+def test_a_server_that_kept_too_much_is_stopped_at_once_the_next_time(
+    place: Place, chat: int
+) -> None:
+    again = serve_again_behind_an_unproved_release(place, chat)
 
     (give_up,) = place.begin(EMBED, need_gib=20)
 
@@ -179,14 +184,7 @@ def test_a_server_that_seemed_to_keep_too_much_is_parked_again_after_a_while(
     place: Place, chat: int
 ) -> None:
     """It may have been another process, which came at that moment and cannot be told from it."""
-    place.begin(EMBED, need_gib=20)
-    place.park(chat)
-    place.answer_until_the_gate_decides(lambda: place.show(8 * GIB))
-    place.reap(chat)
-    embed = place.start(0)
-    place.begin(PARKING_CHAT, need_gib=8, used_gib=20)
-    place.reap(embed)
-    again = place.start(0)
+    again = serve_again_behind_an_unproved_release(place, chat)
     place.now += UNPROVED_PAUSE_S
 
     (give_up,) = place.begin(EMBED, need_gib=20)
