@@ -63,10 +63,10 @@ class Scheduling(Struct, frozen=True, kw_only=True):
     kept when it was parked last; `unproved`: until when it is not parked, as that was not proved.
     `capacities` are what all our servers together could take of a device when it was last read.
     `comparable` are the targets, by identity, with which their twins can be compared. `pending` is
-    a switch by hand that waits for the end of the running one,
-    `held_until` how long devices stay as a hand has set them. `is_unloaded`: a hand has unloaded,
-    and nothing was switched to since. `decision` is the last one, `wake_at` when it is to be
-    thought over, and `linger_s` how long after the only live model has no work (0: at once).
+    a switch by hand that waits for the end of the running one, `held_until` how long devices stay
+    as a hand has set them. `is_unloaded`: a hand has unloaded, and nothing was switched to since.
+    `decision` is the last one, `wake_at` when it is to be thought over, and `linger_s` how long
+    after the only live model has no work (0: at once).
     """
 
     run: str = "s0"
