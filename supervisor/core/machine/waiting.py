@@ -5,7 +5,14 @@ from collections.abc import Mapping, Sequence
 from msgspec.structs import replace
 
 from supervisor.core.machine.draft import Draft
-from supervisor.core.machine.queues import Kind, LineKey, join, leave_line, take
+from supervisor.core.machine.queues import (
+    Kind,
+    LineKey,
+    join,
+    leave_line,
+    put_in_order,
+    take,
+)
 from supervisor.core.machine.refusals import (
     hold_timeout,
     not_live,
@@ -192,7 +199,10 @@ def _take_from(draft: Draft, key: LineKey, count: int | None = None) -> Sequence
 
 
 def _line_up_for_what_is_live(draft: Draft) -> None:
-    """Those who named no model take what was switched to last: they stand in its line from now."""
+    """Those who named no model take what was switched to last: they stand in its line from now.
+
+    Where they stand there is by their arrival: whoever has waited longest stands first in any line.
+    """
     requests, nameless = draft.snapshot.requests, LineKey(None, Kind.BYSTANDER)
     backend = backend_for(draft.snapshot, None)
     if backend is None or nameless not in requests.lines:
@@ -200,7 +210,7 @@ def _line_up_for_what_is_live(draft: Draft) -> None:
     held, (requests, taken) = requests.held, take(requests, nameless)
     for waiter in taken:
         requests = join(requests, LineKey(backend.target.model, Kind.BYSTANDER), waiter)
-    draft.set(requests=replace(requests, held=held))
+    draft.set(requests=put_in_order(replace(requests, held=held), taken))
 
 
 def _waits_on(

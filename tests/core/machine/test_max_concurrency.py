@@ -94,3 +94,16 @@ def test_one_that_waits_in_vain_for_a_place_is_not_told_that_the_model_did_not_c
     assert isinstance(refused, RefuseRequest)
     assert refused.request_id == "r3"
     assert "no place at 'chat' came free (max_concurrency" in refused.refusal.message
+
+
+def test_who_named_no_model_and_came_first_goes_first_once_one_is_live() -> None:
+    """Also for the bound of its wait, which is looked for at the heads of lines."""
+    story = Story(SHARED, rules=at_most(1))
+    story.ask_for(CHAT)
+    arrive(story, "nameless", target=None, may_switch=False)
+    arrive(story, "named", may_switch=False)
+    story.accept()
+    story.start()
+
+    assert granted_in(story.last) == [("nameless", 1)]
+    assert granted_in(story.end("nameless")) == [("named", 1)]

@@ -405,7 +405,11 @@ class Happenings(World):
         self.check_that_nothing_comes_of(late)
 
     def check_that_nothing_comes_of(self, event: Event) -> None:
-        """But that the scheduler's sentence may have another time in it."""
+        """But that the scheduler's sentence may have another time in it.
+
+        Small requests may have become a twin's since the last event: of that no alarm tells.
+        """
+        self.tell(TimePassed(at=self.now))
         told, commands = step(self.snapshot, event)
         scheduling = replace(told.scheduling, decision=self.snapshot.scheduling.decision)
         assert replace(told, scheduling=scheduling) == self.snapshot
