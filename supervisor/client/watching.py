@@ -37,8 +37,8 @@ async def embed_changes(
     try:
         paths = set(roots)
         while True:
-            paths = await _embed(embedder, display, folders, paths)
-            paths = paths or await _next_of(changed, watching)
+            gone = await _embed(embedder, display, folders, paths)
+            paths = await _next_of(changed, watching) if gone is None else {*roots, *gone}
     finally:
         watching.cancel()
 
@@ -123,8 +123,8 @@ def _missing(here: Mapping[Path, _Identity]) -> set[Path]:
 
 async def _embed(
     embedder: Embedder, display: EmbeddingDisplay, folders: AbstractSet[Path], paths: set[Path]
-) -> set[Path]:
-    """Embed what has changed; returns what is to be looked through again."""
+) -> set[Path] | None:
+    """Embed what has changed. Without a controller, returns after a pause which paths are gone."""
     there = {path for path in paths if not is_gone(path)}
     files = list(find_files(sorted(there)))
     display.expect(files)
@@ -136,8 +136,8 @@ async def _embed(
     except NoController as error:
         display.note(f"{error}; trying again every {_COME_BACK_S:g} s")
         await asyncio.sleep(_COME_BACK_S)
-        return {*folders, *(paths - there)}
-    return set()
+        return paths - there
+    return None
 
 
 def _tells_of_the_lost(path: Path, folders: AbstractSet[Path]) -> bool:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from aiohttp.test_utils import RawTestServer
 from watchfiles import awatch
 
 from supervisor.client import watching
-from supervisor.client.connection import connect
+from supervisor.client.connection import NoController, connect
 from supervisor.client.embedding import Embedder, FileReport, Outcome
 from supervisor.client.embedding_display import JsonLines
+from supervisor.client.files import FoundFile, LeftOut
 from tests.patience import PATIENCE_S
 
 MISSING = {"error": {"code": "no_such_document", "message": "it is not stored"}}
@@ -208,3 +209,20 @@ async def test_what_is_stored_of_a_folder_stays_where_an_empty_one_stands_in_its
         await until(lambda: watched.looks > looks)  # of what is beside it
 
         assert set(watched.stored) == {str(folder / "old.txt"), str(beside / "old.txt")}
+
+
+async def test_file_is_embedded_once_there_is_a_controller(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "_COME_BACK_S", 0.01)
+    embed, failures = Embedder.embed, [NoController("it is being restarted")]
+
+    async def failing_once(embedder: Embedder, files: Sequence[FoundFile | LeftOut]) -> None:
+        if failures:
+            raise failures.pop()
+        await embed(embedder, files)
+
+    monkeypatch.setattr(Embedder, "embed", failing_once)
+    async with watch(folder / "old.txt") as watched:
+        await watched.until(folder / "old.txt")
+        assert len(watched.notes) == 1
