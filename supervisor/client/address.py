@@ -37,9 +37,9 @@ def _server_of(path: Path) -> "ServerSettings":
     """Read where a settings file has the controller listen. Raises ConfigError."""
     from pydantic import ValidationError  # noqa: PLC0415 - these are half of a command's start
 
-    from supervisor.config.problems import field_problems  # noqa: PLC0415 - the same
+    from supervisor.config.problems import describe_faults  # noqa: PLC0415 - the same
     from supervisor.config.settings import ServerSettings  # noqa: PLC0415 - the same
-    from supervisor.config.source import dotted, read_source  # noqa: PLC0415 - the same
+    from supervisor.config.source import read_source  # noqa: PLC0415 - the same
 
     if not os.path.lexists(path):  # a link that leads nowhere is a fault, not no file
         return ServerSettings()
@@ -53,11 +53,8 @@ def _server_of(path: Path) -> "ServerSettings":
     try:
         return ServerSettings.model_validate(section)
     except ValidationError as error:
-        problems = [
-            f"{source.at(('server', *place))}: {dotted(('server', *place))}: {sentence}"
-            for place, sentence in field_problems(error, ServerSettings)
-        ]
-        raise ConfigError(tuple(problems)) from error
+        faults = describe_faults(source, error, ServerSettings, below=("server",))
+        raise ConfigError(tuple(faults)) from error
 
 
 def _reachable(host: str) -> str:

@@ -18,7 +18,7 @@ from supervisor.config.catalogue import Catalogue, ModelEntry
 from supervisor.config.catalogue_checker import CatalogueChecker
 from supervisor.config.configuration import Configuration
 from supervisor.config.layers import Layers, leaves
-from supervisor.config.problems import field_problems
+from supervisor.config.problems import describe_faults
 from supervisor.config.profile import Profile
 from supervisor.config.scanned import ModelScan, add_scanned
 from supervisor.config.schedule_checker import schedule_problems
@@ -162,10 +162,7 @@ class _Reader:
             context = {"environ": self._environ}
             return source, model_type.model_validate(source.content, context=context)
         except ValidationError as error:
-            self.problems += [
-                f"{source.at(place)}: {dotted(place)}: {sentence}"
-                for place, sentence in field_problems(error, model_type)
-            ]
+            self.problems += describe_faults(source, error, model_type)
             return source, None
 
     def read_catalogue(self, path: Path) -> tuple[Source | None, Catalogue | None]:

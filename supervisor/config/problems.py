@@ -8,7 +8,7 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from supervisor.config.source import FieldPath
+from supervisor.config.source import FieldPath, Source, dotted
 
 _WANTED = {
     "int_type": "a whole number",
@@ -43,6 +43,15 @@ def field_problems(
     for details in error.errors():
         place = tuple(part for part in details["loc"] if part != _OF_A_NAME)
         yield place, _sentence(details, _fields_beside(model_type, place))
+
+
+def describe_faults(
+    source: Source, error: ValidationError, model_type: type[BaseModel], below: FieldPath = ()
+) -> list[str]:
+    """Write each finding of pydantic behind its line; `below`: where in the file the model is."""
+    found = field_problems(error, model_type)
+    faults = (((*below, *place), sentence) for place, sentence in found)
+    return [f"{source.at(place)}: {dotted(place)}: {sentence}" for place, sentence in faults]
 
 
 def nearest(name: str, known: Iterator[str] | list[str]) -> str:

@@ -44,7 +44,7 @@ def _judge_configured(facts: Facts) -> Iterator[Finding]:
     """Settings of a device that is not here change nothing.
 
     Those of `gpu0` are shipped, and in place where no GPU is. Where telemetry has a fault, or the
-    device is required, that is told already.
+    device is required, another finding says so.
     """
     if facts.devices.problems:
         return

@@ -50,15 +50,16 @@ class Keeper:
         between is older than it from now on.
         """
         request = DocumentRequest.of(job)
-        if request.collection is None:
+        collection = request.collection
+        if collection is None:
             return None
-        async with self._opener.replacing(request.collection):
-            found = await self._stored(request)
+        async with self._opener.replacing(collection):
+            found = await self._stored(collection, request.id)
             chunks = -1 if found is None else found.payload.get("chunks", -1)
             if found is None or not is_complete(found, generation=generation, chunks=chunks):
                 return None
             if found.payload.get(_ACCEPTED_AT, 0.0) < job.created_at:
-                await self._note_accepted(request, job.created_at)
+                await self._note_accepted(collection, request, job.created_at)
         told = {name: found.payload.get(name) for name in _TOLD}
         return msgspec.convert(
             {"generation": generation, "unchanged": True, **told}, DocumentOutcome
@@ -76,31 +77,29 @@ class Keeper:
             return replace(outcome, vectors_file_id=file_id)
         store = await self._opener.store()
         async with self._opener.replacing(request.collection):
-            found = await self._stored(request)
+            found = await self._stored(request.collection, request.id)
             if found is not None and found.payload.get(_ACCEPTED_AT, 0.0) > job.created_at:
                 return replace(outcome, superseded=True)
             await store_document(store, request.collection, document)
         return outcome
 
-    async def _note_accepted(self, request: DocumentRequest, accepted_at: float) -> None:
-        if request.collection is None:
-            return
+    async def _note_accepted(
+        self, collection: str, request: DocumentRequest, accepted_at: float
+    ) -> None:
         store = await self._opener.store()
         own_id = point_id(document=request.id, model=request.model, chunker=CHUNKER, index=None)
-        page = await store.points(request.collection, start=own_id, limit=1)
+        page = await store.points(collection, start=own_id, limit=1)
         again = [
             replace(point, payload={**point.payload, _ACCEPTED_AT: accepted_at})
             for point in page.points
             if point.id == own_id
         ]
-        await store.upsert(request.collection, again)
+        await store.upsert(collection, again)
 
-    async def _stored(self, request: DocumentRequest) -> StoredDocument | None:
-        if request.collection is None:
-            return None
+    async def _stored(self, collection: str, document: str) -> StoredDocument | None:
         store = await self._opener.store()
         try:
-            return await store.document(request.collection, request.id)
+            return await store.document(collection, document)
         except RequestRefused as error:
             if error.code == "collection_not_found":
                 return None

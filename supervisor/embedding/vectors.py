@@ -41,7 +41,7 @@ def length(vector: bytes) -> int:
 
 
 def is_finite(vector: bytes) -> bool:
-    """Whether all of a vector are numbers: infinity, and what is none, are left in their sum."""
+    """Whether every number is finite: an infinity, or what is not a number, makes the sum one."""
     return math.isfinite(sum(_numbers(vector)))
 
 

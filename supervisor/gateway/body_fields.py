@@ -17,7 +17,7 @@ import msgspec
 from supervisor.errors import RequestRefused
 
 _BOM = b"\xef\xbb\xbf"
-_OPENS_OBJECT = re.compile(rb"[ \t\r\n]*\{")
+_OPENS_OBJECT = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*\{")
 _SLICE_BYTES = 64 * 1024
 _SLICE_S = 0.001
 """How long inflating holds the event loop at a time."""
@@ -76,11 +76,16 @@ def read_fields(content_type: bytes, body: bytes) -> BodyFields:
     return fields if fields.model != "" else BodyFields(stream=fields.stream)
 
 
+def opens_object(body: bytes) -> bool:
+    """Whether a body begins as a JSON object does."""
+    return _OPENS_OBJECT.match(body) is not None
+
+
 def _json_fields(body: bytes) -> BodyFields | None:
     """Read the fields of a JSON object; None for what is not one, or not JSON at all."""
-    text = body.removeprefix(_BOM)
-    if _OPENS_OBJECT.match(text) is None:
+    if not opens_object(body):
         return None
+    text = body.removeprefix(_BOM)
     try:
         return _decode(text)
     except RecursionError as error:

@@ -14,7 +14,7 @@ from supervisor.engine.spilling import is_small_body
 from supervisor.engine.targets import Targets
 from supervisor.engine.tasks import ModelTask
 from supervisor.errors import RequestRefused
-from supervisor.gateway.body_fields import BrokenFields, read_fields
+from supervisor.gateway.body_fields import BrokenFields, opens_object, read_fields
 from supervisor.gateway.call import Call, CallHead, Headers, RequestHead
 from supervisor.gateway.hop_by_hop import request_headers
 from supervisor.gateway.relayed_routes import ANY_OTHER, ROUTE_BY_PATH, RelayedRoute
@@ -179,7 +179,7 @@ def _sent_with(head: CallHead, body: bytes) -> Headers:
 
     `curl -d` says so of JSON, too. llama-server's HTTP library takes no more than 1 MiB of a form.
     """
-    if not body[:64].lstrip().startswith(b"{"):
+    if not opens_object(body):
         return head.sent
     others = tuple(each for each in head.sent if each[0].lower() != b"content-type")
     return (*others, (b"Content-Type", b"application/json"))

@@ -69,7 +69,7 @@ class OutputFiles:
             self._discard()  # it was deleted: what was read of it may end within a line
 
     def _discard(self) -> None:
-        """Leave nothing of them, also where the disk is full: then closing writes in vain."""
+        """Remove them, even if the disk is full and closing them fails."""
         for name, file in self._open.items():
             with suppress(OSError):
                 file.close()

@@ -88,7 +88,7 @@ def prepare(database: sqlite3.Connection) -> None:
         database.execute("VACUUM")
     database.execute("PRAGMA journal_mode=WAL")
     database.execute("PRAGMA synchronous=FULL")
-    # Else the log keeps the room that the largest batch took, and what is freed is free in vain.
+    # Otherwise the log stays as large as the largest batch made it, whatever is deleted.
     database.execute(f"PRAGMA journal_size_limit={_MAX_LOG_BYTES}")
     database.executescript(_SCHEMA)
     with database:

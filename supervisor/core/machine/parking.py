@@ -8,6 +8,7 @@ that shows less corrects that, so that it is not taken to have what it still nee
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -26,8 +27,9 @@ PARK_TIMEOUT_S = 60.0
 that has yet to be pinned goes at one to some GB a second."""
 
 UNPROVED_PAUSE_S = 1800.0
-"""Seconds for which a server is stopped, and not parked, after its release was not proved: an
-attempt in vain costs a gate's time and a start, and where a driver keeps memory each is in vain."""
+"""Seconds for which a server is stopped instead of parked after its release was not proved. A
+failed attempt costs the gate's time and a start; where the driver keeps the memory, every one
+fails."""
 
 
 def host_of(snapshot: Snapshot) -> str | None:
@@ -129,7 +131,7 @@ def _making_room(  # noqa: PLR0913, PLR0917 - what is held against what
 
 def _is_proved(snapshot: Snapshot, backend: Backend, at: float) -> bool:
     """Whether the last release of a server by parking was proved, or may be tried again."""
-    return snapshot.scheduling.unproved.get(backend.target.identity, at) <= at
+    return snapshot.scheduling.last_parking(backend.target).unproved_until <= at
 
 
 def _may_park(snapshot: Snapshot, backend: Backend, target: Target, host: str) -> bool:
@@ -153,7 +155,7 @@ def _keeps_too_much(
     memory: dict[str, MemorySample],
 ) -> bool:
     """Whether what it kept the last time would be in the target's way."""
-    kept = snapshot.scheduling.kept.get(backend.target.identity, Footprint())
+    kept = snapshot.scheduling.last_parking(backend.target).kept or Footprint()
     staying = [b for b in snapshot.backends if b not in leaving]
     for device, need_bytes in need.shares:
         kept_bytes = kept.on(*snapshot.pool(device))
@@ -174,7 +176,7 @@ def _expected_bytes(snapshot: Snapshot, backend: Backend, host: str) -> int:
     """Return the host memory that it will hold: as stated, as the last time, or all that it has."""
     if backend.target.parked_bytes is not None:
         return backend.target.parked_bytes
-    kept = snapshot.scheduling.kept.get(backend.target.identity)
+    kept = snapshot.scheduling.last_parking(backend.target).kept
     if kept is not None:
         return kept.on(host)
     return backend.footprint.total_bytes - backend.footprint.on(host)
@@ -281,8 +283,7 @@ def _note_kept(draft: Draft, backend: Backend, baseline: Baseline, kept_bytes: i
 
 def _put_kept(draft: Draft, backend: Backend, kept: Footprint) -> None:
     """Note what a parked server keeps: now, and for the next time that it is to be parked."""
-    known = draft.snapshot.scheduling.kept
-    draft.set_scheduling(kept=known.set(backend.target.identity, kept))
+    _note_parking(draft, backend, kept=kept)
     draft.put_backend(replace(backend, footprint=kept))
 
 
@@ -310,10 +311,14 @@ def note_unproved(draft: Draft) -> None:
     Whether it keeps more than may be, or a stranger has taken that, cannot be told; the next
     attempt will show.
     """
-    unproved = draft.snapshot.scheduling.unproved
-    until = draft.at + UNPROVED_PAUSE_S
-    parked = {backend.target.identity: until for backend in parked_by_switch(draft)}
-    draft.set_scheduling(unproved=unproved.update(parked))
+    for backend in parked_by_switch(draft):
+        _note_parking(draft, backend, unproved_until=draft.at + UNPROVED_PAUSE_S)
+
+
+def _note_parking(draft: Draft, backend: Backend, **facts: Any) -> None:
+    scheduling, target = draft.snapshot.scheduling, backend.target
+    noted = replace(scheduling.last_parking(target), **facts)
+    draft.set_scheduling(parkings=scheduling.parkings.set(target.identity, noted))
 
 
 def over_budget(draft: Draft, device: str) -> tuple[Backend, ...]:

@@ -61,7 +61,9 @@ def note_failure(
 
 def try_all_again(scheduling: Scheduling) -> Scheduling:
     """Much may work that failed before: a hand has unloaded, or other settings apply."""
-    return replace(scheduling, setbacks=Map(), unproved=Map())
+    parkings = scheduling.parkings.items()
+    anew = {key: replace(each, unproved_until=-math.inf) for key, each in parkings}
+    return replace(scheduling, setbacks=Map(), parkings=Map(anew))
 
 
 def forget_setback(scheduling: Scheduling, model: str) -> Scheduling:

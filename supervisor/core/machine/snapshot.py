@@ -55,26 +55,34 @@ class Away(Struct, frozen=True, kw_only=True):
     arrived_at_sum: float = 0.0
 
 
+class LastParking(Struct, frozen=True, kw_only=True):
+    """How the last parking of a target went: what its server kept (None: not known).
+
+    `unproved_until`: its release was not proved, and it is stopped instead until then.
+    """
+
+    kept: Footprint | None = None
+    unproved_until: float = -math.inf
+
+
 class Scheduling(Struct, frozen=True, kw_only=True):
     """What the scheduler knows and has decided: written by `scheduler` and the modules it names.
 
     `run` and `begun` name the next switch that the controller begins by itself. `needs` are the
-    last that were accepted, by the target's identity and its device, and `kept` what its server
-    kept when it was parked last; `unproved`: until when it is not parked, as that was not proved.
-    `capacities` are what all our servers together could take of a device when it was last read.
-    `comparable` are the targets, by identity, with which their twins can be compared. `pending` is
-    a switch by hand that waits for the end of the running one, `held_until` how long devices stay
-    as a hand has set them. `is_unloaded`: a hand has unloaded, and nothing was switched to since.
-    `decision` is the last one, `wake_at` when it is to be thought over, and `linger_s` how long
-    after the only live model has no work (0: at once).
+    last that were accepted, by the target's identity and its device, and `parkings` how it was
+    parked last, by its identity. `capacities` are what all our servers together could take of a
+    device when it was last read. `comparable` are the targets, by identity, with which their twins
+    can be compared. `pending` is a switch by hand that waits for the end of the running one,
+    `held_until` how long devices stay as a hand has set them. `is_unloaded`: a hand has unloaded,
+    and nothing was switched to since. `decision` is the last one, `wake_at` when it is to be
+    thought over, and `linger_s` how long after the only live model has no work (0: at once).
     """
 
     run: str = "s0"
     begun: int = 0
     needs: Map[tuple[tuple[str, str, str], str], Footprint] = field(default_factory=Map)
     capacities: Map[str, int] = field(default_factory=Map)
-    kept: Map[tuple[str, str, str], Footprint] = field(default_factory=Map)
-    unproved: Map[tuple[str, str, str], float] = field(default_factory=Map)
+    parkings: Map[tuple[str, str, str], LastParking] = field(default_factory=Map)
     pending: SwitchRequested | RestartRequested | None = None
     held_until: Map[str, float] = field(default_factory=Map)
     setbacks: Map[str, Setback] = field(default_factory=Map)
@@ -89,6 +97,10 @@ class Scheduling(Struct, frozen=True, kw_only=True):
     def need_of(self, target: Target) -> Footprint | None:
         """Return what a target was found to need on its device, where it was looked at before."""
         return self.needs.get((target.identity, target.device))
+
+    def last_parking(self, target: Target) -> LastParking:
+        """Return how a target was parked last; as if nothing was known where it never was."""
+        return self.parkings.get(target.identity) or LastParking()
 
     def devices_of(self, target: Target) -> tuple[str, ...]:
         """Return the devices that a target takes of, wherever it is put, as far as is known."""

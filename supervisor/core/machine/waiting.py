@@ -53,8 +53,9 @@ def settle_waiters(
 
     Those wait on who wait for their model's turn, whose model died and will be restarted, or for
     whom a switch by hand is about to begin. `failure` is for those who waited for `failed`
-    (None: for the device), and for its turn where that was in vain; who named no model waited for
-    no twin. Where a model and its twin can serve a request, it is refused when neither does.
+    (None: for the device), and for its turn where that was in vain; a request that named no model
+    did not wait for a twin. Where a model and its twin can serve a request, it is refused when
+    neither does.
     """
     _line_up_for_what_is_live(draft)
     let_in(draft)

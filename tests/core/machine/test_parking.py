@@ -88,9 +88,9 @@ class Place(Story):
         """Let a server say that it has given its memory up."""
         return self.tell(BackendParked, epoch=epoch, kept=Footprint.of({"host": host_gib * GIB}))
 
-    def switch_to(self, target: Target, left_gib: int = 0) -> int:
+    def switch_to(self, target: Target, left_gib: int = 0, need_gib: int = 2) -> int:
         """Go all the way to a target, for which chat is parked. Returns the target's epoch."""
-        (give_up,) = self.begin(target)
+        (give_up,) = self.begin(target, need_gib)
         assert isinstance(give_up, ReleaseMemory)
         assert isinstance(give_up.how, Park)
         self.park(give_up.epoch)
@@ -334,7 +334,9 @@ def test_what_is_found_to_be_kept_counts_the_next_time_it_is_to_be_parked(
     place.begin(PARKING_CHAT, need_gib=8, used_gib=10)
     place.reap(embed)
     place.show(1 * GIB)
-    (kept,) = dict(place.snapshot.scheduling.kept).values()
+    (last,) = dict(place.snapshot.scheduling.parkings).values()
+    kept = last.kept
+    assert kept is not None
     assert kept.on("gpu0") == 1 * GIB
     assert place.backend(chat).footprint == kept
 
@@ -494,10 +496,7 @@ def test_a_parked_server_makes_way_where_it_keeps_too_much(place: Place, chat: i
 def test_what_a_woken_server_keeps_already_counts_for_who_makes_room() -> None:
     place = Place(gpu=SHARED)
     place.make_live(PARKING_CHAT)
-    (give_up,) = place.begin(EMBED, need_gib=17)
-    assert isinstance(give_up, ReleaseMemory)
-    place.park(give_up.epoch)
-    embed = place.start(5 * GIB)
+    embed = place.switch_to(EMBED, left_gib=5, need_gib=17)
     commands = place.begin(PARKING_CHAT, need_gib=8, used_gib=22)  # 3 more, beside 5 that it keeps
     assert embed in {c.epoch for c in commands if isinstance(c, ReleaseMemory)}
 
@@ -696,10 +695,7 @@ def test_the_host_is_read_only_where_somebody_may_be_parked(place: Place) -> Non
 def test_what_died_does_not_come_back_where_a_parked_server_was_woken_in_its_place() -> None:
     place = Place(gpu=SHARED)
     place.make_live(PARKING_CHAT)
-    (give_up,) = place.begin(EMBED, need_gib=16)
-    assert isinstance(give_up, ReleaseMemory)
-    place.park(give_up.epoch)
-    place.start(1 * GIB)
+    place.switch_to(EMBED, left_gib=1, need_gib=16)
     place.begin(RERANK, need_gib=4, used_gib=17)
     place.crash(place.start(17 * GIB))
     place.begin(PARKING_CHAT, need_gib=6, used_gib=17)
