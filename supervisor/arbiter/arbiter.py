@@ -45,10 +45,11 @@ from supervisor.core.machine.events import (
     TimePassed,
 )
 from supervisor.core.machine.invariants import violations
+from supervisor.core.machine.rules import DrainPolicy
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.step import step
 from supervisor.core.machine.switch import SwitchReport
-from supervisor.core.machine.values import DrainPolicy, Refusal, Target
+from supervisor.core.machine.values import Refusal, Target
 from supervisor.core.scheduling.values import Priority
 from supervisor.engine.servers.backend import Backend
 from supervisor.errors import InvalidTransition, RequestRefused

@@ -173,7 +173,7 @@ class Performer:
                 address=backend.launch.address.describe(),
             )
         )
-        timeout_s = command.target.start_timeout_s
+        timeout_s = command.target.patience.start_timeout_s
         self._observe(backend, command.target, partial(backend.become_ready, timeout_s))
         self._spawn(self._look_after(backend), f"backend-{command.epoch}")
 
@@ -232,10 +232,10 @@ class Performer:
         except Exception as error:  # noqa: BLE001 - the switch waits for an answer, whatever fails
             backend.end_lost(_reason(error))
             return
-        if is_serving and target.stall_timeout_s:
+        if is_serving and target.patience.stall_timeout_s:
             await watch_for_stalls(
                 backend,
-                target.stall_timeout_s,
+                target.patience.stall_timeout_s,
                 on_stalled=lambda stalled_s: self._post(
                     BackendStalled(at=self._clock(), epoch=backend.epoch, stalled_s=stalled_s)
                 ),

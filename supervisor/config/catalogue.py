@@ -7,7 +7,8 @@ from pydantic import Field, PositiveInt, model_validator
 
 from supervisor.config.fields import Settings
 from supervisor.config.units import EnvText, Seconds
-from supervisor.core.machine.values import Mode, ModelRules
+from supervisor.core.machine.rules import ModelRules
+from supervisor.core.machine.values import Mode
 from supervisor.core.scheduling.values import Priority
 
 

@@ -15,7 +15,8 @@ from supervisor.config.profile import Profile
 from supervisor.config.scanned import LeftOut
 from supervisor.config.settings import SupervisorSettings
 from supervisor.config.source import FieldPath, Source, dotted
-from supervisor.core.machine.values import Mode, ModelRules, SwitchRules
+from supervisor.core.machine.rules import ModelRules, SwitchRules
+from supervisor.core.machine.values import Mode
 from supervisor.core.scheduling.values import Priority
 from supervisor.errors import RequestRefused
 

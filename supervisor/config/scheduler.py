@@ -6,7 +6,7 @@ from pydantic import Field
 
 from supervisor.config.fields import Settings
 from supervisor.config.units import Seconds
-from supervisor.core.machine.values import DrainPolicy
+from supervisor.core.machine.rules import DrainPolicy
 from supervisor.core.scheduling.values import BATCH_AGES_S, SchedulingRules
 
 

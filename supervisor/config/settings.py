@@ -12,7 +12,7 @@ from supervisor.config.scheduler import SchedulerSettings
 from supervisor.config.units import Bytes, EnvText, Seconds
 from supervisor.config.urls import EnvUrl, HostAndPort, HostName, Origin, redis_url
 from supervisor.core.byte_size import MIB
-from supervisor.core.machine.values import DrainPolicy, Limits, SwitchRules
+from supervisor.core.machine.rules import DrainPolicy, Limits, SwitchRules
 
 
 class ServerSettings(Settings):

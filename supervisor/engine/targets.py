@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from supervisor.config.configuration import Configuration, ResolvedModel
 from supervisor.config.holder import ConfigurationHolder
 from supervisor.core.machine.memory import OnUnconfirmed
-from supervisor.core.machine.values import Device, Mode, Target
+from supervisor.core.machine.values import Device, Mode, Patience, Target
 from supervisor.core.sizing.estimate import is_embedding_model
 from supervisor.engine.devices import (
     candidates_of,
@@ -262,11 +262,13 @@ class Targets:
             split_over=devices if len(devices) > 1 else (),
             candidates=candidates_of(profile, gpus),
             revision=revision_of(resolved),
-            start_timeout_s=profile.start_timeout_s,
-            drain_timeout_s=profile.drain_timeout_s,
-            stop_grace_s=profile.stop_grace_s,
-            stall_timeout_s=profile.stall_timeout_s,
-            restart_on_stall=profile.restart_on_stall,
+            patience=Patience(
+                start_timeout_s=profile.start_timeout_s,
+                drain_timeout_s=profile.drain_timeout_s,
+                stop_grace_s=profile.stop_grace_s,
+                stall_timeout_s=profile.stall_timeout_s,
+                restart_on_stall=profile.restart_on_stall,
+            ),
             parallel=profile.parallel,
             parks=profile.give_up_memory == "park",
             parked_bytes=profile.memory.parked_bytes,

@@ -7,7 +7,8 @@ from pydantic import StrictBool
 
 from supervisor.arbiter.arbiter import Arbiter, SwitchTicket, as_error
 from supervisor.config.holder import ConfigurationHolder
-from supervisor.core.machine.values import DrainPolicy, Mode, Target
+from supervisor.core.machine.rules import DrainPolicy
+from supervisor.core.machine.values import Mode, Target
 from supervisor.engine.targets import Targets
 from supervisor.engine.tasks import ModelTask
 from supervisor.errors import RequestRefused

@@ -223,7 +223,7 @@ def describe_backend(backend: Backend, now: float) -> dict[str, Any]:
         "pid": backend.pid,
         "address": backend.address,
         "in_flight": backend.in_flight,
-        "retiring": backend.is_retiring,
+        "retiring": backend.departure.is_retiring,
         "stalled_s": backend.stalled_s,
         "need_bytes": backend.footprint.total_bytes,
         "parked": describe_parked(backend, now),

@@ -109,7 +109,7 @@ def _log_retiring(before: Snapshot, after: Snapshot) -> None:
     """Log which servers go on for their last requests only, because a successor is ready."""
     for backend in after.backends:
         known = before.backend(backend.epoch)
-        if backend.is_retiring and known is not None and not known.is_retiring:
+        if backend.departure.is_retiring and known is not None and not known.departure.is_retiring:
             log.info("backend.retiring", epoch=backend.epoch, in_flight=backend.in_flight)
 
 

@@ -15,8 +15,9 @@ from supervisor.config.configuration import Configuration
 from supervisor.config.holder import ConfigurationHolder
 from supervisor.core.machine.agenda import Agenda
 from supervisor.core.machine.events import DeviceFound, RulesChanged, VectorsKnown
+from supervisor.core.machine.rules import SwitchRules
 from supervisor.core.machine.snapshot import Endings, Scheduling, Snapshot
-from supervisor.core.machine.values import Device, SwitchRules, Target
+from supervisor.core.machine.values import Device, Target
 from supervisor.core.scheduling.estimates import Estimates
 from supervisor.embedding.twins import FILE_NAME as TWINS_FILE
 from supervisor.embedding.twins import Twins

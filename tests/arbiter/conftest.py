@@ -13,9 +13,10 @@ from immutables import Map
 from supervisor.arbiter.arbiter import Arbiter
 from supervisor.core.machine.footprint import Footprint
 from supervisor.core.machine.memory import MemoryPolicy, MemorySample
+from supervisor.core.machine.rules import Limits
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.switch import SwitchReport
-from supervisor.core.machine.values import Device, Limits, Mode, Stop, Target, TargetNeed
+from supervisor.core.machine.values import Device, Mode, Stop, Target, TargetNeed
 from supervisor.engine.servers.backend import Backend
 from supervisor.engine.servers.process import ProcessExit
 from tests.launches import launch_of

@@ -23,6 +23,7 @@ from supervisor.core.machine.events import (
     SwitchRequested,
     TimePassed,
 )
+from supervisor.core.machine.rules import Limits, SwitchRules
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.step import step
 from supervisor.core.machine.switch import SwitchReport
@@ -30,11 +31,10 @@ from supervisor.core.machine.values import (
     Backend,
     BackendState,
     Device,
-    Limits,
     Mode,
     Outcome,
+    Patience,
     Phase,
-    SwitchRules,
     Target,
 )
 from supervisor.errors import (
@@ -365,7 +365,9 @@ async def test_the_same_target_again_changes_nothing(world: World, make_target: 
 async def test_the_old_backend_is_stopped_with_its_own_grace_after_its_requests(
     world: World, make_target: MakeTarget, eventually: Eventually
 ) -> None:
-    await world.switch_to(make_target("chat", stop_grace_s=7.0, drain_timeout_s=60.0))
+    await world.switch_to(
+        make_target("chat", patience=Patience(stop_grace_s=7.0, drain_timeout_s=60.0))
+    )
     client = Client(world, make_target("chat"))
     await eventually(lambda: in_flight(world) == 1)
     switching = asyncio.create_task(world.switch_to(make_target("embed")))
@@ -381,7 +383,7 @@ async def test_the_old_backend_is_stopped_with_its_own_grace_after_its_requests(
 async def test_draining_ends_at_its_deadline(
     world: World, make_target: MakeTarget, eventually: Eventually
 ) -> None:
-    await world.switch_to(make_target("chat", drain_timeout_s=0.05))
+    await world.switch_to(make_target("chat", patience=Patience(drain_timeout_s=0.05)))
     client = Client(world, make_target("chat"))
     await eventually(lambda: in_flight(world) == 1)
     report = await world.switch_to(make_target("embed"))
@@ -551,7 +553,9 @@ async def test_a_server_that_never_becomes_ready_is_stopped_and_fails_the_switch
     world: World, make_target: MakeTarget
 ) -> None:
     world.launcher.is_slow = True
-    report = await world.switch_to(make_target("chat", start_timeout_s=0.05, stop_grace_s=3.0))
+    report = await world.switch_to(
+        make_target("chat", patience=Patience(start_timeout_s=0.05, stop_grace_s=3.0))
+    )
     assert refusal_of(report) == (
         "backend_start_timeout",
         "'chat' was not ready 0.05 s after its start",
@@ -760,7 +764,7 @@ async def test_an_invariant_that_does_not_hold_is_logged_once_and_stops_nothing(
 async def test_shutting_down_drains_stops_and_refuses_what_comes(
     world: World, make_target: MakeTarget, eventually: Eventually
 ) -> None:
-    await world.switch_to(make_target("chat", stop_grace_s=4.0))
+    await world.switch_to(make_target("chat", patience=Patience(stop_grace_s=4.0)))
     client = Client(world, make_target("chat"))
     await eventually(lambda: in_flight(world) == 1)
     closing = asyncio.create_task(world.arbiter.shut_down(10 * PATIENCE_S))
@@ -840,7 +844,9 @@ async def test_no_wake_up_outlives_its_reason(
     make_target: MakeTarget, world: World, eventually: Eventually
 ) -> None:
     world.launcher.is_slow = True
-    _, result = world.arbiter.request_switch(make_target("chat", start_timeout_s=3600.0), "test")
+    _, result = world.arbiter.request_switch(
+        make_target("chat", patience=Patience(start_timeout_s=3600.0)), "test"
+    )
     await eventually(lambda: world.launcher.backends)
     start_deadline = world.arbiter._wakeup
     assert start_deadline is not None
@@ -860,7 +866,9 @@ async def test_a_timer_that_fires_early_is_set_again(make_target: MakeTarget, wo
         clock=lambda: began_at + 0.25 * (time.monotonic() - began_at),
     )
     world.launcher.is_slow = True
-    _, result = arbiter.request_switch(make_target("chat", start_timeout_s=0.05), "test")
+    _, result = arbiter.request_switch(
+        make_target("chat", patience=Patience(start_timeout_s=0.05)), "test"
+    )
     async with asyncio.timeout(PATIENCE_S):
         report = await result
     assert refusal_of(report)[0] == "backend_start_timeout"

@@ -11,7 +11,8 @@ import yaml
 from supervisor.config.catalogue import LongInput
 from supervisor.config.configuration import Configuration
 from supervisor.config.load import load
-from supervisor.core.machine.values import DrainPolicy, Mode
+from supervisor.core.machine.rules import DrainPolicy
+from supervisor.core.machine.values import Mode
 from supervisor.errors import ConfigError
 
 MODELS = Path("/models")

@@ -10,7 +10,7 @@ import yaml
 from supervisor.config.configuration import Configuration
 from supervisor.config.load import load
 from supervisor.config.residents import residents_warnings, visibility_warnings
-from supervisor.core.machine.values import ModelRules
+from supervisor.core.machine.rules import ModelRules
 from supervisor.errors import ConfigError
 from supervisor.telemetry.vendors import hiding_variables
 

@@ -22,18 +22,10 @@ from supervisor.arbiter.arbiter import Arbiter
 from supervisor.core.byte_size import MIB
 from supervisor.core.machine.footprint import Footprint
 from supervisor.core.machine.memory import MemoryPolicy, MemorySample, OnUnconfirmed
+from supervisor.core.machine.rules import Limits, ModelRules, SwitchRules
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.switch import SwitchReport
-from supervisor.core.machine.values import (
-    Device,
-    Limits,
-    Mode,
-    ModelRules,
-    Phase,
-    SwitchRules,
-    Target,
-    TargetNeed,
-)
+from supervisor.core.machine.values import Device, Mode, Phase, Target, TargetNeed
 from supervisor.engine.servers.backend import Backend
 from supervisor.errors import EngineError
 from supervisor.telemetry.port import HOST

@@ -15,8 +15,8 @@ def next_wakeup(snapshot: Snapshot) -> float | None:
         moments.append(due_at)
     for backend in snapshot.backends:
         if backend.state is BackendState.DRAINING:
-            if backend.retire_deadline is not None:
-                moments.append(backend.retire_deadline)
+            if backend.departure.deadline is not None:
+                moments.append(backend.departure.deadline)
             if snapshot.close_deadline is not None:
                 moments.append(snapshot.close_deadline)
     if (

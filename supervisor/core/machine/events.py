@@ -7,15 +7,8 @@ from msgspec import Struct
 from supervisor.core.machine.agenda import Period
 from supervisor.core.machine.footprint import Footprint
 from supervisor.core.machine.memory import MemorySample
-from supervisor.core.machine.values import (
-    Device,
-    DrainPolicy,
-    KeptPrompts,
-    Limits,
-    SwitchRules,
-    Target,
-    TargetNeed,
-)
+from supervisor.core.machine.rules import DrainPolicy, Limits, SwitchRules
+from supervisor.core.machine.values import Device, KeptPrompts, Target, TargetNeed
 from supervisor.core.scheduling.values import Priority
 
 

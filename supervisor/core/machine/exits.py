@@ -141,7 +141,7 @@ _MEANINGS: dict[Part, Callable[[Draft, Exit], None]] = {
 
 def _is_wanted(backend: Backend) -> bool:
     is_stopping = backend.state is BackendState.STOPPING
-    return backend.is_retiring or (is_stopping and not backend.is_replaced)
+    return backend.departure.is_retiring or (is_stopping and not backend.departure.is_replaced)
 
 
 def _record(backend: Backend, event: BackendExited) -> BackendExit:
@@ -152,6 +152,6 @@ def _record(backend: Backend, event: BackendExited) -> BackendExit:
         signal=event.signal,
         at=event.at,
         was_wanted=_is_wanted(backend),
-        stalled_s=backend.stalled_s if backend.is_replaced else None,
+        stalled_s=backend.stalled_s if backend.departure.is_replaced else None,
         last_lines=event.last_lines,
     )

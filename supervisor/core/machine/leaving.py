@@ -15,13 +15,13 @@ from supervisor.core.machine.draft import Draft
 from supervisor.core.machine.events import BackendParked, ReleaseBegun
 from supervisor.core.machine.parking import PARK_TIMEOUT_S, is_awaited, over_the_limit
 from supervisor.core.machine.recovery import note_lost, note_stall
+from supervisor.core.machine.rules import DrainPolicy
 from supervisor.core.machine.saving import time_for_prompts_s
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.switch import Switch
 from supervisor.core.machine.values import (
     Backend,
     BackendState,
-    DrainPolicy,
     Park,
     Parked,
     Placement,
@@ -58,7 +58,7 @@ def begin_to_leave(draft: Draft, leaving: tuple[Backend, ...]) -> None:
 
 def drain_deadline(draft: Draft, leaving: Sequence[Backend]) -> float:
     """Return when those that leave are late to end their requests, from now on."""
-    return draft.at + max((b.target.drain_timeout_s for b in leaving), default=0.0)
+    return draft.at + max((b.target.patience.drain_timeout_s for b in leaving), default=0.0)
 
 
 def leaving_backends(draft: Draft) -> list[Backend]:
@@ -93,7 +93,7 @@ def is_hung(backend: Backend) -> bool:
 
 def replace_hung(draft: Draft, backend: Backend) -> None:
     """Stop a server in which nothing moves, to be started again; its requests wait for that."""
-    hung = replace(backend, is_replaced=True)
+    hung = _departing(backend, is_replaced=True)
     draft.put_backend(hung)
     note_stall(draft, hung)
     stop_backend(draft, hung, is_replaced=True)
@@ -105,12 +105,14 @@ def waits_without_end(snapshot: Snapshot, backend: Backend) -> bool:
         return False
     switch = snapshot.switch
     is_leaving = switch is not None and backend.epoch in switch.leaving.epochs
-    deadline = switch.leaving.drain_deadline if switch and is_leaving else backend.retire_deadline
+    deadline = (
+        switch.leaving.drain_deadline if switch and is_leaving else backend.departure.deadline
+    )
     return deadline is None and snapshot.close_deadline is None
 
 
 def _ends_as_it_stalls(backend: Backend) -> bool:
-    return backend.stalled_s is not None and backend.target.restart_on_stall
+    return backend.stalled_s is not None and backend.target.patience.restart_on_stall
 
 
 def stop_leaving(draft: Draft) -> None:
@@ -184,7 +186,7 @@ def keep_to_limit(draft: Draft) -> None:
 def stay(draft: Draft) -> None:
     """The switch is given up: what should have left admits again, what is gone is brought back."""
     draining = [b for b in leaving_backends(draft) if b.state is BackendState.DRAINING]
-    staying = [b for b in draining if not b.is_retiring]
+    staying = [b for b in draining if not b.departure.is_retiring]
     for backend in staying:
         ready = draft.move_backend(backend, BackendState.READY)
         if is_hung(ready):
@@ -206,7 +208,7 @@ def reap_deadline(snapshot: Snapshot, switch: Switch) -> float:
     parking = [_release_deadline(b) for b in leaving if b.state is BackendState.PARKING]
     if parking:
         return min(parking)
-    graces_s = [b.target.stop_grace_s for b in leaving]
+    graces_s = [b.target.patience.stop_grace_s for b in leaving]
     in_phase = switch.phase_started_at + max(graces_s, default=0.0) + REAP_TIMEOUT_S
     return max((in_phase, *map(_release_deadline, leaving)))
 
@@ -216,18 +218,22 @@ def note_release_begun(draft: Draft, event: ReleaseBegun) -> None:
     backend = draft.snapshot.backend(event.epoch)
     if backend is not None and backend.state in {BackendState.STOPPING, BackendState.PARKING}:
         due_at = draft.at + _time_to_release_s(backend)
-        draft.put_backend(replace(backend, release_deadline=due_at))
+        draft.put_backend(_departing(backend, deadline=due_at))
+
+
+def _departing(backend: Backend, **known: float | None) -> Backend:
+    return replace(backend, departure=replace(backend.departure, **known))
 
 
 def _release_deadline(backend: Backend) -> float:
-    return -inf if backend.release_deadline is None else backend.release_deadline
+    return -inf if backend.departure.deadline is None else backend.departure.deadline
 
 
 def _time_to_release_s(backend: Backend) -> float:
     """Return what a server may take to give its memory up, once its prompts are saved."""
     if backend.state is BackendState.PARKING:
         return PARK_TIMEOUT_S
-    return backend.target.stop_grace_s + REAP_TIMEOUT_S
+    return backend.target.patience.stop_grace_s + REAP_TIMEOUT_S
 
 
 def not_reaped(there: Sequence[Backend]) -> Refusal:
@@ -246,10 +252,10 @@ def retire_replaced(draft: Draft) -> None:
     """The target serves: what it replaces admits nothing more, and stops behind it."""
     switch = draft.running_switch()
     for backend in draft.snapshot.backends:
-        if backend.epoch in switch.leaving.behind and not backend.is_retiring:
+        if backend.epoch in switch.leaving.behind and not backend.departure.is_retiring:
             is_cut = switch.order.drain_policy is DrainPolicy.CANCEL
-            deadline = draft.at + backend.target.drain_timeout_s if is_cut else None
-            retiring = replace(backend, is_retiring=True, retire_deadline=deadline)
+            deadline = draft.at + backend.target.patience.drain_timeout_s if is_cut else None
+            retiring = _departing(backend, is_retiring=True, deadline=deadline)
             draft.put_backend(retiring)
             if retiring.state is BackendState.READY:
                 draft.move_backend(retiring, BackendState.DRAINING)
@@ -259,8 +265,8 @@ def retire_replaced(draft: Draft) -> None:
 def advance_retiring(draft: Draft) -> None:
     """Stop what retires and is drained, or late."""
     for backend in draft.snapshot.backends:
-        if backend.is_retiring and backend.state is BackendState.DRAINING:
-            deadline = backend.retire_deadline
+        if backend.departure.is_retiring and backend.state is BackendState.DRAINING:
+            deadline = backend.departure.deadline
             is_late = deadline is not None and draft.at >= deadline
             if is_late or not backend.in_flight:
                 stop_backend(draft, backend, keeps_prompts=True)
@@ -271,7 +277,9 @@ def stop_backend(
 ) -> None:
     """Order the stop of a backend."""
     how = Stop(
-        grace_s=backend.target.stop_grace_s, keeps_prompts=keeps_prompts, is_replaced=is_replaced
+        grace_s=backend.target.patience.stop_grace_s,
+        keeps_prompts=keeps_prompts,
+        is_replaced=is_replaced,
     )
     _release(draft, replace(backend, parked=None), BackendState.STOPPING, how)
 
@@ -286,7 +294,7 @@ def _release(draft: Draft, backend: Backend, state: BackendState, how: Stop | Pa
     size_bytes = backend.footprint.total_bytes
     saving_s = time_for_prompts_s(size_bytes) if how.keeps_prompts else 0.0
     due_at = draft.at + saving_s + _time_to_release_s(moved)
-    draft.put_backend(replace(moved, release_deadline=due_at))
+    draft.put_backend(_departing(moved, deadline=due_at))
     draft.commands.append(ReleaseMemory(epoch=backend.epoch, how=how))
 
 

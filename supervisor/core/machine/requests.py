@@ -24,13 +24,7 @@ from supervisor.core.machine.refusals import (
 )
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.twins import twin_for
-from supervisor.core.machine.values import (
-    Backend,
-    BackendState,
-    Refusal,
-    Target,
-    Waiter,
-)
+from supervisor.core.machine.values import Backend, BackendState, Refusal, Target, Waiter
 from supervisor.core.scheduling.values import Priority
 
 

@@ -8,8 +8,9 @@ from msgspec.structs import replace
 from supervisor.core.machine.footprint import Baseline, Footprint
 from supervisor.core.machine.memory import MemorySample, ReleaseQuestion
 from supervisor.core.machine.packing import Cost, cheapest_to_leave, fits_with
+from supervisor.core.machine.rules import SwitchRules
 from supervisor.core.machine.snapshot import Snapshot
-from supervisor.core.machine.values import Backend, SwitchRules, Target
+from supervisor.core.machine.values import Backend, Target
 
 
 class Plan(Struct, frozen=True, kw_only=True):

@@ -9,17 +9,9 @@ from supervisor.core.machine.agenda import Agenda
 from supervisor.core.machine.events import RestartRequested, SwitchRequested
 from supervisor.core.machine.footprint import Footprint
 from supervisor.core.machine.queues import Requests
+from supervisor.core.machine.rules import Limits, SwitchRules
 from supervisor.core.machine.switch import Switch
-from supervisor.core.machine.values import (
-    Backend,
-    BackendState,
-    Device,
-    Limits,
-    Recovery,
-    Refusal,
-    SwitchRules,
-    Target,
-)
+from supervisor.core.machine.values import Backend, BackendState, Device, Recovery, Refusal, Target
 from supervisor.core.scheduling.estimates import Estimates
 from supervisor.core.scheduling.values import Decision
 

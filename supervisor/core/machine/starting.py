@@ -9,7 +9,14 @@ from supervisor.core.machine.leaving import REAP_TIMEOUT_S, come_back, stop_back
 from supervisor.core.machine.residency import baseline_at_start, with_risen_floor
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.switch import Switch
-from supervisor.core.machine.values import Backend, BackendState, Phase, Placement, Refusal
+from supervisor.core.machine.values import (
+    Backend,
+    BackendState,
+    Departure,
+    Phase,
+    Placement,
+    Refusal,
+)
 
 
 def place(draft: Draft, placement: Placement | None) -> None:
@@ -79,6 +86,7 @@ def _unpark(
                 for b in baselines
             ),
             parked=None,
+            departure=Departure(),
         )
     )
     draft.commands.append(UnparkBackend(epoch=parked.epoch, target=placement.target))
@@ -96,7 +104,7 @@ def forget_start(draft: Draft) -> None:
 
 def give_up_late_start(draft: Draft, backend: Backend) -> None:
     """The backend did not become ready in time."""
-    timeout_s = backend.target.start_timeout_s
+    timeout_s = backend.target.patience.start_timeout_s
     refusal = Refusal(
         code="backend_start_timeout",
         message=f"'{backend.target.model}' was not ready {timeout_s:g} s after its start",
@@ -115,7 +123,7 @@ def start_deadline(snapshot: Snapshot, switch: Switch) -> float | None:
     backend = snapshot.backend(switch.start.epoch)
     if backend is None:
         return None
-    ready_by = backend.started_at + backend.target.start_timeout_s
+    ready_by = backend.started_at + backend.target.patience.start_timeout_s
     if backend.state is BackendState.STARTING:
         return ready_by
-    return ready_by + backend.target.stop_grace_s + REAP_TIMEOUT_S
+    return ready_by + backend.target.patience.stop_grace_s + REAP_TIMEOUT_S

@@ -60,11 +60,7 @@ from supervisor.core.machine.reports import report_of
 from supervisor.core.machine.setbacks import try_all_again
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.twins import dismiss_twin, drop_twins
-from supervisor.core.machine.values import (
-    BackendState,
-    Phase,
-    Refusal,
-)
+from supervisor.core.machine.values import BackendState, Phase, Refusal
 
 
 def step(snapshot: Snapshot, event: Event) -> tuple[Snapshot, tuple[Command, ...]]:

@@ -4,8 +4,8 @@ from msgspec import Struct
 
 from supervisor.core.machine.footprint import Baseline
 from supervisor.core.machine.memory import MemorySample, ReleaseQuestion
+from supervisor.core.machine.rules import DrainPolicy
 from supervisor.core.machine.values import (
-    DrainPolicy,
     KeptPrompts,
     Mode,
     Outcome,

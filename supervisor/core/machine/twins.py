@@ -23,7 +23,7 @@ from supervisor.core.machine.residency import Plan
 from supervisor.core.machine.setbacks import TWIN_DIFFERS, note_failure
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.starting import give_up_start
-from supervisor.core.machine.values import Backend, BackendState, Refusal, Target
+from supervisor.core.machine.values import Backend, BackendState, Departure, Refusal, Target
 
 
 def twin_for(snapshot: Snapshot, target: Target | None, at: float) -> Target | None:
@@ -71,7 +71,9 @@ def drop_twins(draft: Draft) -> None:
 
 
 def _retire(draft: Draft, backend: Backend) -> None:
-    draft.move_backend(replace(backend, is_retiring=True), BackendState.DRAINING)
+    draft.move_backend(
+        replace(backend, departure=Departure(is_retiring=True)), BackendState.DRAINING
+    )
     advance_retiring(draft)
 
 

@@ -3,7 +3,6 @@
 All are frozen. `switch.py` has the running switch, `snapshot.py` the whole state.
 """
 
-from collections.abc import Mapping
 from enum import StrEnum
 
 from msgspec import Struct, field
@@ -11,7 +10,7 @@ from msgspec.structs import replace
 
 from supervisor.core.machine.footprint import Baseline, Footprint
 from supervisor.core.machine.memory import MemoryPolicy
-from supervisor.core.scheduling.values import Priority, SchedulingRules
+from supervisor.core.scheduling.values import Priority
 from supervisor.core.sizing.fitting import Alternative
 
 
@@ -59,20 +58,26 @@ class Phase(StrEnum):
         return Phase.ROLLING_BACK if self is Phase.RESTORING else self
 
 
-class DrainPolicy(StrEnum):
-    """What happens to requests that are still in flight when the drain deadline passes."""
-
-    WAIT = "wait"
-    CANCEL = "cancel"
-    REFUSE = "refuse"
-
-
 class Outcome(StrEnum):
     """How a switch ended."""
 
     SWITCHED = "switched"
     UNCHANGED = "unchanged"
     FAILED = "failed"
+
+
+class Patience(Struct, frozen=True, kw_only=True):
+    """How long a target's server is waited for, in seconds, as its profile says.
+
+    `stall_timeout_s` 0: it may stand still for ever. `restart_on_stall`: one that did not move for
+    so long is replaced; else that is only told.
+    """
+
+    start_timeout_s: float = 120.0
+    drain_timeout_s: float = 30.0
+    stop_grace_s: float = 5.0
+    stall_timeout_s: float = 0.0
+    restart_on_stall: bool = False
 
 
 class Target(Struct, frozen=True, kw_only=True):
@@ -98,11 +103,7 @@ class Target(Struct, frozen=True, kw_only=True):
     split_over: tuple[str, ...] = ()
     candidates: tuple[str, ...] = ()
     revision: str = ""
-    start_timeout_s: float = 120.0
-    drain_timeout_s: float = 30.0
-    stop_grace_s: float = 5.0
-    stall_timeout_s: float = 0.0
-    restart_on_stall: bool = False
+    patience: Patience = Patience()
     parallel: int = 1
     parks: bool = False
     parked_bytes: int | None = None
@@ -234,17 +235,27 @@ class Parked(Struct, frozen=True, kw_only=True):
     host_bytes: int
 
 
+class Departure(Struct, frozen=True, kw_only=True):
+    """How a server leaves, which begins as its requests are ended.
+
+    `is_retiring`: its successor serves already; it ends its requests and stops. `is_replaced`: it
+    is stopped because nothing moves in it, and the same target starts again. `deadline`: when one
+    that retires must have ended its requests (None: it is waited for), and one that is being
+    stopped or parked must have given its memory up.
+    """
+
+    is_retiring: bool = False
+    is_replaced: bool = False
+    deadline: float | None = None
+
+
 class Backend(Struct, frozen=True, kw_only=True):
     """One spawned server. `epoch` is unique: an event of an older epoch changes nothing.
 
-    `is_retiring`: its successor serves already; it ends its requests and stops, at
-    `retire_deadline` at the latest (None: it waits for them). `stalled_s`: how long nothing has
-    moved in it though requests are in flight, None while something does. `is_replaced`: it is
-    stopped because of that, and the same target starts again. `is_outdated`: it would be started
-    otherwise now, or not at all, so that nothing wakes it. `baselines` are the use of each
-    device from before it started, where that was read; of one that is `parked`, the use without
-    what it keeps, which is its footprint. `release_deadline`: when one that is being stopped or
-    parked must have given its memory up.
+    `stalled_s`: how long nothing has moved in it though requests are in flight, None while
+    something does. `is_outdated`: it would be started otherwise now, or not at all, so that nothing
+    wakes it. `baselines` are the use of each device from before it started, where that was read; of
+    one that is `parked`, the use without what it keeps, which is its footprint.
     """
 
     epoch: int
@@ -257,11 +268,8 @@ class Backend(Struct, frozen=True, kw_only=True):
     work: Work = Work()
     pid: int | None = None
     address: str | None = None
-    is_retiring: bool = False
-    retire_deadline: float | None = None
-    release_deadline: float | None = None
+    departure: Departure = Departure()
     stalled_s: float | None = None
-    is_replaced: bool = False
     is_outdated: bool = False
     parked: Parked | None = None
 
@@ -325,63 +333,3 @@ class Refusal(Struct, frozen=True, kw_only=True):
     code: str
     message: str
     details: tuple[tuple[str, str | int | float | tuple[str, ...] | None], ...] = ()
-
-
-class Limits(Struct, frozen=True, kw_only=True):
-    """Bounds on requests that wait for a switch, and on restarts of a model that dies.
-
-    `hold_max_per_model` None: as many as may wait in all.
-    """
-
-    hold_max_requests: int = 10_000
-    hold_max_per_model: int | None = None
-    hold_timeout_s: float = 300.0
-    breaker_deaths: int = 5
-    breaker_window_s: float = 120.0
-
-
-class ModelRules(Struct, frozen=True, kw_only=True):
-    """What the operator chose for one model.
-
-    `is_pinned`: it never gives way to another. `idle_unload_s`: it is unloaded after so long
-    without work. `max_concurrency`: so many requests use it at once.
-    """
-
-    is_pinned: bool = False
-    idle_unload_s: float | None = None
-    max_concurrency: int | None = None
-
-
-_AS_ALL = ModelRules()
-
-
-class SwitchRules(Struct, frozen=True, kw_only=True):
-    """How switches go about their work, as the operator chose.
-
-    `replaces`: a switch leaves only its target live, even where more would fit. `warms`: the
-    target's file is read into the page cache meanwhile. `keeps_prompts_at_exit`: prompt caches are
-    also saved when the controller ends. `parked_max_bytes`: host memory that parked servers may
-    hold together (None: as the host's budget allows). `scheduling`: what the scheduler's policy is
-    held to; `scheduler_drains`: what its switches do to requests in flight; `manual_hold_s`: how
-    long it leaves alone what was switched to by hand. `models` has those for which something was
-    chosen. `idle_target` is made live again once nothing was asked for during `idle_after_s`.
-    """
-
-    replaces: bool = False
-    warms: bool = True
-    keeps_prompts_at_exit: bool = False
-    parked_max_bytes: int | None = None
-    scheduling: SchedulingRules = SchedulingRules()
-    scheduler_drains: DrainPolicy = DrainPolicy.WAIT
-    manual_hold_s: float = 10.0
-    models: Mapping[str, ModelRules] = {}
-    idle_target: Target | None = None
-    idle_after_s: float = 600.0
-
-    def of(self, target: Target) -> ModelRules:
-        """Return what was chosen for a target's model."""
-        return self.models.get(target.model) or _AS_ALL
-
-    def unloads(self, target: Target, only: str | None) -> bool:
-        """Whether an unload stops a target: of one model by name, or of all that are not pinned."""
-        return not self.of(target).is_pinned if only is None else target.model == only

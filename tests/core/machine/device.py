@@ -35,9 +35,10 @@ from supervisor.core.machine.events import (
     TimePassed,
     WarmingBegun,
 )
+from supervisor.core.machine.rules import SwitchRules
 from supervisor.core.machine.step import step
 from supervisor.core.machine.switch import SwitchReport
-from supervisor.core.machine.values import Phase, SwitchRules, TargetNeed
+from supervisor.core.machine.values import Phase, TargetNeed
 from tests.core.machine.story import CHAT, EMBED, GIB, Story
 from tests.core.machine.surroundings import taking
 

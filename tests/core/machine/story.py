@@ -32,19 +32,11 @@ from supervisor.core.machine.events import (
 )
 from supervisor.core.machine.invariants import violations
 from supervisor.core.machine.memory import MemorySample
+from supervisor.core.machine.rules import DrainPolicy, SwitchRules
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.step import step
 from supervisor.core.machine.switch import SwitchReport
-from supervisor.core.machine.values import (
-    Device,
-    DrainPolicy,
-    Mode,
-    Outcome,
-    Phase,
-    SwitchRules,
-    Target,
-    TargetNeed,
-)
+from supervisor.core.machine.values import Device, Mode, Outcome, Phase, Target, TargetNeed
 from tests.core.machine.surroundings import asked_for, taking
 
 GIB = 1024 * MIB

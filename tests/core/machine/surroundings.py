@@ -7,7 +7,8 @@ from msgspec.structs import replace
 from supervisor.core.machine.agenda import Period
 from supervisor.core.machine.footprint import Footprint
 from supervisor.core.machine.memory import MemoryPolicy
-from supervisor.core.machine.values import Backend, Device, Limits, Mode, Target
+from supervisor.core.machine.rules import Limits
+from supervisor.core.machine.values import Backend, Device, Mode, Patience, Target
 
 TOTAL = 100
 POLICY = MemoryPolicy(margin_bytes=5, tolerance_bytes=2, stable_samples=2, release_timeout_s=4.0)
@@ -20,7 +21,7 @@ def target(model: str, mode: Mode, device: str, profile: str = "default") -> Tar
         profile=profile,
         device=device,
         memory=POLICY,
-        restart_on_stall=model in {"chat", "code"},
+        patience=Patience(restart_on_stall=model in {"chat", "code"}),
         parks=model != "rerank",
     )
 

@@ -21,8 +21,9 @@ from supervisor.core.machine.events import (
     TimePassed,
 )
 from supervisor.core.machine.refusals import BATCH_RETRY_AFTER_S
+from supervisor.core.machine.rules import Limits
 from supervisor.core.machine.switch import CLOCK, SCHEDULER
-from supervisor.core.machine.values import Limits, Mode, Target
+from supervisor.core.machine.values import Mode, Target
 from supervisor.core.scheduling.values import Priority
 from tests.core.machine.story import (
     AT_ONCE,

@@ -4,7 +4,8 @@ import pytest
 
 from supervisor.core.machine.commands import GrantLease, ReleaseMemory
 from supervisor.core.machine.deadlines import next_wakeup
-from supervisor.core.machine.values import DrainPolicy, Outcome, Phase, Stop, Target
+from supervisor.core.machine.rules import DrainPolicy
+from supervisor.core.machine.values import Outcome, Phase, Stop, Target
 from tests.core.machine.story import (
     CHAT,
     EMBED,
@@ -19,7 +20,7 @@ from tests.core.machine.story import (
     report_in,
 )
 
-STOP_CHAT = ReleaseMemory(epoch=1, how=Stop(grace_s=CHAT.stop_grace_s, keeps_prompts=True))
+STOP_CHAT = ReleaseMemory(epoch=1, how=Stop(grace_s=CHAT.patience.stop_grace_s, keeps_prompts=True))
 
 
 def drain(policy: DrainPolicy, target: Target | None = EMBED) -> Story:
@@ -40,7 +41,7 @@ def test_before_the_deadline_every_policy_waits_and_stops_after_the_last_request
 ) -> None:
     story = drain(policy)
 
-    assert next_wakeup(story.snapshot) == story.now + CHAT.drain_timeout_s
+    assert next_wakeup(story.snapshot) == story.now + CHAT.patience.drain_timeout_s
     assert story.end("r1") == ()
     assert story.end("r2") == (STOP_CHAT,)
 

@@ -7,8 +7,9 @@ from msgspec.structs import replace
 from supervisor.core.machine.commands import CheckTarget, ReleaseMemory
 from supervisor.core.machine.deadlines import next_wakeup
 from supervisor.core.machine.events import RequestArrived, ScheduleRead, SwitchRequested
+from supervisor.core.machine.rules import DrainPolicy, ModelRules, SwitchRules
 from supervisor.core.machine.switch import IDLENESS
-from supervisor.core.machine.values import DrainPolicy, ModelRules, Recovery, SwitchRules, Target
+from supervisor.core.machine.values import Recovery, Target
 from tests.core.machine.story import CHAT, CHAT_LONG, EMBED, GIB, RERANK, SHARED, Story, report_in
 from tests.core.machine.surroundings import period
 

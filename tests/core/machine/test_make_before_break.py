@@ -6,7 +6,8 @@ from msgspec.structs import replace
 from supervisor.core.machine.commands import ReleaseMemory, SampleMemory, StartBackend
 from supervisor.core.machine.events import BackendReady
 from supervisor.core.machine.memory import OnUnconfirmed
-from supervisor.core.machine.values import BackendState, DrainPolicy, Phase, Stop, SwitchRules
+from supervisor.core.machine.rules import DrainPolicy, SwitchRules
+from supervisor.core.machine.values import BackendState, Phase, Stop
 from tests.core.machine.story import (
     CHAT,
     CHAT_LONG,
@@ -65,7 +66,9 @@ def test_old_one_stops_behind_its_last_request(story: Story) -> None:
 
     (stop,) = story.end("stream")
 
-    assert stop == ReleaseMemory(epoch=1, how=Stop(grace_s=CHAT.stop_grace_s, keeps_prompts=True))
+    assert stop == ReleaseMemory(
+        epoch=1, how=Stop(grace_s=CHAT.patience.stop_grace_s, keeps_prompts=True)
+    )
     assert story.reap(1) == ()
     assert story.snapshot.recoveries == ()
     assert [b.epoch for b in story.snapshot.backends] == [new]
@@ -77,14 +80,14 @@ def test_deadline_ends_the_requests_of_the_old_one_only_where_that_is_the_policy
 ) -> None:
     new = beside(story, policy=policy)
     story.tell(BackendReady, epoch=new, memory=None)
-    (old,) = [b for b in story.snapshot.backends if b.is_retiring]
-    assert old.retire_deadline is None
+    (old,) = [b for b in story.snapshot.backends if b.departure.is_retiring]
+    assert old.departure.deadline is None
 
 
 def test_old_one_is_stopped_at_its_deadline(story: Story) -> None:
     new = beside(story)
     story.tell(BackendReady, epoch=new, memory=None)
-    due_at = story.now + CHAT.drain_timeout_s
+    due_at = story.now + CHAT.patience.drain_timeout_s
 
     (stop,) = story.wake()
 

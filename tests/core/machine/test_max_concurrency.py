@@ -6,7 +6,7 @@ import pytest
 
 from supervisor.core.machine.commands import Command, RefuseRequest
 from supervisor.core.machine.events import RequestArrived, RulesChanged, TimePassed
-from supervisor.core.machine.values import Limits, ModelRules, SwitchRules
+from supervisor.core.machine.rules import Limits, ModelRules, SwitchRules
 from supervisor.core.scheduling.values import Priority
 from tests.core.machine.story import CHAT, SHARED, Story, granted_in
 

@@ -34,6 +34,7 @@ from supervisor.core.machine.footprint import Footprint
 from supervisor.core.machine.leaving import REAP_TIMEOUT_S
 from supervisor.core.machine.memory import Holder, HolderRole
 from supervisor.core.machine.parking import PARK_TIMEOUT_S, UNPROVED_PAUSE_S
+from supervisor.core.machine.rules import SwitchRules
 from supervisor.core.machine.switch import ParkedReport
 from supervisor.core.machine.values import (
     Backend,
@@ -43,7 +44,6 @@ from supervisor.core.machine.values import (
     Park,
     Phase,
     Stop,
-    SwitchRules,
     Target,
 )
 from tests.core.machine.story import (
@@ -138,7 +138,7 @@ def test_nothing_starts_while_a_parked_server_holds_its_memory_and_then_it_is_st
     place.park(chat)
     commands = place.answer_until_the_gate_decides(lambda: place.show(8 * GIB))
 
-    assert commands == (ReleaseMemory(epoch=chat, how=Stop(grace_s=CHAT.stop_grace_s)),)
+    assert commands == (ReleaseMemory(epoch=chat, how=Stop(grace_s=CHAT.patience.stop_grace_s)),)
     assert place.phase is Phase.STOPPING
     place.reap(chat)
     assert place.start(0) > chat
@@ -176,7 +176,7 @@ def test_a_server_that_kept_too_much_is_stopped_at_once_the_next_time(
     (give_up,) = place.begin(EMBED, need_gib=20)
 
     assert give_up == ReleaseMemory(
-        epoch=again, how=Stop(grace_s=CHAT.stop_grace_s, keeps_prompts=True)
+        epoch=again, how=Stop(grace_s=CHAT.patience.stop_grace_s, keeps_prompts=True)
     )
 
 
@@ -205,7 +205,7 @@ def test_a_server_that_cannot_be_parked_is_stopped(place: Place, chat: int, how:
         commands = place.wake()
         assert place.now == begun_at + PARK_TIMEOUT_S
 
-    assert commands == (ReleaseMemory(epoch=chat, how=Stop(grace_s=CHAT.stop_grace_s)),)
+    assert commands == (ReleaseMemory(epoch=chat, how=Stop(grace_s=CHAT.patience.stop_grace_s)),)
     place.reap(chat)
     assert place.start(0) > chat
 
@@ -213,7 +213,7 @@ def test_a_server_that_cannot_be_parked_is_stopped(place: Place, chat: int, how:
 def test_one_that_neither_parks_nor_ends_ends_the_switch(place: Place, chat: int) -> None:
     place.begin(EMBED)
     place.wake()
-    place.now += CHAT.stop_grace_s + REAP_TIMEOUT_S
+    place.now += CHAT.patience.stop_grace_s + REAP_TIMEOUT_S
     code, _ = failure_in(place.wake())
     assert code == "backend_not_reaped"
 
@@ -247,7 +247,7 @@ def test_one_that_does_not_wake_in_time_is_stopped_and_what_left_for_it_comes_ba
     place.confirm(0)
 
     (stop,) = place.wake()
-    assert stop == ReleaseMemory(epoch=chat, how=Stop(grace_s=CHAT.stop_grace_s))
+    assert stop == ReleaseMemory(epoch=chat, how=Stop(grace_s=CHAT.patience.stop_grace_s))
     place.reap(chat)
     assert place.phase is Phase.ROLLING_BACK
     place.start(0)
@@ -382,7 +382,7 @@ def test_parked_servers_make_way_for_what_a_rollback_brings_back() -> None:
     place.reap(start.epoch, exit_code=1)
 
     commands = place.answer_until_the_gate_decides(lambda: place.show(17 * GIB))
-    assert commands[0] == ReleaseMemory(epoch=embed, how=Stop(grace_s=EMBED.stop_grace_s))
+    assert commands[0] == ReleaseMemory(epoch=embed, how=Stop(grace_s=EMBED.patience.stop_grace_s))
     assert place.phase is Phase.ROLLING_BACK
     assert place.show(17 * GIB) == ()
     place.reap(embed)
@@ -534,7 +534,7 @@ def test_what_the_host_has_no_room_for_is_stopped(
     chat = place.make_live(PARKING_CHAT)
     (give_up,) = place.begin(EMBED, host_used_gib=host_used_gib)
     assert give_up == ReleaseMemory(
-        epoch=chat, how=Stop(grace_s=CHAT.stop_grace_s, keeps_prompts=True)
+        epoch=chat, how=Stop(grace_s=CHAT.patience.stop_grace_s, keeps_prompts=True)
     ), why
 
 
@@ -587,7 +587,7 @@ def test_one_whose_settings_have_changed_while_it_was_live_is_not_parked(
     place.tell(RulesChanged, **facts, outdated=frozenset({chat}))
     (give_up,) = place.begin(EMBED)
     assert give_up == ReleaseMemory(
-        epoch=chat, how=Stop(grace_s=CHAT.stop_grace_s, keeps_prompts=True)
+        epoch=chat, how=Stop(grace_s=CHAT.patience.stop_grace_s, keeps_prompts=True)
     )
 
 
@@ -606,7 +606,7 @@ def test_one_whose_settings_change_while_it_is_being_parked_is_stopped_then(
     place.begin(EMBED)
     place.tell(RulesChanged, **facts, outdated=frozenset({chat}))
     (stop,) = place.park(chat)
-    assert stop == ReleaseMemory(epoch=chat, how=Stop(grace_s=CHAT.stop_grace_s))
+    assert stop == ReleaseMemory(epoch=chat, how=Stop(grace_s=CHAT.patience.stop_grace_s))
     place.reap(chat)
     assert place.start(0) > chat
 

@@ -8,9 +8,10 @@ from supervisor.core.machine.draft import Draft
 from supervisor.core.machine.events import SwitchRequested, TargetAccepted, TimePassed
 from supervisor.core.machine.leaving import REAP_TIMEOUT_S
 from supervisor.core.machine.phases import PHASES, check_moves, phase_deadline
+from supervisor.core.machine.rules import SwitchRules
 from supervisor.core.machine.step import step
 from supervisor.core.machine.switching import WARM_TIMEOUT_S
-from supervisor.core.machine.values import Phase, SwitchRules, TargetNeed
+from supervisor.core.machine.values import Phase, TargetNeed
 from supervisor.errors import InvalidTransition
 from tests.core.machine.story import CHAT, EMBED, GIB, Story, failure_in
 from tests.core.machine.surroundings import taking
@@ -48,7 +49,7 @@ def test_a_switch_goes_on_where_nobody_says_that_the_file_is_being_read() -> Non
 def late(story: Story) -> float:
     """Let what starts be late, so that it is stopped. Returns when it must be gone."""
     assert isinstance(story.wake()[0], ReleaseMemory)
-    return story.now + CHAT.stop_grace_s + REAP_TIMEOUT_S
+    return story.now + CHAT.patience.stop_grace_s + REAP_TIMEOUT_S
 
 
 def test_a_start_that_was_given_up_and_does_not_end_ends_the_switch() -> None:

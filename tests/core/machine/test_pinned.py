@@ -5,13 +5,8 @@ from msgspec.structs import replace
 
 from supervisor.core.machine.commands import Command, ReleaseMemory
 from supervisor.core.machine.events import RequestArrived, RulesChanged, SwitchRequested
-from supervisor.core.machine.values import (
-    BackendState,
-    Limits,
-    ModelRules,
-    Outcome,
-    SwitchRules,
-)
+from supervisor.core.machine.rules import Limits, ModelRules, SwitchRules
+from supervisor.core.machine.values import BackendState, Outcome
 from tests.core.machine.story import (
     CHAT,
     CHAT_LONG,

@@ -9,17 +9,11 @@ from supervisor.core.machine.commands import CheckTarget, Command, StartBackend
 from supervisor.core.machine.events import RequestArrived, TargetAccepted
 from supervisor.core.machine.memory import MemorySample
 from supervisor.core.machine.placing import choose_place
+from supervisor.core.machine.rules import ModelRules, SwitchRules
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.step import step
 from supervisor.core.machine.switch import SCHEDULER, Order
-from supervisor.core.machine.values import (
-    Backend,
-    BackendState,
-    ModelRules,
-    SwitchRules,
-    Target,
-    TargetNeed,
-)
+from supervisor.core.machine.values import Backend, BackendState, Target, TargetNeed
 from tests.core.machine.story import (
     CHAT,
     EMBED,

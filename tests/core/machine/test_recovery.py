@@ -21,7 +21,8 @@ from supervisor.core.machine.events import (
     TimePassed,
 )
 from supervisor.core.machine.memory import Holder, HolderRole
-from supervisor.core.machine.values import DrainPolicy, Limits, Outcome, Phase, TargetNeed
+from supervisor.core.machine.rules import DrainPolicy, Limits
+from supervisor.core.machine.values import Outcome, Phase, TargetNeed
 from tests.core.machine.story import (
     CHAT,
     CHAT_LONG,

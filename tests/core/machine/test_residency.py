@@ -33,6 +33,7 @@ from supervisor.core.machine.residency import (
     plan_residency,
     without,
 )
+from supervisor.core.machine.rules import ModelRules, SwitchRules
 from supervisor.core.machine.snapshot import Scheduling, Snapshot
 from supervisor.core.machine.step import step
 from supervisor.core.machine.values import (
@@ -40,8 +41,6 @@ from supervisor.core.machine.values import (
     BackendState,
     Device,
     Mode,
-    ModelRules,
-    SwitchRules,
     Target,
     TargetNeed,
     Work,

@@ -13,7 +13,8 @@ from supervisor.core.machine.commands import (
 from supervisor.core.machine.deadlines import next_wakeup
 from supervisor.core.machine.events import BackendReady, RestartRequested, ShutdownRequested
 from supervisor.core.machine.memory import MemorySample
-from supervisor.core.machine.values import DrainPolicy, Phase, Stop
+from supervisor.core.machine.rules import DrainPolicy
+from supervisor.core.machine.values import Phase, Stop
 from tests.core.machine.story import (
     CHAT,
     CHAT_LONG,
@@ -105,7 +106,9 @@ def test_only_the_last_30_lines_of_what_died_are_kept(starting: Story) -> None:
 def test_target_that_is_not_ready_in_time_is_reaped_before_the_rollback_begins(
     starting: Story,
 ) -> None:
-    assert starting.wake() == (ReleaseMemory(epoch=2, how=Stop(grace_s=EMBED.stop_grace_s)),)
+    assert starting.wake() == (
+        ReleaseMemory(epoch=2, how=Stop(grace_s=EMBED.patience.stop_grace_s)),
+    )
     assert starting.phase is Phase.STARTING
     assert starting.reap(2, signal=9, exit_code=None, last_lines=("loading",)) == ASKS_GPU0
     starting.start()
@@ -338,8 +341,10 @@ def test_restart_tries_what_could_not_be_brought_back_at_once(failed: Story) -> 
 def test_rollback_that_is_not_ready_in_time_is_reaped_and_retried(rolling_back: Story) -> None:
     rolling_back.confirm()
 
-    assert next_wakeup(rolling_back.snapshot) == rolling_back.now + CHAT.start_timeout_s
-    assert rolling_back.wake() == (ReleaseMemory(epoch=3, how=Stop(grace_s=CHAT.stop_grace_s)),)
+    assert next_wakeup(rolling_back.snapshot) == rolling_back.now + CHAT.patience.start_timeout_s
+    assert rolling_back.wake() == (
+        ReleaseMemory(epoch=3, how=Stop(grace_s=CHAT.patience.stop_grace_s)),
+    )
     failed = rolling_back.reap(3, exit_code=None, signal=9)
     assert "'chat' was not ready 120 s after its start" in failure_in(failed)[1]
     assert rolling_back.snapshot.recovery("chat") is not None
@@ -362,7 +367,7 @@ def test_shutdown_ends_a_rollback(rolling_back: Story) -> None:
     finish, stop = rolling_back.tell(ShutdownRequested, drain_timeout_s=30.0)
 
     assert failure_in((finish,))[0] == "shutting_down"
-    assert stop == ReleaseMemory(epoch=3, how=Stop(grace_s=CHAT.stop_grace_s))
+    assert stop == ReleaseMemory(epoch=3, how=Stop(grace_s=CHAT.patience.stop_grace_s))
 
 
 def test_drain_that_is_refused_restarts_what_crashed_meanwhile() -> None:

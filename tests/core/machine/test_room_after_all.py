@@ -6,14 +6,9 @@ from msgspec.structs import replace
 from supervisor.core.machine.commands import Command, ReleaseMemory, SampleMemory, StartBackend
 from supervisor.core.machine.events import MemoryUnreadable, RulesChanged, SwitchRequested
 from supervisor.core.machine.memory import Holder, HolderRole, MemorySample, OnUnconfirmed
+from supervisor.core.machine.rules import DrainPolicy, Limits, ModelRules, SwitchRules
 from supervisor.core.machine.switch import SCHEDULER
-from supervisor.core.machine.values import (
-    DrainPolicy,
-    Limits,
-    ModelRules,
-    Phase,
-    SwitchRules,
-)
+from supervisor.core.machine.values import Phase
 from tests.core.machine.story import (
     CHAT,
     EMBED,

@@ -24,15 +24,9 @@ from supervisor.core.machine.events import (
     TargetRejected,
 )
 from supervisor.core.machine.refusals import BATCH_RETRY_AFTER_S
+from supervisor.core.machine.rules import DrainPolicy, Limits, SwitchRules
 from supervisor.core.machine.step import step
-from supervisor.core.machine.values import (
-    BackendState,
-    DrainPolicy,
-    Limits,
-    Outcome,
-    Phase,
-    SwitchRules,
-)
+from supervisor.core.machine.values import BackendState, Outcome, Phase
 from supervisor.core.scheduling.estimates import (
     SWITCH_S,
     Estimates,

@@ -5,11 +5,12 @@ from msgspec.structs import replace
 
 from supervisor.core.machine.commands import ReleaseMemory
 from supervisor.core.machine.events import BackendMoved, BackendStalled, RequestArrived
-from supervisor.core.machine.values import BackendState, DrainPolicy, Stop
+from supervisor.core.machine.rules import DrainPolicy
+from supervisor.core.machine.values import BackendState, Patience, Stop
 from tests.core.machine.story import CHAT, EMBED, Story, failure_in, granted_in, refused_in
 
-PATIENT = replace(CHAT, restart_on_stall=False)
-IMPATIENT = replace(CHAT, restart_on_stall=True)
+PATIENT = replace(CHAT, patience=Patience(restart_on_stall=False))
+IMPATIENT = replace(CHAT, patience=Patience(restart_on_stall=True))
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def test_stall_is_told_until_something_moves_again() -> None:
 
 
 def test_stalled_server_is_stopped_as_one_that_will_be_followed(story: Story) -> None:
-    stop = ReleaseMemory(epoch=1, how=Stop(grace_s=CHAT.stop_grace_s, is_replaced=True))
+    stop = ReleaseMemory(epoch=1, how=Stop(grace_s=CHAT.patience.stop_grace_s, is_replaced=True))
     assert stall(story) == (stop,)
 
 

@@ -36,7 +36,7 @@ from tests.core.machine.story import (
     report_in,
 )
 
-STOP_CHAT = ReleaseMemory(epoch=1, how=Stop(grace_s=CHAT.stop_grace_s, keeps_prompts=True))
+STOP_CHAT = ReleaseMemory(epoch=1, how=Stop(grace_s=CHAT.patience.stop_grace_s, keeps_prompts=True))
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_drain_deadline_stops_a_backend_that_still_serves(chat_live: Story) -> N
     chat_live.ask_for(EMBED)
     chat_live.accept()
 
-    assert next_wakeup(chat_live.snapshot) == chat_live.now + CHAT.drain_timeout_s
+    assert next_wakeup(chat_live.snapshot) == chat_live.now + CHAT.patience.drain_timeout_s
     assert chat_live.wake() == (STOP_CHAT,)
     assert chat_live.tell(RequestEnded, request_id="r1") == ()
 
@@ -208,8 +208,8 @@ def test_backend_that_is_not_ready_in_time_is_stopped_and_reaped_before_the_swit
     story.accept()
     story.confirm()
 
-    assert next_wakeup(story.snapshot) == story.now + CHAT.start_timeout_s
-    assert story.wake() == (ReleaseMemory(epoch=1, how=Stop(grace_s=CHAT.stop_grace_s)),)
+    assert next_wakeup(story.snapshot) == story.now + CHAT.patience.start_timeout_s
+    assert story.wake() == (ReleaseMemory(epoch=1, how=Stop(grace_s=CHAT.patience.stop_grace_s)),)
     assert story.tell(BackendReady, epoch=1, memory=None) == ()
     code, _ = failure_in(story.tell(BackendExited, epoch=1, exit_code=0))
     assert code == "backend_start_timeout"

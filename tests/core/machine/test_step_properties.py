@@ -31,8 +31,9 @@ from supervisor.core.machine.events import (
     TimePassed,
     VectorsKnown,
 )
+from supervisor.core.machine.rules import DrainPolicy, ModelRules, SwitchRules
 from supervisor.core.machine.step import step
-from supervisor.core.machine.values import DrainPolicy, ModelRules, Phase, SwitchRules, Target
+from supervisor.core.machine.values import Phase, Target
 from supervisor.core.scheduling.values import Priority
 from tests.core.machine.surroundings import LIMITS, TARGETS, WITH_TWIN, asked_for, period
 from tests.core.machine.world import Fate, World

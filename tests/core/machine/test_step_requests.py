@@ -21,6 +21,7 @@ from supervisor.core.machine.events import (
     TimePassed,
 )
 from supervisor.core.machine.footprint import Baseline
+from supervisor.core.machine.rules import Limits
 from supervisor.core.machine.snapshot import Scheduling, Snapshot
 from supervisor.core.machine.step import step
 from supervisor.core.machine.switch import Order, Start, Switch
@@ -28,8 +29,8 @@ from supervisor.core.machine.values import (
     Backend,
     BackendState,
     Device,
-    Limits,
     Mode,
+    Patience,
     Phase,
     Target,
     TargetNeed,
@@ -340,7 +341,9 @@ def test_waiters_of_the_next_switch_are_bounded_too() -> None:
 
 
 def test_drain_lasts_as_long_as_the_most_patient_backend_that_leaves() -> None:
-    patient = live(2, replace(EMBED, drain_timeout_s=CHAT.drain_timeout_s + 60))
+    patient = live(
+        2, replace(EMBED, patience=Patience(drain_timeout_s=CHAT.patience.drain_timeout_s + 60))
+    )
     snapshot, _ = play(
         replace(EMPTY, backends=(live(1, CHAT), patient)),
         arrival("r1", "chat"),
@@ -348,7 +351,7 @@ def test_drain_lasts_as_long_as_the_most_patient_backend_that_leaves() -> None:
         SwitchRequested(at=100.0, switch_id="s1", target=None, requested_by="ops"),
     )
 
-    assert next_wakeup(snapshot) == 100.0 + patient.target.drain_timeout_s
+    assert next_wakeup(snapshot) == 100.0 + patient.target.patience.drain_timeout_s
 
 
 @pytest.mark.parametrize("is_oldest_first", [True, False])

@@ -34,6 +34,7 @@ from supervisor.core.machine.values import (
     Device,
     Mode,
     Outcome,
+    Patience,
     Phase,
     Stop,
     Target,
@@ -41,8 +42,20 @@ from supervisor.core.machine.values import (
 )
 from tests.core.machine.surroundings import asked_for, taking
 
-CHAT = Target(model="chat", mode=Mode.GENERATION, profile="chat", device="gpu0", stop_grace_s=3.0)
-EMBED = Target(model="embed", mode=Mode.EMBEDDING, profile="embed", device="gpu0", stop_grace_s=4.0)
+CHAT = Target(
+    model="chat",
+    mode=Mode.GENERATION,
+    profile="chat",
+    device="gpu0",
+    patience=Patience(stop_grace_s=3.0),
+)
+EMBED = Target(
+    model="embed",
+    mode=Mode.EMBEDDING,
+    profile="embed",
+    device="gpu0",
+    patience=Patience(stop_grace_s=4.0),
+)
 
 Commands = tuple[Command, ...]
 

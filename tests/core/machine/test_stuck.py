@@ -36,7 +36,7 @@ def test_server_that_cannot_be_reaped_ends_the_switch_and_names_its_process() ->
     story.tell(ReleaseBegun, epoch=1)
     began_at = story.now
     code, message = failure_in(story.wake())
-    assert story.now == began_at + CHAT.stop_grace_s + REAP_TIMEOUT_S
+    assert story.now == began_at + CHAT.patience.stop_grace_s + REAP_TIMEOUT_S
     assert code == "backend_not_reaped"
     assert "the kernel holds it" in message
 
@@ -80,12 +80,12 @@ def test_release_that_comes_late_is_confirmed_ten_milliseconds_after_it_is_seen(
 
 def test_a_slow_save_of_prompts_leaves_the_server_all_its_time_to_end() -> None:
     story = stuck()
-    story.now += CHAT.stop_grace_s + REAP_TIMEOUT_S + 1
+    story.now += CHAT.patience.stop_grace_s + REAP_TIMEOUT_S + 1
     assert story.tell(TimePassed) == ()
     story.tell(ReleaseBegun, epoch=1)
     began_at = story.now
     code, _ = failure_in(story.wake())
-    assert story.now == began_at + CHAT.stop_grace_s + REAP_TIMEOUT_S
+    assert story.now == began_at + CHAT.patience.stop_grace_s + REAP_TIMEOUT_S
     assert code == "backend_not_reaped"
 
 
@@ -95,5 +95,5 @@ def test_a_save_of_which_nothing_is_heard_ends_the_switch_too() -> None:
     (chat,) = story.snapshot.backends
     saving_s = time_for_prompts_s(chat.footprint.total_bytes)
     code, _ = failure_in(story.wake())
-    assert story.now == began_at + saving_s + CHAT.stop_grace_s + REAP_TIMEOUT_S
+    assert story.now == began_at + saving_s + CHAT.patience.stop_grace_s + REAP_TIMEOUT_S
     assert code == "backend_not_reaped"

@@ -20,7 +20,8 @@ from supervisor.core.machine.events import (
     TargetRejected,
     VectorsKnown,
 )
-from supervisor.core.machine.values import Device, Limits, Mode, ModelRules, SwitchRules, Target
+from supervisor.core.machine.rules import Limits, ModelRules, SwitchRules
+from supervisor.core.machine.values import Device, Mode, Target
 from supervisor.core.scheduling.values import Priority
 from tests.core.machine.story import (
     AT_ONCE,

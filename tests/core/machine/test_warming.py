@@ -4,7 +4,8 @@ import pytest
 
 from supervisor.core.machine.commands import StartBackend, StopWarming, WarmFile
 from supervisor.core.machine.events import TargetAccepted, TargetRejected, WarmingBegun
-from supervisor.core.machine.values import Phase, SwitchRules, TargetNeed
+from supervisor.core.machine.rules import SwitchRules
+from supervisor.core.machine.values import Phase, TargetNeed
 from tests.core.machine.story import CHAT, EMBED, GIB, TOTAL_BYTES, Story
 from tests.core.machine.surroundings import taking
 

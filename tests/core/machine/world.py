@@ -55,6 +55,7 @@ from supervisor.core.machine.invariants import violations
 from supervisor.core.machine.memory import GateState, MemorySample, judge_release
 from supervisor.core.machine.phases import phase_deadline
 from supervisor.core.machine.queues import Kind
+from supervisor.core.machine.rules import DrainPolicy
 from supervisor.core.machine.scheduler import SHORTEST_WAIT_S
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.step import step
@@ -67,15 +68,7 @@ from supervisor.core.machine.switch import (
     Switch,
     SwitchReport,
 )
-from supervisor.core.machine.values import (
-    BackendState,
-    DrainPolicy,
-    Outcome,
-    Park,
-    Phase,
-    Target,
-    TargetNeed,
-)
+from supervisor.core.machine.values import BackendState, Outcome, Park, Phase, Target, TargetNeed
 from supervisor.core.scheduling.bounds import cycle_of
 from supervisor.core.scheduling.values import Priority, View
 from tests.core.machine.surroundings import ALONE, DEVICES, LIMITS, TOTAL, taking
@@ -396,9 +389,9 @@ class World(RuleBasedStateMachine):
     def note_death(self, before: Snapshot, event: BackendExited) -> None:
         """The fifth death in the window breaks a model; fewer are followed by a restart."""
         backend = before.backend(event.epoch)
-        if backend is None or before.is_closing or backend.is_retiring:
+        if backend is None or before.is_closing or backend.departure.is_retiring:
             return
-        is_replaced = backend.is_replaced
+        is_replaced = backend.departure.is_replaced
         if backend.state is not BackendState.READY and not is_replaced:
             return
         model, since = backend.target.model, self.now - LIMITS.breaker_window_s
@@ -515,7 +508,7 @@ class World(RuleBasedStateMachine):
             for switch in (before.switch, self.orders_of(before))  # one may end in this very step
             if switch is not None
         )
-        is_over = backend.is_retiring or backend.state is BackendState.STARTING
+        is_over = backend.departure.is_retiring or backend.state is BackendState.STARTING
         assert is_own or is_over or self.snapshot.is_closing or self.is_replaced(epoch)
 
     def check_that_it_was_time(self, order: Order) -> None:
@@ -591,7 +584,8 @@ class World(RuleBasedStateMachine):
         may_cancel = switch and self.policies.get(switch.switch_id) is DrainPolicy.CANCEL
         drain = switch.leaving.drain_deadline if switch and may_cancel else None
         backend = before.backend(epoch)
-        retire = backend.retire_deadline if backend else None
+        is_retiring = backend is not None and backend.departure.is_retiring
+        retire = backend.departure.deadline if backend and is_retiring else None
         deadlines = [d for d in (drain, retire, self.snapshot.close_deadline) if d is not None]
         is_late = self.now >= min(deadlines, default=self.now + 1) or (
             not deadlines and self.hangs(epoch)  # nothing else would end it
@@ -608,12 +602,12 @@ class World(RuleBasedStateMachine):
 
     def is_replaced(self, epoch: int) -> bool:
         backend = self.snapshot.backend(epoch)
-        return backend is not None and backend.is_replaced
+        return backend is not None and backend.departure.is_replaced
 
     def hangs(self, epoch: int) -> bool:
         backend = self.snapshot.backend(epoch)
         is_still = backend is not None and backend.stalled_s is not None
-        return is_still and self.targets[epoch].restart_on_stall
+        return is_still and self.targets[epoch].patience.restart_on_stall
 
     def brings_back(self, switch: Switch) -> bool:
         """Whether it is a recovery's, and no hand's that wanted the same meanwhile."""
@@ -627,7 +621,7 @@ class World(RuleBasedStateMachine):
                 return  # its place was never anybody else's
             is_own = self.started_by[epoch] == switch.switch_id
             backend = before.backend(epoch)
-            is_on_its_way = self.is_replaced(epoch) or (backend and backend.is_retiring)
+            is_on_its_way = self.is_replaced(epoch) or (backend and backend.departure.is_retiring)
             is_twin = self.targets[epoch].is_twin  # makes room for all
             was_parked = backend is not None and backend.state is BackendState.PARKED
             assert is_own or self.snapshot.is_closing or is_on_its_way or was_parked or is_twin
@@ -705,7 +699,12 @@ class World(RuleBasedStateMachine):
         for backend in self.snapshot.backends:
             is_draining = backend.state is BackendState.DRAINING
             is_leaving = switch is not None and backend.epoch in switch.leaving.epochs
-            assert not is_draining or is_leaving or backend.is_retiring or self.snapshot.is_closing
+            assert (
+                not is_draining
+                or is_leaving
+                or backend.departure.is_retiring
+                or self.snapshot.is_closing
+            )
 
     def check_requests(self) -> None:
         waiting = [r for r, fate in self.requests.items() if fate is Fate.WAITING]
