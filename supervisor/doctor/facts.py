@@ -118,7 +118,7 @@ class ProcessFacts:
     python: str
     open_files_limit: int
     pidfd_problem: str | None = None
-    prctl_problem: str | None = None
+    setpriv_problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,12 +4,12 @@ No vendor's library is loaded here: telemetry asks them in its own process, and 
 their devices as the child processes that they are.
 """
 
-import ctypes
 import os
 import platform
 import re
 import resource
 import shutil
+import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
@@ -30,6 +30,7 @@ from supervisor.doctor.facts import (
 from supervisor.doctor.vendor_traces import find_container, find_traces
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.models.model_scan import scan_models
+from supervisor.engine.servers.process import ends_with_us
 from supervisor.errors import ConfigError, EngineError, TelemetryError
 from supervisor.telemetry.cgroup import MemoryCgroup
 from supervisor.telemetry.host import HostMemory
@@ -37,7 +38,6 @@ from supervisor.telemetry.port import HOST
 from supervisor.telemetry.telemetry import Telemetry
 from supervisor.telemetry.vendors import visibility_variables
 
-_PR_GET_PDEATHSIG = 2  # linux/prctl.h
 _AMX_SYMBOL = b"ggml_backend_amx_mul_mat"
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 
@@ -181,7 +181,7 @@ def look_at_process() -> ProcessFacts:
         python=platform.python_version(),
         open_files_limit=resource.getrlimit(resource.RLIMIT_NOFILE)[1],
         pidfd_problem=_try_pidfd(),
-        prctl_problem=_try_prctl(),
+        setpriv_problem=_try_setpriv(),
     )
 
 
@@ -193,11 +193,14 @@ def _try_pidfd() -> str | None:
     return None
 
 
-def _try_prctl() -> str | None:
-    libc, signal_number = ctypes.CDLL(None, use_errno=True), ctypes.c_int()
-    if libc.prctl(_PR_GET_PDEATHSIG, ctypes.byref(signal_number)) == 0:
-        return None
-    return os.strerror(ctypes.get_errno())
+def _try_setpriv() -> str | None:
+    try:
+        tried = subprocess.run(
+            ends_with_us(("true",)), capture_output=True, text=True, timeout=5, check=False
+        )
+    except (EngineError, OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return tried.stderr.strip() or f"it ends with {tried.returncode}" if tried.returncode else None
 
 
 def read_configuration(surroundings: Surroundings) -> ConfigurationFacts:

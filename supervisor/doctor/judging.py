@@ -94,11 +94,12 @@ def judge_process(facts: Facts) -> Iterator[Finding]:
             "run on Linux 5.3 or newer, and in a container allow the call (seccomp profile "
             "RuntimeDefault does)",
         )
-    if process.prctl_problem is not None:
-        yield warning(
-            f"prctl does not work here ({process.prctl_problem}): servers outlive a controller "
-            "that is killed, until the next one ends them",
-            "allow the call (seccomp profile RuntimeDefault does)",
+    if process.setpriv_problem is not None:
+        yield error(
+            f"setpriv does not work here ({process.setpriv_problem}): no server can be started, "
+            "for it would outlive a controller that is killed",
+            "install util-linux 2.33 or newer, and in a container allow prctl (seccomp profile "
+            "RuntimeDefault does)",
         )
     if process.open_files_limit < FEW_OPEN_FILES:
         yield warning(

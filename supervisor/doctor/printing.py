@@ -130,6 +130,6 @@ def _machine_rows(facts: Facts) -> Iterator[tuple[str, str]]:
     yield "data folder", f"{data.path}: {state}{room}"
     yield "open files", str(process.open_files_limit)
     yield "pidfd_open", process.pidfd_problem or "works"
-    yield "prctl", process.prctl_problem or "works"
+    yield "setpriv", process.setpriv_problem or "works"
     yield "user", f"{process.uid}, groups {', '.join(map(str, process.groups))}"
     yield "kernel", f"{process.kernel}, Python {process.python}"

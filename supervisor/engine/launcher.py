@@ -63,6 +63,7 @@ class Launcher:
         configuration: ConfigurationHolder,
         engines: Engines,
         run_dir: Path,
+        folder: str = "",
         device_env: Callable[[Sequence[str]], Mapping[str, str]],
         prompt_cache: PromptCache | None = None,
         learned_store: LearnedStore | None = None,
@@ -71,6 +72,7 @@ class Launcher:
         self._configuration = configuration
         self._engines = engines
         self._run_dir = run_dir
+        self._folder = folder
         self._device_env = device_env
         self._prompt_cache = prompt_cache
         self._learned_store = learned_store
@@ -148,6 +150,7 @@ class Launcher:
             model=target.catalogue_name,
             profile=target.profile,
             epoch=epoch,
+            folder=self._folder,
             model_path=resolved.path,
             abilities=abilities,
             prompt_files=prompt_files,

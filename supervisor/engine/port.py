@@ -126,9 +126,10 @@ class Abilities:
 class Launch:
     """All that is needed to spawn one server, and to talk to it.
 
-    `profile`: the name of what `model` runs with. `model_path`: the file that it runs, whatever is
-    configured since. `prompt_files`: where its prompts are kept while it does not run; None: they
-    are not. `may_checkpoint`: the driver may park its process.
+    `folder`: the identity of the data folder whose controller starts it. `profile`: the name of
+    what `model` runs with. `model_path`: the file that it runs, whatever is configured since.
+    `prompt_files`: where its prompts are kept while it does not run; None: they are not.
+    `may_checkpoint`: the driver may park its process.
     """
 
     argv: tuple[str, ...]
@@ -138,6 +139,7 @@ class Launch:
     model: str
     profile: str
     epoch: int
+    folder: str = ""
     model_path: Path | None = None
     abilities: Abilities = Abilities()
     prompt_files: PromptFiles | None = None

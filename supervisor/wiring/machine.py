@@ -56,6 +56,7 @@ async def start_machine(
         configuration=ground.configuration,
         engines=ground.engines,
         run_dir=ground.run_dir,
+        folder=ground.data.identity,
         device_env=lambda shown: child_environment(shown, telemetry.devices()),
         prompt_cache=ground.stores.prompt_cache,
         learned_store=ground.stores.learned_store,

@@ -198,6 +198,6 @@ def test_engine_that_does_not_run_is_told_with_its_last_words(
 def test_this_kernel_has_what_the_care_of_processes_needs() -> None:
     told = look_at_process()
 
-    assert (told.pidfd_problem, told.prctl_problem) == (None, None)
+    assert (told.pidfd_problem, told.setpriv_problem) == (None, None)
     assert told.uid == os.geteuid()
     assert told.open_files_limit > 0

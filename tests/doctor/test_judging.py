@@ -187,6 +187,13 @@ def test_required_device_that_works_is_well() -> None:
             "Linux 5.3",
             id="no pidfd",
         ),
+        pytest.param(
+            CPU_MACHINE,
+            {"process": replace(CPU_MACHINE.process, setpriv_problem="it ends with 1")},
+            "setpriv",
+            "seccomp",
+            id="no setpriv",
+        ),
     ],
 )
 def test_what_stops_work_is_an_error(
@@ -367,13 +374,6 @@ def test_what_stops_work_is_an_error(
             "512.0 MiB left",
             "make room",
             id="disk nearly full",
-        ),
-        pytest.param(
-            CPU_MACHINE,
-            {"process": replace(CPU_MACHINE.process, prctl_problem="Operation not permitted")},
-            "prctl",
-            "seccomp",
-            id="no prctl",
         ),
         pytest.param(
             CPU_MACHINE,

@@ -16,21 +16,24 @@ def begin_stay(snapshot: Snapshot, backend: Backend, at: float) -> tuple[Schedul
     """The backend admits from now on: count anew, and note who asked for it while it was away."""
     scheduling, model = snapshot.scheduling, backend.target.model
     waiting = snapshot.requests.callers_of(model)
+    learned = estimates.note_revision(scheduling.estimates, model, backend.target.revision)
     away = scheduling.away.get(model)
     if away is not None:
-        learned = _note_absence(snapshot, model, away, at)
-        scheduling = replace(scheduling, estimates=learned)
+        learned = _note_absence(snapshot, learned, model, away, at)
+    scheduling = replace(scheduling, estimates=learned)
     queued = queue_of(snapshot.requests, model, None).interactive
     work = Work(since=at, queued=queued, empty_since=at, queued_before=waiting)
     return scheduling, replace(backend, work=work)
 
 
-def _note_absence(snapshot: Snapshot, model: str, away: Away, at: float) -> estimates.Estimates:
+def _note_absence(
+    snapshot: Snapshot, learned: estimates.Estimates, model: str, away: Away, at: float
+) -> estimates.Estimates:
     """Note how many asked for the model while it was away, and how soon after it was left."""
     requests, absent_s = snapshot.requests, at - away.left_at
     came = max(0, requests.callers_of(model) - away.waiting)
     learned = estimates.note_stay(
-        snapshot.scheduling.estimates,
+        learned,
         model,
         answered=0,
         busy_s=0.0,

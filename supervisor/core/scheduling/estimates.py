@@ -39,9 +39,11 @@ class StaySeen(Struct, frozen=True, kw_only=True):
 class ModelEstimates(Struct, frozen=True, kw_only=True):
     """The last values of one model, in seconds, the newest at the end.
 
+    `revision`: of the settings that its server was started with then; empty: not known.
     `unparkings_s`: of switches to it while its server was parked; `switches_s`: of all others.
     """
 
+    revision: str = ""
     switches_s: tuple[float, ...] = ()
     unparkings_s: tuple[float, ...] = ()
     drains_s: tuple[float, ...] = ()
@@ -54,6 +56,19 @@ class Estimates(Struct, frozen=True, kw_only=True):
     """What is known of every model that was live at some time."""
 
     models: Mapping[str, ModelEstimates] = {}
+
+
+def note_revision(estimates: Estimates, model: str, revision: str) -> Estimates:
+    """The model serves with the settings of this revision.
+
+    What its server took and did with others is forgotten, and what its clients do is not.
+    """
+    known = _of(estimates, model)
+    if known.revision == revision:
+        return estimates
+    if known.revision:
+        known = ModelEstimates(returns_s=known.returns_s, stays=known.stays)
+    return _with(estimates, model, replace(known, revision=revision))
 
 
 def note_switch(

@@ -13,7 +13,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from supervisor.engine.servers.descendants import (
     has_lost_environment,
     has_mark,
     mark_of,
+    mark_prefix,
     send_signal,
     state_of,
 )
@@ -73,7 +74,8 @@ class Children:
         self._impairments = impairments or Impairments()
         self._writing = threading.Lock()
         self._children: dict[int, Child] = {}
-        left = _end_orphans(self._path, data.identity)
+        left = _end_noted(self._path, data.identity)
+        left = _end_unnoted(data.identity) or left
         self.orphans_at = time.monotonic() if left else None
         """When what a killed controller left was found gone; None where it left nothing."""
         self._write()
@@ -157,23 +159,34 @@ def _read(path: Path) -> Iterator[Child]:
         yield child
 
 
-def _end_orphans(path: Path, folder: str) -> tuple[Child, ...]:
-    """End what a killed controller left, and return it; a file that cannot be read is set aside."""
-    orphans = []
+def _end_noted(path: Path, folder: str) -> bool:
+    """End what a killed controller had noted, and tell whether there was any.
+
+    A file that cannot be read is set aside.
+    """
+    was_any = False
     try:
         children = tuple(_read(path))
     except FileNotFoundError:
-        return ()
+        return False
     except (OSError, ValueError, KeyError, TypeError) as error:
         set_aside(path, f"it cannot be read: {error!r}")
-        return ()
+        return False
     for child in children:
         if child.is_alive and not _is_of(child, child.pid):
             log.warning("instance.left_alone", pid=child.pid, reason="it does not carry our mark")
         if child.mark and child.folder == folder and child.boot_id == _boot_id():
-            _end_server(child)
-            orphans.append(child)
-    return tuple(orphans)
+            _end_all(partial(_is_of, child))
+            was_any = True
+    return was_any
+
+
+def _end_unnoted(folder: str) -> bool:
+    """End what a controller of this folder started as it was killed; tell whether there was any.
+
+    For a millisecond a server is neither noted nor tied to the life of its controller.
+    """
+    return _end_all(lambda pid: (mark_of(pid) or "").startswith(mark_prefix(folder)))
 
 
 def _is_of(child: Child, pid: int) -> bool:
@@ -186,16 +199,15 @@ def _is_of(child: Child, pid: int) -> bool:
     return is_in_session and not is_reused and has_lost_environment(pid)
 
 
-def _end_server(child: Child) -> None:
-    """Kill all processes of a server, and wait until they are gone."""
-    is_of_it = partial(_is_of, child)
+def _end_all(is_meant: Callable[[int], bool]) -> bool:
+    """Kill all processes that are meant, wait until they are gone; tell whether there was any."""
     deadline = time.monotonic() + _WAIT_FOR_DEATH_S
     said: set[int] = set()
-    while left := {pid for pid in psutil.pids() if is_of_it(pid)}:
+    while left := {pid for pid in psutil.pids() if is_meant(pid)}:
         for pid in left:
             if pid not in said:
                 log.warning("instance.orphan_ended", pid=pid)
-            send_signal(pid, signal.SIGKILL, is_of_it)
+            send_signal(pid, signal.SIGKILL, is_meant)
         said |= left
         if time.monotonic() > deadline:
             listed = ", ".join(map(str, sorted(left)))
@@ -204,6 +216,7 @@ def _end_server(child: Child) -> None:
                 "by hand"
             )
         time.sleep(_DEATH_POLL_S)
+    return bool(said)
 
 
 def _started_ticks(pid: int) -> int | None:

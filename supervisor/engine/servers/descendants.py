@@ -28,9 +28,14 @@ _PROC = Path("/proc")
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def new_mark(epoch: int) -> str:
-    """Make the mark of a server: its epoch, and what no other server has had."""
-    return f"{epoch}-{token_hex(8)}"
+def new_mark(folder: str, epoch: int) -> str:
+    """Make the mark of a server: whose it is, its epoch, and what no other server has had."""
+    return f"{mark_prefix(folder)}{epoch}-{token_hex(8)}"
+
+
+def mark_prefix(folder: str) -> str:
+    """Return how all marks begin that controllers of a data folder make, by its identity."""
+    return f"{folder}-"
 
 
 def adopt_orphans() -> None:

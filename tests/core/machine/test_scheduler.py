@@ -13,10 +13,12 @@ from supervisor.core.machine.commands import (
     RefuseRequest,
     RefuseSwitch,
     ReleaseMemory,
+    StartBackend,
 )
 from supervisor.core.machine.deadlines import next_wakeup
 from supervisor.core.machine.events import (
     BackendExited,
+    BackendReady,
     CallersCounted,
     RequestArrived,
     RequestEnded,
@@ -31,6 +33,7 @@ from supervisor.core.scheduling.estimates import (
     SWITCH_S,
     Estimates,
     ModelEstimates,
+    costs_of,
     note_drain,
 )
 from supervisor.core.scheduling.values import Priority
@@ -481,6 +484,25 @@ def test_first_load_is_no_measure_of_a_switch(chat_live: Story) -> None:
     learned = chat_live.snapshot.scheduling.estimates.models
     assert [len(learned[name].switches_s) for name in ("chat", "embed")] == [1, 1]
     assert learned["embed"].switches_s[0] == pytest.approx(2.01, abs=0.01)
+
+
+def test_switch_times_are_of_the_settings_that_a_model_is_started_with(chat_live: Story) -> None:
+    def switch_s(revision: str, took_s: float) -> float:
+        """Switch to chat with the settings of a revision, in so much time, and tell what counts."""
+        for target, lasts_s in ((EMBED, 0.5), (replace(CHAT, revision=revision), took_s)):
+            (live,) = chat_live.snapshot.backends
+            chat_live.ask_for(target)
+            chat_live.accept()
+            chat_live.reap(live.epoch)
+            *_, start = chat_live.confirm()
+            assert isinstance(start, StartBackend)
+            chat_live.now += lasts_s
+            chat_live.tell(BackendReady, epoch=start.epoch, memory=None)
+        return costs_of(chat_live.snapshot.scheduling.estimates, "chat").switch_s
+
+    assert switch_s("slow", 60.0) == pytest.approx(60.0, abs=0.1)
+    assert switch_s("slow", 70.0) == pytest.approx(60.0, abs=0.1)
+    assert switch_s("quick", 1.0) == pytest.approx(1.0, abs=0.1)
 
 
 def test_100_000_that_wait_cost_little_each(chat_live: Story) -> None:

@@ -12,6 +12,7 @@ from supervisor.core.scheduling.estimates import (
     longest_switch_s,
     note_drain,
     note_return,
+    note_revision,
     note_stay,
     note_switch,
 )
@@ -34,6 +35,21 @@ def test_nothing_is_known_of_a_model_that_was_never_live() -> None:
 
 def test_a_few_odd_switches_do_not_count() -> None:
     assert costs_of(of_switches(0.4, 0.4, 0.4, 60.0, 90.0), "chat").switch_s == 0.4
+
+
+def test_what_a_server_took_with_other_settings_is_forgotten() -> None:
+    """And what its clients do is not: they are the same."""
+    known = note_revision(of_switches(0.4), "chat", "on the CPU")
+    assert costs_of(known, "chat").switch_s == 0.4  # what is known was not known to be of others
+
+    known = stay(note_drain(note_return(known, "chat", 0.01), "chat", 3.0), 3, 4, 2.0)
+    same = note_revision(known, "chat", "on the CPU")
+    other = note_revision(known, "chat", "on the GPU")
+
+    assert same == known
+    was, now = costs_of(known, "chat"), costs_of(other, "chat")
+    assert (now.switch_s, now.drain_s, now.service_s) == (SWITCH_S, 0.0, 0.0)
+    assert (now.return_s, now.arrivals_per_s) == (was.return_s, was.arrivals_per_s)
 
 
 def test_a_cold_switch_teaches_nothing() -> None:

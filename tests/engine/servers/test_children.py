@@ -54,7 +54,7 @@ def start_sleeper() -> Iterator[StartSleeper]:
             process = subprocess.Popen(
                 [sys.executable, "-c", f"{code}\nimport time; print(flush=True); time.sleep(60)"],
                 start_new_session=True,
-                env={**os.environ, MARK_VARIABLE: new_mark(1) if mark is None else mark},
+                env={**os.environ, MARK_VARIABLE: new_mark("", 1) if mark is None else mark},
                 stdout=subprocess.PIPE,
             )
             stack.enter_context(process)
@@ -123,6 +123,21 @@ def test_server_that_a_killed_controller_left_is_ended_with_all_that_it_started(
     ended = [line["pid"] for line in lines if line["event"] == "instance.orphan_ended"]
     assert sorted(ended) == sorted(marked)
     assert server.wait() == -signal.SIGKILL
+
+
+def test_server_that_was_started_as_its_controller_was_killed_is_ended(
+    data: DataFolder, start_sleeper: StartSleeper
+) -> None:
+    """It is not noted yet. What another folder's controller has started is left alone."""
+    ours = start_sleeper(new_mark(data.identity, 1))
+    others = start_sleeper(new_mark("0123456789abcdef", 1))
+
+    children = Children(data)
+
+    assert ours.wait() == -signal.SIGKILL
+    assert others.poll() is None
+    assert children.orphans_at is not None
+    children.release()
 
 
 def worker_of(start_sleeper: StartSleeper, env: dict[str, str]) -> tuple[Sleeper, psutil.Process]:

@@ -52,6 +52,14 @@ async def test_a_file_that_is_no_program_is_named(spawn: Spawn, tmp_path: Path) 
         spawn(str(file))
 
 
+async def test_start_without_setpriv_names_what_to_install(
+    spawn: Spawn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(EngineError, match=r"setpriv is not installed.*part of util-linux"):
+        spawn("/bin/true")
+
+
 async def test_an_argument_that_no_program_can_take_is_an_engine_error(spawn: Spawn) -> None:
     with pytest.raises(EngineError, match="null byte"):
         spawn("/bin/true", "a\0b")
@@ -265,7 +273,8 @@ async def test_what_left_the_group_of_the_child_is_ended_and_reaped_with_it(
     await eventually(lambda: child.last_lines)
     leaver = int(child.last_lines[0])
     kill_later.append(leaver)
-    assert child.owns(leaver) is ("mark" not in how)
+    # Between two programs (`exec`) a process shows no environment, and so no mark.
+    await eventually(lambda: child.owns(leaver) is ("mark" not in how))
     async with asyncio.timeout(PATIENCE_S):
         await child.stop(5)
     assert not psutil.pid_exists(leaver), "also no zombie of it"
@@ -367,47 +376,6 @@ async def test_a_killed_parent_leaves_no_child(
     await eventually(lambda: not is_alive(child))
 
 
-async def test_no_function_of_ours_runs_in_a_child_before_its_program() -> None:
-    """It could wait for a lock that another thread of the parent held, and the parent for it."""
-    with start_parent("""
-        parent = os.getpid()
-
-
-        def trace(frame, event, _):
-            if os.getpid() != parent and "supervisor" in frame.f_code.co_filename:
-                os.write(1, f"in the child: {frame.f_code.co_name}\\n".encode())
-
-
-        sys.settrace(trace)
-        asyncio.run(run("echo the program"))
-    """) as parent:
-        assert parent.stdout is not None
-        assert parent.stdout.read() == "the program\n"
-
-
-async def test_child_whose_parent_has_ended_runs_no_program() -> None:
-    """The parent-death signal of a parent that is dead already never comes."""
-    with start_parent("""
-        from supervisor.engine.servers.process import _die_with_parent
-
-        before_program = _die_with_parent()
-        if os.fork() == 0:
-            if os.fork() == 0:  # its parent is another process than that which made the call
-                before_program()
-                say("it runs on")
-            os._exit(0)
-        os.wait()
-        before_program = _die_with_parent()
-        if os.fork() == 0:
-            before_program()
-            say("one with its parent does")
-            os._exit(0)
-        os.wait()
-    """) as parent:
-        assert parent.stdout is not None
-        assert parent.stdout.read() == "one with its parent does\n"
-
-
 async def test_process_1_reaps_the_orphans_that_it_adopts() -> None:
     """A container's process 1 has nobody behind it: a zombie would stay for ever."""
     with start_parent("""
@@ -440,4 +408,4 @@ async def test_the_child_sees_the_environment_of_its_launch_and_its_mark(spawn: 
     keeps_mark, only, mark = child.last_lines
     assert keeps_mark == "SPT_NOENV=1", "a title would overwrite the mark"
     assert only == "ONLY=this"
-    assert mark.startswith(f"{MARK_VARIABLE}=1-")
+    assert mark.startswith(f"{MARK_VARIABLE}=-1-")
