@@ -21,6 +21,7 @@ from supervisor.core.machine.events import (
     Event,
     MemorySampled,
     MemoryUnreadable,
+    ReleaseBegun,
     RequestArrived,
     RestartRequested,
     RulesChanged,
@@ -40,7 +41,7 @@ from tests.core.machine.world import Fate, World
 
 REPEATABLE = MemorySampled | MemoryUnreadable | TimePassed | BackendStalled | BackendMoved
 REQUESTS = SwitchRequested | RequestArrived | RestartRequested | ShutdownRequested
-READINGS = RulesChanged | ScheduleRead | CallersCounted
+READINGS = RulesChanged | ScheduleRead | CallersCounted | ReleaseBegun
 """Facts that say what is so now, or have it read: told again, they are new. An older count of
 callers replaces a later one."""
 
@@ -377,6 +378,14 @@ class Happenings(World):
         self.perform_all(is_well=True)
         for wanted in (first, second, *([first] if comes_back else [])):
             self.switch_goes_well(wanted, 31)
+
+    @precondition(lambda self: self.releasing())
+    @rule(pause_s=pauses_s, pick=st.integers(0))
+    def prompts_are_saved(self, pause_s: float, pick: int) -> None:
+        """From then on a server that is stopped or parked has its time to be gone."""
+        self.pass_time(pause_s)
+        if epochs := self.releasing():
+            self.tell(ReleaseBegun(at=self.now, epoch=epochs[pick % len(epochs)]))
 
     @precondition(lambda self: self.on_host)
     @rule(pick=st.integers(0), need=needs)

@@ -199,6 +199,11 @@ class World(RuleBasedStateMachine):
         self.leases = {r: e for r, e in self.leases.items() if e != epoch}
         self.tell(BackendParked(at=self.now, epoch=epoch, kept=host))
 
+    def releasing(self) -> list[int]:
+        """The servers that are ordered to give their memory up, and have not begun to."""
+        ordered = {order.epoch for order in self.orders if isinstance(order, ReleaseMemory)}
+        return sorted(ordered & self.alive.keys())
+
     def answer_check(self, switch_id: str, need: int | None) -> None:
         if need is None:
             self.tell(TargetRejected(at=self.now, switch_id=switch_id, message="no such file"))
