@@ -15,6 +15,7 @@ from supervisor.errors import RequestRefused
 from supervisor.gateway.answer import Answer
 from supervisor.gateway.call import Call
 from supervisor.gateway.error_responses import error_answer
+from supervisor.gateway.forms.inputs import is_given
 from supervisor.gateway.forms.older import OlderForm
 from supervisor.gateway.forms.ollama import OllamaForm, ollama_error
 from supervisor.gateway.forms.openai import OpenAIForm
@@ -137,13 +138,13 @@ FORM_ROUTES: tuple[FormRoute, ...] = (
 
 
 class _TellingFields(msgspec.Struct, frozen=True):
-    """Whether each field by which forms are told apart is there."""
+    """The fields by which forms are told apart."""
 
-    inputs: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    text: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    content: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    texts: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    documents: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    inputs: msgspec.Raw = msgspec.Raw()
+    text: msgspec.Raw = msgspec.Raw()
+    content: msgspec.Raw = msgspec.Raw()
+    texts: msgspec.Raw = msgspec.Raw()
+    documents: msgspec.Raw = msgspec.Raw()
 
 
 _decode = msgspec.json.Decoder(_TellingFields).decode
@@ -167,7 +168,7 @@ def form_of(forms: tuple[FormRoute, ...], content: bytes) -> FormRoute:
         raise RequestRefused(
             "form_unclear", f"the body does not tell its form, for it cannot be read: {error}"
         ) from error
-    told = [form for form in forms if getattr(fields, form.told_by) is not msgspec.UNSET]
+    told = [form for form in forms if is_given(getattr(fields, form.told_by))]
     if len(told) == 1:
         return told[0]
     known = ", ".join(f"`{form.told_by}`" for form in forms)

@@ -25,6 +25,11 @@ def read_body(decoder: msgspec.json.Decoder[_Body], content: bytes) -> _Body:
         raise RequestRefused("bad_request", f"the body cannot be read: {error}") from error
 
 
+def is_given(value: msgspec.Raw) -> bool:
+    """Whether a field has a value; null is what was not given: some clients write every field."""
+    return bytes(value) not in {b"", b"null"}
+
+
 def read_inputs(given: str | Sequence[str | int | list[int]], field: str) -> tuple[Content, ...]:
     """Return the inputs that a field has; raises RequestRefused, with `index`, for one that is not.
 

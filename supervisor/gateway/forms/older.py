@@ -19,11 +19,11 @@ from supervisor.vector_store.port import DEFAULT_COLLECTION
 
 
 class EmbedBody(msgspec.Struct, frozen=True):
-    """The body. It stores unless it is told not to."""
+    """The body. It stores unless it is told not to; null is what was not given."""
 
     text: str
-    store: bool = True
-    collection: str = DEFAULT_COLLECTION
+    store: bool | None = None
+    collection: str | None = None
 
 
 _decoder = msgspec.json.Decoder(EmbedBody)
@@ -39,7 +39,8 @@ class OlderForm:
     async def embed(self, call: Call) -> Answer:
         """Embed one text, and store it as a document of one chunk."""
         body = read_body(_decoder, call.body)
-        store = await self._opener.store() if body.store else None
+        store = None if body.store is False else await self._opener.store()
+        collection = DEFAULT_COLLECTION if body.collection is None else body.collection
         target = self._service.target(call.wanted, call.head.path)
         inputs = read_inputs(body.text, "text")
         made = await self._service.embed(
@@ -55,7 +56,7 @@ class OlderForm:
             # The same text is the same document.
             name = f"text-{hashlib.sha256(body.text.encode()).hexdigest()[:32]}"
             document = undivided(name, target.model, inputs, made)
-            async with self._opener.replacing(body.collection):
-                await store_document(store, body.collection, document)
-            content |= {"stored": True, "id": document.id, "collection": body.collection}
+            async with self._opener.replacing(collection):
+                await store_document(store, collection, document)
+            content |= {"stored": True, "id": document.id, "collection": collection}
         return embedding_answer(content, made)

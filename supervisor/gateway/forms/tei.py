@@ -24,7 +24,13 @@ from supervisor.gateway.answer import Answer, as_json, json_answer
 from supervisor.gateway.call import Call, Headers
 from supervisor.gateway.error_responses import error_answer
 from supervisor.gateway.forms.embedding_answer import as_numbers, embedding_answer
-from supervisor.gateway.forms.inputs import GivenInputs, read_body, read_inputs, require_count
+from supervisor.gateway.forms.inputs import (
+    GivenInputs,
+    is_given,
+    read_body,
+    read_inputs,
+    require_count,
+)
 from supervisor.telemetry.port import HOST
 
 _SIDES = {"left": Side.LEFT, "right": Side.RIGHT}
@@ -111,7 +117,7 @@ class TeiForm:
     async def own_task(self, call: Call) -> Answer:
         """Embed, compare sentences, or rank texts: clients post all to the address itself."""
         body = read_body(_any_decoder, call.body)
-        if bytes(body.texts):
+        if is_given(body.texts):
             return await self.rerank(call)
         is_comparison = bytes(body.inputs).lstrip().startswith(b"{")
         return await (self.similarity(call) if is_comparison else self.embed(call))

@@ -78,11 +78,14 @@ def test_older_form_gives_one_vector_where_it_is_not_to_be_stored(caller: Caller
     assert answer["tokens"] > 2
 
 
-@pytest.mark.parametrize("fields", [{}, {"store": True, "collection": "notes"}])
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"store": None, "collection": None}, {"store": True, "collection": "notes"}],
+)
 def test_older_form_stores_a_text_once_unless_it_is_told_not_to(
     caller: Caller, fields: dict[str, Any]
 ) -> None:
-    collection = fields.get("collection", "documents")
+    collection = fields.get("collection") or "documents"
     answers = [caller.post("/embed", {"text": "고양이 한 마리", **fields})[2] for _ in range(2)]
     caller.post("/embed", {"text": "a dog", **fields, "store": False})
 

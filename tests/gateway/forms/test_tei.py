@@ -124,6 +124,7 @@ def test_errors_have_its_form(caller: Caller, path: str, body: Any, kind: str, s
         ("/tokenize", {}, "`inputs`, `content`; it has none of them"),
         ("/tokenize", b'{"content": "a"', "it cannot be read: Input data was truncated"),
         ("/tokenize", {"inputs": "a", "content": "a"}, "it has `inputs` and `content`"),
+        ("/embed", {"inputs": None, "text": None}, "it has none of them"),
     ],
 )
 def test_body_in_no_form_or_in_two_is_refused(
@@ -133,6 +134,17 @@ def test_body_in_no_form_or_in_two_is_refused(
 
     assert (status, answer["error"]["code"]) == (422, "form_unclear")
     assert said in answer["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "other"),
+    [("/embed", "inputs", "text"), ("/", "inputs", "texts"), ("/tokenize", "inputs", "content")],
+)
+def test_null_is_what_was_not_given(caller: Caller, path: str, field: str, other: str) -> None:
+    status, _, answer = caller.post(path, {field: "a", other: None})
+
+    assert status == 200, answer
+    assert answer == caller.post(path, {field: "a"})[2]
 
 
 @pytest.mark.parametrize("model", ["minilm", "plain"])
