@@ -156,9 +156,8 @@ class Door:
         reply: Reply,
         forms: tuple[FormRoute, ...],
     ) -> None:
-        """Answer in the form in which the body asks, errors included."""
-        if len(forms) == 1:
-            reply.error_answer = forms[0].error_answer
+        """Answer in the form in which the body asks, errors included; until then, in the first."""
+        reply.error_answer = forms[0].error_answer
         body, content = await self._read_content(request, head, reply)
         form = form_of(forms, content)
         reply.error_answer = form.error_answer

@@ -134,7 +134,10 @@ FORM_ROUTES: tuple[FormRoute, ...] = (
         error_answer=ollama_error,
     ),
 )
-"""Other methods than POST on these paths are relayed, as those of any path that is not ours."""
+"""Other methods than POST on these paths are relayed, as those of any path that is not ours.
+
+A path's first form is that of the errors of a body that does not tell which it is in: its clients
+know no other, and read a text at `error`."""
 
 
 class _TellingFields(msgspec.Struct, frozen=True):
