@@ -124,6 +124,7 @@ class Door:
         if route is None or route.handler is None:
             raise _method_not_allowed(routes)
         reply.record.is_probe = route.scope is Scope.PROBE
+        reply.error_answer = route.error_answer
         async with self._brought(route, request, head, reply) as (body, form):
             query = head.request_target.partition("?")[2]
             asked = read_parameters(route.parameters, query, values, body, form)

@@ -7,7 +7,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from supervisor.errors import RequestRefused
 from supervisor.gateway.answer import Answer, PiecewiseAnswer
+from supervisor.gateway.error_responses import error_answer
 from supervisor.gateway.parameters import NoParameters
 
 
@@ -20,12 +22,6 @@ class Scope(StrEnum):
     CONTROL = "control"
 
 
-class ErrorForm(StrEnum):
-    """The shape in which a route answers errors."""
-
-    OPENAI = "openai"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
     """A path of ours: who answers it, what it takes, and what it gives back.
@@ -34,7 +30,7 @@ class Route:
     path's last variable may be `{…:path}`, which takes slashes, too. `upload_limit` names the
     setting that bounds bodies that go to disk as they come (`uploads.py`); empty: all are JSON.
     `answers` are the statuses of success, `refusals` the codes of errors beyond those that every
-    route may answer.
+    route may answer, and `error_answer` says how errors look to its callers.
     """
 
     method: str
@@ -46,7 +42,7 @@ class Route:
     upload_limit: str = ""
     answers: tuple[int, ...] = (200,)
     refusals: tuple[str, ...] = ()
-    error_form: ErrorForm = ErrorForm.OPENAI
+    error_answer: Callable[[RequestRefused], Answer] = error_answer
     scope: Scope = Scope.READING
 
     @property

@@ -15,6 +15,7 @@ from supervisor.gateway.control import (
 )
 from supervisor.gateway.devices import Devices, HistoryParameters
 from supervisor.gateway.document_routes import DOCUMENT_ROUTES
+from supervisor.gateway.forms.tei import tei_error
 from supervisor.gateway.forms.tei_info import InfoParameters, TeiInfo
 from supervisor.gateway.job_routes import JOB_ROUTES
 from supervisor.gateway.parameters import AnyParameters
@@ -100,11 +101,13 @@ RESERVED_ROUTES: tuple[Route, ...] = (
     Route(
         method="GET",
         path="/info",
-        purpose="What a model for embeddings is and takes, in text-embeddings-inference's form.",
+        purpose="What a model for embeddings is and takes, in text-embeddings-inference's form, as "
+        "its errors are.",
         owner=TeiInfo,
         handler=TeiInfo.info,
         parameters=InfoParameters,
         refusals=("model_not_found", "model_type_mismatch", "target_cannot_start"),
+        error_answer=tei_error,
         scope=Scope.INFERENCE,
     ),
     Route(

@@ -253,6 +253,15 @@ def test_info_tells_of_a_model(caller: Caller) -> None:
     assert info["auto_truncate"] is True
     ranker = caller.running.json("GET", "/info?model=reranker")
     assert ranker["model_type"].keys() == {"reranker"}
-    generating = caller.running.json("GET", "/info?model=demo-chat")
-    assert "demo-chat" in generating["error"]["message"]
-    assert generating["error"]["code"] == "model_type_mismatch"
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [("model=demo-chat", "demo-chat"), ("model=nobody", "nobody"), ("verbose=1", "verbose=1")],
+)
+def test_info_refuses_in_its_form(caller: Caller, query: str, said: str) -> None:
+    answer = caller.running.json("GET", f"/info?{query}")
+
+    assert answer.keys() == {"error", "error_type"}
+    assert answer["error_type"] == "Validation"
+    assert said in answer["error"]
