@@ -7,6 +7,7 @@ import msgspec
 import structlog
 from pydantic import Field
 
+from supervisor.config.holder import ConfigurationHolder
 from supervisor.documents.searching import Searcher, SearchRequest
 from supervisor.embedding.vectors import is_finite
 from supervisor.errors import RequestRefused
@@ -78,7 +79,10 @@ class DocumentParameters(Parameters):
 class StoredVectors:
     """The handlers."""
 
-    def __init__(self, searcher: Searcher, opener: StoreOpener) -> None:
+    def __init__(
+        self, configuration: ConfigurationHolder, searcher: Searcher, opener: StoreOpener
+    ) -> None:
+        self._configuration = configuration
         self._searcher = searcher
         self._opener = opener
         self._building: dict[str, asyncio.Task[None]] = {}
@@ -148,8 +152,10 @@ class StoredVectors:
                 raise RequestRefused(
                     "bad_request", f"`points`: the vector of '{point.id}' has what is not a number"
                 )
+        # Collections are kept also of models that are not in the catalogue (any more).
+        model = self._configuration.current.model_name(asked.model) or asked.model
         store = await self._opener.store()
-        await store.ensure_collection(asked.collection, asked.model, asked.dimension)
+        await store.ensure_collection(asked.collection, model, asked.dimension)
         await store.upsert(asked.collection, points)
         return json_answer({"collection": asked.collection, "written": len(points)})
 

@@ -51,8 +51,14 @@ def point(index: int, *numbers: float, document: str = "a", **payload: Any) -> d
     }
 
 
-def put(controller: Running, collection: str, *points: dict[str, Any], dimension: int = 2) -> Any:
-    body = {"model": "m", "dimension": dimension, "points": points}
+def put(
+    controller: Running,
+    collection: str,
+    *points: dict[str, Any],
+    model: str = "m",
+    dimension: int = 2,
+) -> Any:
+    body = {"model": model, "dimension": dimension, "points": points}
     return controller.json("POST", f"/collections/{collection}/points", body)
 
 
@@ -134,6 +140,14 @@ def test_points_come_out_as_they_may_be_put_in_elsewhere(controller: Running) ->
     assert sorted(each["payload"]["page"] for each in read) == [0, 1, 2]
     put(controller, "copies", *read)
     assert controller.json("GET", "/collections/copies/points")["points"] == read
+
+
+def test_points_of_an_alias_are_those_of_its_model(controller: Running) -> None:
+    put(controller, "aliased", model="all-MiniLM-L6-v2:latest", dimension=384)
+    assert put(controller, "aliased", model="minilm", dimension=384)["written"] == 0
+    assert controller.json("GET", "/collections/aliased")["model"] == "minilm"
+    text = {"text": TEXTS["cats"], "collection": "aliased"}
+    assert controller.json("POST", "/embed", text)["stored"] is True
 
 
 def test_points_from_what_is_no_id_on_are_refused(controller: Running) -> None:
