@@ -100,6 +100,8 @@ def http_page() -> str:
             "stripped, `X-Request-ID` added). A request that names a `model` goes to the backend",
             "of that model: the name is read from any body that is a JSON object, whatever its",
             "Content-Type and with gzip or deflate, from a multipart form, and from the query.",
+            "A body in another Content-Encoding is refused with 415 on the controller's own paths,",
+            "and where it would switch; a live backend gets it as it is.",
             "",
             "What a route takes is in its path, its query or its JSON body, each field once; a",
             "field that the route does not know is refused. A field with `?` may be left out. A",

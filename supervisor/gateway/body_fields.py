@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from supervisor.errors import RequestRefused
+from supervisor.gateway.body_reading import encoding_not_supported
 
 _BOM = b"\xef\xbb\xbf"
 _OPENS_OBJECT = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*\{")
@@ -33,6 +34,7 @@ _MAX_MEMBERS = 1000
 
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32  # the header tells which (zlib's inflateInit2)
 _CAN_INFLATE = frozenset({b"gzip", b"x-gzip", b"deflate"})
+_PLAIN = frozenset({b"", b"identity"})
 
 _BOUNDARY = re.compile(rb';\s*boundary="?([^";,]+)"?', re.IGNORECASE)
 _IS_MODEL_PART = re.compile(
@@ -141,6 +143,13 @@ def _text(content: bytes, before: str | None) -> str:
     return text
 
 
+def unknown_encoding(encodings: bytes) -> RequestRefused | None:
+    """Return why a body of these Content-Encodings cannot be read; None where it may be."""
+    if {each.strip() for each in encodings.lower().split(b",")} <= _CAN_INFLATE | _PLAIN:
+        return None
+    return encoding_not_supported(encodings.decode(errors="replace"), ("gzip", "deflate"))
+
+
 async def inflated(
     encodings: bytes, body: bytes, max_bytes: int, grow_to: Callable[[int], None]
 ) -> bytes:
@@ -159,7 +168,7 @@ async def inflated(
         if name in _CAN_INFLATE:
             before = len(body) + (0 if content is body else len(content))
             content = await _inflate(content, max_bytes, before, grow_to)
-        elif name not in {b"", b"identity"}:
+        elif name not in _PLAIN:
             return body
     return content
 

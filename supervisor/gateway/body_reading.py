@@ -1,7 +1,7 @@
 """What is the same for bodies that are kept in memory and those that go to disk."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import TypeVar
 
 from aiohttp import HttpVersion11, StreamReader, web
@@ -53,6 +53,15 @@ def too_large(max_bytes: int, setting: str) -> RequestRefused:
         "body_too_large",
         f"the body is larger than {max_bytes} bytes ({setting})",
         {"max_body_bytes": max_bytes},
+    )
+
+
+def encoding_not_supported(encoding: str, accepted: Sequence[str]) -> RequestRefused:
+    """Say that a body is written in a way that is not read here, and which are."""
+    return RequestRefused(
+        "encoding_not_supported",
+        f"Content-Encoding: {encoding} is not supported here, only {' and '.join(accepted)}",
+        {"accepted_encodings": tuple(accepted)},
     )
 
 

@@ -11,6 +11,7 @@ from supervisor.core.machine.values import Target
 from supervisor.core.scheduling.values import Priority
 from supervisor.engine.servers.framing import Request
 from supervisor.engine.tasks import ModelTask
+from supervisor.errors import RequestRefused
 
 Headers = tuple[tuple[bytes, bytes], ...]
 """Names and values as they stand on the wire, repeated ones included."""
@@ -66,6 +67,9 @@ class CallHead(msgspec.Struct, frozen=True, kw_only=True):
 
     content_type: bytes
 
+    body_fault: RequestRefused | None
+    """Why nothing can be read of its body; None where it may be."""
+
     named: str | None
     """The model that the path names; None where it names none."""
 
@@ -115,7 +119,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     deadline_at: float
     """When it stops waiting for a server, on the monotonic clock."""
 
-    fault: str | None = None
+    fault: RequestRefused | None = None
     """Why its body, which may name a model, cannot be read; None where it can."""
 
     @property

@@ -14,7 +14,13 @@ from supervisor.engine.spilling import is_small_body
 from supervisor.engine.targets import Targets
 from supervisor.engine.tasks import ModelTask
 from supervisor.errors import RequestRefused
-from supervisor.gateway.body_fields import BrokenFields, opens_object, read_fields
+from supervisor.gateway.body_fields import (
+    BodyFields,
+    BrokenFields,
+    opens_object,
+    read_fields,
+    unknown_encoding,
+)
 from supervisor.gateway.call import Call, CallHead, Headers, RequestHead
 from supervisor.gateway.hop_by_hop import request_headers
 from supervisor.gateway.relayed_routes import ANY_OTHER, ROUTE_BY_PATH, RelayedRoute
@@ -79,6 +85,7 @@ class CallReader:
             sent=request_headers(head.headers),
             is_form=is_form,
             content_type=head.fields.get(b"content-type", b""),
+            body_fault=unknown_encoding(head.fields.get(b"content-encoding", b"")),
             named=named,
             task=route.task if is_post and not is_raw else None,
             may_switch=is_work and auto_switch,
@@ -127,7 +134,7 @@ class CallReader:
             and urgency is Priority.INTERACTIVE
             and is_small_body(len(body)),
             deadline_at=time.monotonic() + queue.hold_timeout_s,
-            fault=fields.why if isinstance(fields, BrokenFields) else None,
+            fault=_fault(head, fields) if body else None,
         )
 
     def _find(
@@ -183,6 +190,12 @@ def _sent_with(head: CallHead, body: bytes) -> Headers:
         return head.sent
     others = tuple(each for each in head.sent if each[0].lower() != b"content-type")
     return (*others, (b"Content-Type", b"application/json"))
+
+
+def _fault(head: CallHead, fields: BodyFields) -> RequestRefused | None:
+    if isinstance(fields, BrokenFields):
+        return RequestRefused("bad_request", f"the JSON body cannot be read: {fields.why}")
+    return head.body_fault
 
 
 def _may_stream(route: RelayedRoute) -> bool:

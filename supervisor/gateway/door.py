@@ -17,7 +17,7 @@ from supervisor.config.settings import ServerSettings
 from supervisor.errors import RequestRefused
 from supervisor.gateway.answer import Answer
 from supervisor.gateway.bodies import BodyLedger
-from supervisor.gateway.body_fields import inflated
+from supervisor.gateway.body_fields import inflated, unknown_encoding
 from supervisor.gateway.body_reading import BodyPace, meet_expectation, too_large
 from supervisor.gateway.call import Headers, RequestHead
 from supervisor.gateway.call_reader import CallReader, read_head, request_id_of
@@ -139,7 +139,9 @@ class Door:
         if not route.takes_body:
             yield b"", ()
         elif not route.upload_limit or request.content_type == "application/json":
-            yield (await self._read_content(request, head, reply))[1], ()
+            body, content = await self._read_content(request, head, reply)
+            _require_readable(head, body)
+            yield content, ()
         else:
             settings = self._configuration.current.settings
             async with self._uploads.receive(
@@ -160,7 +162,7 @@ class Door:
         """Answer in the form in which the body asks, errors included; until then, in the first."""
         reply.error_answer = forms[0].error_answer
         body, content = await self._read_content(request, head, reply)
-        form = form_of(forms, content)
+        form = _readable_form(forms, head, body, content)
         reply.error_answer = form.error_answer
         call_head, request_id = self._reader.read_head(head), reply.record.request_id
         if form.handler is None:
@@ -227,6 +229,30 @@ def _require_known_framing(version: HttpVersion, head: RequestHead) -> None:
             "bad_request",
             f"Transfer-Encoding: {coding.decode(errors='replace')} is not supported, only chunked",
         )
+
+
+def _require_readable(head: RequestHead, body: bytes) -> None:
+    """Refuse a body in an encoding that is not read here. Raises RequestRefused."""
+    refusal = unknown_encoding(head.fields.get(b"content-encoding", b""))
+    if body and refusal is not None:
+        raise refusal
+
+
+def _readable_form(
+    forms: tuple[FormRoute, ...], head: RequestHead, body: bytes, content: bytes
+) -> FormRoute:
+    """Return the form that a body is in; one that is relayed may be in any encoding.
+
+    Raises RequestRefused.
+    """
+    try:
+        form = form_of(forms, content)
+    except RequestRefused:
+        _require_readable(head, body)
+        raise
+    if form.handler is not None:
+        _require_readable(head, body)
+    return form
 
 
 def _about_us() -> Answer:

@@ -36,6 +36,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "pinned_in_the_way": 409,
     "place_is_taken": 409,
     "body_too_large": 413,
+    "encoding_not_supported": 415,
     "queue_full": 429,
     "embedding_queue_full": 429,
     "callback_not_allowed": 422,
@@ -105,6 +106,9 @@ def error_answer(error: RequestRefused) -> Answer:
         headers = (*headers, (b"X-Queue-Position", position))
     if "allowed" in error.details:
         headers = (*headers, (b"Allow", ", ".join(error.details["allowed"]).encode()))
+    if "accepted_encodings" in error.details:  # RFC 9110, 12.5.3
+        accepted = ", ".join(error.details["accepted_encodings"]).encode()
+        headers = (*headers, (b"Accept-Encoding", accepted))
     status = STATUS_BY_CODE.get(error.code, 500)
     return json_answer(error_body(error), status=status, headers=headers)
 

@@ -124,7 +124,7 @@ class Relay:
         `telemetry_lost` for a device that cannot be used.
         """
         if call.fault is not None and call.named is None:
-            raise RequestRefused("bad_request", f"the JSON body cannot be read: {call.fault}")
+            raise call.fault
         wanted = call.wanted
         if wanted is not None and call.head.may_switch:
             wanted = self._targets.target(wanted.model)

@@ -21,7 +21,12 @@ from aiohttp.http import HttpProcessingError
 
 from supervisor.documents.extraction.text import decoded
 from supervisor.errors import RequestRefused
-from supervisor.gateway.body_reading import BodyPace, meet_expectation, too_large
+from supervisor.gateway.body_reading import (
+    BodyPace,
+    encoding_not_supported,
+    meet_expectation,
+    too_large,
+)
 
 FILE_FIELD = "file"
 """The field under which a body that is no form is given to its route."""
@@ -66,7 +71,7 @@ class Uploads:
         """Yield the fields of a form, or the whole body as the field `file`, once it is here.
 
         The file may have `max_bytes`, by that setting. Raises RequestRefused `body_too_large`,
-        `storage_full`, `body_timeout` or `bad_request`.
+        `storage_full`, `body_timeout`, `encoding_not_supported` or `bad_request`.
         """
         is_form = request.content_type == _FORM
         _require_no_encoding(request)
@@ -209,9 +214,7 @@ async def _content_of(part: BodyPartReader, pace: BodyPace, max_bytes: int) -> b
 def _require_no_encoding(request: web.BaseRequest) -> None:
     encoding = request.headers.get("Content-Encoding", "identity")
     if encoding != "identity":
-        raise RequestRefused(
-            "bad_request", f"Content-Encoding: {encoding} is not supported here; send it as it is"
-        )
+        raise encoding_not_supported(encoding, ("identity",))
 
 
 def _bad_form(reason: str) -> RequestRefused:

@@ -49,6 +49,22 @@ async def test_order_may_come_compressed(start_controller: StartController) -> N
         assert (await answer.json())["model"] == "minilm"
 
 
+async def test_order_in_an_encoding_that_is_not_read_is_refused(
+    start_controller: StartController,
+) -> None:
+    controller = await start_controller()
+
+    for encoding, sent, code in (
+        ("br", b"{}", "encoding_not_supported"),
+        ("gzip, zstd", b"{}", "encoding_not_supported"),
+        ("br", b"", "nothing_is_down"),
+    ):
+        async with controller.client.post(
+            f"{controller.url}/backend/restart", data=sent, headers={"Content-Encoding": encoding}
+        ) as answer:
+            assert (await answer.json())["error"]["code"] == code
+
+
 async def test_switch_there_and_back_serves_each_mode(
     start_controller: StartController, engine: str
 ) -> None:

@@ -106,15 +106,18 @@ async def test_status_and_headers_of_the_answer_pass_except_those_of_one_hop(
         assert await answer.read() == b"\x00\xff\n"
 
 
-async def test_compressed_request_body_stays_as_it_is(faulty: RunningController) -> None:
+@pytest.mark.parametrize("encoding", ["gzip", "br"])
+async def test_compressed_request_body_stays_as_it_is(
+    faulty: RunningController, encoding: str
+) -> None:
     body = gzip.compress(json.dumps({"model": "demo-chat", "prompt": "a"}).encode())
-    headers = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
+    headers = {"Content-Encoding": encoding, "Content-Type": "application/json"}
 
     async with faulty.client.post(f"{faulty.url}/echo", data=body, headers=headers) as answer:
         echo = await answer.json()
 
     assert base64.b64decode(echo["body"]) == body
-    assert ["Content-Encoding", "gzip"] in echo["headers"]
+    assert ["Content-Encoding", encoding] in echo["headers"]
 
 
 async def test_model_is_read_out_of_a_compressed_body(faulty: RunningController) -> None:

@@ -56,15 +56,19 @@ async def test_request_that_names_no_model_switches_to_the_default_of_its_route(
         assert await live_model(controller) == model
 
 
-async def test_what_is_cut_short_moves_no_device(start_controller: StartController) -> None:
+async def test_what_cannot_be_read_moves_no_device(start_controller: StartController) -> None:
     """What model it names is not known, and all that a server could do is to refuse it."""
     controller = await start_controller(auto_switch=True)
     await ask_json(controller, "POST", EMBED_PATH, EMBED)
-    async with controller.client.post(
-        controller.url + CHAT_PATH, data=b'{"model": "minilm", "mess'
-    ) as answer:
-        assert answer.status == 400
-        assert "cannot be read" in (await answer.json())["error"]["message"]
+    for body, headers, status, said in (
+        (b'{"model": "minilm", "mess', {}, 400, "cannot be read"),
+        (b"\x0b\x02\x80{}\x03", {"Content-Encoding": "br"}, 415, "br is not supported here"),
+    ):
+        async with controller.client.post(
+            controller.url + CHAT_PATH, data=body, headers=headers
+        ) as answer:
+            assert answer.status == status
+            assert said in (await answer.json())["error"]["message"]
     assert await live_model(controller) == "minilm"
 
 

@@ -5,6 +5,8 @@ import socket
 import struct
 from typing import Any
 
+import pytest
+
 from supervisor.gateway.lane.lane import MAX_BODY_BYTES
 from tests.gateway.forms.conftest import Caller
 from tests.relay.wire import Connection, until
@@ -78,6 +80,25 @@ def test_body_of_more_than_a_megabyte_is_read(caller: Caller) -> None:
 
     assert (status, len(answer)) == (200, 5)
     assert headers["x-truncated"] == "5"
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "kind"),
+    [
+        ("/v1/embeddings", {"error"}, dict),
+        ("/api/embed", {"error"}, str),
+        ("/embed", {"error", "error_type"}, str),
+        ("/rerank", {"error", "error_type"}, str),
+    ],
+)
+def test_body_in_an_encoding_that_is_not_read_is_refused_in_its_form(
+    caller: Caller, path: str, fields: set[str], kind: type
+) -> None:
+    status, headers, answer = caller.post(path, {"input": "a"}, {"Content-Encoding": "zstd"})
+
+    assert (status, headers["accept-encoding"]) == (415, "gzip, deflate")
+    assert (answer.keys(), type(answer["error"])) == (fields, kind)
+    assert "zstd is not supported here, only gzip and deflate" in str(answer["error"])
 
 
 def test_client_that_leaves_has_its_inputs_dropped(caller: Caller) -> None:
