@@ -246,5 +246,9 @@ def request_id_of(head: RequestHead) -> str:
     given = head.fields.get(b"x-request-id")
     if given and given.isascii() and (name := given.decode("ascii")).isprintable():
         return name
-    # unique over this run, and unlikely to repeat over others
+    return new_request_id()
+
+
+def new_request_id() -> str:
+    """Return a name for a request, unique over this run, and unlikely to repeat over others."""
     return f"{_request_id_prefix}-{next(_request_numbers)}"

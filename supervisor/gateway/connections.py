@@ -9,8 +9,14 @@ from typing import Any
 
 import structlog
 from aiohttp import EMPTY_PAYLOAD, HttpVersion11, StreamReader, web, web_response
+from aiohttp.http_exceptions import HttpProcessingError
 
 from supervisor.config.settings import ServerSettings
+from supervisor.errors import RequestRefused
+from supervisor.gateway.call_reader import new_request_id
+from supervisor.gateway.error_responses import error_answer
+from supervisor.gateway.reply import REQUEST_ID
+from supervisor.observability.request_log import RequestRecord, request_log
 
 log = structlog.get_logger()
 
@@ -26,6 +32,9 @@ ARE_YOU_THERE = b"HTTP/1.1 100 Continue\r\n\r\n"
 """What asks it: closed and half-closed connections look the same until something is written. Any
 client of HTTP/1.1 discards this (RFC 9110, 15.2.1); where one has left, its system resets the
 connection."""
+
+_UNKNOWN = "-"
+"""Method and path of what cannot be parsed, in its closing line, as access logs have it."""
 
 _LOOKS_PER_LIMIT = 8
 _LONGEST_PAUSE_S = 0.5  # half of what a request in pieces gets in the fast lane
@@ -97,6 +106,32 @@ class ClientConnection(web.RequestHandler):
         if is_owed:
             asyncio.get_running_loop().call_later(HALF_CLOSED_S, self._ask_whether_it_is_there)
         return is_owed
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Refuse a head that cannot be parsed as all is refused, with its closing line.
+
+        aiohttp's answer is a plain text, and its log quotes what the client sent.
+        """
+        if not isinstance(exc, HttpProcessingError):
+            return super().handle_error(request, status, exc, message)
+        record = RequestRecord(_UNKNOWN, _UNKNOWN, new_request_id(), self._client or "")
+        problem = exc.message.partition(":")[0].rstrip(".")  # behind it stands what was sent
+        answer = error_answer(
+            RequestRefused("bad_request", f"the request cannot be read: {problem}")
+        )
+        record.status = answer.status
+        request_log.done(record)
+        named = (*answer.headers, (REQUEST_ID, record.request_id.encode()))
+        headers = {name.decode(): value.decode() for name, value in named}
+        response = web.Response(status=answer.status, body=answer.body, headers=headers)
+        response.force_close()
+        return response
 
     def close_if_ended(self) -> None:
         """Close behind the last answer to a client that sends no more."""

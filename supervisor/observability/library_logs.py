@@ -1,7 +1,7 @@
 """What libraries log, as events of ours: one line each, and nothing of what clients sent.
 
-aiohttp logs a request that it cannot read with a traceback whose last lines hold the bytes, and
-with them keys and prompts; asyncio's messages hold the representation of exceptions.
+aiohttp's tracebacks may hold bytes of a request in their last lines, and with them keys and
+prompts; asyncio's messages hold the representation of exceptions.
 """
 
 import logging
@@ -9,7 +9,6 @@ import traceback
 from pathlib import Path
 
 import structlog
-from aiohttp.http_exceptions import HttpProcessingError
 
 MAX_MESSAGE_CHARACTERS = 200
 
@@ -27,11 +26,6 @@ class LibraryLogs(logging.Handler):
         level = record.levelname.lower()
         write = getattr(log, level if hasattr(log, level) else "warning")
         error = record.exc_info[1] if record.exc_info else None
-        if isinstance(error, HttpProcessingError):
-            # aiohttp says "Error handling request from <address>".
-            client = str(record.args[0]) if isinstance(record.args, tuple) and record.args else None
-            log.info("request.malformed", client=client, error=type(error).__name__)
-            return
         first_line = record.getMessage().strip().partition("\n")[0]
         raised = {} if error is None else _describe(error)
         write(

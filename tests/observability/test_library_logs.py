@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 import logging
 import warnings
 
@@ -64,12 +65,17 @@ async def test_malformed_requests_are_one_line_each_without_what_they_hold(log: 
     assert len(text.splitlines()) <= len(MALFORMED)
 
 
-async def test_malformed_request_names_client_and_kind(log: Log) -> None:
+async def test_malformed_request_is_refused_as_any_other_with_its_closing_line(log: Log) -> None:
     log.set_up("json")
-    await answers_to(MALFORMED[:1])
-    [event] = log.events()
-    assert (event["event"], event["client"]) == ("request.malformed", "127.0.0.1")
-    assert event["error"] == "BadHttpMessage"
+    answers = await answers_to(MALFORMED)
+    closing = [each for each in log.events() if each["event"] == "request.done"]
+    assert len(closing) == len(MALFORMED)
+    for event in closing:
+        assert (event["client"], event["status"]) == ("127.0.0.1", 400)
+        [answer] = [each for each in answers if event["request_id"].encode() in each]
+        error = json.loads(answer.rpartition(b"\r\n\r\n")[2])["error"]
+        assert (error["type"], error["code"]) == ("invalid_request_error", "bad_request")
+        assert SECRET not in error["message"]
 
 
 async def test_no_answer_names_versions(log: Log) -> None:

@@ -37,9 +37,11 @@ def test_malformed_requests_leave_lines_of_json_without_what_they_held(
         until(lambda: b"/switches/the-last-line" in running.log_path.read_bytes())
         logged = running.log_path.read_bytes()
 
-    events = [json.loads(line)["event"] for line in logged.splitlines()]
-    assert events.count("request.malformed") > REQUESTS / 4
-    assert "library.message" not in events
+    lines = [json.loads(line) for line in logged.splitlines()]
+    refused = [each for each in lines if each.get("path") == "-"]
+    assert len(refused) > REQUESTS / 4
+    assert {(each["event"], each["status"]) for each in refused} == {("request.done", 400)}
+    assert "library.message" not in {each["event"] for each in lines}
     assert not [secret for secret in SECRETS if secret in logged]
 
 

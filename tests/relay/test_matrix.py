@@ -52,7 +52,7 @@ DIFFERENCES: tuple[Difference, ...] = (
     Difference(
         cases="BREW *",
         fields=frozenset({"headers", "body"}),
-        reason="a method that HTTP does not register is refused with 400 at the door, with a text",
+        reason="a method that HTTP does not register is refused with 400 at the door",
     ),
     Difference(
         cases="load a model",
