@@ -9,7 +9,7 @@ from typing import Any
 
 import structlog
 from aiohttp import EMPTY_PAYLOAD, HttpVersion11, StreamReader, web, web_response
-from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_exceptions import HttpProcessingError, InvalidURLError
 
 from supervisor.config.settings import ServerSettings
 from supervisor.errors import RequestRefused
@@ -122,6 +122,8 @@ class ClientConnection(web.RequestHandler):
             return super().handle_error(request, status, exc, message)
         record = RequestRecord(_UNKNOWN, _UNKNOWN, new_request_id(), self._client or "")
         problem = exc.message.partition(":")[0].rstrip(".")  # behind it stands what was sent
+        if isinstance(exc, InvalidURLError):
+            problem = "its target is neither a path nor a URL"
         answer = error_answer(
             RequestRefused("bad_request", f"the request cannot be read: {problem}")
         )

@@ -22,6 +22,8 @@ MALFORMED = (
     b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx{secret}\r\n",
     b"GET /{secret} HTTP/9\r\nHost: a\r\n\r\n",
     b"GET / HTTP/1.1\r\nHost: a\r\n {secret}\r\n\r\n",
+    b"GET {secret} HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET http://[{secret}/ HTTP/1.1\r\nHost: a\r\n\r\n",
     b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"{secret}" * 2000 + b"\r\n\r\n",
     b"\x16\x03\x01\x02\x00\x01\x00{secret}",
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n{secret}",
