@@ -15,9 +15,8 @@ from typing import Any
 import msgspec
 
 from supervisor.errors import RequestRefused
-from supervisor.gateway.body_reading import encoding_not_supported
+from supervisor.gateway.body_reading import BOM, encoding_not_supported
 
-_BOM = b"\xef\xbb\xbf"
 _OPENS_OBJECT = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*\{")
 _SLICE_BYTES = 64 * 1024
 _SLICE_S = 0.001
@@ -87,7 +86,7 @@ def _json_fields(body: bytes) -> BodyFields | None:
     """Read the fields of a JSON object; None for what is not one, or not JSON at all."""
     if not opens_object(body):
         return None
-    text = body.removeprefix(_BOM)
+    text = body.removeprefix(BOM)
     try:
         return _decode(text)
     except RecursionError as error:

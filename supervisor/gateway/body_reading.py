@@ -12,6 +12,9 @@ MIN_BODY_BYTES_PER_S = 4096
 """The slowest that a body may come on the whole, beside pauses of `body_timeout_s` in all: nobody
 holds its memory for ever with a byte now and then, and the slowest mobile networks are faster."""
 
+BOM = b"\xef\xbb\xbf"
+"""A byte order mark: editors on Windows put it before JSON, and most servers skip it."""
+
 _Read = TypeVar("_Read")
 
 

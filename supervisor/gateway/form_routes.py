@@ -13,6 +13,7 @@ import structlog
 
 from supervisor.errors import RequestRefused
 from supervisor.gateway.answer import Answer
+from supervisor.gateway.body_reading import BOM
 from supervisor.gateway.call import Call
 from supervisor.gateway.error_responses import error_answer
 from supervisor.gateway.forms.inputs import is_given
@@ -166,7 +167,7 @@ def form_of(forms: tuple[FormRoute, ...], content: bytes) -> FormRoute:
     if not forms[0].told_by:
         return forms[0]
     try:
-        fields = _decode(content)
+        fields = _decode(content.removeprefix(BOM))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise RequestRefused(
             "form_unclear", f"the body does not tell its form, for it cannot be read: {error}"

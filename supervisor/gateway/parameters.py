@@ -8,6 +8,7 @@ import msgspec
 import pydantic
 
 from supervisor.errors import RequestRefused
+from supervisor.gateway.body_reading import BOM
 
 
 class Parameters(pydantic.BaseModel):
@@ -73,7 +74,7 @@ def _fields_of(body: bytes) -> dict[str, Any]:
     if not body:
         return {}
     try:
-        return msgspec.json.decode(body, type=dict[str, Any])
+        return msgspec.json.decode(body.removeprefix(BOM), type=dict[str, Any])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise RequestRefused(
             "bad_request", 'the body must be a JSON object such as {"model_name": "…"}'

@@ -7,6 +7,7 @@ import msgspec
 
 from supervisor.embedding.values import Content
 from supervisor.errors import RequestRefused
+from supervisor.gateway.body_reading import BOM
 
 MAX_INPUTS = 2048
 """Inputs of one request (OpenAI's API reference, Create embeddings)."""
@@ -20,7 +21,7 @@ _Body = TypeVar("_Body")
 def read_body(decoder: msgspec.json.Decoder[_Body], content: bytes) -> _Body:
     """Read a JSON body. Raises RequestRefused `bad_request`, which names what is wrong."""
     try:
-        return decoder.decode(content)
+        return decoder.decode(content.removeprefix(BOM))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise RequestRefused("bad_request", f"the body cannot be read: {error}") from error
 

@@ -83,6 +83,23 @@ def test_body_of_more_than_a_megabyte_is_read(caller: Caller) -> None:
 
 
 @pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/embeddings", b'{"input": "a"}'),
+        ("/api/embed", b'{"input": "a"}'),
+        ("/embed", b'{"inputs": "a"}'),
+        ("/embed", b'{"text": "a", "store": false}'),
+        ("/tokenize", b'{"content": "a"}'),
+        ("/unload", b'{"model_name": "bench-chat"}'),
+    ],
+)
+def test_byte_order_mark_before_a_body_is_skipped(caller: Caller, path: str, body: bytes) -> None:
+    status, _, answer = caller.post(path, b"\xef\xbb\xbf" + body)
+
+    assert status == 200, answer
+
+
+@pytest.mark.parametrize(
     ("path", "fields", "kind"),
     [
         ("/v1/embeddings", {"error"}, dict),
