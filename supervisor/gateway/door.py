@@ -282,7 +282,9 @@ class AiohttpWire:
         """Send a whole answer now, so that its client need not wait for our bookkeeping."""
         whole = web.Response(status=status, reason=reason, headers=_decoded(headers), body=body)
         self.response = whole
-        if self.closes:
+        if self.closes or not self.request.content.is_eof():
+            # What is still to come of the body would be taken for the next request, or the other
+            # way round: a client that is not told waits for an answer (RFC 9110, 10.1.1).
             whole.force_close()
         await whole.prepare(self.request)
         await whole.write_eof()

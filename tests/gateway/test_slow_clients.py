@@ -52,6 +52,29 @@ async def test_client_that_stops_in_the_middle_is_cut(
 
 
 @both_doors
+@pytest.mark.parametrize(
+    ("request_line", "fields"),
+    [
+        (b"POST /echo", b"Expect: 100-continue\r\nContent-Length: 99999999"),
+        (b"POST /echo", b"Expect: 200-ok\r\nContent-Length: 10"),
+        (b"POST /health", b"Content-Length: 10"),
+        (b"GET /health", b"Transfer-Encoding: chunked"),
+    ],
+)
+async def test_client_that_is_answered_before_its_body_is_told_that_the_connection_ends(
+    start_controller: StartController, request_line: bytes, fields: bytes, *, has_fast_lane: bool
+) -> None:
+    """Its next request would be taken for the body."""
+    controller = await start_controller()
+    sent = b"%b HTTP/1.1\r\nHost: localhost\r\n%b\r\n\r\n" % (request_line, fields)
+
+    async with raw_request(controller, sent) as (reader, _):
+        head = await reader.readuntil(b"\r\n\r\n")
+
+    assert b"\r\nConnection: close\r\n" in head
+
+
+@both_doors
 async def test_body_that_comes_byte_by_byte_is_cut(
     start_controller: StartController, tmp_path: Path, *, has_fast_lane: bool
 ) -> None:
