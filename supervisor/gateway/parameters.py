@@ -76,13 +76,12 @@ def _fields_of(body: bytes) -> dict[str, Any]:
     try:
         return msgspec.json.decode(body.removeprefix(BOM), type=dict[str, Any])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise RequestRefused(
-            "bad_request", 'the body must be a JSON object such as {"model_name": "…"}'
-        ) from error
+        raise RequestRefused("bad_request", f"the body must be a JSON object: {error}") from error
 
 
 def _describe(problem: Any) -> str:
     name = ".".join(str(part) for part in problem["loc"])
     given = problem["input"]
     shown = f"{name}={given}" if isinstance(given, str) and problem["type"] != "missing" else name
-    return f"{shown}: {problem['msg']}"
+    said = problem["msg"].removeprefix("Value error, ")  # pydantic's, before what ours say
+    return f"{shown}: {said}" if shown else said

@@ -6,6 +6,8 @@ import pytest
 
 from supervisor.errors import RequestRefused
 from supervisor.gateway.control import SwitchParameters, UnloadParameters
+from supervisor.gateway.devices import HistoryParameters
+from supervisor.gateway.documents import NewDocumentParameters
 from supervisor.gateway.parameters import AnyParameters, NoParameters, read_parameters
 from tests.conftest import RunningController
 
@@ -38,6 +40,15 @@ def test_a_flag_is_true_or_false(query: str, body: bytes, wait: bool) -> None:
         (UnloadParameters, "", b'{"wait": "true"}', "wait"),
         (UnloadParameters, "", b'{"wait": null}', "wait"),
         (SwitchParameters, "", b'{"model_name": 5}', "model_name"),
+        (
+            SwitchParameters,
+            "",
+            b'{"model_name": "a"',
+            "must be a JSON object: Input data was trunc",
+        ),
+        (SwitchParameters, "", b"[]", "must be a JSON object: Expected `object`, got `array`"),
+        (NewDocumentParameters, "", b"{}", "^give the document's `file`, or its `text`"),
+        (HistoryParameters, "since=-1", b"", "since=-1: give a number of seconds"),
         (SwitchParameters, "", b'{"model_name": true}', "model_name"),
         (NoParameters, "limit=5", b"", "limit"),
         (NoParameters, "", b'{"limit": 5}', "limit"),
