@@ -8,6 +8,9 @@ import msgspec
 
 from supervisor.gateway.call import Headers
 
+SERVER_NAME = b"llama-supervisor"
+"""What an answer of ours calls its server."""
+
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """Status, headers and JSON body of an answer."""

@@ -13,6 +13,7 @@ from aiohttp.http_exceptions import HttpProcessingError, InvalidURLError
 
 from supervisor.config.settings import ServerSettings
 from supervisor.errors import RequestRefused
+from supervisor.gateway.answer import SERVER_NAME
 from supervisor.gateway.call_reader import new_request_id
 from supervisor.gateway.error_responses import error_answer
 from supervisor.gateway.reply import REQUEST_ID
@@ -254,7 +255,7 @@ def make_runner(
 ) -> ClientRunner:
     """Return what serves: clients that leave cancel, bodies stay as they came."""
     # aiohttp's names its own version and Python's, also in what it answers before any handler.
-    web_response.SERVER_SOFTWARE = "llama-supervisor"  # type: ignore[attr-defined]
+    web_response.SERVER_SOFTWARE = SERVER_NAME.decode()  # type: ignore[attr-defined]
     return ClientRunner(make_server(handler, limits))
 
 

@@ -19,7 +19,7 @@ _NOT_SENT = _HOP_BY_HOP | {
     *(b"host", b"content-length", b"expect"),  # the channel's own, or met at the door
     *(b"authorization", b"x-api-key", b"x-request-id"),  # ours in their place
 }
-_NOT_ANSWERED = _HOP_BY_HOP | {b"x-request-id"}
+_NOT_ANSWERED = _HOP_BY_HOP | {b"date", b"x-request-id"}  # ours in their place
 _CORS = b"access-control-"
 
 

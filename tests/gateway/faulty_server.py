@@ -84,6 +84,7 @@ class Exchange:
             "Set-Cookie: b=2",
             "X-Kept: yes",
             "X-Named: no",
+            "Date: Thu, 01 Jan 1970 00:00:00 GMT",
             "Connection: X-Named, keep-alive",
             "Keep-Alive: timeout=5",
             "Content-Length: 3",

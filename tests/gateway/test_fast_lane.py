@@ -3,6 +3,8 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -110,6 +112,26 @@ async def test_plain_request_does_not_come_to_the_other_door(
     assert (status, embedding.server.requests_count - before) == (200, 0)
     assert json.loads(body)
     assert headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        request(),
+        request(target=b"/v1/embeddings", body=b'{"input": "a"}'),
+        request(target=b"/v1/embeddings", body=b'{"input": []}'),
+        request(target=b"/api/embed", body=b"no JSON"),
+    ],
+    ids=["of the server", "of ours", "a refusal", "a refusal in Ollama's form"],
+)
+async def test_answers_of_both_doors_have_the_same_headers(client: Client, content: bytes) -> None:
+    odd = content.replace(HOST, HOST + b"TE: trailers\r\n")
+
+    (one, plain, _), (other, headers, _) = await client.ask(content), await client.ask(odd)
+
+    assert (one, plain.keys()) == (other, headers.keys())
+    assert parsedate_to_datetime(plain["date"]).tzinfo is UTC
+    assert plain.get("server") == headers.get("server")
 
 
 ODD = {

@@ -103,6 +103,8 @@ async def test_status_and_headers_of_the_answer_pass_except_those_of_one_hop(
         assert answer.headers.getall("Set-Cookie") == ["a=1", "b=2"]
         assert answer.headers["X-Kept"] == "yes"
         assert not {"X-Named", "Keep-Alive", "Connection"} & set(answer.headers)
+        [date] = answer.headers.getall("Date")
+        assert "1970" not in date
         assert await answer.read() == b"\x00\xff\n"
 
 

@@ -3,7 +3,9 @@
 Everything happens in callbacks of the two connections: no task is made, and nothing is awaited.
 """
 
+import time
 from collections.abc import Callable
+from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Protocol
@@ -13,7 +15,7 @@ import structlog
 from supervisor.arbiter.arbiter import Lease
 from supervisor.engine.servers.framing import CONTENT_LENGTH, Head, HeadForm
 from supervisor.errors import BackendUnreachable, RequestRefused
-from supervisor.gateway.answer import Answer
+from supervisor.gateway.answer import SERVER_NAME, Answer
 from supervisor.gateway.call import Call, Headers
 from supervisor.gateway.error_responses import error_answer
 from supervisor.gateway.event_stream import last_event, note_broken
@@ -188,15 +190,27 @@ class Crossing:
 
 def head_of_answer(answer: Answer, request_id: str, *, keeps_alive: bool) -> bytes:
     """Return the head of an answer of ours as its client gets it."""
-    length = b"Content-Length: %d\r\n" % len(answer.body)
+    framing = b"Content-Length: %d\r\nServer: %b\r\n" % (len(answer.body), SERVER_NAME)
     lines = _lines(answer.status, _REASONS.get(answer.status, b""), answer.headers)
-    return _end_head(lines, request_id, length, keeps_alive=keeps_alive)
+    return _end_head(lines, request_id, framing, keeps_alive=keeps_alive)
 
 
 def _end_head(lines: bytes, request_id: str, framing: bytes, *, keeps_alive: bool) -> bytes:
     connection = b"" if keeps_alive else b"Connection: close\r\n"
-    named = request_id.encode()
-    return b"%bX-Request-ID: %b\r\n%b%b\r\n" % (lines, named, framing, connection)
+    named, date = request_id.encode(), _date(int(time.time()))
+    return b"%bDate: %b\r\nX-Request-ID: %b\r\n%b%b\r\n" % (
+        lines,
+        date,
+        named,
+        framing,
+        connection,
+    )
+
+
+@lru_cache(maxsize=1)
+def _date(second: int) -> bytes:
+    """Return a time as `Date` has it, which every answer needs (RFC 9110, 6.6.1)."""
+    return formatdate(second, usegmt=True).encode()
 
 
 @lru_cache(maxsize=256)
