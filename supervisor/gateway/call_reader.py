@@ -195,7 +195,11 @@ def _sent_with(head: CallHead, body: bytes) -> Headers:
 def _fault(head: CallHead, fields: BodyFields) -> RequestRefused | None:
     if isinstance(fields, BrokenFields):
         return RequestRefused("bad_request", f"the JSON body cannot be read: {fields.why}")
-    return head.body_fault
+    fault = head.body_fault
+    if fault is None:
+        return None
+    why = f"{fault.message}, so that the model it names is not known; name one in the query"
+    return RequestRefused(fault.code, f"{why} (?model=)", fault.details)
 
 
 def _may_stream(route: RelayedRoute) -> bool:

@@ -62,7 +62,7 @@ async def test_what_cannot_be_read_moves_no_device(start_controller: StartContro
     await ask_json(controller, "POST", EMBED_PATH, EMBED)
     for body, headers, status, said in (
         (b'{"model": "minilm", "mess', {}, 400, "cannot be read"),
-        (b"\x0b\x02\x80{}\x03", {"Content-Encoding": "br"}, 415, "br is not supported here"),
+        (b"\x0b\x02\x80{}\x03", {"Content-Encoding": "br"}, 415, "(?model=)"),
     ):
         async with controller.client.post(
             controller.url + CHAT_PATH, data=body, headers=headers
