@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from supervisor.client.answers import Collections, WrittenPoints
 from supervisor.client.connection import Connection
 from supervisor.vector_store.port import CollectionInfo, Point, PointPage, VectorSpace
 
@@ -20,19 +21,19 @@ class RemoteCollections:
 
     async def all(self) -> Sequence[CollectionInfo]:
         """Return all collections, by name."""
-        answer = await self._connection.ask("GET", "collections")
-        return msgspec.convert(answer["collections"], list[CollectionInfo])
+        answer = await self._connection.ask("GET", "collections", shape=Collections)
+        return answer.collections
 
     async def collection(self, name: str) -> CollectionInfo:
         """Return one collection, with its counts."""
-        answer = await self._connection.ask("GET", "collections", name)
-        return msgspec.convert(answer, CollectionInfo)
+        return await self._connection.ask("GET", "collections", name, shape=CollectionInfo)
 
     async def points(self, collection: str, *, start: str | None, limit: int) -> PointPage:
         """Return points with their vectors, from the id `start` on (None: the first)."""
         query = {"limit": str(limit)} | ({} if start is None else {"start": start})
-        answer = await self._connection.ask("GET", "collections", collection, "points", query=query)
-        return msgspec.convert(answer, PointPage)
+        return await self._connection.ask(
+            "GET", "collections", collection, "points", query=query, shape=PointPage
+        )
 
     async def ensure_collection(self, name: str, model: str, dimension: int) -> None:
         """Make a collection where it is missing."""
@@ -48,5 +49,7 @@ class RemoteCollections:
         body = {"model": space.model, "dimension": space.dimension}
         given = msgspec.to_builtins(points)  # with vectors in base64, as JSON has them
         await self._connection.ask(
-            "POST", "collections", name, "points", body={**body, "points": given}
+            *("POST", "collections", name, "points"),
+            body={**body, "points": given},
+            shape=WrittenPoints,
         )

@@ -1,10 +1,14 @@
 """Asking a controller over HTTP: its refusals as errors, and patience where waiting helps."""
 
 import asyncio
+import re
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar, cast
 from urllib.parse import quote
 
 import aiohttp
@@ -24,6 +28,9 @@ _MAX_WAITS = 20
 """How often somebody who is told to come back does so, one after the other."""
 
 
+_Shape = TypeVar("_Shape")
+
+
 class NoController(SupervisorError):
     """Nobody answers where the controller is expected, it has gone, or that place is unclear."""
 
@@ -37,6 +44,15 @@ class Refused(SupervisorError):
         super().__init__(message)
 
 
+class _Error(msgspec.Struct, frozen=True):
+    code: str
+    message: str
+
+
+class _ErrorAnswer(msgspec.Struct, frozen=True):
+    error: _Error
+
+
 class Connection:
     """Asks one controller; `connect` makes it."""
 
@@ -48,14 +64,16 @@ class Connection:
         self,
         method: str,
         *path: str,
+        shape: type[_Shape],
         query: Mapping[str, str] | None = None,
         body: Any = None,
         form: Callable[[], aiohttp.FormData] | None = None,
-    ) -> Any:
+    ) -> _Shape:
         """Ask, and return what the answer's JSON says; `path` are its segments, not quoted yet.
 
         Comes back where the controller says that waiting helps; `form` makes its form anew each
-        time. Raises NoController, and Refused.
+        time. `shape` is the type that the answer must have (client/answers.py); of a TypedDict the
+        fields beyond it are returned, too. Raises NoController, and Refused.
         """
         url = URL(
             self._url + "".join(f"/{quote(segment, safe='')}" for segment in path), encoded=True
@@ -68,21 +86,36 @@ class Connection:
             except (aiohttp.ClientError, TimeoutError) as error:
                 raise NoController(self._describe(error)) from error
             if status < 400:
-                return self._content_of(status, content)
+                return self._content_of(status, content, shape)
             if headers.get("x-should-retry") != "true" or not waits_left:
                 break
-            await asyncio.sleep(float(headers.get("Retry-After", 1)))
-        raise _refusal(status, content)
+            await asyncio.sleep(_pause_s(headers.get("Retry-After", "")))
+        raise self._refusal(status, content)
 
-    def _content_of(self, status: int, content: bytes) -> Any:
+    def _content_of(self, status: int, content: bytes, shape: type[_Shape]) -> _Shape:
         """Read an answer. Raises NoController where no controller has written it."""
+        reason = "no JSON"
         try:
-            return msgspec.json.decode(content) if content else None
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            told = msgspec.json.decode(content) if content else None
+            reason = "another answer than a controller's"
+            shaped = msgspec.convert(told, shape)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise NoController(
-                f"what answers at {self._url} is no controller: status {status}, and no JSON: "
-                f"{_shown(content)}; {OTHER_ADDRESS}"
+                f"what answers at {self._url} is no controller, or one of another version: status "
+                f"{status}, and {reason} ({error}): {_shown(content)}; {OTHER_ADDRESS}"
             ) from error
+        return cast("_Shape", told) if isinstance(shaped, dict) else shaped
+
+    def _refusal(self, status: int, content: bytes) -> Refused:
+        try:
+            told = msgspec.json.decode(content, type=_ErrorAnswer).error
+            return Refused(status, told.code, told.message)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            message = (
+                f"{self._url} answers with status {status}, and no error of a controller: "
+                f"{_shown(content)}; if none is there, {OTHER_ADDRESS}"
+            )
+            return Refused(status, str(status), message)
 
     def _describe(self, error: Exception) -> str:
         if isinstance(error, aiohttp.ClientConnectorError):
@@ -140,13 +173,19 @@ def _new_socket(address: aiohttp.AddrInfoType) -> socket.socket:
     return made
 
 
-def _refusal(status: int, content: bytes) -> Refused:
+def _pause_s(given: str) -> float:
+    """Return the seconds that Retry-After asks for, as a number or a date (RFC 9110, 10.2.3).
+
+    The controller writes a number; what stands between may make a date of it. 1: neither is there.
+    """
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?", given):
+        return float(given)
     try:
-        error = msgspec.json.decode(content)["error"]
-        return Refused(status, str(error["code"]), str(error["message"]))
-    except (msgspec.MsgspecError, UnicodeDecodeError, KeyError, TypeError):
-        message = f"status {status}, and no error of ours: {_shown(content)}"
-        return Refused(status, str(status), message)
+        date = parsedate_to_datetime(given)
+    except (ValueError, OverflowError):
+        return 1.0
+    at = date if date.tzinfo is not None else date.replace(tzinfo=UTC)
+    return max(0.0, at.timestamp() - time.time())
 
 
 def _shown(content: bytes) -> str:

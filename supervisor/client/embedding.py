@@ -6,15 +6,22 @@ where it stopped.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import msgspec
 from msgspec.structs import replace
 
+from supervisor.client.answers import (
+    DeletedDocument,
+    DocumentJob,
+    DocumentOutcome,
+    Failure,
+    SentDocument,
+    StoredDocument,
+)
 from supervisor.client.connection import Connection, NoController, Refused
 from supervisor.client.files import FoundFile, LeftOut, hash_of, is_gone, shown
 
@@ -83,7 +90,9 @@ class Embedder:
         for gone in [each for each in below if is_gone(each)]:
             reason = ""
             try:
-                await self._connection.ask("DELETE", "documents", str(gone), query=self._query)
+                await self._connection.ask(
+                    "DELETE", "documents", str(gone), query=self._query, shape=DeletedDocument
+                )
             except Refused as error:
                 if error.status != 404:  # else it was removed, and the answer was lost
                     reason = str(error)
@@ -115,21 +124,23 @@ class Embedder:
         except (Refused, OSError) as error:
             return replace(report, outcome=Outcome.FAILED, reason=str(error))
         self._known.add(file.path)
-        if made.get("unchanged"):
+        if made.unchanged:
             return replace(report, outcome=Outcome.UNCHANGED)
-        return replace(report, outcome=Outcome.EMBEDDED, chunks=made["chunks"])
+        return replace(report, outcome=Outcome.EMBEDDED, chunks=made.chunks or 0)
 
     async def _stored_hash(self, path: Path) -> str | None:
         """Return the hash that a file was stored with: empty without one, None if not stored."""
         try:
-            stored = await self._connection.ask("GET", "documents", str(path), query=self._query)
+            stored = await self._connection.ask(
+                "GET", "documents", str(path), query=self._query, shape=StoredDocument
+            )
         except Refused as error:
             if error.status == 404:
                 return None
             raise
-        return str((stored.get("metadata") or {}).get(_HASH, ""))
+        return str((stored.metadata or {}).get(_HASH, ""))
 
-    async def _send(self, path: Path, content_hash: str) -> Mapping[str, Any]:
+    async def _send(self, path: Path, content_hash: str) -> DocumentOutcome:
         """Send a file, and wait until it is stored; returns what the controller says of it."""
 
         def form() -> aiohttp.FormData:
@@ -141,22 +152,22 @@ class Embedder:
             data.add_field("file", path.open("rb"), filename=path.name)
             return data
 
-        answer: Mapping[str, Any] = await self._connection.ask("POST", "documents", form=form)
-        if "location" in answer:  # it takes longer than a request should
-            return await self._outcome_of(answer["job"])
-        return answer
+        sent = await self._connection.ask("POST", "documents", form=form, shape=SentDocument)
+        if sent.location is not None:  # it takes longer than a request should
+            return await self._outcome_of(sent.job)
+        return sent
 
-    async def _outcome_of(self, job_id: str) -> Mapping[str, Any]:
+    async def _outcome_of(self, job_id: str) -> DocumentOutcome:
         """Return what came of a document's job, once it has ended. Raises Refused."""
-        job: Mapping[str, Any] = await self._connection.ask("GET", "jobs", job_id)
-        while job["state"] not in _ENDS:
+        while True:
+            job = await self._connection.ask("GET", "jobs", job_id, shape=DocumentJob)
+            if job.state in _ENDS:
+                break
             await asyncio.sleep(_POLL_S)
-            job = await self._connection.ask("GET", "jobs", job_id)
-        outcome: Mapping[str, Any] = job["outcome"]
-        if job["state"] == "completed":
-            return outcome
-        error = outcome.get("error") or {"code": job["state"], "message": job["reason"]}
-        raise Refused(422, error["code"], error["message"] or f"its job {job_id} is {job['state']}")
+        if job.state == "completed":
+            return job.outcome
+        error = job.outcome.error or Failure(code=job.state, message=job.reason or "")
+        raise Refused(422, error.code, error.message or f"its job {job_id} is {job.state}")
 
     @property
     def _query(self) -> dict[str, str]:

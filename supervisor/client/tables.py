@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from textwrap import shorten
 from typing import Any, Self
 
@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from supervisor.client.answers import Hit, Job
 from supervisor.client.files import from_here
 from supervisor.vector_store.port import CollectionInfo
 
@@ -31,11 +32,11 @@ def print_json(content: Any) -> None:
     typer.echo(msgspec.json.encode(content))
 
 
-def print_hits(hits: Sequence[Mapping[str, Any]]) -> None:
+def print_hits(hits: Sequence[Hit]) -> None:
     """Print passages with score, document and page, their texts cut short."""
     table = Table("score", "document", "page", "text", show_edge=False)
     for hit in hits:
-        text = shorten(str(hit.get("text", "")), _MAX_TEXT, placeholder="…")
+        text = shorten(hit.get("text", ""), _MAX_TEXT, placeholder="…")
         page = "" if hit.get("page") is None else str(hit["page"])
         table.add_row(f"{hit['score']:.3f}", Text(from_here(hit["document"])), page, Text(text))
     _console().print(table if hits else "nothing was found")
@@ -52,7 +53,7 @@ def print_collections(collections: Sequence[CollectionInfo]) -> None:
     _console().print(table if collections else "no collections")
 
 
-def print_job(job: Mapping[str, Any]) -> None:
+def print_job(job: Job) -> None:
     """Print all that is known of a job, a field on each line."""
     table = Table.grid(padding=(0, 2))
     for name, value in job.items():
@@ -73,7 +74,7 @@ class JobsDisplay:
         self._as_json = as_json
         is_redrawn = is_live and not as_json and console.is_terminal
         self._live = Live(console=console) if is_redrawn else None
-        self._last: Sequence[Mapping[str, Any]] | None = None
+        self._last: Sequence[Job] | None = None
 
     def __enter__(self) -> Self:
         """Begin."""
@@ -86,7 +87,7 @@ class JobsDisplay:
         if self._live is not None:
             self._live.stop()
 
-    def show(self, jobs: Sequence[Mapping[str, Any]]) -> None:
+    def show(self, jobs: Sequence[Job]) -> None:
         """Show jobs."""
         if self._live is not None:
             self._live.update(_table_of(jobs), refresh=True)
@@ -95,7 +96,7 @@ class JobsDisplay:
         self._last = jobs
 
 
-def _table_of(jobs: Sequence[Mapping[str, Any]]) -> Table | str:
+def _table_of(jobs: Sequence[Job]) -> Table | str:
     if not jobs:
         return "no jobs"
     table = Table(show_edge=False)
@@ -121,11 +122,12 @@ def _console() -> Console:
     return console if console.is_terminal else Console(highlight=False, width=_WIDTH_OF_A_FILE)
 
 
-def _state_of(job: Mapping[str, Any]) -> str:
+def _state_of(job: Job) -> str:
     """Write a job's state, and until when it waits where it may not begin yet."""
     not_before = job["not_before"]
-    is_waiting = job["state"] == "in_progress" and not_before and not_before > time.time()
-    return f"waits until {_moment(not_before)}" if is_waiting else str(job["state"])
+    if job["state"] == "in_progress" and not_before and not_before > time.time():
+        return f"waits until {_moment(not_before)}"
+    return job["state"]
 
 
 def _shown(name: str, value: Any) -> str:

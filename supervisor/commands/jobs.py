@@ -2,10 +2,11 @@
 
 import asyncio
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from supervisor.client.answers import Job, Jobs
 from supervisor.client.connection import Connection
 from supervisor.client.tables import JobsDisplay, print_job, print_json
 from supervisor.commands.asking import Url, ask_controller
@@ -36,7 +37,8 @@ def jobs(
     async def ask(connection: Connection) -> None:
         with JobsDisplay(as_json=as_json, is_live=watch) as display:
             while True:
-                answer = await connection.ask("GET", "jobs", query={"limit": str(limit)})
+                query = {"limit": str(limit)}
+                answer = await connection.ask("GET", "jobs", query=query, shape=Jobs)
                 display.show(answer["data"])
                 if not watch:
                     return
@@ -92,8 +94,8 @@ def _print_answer(
     """Ask about one job. `--url` and `--json` may also stand before the command's own word."""
     before = context.parent.params if context.parent is not None else {}
 
-    async def ask(connection: Connection) -> Any:
-        return await connection.ask(method, "jobs", *path)
+    async def ask(connection: Connection) -> Job:
+        return await connection.ask(method, "jobs", *path, shape=Job)
 
     job = ask_controller(url or before.get("url"), profiles, ask)
     print_json(job) if as_json or before.get("as_json") else print_job(job)

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from supervisor.client.answers import Found
 from supervisor.client.connection import Connection
 from supervisor.client.tables import print_hits, print_json
 from supervisor.commands.asking import Collection, Url, ask_controller
@@ -27,8 +28,8 @@ def search(
     if collection is not None:
         body["collection"] = collection
 
-    async def ask(connection: Connection) -> Any:
-        return await connection.ask("POST", "search", body=body)
+    async def ask(connection: Connection) -> Found:
+        return await connection.ask("POST", "search", body=body, shape=Found)
 
     found = ask_controller(url, profiles, ask)
     print_json(found) if as_json else print_hits(found["hits"])

@@ -45,15 +45,17 @@ class Watched(JsonLines):
         """Store, show and delete documents."""
         if request.method == "POST":
             fields = await request.post()
-            self.stored[str(fields["id"])] = json.loads(str(fields["metadata"]))
-            return web.json_response({"chunks": 1})
+            document = str(fields["id"])
+            self.stored[document] = json.loads(str(fields["metadata"]))
+            return web.json_response({"id": document, "job": "job-1", "chunks": 1})
         document = unquote(request.raw_path.removeprefix("/documents/"))
         if document not in self.stored:
             return web.json_response(MISSING, status=404)
         metadata = self.stored[document]
         if request.method == "DELETE":
             del self.stored[document]
-        return web.json_response({"metadata": metadata})
+            return web.json_response({"deleted": True})
+        return web.json_response({"id": document, "metadata": metadata})
 
     async def until(self, *names: Path) -> None:
         """Wait until these files are stored, and no others."""
