@@ -183,6 +183,8 @@ def _sentences(report: FitReport) -> Iterator[str]:
             )
     if candidate.stated_bytes is not None:
         yield "The need is memory.need_bytes of the profile; no setting changes it."
+    else:
+        yield from (f"{said[0].upper()}{said[1:]}." for said in candidate.companions.uncounted)
     for fit in report.devices:
         if fit.room.device in report.may_run_on:
             about = f"On {fit.room.device}: " if report.choices else ""

@@ -104,6 +104,16 @@ def test_a_budget_that_is_too_small_names_what_would_fit_and_exits_with_1(fit: F
         assert fit("demo-chat", "--profile", "p", files=changed).exit_code == exit_code
 
 
+def test_what_the_estimate_does_not_know_is_told(fit: Fit) -> None:
+    profile = generation(extra_args=["-ot", "exps=CPU"])
+    told = fit("demo-chat", "--profile", "p", files={"p.yaml": profile}).output
+    assert "What -ot changes is not known to the estimate: what the server takes" in told
+
+    profile["memory"] = {"need_bytes": "64MiB"}
+    told = fit("demo-chat", "--profile", "p", files={"p.yaml": profile}).output
+    assert "not known" not in told
+
+
 def test_a_file_is_fitted_by_its_path_with_the_profile_of_its_type(
     fit: Fit, models_dir: Path
 ) -> None:

@@ -10,12 +10,9 @@ Source: llama-context.cpp of llama.cpp (build 11434), and the buffer sizes that 
 at `-lv 4`, which the tests compare with what is estimated here.
 """
 
-import struct
-from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from math import ceil
 
 from supervisor.core.byte_size import MIB, format_bytes
@@ -31,6 +28,7 @@ from supervisor.core.sizing.kv_cache import (
     pad_cells,
     read_layout,
 )
+from supervisor.core.sizing.layer_shares import layers_of_part
 from supervisor.errors import EngineError
 
 EMBEDDING_ARCHITECTURES = EMBEDDING_WITHOUT_KV | {"llama-embed"}
@@ -50,10 +48,11 @@ class MemorySettings:
     `flash_attention` is False only where it is switched off. `is_embedding`: the server answers
     with vectors (`--embeddings`). `gpu_layers` (`-ngl`) is how many layers a GPU takes, from the
     last one backwards, the output being the first of them; None: all, or there is no GPU.
-    `tensor_split` (`-ts`): how much of these each of several GPUs takes, empty where there is one;
-    `part` is the GPU that is asked about, by its position among them. `is_gpu`: the device is a
-    GPU, and so without the input's tables. `kv_fallback_bytes` stands in for a KV cache that is not
-    known from the header.
+    `host_expert_layers` (`-ncmoe`): of so many layers, from the first one on, a GPU does not take
+    the experts. `tensor_split` (`-ts`): how much each of several GPUs takes, empty where there is
+    one; `part` is the GPU that is asked about, by its position among them. `is_gpu`: the device is
+    a GPU, and so without the input's tables. `kv_fallback_bytes` stands in for a KV cache that is
+    not known from the header.
     """
 
     ctx_size_per_slot: int = 0
@@ -65,6 +64,7 @@ class MemorySettings:
     flash_attention: bool = True
     is_embedding: bool = False
     gpu_layers: int | None = None
+    host_expert_layers: int = 0
     tensor_split: tuple[float, ...] = ()
     part: int = 0
     is_gpu: bool = False
@@ -110,6 +110,10 @@ def estimate_memory(headers: Sequence[GgufHeader], settings: MemorySettings) -> 
     weights = _split_weights(headers, plan)
     kv, kv_reason = _estimate_kv(plan)
     compute_bytes = _estimate_compute(plan)
+    host_compute_bytes = compute_bytes  # the bound holds on either side
+    experts_bytes = sum(_experts_on_host(headers, plan).values())
+    if experts_bytes:  # of a larger batch the GPU computes them, too: it gets them one by one
+        compute_bytes += max(header.tensors.largest_expert_bytes for header in headers)
     total_bytes = weights.device_bytes + kv.device_bytes + compute_bytes
     host_bytes = weights.host_bytes + kv.host_bytes
     sentences = [
@@ -117,8 +121,11 @@ def estimate_memory(headers: Sequence[GgufHeader], settings: MemorySettings) -> 
         kv_reason,
         f"compute at most {format_bytes(compute_bytes)}",
     ]
+    if plan.host_layers or experts_bytes:
+        host_bytes += host_compute_bytes
+    if experts_bytes:
+        sentences.append(f"experts of {format_bytes(experts_bytes)} in host memory")
     if plan.host_layers:
-        host_bytes += compute_bytes  # the bound holds on either side
         sentences.append(f"{plan.host_layers} layers in {format_bytes(host_bytes)} of host memory")
     if settings.tensor_split:
         shares = ",".join(f"{share:g}" for share in settings.tensor_split)
@@ -171,7 +178,19 @@ def _split_weights(headers: Sequence[GgufHeader], plan: "_Plan") -> _Split:
         device_bytes -= sum(one.input_bytes for one in tensors) if plan.settings.part == 0 else 0
     if plan.copies_embeddings and not any(one.has_output_weights for one in tensors):
         device_bytes += sum(one.embedding_bytes for one in tensors)
-    return _Split(device_bytes=device_bytes, host_bytes=host_bytes)
+    experts = _experts_on_host(headers, plan)
+    device_bytes -= sum(experts[number] for number in plan.layers)
+    return _Split(device_bytes=device_bytes, host_bytes=host_bytes + experts.total())
+
+
+def _experts_on_host(headers: Sequence[GgufHeader], plan: "_Plan") -> Counter[int]:
+    """Return the bytes of experts in host memory, of each layer whose rest is on a GPU."""
+    found: Counter[int] = Counter()
+    for header in headers if plan.settings.is_gpu else ():
+        for number, size in header.tensors.expert_bytes.items():
+            if plan.host_layers <= number < plan.settings.host_expert_layers:
+                found[min(number, plan.output)] += size
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,30 +256,10 @@ def _plan(header: GgufHeader, settings: MemorySettings) -> _Plan:
         cells=cells,
         tokens=tokens,
         has_flash=settings.flash_attention and header.architecture not in _WITHOUT_FLASH,
-        layers=_layers_here(settings, range(host_layers, output + 1)),
+        layers=layers_of_part(range(host_layers, output + 1), settings.tensor_split, settings.part),
         output=output,
         host_layers=host_layers,
     )
-
-
-def _layers_here(settings: MemorySettings, on_gpus: range) -> range:
-    """Return which of the layers on GPUs the one takes that is asked about.
-
-    In single precision, as llama.cpp computes. Source: get_layer_buft_list() in load_tensors().
-    """
-    if not settings.tensor_split:
-        return on_gpus
-    shares = map(_single, settings.tensor_split)
-    sums = tuple(accumulate(shares, lambda all_before, one: _single(all_before + one)))
-    ends = [_single(each / sums[-1]) for each in sums]
-    parts = [bisect_right(ends, _single(n / len(on_gpus))) for n in range(len(on_gpus))]
-    return on_gpus[bisect_left(parts, settings.part) : bisect_right(parts, settings.part)]
-
-
-def _single(value: float) -> float:
-    """Round to single precision."""
-    rounded: float = struct.unpack("f", struct.pack("f", value))[0]
-    return rounded
 
 
 def _estimate_kv(plan: _Plan) -> tuple[_Split, str]:

@@ -23,7 +23,11 @@ from supervisor.core.sizing.kv_cache import keeps_no_kv
 from supervisor.core.sizing.learned import LearnedPeak, count_need
 from supervisor.engine.models.model_file import ModelFile, require_loadable
 from supervisor.engine.models.model_source import look_at_model, require_stated_need
-from supervisor.engine.needs.companions import Companions, look_at_companions
+from supervisor.engine.needs.companions import (
+    Companions,
+    host_expert_layers,
+    look_at_companions,
+)
 from supervisor.engine.needs.learned_store import LearnedStore
 from supervisor.engine.needs.prompt_identity import prompt_identity
 from supervisor.engine.port import Abilities, Engine, EngineIdentity
@@ -337,6 +341,7 @@ def memory_settings(resolved: ResolvedModel, abilities: Abilities) -> MemorySett
         or (profile.flash_attn == "auto" and abilities.chooses_flash_attention),
         is_embedding=resolved.mode is Mode.EMBEDDING,
         gpu_layers=profile.n_gpu_layers if isinstance(profile.n_gpu_layers, int) else None,
+        host_expert_layers=host_expert_layers(profile.extra_args),
         tensor_split=profile.shares,
     )
 

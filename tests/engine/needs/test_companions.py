@@ -1,6 +1,6 @@
 """What is loaded beside a model counts where it is loaded, and what is not known is named."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,17 @@ ResolvedWith = Callable[..., ResolvedModel]
 Assess = Callable[..., Assessment]
 SPLIT = ("gpu0", "gpu1")
 DRAFT_BYTES = 3 * MIB
+EXPERT_BYTES = 4 * MIB
 
 
-def write_gguf(path: Path, architecture: str, size_bytes: int, **numbers: int) -> Path:
+def write_gguf(
+    path: Path,
+    architecture: str,
+    size_bytes: int,
+    names: Sequence[str] = ("blk.0.any.weight",),
+    /,
+    **numbers: int,
+) -> Path:
     writer = gguf.GGUFWriter(path, architecture)
     for name, value in numbers.items():
         writer.add_uint32(f"{architecture}.{name}", value)
@@ -31,7 +39,8 @@ def write_gguf(path: Path, architecture: str, size_bytes: int, **numbers: int) -
     if architecture == "clip":
         writer.add_bool("clip.has_vision_encoder", True)
         writer.add_uint32("clip.vision.embedding_length", 64)
-    writer.add_tensor("blk.0.any.weight", np.zeros(size_bytes // 4, dtype=np.float32))
+    for name in names:
+        writer.add_tensor(name, np.zeros(size_bytes // 4, dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -47,6 +56,15 @@ def write_llama(path: Path, size_bytes: int) -> Path:
 @pytest.fixture
 def projector(tmp_path: Path) -> Path:
     return write_gguf(tmp_path / "mmproj.gguf", "clip", 2 * MIB)
+
+
+@pytest.fixture
+def expert_model(tmp_path: Path) -> Path:
+    """Two layers with a tensor of experts each."""
+    numbers = {"block_count": 2, "context_length": 512, "embedding_length": 64}
+    numbers |= {"attention.head_count": 2, "expert_count": 2, "expert_used_count": 1}
+    names = [f"blk.{layer}.ffn_up_exps.weight" for layer in (0, 1)]
+    return write_gguf(tmp_path / "experts.gguf", "llama", EXPERT_BYTES, names, **numbers)
 
 
 @pytest.fixture
@@ -131,7 +149,8 @@ def test_a_draft_model_counts_with_a_context_of_its_own(
         (("-md", "/no/such.gguf"), "the draft model is not counted (/no/such.gguf:"),
         (("-hfd", "org/name"), "the draft model of -hfd is not counted"),
         (("-ot", "exps=CPU"), "what -ot changes is not known to the estimate"),
-        (("--cpu_moe",), "what --cpu-moe changes is not known to the estimate"),
+        (("-ncmoed", "4"), "what -ncmoed changes is not known to the estimate"),
+        (("--n_cpu_ffn", "4"), "what --n-cpu-ffn changes is not known to the estimate"),
         (("--swa-full",), "what --swa-full changes is not known to the estimate"),
     ],
 )
@@ -140,6 +159,44 @@ def test_what_the_estimate_does_not_know_is_named(
 ) -> None:
     assert sentence in assessed(extra_args=extra_args).explanation
     assert assessed(extra_args=extra_args).need_bytes == assessed().need_bytes
+
+
+def test_what_a_variable_changes_is_named(assessed: Assess) -> None:
+    variables = {"LLAMA_ARG_N_CPU_MOE": "4", "LLAMA_ARG_NUMA": "isolate"}
+    explanation = assessed(env=variables).explanation
+    assert "what LLAMA_ARG_N_CPU_MOE in env changes is not known" in explanation
+    assert "NUMA" not in explanation
+
+
+@pytest.mark.parametrize(
+    ("extra_args", "layers"),
+    [
+        (("--n-cpu-moe", "1"), 1),
+        (("-ncmoe", "2"), 2),
+        (("--cpu_moe",), 2),
+        (("-ncmoe", "1", "-cmoe"), 2),
+        (("-ncmoe", "0"), 0),
+        (("-ncmoe", "one"), 0),
+    ],
+)
+def test_experts_that_stay_in_host_memory_count_there(
+    assessed: Assess, expert_model: Path, extra_args: tuple[str, ...], layers: int
+) -> None:
+    whole = assessed(path=expert_model)
+    part = assessed(path=expert_model, extra_args=extra_args)
+    passed_bytes = EXPERT_BYTES if layers else 0  # what one layer's are handed over in
+    assert whole.need_bytes - part.need_bytes == layers * EXPERT_BYTES - passed_bytes
+    assert part.footprint.get("host", 0) >= layers * EXPERT_BYTES
+    assert "not known to the estimate" not in part.explanation
+
+
+def test_experts_of_the_model_say_nothing_of_the_draft_model(
+    assessed: Assess, expert_model: Path
+) -> None:
+    plain, kept = (
+        assessed(extra_args=("-md", str(expert_model), *more)) for more in ((), ("-cmoe",))
+    )
+    assert kept.need_bytes == plain.need_bytes
 
 
 @pytest.mark.parametrize("device", ["gpu0", "host"])
