@@ -1,11 +1,12 @@
 """How devices are named: those that a profile gives its server, and those that have settings."""
 
 import re
+from itertools import combinations
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, WithJsonSchema
 
-_NAME_PATTERN = r"gpu[0-9]+|(GPU|MIG)-[0-9A-Za-z/-]+|[0-9A-Fa-f][0-9A-Fa-f-]{7,}"
+_NAME_PATTERN = r"gpu(0|[1-9][0-9]*)|(GPU|MIG)-[0-9A-Za-z/-]+|[0-9A-Fa-f][0-9A-Fa-f-]{7,}"
 _NAME = re.compile(_NAME_PATTERN)
 _ID_PATTERN = r"host|gpu(0|[1-9][0-9]*)"
 _ID = re.compile(_ID_PATTERN)
@@ -25,8 +26,9 @@ def _device_choice(value: Any) -> Any:
             raise ValueError(
                 f"lists devices such as gpu1, or their UUIDs (GPU-…), and {name!r} is none"
             )
-    if len(set(value)) < len(value):
-        raise ValueError("names a device twice")
+    for name, other in combinations(sorted(value), 2):  # the beginning of a UUID names it, too
+        if name == other or (not name.startswith("gpu") and other.startswith(name)):
+            raise ValueError(f"names a device twice: {name!r} and {other!r}; keep one")
     return value[0] if len(value) == 1 else tuple(value)
 
 

@@ -1,10 +1,11 @@
 """What the doctor knows of a machine before it judges: facts only, sizes in bytes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from supervisor.config.profile import Profile
 from supervisor.core.machine.memory import MemorySample
 from supervisor.engine.port import EngineIdentity
 from supervisor.telemetry.cgroup import CgroupLimit
@@ -127,12 +128,14 @@ class ConfigurationFacts:
 
     `configured_devices` are those that have settings, and `required_devices` the ones among them
     without which the controller does not start; `hosts` are the addresses that it listens on.
+    `profiles` are those that the models run with, by where their device is written and the model.
     """
 
     llama_server_bin: Path | None = None
     configured_devices: tuple[str, ...] = ()
     required_devices: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ("127.0.0.1",)
+    profiles: Mapping[str, Profile] = field(default_factory=dict)
     problem: str | None = None
 
 

@@ -218,6 +218,12 @@ def read_configuration(surroundings: Surroundings) -> ConfigurationFacts:
         configured_devices=tuple(settings.devices),
         required_devices=tuple(name for name, given in settings.devices.items() if given.required),
         hosts=surroundings.hosts or settings.server.hosts,
+        profiles={
+            configuration.located_field(name, "device", f"'{name}'"): configuration.resolve(
+                name
+            ).profile
+            for name in configuration.catalogue.models
+        },
     )
 
 

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 from supervisor.doctor.facts import DeviceNode, Facts, VendorTraces
 from supervisor.doctor.findings import Finding, error, warning
+from supervisor.engine.devices import devices_of as devices_of_profile
+from supervisor.engine.devices import unusable_together
 from supervisor.telemetry.port import HOST, DeviceInfo
 from supervisor.telemetry.vendor import Vendor
 from supervisor.telemetry.vendors import VENDORS
@@ -24,6 +26,7 @@ def judge_devices(facts: Facts) -> Iterator[Finding]:
         yield from _judge_repeats(facts, vendor)
     yield from _judge_required(facts)
     yield from _judge_configured(facts)
+    yield from _judge_profiles(facts)
 
 
 def _judge_required(facts: Facts) -> Iterator[Finding]:
@@ -56,6 +59,21 @@ def _judge_configured(facts: Facts) -> Iterator[Finding]:
                 f"devices.{name} in supervisor.yaml is for a device that is not here: it changes "
                 "nothing",
                 f"here are {', '.join(here)}: name one of these, or remove the settings",
+            )
+
+
+def _judge_profiles(facts: Facts) -> Iterator[Finding]:
+    """A model whose profile names devices that no server can have here is refused."""
+    here = facts.devices.devices
+    if facts.devices.problems:
+        return
+    gpus = [info.device for info in here if info.device != HOST and info.fault is None]
+    for where, profile in facts.configuration.profiles.items():
+        fault = unusable_together(devices_of_profile(profile, gpus, lambda: here), here)
+        if fault is not None:
+            yield warning(
+                f"{where} cannot run here: {fault}",
+                "name devices that are here, each once; or gpu, for any of them",
             )
 
 

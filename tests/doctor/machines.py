@@ -3,8 +3,10 @@
 from dataclasses import replace
 from typing import Any
 
+from supervisor.config.profile import Profile
 from supervisor.core.machine.memory import MemorySample
 from supervisor.doctor.facts import (
+    ConfigurationFacts,
     Container,
     DataFolder,
     DeviceFacts,
@@ -75,6 +77,13 @@ def found(*gpus: DeviceInfo, problems: tuple[str, ...] = ()) -> DeviceFacts:
         ),
         problems=problems,
     )
+
+
+def running(*device: str) -> ConfigurationFacts:
+    """A configuration with a model whose profile names devices."""
+    given = device[0] if len(device) == 1 else device
+    profile = Profile.model_validate({"mode": "generation", "device": given})
+    return ConfigurationFacts(profiles={"big.yaml:2: device: 'chat'": profile})
 
 
 def engines(*identities: EngineIdentity, **changes: Any) -> EngineFacts:

@@ -92,6 +92,8 @@ async def test_what_of_the_configuration_concerns_the_machine_is_read(
     assert given.hosts == ("127.0.0.1",)
     assert configuration.required_devices == ("gpu0",)
     assert configuration.configured_devices == ("gpu0", "gpu1")
+    told = {where.rpartition(": ")[2]: each.mode for where, each in configuration.profiles.items()}
+    assert (told["'demo-chat'"], told["'minilm'"]) == ("generation", "embedding")
 
 
 def test_memory_limit_of_the_container_is_told_with_the_page_cache(

@@ -28,6 +28,7 @@ from tests.doctor.machines import (
     gpu,
     memory,
     node,
+    running,
 )
 
 MISMATCH = (
@@ -45,6 +46,12 @@ def test_nothing_is_found_where_all_is_well(machine: Facts) -> None:
 def test_shipped_settings_of_a_gpu_are_well_where_there_is_none() -> None:
     shipped = ConfigurationFacts(configured_devices=("gpu0", "host"))
     assert judge(replace(CPU_MACHINE, configuration=shipped)) == ()
+
+
+@pytest.mark.parametrize("machine", [CPU_MACHINE, NVIDIA_MACHINE])
+@pytest.mark.parametrize("device", ["gpu", "cpu"])
+def test_models_for_any_device_are_well_everywhere(machine: Facts, device: str) -> None:
+    assert judge(replace(machine, configuration=running(device))) == ()
 
 
 def test_required_device_that_works_is_well() -> None:
@@ -360,6 +367,20 @@ def test_what_stops_work_is_an_error(
             "devices.gpu3 in supervisor.yaml is for a device that is not here",
             "here are gpu0, host: name one of these",
             id="settings of a GPU that is not here",
+        ),
+        pytest.param(
+            NVIDIA_MACHINE,
+            {"devices": found(gpu(uuid="GPU-1")), "configuration": running("gpu0", "GPU-1")},
+            "big.yaml:2: device: 'chat' cannot run here: its profile names one device twice",
+            "each once",
+            id="one GPU by its number and its UUID",
+        ),
+        pytest.param(
+            NVIDIA_MACHINE,
+            {"configuration": running("gpu0", "gpu1")},
+            "big.yaml:2: device: 'chat' cannot run here: its profile names gpu1",
+            "name devices that are here",
+            id="model on a GPU that is not here",
         ),
         pytest.param(
             CPU_MACHINE,

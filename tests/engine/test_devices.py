@@ -111,6 +111,8 @@ def test_listed_devices_take_the_same_unless_shares_are_given() -> None:
         ({"device": []}, "must be gpu, cpu, a device"),
         ({"device": ["gpu0", "cpu"]}, "lists devices such as gpu1, .* 'cpu' is none"),
         ({"device": ["gpu0", "gpu0"]}, "names a device twice"),
+        ({"device": ["GPU-1000bbbb", "gpu0", "GPU-1000bbbb-0000"]}, "names a device twice"),
+        ({"device": "gpu01"}, "must be gpu, cpu, a device such as gpu1"),
         ({"device": "cpu", "main_gpu": 1}, "is for device: gpu; leave it out"),
         ({"device": "cpu", "tensor_split": (1, 1)}, "is for device: gpu; leave it out"),
         ({"device": "gpu1", "main_gpu": 1}, "is said already by device: gpu1; leave it out"),
