@@ -173,13 +173,21 @@ schedule:
   - from: "18:00"
     to: "19:00"
     mode: mixed
+  - {from: "19:00",
+     to: "20:00", mode: embedding}
+  - {from: "20:00",
+     to: "21:00", mode: mixed}
+  -
+    from: "21:00"
+    to: "22:00"
+    mode: embedding
 """
     rendered = helm.render({"configuration": {"supervisor.yaml": text}})
 
     settings = load(mount_files(rendered), Path("/models"), {}).settings
     assert (settings.jobs.max_bytes, settings.documents.timeout_s) == (2 * 1024**3, 5)
     assert settings.schedule is not None
-    assert len(settings.schedule.entries) == 2
+    assert len(settings.schedule.entries) == 5
 
 
 def test_file_given_as_fields_replaces_the_shipped_one_whole(

@@ -9,6 +9,10 @@ import pytest
 
 from tests.helm.conftest import CHART, Helm
 
+DEEP = "devices:\n  gpu0:\n    exclusive: true\n"
+TEXT = "    # exclusive: false\n  gpu1: &one\n    required: true\n"
+ITEMS = "schedule:\n  entries:\n  - {to: 1}\n  - to: 2\n"
+
 
 @pytest.mark.parametrize(
     ("values", "named"),
@@ -94,13 +98,20 @@ def test_schema_names_the_key_that_is_wrong(
         *(
             (
                 {"configuration": {"supervisor.yaml": text}},
-                f"configuration.supervisor.yaml: {name} is given twice; keep one",
+                f"supervisor.yaml:{line}: {name} is given twice, first on line {first}; keep one",
             )
-            for name, text in (
-                ("queue", "queue: {hold_timeout_s: 5}\nswitch: {}\nqueue: {}\n"),
-                ("queue", "queue:\n  hold_timeout_s: 5\nqueue :\n  model_share: 1\n"),
-                ("server.port", "server:\n    # where\n    port: 1\n    host: a\n    port: 2\n"),
-                ("server.port", "queue: {}\r\nserver:  # where\r\n  port: 1\r\n  port: 2\r\n"),
+            for line, name, first, text in (
+                (3, "queue", 1, "queue: {hold_timeout_s: 5}\nswitch: {}\nqueue: {}\n"),
+                (3, "queue", 1, "queue:\n  hold_timeout_s: 5\nqueue :\n  model_share: 1\n"),
+                (2, "queue", 1, "queue: {}\n'queue': {}\n"),
+                (5, "server.port", 3, "server:\n    # it\n    port: 1\n    host: a\n    port: 2\n"),
+                (4, "server.port", 3, "queue: {}\r\nserver:  # it\r\n  port: 1\r\n  port: 2\r\n"),
+                (4, "devices.gpu0.exclusive", 3, DEEP + "    exclusive: false\n"),
+                (4, "devices.gpu0", 2, DEEP + "  gpu0: {}\n"),
+                (7, "devices.gpu1.required", 6, DEEP + TEXT + "    required: false\n"),
+                (5, "schedule.entries.1.to", 4, ITEMS + "    to: 1\n"),
+                (6, "schedule.entries", 2, ITEMS + "    mode: mixed\n  entries: []\n"),
+                (5, "schedule.entries.0.to", 4, "schedule:\n entries:\n -\n  to: 1\n  to: 2\n"),
             )
         ),
         ({"fullnameOverride": "1st"}, 'fullnameOverride: set it, because "1st" cannot name'),
