@@ -81,8 +81,9 @@ def check(
     print_warnings(configuration, data)
     if configuration.settings.schedule is not None:
         print("schedule:", *next_changes(configuration.settings.schedule, time.time()), sep="\n  ")
-    count = len(configuration.catalogue.models)
-    print(f"{folder}: {count} models, {len(configuration.profiles)} profiles, no problems")
+    found = {"model": len(configuration.catalogue.models), "profile": len(configuration.profiles)}
+    counts = (f"{count} {what}{'' if count == 1 else 's'}" for what, count in found.items())
+    print(f"{folder}: {', '.join(counts)}, no problems")
 
 
 def print_warnings(configuration: Configuration, data: Path) -> None:

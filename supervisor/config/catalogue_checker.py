@@ -122,7 +122,9 @@ class CatalogueChecker:
         yield from self._parking_problems(chosen, profile)
         if profile.mode is not entry.type:
             yield self._at(
-                place, f"'{chosen}' is for {profile.mode}, and the model's type is {entry.type}"
+                place,
+                f"'{chosen}' is for {profile.mode}, and the model's type is {entry.type}; name "
+                f"another profile, or write `type: {profile.mode}`",
             )
         for mode, fields in _FIELDS_OF_A_MODE.items():
             for field in fields:

@@ -1,5 +1,6 @@
 """Says what is wrong with a field, and what would be right, in an operator's words."""
 
+import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 from types import UnionType
@@ -9,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from supervisor.config.source import FieldPath, Source, dotted
+from supervisor.config.units import as_written
 
 _WANTED = {
     "int_type": "a whole number",
@@ -71,7 +73,19 @@ def _sentence(details: ErrorDetails, beside: list[str]) -> str:
     if error_type == "value_error":
         return f"{context['error']}"
     wanted = _wanted(error_type, context)
-    return f"must be {wanted}, not {_shown(given)}" if wanted else details["msg"]
+    if wanted is None:
+        return details["msg"]
+    return f"must be {wanted}, not {as_written(given)}{_advice(error_type, given)}"
+
+
+def _advice(error_type: str, given: Any) -> str:
+    """Say what to do where fields are wanted and one of the two usual slips was made."""
+    if error_type not in {"model_type", "dict_type"}:
+        return ""
+    if given is None:
+        return "; write them below it, or remove it"
+    is_glued = isinstance(given, str) and re.match(r"\w+:\S", given)
+    return "; a space belongs behind the colon" if is_glued else ""
 
 
 def _wanted(error_type: str, context: dict[str, Any]) -> str | None:
@@ -81,11 +95,6 @@ def _wanted(error_type: str, context: dict[str, Any]) -> str | None:
         bound, words = _BOUNDS[error_type]
         return f"{words} {context[bound]:g}"
     return _WANTED.get(error_type)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def _fields_beside(model_type: type[BaseModel], place: FieldPath) -> list[str]:

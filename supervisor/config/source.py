@@ -97,7 +97,10 @@ def _describe_syntax(path: Path, text: str, error: yaml.MarkedYAMLError) -> str:
     lines = text.splitlines()
     if 0 < line <= len(lines) and "\t" in lines[line - 1][: _indent(lines[line - 1])]:
         return f"{path}:{line}: file: a tab indents this line; YAML takes spaces only"
-    problem = " ".join(part for part in (error.context, error.problem) if part)
+    begun = error.context_mark.line + 1 if error.context_mark else line
+    since = f" (begun on line {begun})" if error.context and begun != line else ""
+    context = f"{error.context}{since}" if error.context else None
+    problem = " ".join(part for part in (context, error.problem) if part)
     return f"{path}:{line}: file: is not YAML: {problem}"
 
 

@@ -31,16 +31,25 @@ def _duration(value: Any) -> Any:
 def _quantity(value: Any, units: Mapping[str, float], wanted: str, number_type: type) -> Any:
     """Turn `16GiB` into a number; numbers stay what they are. Raises ValueError otherwise."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"must be {wanted}")
+        raise ValueError(f"must be {wanted}, not {as_written(value)}")
     if not isinstance(value, str):
         return value
     match = _QUANTITY.fullmatch(value.strip())
     if match is None or match[2] not in units:
-        raise ValueError(f"must be {wanted}")
+        known = f"; the units are {', '.join(units)}" if match is not None else ""
+        raise ValueError(f"must be {wanted}, not {as_written(value)}{known}")
     quantity = float(match[1]) * units[match[2]]
     if math.isinf(quantity):
         raise ValueError(f"is too large; it must be {wanted}")
     return number_type(quantity)
+
+
+def as_written(value: Any) -> str:
+    """Write a value as it stands in YAML, cut where it is long: `'many'`, `true`, `nothing`."""
+    if value is None:
+        return "nothing"
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def expand(

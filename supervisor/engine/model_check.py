@@ -18,7 +18,7 @@ from supervisor.telemetry.port import HOST
 
 
 def require_models_dir(configuration: Configuration) -> None:
-    """Raise ConfigError when the models folder is not there, or its name cannot be printed."""
+    """Raise ConfigError when a models folder is not there, or its name cannot be printed."""
     folder = configuration.models_dir
     if not is_utf8(folder):
         raise ConfigError((f"--models {printable(folder)}: its name is not UTF-8; rename it",))
@@ -30,9 +30,18 @@ def require_models_dir(configuration: Configuration) -> None:
     ]
     scans = catalogue.models_dir is not None and not Path(catalogue.models_dir).is_absolute()
     if folder.is_dir() or not (relative or scans):
+        _require_scanned_dir(configuration)
         return
     whose = f"the files of {', '.join(sorted(relative))}" if relative else "the models to be found"
     raise ConfigError((f"--models {folder}: there is no such folder; it should hold {whose}",))
+
+
+def _require_scanned_dir(configuration: Configuration) -> None:
+    """Raise ConfigError where the folder to look for models in is not there."""
+    given = configuration.catalogue.models_dir
+    if given is not None and not (folder := configuration.models_dir / given).is_dir():
+        problem = f"{folder}: there is no such folder; correct it, make it, or leave it out"
+        raise ConfigError((configuration.located(("models_dir",), problem),))
 
 
 def model_problems(configuration: Configuration, engines: Engines | None) -> Iterator[str]:
@@ -68,13 +77,16 @@ def _problems_of_twin(
     place: FieldPath = ("models", own.name, "spill")
     try:
         twin = configuration.resolve(own.name, spill)
+    except (RequestRefused, ConfigError):
+        return  # its profile is not there, or faulty: that has been said
+    try:
         takes_ids = [
             engines.choose(each.profile.engine).abilities(each).takes_token_ids
             for each in (own, twin)
         ]
         _check_profile(twin, engines.choose(twin.profile.engine))
         _check_start(twin, engines.choose(twin.profile.engine))
-    except (RequestRefused, ConfigError, EngineError, ModelFileError) as error:
+    except (EngineError, ModelFileError) as error:
         yield configuration.located(place, f"'{spill}' cannot be its twin's profile: {error}")
         return
     if own.tokenizer_path is not None and takes_ids[0] is not takes_ids[1]:

@@ -71,7 +71,45 @@ def problems(folder: Path, models_dir: Path | None = None, **environ: str) -> li
             b"mode: generation\nmemory: {margin_bytes: 12 parsecs}\n",
             (
                 "generation.yaml:2: memory.margin_bytes: must be a size such as 16GiB, 512MiB or a "
-                "number of bytes"
+                "number of bytes, not '12 parsecs'; the units are B, KiB, MiB, GiB, TiB, KB, MB, "
+                "GB, TB"
+            ),
+        ),
+        (
+            "generation.yaml",
+            b"mode: generation\nstop_grace_s: soon\n",
+            (
+                "generation.yaml:2: stop_grace_s: must be a duration such as 30s, 250ms, 5m or a "
+                "number of seconds, not 'soon'"
+            ),
+        ),
+        (
+            "generation.yaml",
+            b"mode: generation\nmemory:\n  # margin_bytes: 1\n",
+            (
+                "generation.yaml:2: memory: must be fields (`name: value`), not nothing; write "
+                "them below it, or remove it"
+            ),
+        ),
+        (
+            "generation.yaml",
+            b"mode: generation\nmemory:\n  margin_bytes:1\n",
+            (
+                "generation.yaml:2: memory: must be fields (`name: value`), not 'margin_bytes:1'; "
+                "a space belongs behind the colon"
+            ),
+        ),
+        (
+            "generation.yaml",
+            b"mode: generation\nextra_args: yes\n",
+            "generation.yaml:2: extra_args: must be a list, not true",
+        ),
+        (
+            "generation.yaml",
+            b"mode: generation\nextra_args: ['a\n  b: c\n",
+            (
+                "generation.yaml:4: file: is not YAML: while scanning a quoted scalar (begun on "
+                "line 2) found unexpected end of stream"
             ),
         ),
         (
@@ -167,7 +205,7 @@ def problems(folder: Path, models_dir: Path | None = None, **environ: str) -> li
             b"models:\n  a:\n    path: a\n    profile: embedding\n",
             (
                 "models.yaml:4: models.a.profile: 'embedding' is for embedding, and the model's "
-                "type is generation"
+                "type is generation; name another profile, or write `type: embedding`"
             ),
         ),
         (

@@ -114,7 +114,7 @@ def test_check_lists_what_the_scan_left_out(
 
     assert code == 0, lines
     assert lines[0].startswith(f"{scanned}/page.gguf: left out: not a GGUF file")
-    assert lines[1].endswith("1 models, 2 profiles, no problems")
+    assert lines[1].endswith("1 model, 2 profiles, no problems")
 
 
 def test_models_folder_whose_name_is_not_utf_8_is_named(run: Runner, tmp_path: Path) -> None:

@@ -9,13 +9,17 @@ from typing import Any
 import pytest
 import yaml
 
-from supervisor.config.load import load
+from supervisor.config.load import load, read
 from supervisor.engine.kinds.engines import Engines
-from supervisor.engine.model_check import model_problems
+from supervisor.engine.model_check import model_problems, require_models_dir
+from supervisor.engine.models.model_scan import scan_models
+from supervisor.errors import ConfigError
 
 Check = Callable[..., list[str]]
 
 CHAT = {"path": "demo-chat.gguf", "profile": "chat"}
+CHAT_PROFILE = "mode: generation\n"
+ENCODER = {"path": "minilm.gguf"}
 OLD_FLAGS = (
     *("--model F", "--host it.sock", "--port N", "--ctx-size N", "--batch-size N"),
     *("--ubatch-size N", "--parallel N", "--cache-type-k T", "--cache-type-v T", "--flash-attn"),
@@ -142,6 +146,42 @@ def test_a_build_that_lacks_a_flag_is_told_at_the_field(
         f"{folder}/chat.yaml:3: cache_ram_mib: {old} does not know --cache-ram; {remedy}",
         f"{folder}/chat.yaml:2: threads: {old} does not know --threads; use another build",
     ]
+
+
+def test_an_encoder_that_is_to_generate_is_told(check: Check, folder: Path) -> None:
+    """llama-server loads it, and answers each chat with 500; nobody has to write a type."""
+    files = {"generation.yaml": CHAT_PROFILE, "models.yaml": {"models": {"a": ENCODER}}}
+    (problem,) = check(files)
+    assert problem.startswith(f"{folder}/models.yaml:3: models.a.path: ")
+    assert "bert, make vectors only; write `type: embedding` for it" in problem
+
+
+def test_a_twin_whose_profile_is_not_there_is_told_by_the_catalogue_alone(
+    folder: Path, models_dir: Path, engines: Engines
+) -> None:
+    (folder / "embedding.yaml").write_text("mode: embedding\n")
+    twin = ENCODER | {"type": "embedding", "spill": "nobody"}
+    (folder / "models.yaml").write_text(yaml.safe_dump({"models": {"a": twin}}))
+
+    reading = read(folder, models_dir, {})
+
+    assert reading.configuration is not None
+    assert len(reading.problems) == 1
+    assert list(model_problems(reading.configuration, engines)) == []
+
+
+def test_a_folder_to_scan_that_is_not_there_is_told(folder: Path, models_dir: Path) -> None:
+    (folder / "models.yaml").write_text("models: {}\nmodels_dir: nowhere\n")
+    with pytest.raises(ConfigError) as raised:
+        require_models_dir(load(folder, models_dir, {}, scan_models))
+    (problem,) = raised.value.problems
+    assert problem.startswith(f"{folder}/models.yaml:2: models_dir: {models_dir}/nowhere: there is")
+
+
+def test_a_flag_with_its_value_in_one_word_is_told(check: Check) -> None:
+    profile = CHAT_PROFILE + "extra_args: [--n-cpu-moe 4]\n"
+    (problem,) = check({"chat.yaml": profile, "models.yaml": {"models": {"one": CHAT}}})
+    assert "does not know --n-cpu-moe 4; write a flag and its value as two words" in problem
 
 
 def test_a_bad_file_and_a_bad_profile_are_told_together(check: Check, folder: Path) -> None:

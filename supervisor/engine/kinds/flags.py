@@ -90,9 +90,10 @@ class ArgumentReading:
         unknown = [each.written for each in allowed if each.value_count is None]
         if unknown:
             listed = ", ".join(unknown)
-            problems.append(
-                f"{self.program} does not know {listed}; correct it, or {self.otherwise}"
-            )
+            advice = f"correct it, or {self.otherwise}"
+            if any(" " in each for each in unknown):
+                advice = "write a flag and its value as two words of the list"
+            problems.append(f"{self.program} does not know {listed}; {advice}")
         problems += filter(None, map(self._value_problem, allowed))
         return "; ".join(problems) or None
 

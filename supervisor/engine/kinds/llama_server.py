@@ -40,7 +40,10 @@ def find_binary(environ: Mapping[str, str], configured: Path | None = None) -> P
         if named:
             path = Path(named)
             if not (path.is_file() and os.access(path, os.X_OK)):
-                raise EngineError(f"{source}: {path} is not an executable file")
+                raise EngineError(
+                    f"{source}: {path} is not an executable file; name a llama-server that is, or "
+                    "leave it out, and one is looked for"
+                )
             return path
     on_path = shutil.which(NAME, path=environ.get("PATH"))
     return Path(on_path) if on_path else cached_llama_server()

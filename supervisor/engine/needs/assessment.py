@@ -16,7 +16,12 @@ from supervisor.config.configuration import ResolvedModel
 from supervisor.core.byte_size import MIB, format_bytes
 from supervisor.core.machine.footprint import Footprint
 from supervisor.core.machine.values import Mode, TargetNeed
-from supervisor.core.sizing.estimate import MemoryEstimate, MemorySettings, estimate_memory
+from supervisor.core.sizing.estimate import (
+    EMBEDDING_ARCHITECTURES,
+    MemoryEstimate,
+    MemorySettings,
+    estimate_memory,
+)
 from supervisor.core.sizing.fitting import Alternative, alternatives
 from supervisor.core.sizing.kept_prompts import KeptPrompts, estimate_kept_prompts
 from supervisor.core.sizing.kv_cache import keeps_no_kv
@@ -32,7 +37,7 @@ from supervisor.engine.needs.learned_store import LearnedStore
 from supervisor.engine.needs.prompt_identity import prompt_identity
 from supervisor.engine.port import Abilities, Engine, EngineIdentity
 from supervisor.engine.prompts.prompt_cache import identity_of
-from supervisor.errors import EngineError
+from supervisor.errors import EngineError, ModelFileError
 from supervisor.telemetry.port import HOST
 
 DRIVER_CONTEXT_BYTES = 512 * MIB
@@ -273,6 +278,7 @@ def examine(resolved: ResolvedModel, engine: Engine, known: ModelFile | None = N
     else:
         if abilities.runs_gguf_only:
             require_loadable(file)
+            _refuse_generating_encoder(resolved, file)
         _refuse_uneven_slots(resolved, file)
     return Candidate(
         resolved=resolved,
@@ -360,6 +366,16 @@ def _build_of(engine: Engine) -> EngineIdentity | None:
         return engine.identity
     except EngineError:
         return None
+
+
+def _refuse_generating_encoder(resolved: ResolvedModel, file: ModelFile) -> None:
+    """Refuse for generation what llama-server loads, and then answers each chat with an error."""
+    architecture = file.header.architecture
+    if resolved.mode is Mode.GENERATION and architecture in EMBEDDING_ARCHITECTURES:
+        raise ModelFileError(
+            f"{file.path}: models of its architecture, {architecture}, make vectors only; write "
+            "`type: embedding` for it"
+        )
 
 
 def _refuse_uneven_slots(resolved: ResolvedModel, file: ModelFile) -> None:
