@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from supervisor.client.answers import Hit, Job
+from supervisor.client.answers import Hit, Job, Lines
 from supervisor.client.files import from_here
 from supervisor.vector_store.port import CollectionInfo
 
@@ -26,6 +26,9 @@ _MAX_TEXT = 300
 _WIDTH_OF_A_FILE = 160
 """Columns of tables that go elsewhere than to a terminal, whose width is known."""
 
+_WIDTH_FOR_IDS = 72
+"""Columns from which on a job's id stands in one line, to be copied, and the rest has room."""
+
 
 def print_json(content: Any) -> None:
     """Print an object on a line of its own."""
@@ -34,7 +37,9 @@ def print_json(content: Any) -> None:
 
 def print_hits(hits: Sequence[Hit]) -> None:
     """Print passages with score, document and page, their texts cut short."""
-    table = Table("score", "document", "page", "text", show_edge=False)
+    table = Table(show_edge=False)
+    for name in ("score", "document", "page", "text"):
+        table.add_column(name, overflow="fold")
     for hit in hits:
         text = shorten(hit.get("text", ""), _MAX_TEXT, placeholder="…")
         page = "" if hit.get("page") is None else str(hit["page"])
@@ -44,9 +49,11 @@ def print_hits(hits: Sequence[Hit]) -> None:
 
 def print_collections(collections: Sequence[CollectionInfo]) -> None:
     """Print collections with their models and counts."""
-    table = Table("collection", "model", "dimension", show_edge=False)
+    table = Table(show_edge=False)
+    for name in ("collection", "model", "dimension"):
+        table.add_column(name, overflow="fold")
     for name in ("documents", "chunks", "indexed"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for each in collections:
         counts = (each.documents, each.chunks, each.indexed)
         table.add_row(Text(each.name), Text(each.model), str(each.dimension), *map(str, counts))
@@ -90,27 +97,27 @@ class JobsDisplay:
     def show(self, jobs: Sequence[Job]) -> None:
         """Show jobs."""
         if self._live is not None:
-            self._live.update(_table_of(jobs), refresh=True)
+            self._live.update(_table_of(jobs, self._console.width), refresh=True)
         elif jobs != self._last:
-            print_json({"jobs": jobs}) if self._as_json else self._console.print(_table_of(jobs))
+            if self._as_json:
+                print_json({"jobs": jobs})
+            else:
+                self._console.print(_table_of(jobs, self._console.width))
         self._last = jobs
 
 
-def _table_of(jobs: Sequence[Job]) -> Table | str:
+def _table_of(jobs: Sequence[Job], width: int) -> Table | str:
     if not jobs:
         return "no jobs"
     table = Table(show_edge=False)
-    table.add_column("job", min_width=max(len(job["id"]) for job in jobs))  # to be copied whole
-    for name in ("kind", "state", "done", "failed", "age", "reason"):
-        table.add_column(name)
+    table.add_column("job", no_wrap=width >= _WIDTH_FOR_IDS, overflow="fold")
+    for name in ("state", "lines", "age", "reason"):
+        table.add_column(name, overflow="fold")  # in a narrow terminal nothing is lost
     for job in jobs:
-        lines = job["lines"]
         table.add_row(
             job["id"],
-            job["kind"],
             _state_of(job),
-            f"{lines['succeeded']} of {lines['total']}",
-            str(lines["failed"] or ""),
+            _lines_of(job["lines"]),
             _age(time.time() - job["created_at"]),
             Text(job["reason"] or ""),
         )
@@ -128,6 +135,12 @@ def _state_of(job: Job) -> str:
     if job["state"] == "in_progress" and not_before and not_before > time.time():
         return f"waits until {_moment(not_before)}"
     return job["state"]
+
+
+def _lines_of(lines: Lines) -> str:
+    """Write how many lines are done, and how many failed: `3 of 5, 2 failed`."""
+    failed = f", {lines['failed']} failed" if lines["failed"] else ""
+    return f"{lines['succeeded']} of {lines['total']}{failed}"
 
 
 def _shown(name: str, value: Any) -> str:
