@@ -1,5 +1,6 @@
 """Documents come in by `POST /documents`, as a file or as a text."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -7,6 +8,7 @@ import msgspec
 from pydantic import BeforeValidator, Field, InstanceOf, StrictBool, model_validator
 
 from supervisor.documents.values import NewDocument
+from supervisor.errors import RequestRefused
 from supervisor.gateway.answer import Answer, PiecewiseAnswer, json_answer
 from supervisor.gateway.parameters import Parameters
 from supervisor.gateway.uploads import Upload
@@ -86,6 +88,8 @@ class Documents:
 
     async def add(self, asked: NewDocumentParameters) -> Answer | PiecewiseAnswer:
         """Take a document in, and tell what came of it, or where that will be told."""
+        if asked.file is not None:
+            await asyncio.to_thread(_require_no_json, asked.file)
         documents = await self._open()
         job = await documents.add(asked.document)
         if asked.wait:
@@ -99,6 +103,22 @@ class Documents:
         return PiecewiseAnswer(
             headers=((b"Content-Type", b"application/json"),), size_bytes=size_bytes, pieces=pieces
         )
+
+
+def _require_no_json(upload: Upload) -> None:
+    """Refuse JSON as `curl -d` sends it without a header: it would be stored as a text of its own.
+
+    Raises RequestRefused.
+    """
+    if (upload.content_type or "").startswith("application/x-www-form-urlencoded"):
+        with upload.path.open("rb") as file:
+            begins_as_json = file.read(64).lstrip().startswith(b"{")
+        if begins_as_json:
+            raise RequestRefused(
+                "bad_request",
+                "the body looks like JSON: send it with Content-Type: application/json; a file "
+                "that begins like that, with its own media type, such as text/plain",
+            )
 
 
 def _taken(job: "Job") -> Answer:

@@ -150,6 +150,19 @@ def test_a_name_that_is_not_in_utf8_is_read_as_what_it_is_in(caller: Caller) -> 
     assert (status, json.loads(received)["id"]) == (200, "한글.txt")
 
 
+def test_json_that_is_sent_as_a_form_is_refused_and_a_text_is_not(caller: Caller) -> None:
+    """As `curl -d` sends both: the JSON itself was stored as a text."""
+    form = "application/x-www-form-urlencoded"
+    body = json.dumps({"id": "notes/17", "text": SENTENCE}).encode()
+    status, received = caller.ask("POST", "/documents?store=false", body, form)
+    assert status == 400
+    assert "Content-Type: application/json" in json.loads(received)["error"]["message"]
+
+    assert caller.ask("POST", "/documents?id=form", SENTENCE.encode(), form)[0] == 200
+    assert texts_in(caller, "form") == {0: SENTENCE}
+    assert caller.ask("POST", "/documents?store=false", body, "text/plain")[0] == 200
+
+
 @pytest.mark.parametrize("text", ["<html> opens a page", "%PDF- begins a file", "a\0b"])
 def test_a_text_in_a_request_is_a_text_whatever_it_tells_of(caller: Caller, text: str) -> None:
     made = add(caller, text=text, store=False)
