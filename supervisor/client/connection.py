@@ -1,6 +1,7 @@
 """Asking a controller over HTTP: its refusals as errors, and patience where waiting helps."""
 
 import asyncio
+import os
 import re
 import socket
 import time
@@ -119,7 +120,10 @@ class Connection:
 
     def _describe(self, error: Exception) -> str:
         if isinstance(error, aiohttp.ClientConnectorError):
-            reason = f"no controller answers at {self._url} ({error.strerror or error})"
+            told = error.strerror or str(error)
+            if told.startswith("Connect call failed"):  # asyncio's words, in place of the reason
+                told = os.strerror(error.errno or 0)
+            reason = f"no controller answers at {self._url} ({told})"
         else:
             reason = f"the controller at {self._url} broke off ({error or 'no answer'})"
         return f"{reason}; start one with `llama-supervisor serve`, or {OTHER_ADDRESS}"

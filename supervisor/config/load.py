@@ -167,6 +167,12 @@ class _Reader:
 
     def read_catalogue(self, path: Path) -> tuple[Source | None, Catalogue | None]:
         """Return the catalogue as `read()` does, and after problems without the faulty models."""
+        if not os.path.lexists(path):
+            self.problems.append(
+                f"{path}:1: file: is not there, and names the models; write it, or name another "
+                "folder with --profiles, or the file in MODEL_CONFIG_PATH"
+            )
+            return None, None
         source, catalogue = self.read(path, Catalogue)
         if source is None or catalogue is not None:
             return source, catalogue

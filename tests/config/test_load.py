@@ -360,7 +360,7 @@ def test_a_catalogue_that_is_not_there_is_named(folder: Folder) -> None:
     (folder.path / "models.yaml").unlink()
     problem = folder.problem()
     assert problem.startswith("models.yaml:")
-    assert "cannot be read: No such file or directory" in problem
+    assert "is not there, and names the models" in problem
 
 
 @pytest.mark.parametrize(

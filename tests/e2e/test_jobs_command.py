@@ -110,5 +110,5 @@ def test_without_a_controller_it_is_said_what_to_do(words: tuple[str, ...]) -> N
     )
 
     assert told.returncode == 69
-    assert "no controller answers at http://127.0.0.1:1" in told.stderr
+    assert "no controller answers at http://127.0.0.1:1 (Connection refused)" in told.stderr
     assert "llama-supervisor serve" in told.stderr
