@@ -34,6 +34,10 @@ _BOUNDS = {
     "less_than": ("lt", "less than"),
     "less_than_equal": ("le", "at most"),
 }
+_LENGTHS = {
+    "string_too_short": ("min_length", "at least"),
+    "string_too_long": ("max_length", "at most"),
+}
 _OF_A_NAME = "[key]"
 """The last part of pydantic's place of a field whose name is wrong, and not its value."""
 
@@ -66,7 +70,7 @@ def _sentence(details: ErrorDetails, beside: list[str]) -> str:
     error_type, given, context = details["type"], details["input"], details.get("ctx", {})
     if error_type == "extra_forbidden":
         name = str(details["loc"][-1])
-        hint = nearest(name, beside) or f"; there are: {', '.join(sorted(beside))}"
+        hint = nearest(name, beside) or f"; there are: {', '.join(sorted(beside)) or 'none'}"
         return f"is not a known field{hint}"
     if error_type == "missing":
         return "is missing; write it"
@@ -94,6 +98,10 @@ def _wanted(error_type: str, context: dict[str, Any]) -> str | None:
     if error_type in _BOUNDS:
         bound, words = _BOUNDS[error_type]
         return f"{words} {context[bound]:g}"
+    if error_type in _LENGTHS:
+        bound, words = _LENGTHS[error_type]
+        count = context[bound]
+        return f"text of {words} {count} character{'' if count == 1 else 's'}"
     return _WANTED.get(error_type)
 
 

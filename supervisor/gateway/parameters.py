@@ -7,6 +7,8 @@ from urllib.parse import parse_qsl
 import msgspec
 import pydantic
 
+from supervisor.config.problems import field_problems
+from supervisor.config.source import dotted
 from supervisor.errors import RequestRefused
 from supervisor.gateway.body_reading import BOM
 
@@ -60,8 +62,9 @@ def read_parameters(
     try:
         return parameters_type.model_validate(fields)
     except pydantic.ValidationError as error:
-        problems = "; ".join(_describe(problem) for problem in error.errors())
-        raise RequestRefused("bad_request", problems) from error
+        found = field_problems(error, parameters_type)
+        problems = [f"{dotted(place)}: {said}" if place else said for place, said in found]
+        raise RequestRefused("bad_request", "; ".join(problems)) from error
 
 
 def _flag_of(parameters_type: type[pydantic.BaseModel], name: str, text: Any) -> Any:
@@ -77,11 +80,3 @@ def _fields_of(body: bytes) -> dict[str, Any]:
         return msgspec.json.decode(body.removeprefix(BOM), type=dict[str, Any])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise RequestRefused("bad_request", f"the body must be a JSON object: {error}") from error
-
-
-def _describe(problem: Any) -> str:
-    name = ".".join(str(part) for part in problem["loc"])
-    given = problem["input"]
-    shown = f"{name}={given}" if isinstance(given, str) and problem["type"] != "missing" else name
-    said = problem["msg"].removeprefix("Value error, ")  # pydantic's, before what ours say
-    return f"{shown}: {said}" if shown else said

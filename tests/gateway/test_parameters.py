@@ -8,7 +8,9 @@ from supervisor.errors import RequestRefused
 from supervisor.gateway.control import SwitchParameters, UnloadParameters
 from supervisor.gateway.devices import HistoryParameters
 from supervisor.gateway.documents import NewDocumentParameters
+from supervisor.gateway.jobs import JobsParameters
 from supervisor.gateway.parameters import AnyParameters, NoParameters, read_parameters
+from supervisor.gateway.stored_vectors import SearchParameters
 from tests.conftest import RunningController
 
 
@@ -31,9 +33,9 @@ def test_a_flag_is_true_or_false(query: str, body: bytes, wait: bool) -> None:
 @pytest.mark.parametrize(
     ("kind", "query", "body", "problem"),
     [
-        (UnloadParameters, "wait=maybe", b"", "wait=maybe"),
-        (UnloadParameters, "wait=yes", b"", "wait=yes"),
-        (UnloadParameters, "wait=", b"", "wait="),
+        (UnloadParameters, "wait=maybe", b"", "wait: must be true or false, not 'maybe'"),
+        (UnloadParameters, "wait=yes", b"", "wait: must be true or false, not 'yes'"),
+        (UnloadParameters, "wait=", b"", "wait: must be true or false, not ''"),
         (UnloadParameters, "wait=true&wait=true", b"", "more than once"),
         (UnloadParameters, "wait=true", b'{"wait": true}', "more than once"),
         (UnloadParameters, "", b'{"wait": 1}', "wait"),
@@ -48,9 +50,19 @@ def test_a_flag_is_true_or_false(query: str, body: bytes, wait: bool) -> None:
         ),
         (SwitchParameters, "", b"[]", "must be a JSON object: Expected `object`, got `array`"),
         (NewDocumentParameters, "", b"{}", "^give the document's `file`, or its `text`"),
-        (HistoryParameters, "since=-1", b"", "since=-1: give a number of seconds"),
+        (HistoryParameters, "since=-1", b"", "since: give a number of seconds"),
         (SwitchParameters, "", b'{"model_name": true}', "model_name"),
-        (NoParameters, "limit=5", b"", "limit"),
+        (
+            SwitchParameters,
+            "",
+            b'{"model": "a"}',
+            "model: is not a known field; did you mean 'mode",
+        ),
+        (JobsParameters, "limit=1000", b"", "limit: must be at most 100, not '1000'"),
+        (SearchParameters, "", b'{"query": ""}', "query: must be text of at least 1 character"),
+        (SearchParameters, "", b"", "query: is missing"),
+        (NewDocumentParameters, "", b"", "^give the document's `file`, or its `text`"),
+        (NoParameters, "limit=5", b"", "limit: is not a known field; there are: none"),
         (NoParameters, "", b'{"limit": 5}', "limit"),
     ],
 )
