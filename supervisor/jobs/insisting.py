@@ -7,6 +7,7 @@ from typing import TypeVar
 import structlog
 
 from supervisor.core.pauses import doubled_pause_s
+from supervisor.errors import SupervisorError
 from supervisor.observability.impairments import Impairments
 
 log = structlog.get_logger()
@@ -47,4 +48,7 @@ class Insisting:
             f"{error})"
         )
         if self._impairments.note(PART, reason):
-            log.warning("jobs.queue_failed", exc_info=error)
+            is_known = isinstance(error, SupervisorError)  # its sentence says it all
+            log.warning(
+                "jobs.queue_failed", reason=str(error), exc_info=None if is_known else error
+            )
