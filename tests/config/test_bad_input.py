@@ -101,6 +101,16 @@ def problems(folder: Path, models_dir: Path | None = None, **environ: str) -> li
         ),
         (
             "generation.yaml",
+            b"mode: generation\nparallel: yes\n",
+            "generation.yaml:2: parallel: must be a number, not true",
+        ),
+        (
+            "generation.yaml",
+            b"mode: generation\nmain_gpu: no\n",
+            "generation.yaml:2: main_gpu: must be a number, not false",
+        ),
+        (
+            "generation.yaml",
             b"mode: generation\nextra_args: yes\n",
             "generation.yaml:2: extra_args: must be a list, not true",
         ),
