@@ -1,5 +1,6 @@
 """The command line, whose commands are modules of `supervisor.commands`."""
 
+import io
 import os
 import sys
 from importlib import import_module
@@ -70,6 +71,10 @@ def open_standard_streams() -> None:
 def main() -> None:
     """Entry point of the `llama-supervisor` command."""
     open_standard_streams()
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(
+            errors="replace"
+        )  # a locale may lack a letter, and a line needs none
     # Standard output is for answers; `serve` sets up more than this.
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     cli()

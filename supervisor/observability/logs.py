@@ -25,8 +25,7 @@ def set_up_logging(
     that ends the log: it writes what is left, and waits a second at most for a stream that does
     not take it. It is called at the end of the process, too.
     """
-    is_terminal = sys.stderr is not None and sys.stderr.isatty()
-    form = json_form() if log_format == "json" else console_form(has_colours=is_terminal)
+    form = json_form() if log_format == "json" else console_form(has_colours=_has_colours())
     writer = LogWriter(_error_descriptor(), _say_dropped)
     structlog.configure(
         processors=[
@@ -63,6 +62,13 @@ class _InOrder:
 
     def flush(self) -> None:
         """Do nothing: the writer never waits with what it has."""
+
+
+def _has_colours() -> bool:
+    """Whether standard error is a terminal that shows colours, and wants them (no-color.org)."""
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    is_plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+    return is_terminal and not is_plain
 
 
 def _error_descriptor() -> int:

@@ -1,5 +1,6 @@
 """The command line's words: what they mean, and what is said of those that mean nothing."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from typer.testing import CliRunner, Result
 
 from supervisor import __version__
 from supervisor.cli import cli
+from tests.conftest import ROOT
 from tests.e2e.conftest import COMMAND, change
 
 
@@ -23,6 +25,19 @@ def test_the_installed_command_tells_its_version() -> None:
 def test_without_a_command_it_tells_what_there_is() -> None:
     told = run()
     assert "serve" in told.output
+
+
+def test_what_a_locale_has_no_letter_for_is_no_error(models_dir: Path) -> None:
+    words = ("fit", "demo-chat", "--profiles", ROOT / "profiles", "--models", models_dir)
+    told = subprocess.run(
+        [COMMAND, *words],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert told.returncode == 0, told.stderr
+    assert "learned peak           |         ?" in told.stdout
 
 
 def test_each_option_of_serve_is_told() -> None:

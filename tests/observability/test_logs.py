@@ -1,6 +1,9 @@
 """Log lines: one event each, for machines or for people, and never a reason to fail."""
 
 import io
+import os
+import pty
+import subprocess
 import sys
 from pathlib import Path
 
@@ -70,6 +73,32 @@ def test_console_lines_are_for_people_without_colours_in_a_file(log: Log) -> Non
     assert "model=demo-chat" in line
     assert "epoch=7" in line
     assert "\x1b" not in line
+
+
+@pytest.mark.parametrize(
+    ("variables", "has_colours"),
+    [({}, True), ({"NO_COLOR": ""}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)],
+)
+def test_colours_are_for_terminals_that_want_them(
+    variables: dict[str, str], has_colours: bool
+) -> None:
+    controlling, terminal = pty.openpty()
+    without = {name: text for name, text in os.environ.items() if name != "NO_COLOR"}
+    words = (
+        "import structlog; from supervisor.observability.logs import set_up_logging; "
+        "set_up_logging('console'); structlog.get_logger().info('backend.ready')"
+    )
+    subprocess.run(
+        [sys.executable, "-c", words],
+        stderr=terminal,
+        env={**without, "TERM": "xterm", **variables},
+        check=True,
+    )
+    os.close(terminal)
+    written = os.read(controlling, 65_536)
+    os.close(controlling)
+    assert b"backend.ready" in written
+    assert (b"\x1b" in written) is has_colours
 
 
 @pytest.mark.parametrize("log_format", ["console", "json"])
