@@ -27,6 +27,7 @@ _WANTED = {
     "dict_type": "fields (`name: value`)",
     "model_type": "fields (`name: value`)",
     "path_type": "a path",
+    "is_instance_of": "a file, sent in a form",  # the only instances are uploads to our routes
 }
 _BOUNDS = {
     "greater_than": ("gt", "more than"),

@@ -61,6 +61,7 @@ def test_a_flag_is_true_or_false(query: str, body: bytes, wait: bool) -> None:
         (JobsParameters, "limit=1000", b"", "limit: must be at most 100, not '1000'"),
         (SearchParameters, "", b'{"query": ""}', "query: must be text of at least 1 character"),
         (SearchParameters, "", b"", "query: is missing"),
+        (NewDocumentParameters, "", b'{"file": "a"}', "file: must be a file, sent in a form, not"),
         (NewDocumentParameters, "", b"", "^give the document's `file`, or its `text`"),
         (NoParameters, "limit=5", b"", "limit: is not a known field; there are: none"),
         (NoParameters, "", b'{"limit": 5}', "limit"),
