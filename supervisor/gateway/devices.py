@@ -39,7 +39,7 @@ class HistoryParameters(Parameters):
     @classmethod
     def _goes_back(cls, since: float) -> float:
         if not since >= 0:
-            raise ValueError("give a number of seconds back from now, such as 60")
+            raise ValueError(f"must be seconds back from now, such as 60, not {since:g}")
         return since
 
 

@@ -319,9 +319,19 @@ def test_history_of_a_device_that_was_never_read_is_empty() -> None:
     ("path", "status", "code", "named"),
     [
         ("/gpu/gpu7/history", 404, "device_not_found", "host"),
-        ("/gpu/host/history?since=yesterday", 400, "bad_request", "since=yesterday"),
-        ("/gpu/host/history?since=-1", 400, "bad_request", "since=-1"),
-        ("/gpu/host/history?since=nan", 400, "bad_request", "since=nan"),
+        (
+            "/gpu/host/history?since=yesterday",
+            400,
+            "bad_request",
+            "must be a number, not 'yesterday'",
+        ),
+        (
+            "/gpu/host/history?since=-1",
+            400,
+            "bad_request",
+            "seconds back from now, such as 60, not -1",
+        ),
+        ("/gpu/host/history?since=nan", 400, "bad_request", "such as 60, not nan"),
     ],
 )
 async def test_history_refuses_what_it_cannot_mean(
