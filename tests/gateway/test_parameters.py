@@ -50,7 +50,7 @@ def test_a_flag_is_true_or_false(query: str, body: bytes, wait: bool) -> None:
         ),
         (SwitchParameters, "", b"[]", "must be a JSON object: Expected `object`, got `array`"),
         (NewDocumentParameters, "", b"{}", "^give the document's `file`, or its `text`"),
-        (HistoryParameters, "since=-1", b"", "since: give a number of seconds"),
+        (HistoryParameters, "since=-1", b"", "since: must be seconds back from now"),
         (SwitchParameters, "", b'{"model_name": true}', "model_name"),
         (
             SwitchParameters,
