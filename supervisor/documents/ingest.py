@@ -4,6 +4,7 @@ Nothing is stored before every part is embedded, so a document is stored whole o
 whoever takes a job over after an end in the middle finds the parts that are done in the queue.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
@@ -15,8 +16,9 @@ from supervisor.documents.keeping import Keeper
 from supervisor.documents.opening import DocumentOpener
 from supervisor.documents.parts import decode_embedded, decode_part, encode, parts_of
 from supervisor.documents.request import DocumentOutcome, DocumentRequest, Failure, decode_failure
+from supervisor.documents.values import ReadDocument
 from supervisor.errors import RequestRefused
-from supervisor.jobs.handling import NotDone, Outcome
+from supervisor.jobs.handling import Begun, NotDone, Outcome
 from supervisor.jobs.paging import result_pages
 from supervisor.jobs.port import FileStore, JobQueue
 from supervisor.jobs.values import Job, JobState, Line, LineResult, NewLine
@@ -33,9 +35,6 @@ FINAL_CODES = frozenset(
 
 _MAY_BE_ITS_FAULT = frozenset({"embedding_failed", "backend_died"})
 """Refusals after which a part may be to blame, as one that ends its server."""
-
-_AT_ONCE = 256
-"""Lines that are added at once."""
 
 
 class DocumentHandler:
@@ -59,26 +58,22 @@ class DocumentHandler:
         self._keeper = keeper
         self._clock: Callable[[], float] = time.time
 
-    async def begin(self, job: Job) -> Job:
-        """Read the document, and add its parts to the queue, unless it is stored as it is."""
+    async def begin(self, job: Job) -> Begun:
+        """Read the document, whose parts are its lines, unless it is stored as it is.
+
+        It gets them all at once: another attempt may divide it otherwise.
+        """
         request = DocumentRequest.of(job)
         try:
             plan = await self._opener.plan(request)
             kept = await self._keeper.kept(job, plan.generation)
             if kept is not None:
-                return self._begun(job, 0, kept)
+                return self._begun(job, (), kept)
             document = await self._opener.read(request, plan.division)
         except RequestRefused as error:
             if error.code not in FINAL_CODES:
                 raise
-            return self._failed(job, error)
-        parts = list(parts_of(document, request.model))
-        for begin in range(0, len(parts), _AT_ONCE):
-            lines = [
-                NewLine(number, encode(part))
-                for number, part in enumerate(parts[begin : begin + _AT_ONCE], begin + 1)
-            ]
-            await self._queue.add_lines(job.id, lines)
+            return Begun(self._failed(job, error), ())
         outcome = DocumentOutcome(
             generation=plan.generation,
             format=document.format,
@@ -86,7 +81,7 @@ class DocumentHandler:
             pages=len(document.page_starts) or None,
             chunks=len(document.chunks),
         )
-        return self._begun(job, len(parts), outcome)
+        return self._begun(job, await asyncio.to_thread(_lines, document, request), outcome)
 
     async def answer(self, lines: Sequence[Line]) -> AsyncIterator[Sequence[Outcome]]:
         """Have parts embedded."""
@@ -148,10 +143,12 @@ class DocumentHandler:
             )
         return await self._keeper.keep(job, [decode_embedded(content) for content in done])
 
-    def _begun(self, job: Job, lines: int, outcome: DocumentOutcome) -> Job:
-        return job.entering(
-            JobState.IN_PROGRESS, self._clock(), lines=lines, outcome=msgspec.to_builtins(outcome)
+    def _begun(self, job: Job, lines: Sequence[NewLine], outcome: DocumentOutcome) -> Begun:
+        told = msgspec.to_builtins(outcome)
+        following = job.entering(
+            JobState.IN_PROGRESS, self._clock(), lines=len(lines), outcome=told
         )
+        return Begun(following, lines)
 
     def _failed(self, job: Job, error: RequestRefused) -> Job:
         """Return the job FAILED; nothing of the document is stored, and its file stays."""
@@ -172,3 +169,8 @@ class DocumentHandler:
             counts=error.code in _MAY_BE_ITS_FAULT,
             after_s=error.details.get("retry_after_s"),
         )
+
+
+def _lines(document: ReadDocument, request: DocumentRequest) -> Sequence[NewLine]:
+    parts = parts_of(document, request.model)
+    return [NewLine(number, encode(part)) for number, part in enumerate(parts, 1)]

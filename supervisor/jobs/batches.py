@@ -20,7 +20,7 @@ from supervisor.jobs.batch_lines import (
     unanswered,
 )
 from supervisor.jobs.disk_files import FILE_NOT_FOUND
-from supervisor.jobs.handling import NotDone, Outcome
+from supervisor.jobs.handling import Begun, NotDone, Outcome
 from supervisor.jobs.output_files import OutputFiles
 from supervisor.jobs.paging import result_pages, unsettled_pages
 from supervisor.jobs.port import FileStore, JobQueue
@@ -55,7 +55,7 @@ class BatchHandler:
         self._work_dir = work_dir
         self._clock: Callable[[], float] = time.time
 
-    async def begin(self, job: Job) -> Job:
+    async def begin(self, job: Job) -> Begun:
         """Check the input file; where all of it is right, add its lines to the queue."""
         check = InputCheck(job.spec["endpoint"])
         try:
@@ -69,12 +69,14 @@ class BatchHandler:
             check.problems.append(Problem(error.code, error.message, param="input_file_id"))
         check.end()
         if check.problems:
-            return self._failed(job, check.problems)
+            return Begun(self._failed(job, check.problems))
         async for lines in self._input(job):
             await self._queue.add_lines(job.id, lines)
         model = next(iter(check.models)) if len(check.models) == 1 else None
-        return job.entering(
-            JobState.IN_PROGRESS, self._clock(), lines=check.lines, outcome={"model": model}
+        return Begun(
+            job.entering(
+                JobState.IN_PROGRESS, self._clock(), lines=check.lines, outcome={"model": model}
+            )
         )
 
     async def _input(self, job: Job) -> AsyncIterator[Sequence[NewLine]]:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import msgspec
 
 from supervisor.jobs.callbacks import CallbackFailed, Caller
-from supervisor.jobs.handling import NotDone, Outcome
+from supervisor.jobs.handling import Begun, NotDone, Outcome
 from supervisor.jobs.port import JobQueue
 from supervisor.jobs.values import Job, JobKind, JobState, Line, LineResult, NewLine
 
@@ -58,11 +58,13 @@ class CallbackHandler:
         self._caller = caller
         self._clock: Callable[[], float] = time.time
 
-    async def begin(self, job: Job) -> Job:
-        """Add the only line."""
+    async def begin(self, job: Job) -> Begun:
+        """Give it the only line."""
         told = _Told(url=job.spec["url"], job_id=job.spec["job_id"])
-        await self._queue.add_lines(job.id, [NewLine(1, msgspec.json.encode(told))])
-        return job.entering(JobState.IN_PROGRESS, self._clock(), lines=1)
+        return Begun(
+            job.entering(JobState.IN_PROGRESS, self._clock(), lines=1),
+            [NewLine(1, msgspec.json.encode(told))],
+        )
 
     async def answer(self, lines: Sequence[Line]) -> AsyncIterator[Sequence[Outcome]]:
         """Send messages, all at once."""

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from supervisor.jobs.values import Job, JobKind, JobState, Line, LineResult
+from supervisor.jobs.values import Job, JobKind, JobState, Line, LineResult, NewLine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +24,17 @@ class NotDone:
 Outcome = LineResult | NotDone
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A job as its handler has begun it: IN_PROGRESS, with the number of its lines, or FAILED.
+
+    `lines`: what it is given with that state, in place of all that it had; None: it has them.
+    """
+
+    job: Job
+    lines: Sequence[NewLine] | None = None
+
+
 class JobHandler(Protocol):
     """Does the jobs of one kind. Whatever it does may be done again: it may die at any moment."""
 
@@ -33,10 +44,11 @@ class JobHandler(Protocol):
     written_out: frozenset[JobState]
     """Ends of jobs behind which no result is needed; behind others a retry goes on with them."""
 
-    async def begin(self, job: Job) -> Job:
-        """Look at a job that is VALIDATING, and add its lines to the queue.
+    async def begin(self, job: Job) -> Begun:
+        """Look at a job that is VALIDATING.
 
-        Returns it IN_PROGRESS, with the number of its lines, or FAILED with the reason.
+        Lines that would be the same another time may be added to the queue on the way; others are
+        returned.
         """
         ...
 

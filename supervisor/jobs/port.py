@@ -42,9 +42,12 @@ class JobQueue(Protocol):
         """Return jobs of a kind (None: of all), the newest first, those behind `after`."""
         ...
 
-    async def change(self, job: Job, expected: JobState) -> bool:
+    async def change(
+        self, job: Job, expected: JobState, lines: Sequence[NewLine] | None = None
+    ) -> bool:
         """Write all of a job but its counts, if its state is still the one that is expected.
 
+        With `lines`, it has these from then on, in place of all others and what came of them.
         Returns whether it was. Its claim ends.
         """
         ...
@@ -54,6 +57,10 @@ class JobQueue(Protocol):
 
         The claim only spares work: whatever is done with a job may be done twice.
         """
+        ...
+
+    async def renew_job(self, job: Job, lease_s: float) -> None:
+        """Prolong the claim of a job that is still in its state."""
         ...
 
     async def remove(self, job_id: str) -> None:

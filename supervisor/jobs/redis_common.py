@@ -10,7 +10,7 @@ Keys, behind the prefix:
     ready:KIND:R  stream: lines that may be claimed, of jobs of a kind with a priority of that rank;
                   an entry names job and number. Its consumer group knows who has claimed which
     later:KIND    sorted set: lines that may be claimed later, by when
-    due           sorted set: jobs with which something is to be done, by when
+    due:KIND      sorted set: jobs with which something is to be done, by when
     jobs, jobs:KIND  sorted sets: all jobs, in the order in which they came
     wanting:MODE  sorted set: jobs whose lines need models of a mode, by when they may be worked on
     counts        hash: how many jobs there are, by kind and state
@@ -115,28 +115,40 @@ local function lease(stream, owner, entry, lease_ms)
   redis.call('XCLAIM', stream, GROUP, owner, 0, entry, 'IDLE', idle_ms, 'JUSTID')
 end
 
--- When something is to be done with the job itself, as `Job.is_due`; and whether it needs models.
+local function due_set(id)
+  return p .. 'due:' .. kind_of(id)
+end
+
+local function has_lines_left(id)
+  local state, lines, succeeded, failed = unpack(redis.call('HMGET', p .. 'job:' .. id, 'state',
+    'lines', 'succeeded', 'failed'))
+  return state == 'in_progress' and succeeded + failed < tonumber(lines)
+end
+
+-- When something is to be done with the job itself, as `Job.is_due`; '' where nothing is.
+local function due_at(id)
+  local state, expires = unpack(redis.call('HMGET', p .. 'job:' .. id, 'state', 'expires_ms'))
+  if has_lines_left(id) then
+    return expires
+  end
+  return (not state or ENDS[state]) and '' or now_ms()
+end
+
+-- Notes when something is to be done with the job, and whether it needs models.
 local function schedule(id)
-  local state, expires, lines, succeeded, failed, mode, not_before = unpack(redis.call('HMGET',
-    p .. 'job:' .. id, 'state', 'expires_ms', 'lines', 'succeeded', 'failed', 'mode',
+  local state, mode, not_before = unpack(redis.call('HMGET', p .. 'job:' .. id, 'state', 'mode',
     'not_before_ms'))
   mode = mode or ''  -- of a job from before there was one
-  local due = now_ms()
-  local has_lines = state == 'in_progress' and succeeded + failed < tonumber(lines)
-  if has_lines then
-    due = expires
-  elseif ENDS[state] then
-    due = ''
-  end
-  if mode ~= '' and (has_lines or state == 'validating') then
+  local due = due_at(id)
+  if mode ~= '' and (has_lines_left(id) or state == 'validating') then
     redis.call('ZADD', p .. 'wanting:' .. mode, not_before, id)
   else
     redis.call('ZREM', p .. 'wanting:' .. mode, id)
   end
   if due == '' then
-    redis.call('ZREM', p .. 'due', id)
+    redis.call('ZREM', due_set(id), id)
   else
-    redis.call('ZADD', p .. 'due', due, id)
+    redis.call('ZADD', due_set(id), due, id)
   end
 end
 

@@ -72,14 +72,24 @@ class RedisQueue:
         )
         return [job for job in await self._jobs([name.decode() for name in ids]) if job]
 
-    async def change(self, job: Job, expected: JobState) -> bool:
+    async def change(
+        self, job: Job, expected: JobState, lines: Sequence[NewLine] | None = None
+    ) -> bool:
         """See `JobQueue`."""
-        return bool(await self._connection.run(scripts.CHANGE, job.id, expected, *_written(job)))
+        told = (job.id, expected, *_written(job))
+        if lines is None:
+            return bool(await self._connection.run(scripts.CHANGE, *told))
+        given = (word for line in lines for word in (line.number, line.content))
+        return bool(await self._connection.run(scripts.BEGIN, *told, *given))
 
     async def claim_job(self, kind: JobKind, lease_s: float) -> Job | None:
         """See `JobQueue`."""
         job_id = await self._connection.run(scripts.CLAIM_JOB, kind, _ms(lease_s))
         return await self.job(job_id.decode()) if job_id else None
+
+    async def renew_job(self, job: Job, lease_s: float) -> None:
+        """See `JobQueue`."""
+        await self._connection.run(scripts.RENEW_JOB, job.id, job.state, _ms(lease_s))
 
     async def remove(self, job_id: str) -> None:
         """See `JobQueue`."""

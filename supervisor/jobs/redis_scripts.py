@@ -25,8 +25,38 @@ local id = ARGV[1]
 if redis.call('HGET', p .. 'job:' .. id, 'state') ~= ARGV[2] then
   return 0
 end
-redis.call('ZREM', p .. 'due', id)  -- first, for a full server; `write` schedules it anew
+redis.call('ZREM', due_set(id), id)  -- first, for a full server; `write` schedules it anew
 write(id, 3)
+tell()
+return 1
+"""
+
+BEGIN = """
+-- ARGV as of CHANGE, then number and content of each line, in place of all that the job had.
+local id, bytes, last = ARGV[1], 0, 0
+local job, lines, results = p .. 'job:' .. id, p .. 'lines:' .. id, p .. 'results:' .. id
+if redis.call('HGET', job, 'state') ~= ARGV[2] then
+  return 0
+end
+redis.call('HSET', job, 'succeeded', 0, 'failed', 0, 'input_tokens', 0, 'output_tokens', 0)
+for _, number in ipairs(redis.call('HKEYS', lines)) do
+  bytes = bytes - redis.call('HSTRLEN', lines, number)
+  withdraw(id, number)
+end
+for _, number in ipairs(redis.call('HKEYS', results)) do
+  bytes = bytes - redis.call('HSTRLEN', results, number)
+end
+redis.call('UNLINK', lines, results, p .. 'attempts:' .. id, p .. 'places:' .. id)
+write(id, 3)
+local due_ms = redis.call('HGET', job, 'not_before_ms')
+for index = 11, #ARGV, 2 do
+  local number, content = ARGV[index], ARGV[index + 1]
+  redis.call('HSET', lines, number, content)
+  offer(id, number, due_ms)
+  bytes, last = bytes + #content, math.max(last, tonumber(number))
+end
+redis.call('HSET', job, 'last', last)
+count_bytes(id, bytes)
 tell()
 return 1
 """
@@ -62,26 +92,47 @@ return 1
 CLAIM_JOB = """
 -- ARGV: kind, lease in ms. Returns the id of the most urgent job, of those the oldest; or nothing.
 local now = now_ms()
+local due = p .. 'due:' .. ARGV[1]
+
+-- All kinds had one set before each had its own, and have where a controller from then shares the
+-- queue. What was done with a job there is not known here.
+local before = redis.call('ZRANGE', p .. 'due', 0, 999, 'WITHSCORES')
+for index = 1, #before, 2 do
+  local id = before[index]
+  redis.call('ZREM', p .. 'due', id)  -- first, for a full server
+  if kind_of(id) then
+    redis.call('ZADD', due_set(id), before[index + 1], id)
+  end
+end
+
 local first, first_rank, first_number
-local seen, due = 0
-repeat  -- a hundred at a time: those before it may all be of other kinds
-  due = redis.call('ZRANGEBYSCORE', p .. 'due', '-inf', now, 'LIMIT', seen, 100)
-  for _, id in ipairs(due) do
-    local kind, rank = unpack(redis.call('HMGET', p .. 'job:' .. id, 'kind', 'rank'))
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', due, '-inf', now, 'LIMIT', 0, 100)) do
+  local is_due = due_at(id)
+  if is_due == '' or tonumber(is_due) > now_ms() then
+    redis.call('ZREM', due, id)
+    schedule(id)
+  else
+    local rank = tonumber(redis.call('HGET', p .. 'job:' .. id, 'rank'))
     local number = tonumber(redis.call('ZSCORE', p .. 'jobs', id))
-    rank = tonumber(rank)
-    if kind == ARGV[1]
-      and (not first or rank < first_rank or (rank == first_rank and number < first_number)) then
+    if not first or rank < first_rank or (rank == first_rank and number < first_number) then
       first, first_rank, first_number = id, rank, number
     end
   end
-  seen = seen + #due
-until first or #due == 0
+end
 if first then
-  redis.call('ZREM', p .. 'due', first)  -- first, for a full server
-  redis.call('ZADD', p .. 'due', now + ARGV[2], first)
+  redis.call('ZREM', due, first)  -- first, for a full server
+  redis.call('ZADD', due, now + ARGV[2], first)
 end
 return first
+"""
+
+RENEW_JOB = """
+-- ARGV: id, the state in which it was claimed, lease in ms.
+local id = ARGV[1]
+if redis.call('HGET', p .. 'job:' .. id, 'state') == ARGV[2] then
+  redis.call('ZREM', due_set(id), id)  -- first, for a full server
+  redis.call('ZADD', due_set(id), now_ms() + ARGV[3], id)
+end
 """
 
 REMOVE = """
@@ -94,7 +145,8 @@ if kind then
   redis.call('DECRBY', p .. 'bytes', bytes)
   redis.call('ZREM', p .. 'jobs', id)
   redis.call('ZREM', p .. 'jobs:' .. kind, id)
-  redis.call('ZREM', p .. 'due', id)
+  redis.call('ZREM', p .. 'due:' .. kind, id)
+  redis.call('ZREM', p .. 'due', id)  -- see CLAIM_JOB
   for _, name in ipairs({'job:', 'lines:', 'results:', 'attempts:', 'places:'}) do
     redis.call('UNLINK', p .. name .. id)
   end

@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from secrets import token_hex
 
@@ -13,14 +14,14 @@ from supervisor.jobs.handling import Handlers
 from supervisor.jobs.insisting import Insisting
 from supervisor.jobs.paging import all_jobs
 from supervisor.jobs.port import FileStore, JobQueue
-from supervisor.jobs.values import Job, JobKind, JobState
+from supervisor.jobs.values import Job, JobKind, JobState, NewLine
 from supervisor.jobs.worker import IDLE_S, Worker
 from supervisor.observability.guarded_task import start_guarded
 
 log = structlog.get_logger()
 
 JOB_LEASE_S = 60.0
-"""Seconds until a job that could not be begun or ended is tried again."""
+"""Seconds for which jobs are claimed: so late is one tried again that was not begun or ended."""
 
 _KEEPERS = 2
 """Of each kind: what one kind takes, as documents that are slow to read, holds no other up."""
@@ -99,19 +100,40 @@ class JobRunner:
     async def _advance(self, job: Job) -> None:
         """Bring a job that is due one state on."""
         handler = self._handlers[job.kind]
-        if job.state is JobState.VALIDATING:
-            following = await handler.begin(job)
-        elif job.state is JobState.IN_PROGRESS:
-            following = job.entering(JobState.FINALIZING, self._clock())
-        else:
-            following = await handler.end(job)
+        async with self._claimed(job):
+            following, lines = await self._following(job)
         if (callback := callback_of(following)) is not None:
             await self._queue.add(callback)  # before the end is known, for we may die in between
-        if not await self._queue.change(following, job.state):
+        if not await self._queue.change(following, job.state, lines):
             return  # it was cancelled meanwhile, or another has brought it on
         log.info("job.state", job=job.id, kind=job.kind, state=following.state)
         if following.state in handler.written_out:
             await self._queue.forget_results(job.id)
+
+    async def _following(self, job: Job) -> tuple[Job, Sequence[NewLine] | None]:
+        """Return a job in its next state, and the lines that it is given with that."""
+        handler = self._handlers[job.kind]
+        if job.state is JobState.VALIDATING:
+            begun = await handler.begin(job)
+            return begun.job, begun.lines
+        if job.state is JobState.IN_PROGRESS:
+            return job.entering(JobState.FINALIZING, self._clock()), None
+        return await handler.end(job), None
+
+    @asynccontextmanager
+    async def _claimed(self, job: Job) -> AsyncIterator[None]:
+        """Keep the claim of a job, which may take longer to begin or to end than its lease."""
+        keeping = asyncio.create_task(self._keep_claim(job), name=f"claim-{job.id}")
+        try:
+            yield
+        finally:
+            keeping.cancel()
+            await asyncio.wait([keeping])
+
+    async def _keep_claim(self, job: Job) -> None:
+        while True:
+            await asyncio.sleep(JOB_LEASE_S / 3)
+            await self._insisting(lambda: self._queue.renew_job(job, JOB_LEASE_S))
 
     async def _keep_tidy(self) -> None:
         while True:

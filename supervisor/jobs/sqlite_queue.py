@@ -65,13 +65,19 @@ class SqliteQueue:
         """See `JobQueue`."""
         return await self._read(statements.jobs, kind, after, limit)
 
-    async def change(self, job: Job, expected: JobState) -> bool:
+    async def change(
+        self, job: Job, expected: JobState, lines: Sequence[NewLine] | None = None
+    ) -> bool:
         """See `JobQueue`."""
-        return await self._write(statements.change, job, expected)
+        return await self._write(statements.change, job, expected, lines)
 
     async def claim_job(self, kind: JobKind, lease_s: float) -> Job | None:
         """See `JobQueue`."""
         return await self._read(statements.claim_job, kind, self._clock(), lease_s)
+
+    async def renew_job(self, job: Job, lease_s: float) -> None:
+        """See `JobQueue`."""
+        await self._read(statements.renew_job, job, self._clock() + lease_s)
 
     async def remove(self, job_id: str) -> None:
         """See `JobQueue`."""

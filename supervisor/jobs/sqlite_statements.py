@@ -61,14 +61,44 @@ def jobs(
     return [each for _, each in found]
 
 
-def change(database: sqlite3.Connection, job: Job, expected: JobState) -> bool:
-    """Write a job where it is still in the state that is expected."""
+def change(
+    database: sqlite3.Connection,
+    job: Job,
+    expected: JobState,
+    lines: Sequence[NewLine] | None = None,
+) -> bool:
+    """Write a job where it is still in the state that is expected, and its lines, if any."""
     changed = database.execute(
         "UPDATE jobs SET state = ?, rank = ?, not_before = ?, expires_at = ?, record = ?,"
         " lines = ?, reason = ?, leased_until = 0 WHERE id = ? AND state = ?",
         (*_fields(job), job.id, expected),
     )
+    if changed.rowcount and lines is not None:
+        _replace_lines(database, job.id, lines)
     return changed.rowcount == 1
+
+
+def _replace_lines(database: sqlite3.Connection, job_id: str, lines: Sequence[NewLine]) -> None:
+    [(number, _)] = _jobs(database, "WHERE id = ?", (job_id,))
+    _delete_lines(database, number)
+    database.execute(
+        "UPDATE jobs SET succeeded = 0, failed = 0, input_tokens = 0, output_tokens = 0"
+        " WHERE number = ?",
+        (number,),
+    )
+    _insert_lines(database, number, lines)
+
+
+def _delete_lines(database: sqlite3.Connection, job: int) -> None:
+    for table in ("lines", "results"):
+        database.execute(f"DELETE FROM {table} WHERE job = ?", (job,))
+
+
+def _insert_lines(database: sqlite3.Connection, job: int, lines: Sequence[NewLine]) -> None:
+    database.executemany(
+        "INSERT OR IGNORE INTO lines (job, number, content) VALUES (?, ?, ?)",
+        [(job, line.number, line.content) for line in lines],
+    )
 
 
 def claim_job(
@@ -88,21 +118,25 @@ def claim_job(
     return None
 
 
+def renew_job(database: sqlite3.Connection, job: Job, leased_until: float) -> None:
+    """Prolong the claim of a job where it is in its state still."""
+    database.execute(
+        "UPDATE jobs SET leased_until = ? WHERE id = ? AND state = ?",
+        (leased_until, job.id, job.state),
+    )
+
+
 def remove(database: sqlite3.Connection, job_id: str) -> None:
     """Delete a job, its lines and its results."""
     for number, _ in _jobs(database, "WHERE id = ?", (job_id,)):
-        for table in ("lines", "results"):
-            database.execute(f"DELETE FROM {table} WHERE job = ?", (number,))
+        _delete_lines(database, number)
         database.execute("DELETE FROM jobs WHERE number = ?", (number,))
 
 
 def add_lines(database: sqlite3.Connection, job_id: str, lines: Sequence[NewLine]) -> None:
     """Insert lines into a job that is being validated, where they are not there yet."""
     for number, _ in _jobs(database, "WHERE id = ? AND state = 'validating'", (job_id,)):
-        database.executemany(
-            "INSERT OR IGNORE INTO lines (job, number, content) VALUES (?, ?, ?)",
-            [(number, line.number, line.content) for line in lines],
-        )
+        _insert_lines(database, number, lines)
 
 
 def claim(

@@ -80,7 +80,7 @@ async def begun(queue: JobQueue, files: DiskFiles, handler: BatchHandler, path: 
     job = new_job("batch_a", spec=spec)
     await queue.add(job)
     await handler.begin(job)
-    running = await handler.begin(job)  # as one that died before it could say so
+    running = (await handler.begin(job)).job  # as one that died before it could say so
     assert await queue.change(running, JobState.VALIDATING)
     return running
 
@@ -155,7 +155,7 @@ async def test_a_batch_whose_file_is_gone_fails_with_that_reason(
     queue: JobQueue, handler: BatchHandler
 ) -> None:
     spec = {"endpoint": ENDPOINT, "input_file_id": "file-none", "files_expire_after_s": 9e9}
-    job = await handler.begin(new_job("batch_a", spec=spec))
+    job = (await handler.begin(new_job("batch_a", spec=spec))).job
     assert job.state is JobState.FAILED
     assert "there is no file 'file-none'" in job.reason
 
@@ -184,7 +184,7 @@ async def test_a_store_that_does_not_answer_fails_no_batch(
     with pytest.raises(RequestRefused, match="does not answer"):
         await handler.begin(job)
     files.refusal = None
-    assert (await handler.begin(job)).state is JobState.IN_PROGRESS
+    assert (await handler.begin(job)).job.state is JobState.IN_PROGRESS
 
 
 async def second_round(

@@ -19,7 +19,7 @@ from supervisor.jobs import callback_jobs
 from supervisor.jobs.callback_jobs import CallbackHandler
 from supervisor.jobs.callbacks import CallbackFailed, Caller, check_url, read_key
 from supervisor.jobs.disk_files import DiskFiles
-from supervisor.jobs.handling import Outcome
+from supervisor.jobs.handling import Begun, Outcome
 from supervisor.jobs.insisting import Insisting
 from supervisor.jobs.port import FileStore, JobQueue
 from supervisor.jobs.runner import JobRunner
@@ -210,8 +210,8 @@ class EndsAtOnce:
     max_claim = 1
     written_out = frozenset[JobState]()
 
-    async def begin(self, job: Job) -> Job:
-        return job.entering(JobState.FAILED, 1001.0, reason="for a test")
+    async def begin(self, job: Job) -> Begun:
+        return Begun(job.entering(JobState.FAILED, 1001.0, reason="for a test"))
 
     def answer(self, lines: Sequence[Line]) -> AsyncIterator[Sequence[Outcome]]:
         raise NotImplementedError

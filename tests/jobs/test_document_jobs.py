@@ -15,7 +15,7 @@ from supervisor.documents.embedding_parts import PartEmbedder, PartOutcome
 from supervisor.documents.ingest import DocumentHandler
 from supervisor.documents.keeping import Keeper
 from supervisor.documents.opening import DocumentOpener
-from supervisor.documents.parts import EmbeddedPart, Part
+from supervisor.documents.parts import EmbeddedPart, Part, encode
 from supervisor.documents.request import DocumentOutcome, DocumentRequest
 from supervisor.documents.service import DocumentService
 from supervisor.documents.values import Chunk, Division, NewDocument, ReadDocument
@@ -23,12 +23,13 @@ from supervisor.embedding.service import EmbeddingService
 from supervisor.embedding.vectors import pack
 from supervisor.engine.targets import Targets
 from supervisor.errors import RequestRefused
+from supervisor.jobs import runner
 from supervisor.jobs.disk_files import DiskFiles
 from supervisor.jobs.insisting import Insisting
 from supervisor.jobs.port import JobQueue
 from supervisor.jobs.runner import JobRunner
 from supervisor.jobs.service import JobLimits, JobService
-from supervisor.jobs.values import Job, JobKind, JobState, StoredFile
+from supervisor.jobs.values import Job, JobKind, JobState, NewLine, StoredFile
 from supervisor.observability.impairments import Impairments
 from supervisor.vector_store.opening import StoreOpener
 from tests.jobs.conftest import has_room
@@ -121,7 +122,7 @@ async def room(queue: JobQueue, tmp_path: Path) -> AsyncIterator[Room]:
     library, model = Library(), Model()
     keeper = Keeper(stores, files, tmp_path / "work", lambda: 60.0)
     handler = DocumentHandler(queue, files, library, model, keeper)
-    runner = JobRunner(
+    working = JobRunner(
         queue,
         files,
         {JobKind.DOCUMENT: handler},
@@ -130,7 +131,7 @@ async def room(queue: JobQueue, tmp_path: Path) -> AsyncIterator[Room]:
         keep_s=lambda: 60.0,
         require_room=has_room,
     )
-    runner.start()
+    working.start()
     limits = JobLimits(max_bytes=10**9, keep_s=60.0)
     service = JobService(queue, files, lambda: limits, lambda _: None)
     yield Room(
@@ -142,7 +143,7 @@ async def room(queue: JobQueue, tmp_path: Path) -> AsyncIterator[Room]:
         files=files,
         folder=tmp_path,
     )
-    await runner.stop()
+    await working.stop()
     await stores.close()
 
 
@@ -216,6 +217,22 @@ async def test_a_document_that_could_not_be_begun_is_after_a_retry(room: Room) -
     ended = await room.ended(job_id)
     assert ended.state is JobState.COMPLETED
     assert DocumentOutcome.of(ended).error is None
+    assert await room.stored() == ["one", "two"]
+
+
+async def test_a_document_has_nothing_of_a_division_with_which_it_was_not_begun(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A controller may die while it adds parts, and `chunk_tokens` change before the next one."""
+    monkeypatch.setattr(runner, "JOB_LEASE_S", 0.1)
+    room.library.refusal = RequestRefused("queue_full", "full")  # which may pass
+    job_id = await room.take("one two")
+    parts = [Part("m", Chunk(text, 0, 9, None)) for text in ("of", "another", "division", "", "")]
+    lines = [NewLine(number, encode(part)) for number, part in enumerate(parts, 1)]
+    await room.queue.add_lines(job_id, lines)
+    room.library.refusal = None
+    ended = await room.ended(job_id)
+    assert (ended.state, ended.lines, ended.counts.succeeded) == (JobState.COMPLETED, 3, 3)
     assert await room.stored() == ["one", "two"]
 
 

@@ -13,6 +13,7 @@ import pytest
 from supervisor.core.machine.values import Mode
 from supervisor.errors import RequestRefused
 from supervisor.jobs.port import JobQueue
+from supervisor.jobs.redis_queue import RedisQueue
 from supervisor.jobs.sqlite_queue import SqliteQueue
 from supervisor.jobs.values import (
     Counts,
@@ -253,6 +254,41 @@ async def test_lines_are_added_once_and_to_new_jobs_only(queue: JobQueue) -> Non
     await queue.change(job.entering(JobState.IN_PROGRESS, 1001.0), JobState.VALIDATING)
     await queue.add_lines("a", [NewLine(3, b"three")])
     assert [line.content for line in await claim_some(queue, "me")] == [b"one", b"two"]
+
+
+async def test_a_job_has_only_the_lines_that_it_is_begun_with(queue: JobQueue) -> None:
+    """Another may have added others before it died; some of them may have been done since."""
+    await queue.add(new_job("a"))
+    await queue.add_lines("a", [NewLine(number, b"an older line") for number in (1, 2, 3)])
+    await queue.settle([result(line) for line in await claim(queue, 1)])
+    begun = (await found(queue, "a")).entering(JobState.IN_PROGRESS, 1001.0, lines=2)
+    lines = [NewLine(1, b"one"), NewLine(2, b"two")]
+    assert await queue.change(begun, JobState.VALIDATING, lines)
+    assert not await queue.change(begun, JobState.VALIDATING, [NewLine(1, b"late")])
+    assert await queue.results("a", after=0, limit=9) == []
+    assert await queue.unsettled("a", after=0, limit=9) == lines
+    claimed = await claim(queue, owner="you")
+    assert [(line.content, line.attempts) for line in claimed] == [(b"one", 1), (b"two", 1)]
+    assert (await found(queue, "a")).counts.settled == 0
+    assert await queue.claim_job(JobKind.BATCH, LEASE_S) is None
+    await queue.settle([result(line) for line in claimed])
+    assert await queue.claim_job(JobKind.BATCH, LEASE_S) is not None
+    await queue.remove("a")
+    if isinstance(queue, RedisQueue):
+        assert await queue.used_bytes() == 0
+
+
+async def test_a_renewed_claim_of_a_job_holds_until_it_is_in_another_state(
+    queue: JobQueue,
+) -> None:
+    await queue.add(new_job("a"))
+    job = await queue.claim_job(JobKind.BATCH, NO_LEASE_S)
+    assert job is not None
+    await queue.renew_job(job, LEASE_S)
+    assert await queue.claim_job(JobKind.BATCH, LEASE_S) is None
+    await queue.change(job.entering(JobState.CANCELLING, 1001.0), JobState.VALIDATING)
+    await queue.renew_job(job, LEASE_S)
+    assert await queue.claim_job(JobKind.BATCH, LEASE_S) is not None
 
 
 async def test_reopened_jobs_do_what_failed_or_was_left_again(queue: JobQueue) -> None:

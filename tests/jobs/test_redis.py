@@ -271,3 +271,44 @@ async def test_server_that_may_lose_what_it_was_told_is_found(
     assert said in str(await connection.why_it_passes())
     own_server.kill()
     assert await connection.why_it_passes() == "the server does not answer"
+
+
+async def test_jobs_of_one_kind_that_are_due_cost_nobody_who_asks_for_another(
+    redis_url: str, connect: Connect
+) -> None:
+    connection = connect(redis_url)
+    queue = RedisQueue(connection)
+    for number in range(300):
+        await queue.add(new_job(f"{number}"))
+    await queue.add(new_job("told", kind=JobKind.CALLBACK))
+    await connection.ask("CONFIG", "RESETSTAT")
+    claimed = await queue.claim_job(JobKind.CALLBACK, 60.0)
+    assert claimed is not None
+    assert claimed.id == "told"
+    commands = await connection.ask("INFO", "commandstats")
+    assert sum(each["calls"] for each in commands.values()) < 50
+
+
+async def test_due_jobs_of_a_queue_from_before_each_kind_had_its_own_are_claimed(
+    redis_url: str, connect: Connect
+) -> None:
+    """Also what a controller from then did with them, which shares the queue for a while."""
+    connection = connect(redis_url)
+    queue = RedisQueue(connection)
+    await queue.add(new_job("new"))
+    await queue.add(new_job("told", kind=JobKind.CALLBACK))
+    await connection.ask("RENAME", PREFIX + "due:batch", PREFIX + "due")
+    await connection.ask("ZADD", PREFIX + "due", 0, "removed")
+    running = await add_running(queue, new_job("running", lines=1, expires_at=9e9))
+    ended = await add_running(queue, new_job("ended", lines=1))
+    await queue.change(ended.entering(JobState.COMPLETED, 1.0), JobState.IN_PROGRESS)
+    for job in (running, ended):
+        await connection.ask("ZADD", PREFIX + "due:batch", 0, job.id)
+
+    claimed = [await queue.claim_job(JobKind.BATCH, 60.0) for _ in range(3)]
+    assert [job.id if job else None for job in claimed] == ["new", None, None]
+    told = await queue.claim_job(JobKind.CALLBACK, 60.0)
+    assert told is not None
+    assert await connection.ask("EXISTS", PREFIX + "due") == 0
+    due = await connection.ask("ZRANGE", PREFIX + "due:batch", 0, -1)
+    assert sorted(due) == [b"new", b"running"]

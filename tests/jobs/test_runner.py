@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supervisor.errors import RequestRefused
+from supervisor.jobs import runner as runner_module
 from supervisor.jobs import worker
 from supervisor.jobs.disk_files import DiskFiles
-from supervisor.jobs.handling import NotDone, Outcome
+from supervisor.jobs.handling import Begun, NotDone, Outcome
 from supervisor.jobs.insisting import Insisting
 from supervisor.jobs.paging import PAGE
 from supervisor.jobs.port import JobQueue
@@ -39,10 +40,10 @@ class Shouting:
         self.fault: Callable[[Line], Awaitable[Outcome | None]] = self._no_fault
         self.written: list[bytes] = []
 
-    async def begin(self, job: Job) -> Job:
+    async def begin(self, job: Job) -> Begun:
         lines = [NewLine(number, b"line %d" % number) for number in range(1, self._lines + 1)]
         await self._queue.add_lines(job.id, lines)
-        return job.entering(JobState.IN_PROGRESS, 1001.0, lines=self._lines)
+        return Begun(job.entering(JobState.IN_PROGRESS, 1001.0, lines=self._lines))
 
     async def answer(self, lines: Sequence[Line]) -> AsyncIterator[Sequence[Outcome]]:
         for line in lines:
@@ -161,9 +162,9 @@ async def test_jobs_of_one_kind_that_take_long_to_begin_hold_up_no_other(
     queue: JobQueue, tmp_path: Path, impairments: Impairments
 ) -> None:
     class Stuck(Shouting):
-        async def begin(self, job: Job) -> Job:
+        async def begin(self, job: Job) -> Begun:
             await asyncio.sleep(3600)
-            return job
+            return Begun(job)
 
     for number in range(8):
         await queue.add(new_job(f"document-{number}", kind=JobKind.DOCUMENT))
@@ -233,7 +234,7 @@ async def test_a_line_whose_workers_die_is_given_up(
 ) -> None:
     handler = Shouting(queue, 1)
     await queue.add(new_job("a"))
-    await queue.change(await handler.begin(new_job("a")), JobState.VALIDATING)
+    await queue.change((await handler.begin(new_job("a"))).job, JobState.VALIDATING)
     for _ in range(MAX_ATTEMPTS):
         async with asyncio.timeout(PATIENCE_S):
             while not await queue.claim(JobKind.BATCH, "dead", 1, 0.0):
@@ -265,6 +266,39 @@ async def test_a_line_that_takes_longer_than_its_lease_is_done_once(
     await queue.add(new_job("a"))
     assert (await ended(queue)).counts.succeeded == 1
     assert handler.asked == {1: 1}
+
+
+async def test_a_job_that_takes_longer_than_its_lease_is_begun_and_ended_once(
+    queue: JobQueue, start_runner: StartRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner_module, "JOB_LEASE_S", 2.0)  # so much later may a busy machine be
+    steps, asked = Counter[JobState](), list[JobKind]()
+    claim_job = queue.claim_job
+
+    async def counted(kind: JobKind, lease_s: float) -> Job | None:
+        asked.append(kind)
+        return await claim_job(kind, lease_s)
+
+    monkeypatch.setattr(queue, "claim_job", counted)
+
+    class Slow(Shouting):
+        async def begin(self, job: Job) -> Begun:
+            await self._outlast(job)
+            return await super().begin(job)
+
+        async def end(self, job: Job) -> Job:
+            await self._outlast(job)
+            return await super().end(job)
+
+        async def _outlast(self, job: Job) -> None:
+            steps[job.state] += 1
+            asked.clear()  # the other keeper asks each second
+            await until(lambda: len(asked) > 6)
+
+    start_runner(Slow(queue, 1))
+    await queue.add(new_job("a"))
+    assert (await ended(queue)).state is JobState.COMPLETED
+    assert steps == {JobState.VALIDATING: 1, JobState.FINALIZING: 1}
 
 
 async def test_a_shutdown_gives_lines_back_uncounted(
