@@ -42,7 +42,7 @@ class RedisConnection:
                 url, socket_timeout=None, retry=Retry(NoBackoff(), retries=1)
             )
             _require_known_parameters(self._redis)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, NoConnection) as error:
             raise ConfigError((f"jobs.queue_url: cannot be used: {error}",)) from error
 
     async def ask(self, *command: Any) -> Any:
@@ -93,9 +93,10 @@ class RedisConnection:
             async with asyncio.timeout(_ANSWER_S):
                 yield
         except (NoConnection, NoAnswer, OSError) as error:
+            reason = str(error) or f"it was silent for {_ANSWER_S:.0f} s"
             raise RequestRefused(
                 "queue_unreachable",
-                f"the server of the queue of jobs (jobs.queue_url) does not answer: {error}",
+                f"the server of the queue of jobs (jobs.queue_url) does not answer: {reason}",
             ) from error
         except ResponseError as error:
             if not (isinstance(error, OutOfMemoryError) or str(error).startswith(_NOT_WRITTEN)):
@@ -108,5 +109,5 @@ class RedisConnection:
 
 
 def _require_known_parameters(redis: Any) -> None:
-    """Raise TypeError where the URL has a parameter that no connection takes; none is opened."""
+    """Raise what the library does where no connection takes a parameter; none is opened."""
     redis.connection_pool.make_connection()

@@ -35,6 +35,8 @@ _FIELDS = ("record", "state", "reason", *_COUNTED)
 _LONGEST_BLOCK_S = 5.0
 _SETTLED_AT_ONCE = 256
 _CONSUMER_LASTS_S = 3600.0
+_TIDY_S = 1.0
+"""Whoever ends does not wait for a server that is silent: others tidy up as well."""
 
 _encode_job = msgspec.json.Encoder().encode
 _decode_job = msgspec.json.Decoder(Job).decode
@@ -193,8 +195,9 @@ class RedisQueue:
 
     async def close(self) -> None:
         """See `JobQueue`."""
-        with contextlib.suppress(RequestRefused):
-            await self._connection.run(scripts.TIDY, _ms(_CONSUMER_LASTS_S))
+        with contextlib.suppress(RequestRefused, TimeoutError):
+            async with asyncio.timeout(_TIDY_S):
+                await self._connection.run(scripts.TIDY, _ms(_CONSUMER_LASTS_S))
         await self._connection.close()
 
     async def _jobs(self, ids: Sequence[str]) -> list[Job | None]:

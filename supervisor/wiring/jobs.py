@@ -93,11 +93,12 @@ class LazyJobs:
 
         Raises RequestRefused where the queue does not answer, and at the shutdown.
         """
-        async with self._opening:  # it is not closed meanwhile
+        async with self._opening:
             if self._is_closed:
                 raise RequestRefused("shutting_down", "the controller is shutting down")
             room = self._room
-            return frozenset() if room is None else await room.service.modes_left()
+        # Whoever closes the room need not wait for an answer: a closed queue refuses it.
+        return frozenset() if room is None else await room.service.modes_left()
 
     async def close(self) -> None:
         """End all work on jobs, and let nothing begin any more. A second time changes nothing."""

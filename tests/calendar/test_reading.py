@@ -1,5 +1,6 @@
 """What is read of the schedule where nobody tells whether there is work left."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from supervisor.core.machine.values import Mode
 from supervisor.engine.targets import Targets
 from supervisor.errors import RequestRefused
 from supervisor.observability.impairments import Impairments
+from supervisor.wiring import job_room
 from supervisor.wiring.jobs import LazyJobs
 from tests.conftest import write_configuration
 from tests.host_alone import HostAlone
+from tests.patience import PATIENCE_S
 
 ALWAYS = {"cron": "* * * * *", "mode": "embedding", "until_done": True}
 
@@ -78,3 +81,34 @@ async def test_jobs_that_are_closed_are_not_taken_for_done() -> None:
     with pytest.raises(RequestRefused) as refused:
         await jobs.modes_left()
     assert refused.value.code == "shutting_down"
+
+
+async def test_jobs_are_closed_though_their_queue_is_silent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Silent:
+        service: "Silent"
+        was_asked = asyncio.Event()
+
+        async def modes_left(self) -> frozenset[Mode]:
+            self.was_asked.set()
+            await asyncio.Event().wait()
+            return frozenset()
+
+        async def close(self) -> None:
+            """Nothing is open."""
+
+    async def opened(*_: Any) -> Silent:
+        return room
+
+    room = Silent()
+    room.service = room
+    monkeypatch.setattr(job_room, "open_job_room", opened)
+    nothing: Any = None
+    jobs = LazyJobs(nothing, nothing, nothing, nothing)
+    await jobs.open()
+    asking = asyncio.create_task(jobs.modes_left())
+    await room.was_asked.wait()
+    async with asyncio.timeout(PATIENCE_S):
+        await jobs.close()
+    asking.cancel()

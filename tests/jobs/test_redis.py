@@ -1,6 +1,7 @@
 """What holds of the shared queue alone: deaths of its server and of those who work on it."""
 
 import asyncio
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -11,6 +12,7 @@ import pytest
 from lab.harness.redis_server import RedisServer
 
 from supervisor.errors import RequestRefused
+from supervisor.jobs import redis_connection
 from supervisor.jobs.port import JobQueue
 from supervisor.jobs.redis_connection import PREFIX, RedisConnection
 from supervisor.jobs.redis_files import PART_BYTES, RedisFiles
@@ -312,3 +314,14 @@ async def test_due_jobs_of_a_queue_from_before_each_kind_had_its_own_are_claimed
     assert await connection.ask("EXISTS", PREFIX + "due") == 0
     due = await connection.ask("ZRANGE", PREFIX + "due:batch", 0, -1)
     assert sorted(due) == [b"new", b"running"]
+
+
+async def test_queue_of_a_silent_server_can_be_closed(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that is suspended takes connections, and answers nothing."""
+    monkeypatch.setattr(redis_connection, "_ANSWER_S", 3600.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        queue = RedisQueue(connect(f"redis://127.0.0.1:{silent.getsockname()[1]}"))
+        async with asyncio.timeout(PATIENCE_S):
+            await queue.close()

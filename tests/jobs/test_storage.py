@@ -55,9 +55,13 @@ async def test_shared_queue_without_its_library_is_refused_with_the_line_that_br
     data.release()
 
 
-async def test_parameter_that_no_queue_takes_is_named(data: DataFolder, redis_url: str) -> None:
-    with pytest.raises(ConfigError, match=r"jobs\.queue_url: cannot be used: .*wait_s"):
-        await open_storage(JobSettings(queue_url=f"{redis_url}?wait_s=5"), data)
+@pytest.mark.parametrize("parameter", ["wait_s=5", "protocol=9"])
+async def test_parameter_that_no_queue_takes_is_named(
+    data: DataFolder, redis_url: str, parameter: str
+) -> None:
+    name = parameter.partition("=")[0]
+    with pytest.raises(ConfigError, match=rf"jobs\.queue_url: cannot be used: .*{name}"):
+        await open_storage(JobSettings(queue_url=f"{redis_url}?{parameter}"), data)
 
     data.release()
 
