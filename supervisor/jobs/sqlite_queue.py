@@ -20,7 +20,7 @@ from supervisor.data_folder import open_database
 from supervisor.errors import RequestRefused
 from supervisor.jobs import sqlite_statements as statements
 from supervisor.jobs.port import JobCounts
-from supervisor.jobs.sqlite_schema import prepare
+from supervisor.jobs.sqlite_schema import prepare, shorten_log
 from supervisor.jobs.values import (
     Job,
     JobKind,
@@ -186,4 +186,6 @@ class SqliteQueue:
 
     def _transact(self, run: Callable[[], _Returned]) -> _Returned:
         with self._database:
-            return run()
+            returned = run()
+        shorten_log(self._database)
+        return returned

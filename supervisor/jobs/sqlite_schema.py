@@ -6,6 +6,8 @@ are counted by triggers, whatever changes them.
 """
 
 import sqlite3
+from contextlib import suppress
+from pathlib import Path
 
 import msgspec
 
@@ -109,6 +111,22 @@ def _migrate(database: sqlite3.Connection) -> None:
     database.execute(
         "INSERT OR REPLACE INTO job_counts SELECT kind, state, count(*) FROM jobs GROUP BY 1, 2"
     )
+
+
+def log_bytes(database: sqlite3.Connection) -> int:
+    """Return what the log of changes takes, which stands in a file beside the database."""
+    [(_, _, path)] = database.execute("PRAGMA database_list").fetchall()
+    try:
+        return Path(f"{path}-wal").stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def shorten_log(database: sqlite3.Connection) -> None:
+    """Empty a log that has become long: else whoever writes next does, and maybe nobody may."""
+    if log_bytes(database) > _MAX_LOG_BYTES:
+        with suppress(sqlite3.Error):  # of a disk that fails: what was written is in the log
+            database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def pragma(database: sqlite3.Connection, name: str) -> int:

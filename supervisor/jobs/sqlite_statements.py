@@ -8,7 +8,7 @@ import msgspec
 from supervisor.core.machine.values import Mode
 from supervisor.jobs.modes import mode_of
 from supervisor.jobs.port import JobCounts
-from supervisor.jobs.sqlite_schema import pragma
+from supervisor.jobs.sqlite_schema import log_bytes, pragma
 from supervisor.jobs.values import (
     Counts,
     Job,
@@ -309,8 +309,9 @@ def reopen(database: sqlite3.Connection, job: Job, expected: JobState) -> bool:
 
 
 def used_bytes(database: sqlite3.Connection) -> int:
-    """Return what the pages that are in use take."""
-    return pragma(database, "page_count") * pragma(database, "page_size")
+    """Return what the pages that are in use take, and the log of their changes."""
+    pages_bytes = pragma(database, "page_count") * pragma(database, "page_size")
+    return pages_bytes + log_bytes(database)
 
 
 def counts(database: sqlite3.Connection) -> JobCounts:

@@ -80,15 +80,16 @@ async def test_folder_of_files_that_cannot_be_made_is_named(
 async def test_room_that_a_large_batch_took_is_given_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The log of changes, too: it would else stay as large for as long as the controller runs."""
-    monkeypatch.setattr("supervisor.jobs.sqlite_schema._MAX_LOG_BYTES", 100_000)
+    """The log of changes, too: it counts, and nobody works, or writes, while all take too much."""
     queue = SqliteQueue(tmp_path / "jobs.sqlite")
     await add_running(queue, new_job("a", lines=1))
     large = LineResult(job_id="a", number=1, is_success=True, content=b"x" * 20_000_000)
     await queue.settle([large])
+    assert await queue.used_bytes() >= 40_000_000
+
+    monkeypatch.setattr("supervisor.jobs.sqlite_schema._MAX_LOG_BYTES", 100_000)
     await queue.remove("a")
-    for number in range(4):
-        await queue.add(new_job(f"b{number}"))
     log = await asyncio.to_thread((tmp_path / "jobs.sqlite-wal").stat)
     assert log.st_size < 1_000_000
+    assert await queue.used_bytes() < 1_000_000
     await queue.close()
