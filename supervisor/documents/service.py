@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -16,6 +16,7 @@ from supervisor.embedding.service import EmbeddingService
 from supervisor.engine.targets import Targets
 from supervisor.errors import RequestRefused
 from supervisor.jobs.callback_jobs import CALLBACK_URL
+from supervisor.jobs.paging import jobs_under_way
 from supervisor.jobs.service import JobService
 from supervisor.jobs.values import Job, JobKind, JobPriority, JobState, StoredFile
 from supervisor.vector_store.opening import StoreOpener
@@ -23,6 +24,9 @@ from supervisor.vector_store.port import VectorSpace, require_name, require_same
 
 PURPOSE = "document"
 """The purpose of files with documents."""
+
+STORED_WITHIN_S = 30.0
+"""Seconds in which a document is stored, once it is embedded, unless its store does not answer."""
 
 
 class DocumentService:
@@ -85,6 +89,30 @@ class DocumentService:
     async def ended(self, job: Job, within_s: float) -> Job:
         """Return a job as it is when it has ended, or after so many seconds."""
         return await self._jobs.ended(job, within_s)
+
+    async def withdraw(self, collection: str, document: str | None) -> Sequence[str]:
+        """Cancel the jobs that would store a document in a collection (None: any); returns them.
+
+        One that is being stored ends first. Raises RequestRefused `job_not_cancellable` where it
+        does not.
+        """
+        withdrawn = []
+        for job in await jobs_under_way(self._jobs.queue, JobKind.DOCUMENT):
+            request = DocumentRequest.of(job)
+            if request.collection == collection and document in {None, request.id}:
+                withdrawn.append(job.id)
+                await self._end(job)
+        return withdrawn
+
+    async def _end(self, job: Job) -> None:
+        try:
+            await self._jobs.cancel(job.id)
+        except RequestRefused as error:
+            if error.code != "job_not_cancellable":
+                raise
+            ended = await self._jobs.ended(job, STORED_WITHIN_S)
+            if not ended.state.is_end:
+                raise
 
     def described(self, job: Job) -> dict[str, Any]:
         """Describe the document of a job that has ended.

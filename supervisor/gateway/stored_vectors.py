@@ -1,6 +1,8 @@
 """Routes of what is stored: searching it, its collections, and single documents."""
 
 import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -76,15 +78,24 @@ class DocumentParameters(Parameters):
     collection: str = DEFAULT_COLLECTION
 
 
+Withdraw = Callable[[str, str | None], Awaitable[Sequence[str]]]
+"""Cancels the jobs that would store a document in a collection (None: any); returns their ids."""
+
+
 class StoredVectors:
     """The handlers."""
 
     def __init__(
-        self, configuration: ConfigurationHolder, searcher: Searcher, opener: StoreOpener
+        self,
+        configuration: ConfigurationHolder,
+        searcher: Searcher,
+        opener: StoreOpener,
+        withdraw: Withdraw,
     ) -> None:
         self._configuration = configuration
         self._searcher = searcher
         self._opener = opener
+        self._withdraw = withdraw
         self._building: dict[str, asyncio.Task[None]] = {}
 
     async def search(self, asked: SearchParameters) -> Answer:
@@ -116,10 +127,15 @@ class StoredVectors:
         return json_answer(await store.collection(asked.collection))
 
     async def drop_collection(self, asked: CollectionParameters) -> Answer:
-        """Delete a collection with all that it holds."""
+        """Delete a collection with all that it holds, and what was about to be stored in it."""
+        cancelled = await self._withdraw(asked.collection, None)
         store = await self._opener.store()
-        await store.drop_collection(asked.collection)
-        return json_answer({"collection": asked.collection, "deleted": True})
+        async with self._opener.replacing(asked.collection):
+            with _may_be_missing(cancelled):
+                await store.drop_collection(asked.collection)
+        return json_answer(
+            {"collection": asked.collection, "deleted": True, "cancelled_jobs": cancelled}
+        )
 
     async def optimize(self, asked: CollectionParameters) -> Answer:
         """Begin to build the index of a collection; `indexed` tells when it is there."""
@@ -176,14 +192,23 @@ class StoredVectors:
         )
 
     async def delete_document(self, asked: DocumentParameters) -> Answer:
-        """Delete a document with its chunks."""
-        store = await self._opener.store()
+        """Delete a document with its chunks, and what was about to be stored of it."""
+        cancelled = await self._withdraw(asked.collection, asked.document)
+        store, found = await self._opener.store(), None
         async with self._opener.replacing(asked.collection):
-            found = await store.document(asked.collection, asked.document)
-            await store.delete_document(asked.collection, asked.document)
-        if found is None:
+            with _may_be_missing(cancelled):
+                found = await store.document(asked.collection, asked.document)
+                await store.delete_document(asked.collection, asked.document)
+        if found is None and not cancelled:
             raise _document_not_found(asked)
-        return json_answer({"id": asked.document, "collection": asked.collection, "deleted": True})
+        return json_answer(
+            {
+                "id": asked.document,
+                "collection": asked.collection,
+                "deleted": True,
+                "cancelled_jobs": cancelled,
+            }
+        )
 
     def _note_end(self, name: str, building: asyncio.Task[None]) -> None:
         del self._building[name]
@@ -194,6 +219,16 @@ class StoredVectors:
             log.error("store.optimize_failed", collection=name, problem=str(error))
         else:
             log.info("store.optimized", collection=name)
+
+
+@contextmanager
+def _may_be_missing(cancelled: Sequence[str]) -> Iterator[None]:
+    """Let a collection be missing for which documents were on their way: none has come yet."""
+    try:
+        yield
+    except RequestRefused as error:
+        if error.code != "collection_not_found" or not cancelled:
+            raise
 
 
 def _read(given: Any, kind: type[_Content], field: str) -> _Content:

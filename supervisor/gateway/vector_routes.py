@@ -12,6 +12,7 @@ from supervisor.gateway.stored_vectors import (
 
 _STORE_REFUSALS = ("extra_missing", "store_failed")
 _COLLECTION_REFUSALS = ("collection_not_found", *_STORE_REFUSALS)
+_WITHDRAWAL_REFUSALS = ("job_not_cancellable", "queue_unreachable")
 
 VECTOR_ROUTES: tuple[Route, ...] = (
     Route(
@@ -45,11 +46,12 @@ VECTOR_ROUTES: tuple[Route, ...] = (
     Route(
         method="DELETE",
         path="/collections/{collection}",
-        purpose="Delete a collection with all that it holds.",
+        purpose="Delete a collection with all that it holds; documents that are on their way into "
+        "it are cancelled.",
         owner=StoredVectors,
         handler=StoredVectors.drop_collection,
         parameters=CollectionParameters,
-        refusals=_COLLECTION_REFUSALS,
+        refusals=(*_WITHDRAWAL_REFUSALS, *_COLLECTION_REFUSALS),
         scope=Scope.CONTROL,
     ),
     Route(
@@ -97,11 +99,12 @@ VECTOR_ROUTES: tuple[Route, ...] = (
     Route(
         method="DELETE",
         path="/documents/{document:path}",
-        purpose="Delete a document and its chunks from `collection`.",
+        purpose="Delete a document and its chunks from `collection`; jobs that would store a state "
+        "of it are cancelled.",
         owner=StoredVectors,
         handler=StoredVectors.delete_document,
         parameters=DocumentParameters,
-        refusals=("document_not_found", *_COLLECTION_REFUSALS),
+        refusals=("document_not_found", *_WITHDRAWAL_REFUSALS, *_COLLECTION_REFUSALS),
         scope=Scope.CONTROL,
     ),
 )

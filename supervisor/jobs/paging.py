@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 
 from supervisor.jobs.port import JobQueue
-from supervisor.jobs.values import Job, LineResult, NewLine
+from supervisor.jobs.values import Job, JobKind, LineResult, NewLine
 
 PAGE = 256
 """So many are read at a time at most."""
@@ -22,6 +22,17 @@ async def all_jobs(queue: JobQueue) -> Sequence[Job]:
     found, after = list[Job](), None
     while jobs := await queue.jobs(None, after=after, limit=PAGE):
         found += jobs
+        after = jobs[-1].id
+    return found
+
+
+async def jobs_under_way(queue: JobQueue, kind: JobKind) -> Sequence[Job]:
+    """Return the jobs of a kind that have not ended: they are among the newest."""
+    counted = (await queue.counts()).get(kind, {})
+    count = sum(jobs for state, jobs in counted.items() if not state.is_end)
+    found, after = list[Job](), None
+    while len(found) < count and (jobs := await queue.jobs(kind, after=after, limit=PAGE)):
+        found += [job for job in jobs if not job.state.is_end]
         after = jobs[-1].id
     return found
 

@@ -1,6 +1,7 @@
 """Opens the jobs room when the first job or file comes, or where some were left unfinished."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from supervisor.core.machine.values import Mode
@@ -93,12 +94,20 @@ class LazyJobs:
 
         Raises RequestRefused where the queue does not answer, and at the shutdown.
         """
+        room = await self._opened_before()
+        return frozenset() if room is None else await room.service.modes_left()
+
+    async def withdraw_documents(self, collection: str, document: str | None) -> Sequence[str]:
+        """See `DocumentService`; where the room was never opened, there are none."""
+        room = await self._opened_before()
+        return () if room is None else await room.documents.service.withdraw(collection, document)
+
+    async def _opened_before(self) -> "JobRoom | None":
+        """Return the room if it is open. Whoever closes it waits for nobody who asks its queue."""
         async with self._opening:
             if self._is_closed:
                 raise RequestRefused("shutting_down", "the controller is shutting down")
-            room = self._room
-        # Whoever closes the room need not wait for an answer: a closed queue refuses it.
-        return frozenset() if room is None else await room.service.modes_left()
+            return self._room
 
     async def close(self) -> None:
         """End all work on jobs, and let nothing begin any more. A second time changes nothing."""

@@ -10,6 +10,7 @@ import pytest
 
 from supervisor.config.settings import VectorSettings
 from supervisor.core.machine.values import Mode, Target
+from supervisor.documents import service
 from supervisor.documents.dividing import Plan
 from supervisor.documents.embedding_parts import PartEmbedder, PartOutcome
 from supervisor.documents.ingest import DocumentHandler
@@ -102,6 +103,18 @@ class Room:
         )
         return job_id
 
+    @property
+    def taker(self) -> DocumentService:
+        """Takes documents in."""
+        return DocumentService(
+            self.service, OneModel(), cast("Targets", None), self.stores, self.folder / "work"
+        )
+
+    async def comes(self, job_id: str, state: JobState) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while (await self.service.job(job_id)).state is not state:
+                await self.queue.wait(0.05)
+
     async def ended(self, job_id: str) -> Job:
         job = await self.service.ended(await self.service.job(job_id), PATIENCE_S)
         assert job.state.is_end
@@ -133,12 +146,12 @@ async def room(queue: JobQueue, tmp_path: Path) -> AsyncIterator[Room]:
     )
     working.start()
     limits = JobLimits(max_bytes=10**9, keep_s=60.0)
-    service = JobService(queue, files, lambda: limits, lambda _: None)
+    jobs = JobService(queue, files, lambda: limits, lambda _: None)
     yield Room(
         library=library,
         model=model,
         queue=queue,
-        service=service,
+        service=jobs,
         stores=stores,
         files=files,
         folder=tmp_path,
@@ -295,6 +308,29 @@ async def test_a_cancelled_document_is_not_stored(room: Room) -> None:
     assert list(await store.collections()) == []
 
 
+async def test_a_document_that_is_being_stored_is_withdrawn_once_it_is(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that does not answer keeps nobody waiting for ever."""
+    room.model.refusals["one"] = RequestRefused("queue_full", "full", {"retry_after_s": 0})
+    job_id = await room.take("one two")
+    await room.comes(job_id, JobState.IN_PROGRESS)
+    async with room.stores.replacing("notes"):
+        room.model.refusals.clear()
+        await room.comes(job_id, JobState.FINALIZING)
+        monkeypatch.setattr(service, "STORED_WITHIN_S", 0.1)
+        with pytest.raises(RequestRefused) as refused:
+            await room.taker.withdraw("notes", "book")
+        assert refused.value.code == "job_not_cancellable"
+        monkeypatch.setattr(service, "STORED_WITHIN_S", PATIENCE_S)
+        assert await room.taker.withdraw("notes", "another") == []
+        assert await room.taker.withdraw("others", None) == []
+        withdrawing = asyncio.create_task(room.taker.withdraw("notes", None))
+    assert await withdrawing == [job_id]
+    assert (await room.service.job(job_id)).state is JobState.COMPLETED
+    assert await room.taker.withdraw("notes", None) == []
+
+
 class OneModel(EmbeddingService):
     """Has one model, whatever is wanted."""
 
@@ -314,11 +350,8 @@ async def test_a_document_that_the_queue_cannot_take_leaves_no_file(
         raise RequestRefused("storage_full", "the queue's server has no memory left")
 
     monkeypatch.setattr(room.queue, "add", full)
-    taker = DocumentService(
-        room.service, OneModel(), cast("Targets", None), room.stores, room.folder / "work"
-    )
     with pytest.raises(RequestRefused):
-        await taker.add(
+        await room.taker.add(
             NewDocument(
                 content="some text",
                 id=None,

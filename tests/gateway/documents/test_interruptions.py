@@ -5,6 +5,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,31 @@ def test_a_document_survives_the_death_of_its_controller_and_is_stored_once(
         assert sorted(stored) == list(range(job["outcome"]["chunks"]))
         assert stored[0] == BOOK[: len(stored[0])]
         assert caller.json("GET", "/documents/book")["chunks"] == len(stored)
+
+
+def test_what_is_deleted_is_not_stored_by_a_job_that_was_on_its_way(tmp_path: Path) -> None:
+    with serving(tmp_path, server={}, files={"supervisor.yaml": SETTINGS}) as running:
+        caller = Caller(running.port)
+        caller.json("POST", "/documents", {"id": "book", "text": LONG_TEXT})
+        for path, collection in (
+            ("/documents/book", "documents"),
+            ("/documents/book", "documents"),  # of which nothing is stored now
+            ("/documents/book?collection=new", "new"),
+            ("/collections/documents", "documents"),
+        ):
+            sent = {"id": "book", "text": BOOK, "collection": collection, "wait": False}
+            job_id = caller.json("POST", "/documents", sent, status=202)["job"]
+            other = {"id": "other", "text": BOOK, "collection": "others", "wait": False}
+            other_id = caller.json("POST", "/documents", other, status=202)["job"]
+            until(partial(has_begun, caller, job_id))
+            deleted = caller.json("DELETE", path)
+            assert (deleted["deleted"], deleted["cancelled_jobs"]) == (True, [job_id])
+            until(partial(has_ended, caller, job_id))
+            assert job_of(caller, job_id)["state"] == "cancelled"
+            assert caller.ask("GET", f"/documents/book?collection={collection}")[0] == 404
+            caller.json("POST", f"/jobs/{other_id}/cancel")  # it was not meant
+        assert caller.json("GET", "/collections")["collections"] == []
+        assert caller.ask("DELETE", "/documents/book")[0] == 404
 
 
 def test_a_document_is_read_again_when_its_reader_is_killed(tmp_path: Path) -> None:
