@@ -34,7 +34,7 @@ from pathlib import Path
 import structlog
 import tenacity
 
-from supervisor.errors import ConfigError, SupervisorError
+from supervisor.errors import ConfigError, RequestRefused, SupervisorError
 
 log = structlog.get_logger()
 
@@ -177,7 +177,7 @@ class DataFolder:
     def subfolder(self, name: str) -> Path:
         """Return a folder of ours; what stands there and is not is set aside.
 
-        Raises SupervisorError when it cannot be made.
+        Raises RequestRefused `storage_full` when it cannot be made.
         """
         path = self.path.resolve() / name
         try:
@@ -186,13 +186,14 @@ class DataFolder:
             elif name not in self._marker.made and path.is_dir() and any(path.iterdir()):
                 set_aside(path, "it was not made by the controller")
             path.mkdir(mode=0o700, exist_ok=True)
+            if name not in self._marker.made:
+                self._write(replace(self._marker, made=(*self._marker.made, name)))
         except OSError as error:
-            raise SupervisorError(
-                f"{path} cannot be used: {error.strerror}; move it away, or choose another folder "
-                "with --data"
+            raise RequestRefused(
+                "storage_full",
+                f"{path} cannot be used: {error.strerror}; make room on its disk, move it away, or "
+                "choose another folder with --data",
             ) from error
-        if name not in self._marker.made:
-            self._write(replace(self._marker, made=(*self._marker.made, name)))
         return path
 
     def make_run_dir(self) -> Path:
@@ -229,8 +230,8 @@ class DataFolder:
         self._write(replace(marker, format=FORMAT))
 
     def _write(self, marker: Marker) -> None:
-        self._marker = marker
         write_new(self.path / MARKER, json.dumps(asdict(marker)))
+        self._marker = marker  # not before: what it does not name is set aside after a restart
 
 
 def remove_run_dir(path: Path) -> None:

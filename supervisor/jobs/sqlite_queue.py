@@ -9,8 +9,9 @@ waits for the disk.
 import asyncio
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
@@ -34,7 +35,12 @@ from supervisor.jobs.values import (
 _Arguments = ParamSpec("_Arguments")
 _Returned = TypeVar("_Returned")
 
-_FULL = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY})
+_FULL = frozenset(
+    {
+        *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR),
+        *(sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN),
+    }
+)
 _PRIMARY_CODE = 0xFF
 """The part of an error code that says what kind it is (sqlite.org/rescode.html)."""
 
@@ -45,10 +51,11 @@ class SqliteQueue:
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         """Open the file, or make it; what a controller that died had claimed is free again.
 
-        Blocks for the disk. Raises sqlite3.Error and OSError.
+        Blocks for the disk. Raises sqlite3.Error and OSError, and RequestRefused `storage_full`.
         """
         self._clock = clock
-        self._database = open_database(path, prepare)
+        with _refused_when_full():
+            self._database = open_database(path, prepare)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="jobs")
         self._news = asyncio.Event()
         self._is_closed = False
@@ -168,16 +175,8 @@ class SqliteQueue:
     ) -> _Returned:
         """Run statements in one transaction. Raises RequestRefused `storage_full`."""
         run = partial(statement, self._database, *args, **kwargs)
-        try:
+        with _refused_when_full():
             return await self._in_thread(partial(self._transact, run))
-        except sqlite3.Error as error:
-            code = getattr(error, "sqlite_errorcode", 0)
-            if code & _PRIMARY_CODE not in _FULL:
-                raise
-            raise RequestRefused(
-                "storage_full",
-                f"the queue of jobs cannot be written: {error}; make room on its disk",
-            ) from error
 
     def _in_thread(self, run: Callable[[], _Returned]) -> asyncio.Future[_Returned]:
         if self._is_closed:  # a request that was about to ask when the controller began to end
@@ -189,3 +188,17 @@ class SqliteQueue:
             returned = run()
         shorten_log(self._database)
         return returned
+
+
+@contextmanager
+def _refused_when_full() -> Iterator[None]:
+    """Raise RequestRefused `storage_full` where SQLite cannot write."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        code = getattr(error, "sqlite_errorcode", 0)
+        if code & _PRIMARY_CODE not in _FULL:
+            raise
+        raise RequestRefused(
+            "storage_full", f"the queue of jobs cannot be written: {error}; make room on its disk"
+        ) from error

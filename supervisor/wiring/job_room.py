@@ -46,9 +46,9 @@ async def open_job_room(
 ) -> JobRoom:
     """Open the queue and the files, and begin to work. Raises RequestRefused as `open_storage`."""
     holder = ground.configuration
+    work_dir = await asyncio.to_thread(_emptied, ground.data.subfolder("job-work"))
     storage = await open_storage(holder.current.settings.jobs, ground.data)
     queue, files = storage.queue, storage.files
-    work_dir = await asyncio.to_thread(_emptied, ground.data.subfolder("job-work"))
     openai = OpenAIForm(embedding.service)
     answerer = BatchAnswerer(reader, openai, embedding.servers, ground.vectors)
 

@@ -38,8 +38,8 @@ async def open_storage(settings: JobSettings, data: DataFolder) -> JobStorage:
         own_files = DiskFiles(await asyncio.to_thread(_made, Path(settings.files_dir)))
     if settings.queue_url is not None:
         return _shared(settings.queue_url, own_files)
-    queue = await asyncio.to_thread(SqliteQueue, data.store(JOBS))
-    return JobStorage(queue, own_files or DiskFiles(data.subfolder("job-files")))
+    files = own_files or DiskFiles(data.subfolder("job-files"))
+    return JobStorage(await asyncio.to_thread(SqliteQueue, data.store(JOBS)), files)
 
 
 def _shared(url: str, files: FileStore | None) -> JobStorage:

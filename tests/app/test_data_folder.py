@@ -14,7 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from supervisor.data_folder import MARKER, DataFolder
-from supervisor.errors import ConfigError, SupervisorError
+from supervisor.errors import ConfigError, RequestRefused, SupervisorError
 
 
 async def claim_and_use(path: Path) -> Path:
@@ -239,3 +239,25 @@ async def test_a_folder_on_a_full_disk_is_named(
     monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(ConfigError, match="cannot be written: No space left on device"):
         await DataFolder.claim(tmp_path)
+
+
+async def test_folder_that_a_full_disk_could_not_note_is_ours_once_it_could(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it is set aside at the next start, with all that is in it."""
+
+    def fill(_: Path, __: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    data = await DataFolder.claim(tmp_path)
+    with monkeypatch.context() as full:
+        full.setattr("supervisor.data_folder.write_new", fill)
+        with pytest.raises(RequestRefused, match="No space left on device") as refused:
+            data.subfolder("vectors")
+    assert refused.value.code == "storage_full"
+    (data.subfolder("vectors") / "of-ours").touch()
+    data.release()
+
+    again = await DataFolder.claim(tmp_path)
+    assert names_in(again.subfolder("vectors")) == ["of-ours"]
+    again.release()

@@ -77,6 +77,12 @@ async def test_folder_of_files_that_cannot_be_made_is_named(
     data.release()
 
 
+async def test_queue_whose_file_cannot_be_made_says_so(tmp_path: Path) -> None:
+    with pytest.raises(RequestRefused, match="unable to open database file") as refused:
+        SqliteQueue(tmp_path / "gone" / "jobs.sqlite")
+    assert refused.value.code == "storage_full"
+
+
 async def test_room_that_a_large_batch_took_is_given_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
