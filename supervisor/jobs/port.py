@@ -63,6 +63,10 @@ class JobQueue(Protocol):
         """Prolong the claim of a job that is still in its state."""
         ...
 
+    async def note_reason(self, job: Job, reason: str) -> None:
+        """Write why a job that is still in its state could not be begun or ended."""
+        ...
+
     async def remove(self, job_id: str) -> None:
         """Forget a job, and all its lines and results."""
         ...

@@ -93,6 +93,10 @@ class RedisQueue:
         """See `JobQueue`."""
         await self._connection.run(scripts.RENEW_JOB, job.id, job.state, _ms(lease_s))
 
+    async def note_reason(self, job: Job, reason: str) -> None:
+        """See `JobQueue`."""
+        await self._connection.run(scripts.NOTE_REASON, job.id, job.state, reason)
+
     async def remove(self, job_id: str) -> None:
         """See `JobQueue`."""
         await self._connection.run(scripts.REMOVE, job_id)

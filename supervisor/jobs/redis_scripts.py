@@ -135,6 +135,15 @@ if redis.call('HGET', p .. 'job:' .. id, 'state') == ARGV[2] then
 end
 """
 
+NOTE_REASON = """
+-- ARGV: id, the state in which it was claimed, reason.
+local job = p .. 'job:' .. ARGV[1]
+if redis.call('HGET', job, 'state') == ARGV[2] then
+  redis.call('HDEL', job, 'reason')  -- first, for a full server
+  redis.call('HSET', job, 'reason', ARGV[3])
+end
+"""
+
 REMOVE = """
 -- ARGV: id.
 local id = ARGV[1]

@@ -96,6 +96,8 @@ class JobRunner:
                 await self._advance(job)
             except Exception as error:
                 log.warning("job.not_advanced", job=job.id, state=job.state, exc_info=error)
+                reason = f"{job.state}: {type(error).__name__}: {error}"
+                await self._insisting(lambda: self._queue.note_reason(job, reason))  # noqa: B023
 
     async def _advance(self, job: Job) -> None:
         """Bring a job that is due one state on."""

@@ -86,6 +86,10 @@ class SqliteQueue:
         """See `JobQueue`."""
         await self._read(statements.renew_job, job, self._clock() + lease_s)
 
+    async def note_reason(self, job: Job, reason: str) -> None:
+        """See `JobQueue`."""
+        await self._read(statements.note_reason, job, reason)
+
     async def remove(self, job_id: str) -> None:
         """See `JobQueue`."""
         await self._write(statements.remove, job_id)

@@ -126,6 +126,13 @@ def renew_job(database: sqlite3.Connection, job: Job, leased_until: float) -> No
     )
 
 
+def note_reason(database: sqlite3.Connection, job: Job, reason: str) -> None:
+    """Write a reason beside a job that is in its state still."""
+    database.execute(
+        "UPDATE jobs SET reason = ? WHERE id = ? AND state = ?", (reason, job.id, job.state)
+    )
+
+
 def remove(database: sqlite3.Connection, job_id: str) -> None:
     """Delete a job, its lines and its results."""
     for number, _ in _jobs(database, "WHERE id = ?", (job_id,)):

@@ -106,7 +106,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """How many it has; known when it is IN_PROGRESS."""
 
     reason: str = ""
-    """Why the last line was put back or failed, or the job did."""
+    """Why the last line was put back or failed, or the job did, or could not be begun or ended."""
 
     counts: Counts = Counts()
     """Kept by the queue alone."""

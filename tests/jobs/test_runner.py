@@ -183,6 +183,29 @@ async def test_jobs_of_one_kind_that_take_long_to_begin_hold_up_no_other(
     await runner.stop()
 
 
+async def test_a_job_that_cannot_be_ended_says_why_and_is_once_it_can(
+    queue: JobQueue, start_runner: StartRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner_module, "JOB_LEASE_S", 0.2)
+    has_room = False
+
+    class Full(Shouting):
+        async def end(self, job: Job) -> Job:
+            if not has_room:
+                raise RequestRefused("storage_full", "there is no room for its files")
+            return await super().end(job)
+
+    start_runner(Full(queue, 1))
+    await queue.add(new_job("a"))
+    async with asyncio.timeout(PATIENCE_S):
+        while not (job := await queue.job("a")) or not job.reason:
+            await queue.wait(0.05)
+    told = (job.state, job.reason)
+    assert told == ("finalizing", "finalizing: RequestRefused: there is no room for its files")
+    has_room = True
+    assert (await ended(queue)).state is JobState.COMPLETED
+
+
 @pytest.mark.parametrize("way", ["says so", "raises"])
 async def test_a_line_that_fails_is_tried_again_until_it_is_given_up(
     queue: JobQueue, start_runner: StartRunner, monkeypatch: pytest.MonkeyPatch, way: str
