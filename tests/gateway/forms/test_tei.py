@@ -257,7 +257,11 @@ def test_info_tells_of_a_model(caller: Caller) -> None:
 
 @pytest.mark.parametrize(
     ("query", "said"),
-    [("model=demo-chat", "demo-chat"), ("model=nobody", "nobody"), ("verbose=1", "verbose=1")],
+    [
+        ("model=demo-chat", "demo-chat"),
+        ("model=nobody", "nobody"),
+        ("verbose=1", "verbose: is not a known field"),
+    ],
 )
 def test_info_refuses_in_its_form(caller: Caller, query: str, said: str) -> None:
     answer = caller.running.json("GET", f"/info?{query}")
