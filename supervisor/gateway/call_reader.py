@@ -15,7 +15,6 @@ from supervisor.engine.targets import Targets
 from supervisor.engine.tasks import ModelTask
 from supervisor.errors import RequestRefused
 from supervisor.gateway.body_fields import (
-    BodyFields,
     BrokenFields,
     opens_object,
     read_fields,
@@ -85,7 +84,7 @@ class CallReader:
             sent=request_headers(head.headers),
             is_form=is_form,
             content_type=head.fields.get(b"content-type", b""),
-            body_fault=unknown_encoding(head.fields.get(b"content-encoding", b"")),
+            body_fault=_hidden_model(head.fields.get(b"content-encoding", b"")),
             named=named,
             task=route.task if is_post and not is_raw else None,
             may_switch=is_work and auto_switch,
@@ -113,6 +112,10 @@ class CallReader:
         meaning = self._meanings.get((named, head.task))
         wanted, priority = meaning or self._find(configuration, named, head)
         urgency = head.priority or priority
+        fault = head.body_fault if body else None
+        if isinstance(fields, BrokenFields):
+            why = f"the JSON body cannot be read: {fields.why}"
+            fault = RequestRefused("bad_request", why)
         return Call(
             head=head,
             request=Request(
@@ -134,7 +137,7 @@ class CallReader:
             and urgency is Priority.INTERACTIVE
             and is_small_body(len(body)),
             deadline_at=time.monotonic() + queue.hold_timeout_s,
-            fault=_fault(head, fields) if body else None,
+            fault=fault,
         )
 
     def _find(
@@ -192,10 +195,9 @@ def _sent_with(head: CallHead, body: bytes) -> Headers:
     return (*others, (b"Content-Type", b"application/json"))
 
 
-def _fault(head: CallHead, fields: BodyFields) -> RequestRefused | None:
-    if isinstance(fields, BrokenFields):
-        return RequestRefused("bad_request", f"the JSON body cannot be read: {fields.why}")
-    fault = head.body_fault
+def _hidden_model(encodings: bytes) -> RequestRefused | None:
+    """Return why a body of these encodings does not tell its model; None where it may."""
+    fault = unknown_encoding(encodings)
     if fault is None:
         return None
     why = f"{fault.message}, so that the model it names is not known; name one in the query"
