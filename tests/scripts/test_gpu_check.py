@@ -127,13 +127,26 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mixture of experts of two layers."""
+    path = tmp_path_factory.mktemp("models") / "experts.gguf"
+    write = (
+        "import sys; from pathlib import Path; from lab.gpu.models import LlamaShape, write_experts"
+        "; write_experts(Path(sys.argv[1]), LlamaShape(context_tokens=2048, layers=2, width=64,"
+        " feed_forward=512, heads=1, head_size=64))"
+    )
+    subprocess.run([sys.executable, "-c", write, path], check=True, env=with_scripts())
+    return path
+
+
 def with_scripts() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(SCRIPTS)}
 
 
 @pytest.fixture(scope="module")
 def make_machine(
-    libraries: Path, llama_server_bin: Path, models_dir: Path, bert: Path
+    libraries: Path, llama_server_bin: Path, models_dir: Path, bert: Path, mixture: Path
 ) -> Callable[[Path], Machine]:
     def make(folder: Path) -> Machine:
         gpu = SimulatedGpu(folder, library=libraries / "libnvidia-ml.so.1")
@@ -165,6 +178,7 @@ def make_machine(
             "generation": models_dir / "demo-chat.gguf",
             "embedding": embedding,
             "large-embedding": bert,
+            "experts": mixture,
         }
         return Machine(
             folder=folder,
@@ -202,7 +216,8 @@ def test_whole_run_measures_every_part_and_says_so_for_people(
 ) -> None:
     machine, report = finished
     assert {name: part["outcome"] for name, part in report["parts"].items()} == dict.fromkeys(
-        ("switches", "fit", "foreign", "embedding", "parking", "parked_switches"), "measured"
+        ("switches", "offload", "fit", "foreign", "embedding", "parking", "parked_switches"),
+        "measured",
     )
     (summary,) = machine.folder.glob("hardware/nvidia-h200-580.65.06/README.md")
     text = summary.read_text(encoding="utf-8")
@@ -244,6 +259,26 @@ def test_need_is_compared_part_by_part_with_what_the_server_told(
     assert parts["total"]["used_bytes"] == HELD_BYTES
     buffers = sum(parts[part]["used_bytes"] for part in ("weights", "kv", "compute"))
     assert parts["context"]["used_bytes"] == HELD_BYTES - buffers
+
+
+def test_parts_left_on_the_host_are_compared_profile_by_profile(
+    finished: tuple[Machine, dict[str, Any]],
+) -> None:
+    figures = figures_of(finished, "offload")
+    estimated = {
+        profile: each["parts"]["weights"]["estimated_bytes"] for profile, each in figures.items()
+    }
+    tensors = inspect_model_file(finished[0].models["experts"]).header.tensors
+    first_layer_bytes, all_bytes = tensors.expert_bytes[0], sum(tensors.expert_bytes.values())
+    whole = estimated["all-on-device"]
+    assert estimated["half-of-the-experts"] == whole - first_layer_bytes
+    assert estimated["no-experts"] == whole - all_bytes
+    assert estimated["half-of-the-layers"] < whole
+    for each in figures.values():
+        # This server has no device: whatever a profile says, it holds all of the weights itself.
+        held_bytes = each["parts"]["weights"]["used_bytes"]
+        assert held_bytes == pytest.approx(whole + tensors.input_bytes, rel=0.05)
+        assert each["parts"]["total"]["used_bytes"] == HELD_BYTES
 
 
 def test_what_cannot_fit_is_refused_with_the_arithmetic_while_another_serves(

@@ -16,11 +16,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from lab.gpu import embedding, fit, foreign, parked_switches, parking, switches
+from lab.gpu import embedding, fit, foreign, offload, parked_switches, parking, switches
 from lab.gpu.building import FoundServer, find_server
 from lab.gpu.check import Check, Models, NotHereError, PartResult, time_limit
 from lab.gpu.drawing import draw
-from lab.gpu.models import generation_model, large_embedding_model
+from lab.gpu.models import experts_model, generation_model, large_embedding_model
 from lab.gpu.report import Folder, folder_for, placed, thinned
 from lab.gpu.watch import Watch
 from lab.harness import command
@@ -32,7 +32,8 @@ from supervisor.engine.cuda.libcuda import DEFAULT_LIBRARY
 from supervisor.errors import SupervisorError
 
 PARTS: Mapping[str, ModuleType] = {
-    part.NAME: part for part in (switches, fit, foreign, embedding, parking, parked_switches)
+    part.NAME: part
+    for part in (switches, offload, fit, foreign, embedding, parking, parked_switches)
 }
 PARKING_PARTS = (parking.NAME, parked_switches.NAME)
 USUAL_PARTS = tuple(name for name in PARTS if name not in PARKING_PARTS)
@@ -188,6 +189,7 @@ def _models(asked: argparse.Namespace) -> Models:
         generation=(asked.generation_model or generation_model(asked.model_gb)).absolute(),
         embedding=(small if small.exists() else large).absolute(),
         large_embedding=large.absolute(),
+        experts=(asked.experts_model or experts_model()).absolute(),
     )
 
 
@@ -200,7 +202,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--minutes", type=float, default=60.0, metavar="N", help="for everything (%(default)g)")
     add("--model-gb", type=float, default=8.0, metavar="N", help="to generate with (%(default)g)")
     add("--embedding-seconds", type=float, default=8.0, metavar="N", help="a side (%(default)g)")
-    for name in ("generation", "embedding", "large-embedding"):
+    for name in ("generation", "embedding", "large-embedding", "experts"):
         add(f"--{name}-model", type=Path, metavar="FILE", help="instead of the one that is made")
     add("--models", type=Path, default=MODELS, metavar="DIR", help="with minilm.gguf")
     add("--profiles", type=Path, default=PROFILES, metavar="DIR")

@@ -26,11 +26,15 @@ class OutOfTimeError(LabError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Models:
-    """The files: one that generates, one that embeds, and one whose embedding keeps a GPU busy."""
+    """The files: one that generates, one that embeds, and one whose embedding keeps a GPU busy.
+
+    `experts` is a mixture of experts, which generates, too.
+    """
 
     generation: Path
     embedding: Path
     large_embedding: Path
+    experts: Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,6 +18,7 @@ from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.needs.assessment import Candidate, DeviceEstimate, examine
 
 GENERATION, EMBEDDING, LARGE_EMBEDDING = "check-generation", "check-embedding", "check-large"
+EXPERTS = "check-experts"
 TALKATIVE: Mapping[str, Any] = {"extra_args": ["-lv", "4"]}
 """At this verbosity llama-server tells the size of each buffer."""
 
@@ -96,14 +97,12 @@ def setting_for(
 def _catalogue(check: Check) -> dict[str, Any]:
     models = check.models
     here = {"device": check.watch.info.device}  # where there are several, that is the one looked at
+    generates = {"type": "generation", "overrides": here}
     bert = {"type": "embedding", "overrides": {**here, "ctx_size": 512}}
     return {
         "models": {
-            GENERATION: {
-                "path": str(models.generation),
-                "type": "generation",
-                "overrides": here,
-            },
+            GENERATION: {"path": str(models.generation), **generates},
+            EXPERTS: {"path": str(models.experts), **generates},
             EMBEDDING: {"path": str(models.embedding), **bert},
             LARGE_EMBEDDING: {"path": str(models.large_embedding), **bert},
         }
@@ -135,7 +134,7 @@ def log_of(setting: Setting) -> Path:
 
 def visit(controller: Controller, model: str, text: str = "What is measured here?") -> None:
     """Use a live model once, so that it has done what it is for."""
-    if model == GENERATION:
+    if model in {GENERATION, EXPERTS}:
         message = {"role": "user", "content": text}
         body = {"model": model, "messages": [message], "max_tokens": 16}
         controller.call("POST", "/v1/chat/completions", body)

@@ -11,12 +11,26 @@ from demo_models.gguf_file import new_gguf
 from demo_models.llama_shape import LlamaShape
 from gguf import GGUFWriter, LlamaFileType, PoolingType
 
-from lab.harness.large_model import kept_model, random_matrix, text_tokenizer, write_large_model
+from lab.harness.large_model import (
+    add_layers,
+    add_vocabulary,
+    kept_model,
+    random_matrix,
+    text_tokenizer,
+    write_large_model,
+)
 
 BERT_LARGE = LlamaShape(
     context_tokens=512, layers=24, width=1024, feed_forward=4096, heads=16, head_size=64
 )
 """The measures of BERT large: 0.3 billion weights."""
+
+MIXTURE = LlamaShape(
+    context_tokens=2048, layers=8, width=1024, feed_forward=2048, heads=16, head_size=64
+)
+"""The measures of a mixture of experts of 0.9 GB; `feed_forward` is each expert's."""
+
+EXPERTS, EXPERTS_USED = 8, 2
 
 NORM_EPSILON = 1e-12
 SEED = 17
@@ -47,6 +61,25 @@ def large_embedding_model() -> Path:
     """Return a model that embeds, of BERT large's measures. Raises LabError."""
     name = f"bert-{BERT_LARGE.layers}x{BERT_LARGE.width}.gguf"
     return kept_model(name, write_bert)
+
+
+def experts_model() -> Path:
+    """Return a model that generates with a mixture of experts. Raises LabError."""
+    return kept_model(f"experts-{MIXTURE.layers}x{MIXTURE.width}.gguf", write_experts)
+
+
+def write_experts(path: Path, shape: LlamaShape = MIXTURE) -> None:
+    """Write a mixture of experts; all layers, and in each all experts, have the same weights.
+
+    Raises OSError: the folder cannot be written or is full; `path` is untouched.
+    """
+    random = np.random.default_rng(SEED)
+    with new_gguf(path, "llama") as writer:
+        shape.add_to(writer, "check-experts")
+        writer.add_expert_count(EXPERTS)
+        writer.add_expert_used_count(EXPERTS_USED)
+        add_vocabulary(writer, shape, random)
+        add_layers(writer, shape, random, experts=EXPERTS)
 
 
 def write_bert(path: Path, shape: LlamaShape = BERT_LARGE) -> None:

@@ -20,16 +20,29 @@ def compare_needs(
     """
     learned = learned_peaks(log_of(setting))
     return {
-        model: _compare(check, setting, model, used_bytes - idle_bytes, learned.get(model))
+        model: {
+            **compare_need(
+                check, setting, model, talkative_profile(model), used_bytes - idle_bytes
+            ),
+            "learned_bytes": learned.get(model),
+        }
         for model, used_bytes in plateaus.items()
     }
 
 
-def _compare(
-    check: Check, setting: Setting, model: str, used_bytes: int, learned_bytes: int | None
+def talkative_profile(model: str) -> str:
+    """Name the profile with which a model's server tells the size of each buffer."""
+    return f"{'generation' if model == GENERATION else 'embedding'}-talkative"
+
+
+def compare_need(
+    check: Check, setting: Setting, model: str, profile: str, used_bytes: int
 ) -> dict[str, Any]:
-    mode = "generation" if model == GENERATION else "embedding"
-    need = estimate(check, look_at(check, setting, model, f"{mode}-talkative"))
+    """Return each part as estimated and as the model's last server told it, in bytes.
+
+    `used_bytes` is what the device had in use beyond that of the idle device.
+    """
+    need = estimate(check, look_at(check, setting, model, profile))
     told = {
         kind: round(size_mib * MIB)
         for kind, size_mib in device_buffers(log_of(setting), model).items()
@@ -52,6 +65,5 @@ def _compare(
             part: {"estimated_bytes": estimated, "used_bytes": used}
             for part, (estimated, used) in parts.items()
         },
-        "learned_bytes": learned_bytes,
         "sentence": f"{model}: {sentence}.",
     }

@@ -24,6 +24,7 @@ LONGEST_GAP_S = 1.0
 
 TITLES: Mapping[str, str] = {
     "switches": "Switches",
+    "offload": "Parts of a model on the host",
     "fit": "A target that does not fit",
     "foreign": "Another program on the device",
     "embedding": "Embedding",

@@ -21,7 +21,7 @@ from lab.gpu.configuration import (
     visit,
 )
 from lab.gpu.log_reading import PhaseBegin, marks, phase_begins
-from lab.gpu.needs import compare_needs
+from lab.gpu.needs import compare_needs, talkative_profile
 from lab.gpu.watch import Point
 from lab.harness.command import say
 from lab.harness.servers import Controller
@@ -96,8 +96,7 @@ def _visit_roomy(
     """Serve each model for a while; return the device's use meanwhile, in bytes."""
     plateaus = {}
     for model in (GENERATION, LARGE_EMBEDDING, EMBEDDING):
-        mode = "generation" if model == GENERATION else "embedding"
-        reports.append(_switch(controller, model, f"{mode}-talkative"))
+        reports.append(_switch(controller, model, talkative_profile(model)))
         time.sleep(SETTLE_S)  # until its predecessor's memory is surely gone
         plateaus[model] = check.watch.sample().used_bytes
     return plateaus

@@ -54,26 +54,38 @@ def write_large_model(path: Path, shape: LlamaShape = SHAPE) -> None:
     Raises OSError: the folder cannot be written or is full; `path` is untouched.
     """
     random = np.random.default_rng(SEED)
-    tokenizer = text_tokenizer()
     with new_gguf(path, "llama") as writer:
         shape.add_to(writer, "bench-large")
-        tokenizer.add_to(writer)
-        vocabulary = (len(tokenizer.tokens), shape.width)
-        writer.add_tensor("token_embd.weight", random_matrix(random, *vocabulary))
-        _add_layers(writer, shape, random)
-        writer.add_tensor("output_norm.weight", np.ones(shape.width, np.float32))
-        writer.add_tensor("output.weight", random_matrix(random, *vocabulary))
+        add_vocabulary(writer, shape, random)
+        add_layers(writer, shape, random)
 
 
-def _add_layers(writer: GGUFWriter, shape: LlamaShape, random: np.random.Generator) -> None:
+def add_vocabulary(writer: GGUFWriter, shape: LlamaShape, random: np.random.Generator) -> None:
+    """Add the tokens, with what becomes of them before the layers and behind them."""
+    tokenizer = text_tokenizer()
+    tokenizer.add_to(writer)
+    vocabulary = (len(tokenizer.tokens), shape.width)
+    writer.add_tensor("token_embd.weight", random_matrix(random, *vocabulary))
+    writer.add_tensor("output_norm.weight", np.ones(shape.width, np.float32))
+    writer.add_tensor("output.weight", random_matrix(random, *vocabulary))
+
+
+def add_layers(
+    writer: GGUFWriter, shape: LlamaShape, random: np.random.Generator, experts: int = 0
+) -> None:
+    """Add the layers, which share their weights; with `experts` each has as many networks."""
     width, inner, attention = shape.width, shape.feed_forward, shape.heads * shape.head_size
     sizes = {
         **dict.fromkeys(("attn_q", "attn_k", "attn_v"), (attention, width)),
         "attn_output": (width, attention),
-        **dict.fromkeys(("ffn_gate", "ffn_up"), (inner, width)),
-        "ffn_down": (width, inner),
     }
+    network = {"ffn_gate": (inner, width), "ffn_up": (inner, width), "ffn_down": (width, inner)}
     weights = {name: random_matrix(random, *size) for name, size in sizes.items()}
+    for name, size in network.items():
+        one = random_matrix(random, *size)
+        weights |= {f"{name}_exps": np.stack([one] * experts)} if experts else {name: one}
+    if experts:
+        weights["ffn_gate_inp"] = random_matrix(random, experts, width)
     norm = np.ones(width, np.float32)
     for layer in range(shape.layers):
         for name, values in weights.items():
