@@ -28,7 +28,7 @@ def read_body(decoder: msgspec.json.Decoder[_Body], content: bytes) -> _Body:
 
 def is_given(value: msgspec.Raw) -> bool:
     """Whether a field has a value; null is what was not given: some clients write every field."""
-    return bytes(value) not in {b"", b"null"}
+    return bytes(memoryview(value)[:4]) not in {b"", b"null"}  # the rest may be megabytes
 
 
 def read_inputs(given: str | Sequence[str | int | list[int]], field: str) -> tuple[Content, ...]:
