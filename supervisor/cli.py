@@ -4,7 +4,7 @@ import io
 import os
 import sys
 from importlib import import_module
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import structlog
 import typer
@@ -68,13 +68,55 @@ def open_standard_streams() -> None:
             setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
 
 
+class Answers(io.TextIOWrapper):
+    """Standard output: what cannot be written ends the command, which says so in a line, exit 1.
+
+    A reader who leaves (`| head -1`) has what was wanted: that ends it without a word.
+    """
+
+    def write(self, text: str) -> int:
+        """Write text, or end the command."""
+        try:
+            return super().write(text)
+        except OSError as error:
+            self._end(error)
+
+    def flush(self) -> None:
+        """Write what is left, or end the command."""
+        try:
+            super().flush()
+        except OSError as error:
+            self._end(error)
+
+    def _end(self, error: OSError) -> NoReturn:
+        # Python flushes once more when it ends: what is left of the text goes nowhere then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+        if not isinstance(error, BrokenPipeError):
+            typer.echo(f"standard output cannot be written: {error.strerror}", err=True)
+        raise SystemExit(1)
+
+
+def answers_on(stream: io.TextIOWrapper) -> Answers:
+    """Return standard output in our form: a locale may lack a letter, and a line needs none."""
+    encoding, errors, is_by_line = stream.encoding, stream.errors, stream.line_buffering
+    at_once = stream.write_through
+    return Answers(
+        stream.detach(),
+        encoding,
+        "replace" if errors == "strict" else errors,
+        line_buffering=is_by_line,
+        write_through=at_once,
+    )
+
+
 def main() -> None:
     """Entry point of the `llama-supervisor` command."""
     open_standard_streams()
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(
-            errors="replace"
-        )  # a locale may lack a letter, and a line needs none
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout = answers_on(sys.stdout)
     # Standard output is for answers; `serve` sets up more than this.
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    cli()
+    try:
+        cli()
+    finally:
+        sys.stdout.flush()

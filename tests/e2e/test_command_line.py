@@ -40,6 +40,41 @@ def test_what_a_locale_has_no_letter_for_is_no_error(models_dir: Path) -> None:
     assert "learned peak           |         ?" in told.stdout
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [("--version",), ("check", "--help"), ("check",)])
+def test_output_that_cannot_be_written_is_told_in_a_line(
+    words: tuple[str, ...], unbuffered: str
+) -> None:
+    environ = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        told = subprocess.run(
+            [COMMAND, *words],
+            cwd=ROOT,
+            env=environ,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert told.returncode == 1
+    assert told.stderr == b"standard output cannot be written: No space left on device\n"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_reader_that_has_left_ends_a_command_without_a_word(unbuffered: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    told = subprocess.run(
+        [COMMAND, "check"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(writer)
+    assert (told.returncode, told.stderr) == (1, b"")
+
+
 def test_each_option_of_serve_is_told() -> None:
     told = run("serve", "--help")
     assert told.exit_code == 0
