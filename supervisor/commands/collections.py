@@ -15,6 +15,7 @@ from supervisor.client.connection import Connection
 from supervisor.client.tables import print_collections, print_json
 from supervisor.commands.asking import Url, ask_controller
 from supervisor.commands.options import Json, Profiles, new_app
+from supervisor.config.urls import http_url
 from supervisor.errors import SupervisorError
 from supervisor.vector_store import moving
 from supervisor.vector_store.opening import open_server
@@ -59,6 +60,10 @@ def copy(
 ) -> None:
     """Copy a collection to a Qdrant server; again, where it was cut short."""
     name = new_name or collection
+    try:
+        http_url(to)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--to") from error
 
     async def work(remote: RemoteCollections, progress: moving.Progress) -> tuple[str, int]:
         server = await open_server(to, key_env)

@@ -10,7 +10,7 @@ from supervisor.config.fields import Settings
 from supervisor.config.schedule import ScheduleSettings
 from supervisor.config.scheduler import SchedulerSettings
 from supervisor.config.units import Bytes, EnvText, Seconds
-from supervisor.config.urls import EnvUrl, HostAndPort, HostName, Origin, redis_url
+from supervisor.config.urls import EnvUrl, HostAndPort, HostName, Origin, http_url, redis_url
 from supervisor.core.byte_size import MIB
 from supervisor.core.machine.rules import DrainPolicy, Limits, SwitchRules
 
@@ -283,6 +283,11 @@ class VectorSettings(Settings):
     api_key_env: str | None = Field(
         default=None, description="The environment variable that has the server's key."
     )
+
+    @field_validator("url")
+    @classmethod
+    def _names_a_server(cls, url: str | None) -> str | None:
+        return None if url is None else http_url(url)
 
 
 class DocumentSettings(Settings):

@@ -52,6 +52,20 @@ def redis_url(url: str) -> str:
     return url
 
 
+def http_url(url: str) -> str:
+    """Return the URL of an HTTP server. Raises ValueError where it names none."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError:
+        raise ValueError("has no host and port that can be read") from None
+    if parts.scheme not in {"http", "https"}:
+        raise ValueError("must begin with http:// or https://")
+    if not (_NAME.fullmatch(host) or _is_address(host)):
+        raise ValueError("has no host that can be read")
+    return url
+
+
 def _origin(text: str) -> str:
     """Return an origin as browsers write it. Raises ValueError for what no page can have."""
     if text in {"*", "null"}:

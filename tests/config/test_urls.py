@@ -5,7 +5,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from pydantic import ValidationError
 
-from supervisor.config.settings import JobSettings, ServerSettings
+from supervisor.config.settings import JobSettings, ServerSettings, VectorSettings
 
 
 def queue_url(written: str, **environ: str) -> str:
@@ -94,3 +94,22 @@ def test_origins_and_hosts_are_taken_as_they_match() -> None:
     jobs = JobSettings(callback_hosts=callbacks, callback_key_env="KEY")
     assert (server.cors_origins, server.allowed_hosts) == (origins, hosts)
     assert jobs.callback_hosts == callbacks
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["qdrant:6333", "htp://qdrant", "http://", "http://hid den", "http://[::1", "http://hid:99999"],
+)
+def test_url_without_a_store_is_refused_without_being_shown(written: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        VectorSettings(url=written)
+    [problem] = refused.value.errors()
+    assert problem["type"] == "value_error"
+    assert "hid" not in problem["msg"]
+
+
+@pytest.mark.parametrize(
+    "written", ["http://qdrant:6333", "https://q.example/store", "http://[::1]"]
+)
+def test_url_of_a_store_is_taken_as_it_is(written: str) -> None:
+    assert VectorSettings(url=written).url == written

@@ -161,6 +161,13 @@ def test_url_that_is_none_is_told_in_a_line() -> None:
     assert "'http://127.0.0.1:99999' is no controller's URL (Port out of range" in told.stderr
 
 
+def test_url_that_is_no_store_is_no_place_to_copy_to() -> None:
+    told = run("collections", "copy", "notes", "--to", "qdrant:6333")
+
+    assert told.exit_code == 2
+    assert "--to: must begin with http:// or https://" in told.output
+
+
 def test_settings_that_hide_the_controllers_address_are_told_in_a_line(tmp_path: Path) -> None:
     (tmp_path / "supervisor.yaml").write_text("server: {port: 9000")
 
