@@ -61,6 +61,11 @@ def http_url(url: str) -> str:
         raise ValueError("has no host and port that can be read") from None
     if parts.scheme not in {"http", "https"}:
         raise ValueError("must begin with http:// or https://")
+    if "@" in parts.netloc:
+        raise ValueError(
+            "has a name or password, which is not sent; give the server's key in a variable "
+            "(api_key_env, --key-env)"
+        )
     if not (_NAME.fullmatch(host) or _is_address(host)):
         raise ValueError("has no host that can be read")
     return url

@@ -123,18 +123,38 @@ class ProcessFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceFacts:
+    """A server that a setting names; `problem` says why it cannot be reached.
+
+    `port` is None where `host` is the path of a socket.
+    """
+
+    setting: str
+    host: str
+    port: int | None
+    problem: str | None = None
+
+    @property
+    def place(self) -> str:
+        """Where it is, as it is written."""
+        return self.host if self.port is None else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigurationFacts:
     """What of the configuration concerns the machine. `problem` says why it cannot be used.
 
     `configured_devices` are those that have settings, and `required_devices` the ones among them
     without which the controller does not start; `hosts` are the addresses that it listens on.
-    `profiles` are those that the models run with, by where their device is written and the model.
+    `services` are the servers of others that it names, and
+    `profiles` those that the models run with, by where their device is written and the model.
     """
 
     llama_server_bin: Path | None = None
     configured_devices: tuple[str, ...] = ()
     required_devices: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ("127.0.0.1",)
+    services: tuple[ServiceFacts, ...] = ()
     profiles: Mapping[str, Profile] = field(default_factory=dict)
     problem: str | None = None
 

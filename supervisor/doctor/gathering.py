@@ -4,6 +4,7 @@ No vendor's library is loaded here: telemetry asks them in its own process, and 
 their devices as the child processes that they are.
 """
 
+import asyncio
 import os
 import platform
 import re
@@ -14,7 +15,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from supervisor.config.load import load
@@ -27,6 +28,7 @@ from supervisor.doctor.facts import (
     HostFacts,
     ProcessFacts,
 )
+from supervisor.doctor.services import named_services, reach
 from supervisor.doctor.vendor_traces import find_container, find_traces
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.models.model_scan import scan_models
@@ -61,11 +63,13 @@ class Surroundings:
 async def gather(surroundings: Surroundings, telemetry: Telemetry) -> Facts:
     """Gather everything. `telemetry` is entered here, and left again.
 
-    A driver that hangs takes as long as telemetry's policy gives it, an engine a minute at most.
+    A driver that hangs takes as long as telemetry's policy gives it, an engine a minute at most, a
+    server of others three seconds.
     Raises nothing: what cannot be found out is a fact, too.
     """
     devices = await ask_telemetry(telemetry)
     configuration = read_configuration(surroundings)
+    services = await asyncio.gather(*map(reach, configuration.services))
     return Facts(
         process=look_at_process(),
         container=find_container(surroundings.root, surroundings.environ),
@@ -79,7 +83,7 @@ async def gather(surroundings: Surroundings, telemetry: Telemetry) -> Facts:
         engines=ask_engines(surroundings, configuration.llama_server_bin),
         host=look_at_host(surroundings),
         data=look_at_data_folder(surroundings.data),
-        configuration=configuration,
+        configuration=replace(configuration, services=tuple(services)),
     )
 
 
@@ -218,6 +222,7 @@ def read_configuration(surroundings: Surroundings) -> ConfigurationFacts:
         configured_devices=tuple(settings.devices),
         required_devices=tuple(name for name, given in settings.devices.items() if given.required),
         hosts=surroundings.hosts or settings.server.hosts,
+        services=tuple(named_services(settings)),
         profiles={
             configuration.located_field(name, "device", f"'{name}'"): configuration.resolve(
                 name

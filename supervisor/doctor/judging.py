@@ -20,6 +20,11 @@ SEE_THE_LOGS = "see the kernel log (`dmesg`) and " + " or ".join(
     f"`{vendor.tool}`" for vendor in VENDORS.values()
 )
 
+_LOST_WITHOUT = {
+    "jobs.queue_url": "work on jobs waits",
+    "vectors.url": "searches and documents fail",
+}
+
 
 def judge(facts: Facts) -> tuple[Finding, ...]:
     """Return everything that is wrong, errors first."""
@@ -46,6 +51,17 @@ def judge_configuration(facts: Facts) -> Iterator[Finding]:
             f"the configuration cannot be used: {facts.configuration.problem}",
             "name its folder with --profiles; `llama-supervisor check` names every problem by line",
         )
+
+
+def judge_services(facts: Facts) -> Iterator[Finding]:
+    """The controller starts without them, and what needs them waits, or is refused."""
+    for service in facts.configuration.services:
+        if service.problem is not None:
+            yield warning(
+                f"{service.setting}: {service.place} cannot be reached: {service.problem}",
+                f"start that server, or correct {service.setting}; {_LOST_WITHOUT[service.setting]}"
+                " until it answers",
+            )
 
 
 def judge_exposure(facts: Facts) -> Iterator[Finding]:
@@ -137,5 +153,6 @@ _RULES: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     judge_process,
     judge_host,
     judge_configuration,
+    judge_services,
     judge_exposure,
 )

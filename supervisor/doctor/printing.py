@@ -128,6 +128,9 @@ def _machine_rows(facts: Facts) -> Iterator[tuple[str, str]]:
     room = "" if data.free_bytes is None else f", {format_bytes(data.free_bytes)} free"
     state = "can be written" if data.problem is None else "cannot be written"
     yield "data folder", f"{data.path}: {state}{room}"
+    for service in facts.configuration.services:
+        reached = "can be reached" if service.problem is None else "cannot be reached"
+        yield service.setting, f"{service.place}: {reached}"
     yield "open files", str(process.open_files_limit)
     yield "pidfd_open", process.pidfd_problem or "works"
     yield "setpriv", process.setpriv_problem or "works"

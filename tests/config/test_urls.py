@@ -98,7 +98,15 @@ def test_origins_and_hosts_are_taken_as_they_match() -> None:
 
 @pytest.mark.parametrize(
     "written",
-    ["qdrant:6333", "htp://qdrant", "http://", "http://hid den", "http://[::1", "http://hid:99999"],
+    [
+        "qdrant:6333",
+        "htp://qdrant",
+        "http://",
+        "http://hid den",
+        "http://[::1",
+        "http://hid:99999",
+        "http://:hidden@qdrant",
+    ],
 )
 def test_url_without_a_store_is_refused_without_being_shown(written: str) -> None:
     with pytest.raises(ValidationError) as refused:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,6 +95,38 @@ async def test_what_of_the_configuration_concerns_the_machine_is_read(
     assert configuration.configured_devices == ("gpu0", "gpu1")
     told = {where.rpartition(": ")[2]: each.mode for where, each in configuration.profiles.items()}
     assert (told["'demo-chat'"], told["'minilm'"]) == ("generation", "embedding")
+
+
+async def test_servers_that_settings_name_are_reached_or_not_without_their_passwords(
+    surroundings: Surroundings, tmp_path: Path
+) -> None:
+    profiles = tmp_path / "profiles"
+    shutil.copytree(surroundings.profiles, profiles)
+    settings = profiles / "supervisor.yaml"
+    given = replace(surroundings, profiles=profiles)
+    with socket.create_server(("127.0.0.1", 0)) as store:
+        port = store.getsockname()[1]
+        settings.write_text(
+            "jobs: {queue_url: 'redis://:hidden@redis.invalid'}\n"
+            f"vectors: {{url: 'http://127.0.0.1:{port}'}}\n"
+        )
+        facts = await gather(given, Telemetry(environ={}, vendors=()))
+    settings.write_text(
+        f"jobs: {{queue_url: 'unix://{tmp_path}/none.sock'}}\n"
+        f"vectors: {{url: 'http://127.0.0.1:{port}'}}\n"
+    )
+    later = await gather(given, Telemetry(environ={}, vendors=()))
+
+    queue, reached = facts.configuration.services
+    assert (queue.place, reached.place) == ("redis.invalid:6379", f"127.0.0.1:{port}")
+    assert queue.problem is not None
+    assert reached.problem is None
+    assert "hidden" not in str(facts)
+    told = [(each.place, each.problem) for each in later.configuration.services]
+    assert told == [
+        (f"{tmp_path}/none.sock", "No such file or directory"),
+        (f"127.0.0.1:{port}", "Connection refused"),
+    ]
 
 
 def test_memory_limit_of_the_container_is_told_with_the_page_cache(

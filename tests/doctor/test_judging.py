@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from supervisor.doctor.facts import ConfigurationFacts, Facts
+from supervisor.doctor.facts import ConfigurationFacts, Facts, ServiceFacts
 from supervisor.doctor.judging import is_well, judge
 from supervisor.telemetry.cgroup import CgroupLimit
 from tests.doctor.machines import (
@@ -52,6 +52,22 @@ def test_shipped_settings_of_a_gpu_are_well_where_there_is_none() -> None:
 @pytest.mark.parametrize("device", ["gpu", "cpu"])
 def test_models_for_any_device_are_well_everywhere(machine: Facts, device: str) -> None:
     assert judge(replace(machine, configuration=running(device))) == ()
+
+
+def test_servers_of_others_that_cannot_be_reached_are_no_error() -> None:
+    queue = ServiceFacts(setting="jobs.queue_url", host="redis", port=6379)
+    store = ServiceFacts(setting="vectors.url", host="qdrant", port=6333)
+    lost = replace(queue, problem="Name or service not known")
+    assert (
+        judge(replace(CPU_MACHINE, configuration=ConfigurationFacts(services=(queue, store)))) == ()
+    )
+
+    findings = judge(replace(CPU_MACHINE, configuration=ConfigurationFacts(services=(lost, store))))
+
+    [finding] = findings
+    assert finding.what == "jobs.queue_url: redis:6379 cannot be reached: Name or service not known"
+    assert "work on jobs waits" in finding.remedy
+    assert is_well(findings)
 
 
 def test_required_device_that_works_is_well() -> None:
