@@ -4,7 +4,7 @@ import io
 import os
 import sys
 from importlib import import_module
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, BinaryIO, NoReturn, cast
 
 import structlog
 import typer
@@ -68,55 +68,56 @@ def open_standard_streams() -> None:
             setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
 
 
-class Answers(io.TextIOWrapper):
-    """Standard output: what cannot be written ends the command, which says so in a line, exit 1.
+class OutputLostError(Exception):
+    """Standard output takes nothing more."""
 
-    A reader who leaves (`| head -1`) has what was wanted: that ends it without a word.
-    """
 
-    def write(self, text: str) -> int:
-        """Write text, or end the command."""
+class Answers(io.FileIO):
+    """Standard output; `lost` is why it takes nothing more."""
+
+    lost: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        """Write bytes. Raises OutputLostError."""
         try:
-            return super().write(text)
+            return super().write(data)
         except OSError as error:
-            self._end(error)
+            self.lost = error
+            raise OutputLostError from None
 
-    def flush(self) -> None:
-        """Write what is left, or end the command."""
-        try:
-            super().flush()
-        except OSError as error:
-            self._end(error)
-
-    def _end(self, error: OSError) -> NoReturn:
-        # Python flushes once more when it ends: what is left of the text goes nowhere then.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
-        if not isinstance(error, BrokenPipeError):
-            typer.echo(f"standard output cannot be written: {error.strerror}", err=True)
-        raise SystemExit(1)
-
-
-def answers_on(stream: io.TextIOWrapper) -> Answers:
-    """Return standard output in our form: a locale may lack a letter, and a line needs none."""
-    encoding, errors, is_by_line = stream.encoding, stream.errors, stream.line_buffering
-    at_once = stream.write_through
-    return Answers(
-        stream.detach(),
-        encoding,
-        "replace" if errors == "strict" else errors,
-        line_buffering=is_by_line,
-        write_through=at_once,
-    )
+    def as_text(self, like: io.TextIOWrapper) -> io.TextIOWrapper:
+        """Return what writes text here: a locale may lack a letter, and a line needs none."""
+        return io.TextIOWrapper(
+            cast("BinaryIO", self) if like.write_through else io.BufferedWriter(self),
+            like.encoding,
+            "replace" if like.errors == "strict" else like.errors,
+            line_buffering=like.line_buffering,
+            write_through=like.write_through,
+        )
 
 
 def main() -> None:
     """Entry point of the `llama-supervisor` command."""
     open_standard_streams()
+    answers = Answers(1, "w", closefd=False)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout = answers_on(sys.stdout)
+        sys.stdout = answers.as_text(sys.stdout)
     # Standard output is for answers; `serve` sets up more than this.
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     try:
-        cli()
-    finally:
-        sys.stdout.flush()
+        try:
+            cli()
+        finally:
+            sys.stdout.flush()
+    except* OutputLostError:  # alone, or out of a group of tasks
+        pass
+    if answers.lost is not None:
+        end_without_output(answers.lost)
+
+
+def end_without_output(error: OSError) -> NoReturn:
+    """Say why output could not be written; a reader who left (`| head`) has what was wanted."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more when it ends
+    if not isinstance(error, BrokenPipeError):
+        typer.echo(f"standard output cannot be written: {error.strerror}", err=True)
+    raise SystemExit(1)

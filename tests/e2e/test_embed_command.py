@@ -204,6 +204,22 @@ def test_a_watcher_that_cannot_watch_ends_with_the_reason(running: Running, fold
         assert watching.wait() not in {0, 130}
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_reports_that_cannot_be_written_end_it_in_a_line(
+    running: Running, folder: Path, unbuffered: str
+) -> None:
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        told = subprocess.run(
+            [COMMAND, "embed", folder, "--json", "--again", "--url", url_of(running)],
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert told.returncode == 1
+    assert told.stderr == b"standard output cannot be written: No space left on device\n"
+
+
 def test_names_that_are_not_in_utf8_are_told_and_hinder_nobody(
     running: Running, folder: Path
 ) -> None:
