@@ -26,6 +26,7 @@ DOCUMENT_ROUTES: tuple[Route, ...] = (
             "callback_not_allowed",
             "body_too_large",
             "storage_full",
+            "queue_unreachable",
             "extra_missing",
             "store_failed",
         ),

@@ -29,7 +29,7 @@ JOB_ROUTES: tuple[Route, ...] = (
         owner=Files,
         handler=Files.list,
         parameters=FilesParameters,
-        refusals=("file_not_found",),
+        refusals=("file_not_found", "queue_unreachable"),
         scope=Scope.INFERENCE,
     ),
     Route(
@@ -39,7 +39,7 @@ JOB_ROUTES: tuple[Route, ...] = (
         owner=Files,
         handler=Files.show,
         parameters=FileParameters,
-        refusals=("file_not_found",),
+        refusals=("file_not_found", "queue_unreachable"),
         scope=Scope.INFERENCE,
     ),
     Route(
@@ -49,7 +49,7 @@ JOB_ROUTES: tuple[Route, ...] = (
         owner=Files,
         handler=Files.remove,
         parameters=FileParameters,
-        refusals=("file_not_found",),
+        refusals=("file_not_found", "queue_unreachable"),
         scope=Scope.INFERENCE,
     ),
     Route(
@@ -59,7 +59,7 @@ JOB_ROUTES: tuple[Route, ...] = (
         owner=Files,
         handler=Files.content,
         parameters=FileParameters,
-        refusals=("file_not_found",),
+        refusals=("file_not_found", "queue_unreachable"),
         scope=Scope.INFERENCE,
     ),
     Route(
@@ -80,7 +80,7 @@ JOB_ROUTES: tuple[Route, ...] = (
         owner=Batches,
         handler=Batches.list,
         parameters=BatchesParameters,
-        refusals=("job_not_found",),
+        refusals=("job_not_found", "queue_unreachable"),
         scope=Scope.INFERENCE,
     ),
     Route(
@@ -90,7 +90,7 @@ JOB_ROUTES: tuple[Route, ...] = (
         owner=Batches,
         handler=Batches.show,
         parameters=BatchParameters,
-        refusals=("job_not_found",),
+        refusals=("job_not_found", "queue_unreachable"),
         scope=Scope.INFERENCE,
     ),
     Route(
@@ -100,7 +100,7 @@ JOB_ROUTES: tuple[Route, ...] = (
         owner=Batches,
         handler=Batches.cancel,
         parameters=BatchParameters,
-        refusals=("job_not_found", "job_not_cancellable"),
+        refusals=("job_not_found", "job_not_cancellable", "queue_unreachable"),
         scope=Scope.INFERENCE,
     ),
     Route(
@@ -110,7 +110,7 @@ JOB_ROUTES: tuple[Route, ...] = (
         owner=Jobs,
         handler=Jobs.list,
         parameters=JobsParameters,
-        refusals=("job_not_found",),
+        refusals=("job_not_found", "queue_unreachable"),
     ),
     Route(
         method="GET",
@@ -119,7 +119,7 @@ JOB_ROUTES: tuple[Route, ...] = (
         owner=Jobs,
         handler=Jobs.show,
         parameters=JobParameters,
-        refusals=("job_not_found",),
+        refusals=("job_not_found", "queue_unreachable"),
     ),
     Route(
         method="POST",
@@ -128,7 +128,7 @@ JOB_ROUTES: tuple[Route, ...] = (
         owner=Jobs,
         handler=Jobs.retry,
         parameters=JobParameters,
-        refusals=("job_not_found", "job_not_retryable"),
+        refusals=("job_not_found", "job_not_retryable", "queue_unreachable"),
         scope=Scope.CONTROL,
     ),
     Route(
@@ -138,7 +138,7 @@ JOB_ROUTES: tuple[Route, ...] = (
         owner=Jobs,
         handler=Jobs.cancel,
         parameters=JobParameters,
-        refusals=("job_not_found", "job_not_cancellable"),
+        refusals=("job_not_found", "job_not_cancellable", "queue_unreachable"),
         scope=Scope.CONTROL,
     ),
 )

@@ -1,12 +1,16 @@
 """The table of reserved routes: each answers, and none reaches a backend."""
 
+import io
 import json
 import re
+from typing import Any
 
 import pytest
 
+from supervisor.gateway.document_routes import DOCUMENT_ROUTES
+from supervisor.gateway.job_routes import JOB_ROUTES
 from supervisor.gateway.routes import RESERVED_ROUTES
-from tests.conftest import RunningController
+from tests.conftest import RunningController, StartController
 from tests.gateway.conftest import backend_of, until
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -38,6 +42,29 @@ async def test_reserved_path_answers_and_never_reaches_a_backend(
         await until(lambda: has_arrived(faulty))
     ours = {"GET /health", "GET /slots"}  # what the controller itself asks
     assert set(asked) - ours <= {"GET /marker"}
+
+
+BODIES: dict[str, Any] = {
+    "/v1/files": {"data": {"purpose": "batch", "file": io.BytesIO(b"{}")}},
+    "/v1/batches": {"json": {"input_file_id": "file-1", "endpoint": "/v1/embeddings"}},
+    "/documents": {"json": {"text": "A cat sits on the mat."}},
+}
+
+
+async def test_routes_that_need_the_queue_tell_that_it_may_be_away(
+    start_controller: StartController,
+) -> None:
+    away = {"supervisor.yaml": {"jobs": {"queue_url": "redis://127.0.0.1:1"}}}
+    controller = await start_controller(files=away)
+    routes = [*JOB_ROUTES, *DOCUMENT_ROUTES]
+
+    for route in routes:
+        given = BODIES.get(route.path, {}) if route.method == "POST" else {}
+        url = controller.url + example(route.path)
+        async with controller.client.request(route.method, url, **given) as answer:
+            code = (await answer.json())["error"]["code"]
+        assert code == "queue_unreachable", route.path
+        assert code in route.refusals, route.path
 
 
 def test_no_path_stands_twice_in_the_table_with_one_method() -> None:
