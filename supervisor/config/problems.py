@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
@@ -62,9 +62,11 @@ def describe_faults(
 
 
 def nearest(name: str, known: Iterator[str] | list[str]) -> str:
-    """Return `; did you mean 'x'?` for the known name that is nearest, or nothing."""
-    close = get_close_matches(name, list(known), n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    """Return `; did you mean 'x'?` for the known names that are nearest, or nothing."""
+    close = get_close_matches(name, list(known))
+    nearness = [SequenceMatcher(None, each, name).ratio() for each in close]
+    meant = [each for each, near in zip(close, nearness, strict=True) if near == nearness[0]]
+    return f"; did you mean {' or '.join(map(repr, sorted(meant)))}?" if meant else ""
 
 
 def _sentence(details: ErrorDetails, beside: list[str]) -> str:

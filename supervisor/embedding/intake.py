@@ -120,7 +120,9 @@ def require_dimensions(resolved: ResolvedModel, wanted: int, own: int) -> None:
     known = resolved.matryoshka_dimensions
     if wanted == own or wanted in known:
         return
-    can = f"only to {', '.join(map(str, known))}" if known else "for its models.yaml names none"
+    can = (
+        f"only to {', '.join(map(str, known))}" if known else "models.yaml names no lengths for it"
+    )
     raise RequestRefused(
         "bad_request",
         f"the vectors of '{resolved.name}' have {own} dimensions and cannot be cut to {wanted}: "

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import msgspec
 import structlog
@@ -33,8 +33,6 @@ from supervisor.vector_store.port import (
 log = structlog.get_logger()
 
 MAX_HITS = 1000
-
-_Content = TypeVar("_Content")
 
 
 class SearchParameters(Parameters):
@@ -106,7 +104,7 @@ class StoredVectors:
                 collection=asked.collection,
                 limit=asked.limit,
                 kind=asked.kind,
-                matching=_read(asked.filter, dict[str, Condition], "filter"),
+                matching={field: _condition(field, each) for field, each in asked.filter.items()},
             )
         )
         content = {
@@ -158,7 +156,7 @@ class StoredVectors:
 
     async def put_points(self, asked: GivenPointsParameters) -> Answer:
         """Write points as `points` shows them."""
-        points = _read(asked.points, list[Point], "points")
+        points = _points(asked.points)
         for point in points:
             reason = why_not_kept(point.payload)
             if reason is not None:
@@ -231,11 +229,23 @@ def _may_be_missing(cancelled: Sequence[str]) -> Iterator[None]:
             raise
 
 
-def _read(given: Any, kind: type[_Content], field: str) -> _Content:
+def _points(given: Any) -> list[Point]:
     try:
-        return msgspec.convert(given, kind)
+        return msgspec.convert(given, list[Point])
     except msgspec.ValidationError as error:
-        raise RequestRefused("bad_request", f"`{field}`: {error}") from error
+        raise RequestRefused("bad_request", f"`points`: {error}") from error
+
+
+def _condition(field: str, given: Any) -> Condition:
+    try:
+        condition: Condition = msgspec.convert(given, Condition)
+    except msgspec.ValidationError as error:
+        raise RequestRefused(
+            "bad_request",
+            f"`filter`: {field} must be a text, a whole number, a list of these, or an object with "
+            "bounds on a number (gt, gte, lt, lte)",
+        ) from error
+    return condition
 
 
 def _described_hit(hit: Hit) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def test_a_flag_is_true_or_false(query: str, body: bytes, wait: bool) -> None:
             SwitchParameters,
             "",
             b'{"model": "a"}',
-            "model: is not a known field; did you mean 'mode",
+            "model: is not a known field; did you mean 'model_name' or 'model_type'",
         ),
         (JobsParameters, "limit=1000", b"", "limit: must be at most 100, not '1000'"),
         (SearchParameters, "", b'{"query": ""}', "query: must be text of at least 1 character"),
