@@ -277,8 +277,8 @@ class VectorSettings(Settings):
 
     url: EnvUrl | None = Field(
         default=None,
-        description="A Qdrant server's URL, as http://qdrant:6333; default: the embedded store, in "
-        "the data folder. Read at the start.",
+        description="A Qdrant server's URL, as http://qdrant:6333 (without a port: 6333); default: "
+        "the embedded store, in the data folder. Read at the start.",
     )
     api_key_env: str | None = Field(
         default=None, description="The environment variable that has the server's key."

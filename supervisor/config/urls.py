@@ -66,7 +66,7 @@ def http_url(url: str) -> str:
             "has a name or password, which is not sent; give the server's key in a variable "
             "(api_key_env, --key-env)"
         )
-    if not (_NAME.fullmatch(host) or _is_address(host)):
+    if not (_NAME.fullmatch(host.removesuffix(".")) or _is_address(host)):
         raise ValueError("has no host that can be read")
     return url
 

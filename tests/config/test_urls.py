@@ -117,7 +117,8 @@ def test_url_without_a_store_is_refused_without_being_shown(written: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "written", ["http://qdrant:6333", "https://q.example/store", "http://[::1]"]
+    "written",
+    ["http://qdrant:6333", "https://q.example./store", "http://[::1]", "http://10.0.0.5:6333/"],
 )
 def test_url_of_a_store_is_taken_as_it_is(written: str) -> None:
     assert VectorSettings(url=written).url == written
