@@ -16,6 +16,7 @@ from supervisor.commands.engine_option import Engine
 from supervisor.commands.options import EXIT_BAD_CONFIGURATION, Data, Models, new_app
 from supervisor.config.configuration import Configuration
 from supervisor.config.explain import explain as explain_fields
+from supervisor.config.keys import key_warnings
 from supervisor.config.load import read
 from supervisor.config.residents import residents_warnings, visibility_warnings
 from supervisor.config.waits import wait_warnings
@@ -87,10 +88,12 @@ def check(
 
 
 def print_warnings(configuration: Configuration, data: Path) -> None:
-    """Print what is chosen in vain, and which waiting times cannot be kept, as far as is known."""
+    """Print what is chosen in vain, which keys are missing, and which waits cannot be kept."""
     for warning in residents_warnings(configuration):
         print(f"warning: {warning}")
     for warning in visibility_warnings(configuration, hiding_variables()):
+        print(f"warning: {warning}")
+    for warning in key_warnings(configuration.settings, os.environ):
         print(f"warning: {warning}")
     with contextlib.suppress(OSError, msgspec.MsgspecError):  # `serve` says so, and sets it aside
         for warning in wait_warnings(configuration, estimates_in(data / ESTIMATES_FILE)):

@@ -121,6 +121,16 @@ def test_configuration_is_checked_without_models_or_an_engine(profiles: Path) ->
     assert told.output == f"{profiles}: 3 models, 3 profiles, no problems\n"
 
 
+def test_key_whose_variable_is_not_set_is_warned_of(profiles: Path) -> None:
+    jobs = {"callback_hosts": ["hooks.example"], "callback_key_env": "NO_SUCH_KEY"}
+    change(profiles / "supervisor.yaml", lambda fields: fields.update(jobs=jobs))
+
+    told = check_files_alone(profiles)
+
+    assert told.exit_code == 0, told.output
+    assert "warning: supervisor.yaml: jobs.callback_key_env: NO_SUCH_KEY is not set" in told.output
+
+
 def test_configuration_that_is_checked_alone_has_its_problems_named(profiles: Path) -> None:
     change(profiles / "generation.yaml", lambda fields: fields.update(paralel=4))
     change(profiles / "models.yaml", lambda fields: fields.update(default_model="nobody"))
