@@ -52,7 +52,7 @@ def check(
     ] = False,
     data: Data = Path("data"),
 ) -> None:
-    """Print every problem of the configuration as file:line: field: what is wrong; exit 2.
+    """Print every problem of the configuration as file:line: field: what is wrong; exit 2, or 0.
 
     What was learned in the data folder shows whether waiting times can be kept.
     """
