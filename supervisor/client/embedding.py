@@ -111,7 +111,7 @@ class Embedder:
 
     async def _embed(self, file: FoundFile, report: FileReport) -> FileReport:
         if shown(file.path) != str(file.path):
-            reason = "its name is not in UTF-8, and names the document; rename it"
+            reason = "its name is not in UTF-8, or has control characters; rename it"
             return replace(report, outcome=Outcome.FAILED, reason=reason)
         try:
             content_hash = await asyncio.to_thread(hash_of, file.path)

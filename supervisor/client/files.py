@@ -1,5 +1,6 @@
 """Which files of folders are documents, and what is left out, with the reason."""
 
+import re
 import stat
 from collections.abc import Iterable, Iterator
 from hashlib import file_digest
@@ -16,6 +17,9 @@ SUFFIXES = frozenset(
     }
 )
 """How the names of documents end. The controller has the last word: it looks at what is in them."""
+
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
+"""Characters that move a terminal's cursor, or more; a tab does no harm."""
 
 
 class FoundFile(msgspec.Struct, frozen=True):
@@ -68,12 +72,17 @@ def from_here(document: str) -> str:
     """Write a document's id for people: a file below the current folder as it is called there."""
     path, here = Path(document), Path.cwd()
     is_below = path.is_absolute() and path.is_relative_to(here)
-    return str(path.relative_to(here) if is_below else document)
+    return printable(str(path.relative_to(here) if is_below else document))
 
 
 def shown(path: Path) -> str:
-    """Write a path for people and JSON: bytes of it that are not UTF-8 as question marks."""
-    return str(path).encode(errors="surrogateescape").decode(errors="replace")
+    """Write a path for people and JSON: bytes of it that are no text as question marks."""
+    return printable(str(path).encode(errors="surrogateescape").decode(errors="replace"))
+
+
+def printable(text: str) -> str:
+    """Write what others have made up for a terminal: control characters as question marks."""
+    return _CONTROL.sub("?", text)
 
 
 def hash_of(path: Path) -> str:

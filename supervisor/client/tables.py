@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from supervisor.client.answers import Hit, Job, Lines
-from supervisor.client.files import from_here
+from supervisor.client.files import from_here, printable
 from supervisor.vector_store.port import CollectionInfo
 
 _UNITS = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
@@ -43,7 +43,9 @@ def print_hits(hits: Sequence[Hit]) -> None:
     for hit in hits:
         text = shorten(hit.get("text", ""), _MAX_TEXT, placeholder="…")
         page = "" if hit.get("page") is None else str(hit["page"])
-        table.add_row(f"{hit['score']:.3f}", Text(from_here(hit["document"])), page, Text(text))
+        table.add_row(
+            f"{hit['score']:.3f}", Text(from_here(hit["document"])), page, Text(printable(text))
+        )
     _console().print(table if hits else "nothing was found")
 
 
@@ -119,7 +121,7 @@ def _table_of(jobs: Sequence[Job], width: int) -> Table | str:
             _state_of(job),
             _lines_of(job["lines"]),
             _age(time.time() - job["created_at"]),
-            Text(job["reason"] or ""),
+            Text(printable(job["reason"] or "")),
         )
     return table
 
@@ -149,7 +151,7 @@ def _shown(name: str, value: Any) -> str:
         return _moment(value)
     if name == "entered_at":
         return ", ".join(f"{state} {_moment(at)}" for state, at in value.items())
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
 def _moment(at: float) -> str:

@@ -231,6 +231,17 @@ def test_names_that_are_not_in_utf8_are_told_and_hinder_nobody(
     assert sorted(outcomes.values()).count("skipped") == 2
 
 
+def test_names_with_control_characters_are_told_and_hinder_nobody(
+    running: Running, folder: Path
+) -> None:
+    (folder / "line\nbreak.txt").write_text("x")
+    (folder / "\x1b[31mred.txt").write_text("x")
+    code, outcomes, summary = embed(url_of(running), folder, "-c", "controls")
+    assert code == 1
+    assert (summary["failed"], summary["embedded"]) == (2, len(DOCUMENTS))
+    assert outcomes["line?break.txt"] == outcomes["?[31mred.txt"] == "failed"
+
+
 def test_changes_are_followed(running: Running, folder: Path) -> None:
     with embedding(url_of(running), folder, "-c", "watched", "--watch") as watching:
         for _ in (*DOCUMENTS, "song.mp3"):

@@ -48,3 +48,21 @@ def test_collection_that_is_not_there_is_named(running: Running) -> None:
 
     assert told.returncode == 1
     assert "there is no collection 'nowhere'" in told.stderr
+
+
+def test_what_others_have_stored_moves_no_terminal(running: Running) -> None:
+    hostile = {
+        "text": "Purple \x1b[31melephants",
+        "id": "id\x1b]0;title\x07",
+        "collection": "hostile",
+    }
+    for body, path in ((hostile, "/documents"), ({**hostile, "id": None}, "/embed")):
+        given = {name: value for name, value in body.items() if value is not None}
+        stored = running.json("POST", path, given)
+        assert "error" not in stored, stored
+
+    told = search(running, "elephants", "--collection", "hostile").stdout
+
+    assert "id?]0;title?" in told
+    assert "Purple ?[31melephants" in told
+    assert not set(told) & {"\x1b", "\x07"}
