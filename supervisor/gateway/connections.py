@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import structlog
-from aiohttp import EMPTY_PAYLOAD, HttpVersion11, StreamReader, web, web_response
-from aiohttp.http_exceptions import HttpProcessingError, InvalidURLError
+from aiohttp import EMPTY_PAYLOAD, HttpVersion11, StreamReader, web, web_protocol, web_response
+from aiohttp.http_exceptions import HttpProcessingError, InvalidURLError, LineTooLong
+from aiohttp.web_protocol import _ErrInfo
 
 from supervisor.config.settings import ServerSettings
 from supervisor.errors import RequestRefused
@@ -39,7 +40,13 @@ _UNKNOWN = "-"
 
 _LOOKS_PER_LIMIT = 8
 _LONGEST_PAUSE_S = 0.5  # half of what a request in pieces gets in the fast lane
-_TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+MAX_TARGET_BYTES = 8192
+MAX_FIELD_BYTES = 8190
+"""Of one header. aiohttp's error names the limit that was passed, not whose it is: they differ."""
+
+MAX_FIELDS = 128
+_TOO_MANY_FIELDS = "Too many headers"  # aiohttp has no class of its own for it
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -89,13 +96,11 @@ class ClientConnection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, and note when a head began."""
-        if not data:  # aiohttp goes on with what it had put off
-            super().data_received(data)
-            return
-        if self.go_back is not None and self._is_given_back(self.go_back, data):
-            return
-        if self.head_began_at is None and not self.answering:
-            self.head_began_at = asyncio.get_running_loop().time()
+        if data:  # else aiohttp goes on with what it had put off
+            if self.go_back is not None and self._is_given_back(self.go_back, data):
+                return
+            if self.head_began_at is None and not self.answering:
+                self.head_began_at = asyncio.get_running_loop().time()
         super().data_received(data)
         if self._messages:
             self._last_body = self._messages[-1][1]
@@ -115,19 +120,16 @@ class ClientConnection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Refuse a head that cannot be parsed as all is refused, with its closing line.
+        """Refuse a head that cannot be parsed, or does not come, as all is, with its closing line.
 
         aiohttp's answer is a plain text, and its log quotes what the client sent.
         """
-        if not isinstance(exc, HttpProcessingError):
+        if isinstance(exc, HttpProcessingError):
+            exc = _refusal_of(exc)
+        if not isinstance(exc, RequestRefused):
             return super().handle_error(request, status, exc, message)
         record = RequestRecord(_UNKNOWN, _UNKNOWN, new_request_id(), self._client or "")
-        problem = exc.message.partition(":")[0].rstrip(".")  # behind it stands what was sent
-        if isinstance(exc, InvalidURLError):
-            problem = "its target is neither a path nor a URL"
-        answer = error_answer(
-            RequestRefused("bad_request", f"the request cannot be read: {problem}")
-        )
+        answer = error_answer(exc)
         record.status = answer.status
         request_log.done(record)
         named = (*answer.headers, (REQUEST_ID, record.request_id.encode()))
@@ -186,8 +188,20 @@ class ClientConnection(web.RequestHandler):
             transport.abort()
         elif began_at is not None and now - began_at >= limits.head_timeout_s:
             note_slow_client(self._client, "head")
-            transport.write(_TOO_SLOW)
-            transport.close()
+            self._end_with(
+                RequestRefused(
+                    "head_timeout",
+                    f"the head of the request did not come within {limits.head_timeout_s:g} s "
+                    "(server.head_timeout_s)",
+                )
+            )
+
+    def _end_with(self, refusal: RequestRefused) -> None:
+        """Answer with a refusal, in place of a request, and close behind it."""
+        self.head_began_at = None
+        self._messages.append((_ErrInfo(0, refusal, ""), EMPTY_PAYLOAD))
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     @property
     def _client(self) -> str | None:
@@ -208,6 +222,9 @@ class ClientServer(web.Server):
             auto_decompress=False,
             access_log=None,
             keepalive_timeout=self.limits().idle_timeout_s,
+            max_line_size=MAX_TARGET_BYTES,
+            max_field_size=MAX_FIELD_BYTES,
+            max_headers=MAX_FIELDS,
         )
 
     async def watch(self) -> None:
@@ -256,6 +273,8 @@ def make_runner(
     """Return what serves: clients that leave cancel, bodies stay as they came."""
     # aiohttp's names its own version and Python's, also in what it answers before any handler.
     web_response.SERVER_SOFTWARE = SERVER_NAME.decode()  # type: ignore[attr-defined]
+    # What cannot be parsed is answered as HTTP/1.0 by aiohttp, which has no `Connection: close`.
+    web_protocol.ERROR = web_protocol.ERROR._replace(version=HttpVersion11)
     return ClientRunner(make_server(handler, limits))
 
 
@@ -275,3 +294,28 @@ def _counted(handler: Handler) -> Handler:
             connection.close_if_ended()
 
     return answer
+
+
+def _refusal_of(error: HttpProcessingError) -> RequestRefused:
+    """Say what is wrong with a head that the parser does not take, without what was sent."""
+    if isinstance(error, LineTooLong) and error.args[1] == MAX_TARGET_BYTES:
+        return RequestRefused(
+            "uri_too_long",
+            f"the request target has more than {MAX_TARGET_BYTES} bytes; send what is long in a "
+            "body",
+        )
+    if isinstance(error, LineTooLong) or error.message.startswith(_TOO_MANY_FIELDS):
+        return RequestRefused(
+            "header_fields_too_large",
+            f"a header has more than {MAX_FIELD_BYTES} bytes, or there are more than {MAX_FIELDS}; "
+            "send shorter or fewer ones",
+        )
+    problem = _without_what_was_sent(error.message)
+    if isinstance(error, InvalidURLError):
+        problem = "its target is neither a path nor a URL"
+    return RequestRefused("bad_request", f"the request cannot be read: {problem}")
+
+
+def _without_what_was_sent(message: str) -> str:
+    """Return what the parser says is wrong; what was sent stands behind a colon."""
+    return message.partition(":")[0].rstrip(".")

@@ -25,6 +25,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "job_not_found": 404,
     "method_not_allowed": 405,
     "body_timeout": 408,
+    "head_timeout": 408,
     "model_not_live": 409,
     "switch_in_progress": 409,
     "drain_refused": 409,
@@ -36,6 +37,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "pinned_in_the_way": 409,
     "place_is_taken": 409,
     "body_too_large": 413,
+    "uri_too_long": 414,
     "encoding_not_supported": 415,
     "queue_full": 429,
     "embedding_queue_full": 429,
@@ -49,6 +51,7 @@ STATUS_BY_CODE: Mapping[str, int] = {
     "target_does_not_fit": 422,
     "twin_does_not_fit": 422,
     "expectation_failed": 417,
+    "header_fields_too_large": 431,
     "internal_error": 500,
     "extra_missing": 501,
     "not_implemented": 501,
@@ -83,7 +86,8 @@ RETRY_AFTER_S = 5
 _WAITING_HELPS = frozenset(
     {
         *("backend_unreachable", "queue_full", "hold_queue_full", "hold_timeout"),
-        *("bodies_full", "body_timeout", "queue_unreachable", "shutting_down"),
+        *("bodies_full", "body_timeout", "head_timeout"),
+        *("queue_unreachable", "shutting_down"),
     }
 )
 """Codes of what passes by itself. Others may (`backend_down`, `switch_failed`): the core knows,

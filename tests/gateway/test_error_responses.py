@@ -10,8 +10,8 @@ from supervisor.gateway.error_responses import STATUS_BY_CODE, error_answer
 from tests.conftest import ROOT
 
 PASS_BY_THEMSELVES = {
-    *("backend_unreachable", "bodies_full", "body_timeout", "hold_queue_full", "hold_timeout"),
-    *("queue_full", "queue_unreachable", "shutting_down"),
+    *("backend_unreachable", "bodies_full", "body_timeout", "head_timeout", "hold_queue_full"),
+    *("hold_timeout", "queue_full", "queue_unreachable", "shutting_down"),
 }
 
 

@@ -12,6 +12,7 @@ import msgspec
 
 from supervisor.gateway.call import RequestHead
 from supervisor.gateway.call_reader import read_head
+from supervisor.gateway.connections import MAX_FIELDS
 
 MAX_HEAD_BYTES = 8190
 """A longer head is handed over: the other door has bounds for its parts, of this size at most."""
@@ -58,7 +59,7 @@ def read_plain_head(head: bytes) -> PlainHead | None:
     parser = httptools.HttpRequestParser(parts)
     with suppress(httptools.HttpParserError, httptools.HttpParserUpgrade):
         parser.feed_data(head)
-    if not parts.is_whole or parts.is_odd or parts.hosts != 1:
+    if not parts.is_whole or parts.is_odd or parts.hosts != 1 or len(parts.headers) > MAX_FIELDS:
         return None
     method = parser.get_method()
     if method not in _METHODS or parser.get_http_version() != "1.1":
