@@ -103,7 +103,10 @@ class ClientConnection(web.RequestHandler):
                 self.head_began_at = asyncio.get_running_loop().time()
         super().data_received(data)
         if self._messages:
-            self._last_body = self._messages[-1][1]
+            latest, body = self._messages[-1]
+            if isinstance(latest, _ErrInfo) and not self._last_body.is_eof():
+                self._give_body_up(_without_what_was_sent(latest.message))
+            self._last_body = body
 
     def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp's closes at once
         """Keep the way open to a client that sends no more and is owed an answer."""
@@ -142,6 +145,14 @@ class ClientConnection(web.RequestHandler):
         """Close behind the last answer to a client that sends no more."""
         if self._has_ended and not self._messages:
             self.close()
+
+    def _give_body_up(self, problem: str) -> None:
+        """Tell whoever reads the last body that its rest cannot be read, nor what follows it."""
+        self._lingering_time = 0.0
+        if self.answering or len(self._messages) > 1:
+            self._last_body.set_exception(web.RequestPayloadError(problem))
+        else:  # it was answered before
+            self._last_body.feed_eof()
 
     def _is_owed_an_answer(self) -> bool:
         return bool(self._messages) or self._waiter is None
@@ -273,6 +284,8 @@ def make_runner(
     """Return what serves: clients that leave cancel, bodies stay as they came."""
     # aiohttp's names its own version and Python's, also in what it answers before any handler.
     web_response.SERVER_SOFTWARE = SERVER_NAME.decode()  # type: ignore[attr-defined]
+    # Requests in a row are parsed one at a time: a fault behind one costs that one its answer else.
+    web_protocol.MAX_MSG_QUEUE_SIZE = 1
     # What cannot be parsed is answered as HTTP/1.0 by aiohttp, which has no `Connection: close`.
     web_protocol.ERROR = web_protocol.ERROR._replace(version=HttpVersion11)
     return ClientRunner(make_server(handler, limits))
