@@ -1,8 +1,8 @@
 """Files of batches as OpenAI's API has them: `/v1/files`."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, InstanceOf
+from pydantic import Field, InstanceOf, model_validator
 
 from supervisor.gateway.answer import Answer, PiecewiseAnswer, json_answer
 from supervisor.gateway.parameters import Parameters
@@ -10,6 +10,8 @@ from supervisor.gateway.uploads import Upload
 
 LONGEST_S = 10 * 366 * 86_400
 """For so long files are kept, and batches may take: ten years."""
+
+_AS_CURL_D_SAYS = "application/x-www-form-urlencoded"
 
 if TYPE_CHECKING:  # the jobs room is imported when the first job or file comes
     from supervisor.jobs.service import OpenJobs
@@ -22,6 +24,18 @@ class NewFileParameters(Parameters):
     purpose: Literal["batch"]
     expires_anchor: Literal["created_at"] | None = Field(None, alias="expires_after[anchor]")
     expires_after_s: float | None = Field(None, alias="expires_after[seconds]", gt=0, le=LONGEST_S)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _require_a_file(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Refuse what `curl -d @FILE` sends, too: a file whose line breaks it took away."""
+        file = given.get("file")
+        if not isinstance(file, Upload) or (file.content_type or "").startswith(_AS_CURL_D_SAYS):
+            raise ValueError(
+                "send the file in a form, as `curl -F purpose=batch -F file=@FILE` does; `curl -d` "
+                "takes its line breaks away"
+            )
+        return given
 
 
 class FilesParameters(Parameters):

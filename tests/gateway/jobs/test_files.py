@@ -1,6 +1,7 @@
 """Files of batches: uploaded, listed, read and deleted as OpenAI's API has it."""
 
 import hashlib
+import json
 from typing import Any
 
 import pytest
@@ -75,3 +76,20 @@ def test_a_file_that_cannot_be_taken_is_refused(
 def test_a_name_never_leads_out_of_the_folder(caller: Caller) -> None:
     for name in ("..%2F..%2Fjobs.sqlite", "%2Fetc%2Fpasswd", "..%2Fllama-supervisor"):
         assert caller.refused("GET", f"/v1/files/{name}/content") == (404, "file_not_found")
+
+
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/files?purpose=batch"])
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        pytest.param(b'{"a": 1}{"b": 2}', "application/x-www-form-urlencoded", id="curl -d"),
+        pytest.param(b"{}", "application/json", id="JSON"),
+        pytest.param(b"", "", id="nothing"),
+    ],
+)
+def test_what_is_no_file_is_told_how_to_send_one(
+    caller: Caller, path: str, body: bytes, content_type: str
+) -> None:
+    status, received = caller.ask("POST", path, body, content_type)
+    assert status == 400
+    assert "curl -F purpose=batch -F file=@FILE" in json.loads(received)["error"]["message"]
