@@ -48,6 +48,9 @@ MAX_FIELD_BYTES = 8190
 MAX_FIELDS = 128
 _TOO_MANY_FIELDS = "Too many headers"  # aiohttp has no class of its own for it
 
+_MAX_IN_A_ROW = web_protocol.MAX_MSG_QUEUE_SIZE
+"""Requests that a client may send before it is answered; then no more is read of it."""
+
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
@@ -83,6 +86,8 @@ class ClientConnection(web.RequestHandler):
 
     def __init__(self, server: web.Server, **options: Any) -> None:
         super().__init__(server, loop=asyncio.get_running_loop(), **options)
+        self._max_msg_queue_size = _MAX_IN_A_ROW
+        self._msg_queue_resume_size = _MAX_IN_A_ROW // 2
         self.answering = 0
         """Requests that are with a handler."""
         self.head_began_at: float | None = None
@@ -101,12 +106,25 @@ class ClientConnection(web.RequestHandler):
                 return
             if self.head_began_at is None and not self.answering:
                 self.head_began_at = asyncio.get_running_loop().time()
+        self._parse(data)
+
+    def parse_on(self) -> None:
+        """Have parsed what aiohttp put off, as it does behind an upgrade that is declined."""
+        if self._last_body.is_eof():
+            self._parse(b"")
+
+    def _parse(self, data: bytes) -> None:
+        """Have what came parsed, one request at a time; see `make_runner`."""
+        known = len(self._messages)
         super().data_received(data)
-        if self._messages:
-            latest, body = self._messages[-1]
-            if isinstance(latest, _ErrInfo) and not self._last_body.is_eof():
-                self._give_body_up(_without_what_was_sent(latest.message))
-            self._last_body = body
+        if len(self._messages) == known:
+            return
+        latest, body = self._messages[-1]
+        before, self._last_body = self._last_body, body
+        if isinstance(latest, _ErrInfo):
+            self._give_up(before, _without_what_was_sent(latest.message))
+        elif body.is_eof() and known + 1 < _MAX_IN_A_ROW:
+            self._parse(b"")
 
     def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp's closes at once
         """Keep the way open to a client that sends no more and is owed an answer."""
@@ -146,13 +164,15 @@ class ClientConnection(web.RequestHandler):
         if self._has_ended and not self._messages:
             self.close()
 
-    def _give_body_up(self, problem: str) -> None:
-        """Tell whoever reads the last body that its rest cannot be read, nor what follows it."""
+    def _give_up(self, body: StreamReader, problem: str) -> None:
+        """Tell whoever reads a body that its rest cannot be read, nor what follows it."""
+        if body.is_eof():
+            return
         self._lingering_time = 0.0
         if self.answering or len(self._messages) > 1:
-            self._last_body.set_exception(web.RequestPayloadError(problem))
+            body.set_exception(web.RequestPayloadError(problem))
         else:  # it was answered before
-            self._last_body.feed_eof()
+            body.feed_eof()
 
     def _is_owed_an_answer(self) -> bool:
         return bool(self._messages) or self._waiter is None
@@ -284,7 +304,7 @@ def make_runner(
     """Return what serves: clients that leave cancel, bodies stay as they came."""
     # aiohttp's names its own version and Python's, also in what it answers before any handler.
     web_response.SERVER_SOFTWARE = SERVER_NAME.decode()  # type: ignore[attr-defined]
-    # Requests in a row are parsed one at a time: a fault behind one costs that one its answer else.
+    # The parser is to stop behind each request: it forgets those that came together with a fault.
     web_protocol.MAX_MSG_QUEUE_SIZE = 1
     # What cannot be parsed is answered as HTTP/1.0 by aiohttp, which has no `Connection: close`.
     web_protocol.ERROR = web_protocol.ERROR._replace(version=HttpVersion11)
@@ -300,6 +320,7 @@ def _counted(handler: Handler) -> Handler:
             return await handler(request)
         connection.head_began_at = None
         connection.answering += 1
+        connection.parse_on()
         try:
             return await handler(request)
         finally:

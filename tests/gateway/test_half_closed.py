@@ -74,6 +74,16 @@ async def test_client_that_closes_is_found_to_have_left(controller: RunningContr
 
 
 @both_doors
+async def test_client_that_asks_on_and_closes_is_found_to_have_left(
+    controller: RunningController,
+) -> None:
+    async with raw_request(controller, HELD * 3):
+        await until(lambda: is_in_flight(controller, 1))
+
+    await until(lambda: is_in_flight(controller, 0))
+
+
+@both_doors
 @pytest.mark.parametrize(
     "sent",
     [

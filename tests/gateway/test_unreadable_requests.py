@@ -90,8 +90,14 @@ async def test_head_that_is_not_taken_is_refused_in_our_form(
 @both_doors
 @pytest.mark.parametrize(
     "before",
-    [ECHO, ECHO * 3, IN_CHUNKS % b"/echo" + b"0\r\n\r\n", b"GET /health" + HOST + b"\r\n"],
-    ids=["plain", "several", "chunks", "of ours"],
+    [
+        ECHO,
+        ECHO * 3,
+        IN_CHUNKS % b"/echo" + b"0\r\n\r\n",
+        b"GET /health" + HOST + b"\r\n",
+        b"GET /echo" + HOST + b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n" + ECHO * 2,
+    ],
+    ids=["plain", "several", "chunks", "of ours", "upgrade"],
 )
 async def test_garbage_behind_requests_is_refused_behind_their_answers(
     controller: RunningController, before: bytes
