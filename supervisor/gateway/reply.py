@@ -158,19 +158,25 @@ class Reply:
     async def given_by(self, answering: Awaitable[None]) -> None:
         """Await what answers; turn errors into answers, and write the closing line in any case."""
         try:
-            await answering
-        except RequestRefused as error:
-            await self.refuse(error)
+            await self._answer_or_refuse(answering)
         except ConnectionResetError as error:
             # The client left in the middle of the answer, and the cancellation is on its way.
             raise asyncio.CancelledError from error
+        finally:
+            request_log.done(self.record)
+
+    async def _answer_or_refuse(self, answering: Awaitable[None]) -> None:
+        try:
+            await answering
+        except RequestRefused as error:
+            await self.refuse(error)
+        except ConnectionResetError:
+            raise
         except Exception:
             log.exception("request.failed", path=self.record.path)
             await self.refuse(
                 RequestRefused("internal_error", "the controller failed; its log says why")
             )
-        finally:
-            request_log.done(self.record)
 
     async def _comment(self, due_at: float, what_is_awaited: Callable[[], str]) -> None:
         await asyncio.sleep(max(0.0, due_at - time.monotonic()))
