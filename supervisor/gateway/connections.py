@@ -108,22 +108,28 @@ class ClientConnection(web.RequestHandler):
                 self.head_began_at = asyncio.get_running_loop().time()
         self._parse(data)
 
-    def parse_on(self) -> None:
-        """Have parsed what aiohttp put off, as it does behind an upgrade that is declined."""
+    def parse_on(self, body: StreamReader) -> None:
+        """Go on behind the body of a request that begins to be answered, or those that wait.
+
+        Behind an upgrade that is declined aiohttp parses by itself, and no further than one.
+        """
+        self._last_body = self._messages[-1][1] if self._messages else body
         if self._last_body.is_eof():
             self._parse(b"")
 
     def _parse(self, data: bytes) -> None:
         """Have what came parsed, one request at a time; see `make_runner`."""
-        known = len(self._messages)
+        known, before = len(self._messages), self._last_body
+        is_behind_body = before.is_eof()
         super().data_received(data)
         if len(self._messages) == known:
+            if not is_behind_body and before.is_eof():
+                self._parse(b"")
             return
-        latest, body = self._messages[-1]
-        before, self._last_body = self._last_body, body
+        latest, self._last_body = self._messages[-1]
         if isinstance(latest, _ErrInfo):
             self._give_up(before, _without_what_was_sent(latest.message))
-        elif body.is_eof() and known + 1 < _MAX_IN_A_ROW:
+        elif self._last_body.is_eof() and known + 1 < _MAX_IN_A_ROW:
             self._parse(b"")
 
     def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp's closes at once
@@ -161,7 +167,7 @@ class ClientConnection(web.RequestHandler):
 
     def close_if_ended(self) -> None:
         """Close behind the last answer to a client that sends no more."""
-        if self._has_ended and not self._messages:
+        if self._has_ended and not self._messages and not self._message_tail:
             self.close()
 
     def _give_up(self, body: StreamReader, problem: str) -> None:
@@ -320,7 +326,7 @@ def _counted(handler: Handler) -> Handler:
             return await handler(request)
         connection.head_began_at = None
         connection.answering += 1
-        connection.parse_on()
+        connection.parse_on(request.content)
         try:
             return await handler(request)
         finally:

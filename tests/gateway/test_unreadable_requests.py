@@ -121,3 +121,11 @@ async def test_body_that_cannot_be_read_on_is_not_waited_for(
     answer = await answer_to(controller, IN_CHUNKS % path, b"not a size\r\n")
 
     assert refusal(answer)[0] == status
+
+
+@both_doors
+async def test_what_comes_with_the_end_of_a_body_is_answered(controller: RunningController) -> None:
+    answer = await answer_to(controller, IN_CHUNKS % b"/echo", b"0\r\n\r\n" + ECHO * 2 + GARBAGE)
+
+    statuses = [each[:3] for each in answer.split(b"HTTP/1.1 ")[1:]]
+    assert statuses == [b"200", b"200", b"200", b"400"]
