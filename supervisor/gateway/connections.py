@@ -48,9 +48,6 @@ MAX_FIELD_BYTES = 8190
 MAX_FIELDS = 128
 _TOO_MANY_FIELDS = "Too many headers"  # aiohttp has no class of its own for it
 
-_MAX_IN_A_ROW = web_protocol.MAX_MSG_QUEUE_SIZE
-"""Requests that a client may send before it is answered; then no more is read of it."""
-
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
@@ -86,8 +83,6 @@ class ClientConnection(web.RequestHandler):
 
     def __init__(self, server: web.Server, **options: Any) -> None:
         super().__init__(server, loop=asyncio.get_running_loop(), **options)
-        self._max_msg_queue_size = _MAX_IN_A_ROW
-        self._msg_queue_resume_size = _MAX_IN_A_ROW // 2
         self.answering = 0
         """Requests that are with a handler."""
         self.head_began_at: float | None = None
@@ -106,31 +101,12 @@ class ClientConnection(web.RequestHandler):
                 return
             if self.head_began_at is None and not self.answering:
                 self.head_began_at = asyncio.get_running_loop().time()
-        self._parse(data)
-
-    def parse_on(self, body: StreamReader) -> None:
-        """Go on behind the body of a request that begins to be answered, or those that wait.
-
-        Behind an upgrade that is declined aiohttp parses by itself, and no further than one.
-        """
-        self._last_body = self._messages[-1][1] if self._messages else body
-        if self._last_body.is_eof():
-            self._parse(b"")
-
-    def _parse(self, data: bytes) -> None:
-        """Have what came parsed, one request at a time; see `make_runner`."""
-        known, before = len(self._messages), self._last_body
-        is_behind_body = before.is_eof()
         super().data_received(data)
-        if len(self._messages) == known:
-            if not is_behind_body and before.is_eof():
-                self._parse(b"")
-            return
-        latest, self._last_body = self._messages[-1]
-        if isinstance(latest, _ErrInfo):
-            self._give_up(before, _without_what_was_sent(latest.message))
-        elif self._last_body.is_eof() and known + 1 < _MAX_IN_A_ROW:
-            self._parse(b"")
+        if self._messages:
+            latest, body = self._messages[-1]
+            if isinstance(latest, _ErrInfo):
+                self._give_up(self._last_body, _without_what_was_sent(latest.message))
+            self._last_body = body
 
     def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp's closes at once
         """Keep the way open to a client that sends no more and is owed an answer."""
@@ -167,7 +143,7 @@ class ClientConnection(web.RequestHandler):
 
     def close_if_ended(self) -> None:
         """Close behind the last answer to a client that sends no more."""
-        if self._has_ended and not self._messages and not self._message_tail:
+        if self._has_ended and not self._messages:
             self.close()
 
     def _give_up(self, body: StreamReader, problem: str) -> None:
@@ -310,8 +286,6 @@ def make_runner(
     """Return what serves: clients that leave cancel, bodies stay as they came."""
     # aiohttp's names its own version and Python's, also in what it answers before any handler.
     web_response.SERVER_SOFTWARE = SERVER_NAME.decode()  # type: ignore[attr-defined]
-    # The parser is to stop behind each request: it forgets those that came together with a fault.
-    web_protocol.MAX_MSG_QUEUE_SIZE = 1
     # What cannot be parsed is answered as HTTP/1.0 by aiohttp, which has no `Connection: close`.
     web_protocol.ERROR = web_protocol.ERROR._replace(version=HttpVersion11)
     return ClientRunner(make_server(handler, limits))
@@ -326,7 +300,6 @@ def _counted(handler: Handler) -> Handler:
             return await handler(request)
         connection.head_began_at = None
         connection.answering += 1
-        connection.parse_on(request.content)
         try:
             return await handler(request)
         finally:

@@ -89,29 +89,6 @@ async def test_head_that_is_not_taken_is_refused_in_our_form(
 
 @both_doors
 @pytest.mark.parametrize(
-    "before",
-    [
-        ECHO,
-        ECHO * 3,
-        IN_CHUNKS % b"/echo" + b"0\r\n\r\n",
-        b"GET /health" + HOST + b"\r\n",
-        b"GET /echo" + HOST + b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n" + ECHO * 2,
-    ],
-    ids=["plain", "several", "chunks", "of ours", "upgrade"],
-)
-async def test_garbage_behind_requests_is_refused_behind_their_answers(
-    controller: RunningController, before: bytes
-) -> None:
-    answer = await answer_to(controller, before + GARBAGE)
-
-    *answers, last = answer.split(b"HTTP/1.1 ")[1:]
-    assert len(answers) == max(before.count(b"/echo"), 1)
-    assert all(each.startswith(b"200 ") for each in answers)
-    assert refusal(b"HTTP/1.1 " + last)[0] == 400
-
-
-@both_doors
-@pytest.mark.parametrize(
     ("path", "status"),
     [(b"/echo", 400), (b"/unload", 400), (b"/v1/files?purpose=batch", 400), (b"/health", 405)],
 )
@@ -121,11 +98,3 @@ async def test_body_that_cannot_be_read_on_is_not_waited_for(
     answer = await answer_to(controller, IN_CHUNKS % path, b"not a size\r\n")
 
     assert refusal(answer)[0] == status
-
-
-@both_doors
-async def test_what_comes_with_the_end_of_a_body_is_answered(controller: RunningController) -> None:
-    answer = await answer_to(controller, IN_CHUNKS % b"/echo", b"0\r\n\r\n" + ECHO * 2 + GARBAGE)
-
-    statuses = [each[:3] for each in answer.split(b"HTTP/1.1 ")[1:]]
-    assert statuses == [b"200", b"200", b"200", b"400"]
