@@ -45,6 +45,7 @@ from supervisor.core.machine.events import (
     TimePassed,
 )
 from supervisor.core.machine.invariants import violations
+from supervisor.core.machine.refusals import hold_timeout
 from supervisor.core.machine.rules import DrainPolicy
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.step import step
@@ -221,6 +222,13 @@ class Arbiter:
     def count_callers(self, request_id: str, callers: int) -> None:
         """Say how many wait for a request that waits for its lease; it counts as one at first."""
         self.post(CallersCounted(at=self._clock(), request_id=request_id, callers=callers))
+
+    def refusal_for_time(self, request_id: str) -> RequestRefused | None:
+        """Return what a request that waits is refused with when it has waited for too long."""
+        waiter = self._snapshot.requests.waiter(request_id)
+        if waiter is None:
+            return None
+        return as_error(hold_timeout(self._snapshot, waiter, self._clock()))
 
     def _end_request(self, request_id: str, callers: int = 1) -> None:
         self._requests.pop(request_id, None)

@@ -49,16 +49,19 @@ class EmbeddingService:
         Waits for the model's turn where it is not live. Raises RequestRefused with the reason;
         `index` in its details names the input that is at fault, where one is.
         """
+        came_at = time.monotonic()
         try:
-            return await self._embed(request)
+            return await self._embed(request, came_at)
         except RequestRefused as error:
             running = error.details.get(RUNNING)
             if running is None:
                 raise
         # Another file is configured for the model than its server runs: its own tokens are wanted.
-        return await self._embed(request, Path(running))
+        return await self._embed(request, came_at, Path(running))
 
-    async def _embed(self, request: EmbeddingRequest, running: Path | None = None) -> Embeddings:
+    async def _embed(
+        self, request: EmbeddingRequest, came_at: float, running: Path | None = None
+    ) -> Embeddings:
         """Embed inputs; `running`: the model's file that is live in place of the configured one."""
         began_at = time.monotonic()
         prepared = await self._preparer.prepare(request, running)
@@ -66,7 +69,7 @@ class EmbeddingService:
         inputs = prepared.inputs
         tokens = [each.tokens for each in inputs]
         _require_tokens(request, tokens)
-        computed, vectors = await self._compute(request, prepared)
+        computed, vectors = await self._compute(request, prepared, came_at)
         if inputs[0].is_guess:
             tokens = apportioned(computed.counted_tokens, tokens)
         return Embeddings(
@@ -81,7 +84,7 @@ class EmbeddingService:
         )
 
     async def _compute(
-        self, request: EmbeddingRequest, prepared: Prepared
+        self, request: EmbeddingRequest, prepared: Prepared, came_at: float
     ) -> tuple[ComputedPieces, Sequence[bytes]]:
         """Have all pieces computed; return that, and one vector for each input."""
         pieces = [piece for each in prepared.inputs for piece in each.pieces]
@@ -93,6 +96,7 @@ class EmbeddingService:
                 normalize=request.normalize and is_whole,
                 priority=request.priority,
                 model_path=prepared.model_path,
+                waits_since=came_at,
             )
         except RequestRefused as error:
             name_input(error, prepared.inputs)

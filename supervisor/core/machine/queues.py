@@ -97,6 +97,11 @@ class Requests(Struct, frozen=True, kw_only=True):
         keys = [LineKey(model, kind) for kind in _BY_URGENCY]
         return [(key, lines[key]) for key in keys if key in lines]
 
+    def waiter(self, request_id: str) -> Waiter | None:
+        """Return a request that waits; None where it does not."""
+        place = self.places.get(request_id)
+        return None if place is None else self.lines[place.line].waiters[place.number]
+
     def position_of(self, request_id: str) -> int | None:
         """Return which of those who wait for its model's turn a request is; None where it is none.
 

@@ -52,7 +52,7 @@ class Batcher:
         """Write how the queue of each model stands as JSON."""
         return describe_queues(self._workers)
 
-    async def compute(
+    async def compute(  # noqa: PLR0913 - what is computed, and how
         self,
         target: Target,
         pieces: Sequence[Piece],
@@ -60,14 +60,16 @@ class Batcher:
         normalize: bool,
         priority: Priority,
         model_path: Path | None = None,
+        waits_since: float | None = None,
     ) -> ComputedPieces:
         """Return the pieces' vectors, in their order.
 
-        `model_path`: the model's file whose tokens they are; None: they are texts. Waits for the
-        model's turn, and for others. Cancel it to leave: what nobody else waits for is cut. Raises
-        RequestRefused: `embedding_queue_full`; `input_too_long` or `embedding_failed`, with the
-        `index` of the guilty piece; `model_not_live` where the server runs another file
-        (`made_for_another`); what a lease is refused with.
+        `model_path`: the model's file whose tokens they are; None: they are texts. `waits_since`:
+        when they were asked for, by the monotonic clock; None: now. Waits for the model's turn, for
+        `queue.hold_timeout_s` from then at most, and for others. Cancel it to leave: what nobody
+        else waits for is cut. Raises RequestRefused: `embedding_queue_full`; `input_too_long` or
+        `embedding_failed`, with the `index` of the guilty piece; `model_not_live` where the server
+        runs another file (`made_for_another`); what a lease is refused with.
         """
         workers = self._workers_of(target, may_spill=_may_spill(target, pieces, priority))
         self._monitor.wake()
@@ -81,6 +83,8 @@ class Batcher:
             on_end=partial(_wake, ended),
         )
         caller.model_path = model_path
+        if waits_since is not None:
+            caller.waits_since = waits_since
         workers.add(caller)
         try:
             await ended
@@ -132,6 +136,7 @@ class Batcher:
                 slots=profile.parallel if profile.parallel > 1 else batching.max_batch_size,
             ),
             may_switch=configuration.settings.scheduler.auto_switch,
+            hold_timeout_s=configuration.settings.queue.hold_timeout_s,
         )
 
     def _admit(self, workers: Workers, pieces: Sequence[Piece], priority: Priority) -> None:

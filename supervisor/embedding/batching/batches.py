@@ -32,6 +32,7 @@ class Caller:
         "sent_at",
         "served_by",
         "vectors",
+        "waits_since",
     )
 
     def __init__(
@@ -49,6 +50,9 @@ class Caller:
         self.normalize = normalize
         self.priority = priority
         self.came_at = came_at
+        self.waits_since = came_at
+        """When its request came, or its last vectors did: so long it has had nothing of the model.
+        (Its request may have waited before for the server that made tokens of it.)"""
         self.on_end = on_end
         self.vectors: list[bytes] = [b""] * len(pieces)
         """In the order of the pieces; empty where one is not there yet."""
@@ -102,6 +106,20 @@ class Batch:
         for caller in {caller for caller, _ in self.items}:
             if self in caller.batches:
                 caller.batches.remove(self)
+
+    def deliver(self, vectors: Sequence[bytes], profile: str, now: float) -> None:
+        """Give each caller its vectors, which a server with this profile made; forget the batch."""
+        self.close()
+        counted_of_each = (self.counted or self.tokens) / self.tokens
+        for (caller, index), vector in zip(self.items, vectors, strict=True):
+            caller.vectors[index] = vector
+            caller.counted += caller.pieces[index].tokens * counted_of_each
+            caller.missing -= 1
+            caller.waits_since = now
+            caller.served_by |= {profile}
+            if not caller.missing and not caller.is_over:
+                caller.is_over = True
+                caller.on_end()
 
     def parts(self, *, died: int) -> "list[Batch]":
         """Return two halves in its place, of those pieces that are still wanted; fewer of less."""

@@ -1,6 +1,7 @@
 """What the workers of a model know: who comes, who waits for a lease, what is with the server."""
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 
 import msgspec
@@ -90,6 +91,34 @@ class Running(dict[Batch, SentBatch]):
         if not is_full and queue.most_urgent is None:
             return None
         return self.amount.tokens + batch.tokens
+
+
+class Alarm:
+    """Calls at one time, which may be moved, or a moment earlier.
+
+    `at`: that time, by the monotonic clock; None: none is set, or it has called.
+    """
+
+    __slots__ = ("_call", "_timer", "at")
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call = call
+        self._timer: asyncio.TimerHandle | None = None
+        self.at: float | None = None
+
+    def set(self, at: float | None) -> None:
+        """Call at another time; None: never."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self.at = at
+        if at is not None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(at - time.monotonic(), self._ring)
+
+    def _ring(self) -> None:
+        self._timer = self.at = None
+        self._call()
 
 
 class VectorLength(msgspec.Struct):

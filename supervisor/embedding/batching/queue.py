@@ -285,6 +285,19 @@ class BatchQueue:
             callers.update((c, None) for c, _ in batch.items if c.came_at <= moment)
         return [caller for caller in callers if not caller.is_over]
 
+    def waiting_since(self, moment: float) -> list[Caller]:
+        """Return the callers who have had nothing since then or longer (`Caller.waits_since`)."""
+        return [caller for caller in self._all_callers() if caller.waits_since <= moment]
+
+    def longest_waits_since(self) -> float | None:
+        """Return since when the first of them has had nothing; None where nobody waits."""
+        return min((caller.waits_since for caller in self._all_callers()), default=None)
+
+    def _all_callers(self) -> set[Caller]:
+        in_lines = (caller for line in self._waiting() for caller in line.runs)
+        returned = (caller for batch in self._returned for caller, _ in batch.items)
+        return {caller for caller in chain(in_lines, returned) if not caller.is_over}
+
     def _waiting(self) -> list[_Line]:
         return [line for line in self._in_order if line.runs]
 

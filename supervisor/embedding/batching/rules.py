@@ -13,6 +13,7 @@ class WorkRules(msgspec.Struct, frozen=True, kw_only=True):
 
     limits: BatchLimits
     may_switch: bool
+    hold_timeout_s: float
 
 
 RulesOf = Callable[[Target, str], WorkRules]

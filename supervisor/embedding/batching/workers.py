@@ -21,6 +21,7 @@ from supervisor.embedding.batching.batches import Batch, Caller
 from supervisor.embedding.batching.exchange import Outcome, send_batch, unusable
 from supervisor.embedding.batching.measures import Measures
 from supervisor.embedding.batching.pending import (
+    Alarm,
     Arrivals,
     AskedLease,
     Running,
@@ -77,7 +78,8 @@ class Workers:
         self._finding_out: set[asyncio.Task[None]] = set()
         self._is_waking = False
         self._arrivals = Arrivals()
-        self._alarm: asyncio.TimerHandle | None = None
+        self._batch_due = Alarm(self._wake_soon)
+        self._patience = Alarm(self._wake_soon)
         self._vector_length = VectorLength()
 
     @property
@@ -89,10 +91,14 @@ class Workers:
         """Hold what waits to the rules as they are now; a model that is gone keeps its own."""
         with contextlib.suppress(RequestRefused):
             self.rules = self._rules_of(self.target, self._profile)
+        self._patience.set(None)
 
     def add(self, caller: Caller) -> None:
         """Have a caller's pieces computed. Its `on_end` is called in any case but `leave`."""
         self.queue.add(caller, self.rules.limits)
+        ends_at = self._patience.at
+        if ends_at is not None and caller.waits_since + self.rules.hold_timeout_s < ends_at:
+            self._patience.set(None)
         self._arrivals.came += 1
         self._wake_soon()
 
@@ -154,7 +160,8 @@ class Workers:
         if self._asking:
             self._count_callers()
         if self.rules.limits.wait_s:
-            self._set_alarm(now)
+            self._batch_due.set(self.queue.due_after(self.rules.limits, now))
+        self._refuse_overdue(now)
 
     def _due(self, now: float) -> int:
         """Return for how many batches there is to be a worker that there is not."""
@@ -192,15 +199,23 @@ class Workers:
         is_urgent = self.queue.most_urgent is Priority.INTERACTIVE
         return is_urgent and {each.priority for each in self._asking.values()} == {Priority.BATCH}
 
-    def _set_alarm(self, seen_at: float) -> None:
-        """Wake when the next batch is due that was not when the queue was looked at."""
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
-        due_at = self.queue.due_after(self.rules.limits, seen_at)
-        if due_at is not None:
-            loop = asyncio.get_running_loop()
-            self._alarm = loop.call_later(due_at - time.monotonic(), self._wake_soon)
+    def _refuse_overdue(self, now: float) -> None:
+        """Refuse those who have waited for the model as long as anybody may.
+
+        Several wait for one lease, which is younger or older than they are. While others are being
+        computed the model is there, and nobody waits for it.
+        """
+        if self.running or not self._asking:
+            self._patience.set(None)
+        elif self._patience.at is None:
+            asked = (self._arbiter.refusal_for_time(x.request_id) for x in self._asking.values())
+            refusal = next(filter(None, asked), None)
+            if refusal is not None:  # else one of them is granted or asked for just now
+                timeout_s = self.rules.hold_timeout_s
+                for caller in self.queue.waiting_since(now - timeout_s):
+                    self._fail(caller, refusal)
+                since = self.queue.longest_waits_since()
+                self._patience.set(None if since is None else since + timeout_s)
 
     async def _send_in_turn(self, asked: AskedLease) -> None:
         """Send a batch once the model's turn has come."""
@@ -319,19 +334,7 @@ class Workers:
             return
         if sent.tokens_of_busy is not None:
             self.measures.note_batch(sent.tokens_of_busy, time.monotonic() - sent.at)
-        self._deliver(batch, outcome, backend.launch.profile)
-
-    def _deliver(self, batch: Batch, vectors: Sequence[bytes], profile: str) -> None:
-        batch.close()
-        counted_of_each = (batch.counted or batch.tokens) / batch.tokens
-        for (caller, index), vector in zip(batch.items, vectors, strict=True):
-            caller.vectors[index] = vector
-            caller.counted += caller.pieces[index].tokens * counted_of_each
-            caller.missing -= 1
-            caller.served_by |= {profile}
-            if not caller.missing and not caller.is_over:
-                caller.is_over = True
-                caller.on_end()
+        batch.deliver(outcome, backend.launch.profile, time.monotonic())
 
     async def _find_out(self, sent: SentBatch, error: BackendUnreachable) -> None:
         """See whether the server of a batch died, and what is to be done then."""

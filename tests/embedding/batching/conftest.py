@@ -65,11 +65,14 @@ class Bench:
         priority: Priority = Priority.INTERACTIVE,
         normalize: bool = False,
         tokens: int = 3,
+        waits_since: float | None = None,
     ) -> ComputedPieces:
         """Have texts embedded, each of so many tokens."""
         pieces = [Piece(content=text, tokens=tokens) for text in texts]
         target = self.parts.targets.target(model)
-        return await self.batcher.compute(target, pieces, normalize=normalize, priority=priority)
+        return await self.batcher.compute(
+            target, pieces, normalize=normalize, priority=priority, waits_since=waits_since
+        )
 
     def begin(self, *texts: str, **how: Any) -> "asyncio.Task[ComputedPieces]":
         """Begin to have texts embedded."""

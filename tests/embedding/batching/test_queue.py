@@ -337,6 +337,21 @@ def test_nobody_is_passed_for_ever(added: list[tuple[Priority, int]]) -> None:
 # Very many
 
 
+def test_a_caller_waits_since_it_came_or_has_had_some_of_its_vectors() -> None:
+    queue, first, second = BatchQueue(), caller(30, 30, 30, at=1.0), caller(3, at=2.0)
+    assert queue.longest_waits_since() is None
+    for each in (first, second):
+        queue.add(each, LIMITS)
+    sent = Batch(take(queue, 3.0))
+    assert (queue.longest_waits_since(), queue.waiting_since(1.0)) == (1.0, [first])
+    sent.deliver([b"1" for _ in sent.items], "profile", 4.0)
+    assert (queue.longest_waits_since(), queue.waiting_since(3.0)) == (2.0, [second])
+    queue.put_back([Batch(take(queue, 5.0))])
+    assert set(queue.waiting_since(4.0)) == {first, second}
+    queue.end(first)
+    assert queue.waiting_since(4.0) == [second]
+
+
 def test_a_hundred_thousand_texts_take_little_memory_and_are_dropped_without_a_walk() -> None:
     queue = BatchQueue()
     texts = [Piece(content=f"text {number}", tokens=5) for number in range(100_000)]
