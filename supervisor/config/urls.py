@@ -6,7 +6,7 @@ No error shows a URL that was written: it may hold a password.
 import ipaddress
 import re
 from typing import Annotated, Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, ValidationInfo
 
@@ -14,6 +14,14 @@ from supervisor.config.units import expand
 
 _VARIABLE_OR_AT = re.compile(r"\$\{[^}]*\}|@")
 _REDIS = ("redis", "rediss", "unix")
+_NOT_THE_OPERATORS = {
+    *("decode_responses", "encoding", "encoding_errors", "legacy_responses", "protocol"),
+    *("encoder_class", "parser_class", "credential_provider", "redis_connect_func", "retry"),
+    "max_connections",
+}
+"""Parameters of redis-py with which it gives back something else than the queue reads, cannot be
+used, or has no connection left for some of those who work. Its others say how to get there."""
+
 _READ_AS_HOST = (
     "percent-encode /, #, ? and @ in its password, or write redis://:${NAME}@host:port/0 with the "
     "password in the variable NAME, where that is done for you"
@@ -49,6 +57,10 @@ def redis_url(url: str) -> str:
             raise ValueError("names no socket; write unix:///path/of/the/socket")
     elif not host or parts.fragment or "@" in parts.path + parts.query:
         raise ValueError(f"has no host that can be read; {_READ_AS_HOST}")
+    for name in sorted(_NOT_THE_OPERATORS & parse_qs(parts.query, keep_blank_values=True).keys()):
+        raise ValueError(
+            f"has the parameter {name}, with which the queue cannot work; leave it out"
+        )
     return url
 
 

@@ -39,7 +39,7 @@ class RedisConnection:
         # swallows a cancellation that comes at the same moment as the answer.
         try:
             self._redis: Any = Redis.from_url(
-                url, socket_timeout=None, retry=Retry(NoBackoff(), retries=1)
+                url, protocol=2, socket_timeout=None, retry=Retry(NoBackoff(), retries=1)
             )
             _require_known_parameters(self._redis)
         except (TypeError, ValueError, NoConnection) as error:

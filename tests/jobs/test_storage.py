@@ -55,7 +55,7 @@ async def test_shared_queue_without_its_library_is_refused_with_the_line_that_br
     data.release()
 
 
-@pytest.mark.parametrize("parameter", ["wait_s=5", "protocol=9"])
+@pytest.mark.parametrize("parameter", ["wait_s=5", "ssl_ciphers=x"])
 async def test_parameter_that_no_queue_takes_is_named(
     data: DataFolder, redis_url: str, parameter: str
 ) -> None:
