@@ -184,6 +184,7 @@ end
 CLAIM = """
 -- ARGV: kind, owner, how many, lease in ms, number of ranks.
 -- Returns id, number, content and attempts of each.
+local AGAIN_MS = 1000
 local kind, owner, limit, lease_ms = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local now = now_ms()
 local taken = {}
@@ -206,11 +207,19 @@ local function is_wanted(id)
   return wanted[id]
 end
 
+-- Whether a job may be given others in place of its lines: what came of these would be taken for
+-- what came of the others. So may a document to which a controller from before BEGIN adds some.
+local function may_be_replaced(id)
+  return kind == 'document' and redis.call('HGET', p .. 'job:' .. id, 'state') == 'validating'
+end
+
 local function take(entries, stream, rank)
   for _, each in ipairs(entries) do
     local entry, id, number = each[1], each[2][2], each[2][4]
     local stands_there = redis.call('HGET', p .. 'places:' .. id, number) == rank .. ' ' .. entry
-    if stands_there and is_wanted(id) then
+    if stands_there and may_be_replaced(id) then
+      lease(stream, owner, entry, AGAIN_MS)
+    elseif stands_there and is_wanted(id) then
       local content = redis.call('HGET', p .. 'lines:' .. id, number)
       local attempts = redis.call('HINCRBY', p .. 'attempts:' .. id, number, 1)
       lease(stream, owner, entry, lease_ms)

@@ -278,6 +278,26 @@ async def test_a_job_has_only_the_lines_that_it_is_begun_with(queue: JobQueue) -
         assert await queue.used_bytes() == 0
 
 
+async def test_no_document_has_results_of_lines_that_it_was_not_begun_with(
+    queue: JobQueue,
+) -> None:
+    """A controller of an older version may have added lines, divided otherwise, and have died."""
+
+    async def claimed() -> Sequence[Line]:
+        return await queue.claim(JobKind.DOCUMENT, "me", 9, LEASE_S)
+
+    await queue.add(new_job("a", kind=JobKind.DOCUMENT))
+    await queue.add_lines("a", [NewLine(1, b"an older line"), NewLine(2, b"another")])
+    earlier = await claimed()
+    begun = (await found(queue, "a")).entering(JobState.IN_PROGRESS, 1001.0, lines=1)
+    assert await queue.change(begun, JobState.VALIDATING, [NewLine(1, b"one")])
+    await queue.settle([result(line, line.content) for line in earlier])
+    lines = await claimed()
+    assert [line.content for line in lines] == [b"one"]
+    await queue.settle([result(line, line.content) for line in lines])
+    assert [each.content for each in await queue.results("a", after=0, limit=9)] == [b"one"]
+
+
 async def test_a_renewed_claim_of_a_job_holds_until_it_is_in_another_state(
     queue: JobQueue,
 ) -> None:

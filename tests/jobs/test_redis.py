@@ -17,7 +17,7 @@ from supervisor.jobs.port import JobQueue
 from supervisor.jobs.redis_connection import PREFIX, RedisConnection
 from supervisor.jobs.redis_files import PART_BYTES, RedisFiles
 from supervisor.jobs.redis_queue import RedisQueue
-from supervisor.jobs.values import JobKind, JobState, Line, LineResult, StoredFile
+from supervisor.jobs.values import JobKind, JobState, Line, LineResult, NewLine, StoredFile
 from tests.jobs.conftest import add_running, new_job
 from tests.patience import PATIENCE_S
 
@@ -314,6 +314,21 @@ async def test_due_jobs_of_a_queue_from_before_each_kind_had_its_own_are_claimed
     assert await connection.ask("EXISTS", PREFIX + "due") == 0
     due = await connection.ask("ZRANGE", PREFIX + "due:batch", 0, -1)
     assert sorted(due) == [b"new", b"running"]
+
+
+async def test_lines_that_an_older_controller_adds_to_a_document_wait_until_it_has_begun(
+    redis_url: str, connect: Connect
+) -> None:
+    queue = RedisQueue(connect(redis_url))
+    job = new_job("a", kind=JobKind.DOCUMENT, lines=2)
+    await queue.add(job)
+    await queue.add_lines("a", [NewLine(1, b"one"), NewLine(2, b"two")])
+    assert await queue.claim(JobKind.DOCUMENT, "me", 9, 60.0) == []
+    await queue.change(job.entering(JobState.IN_PROGRESS, 1001.0), JobState.VALIDATING)
+    async with asyncio.timeout(PATIENCE_S):
+        while not (lines := await queue.claim(JobKind.DOCUMENT, "you", 9, 60.0)):
+            await queue.wait(0.05)
+    assert [(line.content, line.attempts) for line in lines] == [(b"one", 1), (b"two", 1)]
 
 
 async def test_queue_of_a_silent_server_can_be_closed(
