@@ -21,7 +21,7 @@ from supervisor.gateway.call import Call, CallHead
 from supervisor.gateway.call_reader import CallReader, read_head, request_id_of
 from supervisor.gateway.error_responses import error_answer
 from supervisor.gateway.forms.openai import OpenAIForm
-from supervisor.jobs.answering import Answered, Asked, NotAnswered
+from supervisor.jobs.answering import Answered, Asked, Keeping, NotAnswered
 from supervisor.jobs.batch_lines import EMBEDDINGS, ENDPOINTS
 from supervisor.vector_store.opening import StoreOpener
 
@@ -77,10 +77,10 @@ class BatchAnswerer:
             except RequestRefused as error:
                 yield [refused(index, error)]
         texts = {index: call for index, call in calls.items() if call.head.path == EMBEDDINGS}
-        for collection in {asked[index].collection for index in texts}:
-            some = {i: call for i, call in texts.items() if asked[i].collection == collection}
+        for keeping in {asked[index].keeping for index in texts}:
+            some = {i: call for i, call in texts.items() if asked[i].keeping == keeping}
             names = [asked[index].name for index in some]
-            async for outcomes in self._embedded(some, names, collection):
+            async for outcomes in self._embedded(some, names, keeping):
                 yield outcomes
         others = {index: call for index, call in calls.items() if index not in texts}
         async for outcomes in self._generated(others):
@@ -94,10 +94,10 @@ class BatchAnswerer:
         return self._reader.read(head, asked.body, request_id)
 
     async def _embedded(
-        self, calls: Mapping[int, Call], names: Sequence[str], collection: str | None
+        self, calls: Mapping[int, Call], names: Sequence[str], keeping: Keeping | None
     ) -> AsyncIterator[Sequence[_Outcome]]:
         indices = list(calls)
-        keep = None if collection is None else partial(self._keep, names, collection)
+        keep = None if keeping is None else partial(self._keep, names, keeping)
         async for answers in self._openai.embeddings_together(list(calls.values()), keep):
             outcomes = [(indices[place], answer) for place, answer in answers]
             yield [
@@ -110,17 +110,21 @@ class BatchAnswerer:
     async def _keep(
         self,
         names: Sequence[str],
-        collection: str,
+        keeping: Keeping,
         made: Sequence[tuple[int, EmbeddingRequest, Embeddings]],
     ) -> None:
-        """Store the vectors of requests as documents. The same again changes nothing."""
+        """Store the vectors of requests as documents. The same again changes nothing.
+
+        What is not wanted any more is not stored: nobody gets its answer either.
+        """
         documents = [
             undivided(names[place], request.target.model, request.inputs, each)
             for place, request, each in made
         ]
         store = await self._opener.store()
-        async with self._opener.replacing(collection):
-            await store_documents(store, collection, documents)
+        async with self._opener.replacing(keeping.collection):
+            if await keeping.is_wanted():
+                await store_documents(store, keeping.collection, documents)
 
     async def _generated(self, calls: Mapping[int, Call]) -> AsyncIterator[Sequence[_Outcome]]:
         """Ask servers all at once: those that may not be admitted yet wait in their line."""

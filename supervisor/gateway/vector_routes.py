@@ -47,7 +47,7 @@ VECTOR_ROUTES: tuple[Route, ...] = (
         method="DELETE",
         path="/collections/{collection}",
         purpose="Delete a collection with all that it holds; documents that are on their way into "
-        "it are cancelled.",
+        "it, and batches that store their vectors there, are cancelled.",
         owner=StoredVectors,
         handler=StoredVectors.drop_collection,
         parameters=CollectionParameters,

@@ -1,22 +1,33 @@
 """What the jobs room asks of whoever answers the requests of a batch."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """Where the vectors of a batch are kept. `is_wanted` says whether they still are.
+
+    It is asked while nobody can delete the collection (`StoreOpener.replacing`).
+    """
+
+    collection: str
+    is_wanted: Callable[[], Awaitable[bool]]
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
     """A request of a batch: its path, and its body in JSON.
 
-    `collection`: where the vectors that it asks for are kept, as those of the document `name`;
-    None: they are only answered.
+    `keeping`: where the vectors that it asks for are kept, as those of the document `name`; None:
+    they are only answered.
     """
 
     url: str
     body: bytes
     name: str
-    collection: str | None = None
+    keeping: Keeping | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

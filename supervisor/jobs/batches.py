@@ -3,13 +3,14 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from supervisor.errors import RequestRefused
-from supervisor.jobs.answering import Answered, Answerer, Asked, NotAnswered
+from supervisor.jobs.answering import Answered, Answerer, Asked, Keeping, NotAnswered
 from supervisor.jobs.batch_lines import (
     InputCheck,
     LineReader,
@@ -24,7 +25,15 @@ from supervisor.jobs.handling import Begun, NotDone, Outcome
 from supervisor.jobs.output_files import OutputFiles
 from supervisor.jobs.paging import result_pages, unsettled_pages
 from supervisor.jobs.port import FileStore, JobQueue
-from supervisor.jobs.values import Job, JobState, Line, LineResult, NewLine
+from supervisor.jobs.values import (
+    CANCELLABLE,
+    CANCELLED_BECAUSE,
+    Job,
+    JobState,
+    Line,
+    LineResult,
+    NewLine,
+)
 
 _ADD_BYTES = 4 * 1024 * 1024
 """Content of lines that are added in one transaction."""
@@ -102,15 +111,21 @@ class BatchHandler:
 
     async def answer(self, lines: Sequence[Line]) -> AsyncIterator[Sequence[Outcome]]:
         """Have the requests of lines answered."""
-        kept_in = {job_id: await self._collection(job_id) for job_id in {x.job_id for x in lines}}
-        asked = [_asked(line, kept_in[line.job_id]) for line in lines]
+        keeping = {job_id: await self._keeping(job_id) for job_id in {x.job_id for x in lines}}
+        asked = [_asked(line, keeping[line.job_id]) for line in lines]
         async for some in self._answerer.answer(asked):
             yield [_outcome(lines[each.index], each) for each in some]
 
-    async def _collection(self, job_id: str) -> str | None:
+    async def _keeping(self, job_id: str) -> Keeping | None:
         """Return where the vectors of a batch are kept; None where they are not."""
         job = await self._queue.job(job_id)
-        return None if job is None else (job.spec.get("store") or {}).get("collection")
+        collection = None if job is None else collection_of(job)
+        return None if collection is None else Keeping(collection, partial(self._is_open, job_id))
+
+    async def _is_open(self, job_id: str) -> bool:
+        """Whether lines of a batch are still settled."""
+        job = await self._queue.job(job_id)
+        return job is not None and job.state in CANCELLABLE
 
     def failure(self, line: Line, code: str, reason: str) -> LineResult:
         """Return the result of a line that is given up."""
@@ -129,20 +144,36 @@ class BatchHandler:
         else:
             is_done = job.counts.settled >= job.lines
             ended = JobState.COMPLETED if is_done else JobState.EXPIRED
+        why_undone = _why_undone(job, ended)
         async with OutputFiles(self._files, self._work_dir, job, self._clock()) as output:
             async for results in result_pages(self._queue, job.id):
                 await output.write(results)
-            if ended in _UNDONE:
+            if why_undone is not None:
                 async for lines in unsettled_pages(self._queue, job.id):
                     given_up = (Line(job.id, each.number, each.content, 0) for each in lines)
-                    await output.write([self.failure(line, *_UNDONE[ended]) for line in given_up])
+                    await output.write([self.failure(line, *why_undone) for line in given_up])
             file_ids = await output.keep()
         return job.entering(ended, self._clock(), outcome={**job.outcome, **file_ids})
 
 
-def _asked(line: Line, collection: str | None) -> Asked:
+def collection_of(batch: Job) -> str | None:
+    """Return the collection in which the vectors of a batch are kept; None where they are not."""
+    collection: str | None = (batch.spec.get("store") or {}).get("collection")
+    return collection
+
+
+def _why_undone(job: Job, ended: JobState) -> tuple[str, str] | None:
+    """Return code and reason for the lines that are not answered in a batch that ends so."""
+    if ended not in _UNDONE:
+        return None
+    code, reason = _UNDONE[ended]
+    because = job.outcome.get(CANCELLED_BECAUSE) if ended is JobState.CANCELLED else None
+    return code, f"{reason}: {because}" if because else reason
+
+
+def _asked(line: Line, keeping: Keeping | None) -> Asked:
     read = decode_line(line.content)
-    return Asked(read.url, bytes(read.body), read.custom_id, collection)
+    return Asked(read.url, bytes(read.body), read.custom_id, keeping)
 
 
 def _outcome(line: Line, answer: Answered | NotAnswered) -> Outcome:

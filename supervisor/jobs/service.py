@@ -10,13 +10,16 @@ from typing import Any, Protocol
 
 from supervisor.core.machine.values import Mode
 from supervisor.errors import RequestRefused
+from supervisor.jobs.batches import collection_of
 from supervisor.jobs.callback_jobs import CALLBACK_URL
 from supervisor.jobs.describing import describe_batch, describe_file, describe_job
 from supervisor.jobs.disk_files import file_not_found
 from supervisor.jobs.output_files import OUTPUT_FILE_ID
+from supervisor.jobs.paging import jobs_under_way
 from supervisor.jobs.port import FileStore, JobCounts, JobQueue
 from supervisor.jobs.values import (
     CANCELLABLE,
+    CANCELLED_BECAUSE,
     Job,
     JobKind,
     JobPriority,
@@ -223,8 +226,11 @@ class JobService:
             await self.job(after, kind)
         return await self.queue.jobs(kind, after=after, limit=limit)
 
-    async def cancel(self, job_id: str) -> Job:
-        """Cancel a job; what is done of it already is written out. Raises RequestRefused."""
+    async def cancel(self, job_id: str, because: str = "") -> Job:
+        """Cancel a job; what is done of it already is written out. Raises RequestRefused.
+
+        `because`: why, where its caller did not ask for that.
+        """
         while True:
             job = await self.job(job_id)
             if job.state in {JobState.CANCELLING, JobState.CANCELLED}:
@@ -233,9 +239,31 @@ class JobService:
                 raise RequestRefused(
                     "job_not_cancellable", f"'{job_id}' is {job.state}; there is nothing to cancel"
                 )
-            cancelling = job.entering(JobState.CANCELLING, self._clock())
+            told = {"reason": because, "outcome": {**job.outcome, CANCELLED_BECAUSE: because}}
+            cancelling = job.entering(
+                JobState.CANCELLING, self._clock(), **(told if because else {})
+            )
             if await self.queue.change(cancelling, job.state):
                 return cancelling
+
+    async def withdraw_batches(self, collection: str) -> Sequence[str]:
+        """Cancel the batches that keep their vectors in a collection that is to be deleted.
+
+        Returns them. They would make it anew.
+        """
+        because = f"its vectors were for the collection '{collection}', which was deleted"
+        withdrawn = []
+        for job in await jobs_under_way(self.queue, JobKind.BATCH):
+            if job.state not in CANCELLABLE or collection_of(job) != collection:
+                continue
+            try:
+                await self.cancel(job.id, because)
+            except RequestRefused as error:
+                if error.code not in {"job_not_cancellable", "job_not_found"}:
+                    raise
+            else:  # else it has just been done: nothing of it is stored any more
+                withdrawn.append(job.id)
+        return withdrawn
 
     async def retry(self, job_id: str) -> Job:
         """Take an ended job up again, with what failed or was not done. Raises RequestRefused.
@@ -253,6 +281,7 @@ class JobService:
             round=job.round + 1,
             reason="",
             expires_at=None if window_s is None else max(now, job.not_before) + window_s,
+            outcome={x: each for x, each in job.outcome.items() if x != CANCELLED_BECAUSE},
         )
         if job.outcome.get(OUTPUT_FILE_ID) is not None:
             # They may still be there, and would stand in the next output file a second time.

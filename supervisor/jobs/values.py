@@ -59,6 +59,9 @@ _ENDS = frozenset({JobState.COMPLETED, JobState.FAILED, JobState.EXPIRED, JobSta
 CANCELLABLE = (JobState.VALIDATING, JobState.IN_PROGRESS)
 """States in which there is something to cancel."""
 
+CANCELLED_BECAUSE = "cancelled_because"
+"""The field of a job's outcome that says why it was cancelled, where nobody asked for that."""
+
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
     """What became of a job's lines. `repeats`: how often one of them was put back."""

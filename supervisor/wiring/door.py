@@ -41,7 +41,7 @@ def make_door(ground: Ground, machine: Machine, targets: Targets, services: Serv
     )
     devices = Devices(arbiter=arbiter, telemetry=telemetry, rings=machine.rings)
     searcher = Searcher(services.embedding.service, targets, ground.vectors)
-    stored = StoredVectors(holder, searcher, ground.vectors, services.jobs.withdraw_documents)
+    stored = StoredVectors(holder, searcher, ground.vectors, services.jobs.withdraw)
     forms = make_forms(services.embedding, ground, targets)
     return Door(
         configuration=holder,

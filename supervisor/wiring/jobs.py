@@ -97,10 +97,17 @@ class LazyJobs:
         room = await self._opened_before()
         return frozenset() if room is None else await room.service.modes_left()
 
-    async def withdraw_documents(self, collection: str, document: str | None) -> Sequence[str]:
-        """See `DocumentService`; where the room was never opened, there are none."""
+    async def withdraw(self, collection: str, document: str | None) -> Sequence[str]:
+        """Cancel the jobs that would store a document in a collection, or (None) anything.
+
+        Returns them; where the room was never opened, there are none. Raises RequestRefused as
+        `DocumentService.withdraw` does.
+        """
         room = await self._opened_before()
-        return () if room is None else await room.documents.service.withdraw(collection, document)
+        if room is None:
+            return ()
+        batches = () if document is not None else await room.service.withdraw_batches(collection)
+        return [*batches, *await room.documents.service.withdraw(collection, document)]
 
     async def _opened_before(self) -> "JobRoom | None":
         """Return the room if it is open. Whoever closes it waits for nobody who asks its queue."""

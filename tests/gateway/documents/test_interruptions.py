@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from tests.gateway.documents.conftest import LONG_TEXT, SETTINGS, texts_in
-from tests.gateway.jobs.conftest import ENDED, Caller
+from tests.gateway.jobs.conftest import ENDED, Caller, text
 from tests.relay.conftest import serving
 from tests.relay.wire import until
 
@@ -28,6 +28,12 @@ def job_of(caller: Caller, job_id: str) -> Any:
 
 def has_begun(caller: Caller, job_id: str) -> bool:
     return bool(job_of(caller, job_id)["lines"]["succeeded"])
+
+
+def is_idle(caller: Caller) -> bool:
+    """Whether nothing is being embedded."""
+    model = caller.json("GET", "/status")["embedding"]["minilm"]
+    return not (model["queued"]["batch"]["inputs"] or model["running"]["inputs"])
 
 
 def has_ended(caller: Caller, job_id: str) -> bool:
@@ -87,6 +93,39 @@ def test_what_is_deleted_is_not_stored_by_a_job_that_was_on_its_way(tmp_path: Pa
             caller.json("POST", f"/jobs/{other_id}/cancel")  # it was not meant
         assert caller.json("GET", "/collections")["collections"] == []
         assert caller.ask("DELETE", "/documents/book")[0] == 404
+
+
+def test_a_batch_does_not_make_a_collection_anew_that_was_deleted_meanwhile(tmp_path: Path) -> None:
+    with serving(tmp_path, server={}, files={"supervisor.yaml": SETTINGS}) as running:
+        caller = Caller(running.port)
+        lines = [text(f"t{n}", f"text {n} " * 40) for n in range(2000)]
+        stored, other, later = (
+            caller.begin(lines, "/v1/embeddings", store={"collection": name}, **fields)["id"]
+            for name, fields in (
+                ("night", {}),
+                ("others", {}),
+                ("night", {"not_before": "2100-01-01T00:00:00Z"}),
+            )
+        )
+        until(partial(has_begun, caller, stored))
+        deleted = caller.json("DELETE", "/collections/night")
+        assert deleted["deleted"]
+        assert sorted(deleted["cancelled_jobs"]) == sorted([stored, later])
+        ended = caller.ended(stored)
+        assert ended["status"] == "cancelled"
+        undone = caller.lines_of(ended["error_file_id"])
+        assert len(undone) + ended["request_counts"]["completed"] == len(lines)
+        why = "the collection 'night', which was deleted"
+        assert {each["error"]["code"] for each in undone.values()} == {"batch_cancelled"}
+        assert all(why in each["error"]["message"] for each in undone.values())
+        assert why in job_of(caller, later)["reason"]
+        until(lambda: caller.json("GET", "/collections")["collections"])  # the others'
+        caller.json("POST", f"/jobs/{other}/cancel")
+        caller.ended(other)
+        until(partial(is_idle, caller))
+        assert [each["name"] for each in caller.json("GET", "/collections")["collections"]] == [
+            "others"
+        ]
 
 
 def test_a_document_is_read_again_when_its_reader_is_killed(tmp_path: Path) -> None:
