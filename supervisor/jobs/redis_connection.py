@@ -8,8 +8,13 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import (
+    ClusterDownError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+)
 from redis.exceptions import ConnectionError as NoConnection
-from redis.exceptions import OutOfMemoryError, ResponseError
 from redis.exceptions import TimeoutError as NoAnswer
 
 from supervisor.errors import ConfigError, RequestRefused
@@ -22,6 +27,11 @@ _ANSWER_S = 15.0
 _LOOK_S = 1.0
 _NOT_WRITTEN = "MISCONF"
 """How an error begins of a server that cannot write to its disk."""
+
+_REFUSES_NOW = (ClusterDownError, ReadOnlyError)
+_REFUSES_NOW_WORDS = ("BUSY", "NOREPLICAS", "UNBLOCKED")
+"""Errors of a server that is there and does no work for us, as while another becomes the master;
+those that the library has no class for, by how they begin."""
 
 
 class RedisConnection:
@@ -55,7 +65,10 @@ class RedisConnection:
         async with self._speaking(), self._redis.pipeline(transaction=False) as pipeline:
             for command in commands:
                 pipeline.execute_command(*command)
-            answers: list[Any] = await pipeline.execute()
+            answers: list[Any] = await pipeline.execute(raise_on_error=False)
+            for answer in answers:
+                if isinstance(answer, Exception):  # the library would put the command before it
+                    raise answer
         return answers
 
     async def run(self, script: str, *words: Any) -> Any:
@@ -99,6 +112,13 @@ class RedisConnection:
                 f"the server of the queue of jobs (jobs.queue_url) does not answer: {reason}",
             ) from error
         except ResponseError as error:
+            if isinstance(error, _REFUSES_NOW) or str(error).startswith(_REFUSES_NOW_WORDS):
+                # The name in the URL may mean another server by now.
+                await self._redis.connection_pool.disconnect(inuse_connections=False)
+                raise RequestRefused(
+                    "queue_unreachable",
+                    f"the server of the queue of jobs (jobs.queue_url) does nothing now: {error}",
+                ) from error
             if not (isinstance(error, OutOfMemoryError) or str(error).startswith(_NOT_WRITTEN)):
                 raise
             raise RequestRefused(

@@ -316,6 +316,45 @@ async def test_due_jobs_of_a_queue_from_before_each_kind_had_its_own_are_claimed
     assert sorted(due) == [b"new", b"running"]
 
 
+async def test_a_server_that_is_no_master_for_a_while_is_waited_for(
+    own_server: RedisServer, connect: Connect
+) -> None:
+    connection = connect(own_server.url)
+    queue = RedisQueue(connection)
+    await queue.add(new_job("a"))
+    waiting = asyncio.create_task(queue.wait(PATIENCE_S))
+    await connection.ask("REPLICAOF", "127.0.0.1", "1")
+    for ask in (
+        lambda: queue.add(new_job("b")),
+        lambda: connection.ask_all(("SET", "a", "b" * 1000)),
+    ):
+        with pytest.raises(RequestRefused, match="read only replica") as refused:
+            await ask()
+        assert refused.value.code == "queue_unreachable"
+        assert "bbb" not in refused.value.message
+    waiting.cancel()
+    await connection.ask("REPLICAOF", "NO", "ONE")
+    await queue.add(new_job("b"))
+    assert [job.id for job in await queue.jobs(None, after=None, limit=9)] == ["b", "a"]
+
+
+async def test_a_server_that_cannot_write_takes_no_file(
+    own_server: RedisServer, connect: Connect, tmp_path: Path
+) -> None:
+    """A file's parts are sent several commands at a time."""
+    (tmp_path / "dump.rdb").mkdir()
+    connection = connect(own_server.url)
+    await connection.ask("CONFIG", "SET", "save", "3600 1")
+
+    await connection.ask("BGSAVE")
+    async with asyncio.timeout(PATIENCE_S):
+        while (await connection.ask("INFO"))["rdb_last_bgsave_status"] == "ok":  # noqa: ASYNC110 - it tells when asked
+            await asyncio.sleep(0.05)
+    with pytest.raises(RequestRefused) as refused:
+        await connection.ask_all(("SET", "a", "b"))
+    assert refused.value.code == "storage_full"
+
+
 async def test_lines_that_an_older_controller_adds_to_a_document_wait_until_it_has_begun(
     redis_url: str, connect: Connect
 ) -> None:
