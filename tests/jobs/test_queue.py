@@ -237,6 +237,21 @@ async def test_a_job_is_due_when_it_is_new_done_over_or_cancelled(queue: JobQueu
     assert [job.id if job else None for job in due] == ["new", "done", "cancelled", "over", None]
 
 
+async def test_jobs_without_a_line_to_be_claimed_cost_no_statement_each(tmp_path: Path) -> None:
+    """Ten thousand documents may be under way, and each of those who work asks all the time."""
+    queue = SqliteQueue(tmp_path / "jobs.sqlite")
+    for number in range(20):
+        await add_running(queue, new_job(f"job {number}", lines=1))
+    claimed = [await claim(queue, 15), await claim(queue, 5)]
+    assert [len(lines) for lines in claimed] == [15, 5]
+    statements: list[str] = []
+    queue._database.set_trace_callback(statements.append)
+    assert await claim(queue) == []
+    queue._database.set_trace_callback(None)
+    assert len(statements) < 10
+    await queue.close()
+
+
 async def test_a_job_whose_claim_is_over_is_due_again(queue: JobQueue) -> None:
     await queue.add(new_job("a"))
     assert await queue.claim_job(JobKind.BATCH, NO_LEASE_S) is not None
