@@ -29,7 +29,7 @@ _Outcome = Answered | NotAnswered
 
 _HEADERS = ((b"Content-Type", b"application/json"), (b"X-Priority", b"batch"))
 
-_MAY_PASS = frozenset({408, 409, 429, 500, 502, 503, 504})
+_MAY_PASS = frozenset({408, 409, 429, 500, 502, 503, 504, 507})
 """Statuses of what may go well another time."""
 
 _STAYS = frozenset({"collection_mismatch"})
@@ -38,7 +38,7 @@ _STAYS = frozenset({"collection_mismatch"})
 _MAY_BE_ITS_FAULT = frozenset({500, 502})
 """Those after which a request may be to blame, as one that ends its server."""
 
-_STORE_FAILED = "store_failed"
+_STORES_FAULTS = frozenset({"store_failed", "storage_full"})
 _STORE_PAUSE_S = 60.0
 """Seconds until a request is computed once more whose vectors could not be stored: no fault of its
 own, and no small work."""
@@ -184,7 +184,7 @@ def _as_json(body: bytes) -> bytes:
 def refused(index: int, error: RequestRefused) -> Answered | NotAnswered:
     """Return what a refusal means for a request: its answer, or that it is to be tried again."""
     answer = error_answer(error)
-    is_stores_fault = error.code == _STORE_FAILED
+    is_stores_fault = error.code in _STORES_FAULTS
     if answer.status in _MAY_PASS and error.code not in _STAYS:
         return NotAnswered(
             index=index,

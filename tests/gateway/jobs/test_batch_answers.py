@@ -12,7 +12,8 @@ from supervisor.jobs.answering import Answered, NotAnswered
     [
         ("embedding_failed", True, None),  # it may be what its server dies of
         ("hold_timeout", False, None),
-        ("store_failed", False, 60.0),  # a store that is away for a night fails no batch
+        ("store_failed", False, 60.0),  # a store that is away for a night fails no batch,
+        ("storage_full", False, 60.0),  # nor does a disk that is full for one
     ],
 )
 def test_what_is_no_fault_of_a_request_never_uses_up_its_attempts(
