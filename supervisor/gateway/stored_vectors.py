@@ -126,14 +126,25 @@ class StoredVectors:
 
     async def drop_collection(self, asked: CollectionParameters) -> Answer:
         """Delete a collection with all that it holds, and what was about to be stored in it."""
-        cancelled = await self._withdraw(asked.collection, None)
-        store = await self._opener.store()
-        async with self._opener.replacing(asked.collection):
-            with _may_be_missing(cancelled):
-                await store.drop_collection(asked.collection)
+        is_dropped = False
+        try:
+            cancelled = await self._withdraw(asked.collection, None)
+        except RequestRefused as error:
+            if error.code != "storage_full":
+                raise
+            await self._drop(asked.collection)  # where nothing else can be written, this makes room
+            is_dropped = True
+            cancelled = await self._withdraw(asked.collection, None)
+        with _may_be_missing(is_dropped or bool(cancelled)):
+            await self._drop(asked.collection)
         return json_answer(
             {"collection": asked.collection, "deleted": True, "cancelled_jobs": cancelled}
         )
+
+    async def _drop(self, collection: str) -> None:
+        store = await self._opener.store()
+        async with self._opener.replacing(collection):
+            await store.drop_collection(collection)
 
     async def optimize(self, asked: CollectionParameters) -> Answer:
         """Begin to build the index of a collection; `indexed` tells when it is there."""
@@ -194,7 +205,7 @@ class StoredVectors:
         cancelled = await self._withdraw(asked.collection, asked.document)
         store, found = await self._opener.store(), None
         async with self._opener.replacing(asked.collection):
-            with _may_be_missing(cancelled):
+            with _may_be_missing(bool(cancelled)):
                 found = await store.document(asked.collection, asked.document)
                 await store.delete_document(asked.collection, asked.document)
         if found is None and not cancelled:
@@ -220,12 +231,12 @@ class StoredVectors:
 
 
 @contextmanager
-def _may_be_missing(cancelled: Sequence[str]) -> Iterator[None]:
-    """Let a collection be missing for which documents were on their way: none has come yet."""
+def _may_be_missing(is_expected: bool) -> Iterator[None]:
+    """Let a collection be missing, as where all that was on its way there has not come yet."""
     try:
         yield
     except RequestRefused as error:
-        if error.code != "collection_not_found" or not cancelled:
+        if error.code != "collection_not_found" or not is_expected:
             raise
 
 

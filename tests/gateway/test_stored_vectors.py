@@ -1,15 +1,21 @@
 """Searching what is stored, collections and documents, by HTTP."""
 
 import base64
+import json
 import math
 from array import array
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
 from urllib.parse import quote
 
 import pytest
 import yaml
 
+from supervisor.config.settings import VectorSettings
+from supervisor.errors import RequestRefused
+from supervisor.gateway.stored_vectors import CollectionParameters, StoredVectors
+from supervisor.vector_store.opening import StoreOpener
 from supervisor.vector_store.port import point_id
 from tests.conftest import ROOT
 from tests.relay.conftest import Running, serving
@@ -210,3 +216,25 @@ def test_an_index_is_built_behind_the_answer(controller: Running) -> None:
     assert answer == {"collection": "texts", "location": "/collections/texts"}
     until(lambda: "store.optimized" in controller.log_path.read_text())
     assert search(controller, "soup")["hits"][0]["text"] == TEXTS["soup"]
+
+
+@pytest.mark.parametrize("cancelled", [["job-1"], []])
+async def test_a_collection_is_deleted_where_nothing_can_be_written_before_that(
+    tmp_path: Path, cancelled: Sequence[str]
+) -> None:
+    opener = StoreOpener(VectorSettings(), lambda: tmp_path)
+    store = await opener.store()
+    await store.ensure_collection("night", "m", 2)
+
+    async def withdraw(_: str, __: str | None) -> Sequence[str]:
+        if await store.collections():
+            raise RequestRefused("storage_full", "the queue of jobs cannot be written")
+        return cancelled
+
+    stored = StoredVectors(cast("Any", None), cast("Any", None), opener, withdraw)
+    try:
+        answer = await stored.drop_collection(CollectionParameters(collection="night"))
+        assert json.loads(answer.body)["cancelled_jobs"] == cancelled
+        assert await store.collections() == []
+    finally:
+        await opener.close()
