@@ -209,12 +209,6 @@ class Shard:
         self._engine, self._description = engine, description
         shutil.rmtree(former)
 
-    def delete(self) -> None:
-        """Delete the collection with all its points."""
-        (self._folder / DESCRIPTION).unlink()
-        self._engine.close()
-        shutil.rmtree(self._folder)
-
     def _update(self, operation: UpdateOperation) -> None:
         self._has_news = True
         self._engine.update(operation)

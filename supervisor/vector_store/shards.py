@@ -24,6 +24,7 @@ from supervisor.vector_store.port import (
     PointPage,
     StoredDocument,
     VectorSpace,
+    collection_not_found,
     require_name,
     require_same,
 )
@@ -63,10 +64,18 @@ class Shards:
         return self._shard(name).info()
 
     async def drop_collection(self, name: str) -> None:
-        """Delete a collection with all its points."""
-        async with self._held(name) as shard:
-            del self._open[name]
-            shard.delete()
+        """Delete a collection with all its points; also one whose files cannot be read any more."""
+        require_name(name)
+        folder = self._folder / name
+        async with self._writing[name]:
+            try:
+                (folder / DESCRIPTION).unlink()
+            except FileNotFoundError:
+                raise collection_not_found(name) from None
+            shard = self._open.pop(name, None)
+            if shard is not None:
+                shard.close()
+            shutil.rmtree(folder)
 
     async def upsert(self, collection: str, points: Sequence[Point]) -> None:
         """Write points; one with the same id is replaced. Raises RequestRefused `storage_full`."""

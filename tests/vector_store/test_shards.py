@@ -38,6 +38,21 @@ async def test_what_a_killed_builder_left_goes_when_the_collection_is_opened(
     shards.close()
 
 
+async def test_a_collection_whose_files_are_damaged_can_be_deleted(tmp_path: Path) -> None:
+    (await filled(tmp_path)).close()
+    for path in (tmp_path / "notes" / "shard-1").rglob("config.json"):
+        path.write_bytes(b"")
+    shards = Shards(tmp_path)
+    with pytest.raises(Exception, match="failed to load segment"):
+        await shards.collection("notes")
+    await shards.drop_collection("notes")
+    assert await shards.collections() == []
+    with pytest.raises(RequestRefused) as refused:
+        await shards.drop_collection("notes")
+    assert refused.value.code == "collection_not_found"
+    shards.close()
+
+
 async def test_an_index_takes_the_place_of_its_shard(tmp_path: Path) -> None:
     shards = await filled(tmp_path)
     for number in (2, 3):
