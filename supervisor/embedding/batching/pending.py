@@ -116,6 +116,11 @@ class Alarm:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(at - time.monotonic(), self._ring)
 
+    def forget_later_than(self, at: float) -> None:
+        """Call never where the time is later than this one."""
+        if self.at is not None and self.at > at:
+            self.set(None)
+
     def _ring(self) -> None:
         self._timer = self.at = None
         self._call()

@@ -96,9 +96,7 @@ class Workers:
     def add(self, caller: Caller) -> None:
         """Have a caller's pieces computed. Its `on_end` is called in any case but `leave`."""
         self.queue.add(caller, self.rules.limits)
-        ends_at = self._patience.at
-        if ends_at is not None and caller.waits_since + self.rules.hold_timeout_s < ends_at:
-            self._patience.set(None)
+        self._patience.forget_later_than(caller.waits_since + self.rules.hold_timeout_s)
         self._arrivals.came += 1
         self._wake_soon()
 
