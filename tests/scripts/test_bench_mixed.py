@@ -172,6 +172,12 @@ def test_class_is_held_against_what_it_reaches_alone_and_its_longest_wait_agains
     assert (errors.controller, errors.peers) == (0, {"router": 2})
 
 
+def test_what_is_measured_on_either_side_of_a_run_counts_alike() -> None:
+    both = taken(60, 0.02, failed=1).and_as_long(taken(50, 0.01, 0.03, failed=2))
+    assert (both.answers_per_s, both.failed) == (55, 3)
+    assert sorted(both.latencies_s) == [0.01, 0.02, 0.03]
+
+
 def test_waits_of_open_traffic_are_held_against_the_better_peer_and_never_against_our_fifo() -> (
     None
 ):

@@ -4,6 +4,7 @@ import math
 import os
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ TOKENS = 16
 """Tokens of a chat's answer: a short generation."""
 
 ALONE_PART = 0.25
-"""Part of a run's time for which each class is measured alone."""
+"""Part of a run's time for which each class is measured alone, half of it on either side."""
 
 WARM_UP_S = 5.0
 PROBES = 5
@@ -50,6 +51,14 @@ class Taken:
     def failed(self) -> int:
         """How many requests got no right answer."""
         return sum(self.failures.values())
+
+    def and_as_long(self, later: "Taken") -> "Taken":
+        """Return what was seen in this time and in another that was as long."""
+        return Taken(
+            answers_per_s=(self.answers_per_s + later.answers_per_s) / 2,
+            latencies_s=[*self.latencies_s, *later.latencies_s],
+            failures=dict(Counter(self.failures) + Counter(later.failures)),
+        )
 
     def summary(self) -> dict[str, Any]:
         """Sum up for the report."""
