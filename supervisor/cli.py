@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from supervisor import __version__
 
 COMMANDS = ("serve", "fit", "check", "doctor", "embed", "search", "collections", "jobs")
-"""In the order in which they are told."""
+"""In the order in which the help lists them."""
 
 
 class CommandModules(TyperGroup):

@@ -52,7 +52,7 @@ def check(
     ] = False,
     data: Data = Path("data"),
 ) -> None:
-    """Print every problem of the configuration as file:line: field: what is wrong; exit 2, or 0.
+    """Print every problem of the files as file:line: field: what is wrong; exit with 2 if any.
 
     What was learned in the data folder shows whether waiting times can be kept.
     """
@@ -88,7 +88,7 @@ def check(
 
 
 def print_warnings(configuration: Configuration, data: Path) -> None:
-    """Print what is chosen in vain, which keys are missing, and which waits cannot be kept."""
+    """Print settings without effect, keys that are missing, and waits that cannot be kept."""
     for warning in residents_warnings(configuration):
         print(f"warning: {warning}")
     for warning in visibility_warnings(configuration, hiding_variables()):

@@ -114,7 +114,7 @@ def _move(
     what: str,
     work: Callable[[RemoteCollections, moving.Progress], Awaitable[tuple[str, int]]],
 ) -> None:
-    """Move a collection, and say how much; what goes wrong is told, and ends the command."""
+    """Move a collection and say how many points; an error is printed and ends the command."""
 
     async def ask(connection: Connection) -> tuple[str, int]:
         with _progress() as progress:
@@ -133,7 +133,7 @@ def _move(
 
 @contextmanager
 def _progress() -> Iterator[moving.Progress]:
-    """Yield what is told of the progress, and shows it where there is a terminal."""
+    """Yield what reports the progress, which is shown where there is a terminal."""
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as display:
         task = display.add_task("points", total=None)

@@ -27,7 +27,7 @@ LAST_ANSWERS_S = 2.0
 
 HALF_CLOSED_S = 0.25
 """Seconds without an answer until a client that sends no more is asked whether it is there, and
-then between two questions. Most of them have left, and what is computed for them is in vain. The
+then between two questions. Most of them have left, and what is computed for them is wasted. The
 second question is the one that fails: nobody reads the reset that the first is answered with."""
 
 ARE_YOU_THERE = b"HTTP/1.1 100 Continue\r\n\r\n"

@@ -239,10 +239,9 @@ class JobService:
                 raise RequestRefused(
                     "job_not_cancellable", f"'{job_id}' is {job.state}; there is nothing to cancel"
                 )
-            told = {"reason": because, "outcome": {**job.outcome, CANCELLED_BECAUSE: because}}
-            cancelling = job.entering(
-                JobState.CANCELLING, self._clock(), **(told if because else {})
-            )
+            outcome = {**job.outcome, CANCELLED_BECAUSE: because}
+            told = {"reason": because, "outcome": outcome} if because else {}
+            cancelling = job.entering(JobState.CANCELLING, self._clock(), **told)
             if await self.queue.change(cancelling, job.state):
                 return cancelling
 

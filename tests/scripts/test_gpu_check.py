@@ -118,23 +118,21 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of the large embedding model's architecture, and as small as can be."""
     path = tmp_path_factory.mktemp("models") / "bert.gguf"
-    write = (
-        "import sys; from pathlib import Path; from lab.gpu.models import LlamaShape, write_bert"
-        "; write_bert(Path(sys.argv[1]), LlamaShape(context_tokens=512, layers=1, width=64,"
-        " feed_forward=64, heads=1, head_size=64))"
-    )
-    subprocess.run([sys.executable, "-c", write, path], check=True, env=with_scripts())
-    return path
+    return write_model(path, "write_bert", "context_tokens=512, layers=1, feed_forward=64")
 
 
 @pytest.fixture(scope="module")
 def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A mixture of experts of two layers."""
     path = tmp_path_factory.mktemp("models") / "experts.gguf"
+    return write_model(path, "write_experts", "context_tokens=2048, layers=2, feed_forward=512")
+
+
+def write_model(path: Path, writer: str, measures: str) -> Path:
+    """Have one of the check's writers make a model of these measures, with one head."""
     write = (
-        "import sys; from pathlib import Path; from lab.gpu.models import LlamaShape, write_experts"
-        "; write_experts(Path(sys.argv[1]), LlamaShape(context_tokens=2048, layers=2, width=64,"
-        " feed_forward=512, heads=1, head_size=64))"
+        f"import sys; from pathlib import Path; from lab.gpu.models import LlamaShape, {writer}"
+        f"; {writer}(Path(sys.argv[1]), LlamaShape({measures}, width=64, heads=1, head_size=64))"
     )
     subprocess.run([sys.executable, "-c", write, path], check=True, env=with_scripts())
     return path

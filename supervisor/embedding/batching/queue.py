@@ -275,15 +275,7 @@ class BatchQueue:
 
     def callers_until(self, moment: float) -> list[Caller]:
         """Return the callers that came until then and of whom something waits."""
-        callers: dict[Caller, None] = {}
-        for line in self._waiting():
-            for caller in line.runs:
-                if caller.came_at > moment:
-                    break
-                callers[caller] = None
-        for batch in self._returned:
-            callers.update((c, None) for c, _ in batch.items if c.came_at <= moment)
-        return [caller for caller in callers if not caller.is_over]
+        return [caller for caller in self._all_callers() if caller.came_at <= moment]
 
     def waiting_since(self, moment: float) -> list[Caller]:
         """Return the callers who have had nothing since then or longer (`Caller.waits_since`)."""
@@ -293,10 +285,11 @@ class BatchQueue:
         """Return since when the first of them has had nothing; None where nobody waits."""
         return min((caller.waits_since for caller in self._all_callers()), default=None)
 
-    def _all_callers(self) -> set[Caller]:
+    def _all_callers(self) -> list[Caller]:
         in_lines = (caller for line in self._waiting() for caller in line.runs)
         returned = (caller for batch in self._returned for caller, _ in batch.items)
-        return {caller for caller in chain(in_lines, returned) if not caller.is_over}
+        each_once = dict.fromkeys(chain(in_lines, returned))
+        return [caller for caller in each_once if not caller.is_over]
 
     def _waiting(self) -> list[_Line]:
         return [line for line in self._in_order if line.runs]

@@ -209,11 +209,10 @@ class Workers:
             asked = (self._arbiter.refusal_for_time(x.request_id) for x in self._asking.values())
             refusal = next(filter(None, asked), None)
             if refusal is not None:  # else one of them is granted or asked for just now
-                timeout_s = self.rules.hold_timeout_s
-                for caller in self.queue.waiting_since(now - timeout_s):
+                for caller in self.queue.waiting_since(now - self.rules.hold_timeout_s):
                     self._fail(caller, refusal)
                 since = self.queue.longest_waits_since()
-                self._patience.set(None if since is None else since + timeout_s)
+                self._patience.set(None if since is None else since + self.rules.hold_timeout_s)
 
     async def _send_in_turn(self, asked: AskedLease) -> None:
         """Send a batch once the model's turn has come."""
