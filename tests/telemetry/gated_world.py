@@ -192,6 +192,19 @@ class World:
             if any(name in need for need in needs)
         )
 
+    def books(self) -> str:
+        """What is really there: the driver's books of each device, and who the arbiter knows."""
+        devices = [
+            f"{name}: {self.gpu.used_bytes(number) / GIB:.2f} GiB used, the tenant has "
+            f"{tenant.held_bytes / GIB:.2f} and had {tenant.most_bytes / GIB:.2f} at most"
+            for number, (name, tenant) in enumerate(zip(GPUS, self.tenants, strict=True))
+        ]
+        known = [
+            f"{b.target.model} ({b.state}, {b.footprint.total_bytes / GIB:.2f} GiB)"
+            for b in self.arbiter.snapshot.backends
+        ]
+        return "\n".join([*devices, ", ".join(known)])
+
     async def switch_to(
         self, model: str, on_unconfirmed: OnUnconfirmed = OnUnconfirmed.REFUSE
     ) -> SwitchReport:
@@ -215,18 +228,20 @@ class World:
         process = Holder(leaves=self.next_start.left_bytes > 0 and target.device in GPUS)
         for name, size_bytes in needs_on_gpus(target).items():
             device = GPUS.index(name)
-            left_bytes = TOTAL_BYTES - self.gpu.used_bytes(device)
-            self.gpu.devices[device].used_bytes += max(0, min(FLOOR_BYTES, left_bytes))
-            room_bytes = max(0, TOTAL_BYTES - self.gpu.used_bytes(device))
-            taken_bytes = min(int(size_bytes * self.next_start.share), room_bytes)
+            self.gpu.devices[device].used_bytes += min(FLOOR_BYTES, self._room_on(device))
+            taken_bytes = min(int(size_bytes * self.next_start.share), self._room_on(device))
             self.gpu.allocate(process.pid, taken_bytes, device)
             self.took[target.model, name] = taken_bytes
         if process.left_pid is not None:
             device = GPUS.index(target.device)
-            self.gpu.allocate(process.left_pid, self.next_start.left_bytes, device)
+            left_bytes = min(self.next_start.left_bytes, self._room_on(device))
+            self.gpu.allocate(process.left_pid, left_bytes, device)
         backend = HoldingBackend(target, epoch, process, self.gpu, on_waking=self._judge_waking)
         self.backends.append(backend)
         return cast("Backend", backend)
+
+    def _room_on(self, device: int) -> int:
+        return max(0, TOTAL_BYTES - self.gpu.used_bytes(device))
 
     def _judge_waking(self, backend: HoldingBackend) -> None:
         known = self.arbiter.snapshot.backend(backend.epoch)

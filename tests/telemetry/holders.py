@@ -55,10 +55,13 @@ class Holder:
         with self._popen:
             self._popen.kill()
 
-    def end_what_it_left(self) -> None:
-        if self.left_pid is not None:
+    def end_what_it_left(self) -> int | None:
+        """Give the process id of what it was, if there was any."""
+        left_pid, self.left_pid = self.left_pid, None
+        if left_pid is not None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.left_pid, signal.SIGKILL)
+                os.kill(left_pid, signal.SIGKILL)
+        return left_pid
 
 
 @dataclass(slots=True, kw_only=True)

@@ -24,7 +24,6 @@ from tests.patience import PATIENCE_S
 from tests.telemetry.gated_world import (
     MODELS,
     PINNED,
-    RELEASE_TIMEOUT_S,
     SPILLING,
     World,
     open_world,
@@ -36,8 +35,6 @@ from tests.telemetry.sampling import until_sampled
 SWITCHES, MACHINES = 1000, 20
 TENANT = tuple(gib * GIB for gib in (0, 0, 0, 0, 10, 35, 60))
 """What a tenant holds; the same again and again, for one that comes back is the worst."""
-
-LONGEST_S = 4 * len(GPUS) * RELEASE_TIMEOUT_S + 5
 
 Sabotage = Callable[[World, int], None]
 
@@ -219,6 +216,7 @@ class Attempt:
             hand.cancel()
         await asyncio.wait(hands)
         context = f"{trial}\n{report.outcome}, {report.phase_seconds}: {report.refusal}"
+        context += f"\n{world.books()}"
         assert world.faults == [], f"{world.faults}\n{context}"
         self._judge_bystanders(context)
         self.seen["parked"] += len(report.notes.parked)
@@ -334,7 +332,6 @@ class Attempt:
         if self.crashed is None:
             is_asleep = trial.sleep.fault == "cannot wake"
             self._judge_return(refusal, context, is_hindered=is_hindered or is_asleep)
-        assert report.total_s < LONGEST_S, context
 
     def _judge_return(self, refusal: Refusal, context: str, *, is_hindered: bool) -> None:
         """See that what was stopped is back, where it can be, and that this is said."""
@@ -342,7 +339,8 @@ class Attempt:
         is_back = old <= set(self.world.arbiter.snapshot.live_models())
         assert dict(refusal.details).get("rolled_back", is_back) is is_back, context
         had_room = self.world.room_for(*(each.target for each in self.old))
-        assert is_back or is_hindered or not had_room, context
+        is_crowded = self.trial.start.left_bytes > 0  # by what the first that came back left
+        assert is_back or is_hindered or is_crowded or not had_room, context
 
     def _causes(self, message: str) -> list[str]:
         """Give what a refusal must say one of: `not confirmed within 1.0 s: gpu1: …`."""
@@ -363,14 +361,9 @@ async def settle(world: World) -> None:
         for tenant in world.tenants:
             tenant.hold(0)
     world.next_start = NextStart()
-    there = world.there()
     for backend in world.backends:
         backend.sleep = Sleep()
-        if backend not in there:
-            backend.process.end_what_it_left()
-            for pid in (backend.process.pid, backend.process.left_pid):
-                if pid is not None:
-                    world.gpu.remove_process(pid)
+    clear_away(world)
     for name in GPUS:
         await until_sampled(world.telemetry, name)
     async with asyncio.timeout(PATIENCE_S):
@@ -380,10 +373,25 @@ async def settle(world: World) -> None:
             except RequestRefused:
                 await asyncio.sleep(0.01)
                 continue
+            if clear_away(world):
+                continue
             is_taken = report.refusal is not None and report.refusal.code == "place_is_taken"
             assert is_taken or report.outcome is Outcome.SWITCHED, report
     assert world.faults == []
     assert all(each.process.is_alive for each in world.there())
+
+
+def clear_away(world: World) -> bool:
+    """End what those left who are gone, and forget them; whether there was any such process."""
+    there, is_left = world.there(), False
+    for backend in world.backends:
+        if backend not in there:
+            left_pid = backend.process.end_what_it_left()
+            is_left = is_left or left_pid is not None
+            for pid in (backend.process.pid, left_pid):
+                if pid is not None:
+                    world.gpu.remove_process(pid)
+    return is_left
 
 
 async def ask_for_vectors(world: World) -> bool:

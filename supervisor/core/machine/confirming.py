@@ -31,7 +31,7 @@ from supervisor.core.machine.parking import (
     still_needed,
 )
 from supervisor.core.machine.residency import baselines_after
-from supervisor.core.machine.values import Backend, Phase, Placement
+from supervisor.core.machine.values import Backend, Placement
 
 KEPT_SAMPLES = 64
 
@@ -150,7 +150,7 @@ def question_device(draft: Draft, device: str, *, may_make_room: bool = False) -
             baseline_exits=baseline.exits if baseline else 0,
             policy=policy,
             is_freed_at_exit=not is_freed_late,
-            is_return=switch.order.is_recovery or switch.phase is Phase.ROLLING_BACK,
+            own_baseline_bytes=_own_baseline(draft, device),
             is_measured=is_freed_late and any(is_unmeasured(draft, b, device) for b in parked),
             asked_at=draft.at,
         ),
@@ -163,6 +163,17 @@ def _baseline_of(draft: Draft, device: str) -> Baseline | None:
     baseline = next((b for b in draft.running_switch().gate.baselines if b.device == device), None)
     kept_bytes = sum(b.footprint.on(device) for b in parked_by_switch(draft))
     return baseline and replace(baseline, used_bytes=baseline.used_bytes + kept_bytes)
+
+
+def _own_baseline(draft: Draft, device: str) -> int | None:
+    """Return the use from which what is placed ran before, with what its parked server keeps."""
+    placement = draft.running_switch().start.placement
+    known = () if placement is None else placement.baselines
+    before = next((b.used_bytes for b in known if b.device == device), None)
+    if placement is None or before is None:
+        return None
+    parked = draft.snapshot.parked_of(placement.target)
+    return before + (0 if parked is None else parked.footprint.on(device))
 
 
 def _need_of(draft: Draft, placement: Placement) -> Footprint:
@@ -222,6 +233,7 @@ def _asked_anew(draft: Draft, question: ReleaseQuestion, sample: MemorySample) -
         question,
         need_bytes=_need_of(draft, placement).on(device),
         baseline_used_bytes=baseline.used_bytes if baseline else None,
+        own_baseline_bytes=_own_baseline(draft, device),
     )
     draft.set_switch("gate", question=question)
     return question

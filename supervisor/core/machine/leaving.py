@@ -49,7 +49,9 @@ def begin_to_leave(draft: Draft, leaving: tuple[Backend, ...]) -> None:
         epochs=(*switch.leaving.epochs, *(b.epoch for b in leaving)),
         drain_deadline=drain_deadline(draft, leaving),
     )
-    restored = (Placement(target=b.target, footprint=b.footprint) for b in serving)
+    restored = (
+        Placement(target=b.target, footprint=b.footprint, baselines=b.baselines) for b in serving
+    )
     draft.set_switch("rollback", to_restore=(*switch.rollback.to_restore, *restored))
     expect_use(draft, leaving)
     for backend in serving:

@@ -133,9 +133,10 @@ class ReleaseQuestion(Struct, frozen=True, kw_only=True):
     `baseline_foreign_bytes` is what others held at that time, None where that is not known, and
     `baseline_exits` how many other servers have ended since (see `Baseline`).
     `is_freed_at_exit`: the kernel gives this memory back with the process, as it does the host's; a
-    GPU's driver does so later, and children that are gone prove nothing there. `is_return`: the
-    next backend ran here before, from the same baseline. `is_measured`: what a parked server keeps
-    there is measured by the reading that opens the gate, so that use must have come to rest.
+    GPU's driver does so later, and children that are gone prove nothing there.
+    `own_baseline_bytes`: the use from which the next backend ran here before, None where it did not
+    or where that is not known. `is_measured`: what a parked server keeps there is measured by the
+    reading that opens the gate, so that use must have come to rest.
     The operator's budget is accounted for before anything stops, so it is not part of this.
     """
 
@@ -147,7 +148,7 @@ class ReleaseQuestion(Struct, frozen=True, kw_only=True):
     baseline_foreign_bytes: int | None = None
     baseline_exits: int = 0
     is_freed_at_exit: bool = False
-    is_return: bool = False
+    own_baseline_bytes: int | None = None
     is_measured: bool = False
 
     @property
@@ -174,16 +175,25 @@ def pause_before_sample(index: int) -> float:
 
 
 def judge_release(question: ReleaseQuestion, samples: Sequence[MemorySample]) -> GateDecision:
-    """Say whether memory is released, from the samples taken since the old group was reaped."""
+    """Say whether memory is released, from the samples taken since the old group was reaped.
+
+    It is late as long as it is not free: a slow driver has the time that its last readings take.
+    """
     if not samples:
         return GateDecision(state=GateState.WAITING, reason="no sample yet")
-    enough, sentence = _is_enough_free(question, samples[-1])
-    wanted = question.wanted_samples
-    if enough and _is_stable(question, samples):
+    last = samples[-question.wanted_samples :]
+    enough, sentence = _is_enough_free(question, last[-1])
+    if not enough:
+        return judge_late(question, last[-1].taken_at, sentence)
+    is_repeated = len(last) == question.wanted_samples and all(
+        _is_enough_free(question, sample)[0] for sample in last
+    )
+    if is_repeated and _is_at_rest(question, last):
         return GateDecision(state=GateState.CONFIRMED, reason=sentence)
-    if enough:
-        sentence = f"{sentence}; waiting for {wanted} stable samples"
-    return replace(judge_late(question, samples[-1].taken_at, sentence), is_settling=enough)
+    waiting = f"{sentence}; waiting for {question.wanted_samples} stable samples"
+    if is_repeated:
+        return replace(judge_late(question, last[-1].taken_at, waiting), is_settling=True)
+    return GateDecision(state=GateState.WAITING, reason=waiting, is_settling=True)
 
 
 def judge_late(question: ReleaseQuestion, at: float, reason: str) -> GateDecision:
@@ -211,12 +221,9 @@ def _is_enough_free(question: ReleaseQuestion, sample: MemorySample) -> tuple[bo
     if need is None and (question.baseline_used_bytes is None or ends_with_process):
         return True, f"{free}, our children hold nothing"
     expected = _expected_use(question, sample)
-    # What returns to where it ran has room there, whatever was estimated; another may have none.
-    room_bytes = sample.free_bytes + policy.tolerance_bytes
-    has_room = need is None or question.is_return or room_bytes >= need
     # Signed: foreign tenants also leave, and use may fall below the baseline.
     is_back = expected is not None and sample.used_bytes - expected <= question.allowed_bytes
-    if expected is not None and is_back and has_room:
+    if expected is not None and is_back and _has_room(question, sample):
         return True, (
             f"{question.device}: use is back at the baseline "
             f"({format_bytes(sample.used_bytes)} used, {format_bytes(expected)} expected)"
@@ -229,6 +236,17 @@ def _is_enough_free(question: ReleaseQuestion, sample: MemorySample) -> tuple[bo
     )
 
 
+def _has_room(question: ReleaseQuestion, sample: MemorySample) -> bool:
+    """Whether there is as much as is needed, or as much as there was when the same ran here.
+
+    The need is an estimate; that it ran beside so much use is a fact.
+    """
+    need, own_bytes = question.need_bytes, question.own_baseline_bytes
+    if need is None or sample.free_bytes + question.policy.tolerance_bytes >= need:
+        return True
+    return own_bytes is not None and sample.used_bytes - own_bytes <= question.allowed_bytes
+
+
 def _expected_use(question: ReleaseQuestion, sample: MemorySample) -> int | None:
     """Use that proves our share to be back: the baseline, moved by what others did since.
 
@@ -237,15 +255,16 @@ def _expected_use(question: ReleaseQuestion, sample: MemorySample) -> int | None
     there it does not count.
     """
     baseline = question.baseline_used_bytes
-    growth = _foreign_growth(question, sample)
-    if baseline is None or growth is None:
-        return baseline
-    return baseline + (growth if question.need_bytes is None else min(0, growth))
+    growth = growth_of_others(question.baseline_foreign_bytes, sample)
+    if baseline is None:
+        return None
+    return max(0, baseline + (growth if question.need_bytes is None else min(0, growth)))
 
 
-def _foreign_growth(question: ReleaseQuestion, sample: MemorySample) -> int | None:
-    before, now = question.baseline_foreign_bytes, sample.foreign_bytes
-    return None if before is None or now is None else now - before
+def growth_of_others(before: int | None, sample: MemorySample) -> int:
+    """Return how much more others hold than before, as far as that is known. Signed."""
+    now = sample.foreign_bytes
+    return 0 if before is None or now is None else now - before
 
 
 def _name_others(question: ReleaseQuestion, sample: MemorySample) -> str:
@@ -253,16 +272,12 @@ def _name_others(question: ReleaseQuestion, sample: MemorySample) -> str:
     others = sample.held_by(HolderRole.FOREIGN, HolderRole.UNSEEN)[:3]
     if not others:
         return ""
-    growth = _foreign_growth(question, sample) or 0
+    growth = growth_of_others(question.baseline_foreign_bytes, sample)
     more = f", {format_bytes(growth)} more than before" if growth > 0 else ""
     return f"; others hold memory{more}: {', '.join(holder.describe() for holder in others)}"
 
 
-def _is_stable(question: ReleaseQuestion, samples: Sequence[MemorySample]) -> bool:
-    """The last N samples all show enough, so that a passing dip does not open the gate."""
-    wanted = question.wanted_samples
-    last = samples[-wanted:]
-    used = [sample.used_bytes for sample in last]
-    if question.is_measured and max(used) - min(used) > question.policy.tolerance_bytes:
-        return False
-    return len(last) == wanted and all(_is_enough_free(question, s)[0] for s in last)
+def _is_at_rest(question: ReleaseQuestion, samples: Sequence[MemorySample]) -> bool:
+    """Whether use has come to rest, where that is asked for."""
+    used = [sample.used_bytes for sample in samples]
+    return not question.is_measured or max(used) - min(used) <= question.policy.tolerance_bytes

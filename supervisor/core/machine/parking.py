@@ -14,7 +14,12 @@ from msgspec.structs import replace
 
 from supervisor.core.machine.draft import Draft
 from supervisor.core.machine.footprint import Baseline, Footprint
-from supervisor.core.machine.memory import HolderRole, MemorySample, ReleaseQuestion
+from supervisor.core.machine.memory import (
+    HolderRole,
+    MemorySample,
+    ReleaseQuestion,
+    growth_of_others,
+)
 from supervisor.core.machine.packing import resident_bytes
 from supervisor.core.machine.preflight import room_after
 from supervisor.core.machine.residency import Plan, baselines_after
@@ -213,7 +218,8 @@ def measure_kept(draft: Draft, question: ReleaseQuestion, sample: MemorySample) 
     parked, baseline_bytes = parked_by_switch(draft), question.baseline_used_bytes
     if baseline_bytes is None or not question.is_measured:
         return question
-    left_bytes = max(0, sample.used_bytes - baseline_bytes - _grown(question, sample))
+    grown_bytes = growth_of_others(question.baseline_foreign_bytes, sample)
+    left_bytes = max(0, sample.used_bytes - baseline_bytes - grown_bytes)
     for backend in parked:
         if not is_unmeasured(draft, backend, question.device):
             continue
@@ -241,7 +247,7 @@ def recount_kept(draft: Draft, sample: MemorySample, waking: Placement) -> None:
         baseline = next((b for b in after if b.device == device), None)
         if baseline is None:
             continue
-        grown_bytes = _grown_since(baseline.foreign_bytes, sample)
+        grown_bytes = growth_of_others(baseline.foreign_bytes, sample)
         left_bytes = max(0, sample.used_bytes - baseline.used_bytes - grown_bytes)
         most_bytes = backend.footprint.on(device)
         is_waking = backend.target.is_same(waking.target)
@@ -257,18 +263,8 @@ def recount_kept(draft: Draft, sample: MemorySample, waking: Placement) -> None:
             _put_kept(draft, backend, Footprint(shares=(*others, (device, kept_bytes))))
 
 
-def _grown(question: ReleaseQuestion, sample: MemorySample) -> int:
-    return _grown_since(question.baseline_foreign_bytes, sample)
-
-
-def _grown_since(before: int | None, sample: MemorySample) -> int:
-    """Return how much more others hold than before, where that is known."""
-    now = sample.foreign_bytes
-    return 0 if before is None or now is None else now - before
-
-
 def _baseline(question: ReleaseQuestion, used_bytes: int, sample: MemorySample) -> Baseline:
-    grown_bytes = _grown(question, sample)
+    grown_bytes = growth_of_others(question.baseline_foreign_bytes, sample)
     return Baseline(
         device=question.device,
         used_bytes=used_bytes + grown_bytes,

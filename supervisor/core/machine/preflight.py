@@ -4,7 +4,12 @@ from collections.abc import Sequence
 
 from supervisor.core.byte_size import format_bytes
 from supervisor.core.machine.events import TargetAccepted
-from supervisor.core.machine.memory import HolderRole, MemorySample, OnUnconfirmed
+from supervisor.core.machine.memory import (
+    HolderRole,
+    MemorySample,
+    OnUnconfirmed,
+    growth_of_others,
+)
 from supervisor.core.machine.packing import capacity_of, died_just_now, resident_bytes
 from supervisor.core.machine.residency import Plan, baselines_after
 from supervisor.core.machine.snapshot import Snapshot
@@ -139,9 +144,7 @@ def room_after(
     after = baselines_after(snapshot.backends, leaving)
     baseline = next((b for b in after if b.device == device.name), None)
     if baseline is not None:
-        used_bytes = baseline.used_bytes
-        if baseline.foreign_bytes is not None and memory.foreign_bytes is not None:
-            used_bytes += memory.foreign_bytes - baseline.foreign_bytes
+        used_bytes = baseline.used_bytes + growth_of_others(baseline.foreign_bytes, memory)
         room_bytes = max(room_bytes, memory.total_bytes - used_bytes)
     room_bytes = min(room_bytes, memory.total_bytes)
     arithmetic = f"{device.name} has {format_bytes(memory.free_bytes)} free"

@@ -66,11 +66,18 @@ def baselines_of_the_dead(draft: Draft) -> tuple[Baseline, ...]:
     Without it, memory that a dead server still holds would become part of its successor's baseline.
     """
     return tuple(
-        baseline
-        for down in draft.snapshot.recoveries
-        if down.beside == _beside(draft, down.baselines)
-        for baseline in down.baselines
+        baseline for down in draft.snapshot.recoveries for baseline in _still_true(draft, down)
     )
+
+
+def baselines_of(draft: Draft, target: Target) -> tuple[Baseline, ...]:
+    """Return the use from which a target that died ran, while nothing has changed since."""
+    down = draft.snapshot.recovery(target.model)
+    return _still_true(draft, down) if down is not None and down.target.is_same(target) else ()
+
+
+def _still_true(draft: Draft, down: Recovery) -> tuple[Baseline, ...]:
+    return down.baselines if down.beside == _beside(draft, down.baselines) else ()
 
 
 def _beside(draft: Draft, baselines: tuple[Baseline, ...]) -> tuple[tuple[int, int], ...]:

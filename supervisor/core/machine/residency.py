@@ -6,7 +6,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from supervisor.core.machine.footprint import Baseline, Footprint
-from supervisor.core.machine.memory import MemorySample, ReleaseQuestion
+from supervisor.core.machine.memory import MemorySample, ReleaseQuestion, growth_of_others
 from supervisor.core.machine.packing import Cost, cheapest_to_leave, fits_with
 from supervisor.core.machine.rules import SwitchRules
 from supervisor.core.machine.snapshot import Snapshot
@@ -132,7 +132,7 @@ def baseline_at_start(
     Then what the device was expected to return to stays valid, and what the driver keeps of the
     old backend has not been seen yet.
     """
-    expected = expected_use(snapshot, question)
+    expected = expected_use(snapshot, question, sample)
     if expected is None or sample.used_bytes - expected <= question.allowed_bytes:
         expected, exits = sample.used_bytes, 0
     else:
@@ -145,13 +145,18 @@ def baseline_at_start(
     )
 
 
-def expected_use(snapshot: Snapshot, question: ReleaseQuestion) -> int | None:
-    """Return the use that a device should be back at, where nothing starts; None: not known."""
-    if question.baseline_used_bytes is not None:
-        return question.baseline_used_bytes
-    pool = snapshot.pool(question.device)
-    there = [b for b in snapshot.backends if b.footprint.on(*pool)]
-    return _use_with(there[-1], pool) if there else None
+def expected_use(snapshot: Snapshot, question: ReleaseQuestion, sample: MemorySample) -> int | None:
+    """Return the use of a device by what is there and by others, by now; None: not known."""
+    used_bytes, foreign_bytes = question.baseline_used_bytes, question.baseline_foreign_bytes
+    if used_bytes is None:
+        pool = snapshot.pool(question.device)
+        there = [b for b in snapshot.backends if b.footprint.on(*pool)]
+        before = _baseline_on(there[-1], pool) if there else None
+        if before is None:
+            return None
+        used_bytes = before.used_bytes + there[-1].footprint.on(*pool)
+        foreign_bytes = before.foreign_bytes
+    return used_bytes + growth_of_others(foreign_bytes, sample)
 
 
 def with_risen_floor(
@@ -162,7 +167,7 @@ def with_risen_floor(
     Those that stay for long were started from a floor that has risen since, with each server that
     ended beside them. By how much is known whenever the use is seen to be back.
     """
-    expected = expected_use(snapshot, question)
+    expected = expected_use(snapshot, question, sample)
     if expected is None or sample.used_bytes - expected > question.allowed_bytes:
         return snapshot.backends
     risen_bytes = max(0, sample.used_bytes - expected)
@@ -179,10 +184,8 @@ def _raised(backend: Backend, device: str, risen_bytes: int) -> Backend:
     return replace(backend, baselines=baselines)
 
 
-def _use_with(backend: Backend, pool: tuple[str, ...]) -> int | None:
-    """Return the use of a memory right after a backend took its share, where that is known."""
-    before = next((b for device in pool if (b := backend.baseline(device))), None)
-    return None if before is None else before.used_bytes + backend.footprint.on(*pool)
+def _baseline_on(backend: Backend, pool: tuple[str, ...]) -> Baseline | None:
+    return next((b for device in pool if (b := backend.baseline(device))), None)
 
 
 def without(

@@ -83,6 +83,7 @@ from supervisor.core.machine.parking import (
 )
 from supervisor.core.machine.placing import choose_place
 from supervisor.core.machine.recovery import (
+    baselines_of,
     baselines_of_the_dead,
     forget_recovery,
     forget_unloaded,
@@ -136,7 +137,8 @@ def accept_target(draft: Draft, event: TargetAccepted) -> None:
     _note_needs(draft, target, event)
     target, footprint = chosen.target, chosen.footprint or event.need.footprint
     switch = draft.set_switch("order", target=target)
-    place(draft, Placement(target=target, footprint=footprint))
+    before = baselines_of(draft, target) if switch.order.is_recovery else ()
+    place(draft, Placement(target=target, footprint=footprint, baselines=before))
     expect_use_of_the_dead(draft, baselines_of_the_dead(draft))
     own = next((r for r in event.readings if r.device == target.device), None)
     draft.set_switch("notes", memory_before=own)

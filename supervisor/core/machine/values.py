@@ -149,10 +149,14 @@ class Target(Struct, frozen=True, kw_only=True):
 
 
 class Placement(Struct, frozen=True, kw_only=True):
-    """A target and what it is accounted for."""
+    """A target and what it is accounted for.
+
+    `baselines`: of what ran before, the use of its devices from before that, where it is known.
+    """
 
     target: Target
     footprint: Footprint
+    baselines: tuple[Baseline, ...] = ()
 
 
 class TargetNeed(Struct, frozen=True, kw_only=True):

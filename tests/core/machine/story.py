@@ -31,7 +31,7 @@ from supervisor.core.machine.events import (
     WarmingBegun,
 )
 from supervisor.core.machine.invariants import violations
-from supervisor.core.machine.memory import MemorySample
+from supervisor.core.machine.memory import Holder, HolderRole, MemorySample
 from supervisor.core.machine.rules import DrainPolicy, SwitchRules
 from supervisor.core.machine.snapshot import Snapshot
 from supervisor.core.machine.step import step
@@ -84,6 +84,17 @@ class Story:
             target=target,
             requested_by="ops",
             drain_policy=policy,
+        )
+
+    def unload(self, name: str | None) -> tuple[Command, ...]:
+        """Request that a model goes, or (None) all that are not pinned."""
+        self.switches += 1
+        return self.tell(
+            SwitchRequested,
+            switch_id=f"s{self.switches}",
+            target=None,
+            requested_by="ops",
+            unloads=name,
         )
 
     def accept(
@@ -222,6 +233,16 @@ class Story:
     @property
     def phase(self) -> Phase | None:
         return self.snapshot.switch.phase if self.snapshot.switch else None
+
+
+class WatchedStory(Story):
+    """One in which the driver says what others hold."""
+
+    others_bytes = 0
+
+    def reading(self, used_bytes: int, device: str = "gpu0") -> MemorySample:
+        tenant = Holder(pid=7, used_bytes=self.others_bytes, role=HolderRole.FOREIGN)
+        return replace(super().reading(used_bytes, device), holders=(tenant,))
 
 
 def report_in(commands: tuple[Command, ...]) -> SwitchReport:

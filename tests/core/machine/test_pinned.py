@@ -3,8 +3,8 @@
 import pytest
 from msgspec.structs import replace
 
-from supervisor.core.machine.commands import Command, ReleaseMemory
-from supervisor.core.machine.events import RequestArrived, RulesChanged, SwitchRequested
+from supervisor.core.machine.commands import ReleaseMemory
+from supervisor.core.machine.events import RequestArrived, RulesChanged
 from supervisor.core.machine.rules import Limits, ModelRules, SwitchRules
 from supervisor.core.machine.values import BackendState, Outcome
 from tests.core.machine.story import (
@@ -33,17 +33,6 @@ def story() -> Story:
     made.make_live(CHAT, used_bytes=8 * GIB)
     made.now += made.snapshot.rules.manual_hold_s
     return made
-
-
-def unload(story: Story, name: str | None) -> tuple[Command, ...]:
-    story.switches += 1
-    return story.tell(
-        SwitchRequested,
-        switch_id=f"s{story.switches}",
-        target=None,
-        requested_by="ops",
-        unloads=name,
-    )
 
 
 def test_switch_by_hand_that_needs_its_room_is_refused_with_its_name(story: Story) -> None:
@@ -91,7 +80,7 @@ def test_request_that_would_need_its_room_is_told_so_and_stops_nobody(story: Sto
 def test_request_that_was_refused_for_it_is_served_once_it_was_unloaded(story: Story) -> None:
     story.tell(RequestArrived, request_id="r1", target=RERANK, may_switch=True)
     story.accept(need_bytes=16 * GIB)
-    unload(story, "embed")
+    story.unload("embed")
     story.reap(story.snapshot.backends[0].epoch)
     story.confirm(8 * GIB)
     story.now += story.snapshot.rules.manual_hold_s
@@ -101,7 +90,7 @@ def test_request_that_was_refused_for_it_is_served_once_it_was_unloaded(story: S
 
 
 def test_hand_unloads_it_by_its_name_and_the_others_stay(story: Story) -> None:
-    (stop,) = unload(story, "embed")
+    (stop,) = story.unload("embed")
     assert isinstance(stop, ReleaseMemory)
     story.reap(stop.epoch)
     story.confirm(8 * GIB)
@@ -109,18 +98,18 @@ def test_hand_unloads_it_by_its_name_and_the_others_stay(story: Story) -> None:
 
 
 def test_unload_of_all_leaves_it_live_and_says_so(story: Story) -> None:
-    (stop,) = unload(story, None)
+    (stop,) = story.unload(None)
     assert isinstance(stop, ReleaseMemory)
     story.reap(stop.epoch)
     report = report_in(story.confirm(8 * GIB))
     assert report.reason == "'embed' stays: what is pinned is unloaded by its name only"
     assert story.snapshot.live_models() == ("embed",)
-    again = report_in(unload(story, None))
+    again = report_in(story.unload(None))
     assert again.outcome is Outcome.UNCHANGED
 
 
 def test_unload_of_a_model_that_is_not_live_changes_nothing(story: Story) -> None:
-    assert report_in(unload(story, "rerank")).outcome is Outcome.UNCHANGED
+    assert report_in(story.unload("rerank")).outcome is Outcome.UNCHANGED
 
 
 def test_it_gives_way_to_itself_with_another_profile() -> None:

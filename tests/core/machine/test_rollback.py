@@ -248,6 +248,24 @@ def test_second_that_is_back_remembers_the_use_that_the_first_one_makes(two_stop
     assert baselines == {"chat": 0, "embed": 8 * GIB}
 
 
+def test_second_is_not_started_where_others_have_taken_what_it_had() -> None:
+    """Use is back at what it was before the first one, and the second one never ran beside that."""
+    story = Story(SHARED)
+    story.make_live(CHAT, need_bytes=4 * GIB, used_bytes=12 * GIB)  # others hold 12 GiB, and leave
+    story.make_live(EMBED, need_bytes=12 * GIB, used_bytes=4 * GIB)
+    story.ask_for(RERANK)
+    story.accept(need_bytes=20 * GIB, used_bytes=16 * GIB)
+    story.reap(1)
+    story.reap(2)
+    story.answer_until_the_gate_decides(lambda: story.show(12 * GIB))  # they are back
+    story.start(used_bytes=12 * GIB)
+
+    failed = story.answer_until_the_gate_decides(lambda: story.show(16 * GIB))
+    assert facts_in(failed)["rolled_back"] is False
+    assert "8.0 GiB free, 12.0 GiB needed" in failure_in(failed)[1]
+    assert story.snapshot.live_models() == ("chat",)
+
+
 def test_what_is_back_already_stays_when_the_next_one_fails(two_stopped: Story) -> None:
     two_stopped.start()
     two_stopped.confirm(used_bytes=8 * GIB)

@@ -5,7 +5,7 @@ from msgspec.structs import replace
 
 from supervisor.core.machine.commands import Command, ReleaseMemory, SampleMemory, StartBackend
 from supervisor.core.machine.events import MemoryUnreadable, RulesChanged, SwitchRequested
-from supervisor.core.machine.memory import Holder, HolderRole, MemorySample, OnUnconfirmed
+from supervisor.core.machine.memory import OnUnconfirmed
 from supervisor.core.machine.rules import DrainPolicy, Limits, ModelRules, SwitchRules
 from supervisor.core.machine.switch import SCHEDULER
 from supervisor.core.machine.values import Phase
@@ -16,6 +16,7 @@ from tests.core.machine.story import (
     RERANK,
     SHARED,
     Story,
+    WatchedStory,
     failure_in,
 )
 
@@ -121,21 +122,11 @@ def test_who_is_pinned_stays_all_the_same(story: Story) -> None:
     assert code == "memory_not_released"
 
 
-class Seen(Story):
-    """One in which the driver says what others hold."""
-
-    others_bytes = 0
-
-    def reading(self, used_bytes: int, device: str = "gpu0") -> MemorySample:
-        tenant = Holder(pid=7, used_bytes=self.others_bytes, role=HolderRole.FOREIGN)
-        return replace(super().reading(used_bytes, device), holders=(tenant,))
-
-
 @pytest.mark.parametrize(("others_gib", "who_leaves"), [(10, [CHAT_ID]), (14, [])])
 def test_nobody_leaves_where_that_would_not_be_enough(
     others_gib: int, who_leaves: list[int]
 ) -> None:
-    story = Seen(SHARED)
+    story = WatchedStory(SHARED)
     story.make_live(CHAT)
     story.ask_for(RERANK)
     story.accept(12 * GIB, used_bytes=8 * GIB)

@@ -210,7 +210,8 @@ class World(RuleBasedStateMachine):
             return
         switch = self.snapshot.switch
         target = switch.target if switch and switch.switch_id == switch_id else None
-        if switch_id in self.recovering:  # one that needs more than before is tried for ever
+        is_recovery = switch_id in self.recovering
+        if is_recovery:  # one that needs more than before, or has no reading, is tried for ever
             before = [size for e, size in self.takes.items() if self.targets[e] == target]
             need = min([need, *before[-1:]])
         self.needs.setdefault(switch_id, need)
@@ -225,7 +226,7 @@ class World(RuleBasedStateMachine):
                 readings=tuple(
                     self.reading(name, 0 if name == "host" else need % 3) for name in devices
                 )
-                if target and need % 4
+                if target and (is_recovery or need % 4)
                 else (),
                 elsewhere=tuple(
                     (name, TargetNeed(footprint=taking(need, name))) for name in others
@@ -314,6 +315,8 @@ class World(RuleBasedStateMachine):
         if isinstance(event, BackendExited):
             self.check_part(before, event)
             self.note_death(before, event)
+        if isinstance(event, BackendReady):
+            self.idle_since[event.epoch] = self.now
         switch = self.snapshot.switch
         if switch is not None and switch.switch_id not in self.live_before:
             self.note_begin(switch)
@@ -386,7 +389,9 @@ class World(RuleBasedStateMachine):
             assert self.snapshot.recoveries == before.recoveries
         if part is Part.ORDERED_OUT:
             assert self.snapshot.recoveries == before.recoveries
-            assert self.snapshot.switch == before.switch
+            begun = self.snapshot.switch  # the scheduler's, into the room that there is now
+            is_begun = begun is not None and begun.order.requested_by == SCHEDULER
+            assert begun == before.switch or (before.switch is None and is_begun)
         if part is Part.SERVING:
             assert event.epoch in self.was_ready
             assert self.snapshot.recovery(backend.target.model)
@@ -576,6 +581,8 @@ class World(RuleBasedStateMachine):
         assert switch.gate.question.need_bytes == max(0, whole_bytes - kept_bytes)
         assert {r.device for r in readings} == {command.target.device}
         assert len({r.taken_at for r in readings}) == len(readings)
+        room_bytes = event.sample.free_bytes + switch.gate.question.allowed_bytes
+        assert room_bytes >= switch.gate.question.need_bytes
         assert set(switch.leaving.epochs) & set(self.alive) <= set(self.on_host)
         started = {e for e, s in self.started_by.items() if s == switch.switch_id}
         gone = set(switch.leaving.epochs) | (started - self.was_ready)
