@@ -233,10 +233,11 @@ def measure_kept(draft: Draft, question: ReleaseQuestion, sample: MemorySample) 
 def recount_kept(draft: Draft, sample: MemorySample, waking: Placement) -> None:
     """Count what parked servers keep of a device by a reading of it: less, where it shows less.
 
-    More only for the one that is to be woken, and only where the driver lists it: it was taken for
-    less while others gave memory back. One that is not listed is passed over while others are on
-    the device that came after it, for what they take is an estimate; but not where it is about to
-    be woken: it must not be taken to have what it does not.
+    More only where the driver lists it, for one that was taken for less while others gave memory
+    back: for the one that is to be woken, and before a switch is planned, so that it can make way.
+    One that is not listed is passed over while others are on the device that came after it, for
+    what they take is an estimate; but not where it is about to be woken: it must not be taken to
+    have what it does not.
     """
     device, backends = sample.device, draft.snapshot.backends
     is_planned = draft.running_switch().phase is Phase.PREFLIGHT
@@ -254,13 +255,21 @@ def recount_kept(draft: Draft, sample: MemorySample, waking: Placement) -> None:
         behind = backends[backends.index(backend) + 1 :]
         if backend.pid in listed:
             left_bytes = listed[backend.pid]
-            most_bytes = max(most_bytes, waking.footprint.on(device)) if is_waking else most_bytes
+            if is_waking:
+                most_bytes = max(most_bytes, waking.footprint.on(device))
+            elif is_planned:
+                most_bytes += _unaccounted(draft.snapshot, device)
         elif (is_planned or not is_waking) and any(b.footprint.on(device) for b in behind):
             continue
         kept_bytes = min(most_bytes, left_bytes)
         if kept_bytes != backend.footprint.on(device):
             others = (share for share in backend.footprint.shares if share[0] != device)
             _put_kept(draft, backend, Footprint(shares=(*others, (device, kept_bytes))))
+
+
+def _unaccounted(snapshot: Snapshot, device: str) -> int:
+    taken_bytes = resident_bytes(snapshot, snapshot.backends, device)
+    return max(0, snapshot.devices[device].budget_bytes - taken_bytes)
 
 
 def _baseline(question: ReleaseQuestion, used_bytes: int, sample: MemorySample) -> Baseline:

@@ -493,6 +493,23 @@ def test_a_parked_server_makes_way_where_it_keeps_too_much(place: Place, chat: i
     assert place.backend(chat).state is BackendState.STOPPING
 
 
+def test_one_that_was_taken_to_keep_nothing_makes_way_by_what_the_driver_lists(
+    place: Place,
+) -> None:
+    """Others gave as much back meanwhile as it keeps."""
+    chat = place.make_live(PARKING_CHAT, used_bytes=2 * GIB)
+    place.tell(BackendSpawned, epoch=chat, pid=CHAT_PID, address="a.sock")
+    embed = place.switch_to(EMBED, left_gib=2, need_gib=4)
+    assert place.backend(chat).footprint.on("gpu0") == 0
+
+    kept = (Holder(pid=CHAT_PID, used_bytes=2 * GIB, role=HolderRole.CHILD),)
+    place.ask_for(RERANK)
+    listed = replace(place.reading(6 * GIB), holders=kept)
+    host = place.reading(0, "host")
+    stops = place.accept(22 * GIB, also=(listed, host))
+    assert {c.epoch for c in stops if is_stop(c)} == {chat, embed}
+
+
 def test_what_a_woken_server_keeps_already_counts_for_who_makes_room() -> None:
     place = Place(gpu=SHARED)
     place.make_live(PARKING_CHAT)
