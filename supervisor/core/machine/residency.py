@@ -146,7 +146,7 @@ def baseline_at_start(
 
 
 def expected_use(snapshot: Snapshot, question: ReleaseQuestion, sample: MemorySample) -> int | None:
-    """Return the use of a device by what is there and by others, by now; None: not known."""
+    """Return the use of a device that what is there and others explain; None: not known."""
     used_bytes, foreign_bytes = question.baseline_used_bytes, question.baseline_foreign_bytes
     if used_bytes is None:
         pool = snapshot.pool(question.device)

@@ -1,16 +1,24 @@
 """What others take of a device, or give back, while a model is live there is not taken for ours."""
 
+import pytest
+
 from supervisor.core.machine.values import Outcome
 from tests.core.machine.story import CHAT, EMBED, GIB, SHARED, WatchedStory, failure_in, report_in
 
 
-def test_what_others_took_before_a_start_is_not_waited_for_behind_it() -> None:
+@pytest.fixture
+def story() -> WatchedStory:
+    """Chat was live alone; others took 2 GiB, and the gate is to open for embed in its place."""
     story = WatchedStory()
     story.make_live(CHAT)
     story.ask_for(EMBED)
     story.accept()
     story.reap(1)
     story.others_bytes = 2 * GIB
+    return story
+
+
+def test_what_others_took_before_a_start_is_not_waited_for_behind_it(story: WatchedStory) -> None:
     story.start(used_bytes=2 * GIB)
 
     story.ask_for(None)
@@ -18,14 +26,8 @@ def test_what_others_took_before_a_start_is_not_waited_for_behind_it() -> None:
     assert report_in(story.confirm(used_bytes=2 * GIB)).outcome is Outcome.SWITCHED
 
 
-def test_what_others_took_does_not_hide_what_is_held_still() -> None:
-    """The next one starts beside 4 GiB that the driver has not given back, and 2 GiB of others."""
-    story = WatchedStory()
-    story.make_live(CHAT)
-    story.ask_for(EMBED)
-    story.accept()
-    story.reap(1)
-    story.others_bytes = 2 * GIB
+def test_what_others_took_does_not_hide_what_is_held_still(story: WatchedStory) -> None:
+    """Embed starts beside 4 GiB that the driver has not given back yet."""
     story.start(used_bytes=6 * GIB)
 
     story.ask_for(None)
