@@ -8,8 +8,6 @@ from typing import Any, NotRequired, TypedDict
 
 import msgspec
 
-from supervisor.vector_store.port import CollectionInfo
-
 
 class Lines(TypedDict):
     """How many lines of a job there are, and what became of them."""
@@ -52,12 +50,6 @@ class Found(TypedDict):
     """Passages, the nearest first."""
 
     hits: Sequence[Hit]
-
-
-class Collections(msgspec.Struct, frozen=True):
-    """All collections."""
-
-    collections: Sequence[CollectionInfo]
 
 
 class WrittenPoints(msgspec.Struct, frozen=True):

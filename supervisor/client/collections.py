@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-from supervisor.client.answers import Collections, WrittenPoints
+from supervisor.client.answers import WrittenPoints
 from supervisor.client.connection import Connection
-from supervisor.vector_store.port import CollectionInfo, Point, PointPage, VectorSpace
+from supervisor.vector_store.port import CollectionInfo, Collections, Point, PointPage, VectorSpace
 
 
 class RemoteCollections:
@@ -19,10 +19,9 @@ class RemoteCollections:
         self._connection = connection
         self._spaces: dict[str, VectorSpace] = {}
 
-    async def all(self) -> Sequence[CollectionInfo]:
-        """Return all collections, by name."""
-        answer = await self._connection.ask("GET", "collections", shape=Collections)
-        return answer.collections
+    async def all(self) -> Collections:
+        """Return all collections."""
+        return await self._connection.ask("GET", "collections", shape=Collections)
 
     async def collection(self, name: str) -> CollectionInfo:
         """Return one collection, with its counts."""

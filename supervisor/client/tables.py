@@ -15,7 +15,7 @@ from rich.text import Text
 
 from supervisor.client.answers import Hit, Job, Lines
 from supervisor.client.files import from_here, printable
-from supervisor.vector_store.port import CollectionInfo
+from supervisor.vector_store.port import Collections
 
 _UNITS = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
@@ -49,17 +49,20 @@ def print_hits(hits: Sequence[Hit]) -> None:
     _console().print(table if hits else "nothing was found")
 
 
-def print_collections(collections: Sequence[CollectionInfo]) -> None:
-    """Print collections with their models and counts."""
+def print_collections(found: Collections) -> None:
+    """Print collections with their models and counts, and those that cannot be opened."""
     table = Table(show_edge=False)
     for name in ("collection", "model", "dimension"):
         table.add_column(name, overflow="fold")
     for name in ("documents", "chunks", "indexed"):
         table.add_column(name, justify="right", overflow="fold")
-    for each in collections:
+    for each in found.collections:
         counts = (each.documents, each.chunks, each.indexed)
         table.add_row(Text(each.name), Text(each.model), str(each.dimension), *map(str, counts))
-    _console().print(table if collections else "no collections")
+    if found.collections or not found.damaged:
+        _console().print(table if found.collections else "no collections")
+    for damaged in found.damaged:
+        _console().print(Text(f"{damaged.name}: {damaged.reason}"))
 
 
 def print_job(job: Job) -> None:

@@ -41,7 +41,7 @@ def collections(
 
     async def ask(connection: Connection) -> None:
         found = await RemoteCollections(connection).all()
-        print_json({"collections": found}) if as_json else print_collections(found)
+        print_json(found) if as_json else print_collections(found)
 
     ask_controller(url, profiles, ask)
 

@@ -117,7 +117,7 @@ class StoredVectors:
     async def collections(self, _: Parameters) -> Answer:
         """List the collections."""
         store = await self._opener.store()
-        return json_answer({"collections": await store.collections()})
+        return json_answer(await store.collections())
 
     async def collection(self, asked: CollectionParameters) -> Answer:
         """Describe one collection."""

@@ -24,6 +24,7 @@ from supervisor.vector_store.messages import (
 from supervisor.vector_store.port import (
     MAX_BATCH,
     CollectionInfo,
+    Collections,
     Filter,
     Hit,
     Point,
@@ -54,11 +55,9 @@ class EdgeStore:
             await self._process.ask(EnsureCollection(name, model, dimension), None)
             self._spaces[name] = given
 
-    async def collections(self) -> Sequence[CollectionInfo]:
-        """Return all collections, by name."""
-        found: list[CollectionInfo] = await self._process.ask(
-            ListCollections(), list[CollectionInfo]
-        )
+    async def collections(self) -> Collections:
+        """Return all collections."""
+        found: Collections = await self._process.ask(ListCollections(), Collections)
         return found
 
     async def space(self, name: str) -> VectorSpace:

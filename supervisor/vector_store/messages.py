@@ -20,7 +20,7 @@ class EnsureCollection(msgspec.Struct, frozen=True, array_like=True, tag="ensure
 
 
 class ListCollections(msgspec.Struct, frozen=True, array_like=True, tag="collections"):
-    """Answered with a CollectionInfo for each."""
+    """Answered with Collections."""
 
 
 class DescribeCollection(msgspec.Struct, frozen=True, array_like=True, tag="collection"):

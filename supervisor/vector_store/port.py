@@ -150,6 +150,20 @@ class CollectionInfo(msgspec.Struct, frozen=True, kw_only=True):
     indexed: int
 
 
+class DamagedCollection(msgspec.Struct, frozen=True, kw_only=True):
+    """A collection that is there and cannot be opened, and why."""
+
+    name: str
+    reason: str
+
+
+class Collections(msgspec.Struct, frozen=True, kw_only=True):
+    """All collections, by name."""
+
+    collections: Sequence[CollectionInfo]
+    damaged: Sequence[DamagedCollection] = ()
+
+
 class Range(
     msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
 ):
@@ -187,8 +201,8 @@ class VectorStore(Protocol):
         """
         ...
 
-    async def collections(self) -> Sequence[CollectionInfo]:
-        """Return all collections, by name."""
+    async def collections(self) -> Collections:
+        """Return all collections."""
         ...
 
     async def space(self, name: str) -> VectorSpace:

@@ -21,6 +21,7 @@ from supervisor.errors import RequestRefused
 from supervisor.vector_store.port import (
     MAX_BATCH,
     CollectionInfo,
+    Collections,
     Condition,
     Filter,
     Hit,
@@ -75,15 +76,15 @@ class ServerStore:
                     await self._create(name, given)
         require_same(name, await self.space(name), given)
 
-    async def collections(self) -> Sequence[CollectionInfo]:
-        """Return all collections that are ours, by name."""
+    async def collections(self) -> Collections:
+        """Return all collections that are ours."""
         with self._failures_told():
             found = (await self._client.get_collections()).collections
             described = [
                 (each.name, await self._client.get_collection(each.name)) for each in found
             ]
         ours = sorted(name for name, each in described if _space_of(each) is not None)
-        return [await self.collection(name) for name in ours]
+        return Collections(collections=[await self.collection(name) for name in ours])
 
     async def space(self, name: str) -> VectorSpace:
         """Return what the vectors of a collection have in common."""

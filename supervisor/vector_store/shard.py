@@ -68,6 +68,9 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     shard: str
 
 
+_REMEDY = "restore the folder from a copy, or delete the collection"
+
+
 class Shard:
     """An open collection. `create` and `load` open it."""
 
@@ -103,8 +106,7 @@ class Shard:
         except msgspec.MsgspecError as error:
             raise RequestRefused(
                 "store_failed",
-                f"{folder / DESCRIPTION} cannot be read: {error}; restore the folder from a copy, "
-                "or move it away",
+                f"{folder / DESCRIPTION} cannot be read: {error}; {_REMEDY}",
             ) from error
         if description.format > _FORMAT:
             raise RequestRefused(
@@ -115,7 +117,13 @@ class Shard:
         for path in folder.glob("shard-*"):
             if path.name != description.shard:
                 shutil.rmtree(path)  # a copy whose index was not finished, or the one before it
-        return cls(folder, description, EdgeShard.load(str(folder / description.shard)))
+        try:
+            engine = EdgeShard.load(str(folder / description.shard))
+        except BaseException as error:  # a panic of a Rust library is no Exception
+            raise RequestRefused(
+                "store_failed", f"{folder} cannot be opened: {error}; {_REMEDY}"
+            ) from error
+        return cls(folder, description, engine)
 
     @property
     def space(self) -> VectorSpace:

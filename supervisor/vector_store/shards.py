@@ -17,6 +17,8 @@ from supervisor.errors import RequestRefused
 from supervisor.own_process import command_of, python_path
 from supervisor.vector_store.port import (
     CollectionInfo,
+    Collections,
+    DamagedCollection,
     Filter,
     Hit,
     Point,
@@ -54,10 +56,15 @@ class Shards:
             self._open[name] = Shard.create(self._folder / name, given)
         require_same(name, self._shard(name).space, given)
 
-    async def collections(self) -> list[CollectionInfo]:
-        """Return all collections, by name."""
-        names = sorted(path.parent.name for path in self._folder.glob(f"*/{DESCRIPTION}"))
-        return [self._shard(name).info() for name in names]
+    async def collections(self) -> Collections:
+        """Return all collections: one that cannot be opened hides no other."""
+        found, damaged = list[CollectionInfo](), list[DamagedCollection]()
+        for name in sorted(path.parent.name for path in self._folder.glob(f"*/{DESCRIPTION}")):
+            try:
+                found.append(self._shard(name).info())
+            except RequestRefused as refusal:
+                damaged.append(DamagedCollection(name=name, reason=refusal.message))
+        return Collections(collections=found, damaged=damaged)
 
     async def collection(self, name: str) -> CollectionInfo:
         """Return one collection, with its counts."""

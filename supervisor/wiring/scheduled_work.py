@@ -22,11 +22,16 @@ class ScheduledWork:
         return await self._jobs.modes_left()
 
     async def optimize_vectors(self) -> None:
-        """Build the index of each collection, one after the other."""
+        """Build the index of each collection in turn; one that fails stops no other."""
         try:
             store = await self._vectors.store()
-            for collection in await store.collections():
-                await store.optimize(collection.name)
-                log.info("vectors.optimized", collection=collection.name)
+            names = [each.name for each in (await store.collections()).collections]
         except RequestRefused as refusal:
             log.warning("vectors.not_optimized", reason=refusal.message)
+            return
+        for name in names:
+            try:
+                await store.optimize(name)
+                log.info("vectors.optimized", collection=name)
+            except RequestRefused as refusal:
+                log.warning("vectors.not_optimized", collection=name, reason=refusal.message)

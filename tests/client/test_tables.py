@@ -8,7 +8,7 @@ from rich.console import Console, RenderableType
 
 from supervisor.client import tables
 from supervisor.client.answers import Job
-from supervisor.vector_store.port import CollectionInfo
+from supervisor.vector_store.port import CollectionInfo, Collections, DamagedCollection
 
 REASON = "its file is encrypted: take its password away, and send it again"
 JOB_ID = "document_5037178441c5caa6cdd3f8d2"
@@ -61,7 +61,13 @@ def test_name_of_a_collection_is_whole(capsys: pytest.CaptureFixture[str]) -> No
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tables, "_WIDTH_OF_A_FILE", 50)
-        tables.print_collections([info])
+        tables.print_collections(Collections(collections=[info]))
 
     rows = [line.split("│") for line in capsys.readouterr().out.splitlines() if "│" in line]
     assert "".join(row[0].strip() for row in rows) == info.name
+
+
+def test_a_damaged_collection_is_told_with_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    damaged = DamagedCollection(name="mails", reason="it cannot be opened; delete it")
+    tables.print_collections(Collections(collections=[], damaged=[damaged]))
+    assert capsys.readouterr().out == "mails: it cannot be opened; delete it\n"

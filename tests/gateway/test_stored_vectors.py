@@ -227,7 +227,7 @@ async def test_a_collection_is_deleted_where_nothing_can_be_written_before_that(
     await store.ensure_collection("night", "m", 2)
 
     async def withdraw(_: str, __: str | None) -> Sequence[str]:
-        if await store.collections():
+        if (await store.collections()).collections:
             raise RequestRefused("storage_full", "the queue of jobs cannot be written")
         return cancelled
 
@@ -235,6 +235,6 @@ async def test_a_collection_is_deleted_where_nothing_can_be_written_before_that(
     try:
         answer = await stored.drop_collection(CollectionParameters(collection="night"))
         assert json.loads(answer.body)["cancelled_jobs"] == cancelled
-        assert await store.collections() == []
+        assert (await store.collections()).collections == []
     finally:
         await opener.close()

@@ -305,7 +305,7 @@ async def test_a_cancelled_document_is_not_stored(room: Room) -> None:
     await room.service.cancel(job_id)
     assert (await room.ended(job_id)).state is JobState.CANCELLED
     store = await room.stores.store()
-    assert list(await store.collections()) == []
+    assert (await store.collections()).collections == []
 
 
 async def test_a_document_that_is_being_stored_is_withdrawn_once_it_is(

@@ -124,7 +124,7 @@ async def test_a_collection_that_was_not_finished_is_made_anew(
     unfinished = tmp_path / "vectors" / "notes" / "shard-1"
     unfinished.mkdir(parents=True)
     (unfinished / "segments").mkdir()
-    assert await edge.collections() == []
+    assert (await edge.collections()).collections == []
     await edge.ensure_collection("notes", MODEL, DIMENSION)
     await edge.upsert("notes", [chunk("a", 0, 1)])
     assert await texts_in(edge) == ["a 0"]

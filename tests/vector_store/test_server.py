@@ -34,7 +34,7 @@ async def test_collections_of_others_are_left_alone(qdrant_url: str) -> None:
     params = models.VectorParams(size=DIMENSION, distance=models.Distance.COSINE)
     await client.create_collection("theirs", vectors_config=params)
     store = ServerStore(qdrant_url, API_KEY)
-    assert "theirs" not in {each.name for each in await store.collections()}
+    assert "theirs" not in {each.name for each in (await store.collections()).collections}
     for refused in (
         store.ensure_collection("theirs", MODEL, DIMENSION),
         store.upsert("theirs", [chunk("a", 0, 1)]),

@@ -5,25 +5,36 @@ import json
 import shutil
 import socket
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
+from supervisor.config.settings import VectorSettings
 from supervisor.errors import RequestRefused
 from supervisor.side_process.messages import Asked, Frames, framed
 from supervisor.vector_store.edge_worker import serve
 from supervisor.vector_store.messages import DescribeCollection
+from supervisor.vector_store.opening import StoreOpener
 from supervisor.vector_store.port import PointKind
 from supervisor.vector_store.shards import Shards
+from supervisor.wiring.scheduled_work import ScheduledWork
 from tests.patience import PATIENCE_S
 from tests.vector_store.points import DIMENSION, MODEL, chunk, vector, whole
 
 
-async def filled(folder: Path) -> Shards:
-    """Return the collections of a folder, among them one of two points."""
+async def filled(folder: Path, *names: str) -> Shards:
+    """Return the collections of a folder, of two points each: notes, unless others are named."""
     shards = Shards(folder)
-    await shards.ensure_collection("notes", MODEL, DIMENSION)
-    await shards.upsert("notes", [chunk("a", 0, 1), whole("a", 1, text="whole")])
+    for name in names or ("notes",):
+        await shards.ensure_collection(name, MODEL, DIMENSION)
+        await shards.upsert(name, [chunk("a", 0, 1), whole("a", 1, text="whole")])
     return shards
+
+
+def damage(collection: Path) -> None:
+    """Empty files of a collection, as a power cut may."""
+    for path in (collection / "shard-1").rglob("config.json"):
+        path.write_bytes(b"")
 
 
 async def test_what_a_killed_builder_left_goes_when_the_collection_is_opened(
@@ -40,17 +51,45 @@ async def test_what_a_killed_builder_left_goes_when_the_collection_is_opened(
 
 async def test_a_collection_whose_files_are_damaged_can_be_deleted(tmp_path: Path) -> None:
     (await filled(tmp_path)).close()
-    for path in (tmp_path / "notes" / "shard-1").rglob("config.json"):
-        path.write_bytes(b"")
+    damage(tmp_path / "notes")
     shards = Shards(tmp_path)
-    with pytest.raises(Exception, match="failed to load segment"):
+    with pytest.raises(RequestRefused, match="restore the folder from a copy, or delete the coll"):
         await shards.collection("notes")
     await shards.drop_collection("notes")
-    assert await shards.collections() == []
+    assert not (await shards.collections()).collections
     with pytest.raises(RequestRefused) as refused:
         await shards.drop_collection("notes")
     assert refused.value.code == "collection_not_found"
     shards.close()
+
+
+async def test_a_collection_that_cannot_be_opened_hides_no_other(tmp_path: Path) -> None:
+    (await filled(tmp_path, "mails", "notes")).close()
+    damage(tmp_path / "mails")
+    shards = Shards(tmp_path)
+    found = await shards.collections()
+    assert [each.name for each in found.collections] == ["notes"]
+    assert [each.name for each in found.damaged] == ["mails"]
+    assert "failed to load segment" in found.damaged[0].reason
+    shards.close()
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+async def test_the_schedule_builds_the_indexes_of_the_others(
+    tmp_path: Path, *, is_open: bool
+) -> None:
+    (await filled(tmp_path, "mails", "notes")).close()
+    opener = StoreOpener(VectorSettings(), lambda: tmp_path)
+    try:
+        store = await opener.store()
+        if is_open:
+            await store.collections()
+        damage(tmp_path / "mails")
+        await ScheduledWork(cast("Any", None), opener).optimize_vectors()
+        assert (tmp_path / "notes" / "shard-2").is_dir()
+        assert not (tmp_path / "mails" / "shard-2").exists()
+    finally:
+        await opener.close()
 
 
 async def test_an_index_takes_the_place_of_its_shard(tmp_path: Path) -> None:
@@ -69,7 +108,7 @@ async def test_an_index_takes_the_place_of_its_shard(tmp_path: Path) -> None:
     assert document.chunks == 1
     assert len((await shards.points("notes", None, 10)).points) == 2
     await shards.drop_collection("notes")
-    assert await shards.collections() == []
+    assert not (await shards.collections()).collections
     shards.close()
 
 

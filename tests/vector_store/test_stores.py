@@ -147,7 +147,7 @@ async def test_collections_are_listed_with_their_counts(
     store: VectorStore, collection: str
 ) -> None:
     await store.upsert(collection, [whole("a", 1), chunk("a", 0, 1), chunk("a", 1, 1)])
-    listed = {each.name: each for each in await store.collections()}
+    listed = {each.name: each for each in (await store.collections()).collections}
     found = listed[collection]
     assert (found.model, found.dimension) == (MODEL, DIMENSION)
     assert (found.documents, found.chunks, found.indexed) == (1, 2, 0)
