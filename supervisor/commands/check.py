@@ -14,12 +14,11 @@ import typer
 from supervisor.calendar.reading import next_changes
 from supervisor.commands.engine_option import Engine
 from supervisor.commands.options import EXIT_BAD_CONFIGURATION, Data, Models, new_app
+from supervisor.config.all_warnings import all_warnings
 from supervisor.config.configuration import Configuration
 from supervisor.config.explain import explain as explain_fields
-from supervisor.config.keys import key_warnings
 from supervisor.config.load import read
-from supervisor.config.residents import residents_warnings, visibility_warnings
-from supervisor.config.waits import wait_warnings
+from supervisor.core.scheduling.estimates import Estimates
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.kinds.environment import withheld_names
 from supervisor.engine.model_check import model_problems, require_models_dir
@@ -88,16 +87,12 @@ def check(
 
 
 def print_warnings(configuration: Configuration, data: Path) -> None:
-    """Print settings without effect, keys that are missing, and waits that cannot be kept."""
-    for warning in residents_warnings(configuration):
-        print(f"warning: {warning}")
-    for warning in visibility_warnings(configuration, hiding_variables()):
-        print(f"warning: {warning}")
-    for warning in key_warnings(configuration.settings, os.environ):
-        print(f"warning: {warning}")
+    """Print what `serve` will warn of, by what was learned in the data folder."""
+    learned = Estimates()
     with contextlib.suppress(OSError, msgspec.MsgspecError):  # `serve` says so, and sets it aside
-        for warning in wait_warnings(configuration, estimates_in(data / ESTIMATES_FILE)):
-            print(f"warning: {warning}")
+        learned = estimates_in(data / ESTIMATES_FILE)
+    for warning in all_warnings(configuration, os.environ, hiding_variables(), learned):
+        print(f"warning: {warning}")
 
 
 def find_engines(

@@ -7,16 +7,19 @@ from pathlib import Path
 
 import structlog
 
+from supervisor.config.all_warnings import all_warnings
 from supervisor.config.configuration import Configuration
 from supervisor.config.exposure import describe_exposure
 from supervisor.config.holder import ConfigurationHolder
 from supervisor.config.settings import SupervisorSettings
+from supervisor.core.scheduling.estimates import Estimates
 from supervisor.data_folder import DataFolder, remove_run_dir
 from supervisor.engine.kinds.engines import Engines
 from supervisor.engine.servers.children import Children
 from supervisor.errors import TelemetryError
 from supervisor.observability.impairments import Impairments
 from supervisor.telemetry.telemetry import Telemetry
+from supervisor.telemetry.vendors import hiding_variables
 from supervisor.vector_store.opening import FOLDER as VECTORS_FOLDER
 from supervisor.vector_store.opening import StoreOpener
 from supervisor.wiring.stores import Stores, open_stores
@@ -88,7 +91,7 @@ async def prepare_ground(
         engines=engines,
         impairments=impairments,
         hosts=hosts,
-        warnings=warn_of(configuration, telemetry, hosts),
+        warnings=warn_of(configuration, stores.estimates.read(), telemetry, hosts),
     )
 
 
@@ -115,15 +118,21 @@ def require_devices(settings: SupervisorSettings, telemetry: Telemetry) -> None:
 
 
 def warn_of(
-    configuration: Configuration, telemetry: Telemetry, hosts: tuple[str, ...]
+    configuration: Configuration,
+    estimates: Estimates,
+    telemetry: Telemetry,
+    hosts: tuple[str, ...],
 ) -> tuple[str, ...]:
     """Log what an operator should know from the start; return what `/status` shows of it."""
     for left_out in configuration.left_out:
         log.warning("scan.left_out", path=left_out.path, reason=left_out.reason)
     for problem in telemetry.problems:
         log.warning("telemetry.problem", problem=problem)
+    warnings = list(all_warnings(configuration, os.environ, hiding_variables(), estimates))
+    for warning in warnings:
+        log.warning("configuration.warning", problem=warning)
     exposure = describe_exposure(hosts)
-    if exposure is None:
-        return ()
-    log.warning("controller.exposed", problem=exposure)
-    return (exposure,)
+    if exposure is not None:
+        log.warning("controller.exposed", problem=exposure)
+        warnings.append(exposure)
+    return tuple(warnings)

@@ -300,6 +300,17 @@ async def test_listening_beyond_this_machine_without_keys_is_said(serve: Serve) 
     assert status["warnings"] == [exposed["problem"]]
 
 
+async def test_what_check_warns_of_is_said_at_the_start(serve: Serve, profiles: Path) -> None:
+    store = {"url": "http://127.0.0.1:9", "api_key_env": "NO_SUCH_KEY"}
+    change(profiles / "supervisor.yaml", lambda settings: settings.update(vectors=store))
+    served = serve()
+    told = await served.until_logged("configuration.warning")
+    assert told["level"] == "warning"
+    assert "vectors.api_key_env: NO_SUCH_KEY is not set here" in told["problem"]
+    _, status = await served.json("GET", "/status")
+    assert status["warnings"] == [told["problem"]]
+
+
 async def test_listening_on_this_machine_only_is_no_reason_to_warn(serve: Serve) -> None:
     served = serve()
     _, status = await served.json("GET", "/status")
