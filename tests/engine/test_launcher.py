@@ -1,5 +1,6 @@
 """Targets: what is checked before the live backend is touched, and what a child is given."""
 
+import asyncio
 import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -24,6 +25,7 @@ from supervisor.engine.needs.learned_store import FILE_NAME, LearnedStore
 from supervisor.engine.prompts.prompt_cache import PromptCache
 from supervisor.engine.servers.backend import Backend
 from supervisor.errors import EngineError, ModelFileError
+from tests.patience import PATIENCE_S
 
 MakeLauncher = Callable[..., Launcher]
 
@@ -267,6 +269,8 @@ async def test_the_childs_environment_is_ours_cleared_and_then_the_profiles(
     )
     backend = launcher.launch(CHAT, 1)
     end_later.append(backend)
+    async with asyncio.timeout(PATIENCE_S):
+        await backend.become_ready()  # until then it may be on its way to being llama-server
     environment = psutil.Process(backend.process.pid).environ()
     assert "LLAMA_ARG_HOST" not in environment
     assert "AIP_HTTP_PORT" not in environment
