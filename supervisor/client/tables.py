@@ -59,8 +59,10 @@ def print_collections(found: Collections) -> None:
     for each in found.collections:
         counts = (each.documents, each.chunks, each.indexed)
         table.add_row(Text(each.name), Text(each.model), str(each.dimension), *map(str, counts))
-    if found.collections or not found.damaged:
-        _console().print(table if found.collections else "no collections")
+    if found.collections:
+        _console().print(table)
+    elif not found.damaged:
+        _console().print("no collections")
     for damaged in found.damaged:
         _console().print(Text(f"{damaged.name}: {damaged.reason}"))
 

@@ -1,4 +1,4 @@
-"""What is in a configuration that can be served, and that its operator should know all the same."""
+"""What an operator should know of a configuration though it can be served."""
 
 from collections.abc import Collection, Iterator, Mapping
 

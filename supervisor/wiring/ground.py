@@ -43,7 +43,8 @@ class Options:
 class Ground:
     """What the machine stands on: the configuration, the data folder, devices and engines.
 
-    `hosts` are the addresses to listen on, `warnings` what `/status` shows of the start.
+    `estimates` are those of the last run, `hosts` the addresses to listen on, `warnings` what
+    `/status` shows of the start.
     """
 
     configuration: ConfigurationHolder
@@ -52,6 +53,7 @@ class Ground:
     run_dir: Path
     uploads_dir: Path
     stores: Stores
+    estimates: Estimates
     vectors: StoreOpener
     telemetry: Telemetry
     engines: Engines
@@ -78,6 +80,7 @@ async def prepare_ground(
     stores = open_stores(configuration.settings.switch, data, owned, impairments)
     engines = build_engines(configuration, options.engine)
     engines.announce()
+    estimates = stores.estimates.read()
     hosts = options.hosts or configuration.settings.server.hosts
     return Ground(
         configuration=ConfigurationHolder(configuration),
@@ -86,12 +89,13 @@ async def prepare_ground(
         run_dir=run_dir,
         uploads_dir=data.subfolder("uploads"),
         stores=stores,
+        estimates=estimates,
         vectors=vectors,
         telemetry=telemetry,
         engines=engines,
         impairments=impairments,
         hosts=hosts,
-        warnings=warn_of(configuration, stores.estimates.read(), telemetry, hosts),
+        warnings=warn_of(configuration, estimates, telemetry, hosts),
     )
 
 

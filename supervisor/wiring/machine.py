@@ -82,7 +82,7 @@ async def start_machine(
             first_snapshot(
                 configuration,
                 telemetry.devices(),
-                stores.estimates.read(),
+                ground.estimates,
                 Agenda(ended=stores.schedule.read()),
                 orphans_at=ground.children.orphans_at,
             ),

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from supervisor.core.machine.commands import SampleMemory
 from supervisor.core.machine.draft import Draft
-from supervisor.core.machine.footprint import Baseline, Footprint
+from supervisor.core.machine.footprint import Baseline, Footprint, baseline_on
 from supervisor.core.machine.memory import (
     MAX_SAMPLE_PAUSE_S,
     SETTLING_PAUSE_S,
@@ -150,7 +150,7 @@ def question_device(draft: Draft, device: str, *, may_make_room: bool = False) -
             baseline_exits=baseline.exits if baseline else 0,
             policy=policy,
             is_freed_at_exit=not is_freed_late,
-            own_baseline_bytes=_own_baseline(draft, device),
+            own_baseline_bytes=_own_baseline(draft, placement, device) if placement else None,
             is_measured=is_freed_late and any(is_unmeasured(draft, b, device) for b in parked),
             asked_at=draft.at,
         ),
@@ -160,20 +160,18 @@ def question_device(draft: Draft, device: str, *, may_make_room: bool = False) -
 
 def _baseline_of(draft: Draft, device: str) -> Baseline | None:
     """Return the use that a device should return to, with what the switch's parked ones keep."""
-    baseline = next((b for b in draft.running_switch().gate.baselines if b.device == device), None)
+    baseline = baseline_on(draft.running_switch().gate.baselines, device)
     kept_bytes = sum(b.footprint.on(device) for b in parked_by_switch(draft))
     return baseline and replace(baseline, used_bytes=baseline.used_bytes + kept_bytes)
 
 
-def _own_baseline(draft: Draft, device: str) -> int | None:
+def _own_baseline(draft: Draft, placement: Placement, device: str) -> int | None:
     """Return the use from which what is placed ran before, with what its parked server keeps."""
-    placement = draft.running_switch().start.placement
-    known = () if placement is None else placement.baselines
-    before = next((b.used_bytes for b in known if b.device == device), None)
-    if placement is None or before is None:
+    before = baseline_on(placement.baselines, device)
+    if before is None:
         return None
     parked = draft.snapshot.parked_of(placement.target)
-    return before + (0 if parked is None else parked.footprint.on(device))
+    return before.used_bytes + (0 if parked is None else parked.footprint.on(device))
 
 
 def _need_of(draft: Draft, placement: Placement) -> Footprint:
@@ -233,7 +231,7 @@ def _asked_anew(draft: Draft, question: ReleaseQuestion, sample: MemorySample) -
         question,
         need_bytes=_need_of(draft, placement).on(device),
         baseline_used_bytes=baseline.used_bytes if baseline else None,
-        own_baseline_bytes=_own_baseline(draft, device),
+        own_baseline_bytes=_own_baseline(draft, placement, device),
     )
     draft.set_switch("gate", question=question)
     return question

@@ -1,6 +1,6 @@
 """What a backend takes, device by device, and the use that each device had before it."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from msgspec import Struct
 
@@ -48,3 +48,8 @@ class Baseline(Struct, frozen=True, kw_only=True):
     used_bytes: int
     foreign_bytes: int | None = None
     exits: int = 0
+
+
+def baseline_on(baselines: Iterable[Baseline], device: str) -> Baseline | None:
+    """Return the baseline of a device, where it is among these."""
+    return next((baseline for baseline in baselines if baseline.device == device), None)

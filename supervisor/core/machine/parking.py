@@ -13,7 +13,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from supervisor.core.machine.draft import Draft
-from supervisor.core.machine.footprint import Baseline, Footprint
+from supervisor.core.machine.footprint import Baseline, Footprint, baseline_on
 from supervisor.core.machine.memory import (
     HolderRole,
     MemorySample,
@@ -244,8 +244,7 @@ def recount_kept(draft: Draft, sample: MemorySample, waking: Placement) -> None:
     ours = sample.held_by(HolderRole.CHILD)
     listed = {h.pid: h.used_bytes for h in ours if h.used_bytes is not None}
     for backend in draft.snapshot.parked():
-        after = baselines_after(backends, [backend])
-        baseline = next((b for b in after if b.device == device), None)
+        baseline = baseline_on(baselines_after(backends, [backend]), device)
         if baseline is None:
             continue
         grown_bytes = growth_of_others(baseline.foreign_bytes, sample)

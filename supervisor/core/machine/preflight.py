@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from supervisor.core.byte_size import format_bytes
 from supervisor.core.machine.events import TargetAccepted
+from supervisor.core.machine.footprint import baseline_on
 from supervisor.core.machine.memory import (
     HolderRole,
     MemorySample,
@@ -141,8 +142,7 @@ def room_after(
     Where it is known what others hold, their change since then is added.
     """
     room_bytes = memory.free_bytes + resident_bytes(snapshot, leaving, device.name)
-    after = baselines_after(snapshot.backends, leaving)
-    baseline = next((b for b in after if b.device == device.name), None)
+    baseline = baseline_on(baselines_after(snapshot.backends, leaving), device.name)
     if baseline is not None:
         used_bytes = baseline.used_bytes + growth_of_others(baseline.foreign_bytes, memory)
         room_bytes = max(room_bytes, memory.total_bytes - used_bytes)

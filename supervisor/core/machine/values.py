@@ -8,7 +8,7 @@ from enum import StrEnum
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from supervisor.core.machine.footprint import Baseline, Footprint
+from supervisor.core.machine.footprint import Baseline, Footprint, baseline_on
 from supervisor.core.machine.memory import MemoryPolicy
 from supervisor.core.scheduling.values import Priority
 from supervisor.core.sizing.fitting import Alternative
@@ -279,7 +279,7 @@ class Backend(Struct, frozen=True, kw_only=True):
 
     def baseline(self, device: str) -> Baseline | None:
         """Return the use of a device from before it started, where that was read."""
-        return next((b for b in self.baselines if b.device == device), None)
+        return baseline_on(self.baselines, device)
 
 
 class Stop(Struct, frozen=True, kw_only=True):
